@@ -1,0 +1,36 @@
+"""Groundling: a GPT from the ground up.
+
+from groundling import generate, load_bundle
+bundle = load_bundle("runs/shakespeare_char")
+print(generate(bundle, "ROMEO:"))
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundling.bundle import Bundle, load_bundle
+    from groundling.model.gpt import GPT, GPTConfig
+    from groundling.sample.generate import generate, stream
+
+__all__ = ["GPT", "Bundle", "GPTConfig", "generate", "load_bundle", "stream"]
+
+# Imported when first asked for: `groundling --help` must not wait for torch.
+_HOMES = {
+    "Bundle": "groundling.bundle",
+    "GPT": "groundling.model.gpt",
+    "GPTConfig": "groundling.model.gpt",
+    "generate": "groundling.sample.generate",
+    "load_bundle": "groundling.bundle",
+    "stream": "groundling.sample.generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'groundling' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,81 @@
+"""The command `groundling`: each verb is a module, imported only when it is asked for."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from groundling.errors import ConfigError, GroundlingError
+
+
+class Verb(NamedTuple):
+    """Where a verb lives (a module with `main(argv) -> exit code`), and what it is for."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "ladder": Verb("groundling.ladder.climb", "climb the lecture, rung by rung, and compare the losses with its own"),
+    "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or on your own text"),
+    "sample": Verb("groundling.sample.cli", "let a trained model speak"),
+    "plot": Verb("groundling.train.plot", "draw the loss curves of runs to a PNG"),
+    "data": Verb("groundling.data.sources", "list the named data sets, and get one"),
+    "tokenizer": Verb("groundling.data.tokenizers", "train, show and compare tokenizers"),
+    "verify-checkpoint": Verb("groundling.train.verify", "check every file of a run's checkpoints"),
+    "doctor": Verb("groundling.train.doctor", "tell what this machine has, what will be used, and why"),
+}
+
+
+def usage() -> str:
+    """What `groundling --help` prints."""
+    lines = "\n".join(f"  {name:<18} {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: groundling VERB [OPTIONS]\n\nA GPT from the ground up.\n\n"
+        f"{lines}\n\ngroundling VERB --help tells more; groundling --version tells the version."
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb; return the exit code. An error that a user can cause ends in one line on stderr.
+
+    `GROUNDLING_TRACEBACK=1` shows the whole traceback of such an error instead.
+    """
+    name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"groundling {version('groundling')}")
+        return 0
+    if name not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are: {', '.join(VERBS)}"
+        print(f"groundling: error: no verb {name!r}; {hint}", file=sys.stderr)
+        return 2
+    try:
+        code: int = importlib.import_module(VERBS[name].module).main(rest)
+        sys.stdout.flush()
+        return code
+    except GroundlingError as error:
+        if os.environ.get("GROUNDLING_TRACEBACK"):
+            raise
+        print(f"groundling: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("groundling: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; give the interpreter a place to flush what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def console() -> None:
+    """The entry point of the command `groundling`."""
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,174 @@
+"""One config story: a class's defaults, under a TOML preset, under `--flags`. It knows no particular config.
+
+A preset is a saved command line: each of its keys becomes the flag of the same name, so that there is one
+parser, one type check and one message for an unknown key. Configs are frozen dataclasses that check themselves
+in `__post_init__`.
+"""
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from groundling.errors import ConfigError
+
+C = TypeVar("C")
+ABSENT = "None"
+"""TOML has no null; a preset says "None", as a command line does."""
+
+
+def parse(config_class: type[C], argv: Sequence[str], prog: str, description: str = "") -> C:
+    """Read a config from a command line: `[preset.toml] [--field value ...]`.
+
+    Args:
+        config_class: a frozen dataclass whose field docstrings are its help.
+        argv: the words after the verb.
+        prog: how the command is called, for the help.
+        description: what the help says first; the class's docstring when empty.
+
+    Raises:
+        ConfigError: the preset cannot be read, a flag is unknown, or a value is of the wrong type or refused.
+        SystemExit: after `--help`, with 0.
+    """
+    words = list(argv)
+    preset_flags: list[str] = []
+    if words and words[0].endswith(".toml"):
+        preset_flags = list(_flags(load_preset(words.pop(0))))
+    return _parse_flags(config_class, [*preset_flags, *words], prog, description or config_class.__doc__ or "")
+
+
+def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str) -> C:
+    """Parse with tyro; its framed complaint becomes one line."""
+    import tyro
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config_class,
+                prog=prog,
+                description=description,
+                args=flags,
+                config=(tyro.conf.HelptextFromCommentsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(f"{_one_line(complaint.getvalue())}; {prog} --help tells more") from None
+
+
+def _one_line(framed: str) -> str:
+    """What tyro says in a frame: its first part, and of its suggestions the flags."""
+    body = "\n".join(line.strip("\u2502 ") for line in framed.splitlines() if not line.startswith("\u256d"))
+    said, *more = (" ".join(part.split()) for part in re.split("\u2500{4,}", body))
+    near = re.findall(r"--[\w.-]+", next((part for part in more if part.startswith("Perhaps you meant")), ""))
+    return f"{said.rstrip('.')}; did you mean {near[0]}?" if near else said.rstrip(".")
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Read a TOML preset from a path, or by its file name from the presets that come with the package.
+
+    Raises:
+        ConfigError: there is no such file, or it is not TOML.
+    """
+    path = Path(name)
+    if not path.is_file():
+        known = shipped_presets()
+        if path.name != name.removeprefix("configs/") or path.name not in known:
+            raise ConfigError(f"no preset {name!r}; give the path of a TOML file, or one of: {', '.join(known)}")
+        path = known[path.name]
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the preset {path} is not valid TOML: {error}") from error
+
+
+def shipped_presets() -> dict[str, Path]:
+    """The presets that come with the package: file name -> path."""
+    here = Path(__file__).resolve().parent
+    folders = (here / "presets", here.parent.parent / "configs")  # as installed, and in a checkout
+    return {path.name: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def _flags(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            yield f"--{name}" if value else f"--{prefix}no-{key}"
+        else:
+            yield f"--{name}"
+            yield from (str(item) for item in (value if isinstance(value, list) else [value]))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested data, fit for TOML and JSON: an absent value is "None", a path is its text."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def to_toml(config: Any) -> str:
+    """A config as a TOML preset that `parse` reads back to an equal config."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(config))
+
+
+def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
+    """Build a config from plain data, as `to_dict` makes it; absent fields take their defaults.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is of the wrong type or refused by the config itself.
+    """
+    return _parse_flags(config_class, list(_flags(values)), config_class.__name__, "")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The fields in which two configs (or their `to_dict`s) differ, one readable line each."""
+    old, new = (value if isinstance(value, dict) else to_dict(value) for value in (old, new))
+    lines: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key, ABSENT), new.get(key, ABSENT)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def require(condition: bool, message: str) -> None:
+    """Check a config where it is declared.
+
+    Raises:
+        ConfigError: `condition` does not hold; `message` says what came, what was expected, what to do.
+    """
+    if not condition:
+        raise ConfigError(message)
+
+
+def run_subcommand(
+    argv: Sequence[str], commands: Mapping[str, tuple[Callable[[list[str]], int], str]], prog: str
+) -> int:
+    """Run one of a verb's sub-commands: `name -> (function, one line of help)`; return its exit code."""
+    name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if name in commands:
+        return commands[name][0](rest)
+    listing = "\n".join(f"  {command:<10} {line}" for command, (_, line) in commands.items())
+    if name in ("-h", "--help"):
+        print(f"usage: {prog} COMMAND [OPTIONS]\n\n{listing}\n\n{prog} COMMAND --help tells more.")
+        return 0
+    print(f"groundling: error: {prog} has no command {name!r}; it has: {', '.join(commands)}", file=sys.stderr)
+    return 2

@@ -1,0 +1,38 @@
+"""The errors that a user can cause.
+
+Each message is one line: what came, what was expected, what to do. `groundling` prints it and exits with a
+code other than 0; anything that is not one of these is our own bug and shows its traceback.
+"""
+
+
+class GroundlingError(Exception):
+    """The base of all errors that a user can cause."""
+
+
+class ConfigError(GroundlingError, ValueError):
+    """A setting has a value that cannot work, alone or together with another."""
+
+
+class DataError(GroundlingError, ValueError):
+    """A text, a token file or a download is not what it has to be."""
+
+
+class CheckpointError(GroundlingError):
+    """A checkpoint or a bundle is missing, damaged, or belongs to something else."""
+
+
+class StorageError(GroundlingError, OSError):
+    """A file could not be written: no room, no permission."""
+
+
+class TrainingError(GroundlingError):
+    """Training cannot go on, for example because a loss is not finite."""
+
+
+class MissingExtraError(GroundlingError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"the package {package!r} is not installed; it comes with an extra: pip install 'groundling[{extra}]'"
+        )
