@@ -1,0 +1,181 @@
+"""Where metrics go: each sink takes records, plain dictionaries with a "step".
+
+The JSONL file is the record; the console, TensorBoard and Weights & Biases are views of it.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+from groundling import atomicio
+from groundling.errors import ConfigError, MissingExtraError
+
+Record = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Takes records and, at the end, is closed."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class JsonlSink:
+    """One JSON object a line. On resume, what an interrupted run wrote after its last checkpoint is dropped."""
+
+    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
+        self.path = path
+        kept = [] if resumed_at is None else [r for r in read_records(path) if r["step"] <= resumed_at]
+        atomicio.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write(self, record: Record) -> None:
+        """Append one line."""
+        atomicio.append_line(self.path, json.dumps(record))
+
+    def close(self) -> None:
+        """Nothing is left to do: every line is already in the file."""
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSONL file; a last line that a crash has cut is passed over."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+class ConsoleSink:
+    """A bar with the newest figures on a terminal; a line for each evaluation, and now and then one, elsewhere."""
+
+    PLAIN_EVERY = 10
+    """Without a terminal, print every n-th training record."""
+
+    def __init__(self, n_steps: int, first_step: int = 0) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._seen = 0
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._progress = Progress(
+                *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeLeftColumn(), console=self.console
+            )
+            self._task = self._progress.add_task("step", total=n_steps, completed=first_step)
+            self._progress.start()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def write(self, record: Record) -> None:
+        """Show one record."""
+        text = describe(record)
+        if self._progress is None:
+            self._seen += 1
+            if "val_loss" in record or (self._seen - 1) % self.PLAIN_EVERY == 0:
+                eta = f"  ETA {record['eta_s']:.0f} s" if "eta_s" in record else ""
+                self.say(f"step {record['step']}: {text}{eta}")
+            return
+        self._progress.update(self._task, completed=record["step"])
+        if "val_loss" in record:
+            self.say(f"step {record['step']}: {text}")
+        else:
+            self._progress.update(self._task, description=text)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def describe(record: Record) -> str:
+    """A record's figures in one line."""
+    parts = []
+    if "val_loss" in record:
+        parts.append(f"validation loss {record['val_loss']:.4f} (best {record['best_val_loss']:.4f})")
+    if "loss" in record:
+        parts.append(f"loss {record['loss']:.4f}")
+    if "tokens_per_s" in record:
+        parts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
+    if "utilisation" in record:
+        parts.append(f"utilisation {record['utilisation']:.0%}")
+    if "memory_mb" in record:
+        parts.append(f"{record['memory_mb']:,.0f} MB")
+    return ", ".join(parts)
+
+
+class TensorBoardSink:
+    """TensorBoard's event files. Needs the extra `track`."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "track") from error
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, record: Record) -> None:
+        """Write each number of the record as a scalar."""
+        for key, value in record.items():
+            if key != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(key, value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Weights & Biases. Needs the extra `track`."""
+
+    def __init__(self, folder: Path, config: Record, run_id: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingExtraError("wandb", "track") from error
+        self._run = wandb.init(project="groundling", dir=str(folder), config=config, id=run_id, resume="allow")
+
+    def write(self, record: Record) -> None:
+        """Log the record at its step."""
+        self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def optional_sinks(names: Sequence[str], folder: Path, config: Record, run_id: str) -> list[Sink]:
+    """The sinks that a user asked for by name: "tensorboard", "wandb".
+
+    Raises:
+        ConfigError: a name is unknown.
+        MissingExtraError: a package is not installed.
+    """
+    sinks: list[Sink] = []
+    for name in names:
+        if name == "tensorboard":
+            sinks.append(TensorBoardSink(folder / "tensorboard"))
+        elif name == "wandb":
+            sinks.append(WandbSink(folder, config, run_id))
+        else:
+            raise ConfigError(f"no sink {name!r}; it can be tensorboard or wandb")
+    return sinks
+
+
+def say(text: str) -> None:
+    """Print one line for people, on stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,103 @@
+"""What a finished folder holds: the size and SHA-256 of each of its files, written last and checked before use.
+
+A folder without `manifest.json` was never finished. One whose files differ from it is damaged, and says where.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from groundling import atomicio
+from groundling.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Finish a folder: hash all that lies in it, as the disk gives it back, and write the manifest.
+
+    Args:
+        folder: what `check_manifest` will be asked about.
+        facts: what else the manifest says, beside "files"; plain data.
+
+    Raises:
+        StorageError: the manifest could not be written.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": atomicio.sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    atomicio.write_json(folder / MANIFEST, {**facts, "files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a folder's manifest, and look at none of the files that it lists.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished, or not made by groundling")
+    manifest = read_json_object(path)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
+        raise CheckpointError(f"{path} is damaged: it does not list files with their sizes and SHA-256")
+    return manifest
+
+
+def check_manifest(folder: Path, under: str = "") -> dict[str, Any]:
+    """Compare a folder's files with its manifest, and return the manifest.
+
+    A file that the manifest does not list is not looked at.
+
+    Args:
+        folder: a folder that `write_manifest` finished.
+        under: check only the files whose names start with this, for example "bundle/".
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged, or a file is missing, truncated, too long or different.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        if name.startswith(under):
+            _check_file(folder / name, entry["size"], entry["sha256"])
+    return manifest
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds a {type(value).__name__} and not a JSON object")
+    return value
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether this is a file inside the folder, with a size and a hash."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not isinstance(entry, dict):
+        return False
+    return type(entry.get("size")) is int and type(entry.get("sha256")) is str
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    advice = "restore it from a copy, or use another checkpoint"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, and the {MANIFEST} lists it; {advice}")
+    found = path.stat().st_size
+    if found != size:
+        what = "is truncated" if found < size else "has extra bytes"
+        raise CheckpointError(f"{path} {what}: size {found}, expected {size}; {advice}")
+    if atomicio.sha256_of(path) != sha256:
+        raise CheckpointError(f"{path} is damaged: its content differs from the SHA-256 in the {MANIFEST}; {advice}")

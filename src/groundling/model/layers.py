@@ -1,0 +1,122 @@
+"""The few alternatives that a Block is built from: norms, MLPs, positions.
+
+Shapes: B batch, T positions, H heads, D head_size, C n_embd, F hidden.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def make_norm(kind: str, size: int, eps: float, bias: bool) -> nn.Module:
+    """Pick a norm over the last dimension: "layernorm" (arXiv:1607.06450) or "rmsnorm" (arXiv:1910.07467)."""
+    if kind == "rmsnorm":
+        return RMSNorm(size, eps=eps)
+    return nn.LayerNorm(size, eps=eps, bias=bias)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's RMSNorm, whose gain follows the precision of its input: only then is the fused kernel taken."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU (arXiv:2109.08668): sparse like ReLU, and smooth at zero."""
+    return F.relu(x).square()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in GPT-2's tanh approximation (arXiv:1606.08415)."""
+    return F.gelu(x, approximate="tanh")
+
+
+class MLP(nn.Module):
+    """Widen, bend, narrow: the computation of each token for itself. The lecture's rung 5, with its rung 6's width."""
+
+    activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": gelu, "relu2": relu2}  # noqa: RUF012
+
+    def __init__(self, kind: str, n_embd: int, n_hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(n_embd, n_hidden, bias=bias)
+        self.activation = self.activations[kind]
+        self.c_proj = nn.Linear(n_hidden, n_embd, bias=bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x_BTF: Tensor = self.activation(self.c_fc(x_BTC))
+        return self.c_proj(x_BTF)  # type: ignore[no-any-return]
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP of Llama and Qwen3 (arXiv:2002.05202): one branch decides how much of the other passes."""
+
+    def __init__(self, n_embd: int, n_hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.c_gate = nn.Linear(n_embd, n_hidden, bias=bias)
+        self.c_fc = nn.Linear(n_embd, n_hidden, bias=bias)
+        self.c_proj = nn.Linear(n_hidden, n_embd, bias=bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x_BTF: Tensor = F.silu(self.c_gate(x_BTC)) * self.c_fc(x_BTC)
+        return self.c_proj(x_BTF)  # type: ignore[no-any-return]
+
+
+def make_mlp(kind: str, n_embd: int, n_hidden: int, bias: bool) -> nn.Module:
+    """Pick a token's own computation: "relu", "gelu", "relu2" or "swiglu"."""
+    return SwiGLU(n_embd, n_hidden, bias) if kind == "swiglu" else MLP(kind, n_embd, n_hidden, bias)
+
+
+class LearnedPositions(nn.Module):
+    """GPT-2's and the lecture's positions: a learned vector per place, added to the token's."""
+
+    def __init__(self, block_size: int, n_embd: int) -> None:
+        super().__init__()
+        self.wpe = nn.Embedding(block_size, n_embd)
+
+    def forward(self, x_BTC: Tensor, start: int) -> Tensor:
+        """Add the vectors of places `start` to `start + T`."""
+        return x_BTC + self.wpe.weight[start : start + x_BTC.size(1)]
+
+
+class Unchanged(nn.Module):
+    """Stands where a model adds nothing: a rotary model puts no positions into the stream."""
+
+    def forward(self, x_BTC: Tensor, start: int) -> Tensor:  # noqa: ARG002
+        """Return the stream as it is."""
+        return x_BTC
+
+
+class Rotary(nn.Module):
+    """Rotary positions (arXiv:2104.09864): turn pairs of a query's or key's numbers by an angle that grows with place.
+
+    The pairs are (i, i + D/2), as in Llama's and Qwen3's published weights.
+    """
+
+    cos_TD: Tensor
+    sin_TD: Tensor
+
+    def __init__(self, block_size: int, head_size: int, theta: float) -> None:
+        super().__init__()
+        # In float64 and rounded once: the angles of far places keep their precision.
+        rates = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+        angles_TD = torch.outer(torch.arange(block_size, dtype=torch.float64), rates).repeat(1, 2)
+        self.register_buffer("cos_TD", angles_TD.cos().float(), persistent=False)
+        self.register_buffer("sin_TD", angles_TD.sin().float(), persistent=False)
+
+    def forward(self, x_BHTD: Tensor, start: int) -> Tensor:
+        """Turn the places `start` to `start + T`."""
+        end = start + x_BHTD.size(2)
+        left, right = x_BHTD.chunk(2, dim=-1)
+        turned = torch.cat((-right, left), dim=-1)
+        return (x_BHTD * self.cos_TD[start:end] + turned * self.sin_TD[start:end]).type_as(x_BHTD)
+
+
+class Unrotated(nn.Module):
+    """Stands where a model with learned positions does not turn its queries and keys."""
+
+    def forward(self, x_BHTD: Tensor, start: int) -> Tensor:  # noqa: ARG002
+        """Return queries or keys as they are."""
+        return x_BHTD

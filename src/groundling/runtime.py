@@ -1,0 +1,299 @@
+"""Device, precision, threads, allocator, compilation: this module picks each, and says what it picked and why."""
+
+import ctypes
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from groundling.config import require
+from groundling.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """What to run on; "auto" takes the best that this machine has."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Precision of matrix products; weights stay in float32 (float64 computes everything in float64)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model; auto: where a compiler is found and the run is long enough, else without, said once."""
+    threads: int | None = None
+    """CPU threads; None: PyTorch's choice."""
+    tune_allocator: bool = True
+    """Keep freed memory in the process instead of giving it back to the kernel (glibc only)."""
+
+    def __post_init__(self) -> None:
+        require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; it must be at least 1, or None")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was picked, each with its reason."""
+
+    device: torch.device
+    compute_dtype: torch.dtype
+    weight_dtype: torch.dtype
+    compile: bool
+    threads: int
+    reasons: dict[str, str]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context for a forward pass: matrix products in `compute_dtype`."""
+        if self.compute_dtype == self.weight_dtype:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def lines(self) -> list[str]:
+        """What was picked and why, a line each."""
+        return [f"{name}: {reason}" for name, reason in self.reasons.items()]
+
+
+def pick_device(name: str) -> torch.device:
+    """Pick a device: "cpu", "cuda", "mps", or "auto" for the first of cuda, mps, cpu that is there.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, is_there in there.items() if is_there)
+    if not there.get(name, False):
+        raise ConfigError(f"device {name!r} is not there; this machine has: {', '.join(k for k in there if there[k])}")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device(name)
+
+
+def bfloat16_support(device: torch.device) -> str:
+    """How the device multiplies bfloat16 matrices ("AMX", ...), or "" where that is not faster than float32."""
+    if device.type == "cuda":
+        return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    if device.type != "cpu":
+        return ""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
+def find_compiler() -> str:
+    """The C++ compiler that compilation for the CPU would use, or "" where there is none."""
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
+    return next((found for name in candidates if name and (found := shutil.which(name))), "")
+
+
+def tune_allocator() -> str:
+    """Make glibc keep large freed blocks: otherwise half of the CPU time of training can go into zeroing fresh pages.
+
+    Returns what was done. Works only before the memory is used, so it is called first.
+    """
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if any(name in preloaded for name in ("jemalloc", "mimalloc", "tcmalloc")):
+        return f"left alone: LD_PRELOAD brings {preloaded}"
+    if platform.libc_ver()[0] != "glibc":
+        return "left alone: only glibc's is tuned"
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    done = libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1) and libc.mallopt(m_top_pad, 2**26)
+    return "glibc, keeps freed memory (mallopt)" if done else "glibc refused mallopt"
+
+
+def pick(config: RuntimeConfig, expected_train_s: float | None = None) -> Runtime:
+    """Pick device, precision, threads, allocator and compilation, and set what is set for the whole process.
+
+    Args:
+        config: what the user asked for.
+        expected_train_s: how long training will take without compilation, where known: a short run is not compiled.
+
+    Raises:
+        ConfigError: something asked for is not there.
+    """
+    reasons: dict[str, str] = {}
+    reasons["allocator"] = tune_allocator() if config.tune_allocator else "left alone, as asked"
+    device = pick_device(config.device)
+    asked = "as asked" if config.device != "auto" else "the best one here"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    reasons["device"] = f"{device} ({name}), {asked}"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    reasons["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    compute, weights = _pick_dtype(config, device, reasons)
+    if device.type == "cuda" and compute == torch.float32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return Runtime(
+        device=device,
+        compute_dtype=compute,
+        weight_dtype=weights,
+        compile=_pick_compile(config, device, expected_train_s, reasons),
+        threads=torch.get_num_threads(),
+        reasons=reasons,
+    )
+
+
+def _pick_dtype(
+    config: RuntimeConfig, device: torch.device, reasons: dict[str, str]
+) -> tuple[torch.dtype, torch.dtype]:
+    support = bfloat16_support(device)
+    if config.dtype == "float64":
+        require(device.type != "mps", "mps has no float64; take --runtime.dtype float32, or --runtime.device cpu")
+        reasons["precision"] = "float64 throughout, as asked"
+        return torch.float64, torch.float64
+    if config.dtype == "auto":
+        reasons["precision"] = (
+            f"bfloat16 products ({support}), float32 weights" if support else "float32: bfloat16 is not faster here"
+        )
+        return (torch.bfloat16 if support else torch.float32), torch.float32
+    reasons["precision"] = f"{config.dtype} products, float32 weights, as asked"
+    return DTYPES[config.dtype], torch.float32
+
+
+def _pick_compile(
+    config: RuntimeConfig, device: torch.device, expected_train_s: float | None, reasons: dict[str, str]
+) -> bool:
+    if config.compile == "off":
+        reasons["compile"] = "off, as asked"
+        return False
+    if device.type == "mps":
+        reasons["compile"] = "off: not dependable on mps"
+        return False
+    compiler = find_compiler() if device.type == "cpu" else "Triton"
+    if not compiler:
+        reasons["compile"] = "off: no C++ compiler was found (install g++ or clang++, or set CXX); training is slower"
+        return False
+    if config.compile == "auto" and expected_train_s is not None and expected_train_s < 60:
+        reasons["compile"] = "off: the run is shorter than compiling for it"
+        return False
+    reasons["compile"] = f"on ({compiler})"
+    return True
+
+
+def compile_or_fall_back(function: F, runtime: Runtime, say: Callable[[str], None]) -> F:
+    """Compile `function`; should compilation fail when it is first called, go on without, and say so once."""
+    if not runtime.compile:
+        return function
+    compiled = torch.compile(function, dynamic=False)
+    chosen: list[Callable[..., Any]] = []
+
+    def first_compiled_then_whatever_works(*args: Any, **kwargs: Any) -> Any:
+        if chosen:
+            return chosen[0](*args, **kwargs)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's own chatter
+                result = compiled(*args, **kwargs)
+        except Exception as error:
+            if not _is_compiler_failure(error):
+                raise
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            say(f"compilation failed, going on without it (training is slower): {first_line}")
+            chosen.append(function)
+            return function(*args, **kwargs)
+        chosen.append(compiled)
+        return result
+
+    return first_compiled_then_whatever_works  # type: ignore[return-value]
+
+
+def _is_compiler_failure(error: Exception) -> bool:
+    return type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "torch._functorch"))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile` and DDP put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """The FLOP/s of a large square matrix product: what utilisation is measured against.
+
+    The best of several rounds: other processes can only make a round slower.
+    """
+    size = 4096 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    best, stop_at = 0.0, time.perf_counter() + seconds
+    torch.mm(a, b, out=out)
+    while time.perf_counter() < stop_at:
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.mm(a, b, out=out)
+        synchronize(device)
+        best = max(best, 4 * 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a clock read before says nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process (or its share of the GPU) has held at once."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def process_age_s() -> float:
+    """Seconds since this process started, imports and all, where the system tells (Linux); else 0."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        uptime_s = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+        return max(0.0, uptime_s - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def memory_total_bytes() -> int:
+    """The machine's main memory, or 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def environment() -> dict[str, str]:
+    """What a figure depends on: versions, processor, cores."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "cores": str(os.cpu_count()),
+        "memory_gb": f"{memory_total_bytes() / 1e9:.1f}",
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it (Linux), else the platform's word for it."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
