@@ -1,0 +1,259 @@
+"""Text to memory-mapped token files, once: what was prepared before is found again by what it was made of.
+
+The text is read as a stream: first to count its characters and see which there are, then to encode the training
+part and the validation part. The last `val_fraction` of the characters is held out, as the lecture does.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from groundling import atomicio
+from groundling.config import require, to_dict
+from groundling.data import reading, sources
+from groundling.data.tokenfile import TokenFile, dtype_for, open_token_file, write_token_file
+from groundling.errors import DataError
+from groundling.text import tokenizer as tokenizers
+from groundling.text.cutting import chunks
+from groundling.text.tokenizer import CharTokenizer, Ids, Tokenizer
+from groundling.text.training import TokenizerConfig, train_tokenizer
+
+__all__ = [
+    "Corpus",
+    "DataConfig",
+    "Part",
+    "TextConfig",
+    "TokenFile",
+    "TokenizerConfig",
+    "open_token_file",
+    "prepare",
+    "write_token_file",
+]
+
+FORMAT = 1
+"""Raised when the same text and settings would give other files, so that old ones are not found."""
+SAMPLE_CHARS = 1 << 16
+"""A tokenizer is trained on parts of this size, from all over the text when that is long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Which text, and how it is read."""
+
+    name: str = "tiny_shakespeare"
+    """A named data set; `groundling data list` shows them. Not looked at when a path is given."""
+    path: str | None = None
+    """Your own text: a file, a folder or a quoted glob. UTF-8; .gz and .zst are read directly."""
+    val_fraction: float = 0.1
+    """The last part of the characters, held out to measure the loss on."""
+    errors: reading.Errors = "strict"
+    """What bytes that are not UTF-8 do: strict stops and names the place, replace puts U+FFFD and counts."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the text."""
+        require(
+            0.0 < self.val_fraction < 1.0,
+            f"data.val_fraction is {self.val_fraction}; it has to be above 0 and below 1, for example 0.1",
+        )
+        require(self.path != "", "data.path is empty; give a file, a folder or a glob, or leave it out")
+
+    def text_files(self) -> reading.TextFiles:
+        """Return the text, fetched first if it is a named data set that is not here.
+
+        Raises:
+            DataError: there is no such text.
+        """
+        paths = [sources.get(self.name)] if self.path is None else reading.find_files(self.path)
+        return reading.TextFiles(paths, self.errors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(TextConfig):
+    """Which text, how it is read, and how it is cut into tokens."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """How text becomes tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """How much text a token file holds."""
+
+    n_chars: int
+    n_bytes: int
+    n_tokens: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """How many bytes of UTF-8 a token stands for; nats per token / this / ln 2 are bits per byte."""
+        return self.n_bytes / self.n_tokens
+
+    @property
+    def chars_per_token(self) -> float:
+        """How many characters a token stands for."""
+        return self.n_chars / self.n_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A text as tokens, in two parts, with the tokenizer that made them."""
+
+    train: TokenFile
+    val: TokenFile
+    train_part: Part
+    val_part: Part
+    tokenizer: Tokenizer
+    fingerprint: str
+    """A SHA-256 of the tokens of both parts and of the tokenizer."""
+    replaced: int
+    """How many flaws of the text were replaced by U+FFFD."""
+
+
+def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Return the tokens of a text, made now or found in the cache.
+
+    Args:
+        config: which text, and how it is cut.
+        block_size: each part has to have at least one token more than this.
+        tokenizer: one that exists already, used instead of what `config.tokenizer` says.
+
+    Raises:
+        DataError: there is no such text, it is damaged, or too short.
+        StorageError: the token files could not be written.
+    """
+    text = config.text_files()
+    if tokenizer is None and config.tokenizer.path is not None:
+        tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())
+    home = atomicio.cache_folder() / "tokens" / _key(config, text, tokenizer)
+    atomicio.make_folder(home)
+    with filelock.FileLock(home / ".lock"):
+        corpus = _open_if_sound(home / "corpus")
+        if corpus is None:
+            atomicio.sweep_temporaries(home)
+            _build(home / "corpus", config, text, block_size, tokenizer)
+            corpus = _open(home / "corpus")
+    _require_length(corpus.train_part.n_tokens, corpus.val_part.n_tokens, config, block_size)
+    if corpus.replaced:
+        _say(f"{corpus.replaced:,} flaws of the text were replaced by U+FFFD")
+    return corpus
+
+
+def _key(config: DataConfig, text: reading.TextFiles, tokenizer: Tokenizer | None) -> str:
+    """A SHA-256 of all that decides how the token files look."""
+    how = to_dict(config.tokenizer) if tokenizer is None else tokenizers.fingerprint(tokenizer)
+    packings = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
+    try:
+        contents = [atomicio.sha256_of(path) for path in text.paths]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    made_of = [FORMAT, contents, packings, config.errors, config.val_fraction, how]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def _open_if_sound(folder: Path) -> Corpus | None:
+    if not folder.exists():
+        return None
+    try:
+        return _open(folder)
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
+        _say(f"the prepared text in {folder} is damaged and is made again ({error})")
+        atomicio.remove_tree(folder)
+        return None
+
+
+def _open(folder: Path) -> Corpus:
+    facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    corpus = Corpus(
+        train=open_token_file(folder / "train.tok", verify=True),
+        val=open_token_file(folder / "val.tok", verify=True),
+        train_part=Part(**facts["train"]),
+        val_part=Part(**facts["val"]),
+        tokenizer=tokenizers.load_tokenizer(folder),
+        fingerprint=facts["fingerprint"],
+        replaced=facts["replaced"],
+    )
+    if corpus.fingerprint != _fingerprint(corpus.train, corpus.val, corpus.tokenizer):
+        raise DataError("its parts do not belong together")
+    return corpus
+
+
+def _fingerprint(train: TokenFile, val: TokenFile, tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(f"{train.sha256} {val.sha256} {tokenizers.fingerprint(tokenizer)}".encode()).hexdigest()
+
+
+def _build(
+    folder: Path, config: DataConfig, text: reading.TextFiles, block_size: int, tokenizer: Tokenizer | None
+) -> None:
+    n_chars, symbols = 0, set[str]()
+    for piece in text.pieces():
+        n_chars += len(piece)
+        symbols.update(piece)
+    replaced = text.replaced
+    n_train = int((1 - config.val_fraction) * n_chars)
+    # A character is a token or, at worst, four bytes that are a token each.
+    most = 1 if config.tokenizer.kind == "char" and tokenizer is None else 4
+    _require_length(n_train * most, (n_chars - n_train) * most, config, block_size)
+    if tokenizer is None:
+        training_part = chunks(reading.span(text.pieces(), 0, n_train), SAMPLE_CHARS)
+        tokenizer = train_tokenizer(config.tokenizer, "".join(sorted(symbols)), training_part, n_train)
+    _require_symbols(tokenizer, symbols)
+    atomicio.require_room(folder.parent, n_chars * dtype_for(tokenizer.vocab_size).itemsize)
+    with atomicio.new_folder(folder) as new:
+        facts: dict[str, Any] = {"replaced": replaced}
+        files = []
+        for name, start, stop in (("train", 0, n_train), ("val", n_train, n_chars)):
+            encoder = _Encoder(tokenizer, reading.span(text.pieces(), start, stop))
+            files.append(write_token_file(new / f"{name}.tok", encoder, tokenizer.vocab_size))
+            facts[name] = {"n_chars": encoder.n_chars, "n_bytes": encoder.n_bytes, "n_tokens": len(files[-1])}
+        tokenizers.save_tokenizer(tokenizer, new)
+        facts["fingerprint"] = _fingerprint(files[0], files[1], tokenizer)
+        atomicio.write_json(new / "corpus.json", facts)
+        text.require_unchanged()
+
+
+def _require_symbols(tokenizer: Tokenizer, symbols: set[str]) -> None:
+    """Check a character tokenizer that comes from elsewhere before it meets a long text."""
+    if isinstance(tokenizer, CharTokenizer) and tokenizer.unknown == "error":
+        missing = sorted(symbols - set(tokenizer.symbols))
+        if missing:
+            raise DataError(
+                f"the text has {len(missing)} characters that the given tokenizer does not know, such as "
+                f"{', '.join(map(ascii, missing[:5]))}; make a tokenizer of this text, or one with unknown = skip"
+            )
+
+
+class _Encoder:
+    """Encodes chunks as they are asked for, and counts what went through."""
+
+    def __init__(self, tokenizer: Tokenizer, pieces: Iterator[str]) -> None:
+        self._tokenizer, self._chunks = tokenizer, chunks(pieces)
+        self.n_chars = self.n_bytes = 0
+
+    def __iter__(self) -> Iterator[Ids]:
+        for chunk in self._chunks:
+            self.n_chars += len(chunk)
+            self.n_bytes += len(chunk.encode())
+            yield self._tokenizer.encode_array(chunk)
+
+
+def _require_length(n_train: int, n_val: int, config: DataConfig, block_size: int) -> None:
+    """Check that a window of `block_size` and its targets fit into both parts."""
+    need = block_size + 1
+    if min(n_train, n_val) >= need:
+        return
+    smallest = min(config.val_fraction, 1 - config.val_fraction)
+    raise DataError(
+        f"the text is too short: at most {n_train:,} tokens for training and {n_val:,} for validation, but block_size "
+        f"{block_size:,} needs {need:,} in each, so about {-int(-need // smallest):,} in all; "
+        "give a longer text, or a smaller block_size"
+    )
+
+
+def _say(line: str) -> None:
+    print(f"groundling: {line}", file=sys.stderr)

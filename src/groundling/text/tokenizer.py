@@ -1,0 +1,342 @@
+"""The `Tokenizer` protocol, the lecture's tokenizer of characters, and saving and loading as JSON.
+
+A tokenizer turns text into ids and ids into text. Pieces of all but the characters' tokenizer are bytes, so a
+piece may end in the middle of a character; `StreamDecoder` holds such an end back until the rest arrives.
+"""
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from groundling import atomicio
+from groundling.errors import DataError
+
+Ids = npt.NDArray[np.uint32]
+Unknown = Literal["error", "skip", "replace"]
+FILE_NAME = "tokenizer.json"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class StreamDecoder(Protocol):
+    """Decodes ids one by one: the pieces it returns, joined, are what `decode` gives for all the ids."""
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that is certain by now, often one piece, sometimes nothing."""
+        ...
+
+    def finish(self) -> str:
+        """Return what was held back, and be ready for new ids."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Ids are 0 to `vocab_size` - 1."""
+
+    @property
+    def kind(self) -> str:
+        """Which tokenizer this is, for `tokenizer.json`: char, gpt2, bpe, unigram or sp_bpe."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`. All of it is ordinary text, also what looks like a special token.
+
+        Raises:
+            DataError: `text` holds something that this tokenizer cannot say.
+        """
+        ...
+
+    def encode_array(self, text: str) -> Ids:
+        """Return `encode(text)` as an array, faster. Raises the same errors."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: an id is outside the vocabulary.
+        """
+        ...
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of `ids`, which need not end at a character's end. Raises as `decode` does."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """Return one id as text for a reader: bytes that are no text are written as `<E2>`."""
+        ...
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Return a new decoder for ids that arrive one by one."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that `tokenizer_from_json` needs to build an equal tokenizer."""
+        ...
+
+
+def check_ids(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int64]:
+    """Return `ids` as an array, all of them inside the vocabulary.
+
+    Raises:
+        DataError: an id is outside, as those of a model whose vocabulary is padded can be.
+    """
+    array = np.asarray(ids if isinstance(ids, (list, tuple, np.ndarray)) else list(ids))
+    if array.size and array.dtype.kind not in "iu":
+        raise DataError(f"token ids have to be integers, not {array.dtype}")
+    outside = np.flatnonzero((array < 0) | (array >= vocab_size))
+    if outside.size:
+        raise DataError(
+            f"token id {array[outside[0]]} (number {outside[0]}) is outside the tokenizer's vocabulary of "
+            f"{vocab_size:,}; only ids 0 to {vocab_size - 1:,} mean something, so mask the others before sampling"
+        )
+    return array.astype(np.int64)
+
+
+class CharTokenizer:
+    """The lecture's tokenizer: each character of the training text is a symbol, `sorted(set(text))`.
+
+    Args:
+        symbols: the known characters, ascending; a character's id is its place.
+        unknown: what to do with another character: "error", "skip" it, or "replace" it.
+        replacement: the known character that replaces it.
+
+    Raises:
+        DataError: these symbols cannot be a vocabulary, or the replacement is not one of them.
+    """
+
+    kind = "char"
+
+    def __init__(self, symbols: str, unknown: Unknown = "error", replacement: str | None = None) -> None:
+        if not symbols or list(symbols) != sorted(set(symbols)):
+            raise DataError("the symbols of a character tokenizer have to be at least one, each once, ascending")
+        require_unicode(symbols)
+        if unknown not in get_args(Unknown):
+            raise DataError(f"unknown is {unknown!r}; it has to be one of: {', '.join(get_args(Unknown))}")
+        if (unknown == "replace") != (replacement is not None):
+            raise DataError('a replacement is needed with unknown = "replace", and only there')
+        if replacement is not None and (len(replacement) != 1 or replacement not in symbols):
+            raise DataError(f"the replacement {replacement!r} has to be one of the {len(symbols)} known characters")
+        self.symbols, self.unknown, self.replacement = symbols, unknown, replacement
+        self._code_points = _code_points(symbols)
+        absent = -1 if replacement is None else symbols.index(replacement)
+        # One place more than the largest code point, where all larger ones go.
+        self._id_of = np.full(int(self._code_points[-1]) + 2, absent, dtype=np.int64)
+        self._id_of[self._code_points] = np.arange(len(symbols))
+
+    @classmethod
+    def from_text(cls, text: str, unknown: Unknown = "error", replacement: str | None = None) -> "CharTokenizer":
+        """Make the vocabulary of `text`."""
+        return cls("".join(sorted(set(text))), unknown, replacement)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of known characters."""
+        return len(self.symbols)
+
+    def encode(self, text: str) -> list[int]:
+        """Return an id for each character.
+
+        Raises:
+            DataError: a character is unknown, and `unknown` is "error".
+        """
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
+
+    def encode_array(self, text: str) -> Ids:
+        """Return `encode(text)` as an array, by one table look-up for all characters."""
+        ids = self._id_of[np.minimum(_code_points(text), len(self._id_of) - 1)]
+        absent = np.flatnonzero(ids < 0)
+        if absent.size and self.unknown == "error":
+            place = int(absent[0])
+            raise DataError(
+                f"{_name(text[place])} at position {place} is not among the tokenizer's {self.vocab_size} characters; "
+                'leave it out, or let unknown characters be skipped or replaced (unknown = "skip" or "replace")'
+            )
+        return (ids[ids >= 0] if absent.size else ids).astype(np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the characters of `ids`, joined.
+
+        Raises:
+            DataError: an id is outside the vocabulary.
+        """
+        return self._code_points[check_ids(ids, self.vocab_size)].astype("<u4").tobytes().decode("utf-32-le")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the characters of `ids` in UTF-8."""
+        return self.decode(ids).encode("utf-8")
+
+    def piece(self, token: int) -> str:
+        """Return the character of an id."""
+        return self.decode([token])
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Return a decoder that holds nothing back: each id is a whole character."""
+        return _CharStream(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the symbols as one string, and what happens to others."""
+        return {
+            "kind": self.kind,
+            "symbols": self.symbols,
+            "unknown": self.unknown,
+            "replacement": self.replacement,
+        }
+
+
+class _CharStream:
+    def __init__(self, tokenizer: CharTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def push(self, token: int) -> str:
+        return self._tokenizer.piece(token)
+
+    def finish(self) -> str:
+        return ""
+
+
+class BytePieces:
+    """The half of a tokenizer that goes from ids to text, for all whose pieces are bytes.
+
+    Args:
+        pieces: the bytes of each id.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = list(pieces)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids."""
+        return len(self._pieces)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Return the bytes of `ids`, joined.
+
+        Raises:
+            DataError: an id is outside the vocabulary.
+        """
+        return b"".join([self._pieces[i] for i in check_ids(ids, self.vocab_size)])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises as `decode_bytes` does."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> str:
+        """Return one id as text for a reader: bytes that are no text are written as `<E2>`."""
+        data = self.decode_bytes([token])
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "".join(chr(byte) if byte < 0x80 else f"<{byte:02X}>" for byte in data)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Return a decoder that holds the beginning of a character back until its end is there."""
+        return _ByteStream(self)
+
+
+class _ByteStream:
+    def __init__(self, pieces: BytePieces) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(self._pieces.decode_bytes([token]))
+
+    def finish(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+def require_unicode(text: str) -> None:
+    """Check that `text` can be written as UTF-8.
+
+    Raises:
+        DataError: it holds half of a surrogate pair, as undecodable bytes on a command line give.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{_name(text[error.start])} at position {error.start} is not a Unicode character; "
+            "the text was not read as UTF-8, so look at where it comes from"
+        ) from None
+
+
+def _name(character: str) -> str:
+    shown = f"{character!r} " if character.isprintable() else ""
+    return f"the character {shown}(U+{ord(character):04X})"
+
+
+def _code_points(text: str) -> Ids:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint32, copy=False)
+
+
+def tokenizer_to_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a tokenizer as plain data, with its kind."""
+    return tokenizer.to_json()
+
+
+def tokenizer_from_json(values: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer that `tokenizer_to_json` described.
+
+    Raises:
+        DataError: this does not describe a tokenizer.
+        MissingExtraError: it belongs to a library that is not installed.
+    """
+    kind = values.get("kind")
+    try:
+        if kind == CharTokenizer.kind:
+            return CharTokenizer(values["symbols"], values["unknown"], values["replacement"])
+        from groundling.text import vendors
+
+        if kind in vendors.KINDS:
+            return vendors.from_json(values)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"this is not a whole {kind!r} tokenizer: {type(error).__name__}: {error}") from error
+    raise DataError(f"no tokenizer is of kind {kind!r}; this one was made by something else, or is damaged")
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Return a SHA-256 that two tokenizers share only when they are the same."""
+    canonical = json.dumps(tokenizer_to_json(tokenizer), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer to `folder` as `tokenizer.json`.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    atomicio.write_json(folder / FILE_NAME, tokenizer_to_json(tokenizer))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer that `save_tokenizer` wrote.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"there is no {FILE_NAME} in {folder}; `groundling tokenizer train` makes one") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; save the tokenizer again") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} holds {type(values).__name__}, not a tokenizer; save the tokenizer again")
+    return tokenizer_from_json(values)

