@@ -1,0 +1,255 @@
+"""A bundle: one folder with all that sampling needs, and nothing that can run code when it is read.
+
+    config.json  model.safetensors  tokenizer.json  manifest.json
+
+A checkpoint holds the first three in its folder `bundle`, and its own manifest vouches for them. A run:
+
+    RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
+    RUN/bundle/     the best of the run, once training has ended
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from groundling import atomicio
+from groundling.config import from_dict
+from groundling.errors import CheckpointError, ConfigError, DataError
+from groundling.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.runtime import unwrap
+from groundling.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+FILES = (CONFIG, WEIGHTS, TOKENIZER)
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that sampling needs: the model, what it was built from, and the tokenizer it was trained with."""
+
+    config: GPTConfig
+    model: GPT
+    tokenizer: Tokenizer
+
+
+def save_bundle(folder: Path, model: nn.Module, tokenizer: Tokenizer, extra: dict[str, Any] | None = None) -> None:
+    """Write a bundle. At every moment the folder holds the old one or the new one, whole.
+
+    Args:
+        folder: where; a bundle that is already there is replaced.
+        model: a GPT: plain, compiled, or wrapped for data parallelism.
+        tokenizer: the one the model was trained with.
+        extra: what else the manifest says, for example {"step": 250, "val_loss": 1.5}.
+
+    Raises:
+        CheckpointError: something else than a bundle is there.
+        StorageError: it could not be written; the old one is as it was.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _looks_like_bundle(folder)):
+        raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
+    gpt, previous = unwrap(model), _previous(folder)
+    if not isinstance(gpt, GPT):
+        raise TypeError(f"a bundle holds a GPT, and this is a {type(gpt).__name__}")
+    with atomicio.new_folder(folder) as temporary:
+        write_bundle_files(temporary, plain_state_dict(gpt), gpt.config, tokenizer)
+        write_manifest(temporary, extra or {})
+        if folder.exists():
+            if previous.exists():
+                atomicio.remove_tree(previous)
+            # A folder cannot be replaced in one step; until the new one stands, the old one is found by this name.
+            atomicio.replace(folder, previous)
+    if previous.exists():
+        atomicio.remove_tree(previous)
+
+
+def write_bundle_files(folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Write a bundle's three files into a folder that the caller makes atomic and vouches for in a manifest.
+
+    Args:
+        folder: an existing folder.
+        weights: as `plain_state_dict` gives them.
+        config: what the model was built from.
+        tokenizer: the one the model was trained with.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    atomicio.write_json(folder / CONFIG, dataclasses.asdict(config))
+    atomicio.write_bytes(folder / WEIGHTS, safetensors.torch.save(dict(weights)))
+    save_tokenizer(tokenizer, folder)
+
+
+def load_bundle(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checkpoint: str | int = "best",
+) -> Bundle:
+    """Load a model that is ready to speak, in evaluation mode. Draws nothing from the global generator.
+
+    Args:
+        path: a bundle, a checkpoint, or the folder of a training run.
+        device: where the model goes.
+        dtype: of its weights.
+        checkpoint: of a run: "best", "last", or a step.
+
+    Raises:
+        CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
+    """
+    folder = find_bundle(Path(path), checkpoint)
+    _check_files(folder)
+    try:
+        config = from_dict(GPTConfig, read_json_object(folder / CONFIG))
+        tokenizer = load_tokenizer(folder)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    except DataError as error:
+        raise CheckpointError(f"{folder / TOKENIZER}: {error}") from error
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
+            "they do not belong together"
+        )
+    try:
+        with torch.device("meta"):  # costs no memory, whatever sizes a damaged config asks for
+            outline = GPT(config)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
+    weights = read_weights(folder / WEIGHTS, outline)
+    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn, and thrown away
+        model = GPT(config)
+    model.load_state_dict(weights, strict=False)
+    return Bundle(config, model.to(device, dtype).eval(), tokenizer)
+
+
+def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
+    """The folder that holds the three files of the bundle that is meant.
+
+    The best of a run is `RUN/bundle`, or before training has ended the checkpoint with the lowest validation loss,
+    or the newest where none was measured.
+
+    Args:
+        path: a bundle, a checkpoint, or the folder of a training run.
+        checkpoint: of a run: "best", "last", or a step.
+
+    Raises:
+        CheckpointError: there is no such thing.
+    """
+    path = _standing(path)
+    if path.is_file():
+        hint = "; a pickle is never opened here, because it can run code" if path.suffix in PICKLES else ""
+        raise CheckpointError(f"{path} is a file; give the folder of a bundle, a checkpoint or a run{hint}")
+    if not path.is_dir():
+        raise CheckpointError(f"there is no {path}; give the folder of a bundle, a checkpoint or a run")
+    inner, steps = _standing(path / "bundle"), _finished_checkpoints(path / "checkpoints")
+    if steps and not _looks_like_bundle(path) and not (checkpoint == "best" and inner.is_dir()):
+        return _choose(steps, str(checkpoint), path) / "bundle"
+    if checkpoint != "best":
+        raise CheckpointError(f"{path} has no checkpoints to choose {checkpoint!r} from; leave the choice out")
+    if _looks_like_bundle(path):
+        return path
+    if inner.is_dir():
+        return inner
+    raise CheckpointError(
+        f"{path} is not a bundle (a folder with {', '.join(FILES)} and {MANIFEST}), "
+        "nor a checkpoint or a run that has saved one"
+    )
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights under the names of the plain model, whatever wraps it; a tied matrix once.
+
+    `torch.compile` puts `_orig_mod.` before names and data parallelism `module.`; a file that kept them could be
+    loaded only by a model wrapped in the same way.
+    """
+    state: dict[str, Tensor] = unwrap(model).state_dict(keep_vars=True)
+    first_names: dict[int, str] = {}
+    for name, tensor in state.items():
+        first_names.setdefault(id(tensor), name)
+    # Blocks that were compiled one by one carry the prefix in the middle of their names.
+    return {name.replace("_orig_mod.", ""): state[name].detach().contiguous() for name in first_names.values()}
+
+
+def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Read weights whose names and shapes are exactly those of `model`'s `plain_state_dict`.
+
+    They go into the plain model by `load_state_dict(..., strict=False)`: a tied matrix is there once.
+
+    Raises:
+        CheckpointError: this is not a safetensors file, or it belongs to another model.
+    """
+    try:
+        weights: dict[str, Tensor] = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in plain_state_dict(model).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [
+        f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
+    return weights
+
+
+def _check_files(folder: Path) -> None:
+    """A bundle's files against its own manifest, or against that of the checkpoint it lies in."""
+    own = (folder / MANIFEST).is_file() or not (folder.parent / MANIFEST).is_file()
+    root, under = (folder, "") if own else (folder.parent, f"{folder.name}/")
+    listed = check_manifest(root, under)["files"]
+    for name in FILES:
+        if under + name not in listed:
+            raise CheckpointError(f"{root / MANIFEST} does not list {under + name}; {folder} is not a whole bundle")
+
+
+def _looks_like_bundle(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
+
+
+def _previous(folder: Path) -> Path:
+    """Where the bundle that is being replaced stands for a moment."""
+    return folder.with_name(folder.name + ".previous")
+
+
+def _standing(folder: Path) -> Path:
+    """The folder, or what a crash in the middle of its replacement left of it: the whole old one."""
+    return _previous(folder) if not folder.exists() and _previous(folder).is_dir() else folder
+
+
+def _finished_checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> folder, oldest first. The order is that of the steps, never that of the clock."""
+    found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
+    return {step: found[step] for step in sorted(found) if (found[step] / MANIFEST).is_file()}
+
+
+def _choose(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:
+    """The best, the last, or the one of a step."""
+    if checkpoint == "last":
+        return list(steps.values())[-1]
+    if checkpoint == "best":
+        return min(reversed(steps.values()), key=_val_loss)
+    if checkpoint.isdecimal() and int(checkpoint) in steps:
+        return steps[int(checkpoint)]
+    raise CheckpointError(
+        f"{run} has no checkpoint {checkpoint!r}; it has: best, last, {', '.join(str(step) for step in steps)}"
+    )
+
+
+def _val_loss(checkpoint: Path) -> float:
+    """A checkpoint's validation loss; infinite where none was measured."""
+    value = read_manifest(checkpoint).get("val_loss")
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else math.inf

@@ -1,0 +1,82 @@
+"""Validation losses.
+
+The loss that is reported is the mean in nats per token over the whole split, in consecutive windows of block_size,
+every position counted, the model in evaluation mode. The lecture's is the mean over random batches; both are here.
+
+Shapes: B windows, T block_size, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from groundling import dist
+from groundling.data.batches import Batch, RandomOffsets, Tokens, whole_split, windows
+from groundling.model.loss import loss_sum
+
+
+class Interrupted(Exception):  # noqa: N818
+    """An evaluation was given up, because the process was asked to stop."""
+
+
+def mean_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> float:
+    """The mean loss in nats over all targets of all batches, of all ranks. Draws nothing from any generator.
+
+    Raises:
+        Interrupted: `asked_to_stop` became true on some rank.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    nats, n_targets, stop = 0.0, 0, False
+    try:
+        with torch.inference_mode(), autocast():
+            for batch in batches:
+                if stop := asked_to_stop():
+                    break
+                local = batch.to(device)
+                nats += loss_sum(model(local.idx_BT), local.targets_BT).item()
+                n_targets += batch.n_targets
+    finally:
+        model.train(was_training)
+    if dist.any_rank(stop, device):
+        raise Interrupted
+    return dist.all_reduce_sum(nats, device) / max(1.0, dist.all_reduce_sum(n_targets, device))
+
+
+def whole_split_loss(
+    model: nn.Module,
+    tokens: Tokens,
+    block_size: int,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> float:
+    """The loss that Groundling reports; see the top of this file. Each rank takes its share of the windows.
+
+    Raises:
+        Interrupted: `asked_to_stop` became true.
+    """
+    batch_size = max(1, 8192 // block_size)
+    batches = whole_split(tokens, block_size, batch_size, dist.rank(), dist.world_size())
+    return mean_loss(model, batches, autocast, asked_to_stop)
+
+
+def random_batches_loss(
+    model: nn.Module, tokens: Tokens, block_size: int, *, n_batches: int = 200, batch_size: int = 32, seed: int = 1337
+) -> float:
+    """The lecture's estimate: the mean over batches from random places of the split, from a generator of its own."""
+    offset_of = RandomOffsets(len(tokens), block_size, seed)
+    samples = range(n_batches * batch_size)
+    batches = (
+        windows(tokens, [offset_of(i) for i in samples[first : first + batch_size]], block_size)
+        for first in samples[::batch_size]
+    )
+    return mean_loss(model, batches)
