@@ -1,0 +1,1 @@
+"""Training: one step, the loop, what it saves, and the verb `pretrain`."""

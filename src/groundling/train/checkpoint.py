@@ -1,0 +1,264 @@
+"""Checkpoints: whole or not there, hashed, and enough to go on from as if nothing had happened.
+
+    RUN/checkpoints/step-00000250/
+        bundle/                what sampling needs (groundling.bundle)
+        training.safetensors   optimizer, random generators of all ranks, plain weights where the bundle has averages
+        state.json             step, data position, the config, whose run this is
+        manifest.json          size and SHA-256 of each file, written last
+
+Order of writing: a temporary folder, its files, the manifest, fsync, a rename; only then are old ones removed.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from groundling import atomicio, dist
+from groundling.bundle import plain_state_dict, read_weights, write_bundle_files
+from groundling.errors import CheckpointError, StorageError
+from groundling.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.model.gpt import GPTConfig
+from groundling.text.tokenizer import Tokenizer, fingerprint
+from groundling.train.state import Progress, TrainState
+
+FORMAT = 1
+"""Of state.json and training.safetensors; a checkpoint of another format is refused and not guessed at."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says about the run it belongs to."""
+
+    run_id: str
+    config: dict[str, Any]
+    """The resolved config, as plain data."""
+    data_fingerprint: str
+    compiled: bool
+    """Whether the model was compiled: compiled and plain code round differently, so a resumed run does the same."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        keep: how many of the newest stay; the one with the lowest validation loss stays besides.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step:08d}"
+
+    def finished(self) -> list[Path]:
+        """All that have a manifest, oldest first: in the order of their steps, never of the clock."""
+        found = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+        return sorted((path for path in found if (path / MANIFEST).is_file()), key=_step_of)
+
+    def save(self, state: TrainState, model_config: GPTConfig, tokenizer: Tokenizer, facts: RunFacts) -> Path:
+        """Save a state; all ranks call this together, and the first one writes.
+
+        Raises:
+            StorageError: it could not be written, and all older checkpoints are still there.
+        """
+        tensors, failure = _training_tensors(state), ""
+        target = self.path_of(state.progress.step)
+        if dist.is_first():
+            try:
+                if not self._update(target, state.progress, facts.run_id):
+                    self._write(target, state, tensors, model_config, tokenizer, facts)
+                self.prune(facts.run_id)
+            except StorageError as error:
+                failure = str(error)
+        if dist.any_rank(bool(failure)):
+            raise StorageError(failure or "the first rank could not write the checkpoint")
+        return target
+
+    def _update(self, target: Path, progress: Progress, run_id: str) -> bool:
+        """If this very step is already saved, only note its validation loss, measured since; return whether it is.
+
+        A run that was interrupted in an evaluation goes on with that evaluation. Writing the folder anew would mean
+        a moment without it.
+        """
+        if not target.exists():
+            return False
+        try:
+            manifest = check_manifest(target)
+        except CheckpointError:
+            atomicio.remove_tree(target)
+            return False
+        if manifest.get("run_id") != run_id:
+            raise StorageError(f"{target} belongs to another run; nothing was written")
+        if progress.evaluated_step == progress.step and manifest.get("val_loss") is None:
+            atomicio.write_json(target / MANIFEST, {**manifest, "val_loss": progress.val_loss})
+        return True
+
+    def _write(
+        self,
+        target: Path,
+        state: TrainState,
+        tensors: dict[str, Tensor],
+        model_config: GPTConfig,
+        tokenizer: Tokenizer,
+        facts: RunFacts,
+    ) -> None:
+        atomicio.make_folder(self.folder)
+        atomicio.require_room(self.folder, int(1.5 * _expected_bytes(state, tensors)))
+        progress = dataclasses.asdict(state.progress)
+        with atomicio.new_folder(target) as new:
+            (new / "bundle").mkdir()
+            with state.ready_to_judge():
+                weights = plain_state_dict(state.model)
+                write_bundle_files(new / "bundle", weights, model_config, tokenizer)
+            atomicio.write_bytes(new / "training.safetensors", safetensors.torch.save(tensors))
+            record = {
+                "format": FORMAT,
+                "progress": {**progress, "best_val_loss": _finite(progress["best_val_loss"])},
+                "batches": state.batches.state_dict(),
+                "tokenizer": fingerprint(tokenizer),
+                "torch": torch.__version__,
+                "world_size": dist.world_size(),
+                **dataclasses.asdict(facts),
+            }
+            atomicio.write_json(new / "state.json", record)
+            measured = state.progress.evaluated_step == state.progress.step
+            val_loss = state.progress.val_loss if measured else None
+            write_manifest(new, {"run_id": facts.run_id, "step": state.progress.step, "val_loss": val_loss})
+            check_manifest(new)
+        atomicio.write_text(self.folder / "LATEST", target.name + "\n")  # a hint for people; nothing reads it
+
+    def prune(self, run_id: str) -> None:
+        """Remove this run's old checkpoints: never the newest, the best, or one of another run."""
+        ours = list(self._losses(run_id))
+        kept = {*ours[-self.keep :], self.best(run_id)}
+        for path in ours:
+            if path not in kept:
+                atomicio.remove_tree(path)
+
+    def best(self, run_id: str) -> Path | None:
+        """The one with the lowest validation loss, the earliest of equals; the newest where none was measured."""
+        losses = self._losses(run_id)
+        measured = {path: loss for path, loss in losses.items() if loss is not None}
+        return min(measured, key=measured.__getitem__) if measured else next(reversed(losses), None)
+
+    def _losses(self, run_id: str) -> dict[Path, float | None]:
+        """This run's finished checkpoints, oldest first, with their validation losses."""
+        manifests = {path: read_manifest(path) for path in self.finished()}
+        return {path: m.get("val_loss") for path, m in manifests.items() if m.get("run_id") == run_id}
+
+    def newest_good(self) -> tuple[Path, list[str]]:
+        """The newest checkpoint whose files are what its manifest says, and why newer ones were passed over.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        passed_over: list[str] = []
+        for path in reversed(self.finished()):
+            try:
+                check_manifest(path)
+            except CheckpointError as error:
+                passed_over.append(str(error))
+            else:
+                return path, passed_over
+        why = f": {'; '.join(passed_over)}" if passed_over else ""
+        raise CheckpointError(f"{self.folder} holds no good checkpoint to resume from{why}")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says, but for the tensors.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another format.
+    """
+    record = read_json_object(path / "state.json")
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {record.get('format')}, and this version reads format {FORMAT}")
+    return record
+
+
+def restore(path: Path, state: TrainState) -> None:
+    """Put a checkpoint's weights, optimizer, random generators and data position into a state built from its config.
+
+    Raises:
+        CheckpointError: it does not fit the model.
+    """
+    record = read_state(path)
+    tensors = _read_tensors(path / "training.safetensors")
+    state.model.load_state_dict(read_weights(path / "bundle" / "model.safetensors", state.model), strict=False)
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            if state.average is not None:
+                state.average.mean[name].copy_(parameter)
+                parameter.copy_(tensors.pop(f"weights|{name}"))
+    if state.average is not None:
+        state.average.n_updates = record["progress"]["step"]
+    state.optimizers.load_state_tensors(_with_prefix(tensors, "optimizer|"))
+    state.batches.load_state_dict(record["batches"])
+    best = record["progress"]["best_val_loss"]
+    state.progress = Progress(**{**record["progress"], "best_val_loss": float("inf") if best is None else best})
+    if record["world_size"] == dist.world_size():  # other ranks than before draw anew from their seeds
+        _set_generators(_with_prefix(tensors, f"generator|{dist.rank()}|"))
+
+
+def _training_tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = {f"optimizer|{key}": value for key, value in state.optimizers.state_tensors().items()}
+    if state.average is not None:
+        for name, parameter in state.model.named_parameters():
+            tensors[f"weights|{name}"] = parameter.detach().contiguous()
+    device = next(state.model.parameters()).device
+    for kind, value in _generators(device).items():
+        for rank, of_rank in enumerate(dist.gather_tensors(value.to(device))):
+            tensors[f"generator|{rank}|{kind}"] = of_rank.cpu()
+    return tensors
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of PyTorch's global generators, from which dropout draws; they are plain bytes."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _set_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _expected_bytes(state: TrainState, tensors: dict[str, Tensor]) -> int:
+    weights = sum(parameter.nbytes for parameter in state.model.parameters())
+    return weights + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return None if value == float("inf") else value
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

@@ -1,0 +1,82 @@
+"""`groundling doctor`: what this machine has, what will be used and why, and how fast it trains, measured."""
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from groundling import atomicio, runtime
+from groundling.config import parse
+from groundling.data.batches import Batches
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.runtime import Runtime, RuntimeConfig
+from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.step import Objective, train_step
+
+EXTRAS = {
+    "plot": ("matplotlib",),
+    "text": ("tiktoken", "tokenizers", "sentencepiece", "zstandard"),
+    "track": ("tensorboard", "wandb"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(RuntimeConfig):
+    """Tell what this machine has, what will be used and why, and how many tokens a second it trains."""
+
+    seconds: float = 3.0
+    """How long to measure."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `doctor`."""
+    config = parse(DoctorConfig, argv, "groundling doctor")
+    picked = runtime.pick(config)
+    grid = Table("what", "here", show_header=False)
+    about = runtime.environment()
+    grid.add_row("Python", f"{about['python']} ({sys.executable})")
+    grid.add_row("system", f"{platform.platform()}, {about['processor']}")
+    grid.add_row("PyTorch", about["torch"])
+    grid.add_row("memory", f"{about['memory_gb']} GB")
+    grid.add_row("bfloat16", runtime.bfloat16_support(picked.device) or "no fast products; float32 is used")
+    grid.add_row("compiler", runtime.find_compiler() or "none found: training runs without compilation")
+    grid.add_row("cache", str(atomicio.cache_folder()))
+    for extra, packages in EXTRAS.items():
+        missing = [name for name in packages if find_spec(name) is None]
+        grid.add_row(f"extra {extra}", f"missing: {', '.join(missing)}" if missing else "installed")
+    grid.add_section()
+    for name, reason in picked.reasons.items():
+        grid.add_row(name, reason)
+    grid.add_section()
+    peak = runtime.measure_matmul_peak(picked.device, picked.compute_dtype)
+    grid.add_row("matrix products", f"{peak / 1e9:,.0f} GFLOP/s in {str(picked.compute_dtype).removeprefix('torch.')}")
+    model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256))
+    tokens_per_s = measure_training(model, picked, config.seconds)
+    share = tokens_per_s * model.flops_per_token() / peak
+    grid.add_row(
+        "training",
+        f"{tokens_per_s:,.0f} tokens/s without compilation, {share:.0%} of the above, "
+        f"for a GPT of {model.n_parameters() / 1e6:.1f} M parameters (6 layers, width 384, context 256)",
+    )
+    Console().print(grid)
+    return 0
+
+
+def measure_training(model: GPT, picked: Runtime, seconds: float, batch_size: int = 8) -> float:
+    """Tokens per second of whole training steps, without compilation, after one that is not counted."""
+    model.to(picked.device, picked.weight_dtype).train()
+    objective = Objective(model, autocast=picked.autocast)
+    optimizers = Optimizers(model, OptimConfig(), picked.compute_dtype)
+    tokens = np.arange(model.block_size * 20, dtype=np.uint16) % model.config.vocab_size
+    batches = Batches(tokens, block_size=model.block_size, batch_size=batch_size)
+    train_step(objective, batches.next_step(), optimizers)
+    start, n_tokens = time.perf_counter(), 0
+    while n_tokens == 0 or time.perf_counter() - start < seconds:
+        n_tokens += train_step(objective, batches.next_step(), optimizers).n_targets
+    return n_tokens / (time.perf_counter() - start)

@@ -1,0 +1,98 @@
+"""Before the first step: what will be trained, what it costs, and whether it fits."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from groundling import dist, runtime
+from groundling.data.batches import Batch
+from groundling.model.gpt import GPT
+from groundling.runtime import Runtime
+from groundling.train.step import Objective
+
+COMPILED_SPEED_UP = 1.4
+"""How much faster compiled code was than eager code on two cores (docs/log.md); for the ETA only."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost."""
+
+    n_parameters: int
+    n_tokens: int
+    flops: float
+    memory_bytes: int
+    seconds: float
+    n_train_tokens: int
+
+    def lines(self) -> list[str]:
+        """Four lines for people."""
+        epochs = self.n_tokens / max(1, self.n_train_tokens)
+        total = runtime.memory_total_bytes()
+        of_total = f" of {total / 1e9:,.1f} GB" if total else ""
+        return [
+            f"parameters  {self.n_parameters:,}",
+            f"tokens      {self.n_tokens:,} in all, {epochs:,.1f} times the training text of {self.n_train_tokens:,}",
+            f"work        {self.flops:.2e} FLOPs, about {self.memory_bytes / 1e9:,.2f} GB of memory{of_total}",
+            f"time        about {describe_seconds(self.seconds)}",
+        ]
+
+
+def describe_seconds(seconds: float) -> str:
+    """A duration in the largest fitting units."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def total_flops(model: GPT, n_steps: int, batch_size: int) -> float:
+    """The floating-point operations of a whole run."""
+    return model.flops_per_token() * n_steps * batch_size * model.block_size
+
+
+def estimate(
+    model: GPT, picked: Runtime, *, n_steps: int, batch_size: int, micro_batch_size: int, n_train_tokens: int
+) -> Estimate:
+    """Estimate a run; the time from one measured forward and backward pass that changes nothing."""
+    per_micro_batch = _measure(model, picked, micro_batch_size) / (COMPILED_SPEED_UP if picked.compile else 1.0)
+    n_micro_batches = batch_size / (micro_batch_size * dist.world_size())
+    return Estimate(
+        n_parameters=model.n_parameters(),
+        n_tokens=n_steps * batch_size * model.block_size,
+        flops=total_flops(model, n_steps, batch_size),
+        memory_bytes=memory_bytes(model, picked, micro_batch_size),
+        seconds=n_steps * n_micro_batches * per_micro_batch,
+        n_train_tokens=n_train_tokens,
+    )
+
+
+def memory_bytes(model: GPT, picked: Runtime, micro_batch_size: int) -> int:
+    """Roughly what training holds: weights, gradients and two running means, and what the backward pass needs.
+
+    The latter counts the tensors that each block keeps: about 12 of width C and 4 of width F per token.
+    """
+    c = model.config
+    of_weights = 16 * model.n_parameters()
+    per_token = c.n_layer * (12 * c.n_embd + 4 * c.hidden_width()) * picked.compute_dtype.itemsize
+    per_token += 3 * 4 * c.vocab_size
+    return of_weights + micro_batch_size * c.block_size * per_token
+
+
+def _measure(model: GPT, picked: Runtime, micro_batch_size: int) -> float:
+    """Seconds of one forward and backward pass without compilation, the second of two; leaves no trace."""
+    tokens_BT = torch.zeros(micro_batch_size, model.block_size, dtype=torch.long)
+    batch = Batch(tokens_BT, tokens_BT, tokens_BT.numel()).to(picked.device)
+    objective = Objective(model, autocast=picked.autocast)
+    seconds = 0.0
+    devices = [picked.device] if picked.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for _ in range(2):
+            runtime.synchronize(picked.device)
+            start = time.perf_counter()
+            objective(batch.idx_BT, batch.targets_BT).backward()
+            runtime.synchronize(picked.device)
+            seconds = time.perf_counter() - start
+    model.zero_grad(set_to_none=True)
+    return seconds

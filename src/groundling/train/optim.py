@@ -1,0 +1,141 @@
+"""Which parameter is updated by what: AdamW with decay groups, and Muon for the matrices inside the blocks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from groundling.config import require
+from groundling.errors import CheckpointError
+from groundling.train.muon import POLAR_EXPRESS, Muon
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizers and their rates."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw (arXiv:1711.05101) for everything, or muon for the matrices inside the blocks and adamw for the rest."""
+    lr: float = 1e-3
+    """AdamW's highest learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's running means: of the gradients, of their squares."""
+    eps: float = 1e-8
+    """Added to AdamW's denominator."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices and embeddings; norms and biases never decay."""
+    muon_lr: float = 0.02
+    """Muon's highest learning rate."""
+    muon_momentum: float = 0.95
+    """Muon's running mean of the gradients."""
+    muon_weight_decay: float = 0.0
+    """Muon's decay."""
+    muon_iterations: int = 3
+    """How often Muon's orthogonalisation is iterated, up to 5."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "eps"):
+            require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; it must be positive")
+        for name in ("weight_decay", "muon_weight_decay"):
+            require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0")
+        for value in (*self.betas, self.muon_momentum):
+            require(0 <= value < 1, f"a beta or momentum is {value}; each must be in [0, 1)")
+        most = len(POLAR_EXPRESS)
+        require(
+            1 <= self.muon_iterations <= most,
+            f"optim.muon_iterations is {self.muon_iterations}; it must be 1 to {most}",
+        )
+
+
+class Optimizers:
+    """All optimizers of a model as one: they step together, share a schedule, and save by the parameters' names."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, matmul_dtype: torch.dtype = torch.float32) -> None:
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        matrices, decayed, others = split_parameters(model, muon=config.kind == "muon")
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self._parts: list[torch.optim.Optimizer] = []
+        if groups:
+            fused = decayed[0].device.type in ("cpu", "cuda") if decayed else False
+            self._parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused))
+        if matrices:
+            self._parts.append(
+                Muon(
+                    matrices,
+                    lr=config.muon_lr,
+                    momentum=config.muon_momentum,
+                    weight_decay=config.muon_weight_decay,
+                    iterations=config.muon_iterations,
+                    dtype=matmul_dtype,
+                )
+            )
+        for part in self._parts:
+            for group in part.param_groups:
+                group["highest_lr"] = group["lr"]
+
+    def step(self, lr_factor: float) -> None:
+        """Make one update at `lr_factor` times the highest learning rates."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = group["highest_lr"] * lr_factor
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All that the optimizers remember, as `parameter name|what` -> tensor."""
+        return {
+            f"{self._names[id(parameter)]}|{key}": value
+            for part in self._parts
+            for parameter, state in part.state.items()
+            for key, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `state_tensors` gave.
+
+        Raises:
+            CheckpointError: a tensor is for a parameter that this model has not got.
+        """
+        owners = {
+            self._names[id(parameter)]: (part, parameter)
+            for part in self._parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        }
+        for key, value in tensors.items():
+            name, _, what = key.rpartition("|")
+            if name not in owners:
+                raise CheckpointError(f"the optimizer's state is for {name!r}, which this model has not got")
+            part, parameter = owners[name]
+            device = "cpu" if what == "step" and parameter.device.type == "cpu" else parameter.device
+            part.state[parameter][what] = value.to(device)
+
+
+def split_parameters(model: nn.Module, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Split a model's parameters into Muon's matrices, AdamW's decayed ones, and AdamW's others.
+
+    Muon takes the matrices of linear layers, except the one that writes the logits: like an embedding, its rows are
+    one token each. What has two dimensions or more decays; norms and biases do not.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables |= {id(p) for name, p in model.named_parameters() if name.startswith("lm_head.")}
+    matrices: list[Tensor] = []
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if muon and parameter.dim() == 2 and id(parameter) not in tables:
+            matrices.append(parameter)
+        else:
+            (decayed if parameter.dim() >= 2 else others).append(parameter)
+    return matrices, decayed, others

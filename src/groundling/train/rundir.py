@@ -1,0 +1,98 @@
+"""The folder of a run: one process at a time, and never two runs mixed up.
+
+RUN/run.toml  env.json  metrics.jsonl  summary.json  checkpoints/  bundle/
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from groundling import atomicio
+from groundling.errors import CheckpointError, ConfigError
+from groundling.train.checkpoint import Checkpoints
+
+FILES = ("run.toml", "env.json", "metrics.jsonl", "summary.json")
+FOLDERS = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run's lock; it falls with the process, however that ends.
+
+    Raises:
+        CheckpointError: another process holds it.
+        StorageError: the folder cannot be written to.
+    """
+    atomicio.make_folder(run)
+    holder = run / ".lock.pid"  # beside the lock file, which a failed attempt to lock empties
+    lock = filelock.FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        pid = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
+        raise CheckpointError(
+            f"{run} is being used by another process (pid {pid}); wait for it, or choose another --out-dir"
+        ) from None
+    try:
+        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def has_run(run: Path) -> bool:
+    """Whether a run has already left something here."""
+    return any((run / name).exists() for name in (*FILES, *FOLDERS))
+
+
+def make_room(run: Path, *, overwrite: bool) -> None:
+    """Before a new run: the folder has no run in it, or its run may be removed.
+
+    Raises:
+        ConfigError: there is one, and nobody said that it may go.
+    """
+    if not has_run(run):
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"{run} already holds a run; go on with it (--resume), remove it (--overwrite), or choose another --out-dir"
+        )
+    for name in FOLDERS:
+        if (run / name).exists():
+            atomicio.remove_tree(run / name)
+    for name in FILES:
+        (run / name).unlink(missing_ok=True)
+
+
+def find_resumable(run: Path) -> tuple[Path, list[str]]:
+    """The newest good checkpoint, and why newer ones were passed over; sweeps what a crash left behind.
+
+    Raises:
+        CheckpointError: there is nothing to go on from.
+    """
+    checkpoints = Checkpoints(run / "checkpoints")
+    if not checkpoints.finished():
+        raise CheckpointError(f"{run} holds no finished checkpoint to resume from; start it without --resume")
+    atomicio.sweep_temporaries(run / "checkpoints")
+    atomicio.sweep_temporaries(run)
+    return checkpoints.newest_good()
+
+
+def new_run_id() -> str:
+    """A name for a new run, different from all others."""
+    return uuid.uuid4().hex[:12]
+
+
+def read_summary(run: Path) -> dict[str, object]:
+    """What `summary.json` of a finished run says; empty where there is none."""
+    path = run / "summary.json"
+    if not path.is_file():
+        return {}
+    summary: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return summary

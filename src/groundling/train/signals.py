@@ -1,0 +1,40 @@
+"""SIGTERM and Ctrl-C ask training to stop; it does so at the next step boundary, after saving."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether, and by which signal, the process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells say it: whoever started the run sees that it is not finished."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal is not None:  # asked twice: at once, without saving
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signal = number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Inside this block SIGTERM and SIGINT only set a flag; a second one ends the process at once."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request._take) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

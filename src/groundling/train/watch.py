@@ -1,0 +1,185 @@
+"""What happens around the updates of a pretraining run: evaluations, checkpoints, records, samples, the end."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from groundling import dist, runtime
+from groundling.data.batches import Tokens
+from groundling.evals.loss import Interrupted, whole_split_loss
+from groundling.log import Record, Sink
+from groundling.runtime import Runtime
+from groundling.train.loop import Watcher
+from groundling.train.signals import StopRequest
+from groundling.train.state import TrainState
+from groundling.train.step import StepStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """When what happens, in steps; None is never."""
+
+    n_steps: int
+    eval_every: int | None
+    save_every: int | None
+    log_every: int
+    sample_every: int | None
+    patience: int | None
+
+    def due(self, every: int | None, step: int) -> bool:
+        """Whether something that happens every so often, and at the end, happens at `step`."""
+        return every is not None and step > 0 and (step % every == 0 or step >= self.n_steps)
+
+
+class RunWatcher(Watcher):
+    """Evaluates, saves, records and shows a run, none of which changes what is learned.
+
+    Args:
+        plan: when.
+        picked: precision and device.
+        val_tokens: the validation split.
+        save: writes a checkpoint.
+        speak: returns a sample of the model.
+        sinks: where records go; only the first rank has any.
+        stop: set by signals.
+        flops_per_token: of training.
+        peak_flops: the measured matrix-product peak, FLOP/s.
+        say: prints a line for people.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        picked: Runtime,
+        val_tokens: Tokens,
+        save: Callable[[TrainState], None],
+        speak: Callable[[], str],
+        sinks: list[Sink],
+        stop: StopRequest,
+        flops_per_token: float,
+        peak_flops: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self.plan, self.picked, self.stop, self.say, self.sinks = plan, picked, stop, say, sinks
+        self._val_tokens, self._save, self._speak = val_tokens, save, speak
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._mark = (0, 0.0)  # tokens and seconds at the last record
+        self._saved_at = self._sampled_at = 0
+        self._asked_to_stop = False
+
+    def before_step(self, state: TrainState) -> None:
+        """Evaluate, save and speak where that is due. A step that was resumed from does only what is missing."""
+        progress = state.progress
+        step = progress.step
+        if self._stopping():
+            self._save_once(state)
+            return
+        if self.plan.due(self.plan.eval_every, step) and progress.evaluated_step != step:
+            self._evaluate(state)
+        if self.plan.due(self.plan.sample_every, step) and self._sampled_at != step and dist.is_first():
+            self._sampled_at = step
+            with state.ready_to_judge():
+                self.say(self._speak())
+        if self.plan.due(self.plan.save_every, step) or self._reason(state) or self._asked_to_stop:
+            self._save_once(state)
+
+    def reason_to_stop(self, state: TrainState) -> str | None:
+        """A signal, or no progress for `patience` evaluations."""
+        return self._reason(state)
+
+    def after_step(self, state: TrainState, stats: StepStats) -> None:
+        """Record the step where that is due."""
+        progress = state.progress
+        if progress.step % self.plan.log_every and progress.step != 1 and progress.step < self.plan.n_steps:
+            return
+        n_tokens, seconds = progress.n_tokens - self._mark[0], progress.train_s - self._mark[1]
+        self._mark = (progress.n_tokens, progress.train_s)
+        tokens_per_s = n_tokens / seconds
+        steps_left = self.plan.n_steps - progress.step
+        self._record(
+            {
+                "step": progress.step,
+                "loss": stats.loss,
+                "grad_norm": stats.grad_norm,
+                "n_tokens": progress.n_tokens,
+                "train_s": round(progress.train_s, 3),
+                "tokens_per_s": round(tokens_per_s, 1),
+                "utilisation": round(tokens_per_s * self._flops_per_token / self._peak_flops, 4),
+                "memory_mb": round(runtime.peak_memory_bytes(self.picked.device) / 1e6, 1),
+                "eta_s": round(steps_left * progress.train_s / progress.step, 1),
+                "lr_factor": stats.lr_factor,
+            }
+        )
+
+    def resume_at(self, state: TrainState) -> None:
+        """Go on from a state that was restored: it is saved already, and the next record's speed counts from here."""
+        self._mark = (state.progress.n_tokens, state.progress.train_s)
+        self._sampled_at = state.progress.step
+
+    def _evaluate(self, state: TrainState) -> None:
+        start = time.perf_counter()
+        try:
+            with state.ready_to_judge():
+                val_loss = whole_split_loss(
+                    state.model,
+                    self._val_tokens,
+                    _block_size(state.model),
+                    self.picked.autocast,
+                    asked_to_stop=lambda: bool(self.stop),
+                )
+        except Interrupted:
+            self._asked_to_stop = True
+            return
+        progress = state.progress
+        progress.record_evaluation(val_loss)
+        self._record(
+            {
+                "step": progress.step,
+                "val_loss": val_loss,
+                "best_val_loss": progress.best_val_loss,
+                "eval_s": round(time.perf_counter() - start, 3),
+            }
+        )
+
+    def _save_once(self, state: TrainState) -> None:
+        if self._saved_at != state.progress.step and state.progress.step > 0:
+            self._save(state)
+            self._saved_at = state.progress.step
+
+    def _stopping(self) -> bool:
+        """Whether some rank was asked to stop; all ranks get the same answer."""
+        self._asked_to_stop = self._asked_to_stop or dist.any_rank(bool(self.stop), self.picked.device)
+        return self._asked_to_stop
+
+    def _reason(self, state: TrainState) -> str | None:
+        if self._asked_to_stop:
+            return "asked to stop"
+        progress, patience = state.progress, self.plan.patience
+        if patience is not None and progress.n_evals_since_best >= patience and math.isfinite(progress.best_val_loss):
+            return f"no better validation loss in {patience} evaluations"
+        return None
+
+    def _record(self, record: Record) -> None:
+        for sink in self.sinks:
+            sink.write(record)
+
+
+def _block_size(model: nn.Module) -> int:
+    """T of a model that says it; all of ours do."""
+    return int(model.block_size)  # type: ignore[arg-type]
+
+
+def make_deterministic(device: torch.device) -> None:
+    """On a CPU, take the order of additions that is the same every time, where there is a choice.
+
+    Without it, compiled code adds up an embedding's gradient in whatever order the threads come. It costs no
+    measurable time; filling fresh memory, which PyTorch does besides, would.
+    """
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
