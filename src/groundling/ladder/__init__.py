@@ -1,0 +1,1 @@
+"""The lecture as a ladder, one rung a file."""

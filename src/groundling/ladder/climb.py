@@ -1,0 +1,232 @@
+"""`groundling ladder`: train the rungs as the lecture does, and set its losses beside ours.
+
+The data, the training loop, the loss and the sampler are the production ones; only the models are the rungs'.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from groundling import atomicio, runtime
+from groundling.config import parse, require
+from groundling.data.batches import Batches
+from groundling.data.corpus import Corpus, DataConfig, prepare
+from groundling.evals.loss import random_batches_loss, whole_split_loss
+from groundling.ladder.rungs import RUNGS, Rung, find_rung
+from groundling.log import say
+from groundling.runtime import RuntimeConfig
+from groundling.sample.generate import SamplingConfig, generate_ids, row_generator
+from groundling.text.tokenizer import Tokenizer
+from groundling.train.loop import Watcher, train
+from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.schedule import ScheduleConfig
+from groundling.train.state import TrainState
+from groundling.train.step import Objective, StepStats
+from groundling.train.watch import make_deterministic
+
+SMALL = ("s1", "s2", "s3", "s4", "s5", "s6", "s7")
+NOTE = (
+    "val_loss is over the whole validation split; the lecture estimates its own on 200 random batches, "
+    "as val_loss_random_batches does."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """Train the lecture's rungs in its own settings on Tiny Shakespeare, and compare the losses.
+
+    groundling ladder show s6 prints a rung and what it changes.
+    """
+
+    rungs: str = ",".join(SMALL)
+    """Which rungs, separated by commas."""
+    steps: int | None = None
+    """Steps of each rung; None: the lecture's, 3,000 for s1 and 5,000 for the others."""
+    seed: int = 1337
+    """Of the initial weights and the batches."""
+    scaled: bool = False
+    """Add s8, the scaled-up model: hours on a laptop."""
+    out_dir: Path = Path("runs/ladder")
+    """Where ladder.json and ladder.png go."""
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1, or None")
+        require(bool(self.names()), "rungs is empty; name some, for example s3,s4")
+        for name in self.names():
+            find_rung(name)
+
+    def names(self) -> list[str]:
+        """The rungs that are meant, each once, in the ladder's order."""
+        asked = {name.strip() for name in self.rungs.split(",") if name.strip()} | ({"s8"} if self.scaled else set())
+        return [name for name in RUNGS if name in asked] + sorted(asked - RUNGS.keys())
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """What came of a rung."""
+
+    rung: str
+    adds: str
+    parameters: int
+    val_loss: float
+    val_loss_random_batches: float
+    lecture_val_loss: float | None
+    seconds: float
+    sample: str
+    losses: list[tuple[int, float]] = field(repr=False)
+    """(step, mean training loss since the last entry)."""
+    val_losses: list[tuple[int, float]] = field(repr=False)
+    """(step, loss on the whole validation split)."""
+    model: nn.Module = field(repr=False)
+
+    def record(self) -> dict[str, object]:
+        """What ladder.json says of it."""
+        names = "rung adds parameters val_loss val_loss_random_batches lecture_val_loss seconds sample".split()  # noqa: SIM905
+        return {name: getattr(self, name) for name in names}
+
+
+class _Curves(Watcher):
+    """Keeps the losses of a rung on its way, and counts only the time of training."""
+
+    def __init__(self, n_steps: int, evaluate: Callable[[], float]) -> None:
+        self.every, self.evaluate = max(1, n_steps // 10), evaluate
+        self.losses: list[tuple[int, float]] = []
+        self.val_losses: list[tuple[int, float]] = []
+        self._since: list[float] = []
+
+    def before_step(self, state: TrainState) -> None:
+        step = state.progress.step
+        if step % self.every == 0:
+            self.val_losses.append((step, self.evaluate()))
+
+    def after_step(self, state: TrainState, stats: StepStats) -> None:
+        self._since.append(stats.loss)
+        if len(self._since) == max(1, self.every // 10):
+            self.losses.append((state.progress.step, sum(self._since) / len(self._since)))
+            self._since.clear()
+
+
+def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus: Corpus | None = None) -> RungResult:
+    """Train one rung as the lecture does: AdamW at a constant rate, on batches from random places.
+
+    Args:
+        name: s1 to s9.
+        steps: None: as many as the lecture.
+        seed: of the initial weights and the batches.
+        corpus: the text; None: Tiny Shakespeare by characters.
+
+    Raises:
+        ConfigError: there is no such rung.
+    """
+    rung = find_rung(name)
+    corpus = corpus or prepare(DataConfig(), block_size=8)
+    torch.manual_seed(seed)
+    model = rung.build(corpus.tokenizer.vocab_size)
+    block_size = int(model.block_size)  # type: ignore[arg-type]
+    n_steps = rung.steps if steps is None else steps
+    # A small rung is nothing but the cost of calling its operations: neither compiling nor bfloat16 pays.
+    small = name in SMALL
+    picked = runtime.pick(RuntimeConfig(compile="off", dtype="float32") if small else RuntimeConfig())
+    make_deterministic(picked.device)
+    model.to(picked.device)
+    start = time.perf_counter()
+
+    def evaluate() -> float:
+        return whole_split_loss(model, corpus.val.ids, block_size, picked.autocast)
+
+    curves = _Curves(n_steps, evaluate)
+    state = _state(rung, model, corpus, block_size, seed, picked)
+    train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=curves)
+    seconds = time.perf_counter() - start
+    return RungResult(
+        rung=name,
+        adds=rung.adds,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        val_loss=evaluate(),
+        val_loss_random_batches=random_batches_loss(
+            model, corpus.val.ids, block_size, n_batches=200 if small else 20, batch_size=rung.batch_size
+        ),
+        lecture_val_loss=rung.lecture_val_loss,
+        seconds=round(seconds, 2),
+        sample=sample_of(model, corpus.tokenizer, seed),
+        losses=curves.losses,
+        val_losses=curves.val_losses,
+        model=model,
+    )
+
+
+def _state(
+    rung: Rung, model: nn.Module, corpus: Corpus, block_size: int, seed: int, picked: runtime.Runtime
+) -> TrainState:
+    objective = Objective(model, autocast=picked.autocast)
+    objective.forward = runtime.compile_or_fall_back(objective.forward, picked, say)  # type: ignore[method-assign]
+    # PyTorch's own defaults for AdamW, which the lecture does not change.
+    optimizers = Optimizers(model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), weight_decay=0.01))
+    batches = Batches(corpus.train.ids, block_size=block_size, batch_size=rung.batch_size, order="random", seed=seed)
+    return TrainState(model, objective, optimizers, batches)
+
+
+def sample_of(model: nn.Module, tokenizer: Tokenizer, seed: int, n_tokens: int = 120) -> str:
+    """What a model says from the beginning of a line on, at temperature 1 as in the lecture."""
+    how = SamplingConfig(max_new_tokens=n_tokens, temperature=1.0, seed=seed)
+    return tokenizer.decode(generate_ids(model, tokenizer.encode("\n"), how, row_generator(seed, 0)))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `ladder`, and `ladder show RUNG`."""
+    if argv and argv[0] == "show":
+        from groundling.ladder import show
+
+        return show.main(list(argv[1:]))
+    config = parse(LadderConfig, argv, "groundling ladder")
+    climb(config)
+    return 0
+
+
+def climb(config: LadderConfig) -> list[RungResult]:
+    """Train the rungs, print the table, and write ladder.json and ladder.png.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; ladder.json is there all the same.
+    """
+    atomicio.make_folder(config.out_dir)
+    corpus = prepare(DataConfig(), block_size=8)
+    results = []
+    for name in config.names():
+        say(f"{name}: {find_rung(name).adds} ...")
+        results.append(train_rung(name, steps=config.steps, seed=config.seed, corpus=corpus))
+        atomicio.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
+    Console().print(table(results))
+    print(NOTE)
+    from groundling.ladder.chart import draw
+
+    draw(results, config.out_dir / "ladder.png")
+    print(f"wrote {config.out_dir / 'ladder.json'} and {config.out_dir / 'ladder.png'}")
+    return results
+
+
+def table(results: Sequence[RungResult]) -> Table:
+    """The ladder as a table for people."""
+    grid = Table("rung", "adds", title=f"The ladder, {sum(result.seconds for result in results):.0f} s in all")
+    for heading in ("parameters", "val_loss", "random batches", "lecture", "seconds"):
+        grid.add_column(heading, justify="right")
+    grid.add_column("sample", overflow="ellipsis", no_wrap=True)
+    for result in results:
+        lecture = result.lecture_val_loss
+        grid.add_row(
+            result.rung,
+            result.adds,
+            f"{result.parameters:,}",
+            f"{result.val_loss:.3f}",
+            f"{result.val_loss_random_batches:.3f}",
+            "" if lecture is None else f"{lecture:.2f}",
+            f"{result.seconds:.1f}",
+            " ".join(result.sample.split())[:60],
+        )
+    return grid

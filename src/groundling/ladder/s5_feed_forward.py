@@ -1,0 +1,39 @@
+"""Rung 5, feed-forward: after listening, think.
+
+Adds: a linear layer and a ReLU, applied to each position by itself, after the heads.
+
+Why: attention only mixes; what it passes on is a weighted mean of values that are linear in their input. The
+positions have gathered what they need from each other, but have had no chance to draw a conclusion from it. From here
+on a layer of the network has two halves: *communicate* (attention, across positions), then *compute* (feed-forward,
+within one).
+
+The lecture's validation loss: 2.24.
+
+Shapes: B sequences in a batch, T positions, C = n_embd numbers for a position, F hidden numbers (here F = C).
+"""
+
+from torch import Tensor, nn
+
+from groundling.ladder.s2_embeddings import EmbeddingModel
+from groundling.ladder.s4_multi_head import MultiHead
+
+
+class FeedForward(nn.Module):
+    """A linear layer and a ReLU, the same for every position."""
+
+    def __init__(self, n_embd: int, n_hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_embd, n_hidden)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """The hidden features of each position; a feature is zero where it does not apply."""
+        hidden_BTF: Tensor = self.linear(x_BTC)
+        return hidden_BTF.relu()
+
+
+class FeedForwardModel(EmbeddingModel):
+    """Embeddings, heads, feed-forward, `lm_head`."""
+
+    def __init__(self, vocab_size: int, block_size: int = 8, n_embd: int = 32, n_head: int = 4) -> None:
+        body = nn.Sequential(MultiHead(n_embd, n_head, block_size), FeedForward(n_embd, n_embd))
+        super().__init__(vocab_size, block_size, n_embd, body)
