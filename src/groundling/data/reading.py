@@ -114,7 +114,7 @@ class TextFiles:
             meant = data.count(REPLACEMENT.encode())  # U+FFFD that the file itself holds
             self.replaced += text.count(REPLACEMENT) - meant + text.count("\0")
             return text.replace("\0", REPLACEMENT), used
-        flaw, reason = data.find(b"\0"), "a NUL byte, which no text has: is it binary, or UTF-16?"
+        flaw, reason = data.find(b"\0"), "NUL bytes, which no text has (is it binary, or UTF-16?)"
         try:
             text, used = codecs.utf_8_decode(data, "strict", final)
         except UnicodeDecodeError as error:
@@ -123,7 +123,7 @@ class TextFiles:
         if flaw >= 0:
             where = "of the unpacked text " if path.suffix in (".gz", ".zst") else ""
             raise DataError(
-                f"{path}: at byte offset {offset + flaw} {where}there is {reason}; "
+                f"{path}: at byte offset {offset + flaw} {where}stand {reason}; "
                 "mend the file, or use --data.errors replace to put U+FFFD there"
             )
         return text, used

@@ -130,9 +130,11 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
     model = rung.build(corpus.tokenizer.vocab_size)
     block_size = int(model.block_size)  # type: ignore[arg-type]
     n_steps = rung.steps if steps is None else steps
-    # A small rung is nothing but the cost of calling its operations: neither compiling nor bfloat16 pays.
+    # A small rung is nothing but the cost of calling its operations: neither threads, nor compiling, nor bfloat16 pay.
     small = name in SMALL
-    picked = runtime.pick(RuntimeConfig(compile="off", dtype="float32") if small else RuntimeConfig())
+    as_small = RuntimeConfig(device="cpu", compile="off", dtype="float32", threads=1)
+    n_threads = torch.get_num_threads()
+    picked = runtime.pick(as_small if small else RuntimeConfig())
     make_deterministic(picked.device)
     model.to(picked.device)
     start = time.perf_counter()
@@ -144,7 +146,7 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
     state = _state(rung, model, corpus, block_size, seed, picked)
     train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=curves)
     seconds = time.perf_counter() - start
-    return RungResult(
+    result = RungResult(
         rung=name,
         adds=rung.adds,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -159,6 +161,8 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
         val_losses=curves.val_losses,
         model=model,
     )
+    torch.set_num_threads(n_threads)
+    return result
 
 
 def _state(

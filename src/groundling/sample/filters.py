@@ -31,6 +31,13 @@ def require_scores(logits_BV: Tensor) -> Tensor:
     return logits_BV
 
 
+def below(logits_BV: Tensor, n_ids: int) -> Tensor:
+    """Drop the ids from `n_ids` on: a model's vocabulary may be padded beyond its tokenizer's."""
+    if n_ids >= logits_BV.size(-1):
+        return logits_BV
+    return logits_BV.index_fill(-1, torch.arange(n_ids, logits_BV.size(-1), device=logits_BV.device), DROPPED)
+
+
 def repetition_penalty(logits_BV: Tensor, context_BN: Tensor, penalty: float) -> Tensor:
     """Make what the context already holds less likely (above 1) or more (below 1): arXiv:1909.05858, section 4.1.
 

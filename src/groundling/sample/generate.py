@@ -72,7 +72,7 @@ def window_start(n_tokens: int, block_size: int) -> int:
     0 while all fit; then the older half of a full window (at least one token) is dropped at a time.
     """
     half = max(1, block_size // 2)
-    return half * max(0, math.ceil((n_tokens - block_size) / half))
+    return half * max(0, -((block_size - n_tokens) // half))
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:
@@ -215,7 +215,7 @@ def _steps(
         with _inference(model):
             logits_BV = at_least_float32(read(window_BN, start).cpu())
             if n_ids is not None:
-                logits_BV[:, n_ids:] = filters.DROPPED
+                logits_BV = filters.below(logits_BV, n_ids)
             ids_B = choose(logits_BV, window_BN, config, generators)
         yield ids_B.tolist()
         window_BN, n_tokens = torch.cat((window_BN, ids_B[:, None]), dim=1), n_tokens + 1

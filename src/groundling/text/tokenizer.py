@@ -255,9 +255,7 @@ class _ByteStream:
         return self._decoder.decode(self._pieces.decode_bytes([token]))
 
     def finish(self) -> str:
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        return self._decoder.decode(b"", final=True)
 
 
 def require_unicode(text: str) -> None:

@@ -305,7 +305,6 @@ def train_sentencepiece(texts: Iterable[str], kind: SentencePieceKind, vocab_siz
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            user_defined_symbols=["\n"],
             unk_id=0,
             bos_id=-1,
             eos_id=-1,
@@ -314,13 +313,15 @@ def train_sentencepiece(texts: Iterable[str], kind: SentencePieceKind, vocab_siz
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
-        raise DataError(f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {reason}") from error
+        reason = str(error).rpartition("] ")[2].split(". Increase")[0]  # without its place in the C++ source
+        raise DataError(
+            f"no {kind} tokenizer of {vocab_size} ids can be trained on this text, try more ids: {reason}"
+        ) from error
     return SentencePieceTokenizer(model.getvalue(), kind)
 
 
 def _sentences(texts: Iterable[str], most: int = 1000) -> Iterator[str]:
-    """Cut text into lines, and long lines into parts: the trainer passes over what is longer than 4192 bytes."""
+    """Cut text into lines (a newline is one id anyhow, its byte), and long lines, which the trainer passes over."""
     for text in texts:
         for line in text.replace("\0", " ").replace(BLANK, " ").split("\n"):
             yield from (line[start : start + most] for start in range(0, len(line), most))

@@ -1,0 +1,63 @@
+# The two commands of the README are `make shakespeare` and `make test`; each makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN := runs/shakespeare_char
+
+.PHONY: help env env-dev shakespeare ladder check lint fast test docs clean
+
+help:
+	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
+	@echo "make test         make the environment with its test tools, and run every check (under 15 minutes)"
+	@echo "make check        the fast checks (under 90 seconds)"
+	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
+	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make env          only make the environment, in .venv"
+	@echo "make clean        remove the environment and all that was built; runs/ stays"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Groundling needs Python 3.11 or newer, and $(PYTHON) is older; try make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[plot,text]'
+	@touch $@
+
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev,docs]'
+	@touch $@ $(VENV)/.ready
+
+env: $(VENV)/.ready
+env-dev: $(VENV)/.ready-dev
+
+# A finished run is not trained again, and an interrupted one goes on where it was.
+shakespeare: $(VENV)/.ready
+	@test -f $(RUN)/summary.json || $(BIN)/groundling pretrain configs/shakespeare_char.toml --out-dir $(RUN) \
+		$$(ls $(RUN)/checkpoints/step-*/manifest.json >/dev/null 2>&1 && echo --resume || echo --overwrite)
+	@$(BIN)/groundling sample $(RUN) --prompt "ROMEO:" --max-new-tokens 400
+	@echo && cat $(RUN)/summary.json
+
+ladder: $(VENV)/.ready
+	$(BIN)/groundling ladder
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fast: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+check: lint fast
+
+test: lint docs
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+
+docs: $(VENV)/.ready-dev
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

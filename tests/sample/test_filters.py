@@ -1,0 +1,134 @@
+"""Each filter against the plainest way to say what it does, on scores with ties and with tokens already dropped."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundling.errors import CheckpointError
+from groundling.sample import filters
+
+# Few different values, so that ties are common; some tokens are dropped already, never all.
+scores = st.lists(st.sampled_from([-math.inf, -3.0, -1.0, 0.0, 0.25, 0.5, 2.0]), min_size=1, max_size=9).filter(
+    lambda row: max(row) > -math.inf
+)
+
+
+def kept(logits_BV: torch.Tensor) -> set[int]:
+    return set((logits_BV[0] > -math.inf).nonzero().flatten().tolist())
+
+
+def best_first(row: list[float]) -> list[int]:
+    """The ids that are not dropped, best first, the lower first where equal."""
+    return sorted((i for i, score in enumerate(row) if score > -math.inf), key=lambda i: (-row[i], i))
+
+
+def probabilities(row: list[float]) -> list[float]:
+    weights = [math.exp(score - max(row)) for score in row]
+    return [weight / sum(weights) for weight in weights]
+
+
+@given(row=scores)
+def test_greedy_takes_the_lowest_of_the_best(row):
+    assert filters.greedy(torch.tensor([row])).tolist() == [best_first(row)[0]]
+
+
+@given(row=scores, n_ids=st.integers(1, 12))
+def test_below_keeps_the_first_ids(row, n_ids):
+    assert kept(filters.below(torch.tensor([row]), n_ids)) == {i for i in best_first(row) if i < n_ids}
+
+
+@given(row=scores, k=st.integers(1, 12))
+def test_top_k_keeps_the_k_best_and_the_lower_of_equals(row, k):
+    assert kept(filters.top_k(torch.tensor([row]), k)) == set(best_first(row)[:k])
+
+
+@given(row=scores, p=st.floats(0.01, 1.0))
+def test_top_p_keeps_the_fewest_that_reach_p(row, p):
+    found = kept(filters.top_p(torch.tensor([row], dtype=torch.float64), p))
+    order, probs = best_first(row), probabilities(row)
+    assert found == set(order[: len(found)]), "the kept ones are the best ones"
+    assert found
+    if p == 1:
+        assert found == set(order)
+    assert sum(probs[i] for i in found) >= p - 1e-9
+    assert sum(probs[i] for i in order[: len(found) - 1]) < p + 1e-9, "one less would not do"
+
+
+@pytest.mark.parametrize("p", [1e-300, 1e-45, 1e-9])
+def test_the_smallest_p_still_keeps_the_best(p):
+    """In float32 some of these are 0, which nothing has to reach."""
+    assert kept(filters.top_p(torch.tensor([[0.0, 2.0, 2.0]]), p)) == {1}
+
+
+@given(row=scores, p=st.floats(0.0, 0.99))
+def test_min_p_keeps_what_is_likely_enough_beside_the_best(row, p):
+    found = kept(filters.min_p(torch.tensor([row], dtype=torch.float64), p))
+    probs = probabilities(row)
+    assert best_first(row)[0] in found
+    for i in best_first(row):
+        if abs(probs[i] / max(probs) - p) > 1e-9:
+            assert (i in found) == (probs[i] / max(probs) >= p)
+
+
+@given(row=scores, t=st.floats(1e-3, 10.0))
+def test_temperature_divides_the_differences(row, t):
+    changed = filters.temperature(torch.tensor([row], dtype=torch.float64), t)[0].tolist()
+    for before, after in zip(row, changed, strict=True):
+        assert after == pytest.approx((before - max(row)) / t) or before == after == -math.inf
+
+
+@pytest.mark.parametrize("t", [5e-324, 1e-300, 1e-45, 1e-10])
+def test_the_smallest_temperature_is_nearly_greedy_and_never_nan(t):
+    probs_V = filters.temperature(torch.tensor([[1.0, 3.0, 2.0, -math.inf]]), t).softmax(-1)[0]
+    assert probs_V.tolist() == [0, 1, 0, 0]
+
+
+@given(row=scores, context=st.lists(st.integers(0, 8), max_size=6), penalty=st.floats(0.5, 2.0))
+def test_repetition_penalty_moves_each_seen_token_once_and_down(row, context, penalty):
+    context = [i for i in context if i < len(row)]
+    changed = filters.repetition_penalty(
+        torch.tensor([row], dtype=torch.float64), torch.tensor([context], dtype=torch.long), penalty
+    )[0].tolist()
+    for i, (before, after) in enumerate(zip(row, changed, strict=True)):
+        expected = before if i not in context else before / penalty if before > 0 else before * penalty
+        assert after == pytest.approx(expected)
+        if penalty >= 1:
+            assert after <= before
+
+
+def test_every_filter_leaves_its_argument_alone_and_treats_rows_apart():
+    logits_BV = torch.tensor([[0.0, 1.0, 2.0, 3.0], [9.0, 0.0, 0.0, 0.0]])
+    before = logits_BV.clone()
+    context_BN = torch.tensor([[3], [1]])
+    for change in (
+        lambda x: filters.below(x, 2),
+        lambda x: filters.top_k(x, 2),
+        lambda x: filters.top_p(x, 0.7),
+        lambda x: filters.min_p(x, 0.2),
+        lambda x: filters.temperature(x, 0.5),
+    ):
+        assert torch.equal(change(logits_BV), torch.cat([change(row[None]) for row in logits_BV]))
+        assert torch.equal(logits_BV, before)
+    assert filters.repetition_penalty(logits_BV, context_BN, 2.0).tolist() == [[0, 1, 2, 1.5], [9, 0, 0, 0]]
+    assert torch.equal(logits_BV, before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused_with_their_row(bad):
+    logits_BV = torch.zeros(3, 4)
+    logits_BV[2, 1] = bad
+    with pytest.raises(CheckpointError, match=rf"best score is {bad} \(sample 2\)"):
+        filters.require_scores(logits_BV)
+
+
+def test_a_row_with_nothing_left_is_refused():
+    with pytest.raises(CheckpointError, match="-inf"):
+        filters.require_scores(torch.full((1, 4), -math.inf))
+
+
+def test_dropped_tokens_are_fine_as_long_as_one_is_left():
+    logits_BV = torch.tensor([[-math.inf, 1.0]])
+    assert filters.require_scores(logits_BV) is logits_BV
