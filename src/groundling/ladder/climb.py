@@ -207,6 +207,7 @@ def climb(config: LadderConfig) -> list[RungResult]:
         results.append(train_rung(name, steps=config.steps, seed=config.seed, corpus=corpus))
         atomicio.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
     Console().print(table(results))
+    print("\n".join(f"{result.rung}  {' '.join(result.sample.split())[:72]}" for result in results))
     print(NOTE)
     from groundling.ladder.chart import draw
 
@@ -220,7 +221,6 @@ def table(results: Sequence[RungResult]) -> Table:
     grid = Table("rung", "adds", title=f"The ladder, {sum(result.seconds for result in results):.0f} s in all")
     for heading in ("parameters", "val_loss", "random batches", "lecture", "seconds"):
         grid.add_column(heading, justify="right")
-    grid.add_column("sample", overflow="ellipsis", no_wrap=True)
     for result in results:
         lecture = result.lecture_val_loss
         grid.add_row(
@@ -231,6 +231,5 @@ def table(results: Sequence[RungResult]) -> Table:
             f"{result.val_loss_random_batches:.3f}",
             "" if lecture is None else f"{lecture:.2f}",
             f"{result.seconds:.1f}",
-            " ".join(result.sample.split())[:60],
         )
     return grid

@@ -187,11 +187,12 @@ class _Run:
         """Train, and write down what came of it."""
         config = self.config
         self._say_estimate()
+        # Before the state: it draws random numbers, and a resumed run's generators have to stay where they were.
+        peak = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
         state = self._state()
         if self.resume_from is not None:
             restore(self.resume_from, state)
         self.wall_before = state.progress.wall_s
-        peak = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
         watcher = self._watcher(state, peak)
         try:
             reason = train(
