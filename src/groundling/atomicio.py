@@ -185,6 +185,10 @@ def remove_tree(path: Path) -> None:
     """Remove a folder. It first gets a temporary name, so that no half of it is ever taken for the whole."""
     condemned = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}-{uuid.uuid4().hex[:8]}")
     with _clear_errors(path):
+        if path.is_symlink():  # only the link is ours to remove
+            _announce("unlink", path)
+            path.unlink()
+            return
         replace(path, condemned)
         for file in sorted(condemned.rglob("*"), reverse=True):
             _announce("unlink", file)

@@ -171,14 +171,15 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights under the names of the plain model, whatever wraps it; a tied matrix once.
 
     `torch.compile` puts `_orig_mod.` before names and data parallelism `module.`; a file that kept them could be
-    loaded only by a model wrapped in the same way.
+    loaded only by a model wrapped in the same way. Of a model that is sharded over ranks, the whole tensors are
+    gathered; all ranks call this together then.
     """
     state: dict[str, Tensor] = unwrap(model).state_dict(keep_vars=True)
     first_names: dict[int, str] = {}
     for name, tensor in state.items():
         first_names.setdefault(id(tensor), name)
     # Blocks that were compiled one by one carry the prefix in the middle of their names.
-    return {name.replace("_orig_mod.", ""): state[name].detach().contiguous() for name in first_names.values()}
+    return {name.replace("_orig_mod.", ""): _whole(state[name].detach()) for name in first_names.values()}
 
 
 def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -204,6 +205,12 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
     return weights
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that lies on this rank in one piece: a sharded one (DTensor) has no memory of its own to be written."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.contiguous()
 
 
 def _check_files(folder: Path) -> None:

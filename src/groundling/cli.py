@@ -42,24 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
     `GROUNDLING_TRACEBACK=1` shows the whole traceback of such an error instead.
     """
-    name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
-    if name in ("-h", "--help"):
-        print(usage())
-        return 0
-    if name == "--version":
-        from importlib.metadata import version
-
-        print(f"groundling {version('groundling')}")
-        return 0
-    if name not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are: {', '.join(VERBS)}"
-        print(f"groundling: error: no verb {name!r}; {hint}", file=sys.stderr)
-        return 2
     try:
-        code: int = importlib.import_module(VERBS[name].module).main(rest)
+        code = _run(argv)
         sys.stdout.flush()
         return code
     except GroundlingError as error:
@@ -74,6 +58,26 @@ def main(argv: Sequence[str]) -> int:
         # The reader (`| head`) has seen enough; give the interpreter a place to flush what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(argv: Sequence[str]) -> int:
+    name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"groundling {version('groundling')}")
+        return 0
+    if name not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are: {', '.join(VERBS)}"
+        raise ConfigError(f"no verb {name!r}; {hint}")
+    code: int = importlib.import_module(VERBS[name].module).main(rest)
+    return code
 
 
 def console() -> None:

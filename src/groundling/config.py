@@ -22,40 +22,51 @@ ABSENT = "None"
 """TOML has no null; a preset says "None", as a command line does."""
 
 
-def parse(config_class: type[C], argv: Sequence[str], prog: str, description: str = "") -> C:
-    """Read a config from a command line: `[preset.toml] [--field value ...]`.
+def parse(
+    config_class: type[C], argv: Sequence[str], prog: str, description: str = "", default_preset: str | None = None
+) -> C:
+    """Read a config from a command line: `[preset.toml] [--field value ...]`. The help shows the preset's values.
 
     Args:
         config_class: a frozen dataclass whose field docstrings are its help.
         argv: the words after the verb.
         prog: how the command is called, for the help.
         description: what the help says first; the class's docstring when empty.
+        default_preset: the preset when the command line names none; None: the class's defaults.
 
     Raises:
         ConfigError: the preset cannot be read, a flag is unknown, or a value is of the wrong type or refused.
         SystemExit: after `--help`, with 0.
     """
     words = list(argv)
-    preset_flags: list[str] = []
-    if words and words[0].endswith(".toml"):
-        preset_flags = list(_flags(load_preset(words.pop(0))))
-    return _parse_flags(config_class, [*preset_flags, *words], prog, description or config_class.__doc__ or "")
+    preset = words.pop(0) if words and words[0].endswith(".toml") else default_preset
+    description = description or config_class.__doc__ or ""
+    default = None
+    if preset is not None:
+        try:
+            default = _parse_flags(config_class, list(_flags(load_preset(preset))), prog, description)
+        except ConfigError as error:
+            raise ConfigError(f"preset {preset}: {error}") from error
+    return _parse_flags(config_class, words, prog, description, default)
 
 
-def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str) -> C:
+def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str, default: C | None = None) -> C:
     """Parse with tyro; its framed complaint becomes one line."""
     import tyro
 
     complaint = io.StringIO()
+    below: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            config: C = tyro.cli(
                 config_class,
                 prog=prog,
                 description=description,
                 args=flags,
                 config=(tyro.conf.HelptextFromCommentsOff,),
+                **below,
             )
+            return config
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -63,9 +74,10 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
 
 
 def _one_line(framed: str) -> str:
-    """What tyro says in a frame: its first part, and of its suggestions the flags."""
-    body = "\n".join(line.strip("\u2502 ") for line in framed.splitlines() if not line.startswith("\u256d"))
-    said, *more = (" ".join(part.split()) for part in re.split("\u2500{4,}", body))
+    """What tyro says in a frame, drawn in Unicode or in ASCII: its first part, and of its suggestions the flags."""
+    body = "\n".join(line.strip("\u2502 ") for line in framed.strip().splitlines()[1:])  # the first is the title
+    parts = (" ".join(part.split()) for part in re.split("[\u2500-]{4,}", body))
+    said, *more = [part for part in parts if part] or [" ".join(framed.split())]
     near = re.findall(r"--[\w.-]+", next((part for part in more if part.startswith("Perhaps you meant")), ""))
     return f"{said.rstrip('.')}; did you mean {near[0]}?" if near else said.rstrip(".")
 
@@ -102,9 +114,11 @@ def _flags(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _flags(value, f"{name}.")
         elif isinstance(value, bool):
             yield f"--{name}" if value else f"--{prefix}no-{key}"
-        else:
+        elif isinstance(value, list):
             yield f"--{name}"
-            yield from (str(item) for item in (value if isinstance(value, list) else [value]))
+            yield from (str(item) for item in value)
+        else:
+            yield f"--{name}={value}"  # in one word, for a text may itself begin with "--"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What a finished folder holds: the size and SHA-256 of each of its files, written last and checked before use.
 
-A folder without `manifest.json` was never finished. One whose files differ from it is damaged, and says where.
+A folder without `manifest.json` was never finished. One whose files differ from it is damaged, and says where. The
+manifest vouches for itself too: a flipped digit in what it says beside its files would not be seen otherwise.
 """
 
+import hashlib
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +13,8 @@ from groundling import atomicio
 from groundling.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+SEAL = "sha256"
+"""The manifest's key for the SHA-256 of all the rest of it."""
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -28,7 +32,17 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }
-    atomicio.write_json(folder / MANIFEST, {**facts, "files": files})
+    _write_sealed(folder, {**facts, "files": files})
+
+
+def change_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Change what a finished folder's manifest says beside its files.
+
+    Raises:
+        CheckpointError: there is no manifest, or it is damaged.
+        StorageError: it could not be written; it is as it was.
+    """
+    _write_sealed(folder, {**read_manifest(folder), **facts})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -44,6 +58,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
         raise CheckpointError(f"{path} is damaged: it does not list files with their sizes and SHA-256")
+    if manifest.get(SEAL) != _seal(manifest):
+        raise CheckpointError(f"{path} is damaged: its content differs from its own SHA-256")
     return manifest
 
 
@@ -81,6 +97,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds a {type(value).__name__} and not a JSON object")
     return value
+
+
+def _write_sealed(folder: Path, manifest: dict[str, Any]) -> None:
+    atomicio.write_json(folder / MANIFEST, {**manifest, SEAL: _seal(manifest)})
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _is_entry(name: str, entry: Any) -> bool:

@@ -114,12 +114,12 @@ def tune_allocator() -> str:
     return "glibc, keeps freed memory (mallopt)" if done else "glibc refused mallopt"
 
 
-def pick(config: RuntimeConfig, expected_train_s: float | None = None) -> Runtime:
+def pick(config: RuntimeConfig, worth_compiling: bool = True) -> Runtime:
     """Pick device, precision, threads, allocator and compilation, and set what is set for the whole process.
 
     Args:
         config: what the user asked for.
-        expected_train_s: how long training will take without compilation, where known: a short run is not compiled.
+        worth_compiling: whether the run is long enough to win back the time of compiling; asked when that is "auto".
 
     Raises:
         ConfigError: something asked for is not there.
@@ -140,7 +140,7 @@ def pick(config: RuntimeConfig, expected_train_s: float | None = None) -> Runtim
         device=device,
         compute_dtype=compute,
         weight_dtype=weights,
-        compile=_pick_compile(config, device, expected_train_s, reasons),
+        compile=_pick_compile(config, device, worth_compiling, reasons),
         threads=torch.get_num_threads(),
         reasons=reasons,
     )
@@ -163,9 +163,7 @@ def _pick_dtype(
     return DTYPES[config.dtype], torch.float32
 
 
-def _pick_compile(
-    config: RuntimeConfig, device: torch.device, expected_train_s: float | None, reasons: dict[str, str]
-) -> bool:
+def _pick_compile(config: RuntimeConfig, device: torch.device, worth_compiling: bool, reasons: dict[str, str]) -> bool:
     if config.compile == "off":
         reasons["compile"] = "off, as asked"
         return False
@@ -176,7 +174,7 @@ def _pick_compile(
     if not compiler:
         reasons["compile"] = "off: no C++ compiler was found (install g++ or clang++, or set CXX); training is slower"
         return False
-    if config.compile == "auto" and expected_train_s is not None and expected_train_s < 60:
+    if config.compile == "auto" and not worth_compiling:
         reasons["compile"] = "off: the run is shorter than compiling for it"
         return False
     reasons["compile"] = f"on ({compiler})"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -206,7 +207,8 @@ def climb(config: LadderConfig) -> list[RungResult]:
         say(f"{name}: {find_rung(name).adds} ...")
         results.append(train_rung(name, steps=config.steps, seed=config.seed, corpus=corpus))
         atomicio.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
-    Console().print(table(results))
+    console = Console()
+    Console(width=None if console.is_terminal else 110).print(table(results))
     print("\n".join(f"{result.rung}  {' '.join(result.sample.split())[:72]}" for result in results))
     print(NOTE)
     from groundling.ladder.chart import draw
@@ -218,7 +220,9 @@ def climb(config: LadderConfig) -> list[RungResult]:
 
 def table(results: Sequence[RungResult]) -> Table:
     """The ladder as a table for people."""
-    grid = Table("rung", "adds", title=f"The ladder, {sum(result.seconds for result in results):.0f} s in all")
+    in_all = sum(result.seconds for result in results)
+    grid = Table("rung", title=f"The ladder, {in_all:.0f} s in all", box=box.SIMPLE_HEAD, title_justify="left")
+    grid.add_column("adds", overflow="fold")
     for heading in ("parameters", "val_loss", "random batches", "lecture", "seconds"):
         grid.add_column(heading, justify="right")
     for result in results:

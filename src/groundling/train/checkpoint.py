@@ -10,6 +10,7 @@ Order of writing: a temporary folder, its files, the manifest, fsync, a rename; 
 """
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 from groundling import atomicio, dist
 from groundling.bundle import plain_state_dict, read_weights, write_bundle_files
 from groundling.errors import CheckpointError, StorageError
-from groundling.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.manifest import MANIFEST, change_facts, check_manifest, read_json_object, read_manifest, write_manifest
 from groundling.model.gpt import GPTConfig
 from groundling.text.tokenizer import Tokenizer, fingerprint
 from groundling.train.state import Progress, TrainState
@@ -76,7 +77,7 @@ class Checkpoints:
             try:
                 if not self._update(target, state.progress, facts.run_id):
                     self._write(target, state, tensors, model_config, tokenizer, facts)
-                self.prune(facts.run_id)
+                self.prune(facts.run_id, state.progress.step)
             except StorageError as error:
                 failure = str(error)
         if dist.any_rank(bool(failure)):
@@ -99,7 +100,7 @@ class Checkpoints:
         if manifest.get("run_id") != run_id:
             raise StorageError(f"{target} belongs to another run; nothing was written")
         if progress.evaluated_step == progress.step and manifest.get("val_loss") is None:
-            atomicio.write_json(target / MANIFEST, {**manifest, "val_loss": progress.val_loss})
+            change_facts(target, {"val_loss": progress.val_loss})
         return True
 
     def _write(
@@ -136,24 +137,37 @@ class Checkpoints:
             check_manifest(new)
         atomicio.write_text(self.folder / "LATEST", target.name + "\n")  # a hint for people; nothing reads it
 
-    def prune(self, run_id: str) -> None:
-        """Remove this run's old checkpoints: never the newest, the best, or one of another run."""
-        ours = list(self._losses(run_id))
-        kept = {*ours[-self.keep :], self.best(run_id)}
-        for path in ours:
+    def prune(self, run_id: str, step: int) -> None:
+        """Remove this run's checkpoints before the one of `step`: never the newest, the best, or another run's.
+
+        A later one was passed over when the run was resumed, for it is damaged: it takes nobody's place.
+        """
+        ranked = [path for path in self.by_loss(run_id) if _step_of(path) <= step]
+        kept = {*sorted(ranked, key=_step_of)[-self.keep :], *ranked[:1]}
+        for path in ranked:
             if path not in kept:
                 atomicio.remove_tree(path)
 
-    def best(self, run_id: str) -> Path | None:
-        """The one with the lowest validation loss, the earliest of equals; the newest where none was measured."""
-        losses = self._losses(run_id)
-        measured = {path: loss for path, loss in losses.items() if loss is not None}
-        return min(measured, key=measured.__getitem__) if measured else next(reversed(losses), None)
+    def by_loss(self, run_id: str) -> list[Path]:
+        """This run's, the lowest validation loss first, the earliest of equals; then those without one, newest first.
 
-    def _losses(self, run_id: str) -> dict[Path, float | None]:
-        """This run's finished checkpoints, oldest first, with their validation losses."""
-        manifests = {path: read_manifest(path) for path in self.finished()}
-        return {path: m.get("val_loss") for path, m in manifests.items() if m.get("run_id") == run_id}
+        One whose manifest is damaged does not say whose it is; it is left alone.
+        """
+        measured: dict[Path, float] = {}
+        others: list[Path] = []
+        for path in self.finished():
+            try:
+                manifest = read_manifest(path)
+            except CheckpointError:
+                continue
+            loss = manifest.get("val_loss")
+            if manifest.get("run_id") != run_id:
+                continue
+            if loss is not None and math.isfinite(loss):
+                measured[path] = loss
+            else:
+                others.insert(0, path)
+        return [*sorted(measured, key=measured.__getitem__), *others]
 
     def newest_good(self) -> tuple[Path, list[str]]:
         """The newest checkpoint whose files are what its manifest says, and why newer ones were passed over.

@@ -32,6 +32,8 @@ from groundling.train.state import TrainState
 from groundling.train.step import Objective
 from groundling.train.watch import Plan, RunWatcher, make_deterministic
 
+DEFAULT_PRESET = "shakespeare_char.toml"
+
 WORTH_COMPILING_FLOPS = 2e13
 """A run of less work than this takes about a minute on two cores, and compiling takes half of that."""
 
@@ -61,7 +63,7 @@ compared by its content, wherever it lies."""
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Train a GPT. Begin with a preset, then change what you like: groundling pretrain PRESET.toml --steps 500"""
+    """Train a GPT: groundling pretrain [PRESET.toml] [--field value ...]. Without a preset, shakespeare_char.toml."""
 
     out_dir: Path = Path("runs/pretrain")
     """The run's folder."""
@@ -143,7 +145,7 @@ class RunSummary:
 
 def main(argv: Sequence[str]) -> int:
     """The verb `pretrain`: returns 0, or 128 + a signal's number when one asked it to stop."""
-    config = parse(PretrainConfig, argv, "groundling pretrain")
+    config = parse(PretrainConfig, argv, "groundling pretrain", default_preset=DEFAULT_PRESET)
     return pretrain(config).exit_code
 
 
@@ -242,15 +244,13 @@ class _Run:
 
     def _pick_runtime(self) -> Runtime:
         """Compilation is decided by the work of the whole run, so that a resumed run decides as the first one did."""
-        asked = self.config.runtime
-        if asked.compile == "auto":
-            if self.resume_from is not None:
-                worth = bool(read_state(self.resume_from)["compiled"])
-            else:
-                worth = total_flops(self.model, self.config.n_steps, self.config.batch_size) > WORTH_COMPILING_FLOPS
-            if not worth:
-                asked = dataclasses.replace(asked, compile="off")
-        picked = runtime.pick(asked)
+        config = self.config
+        if self.resume_from is not None:
+            worth_compiling = bool(read_state(self.resume_from)["compiled"])
+        else:
+            work = total_flops(self.model, config.n_steps, config.batch_size)
+            worth_compiling = work > WORTH_COMPILING_FLOPS
+        picked = runtime.pick(config.runtime, worth_compiling)
         make_deterministic(picked.device)
         for line in picked.lines():
             self.say(line)
@@ -403,9 +403,12 @@ class _Run:
     def _leave_bundle(self, state: TrainState) -> None:
         """The best checkpoint's bundle, or without checkpoints the model as it is now, becomes the run's."""
         folder, about = self.config.out_dir / "bundle", {"run_id": self.facts.run_id}
-        best = self.checkpoints.best(self.facts.run_id)
-        if best is not None:
-            bundle = load_bundle(best, dtype=self.picked.weight_dtype)
+        for best in self.checkpoints.by_loss(self.facts.run_id):
+            try:
+                bundle = load_bundle(best, dtype=self.picked.weight_dtype)
+            except CheckpointError as error:
+                self.say(f"passed over: {error}")
+                continue
             save_bundle(folder, bundle.model, bundle.tokenizer, {**about, "checkpoint": best.name})
             return
         with state.ready_to_judge():
@@ -415,6 +418,8 @@ class _Run:
 def _last_words(summary: RunSummary, run: Path) -> str:
     """The end of a run in one line."""
     done = f"{summary.steps:,} steps, {summary.tokens:,} tokens in {describe_seconds(summary.train_s)} of training"
+    if summary.exit_code and not summary.steps:
+        return f"stopped as asked before the first step; nothing was saved, start anew with --overwrite --out-dir {run}"
     if summary.exit_code:
         return f"stopped as asked after {done}; go on with --resume --out-dir {run}"
     loss = "" if summary.best_val_loss is None else f"; best validation loss {summary.best_val_loss:.4f}"

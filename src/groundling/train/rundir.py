@@ -63,6 +63,7 @@ def make_room(run: Path, *, overwrite: bool) -> None:
         raise ConfigError(
             f"{run} already holds a run; go on with it (--resume), remove it (--overwrite), or choose another --out-dir"
         )
+    atomicio.sweep_temporaries(run)
     for name in FOLDERS:
         if (run / name).exists():
             atomicio.remove_tree(run / name)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
             about = "" if loss is None else f", validation loss {loss:.4f}"
             print(f"good  {folder}: {len(manifest['files'])} files{about}")
     if n_bad:
-        raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume and sample pass them over")
+        raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume passes them over")
     return 0
 
 

@@ -1,0 +1,51 @@
+"""The ladder over several seeds, beside the lecture: python benchmarks/ladder_seeds.py [--seeds 3] [--json OUT]
+
+Prints one table: for each rung the mean and the worst distance of our validation loss from the lecture's, and the
+seconds. Exits with 1 if a rung is further away than 0.06.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from groundling import runtime
+from groundling.ladder.climb import SMALL, train_rung
+from groundling.ladder.rungs import RUNGS
+
+MOST_APART = 0.06
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=None, help="of each rung; the lecture's when not given")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    rows = []
+    for name in SMALL:
+        results = [train_rung(name, steps=options.steps, seed=1337 + seed) for seed in range(options.seeds)]
+        rows.append({"rung": name, "lecture": RUNGS[name].lecture_val_loss, "results": [r.record() for r in results]})
+        print(name, *(f"{r.val_loss:.3f}" for r in results), file=sys.stderr, flush=True)
+    worst_of_all = 0.0
+    print("| rung | lecture | val_loss, each seed | random batches, each seed | worst distance | seconds |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        whole = [result["val_loss"] for result in row["results"]]
+        random = [result["val_loss_random_batches"] for result in row["results"]]
+        lecture = row["lecture"]
+        worst = None if lecture is None else max(abs(loss - lecture) for loss in whole)
+        worst_of_all = max(worst_of_all, worst or 0.0)
+        seconds = sum(result["seconds"] for result in row["results"]) / len(whole)
+        print(
+            f"| {row['rung']} | {lecture or ''} | {', '.join(f'{x:.3f}' for x in whole)} "
+            f"| {', '.join(f'{x:.3f}' for x in random)} | {'' if worst is None else f'{worst:.3f}'} | {seconds:.1f} |"
+        )
+    print(f"\nworst distance {worst_of_all:.3f}, at most {MOST_APART} asked; {runtime.environment()}")
+    if options.json:
+        options.json.write_text(json.dumps({"environment": runtime.environment(), "rungs": rows}, indent=2))
+    return int(worst_of_all > MOST_APART)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
