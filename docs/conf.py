@@ -17,3 +17,5 @@ html_title = "Groundling"
 html_copy_source = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
