@@ -1,9 +1,16 @@
 """What all tests share: one thread (the tests themselves run side by side), and no colours in what is read back."""
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from groundling.data.corpus import DataConfig
+from groundling.model.gpt import GPTConfig
+from groundling.runtime import RuntimeConfig
+from groundling.train.pretrain import PretrainConfig, pretrain
 
 # Two busy threads on a shared core wait for each other; subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -16,3 +23,47 @@ def _forget_determinism():
     """A run switches deterministic algorithms on for its process; the next test starts without."""
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory) -> Path:
+    """A text file of our own: 6,000 words of ten, each chosen by the one before or, at times, by chance."""
+    words = ["the", "king", "and", "fool", "did", "speak", "of", "love", "so", "well\n"]
+    chance = np.random.Generator(np.random.Philox(7)).random(6000)
+    place, text = 0, []
+    for luck in chance:
+        place = int(luck * 30) if luck < 1 / 3 else (place + 1) % len(words)
+        text.append(words[place])
+    path = tmp_path_factory.mktemp("story") / "story.txt"
+    path.write_text(" ".join(text), encoding="utf-8")
+    return path
+
+
+def _tiny(story: Path, out_dir: Path, **changes) -> PretrainConfig:
+    model = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "dropout": 0.2} | changes.pop("model", {})
+    how = {"device": "cpu", "dtype": "float32", "compile": "off", "tune_allocator": False} | changes.pop("runtime", {})
+    numbers = {"n_steps": 6, "batch_size": 4, "eval_every": 3, "save_every": 3, "log_every": 1, "sample_tokens": 8}
+    return PretrainConfig(
+        out_dir=out_dir,
+        data=DataConfig(path=str(story)),
+        model=GPTConfig(**model),
+        runtime=RuntimeConfig(**how),
+        **{**numbers, **changes},
+    )
+
+
+@pytest.fixture
+def tiny_config(story, tmp_path, monkeypatch):
+    """Makes the config of a run of a second: `tiny_config("name", n_steps=..., model={...}, runtime={...})`."""
+    monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
+    return lambda name="run", **changes: _tiny(story, tmp_path / name, **changes)
+
+
+@pytest.fixture(scope="session")
+def finished_run(story) -> Path:
+    """The folder of a run of six steps that has ended; whoever changes something in it takes a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
+        pretrain(_tiny(story, story.parent / "run"))
+    torch.use_deterministic_algorithms(False)
+    return story.parent / "run"

@@ -1,10 +1,10 @@
 """`groundling pretrain`: from a text to a run folder with checkpoints, records and a bundle that speaks."""
 
+import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,25 @@ import torch
 
 from groundling import atomicio, dist, runtime
 from groundling.bundle import Bundle, load_bundle, save_bundle
-from groundling.config import differences, parse, require, to_dict, to_toml
-from groundling.data.batches import Batches, Order
-from groundling.data.corpus import Corpus, DataConfig, prepare
+from groundling.config import differences, parse, to_dict, to_toml
+from groundling.data.batches import Batches
+from groundling.data.corpus import Corpus, prepare
 from groundling.errors import CheckpointError, TrainingError
 from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import Runtime, RuntimeConfig
+from groundling.model.gpt import GPT
+from groundling.runtime import Runtime
 from groundling.sample.generate import SamplingConfig, generate
 from groundling.train import rundir
 from groundling.train.average import WeightAverage
 from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, restore
-from groundling.train.estimate import describe_seconds, estimate, total_flops
+from groundling.train.estimate import estimate, total_flops
 from groundling.train.loop import train
-from groundling.train.optim import OptimConfig, Optimizers
-from groundling.train.schedule import ScheduleConfig
+from groundling.train.optim import Optimizers
+from groundling.train.settings import MAY_CHANGE, PretrainConfig
 from groundling.train.signals import StopRequest, stop_on_signals
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
+from groundling.train.summary import RunSummary, last_words
 from groundling.train.watch import Plan, RunWatcher, make_deterministic
 
 DEFAULT_PRESET = "shakespeare_char.toml"
@@ -37,116 +38,21 @@ DEFAULT_PRESET = "shakespeare_char.toml"
 WORTH_COMPILING_FLOPS = 2e13
 """A run of less work than this takes about a minute on two cores, and compiling takes half of that."""
 
-MAY_CHANGE = (
-    "out_dir",
-    "resume",
-    "overwrite",
-    "n_steps",
-    "micro_batch_size",
-    "eval_every",
-    "save_every",
-    "keep_checkpoints",
-    "patience",
-    "log_every",
-    "sample_every",
-    "sample_prompt",
-    "sample_tokens",
-    "sinks",
-    "runtime",
-    "model.vocab_size",
-    "data.name",
-    "data.path",
-)
-"""On resume these may differ from the run's own config; all else would make another run of it. The text itself is
-compared by its content, wherever it lies."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Train a GPT: groundling pretrain [PRESET.toml] [--field value ...]. Without a preset, shakespeare_char.toml."""
-
-    out_dir: Path = Path("runs/pretrain")
-    """The run's folder."""
-    resume: bool = False
-    """Go on from the newest good checkpoint in out_dir."""
-    overwrite: bool = False
-    """Remove the run that is in out_dir."""
-    seed: int = 1337
-    """Of the initial weights, the batches and dropout."""
-    n_steps: int = 2000
-    """Optimizer steps."""
-    batch_size: int = 64
-    """Sequences per optimizer step, over all ranks."""
-    micro_batch_size: int | None = None
-    """Sequences per forward pass on one rank; less needs less memory and changes nothing else. None: all at once."""
-    order: Order = "epochs"
-    """random: offsets drawn with replacement, as in the lecture; epochs: shuffled, each window once an epoch."""
-    grad_clip: float | None = 1.0
-    """The gradient's greatest length; None: as it comes."""
-    average_decay: float | None = None
-    """Evaluate, save and sample an exponential moving average of the weights, for example 0.999; None: the weights."""
-    eval_every: int | None = 250
-    """Steps between evaluations on the whole validation split; None: never."""
-    save_every: int | None = 250
-    """Steps between checkpoints; None: none, not even at the end."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay, besides the best."""
-    patience: int | None = None
-    """Stop after this many evaluations without a better one; None: never."""
-    log_every: int = 10
-    """Steps between records of the training loss."""
-    sample_every: int | None = None
-    """Steps between samples; None: none."""
-    sample_prompt: str = ""
-    """What the samples go on from; empty: the beginning of a line."""
-    sample_tokens: int = 200
-    """Tokens in a sample."""
-    sinks: tuple[str, ...] = ()
-    """Besides metrics.jsonl and the console: tensorboard, wandb."""
-    data: DataConfig = field(default_factory=DataConfig)
-    model: GPTConfig = field(default_factory=GPTConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size", "log_every", "keep_checkpoints"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("micro_batch_size", "eval_every", "save_every", "sample_every", "patience"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} is {value}; it must be at least 1, or None")
-        require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
-        decay = self.average_decay
-        require(decay is None or 0 < decay < 1, f"average_decay is {decay}; it must be between 0 and 1, or None")
-        require(self.patience is None or self.eval_every is not None, "patience needs eval_every")
-        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
-        require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What `summary.json` says of a run, and `pretrain` returns."""
-
-    reason: str
-    """"finished", or why it ended before."""
-    exit_code: int
-    steps: int
-    tokens: int
-    train_s: float
-    wall_s: float
-    val_loss: float | None
-    best_val_loss: float | None
-    best_step: int | None
-    parameters: int
-    tokens_per_s: float | None
-    utilisation: float | None
-    memory_mb: float
-
 
 def main(argv: Sequence[str]) -> int:
     """The verb `pretrain`: returns 0, or 128 + a signal's number when one asked it to stop."""
-    config = parse(PretrainConfig, argv, "groundling pretrain", default_preset=DEFAULT_PRESET)
+    config = parse(PretrainConfig, argv, "groundling pretrain", default_preset=_default_preset(argv))
     return pretrain(config).exit_code
+
+
+def _default_preset(argv: Sequence[str]) -> str:
+    """The preset when none is named: of a run that is resumed, its own settings, which need not be said again."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--out-dir", "--out_dir", type=Path, default=PretrainConfig.out_dir)
+    peek.add_argument("--resume", action="store_true")
+    seen, _ = peek.parse_known_args(list(argv))
+    own = seen.out_dir / "run.toml"
+    return str(own) if seen.resume and own.is_file() else DEFAULT_PRESET
 
 
 def pretrain(config: PretrainConfig) -> RunSummary:
@@ -397,7 +303,7 @@ class _Run:
         if dist.is_first():
             if not interrupted:
                 atomicio.write_json(run / "summary.json", dataclasses.asdict(summary))
-            self.say(_last_words(summary, run))
+            self.say(last_words(summary, run))
         return summary
 
     def _leave_bundle(self, state: TrainState) -> None:
@@ -413,15 +319,3 @@ class _Run:
             return
         with state.ready_to_judge():
             save_bundle(folder, self.model, self.corpus.tokenizer, about)
-
-
-def _last_words(summary: RunSummary, run: Path) -> str:
-    """The end of a run in one line."""
-    done = f"{summary.steps:,} steps, {summary.tokens:,} tokens in {describe_seconds(summary.train_s)} of training"
-    if summary.exit_code and not summary.steps:
-        return f"stopped as asked before the first step; nothing was saved, start anew with --overwrite --out-dir {run}"
-    if summary.exit_code:
-        return f"stopped as asked after {done}; go on with --resume --out-dir {run}"
-    loss = "" if summary.best_val_loss is None else f"; best validation loss {summary.best_val_loss:.4f}"
-    why = "" if summary.reason == "finished" else f" ({summary.reason})"
-    return f"done{why}: {done}{loss}; let it speak: groundling sample {run}"

@@ -1,0 +1,38 @@
+"""What came of a run: `summary.json`, and its last words."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from groundling.train.estimate import describe_seconds
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What `summary.json` says of a run, and `pretrain` returns."""
+
+    reason: str
+    """"finished", or why it ended before."""
+    exit_code: int
+    steps: int
+    tokens: int
+    train_s: float
+    wall_s: float
+    val_loss: float | None
+    best_val_loss: float | None
+    best_step: int | None
+    parameters: int
+    tokens_per_s: float | None
+    utilisation: float | None
+    memory_mb: float
+
+
+def last_words(summary: RunSummary, run: Path) -> str:
+    """The end of a run in one line."""
+    done = f"{summary.steps:,} steps, {summary.tokens:,} tokens in {describe_seconds(summary.train_s)} of training"
+    if summary.exit_code and not summary.steps:
+        return f"stopped as asked before the first step; nothing was saved, start anew with --overwrite --out-dir {run}"
+    if summary.exit_code:
+        return f"stopped as asked after {done}; go on with --resume --out-dir {run}"
+    loss = "" if summary.best_val_loss is None else f"; best validation loss {summary.best_val_loss:.4f}"
+    why = "" if summary.reason == "finished" else f" ({summary.reason})"
+    return f"done{why}: {done}{loss}; let it speak: groundling sample {run}"

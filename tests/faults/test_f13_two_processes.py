@@ -1,0 +1,57 @@
+"""Row 13: a run's folder belongs to one process at a time; a second one is told which, and changes nothing."""
+
+import os
+
+import pytest
+
+from groundling.errors import CheckpointError
+from groundling.train import rundir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", [{}, {"resume": True}, {"overwrite": True}], ids=["new", "resume", "overwrite"])
+def test_a_second_process_is_refused_with_the_first_ones_number(
+    tiny, tmp_path, flag, wait_for, steps_recorded, snapshot
+):
+    run = tmp_path / "run"
+    first = tiny.start(tiny.config(run, n_steps=100_000, eval_every=None, save_every=None))
+    wait_for(lambda: steps_recorded(run) >= 2, first)
+    with pytest.raises(CheckpointError, match=rf"is being used by another process \(pid {first.pid}\)"):
+        tiny.pretrain(run, **flag)
+    before = steps_recorded(run)
+    wait_for(lambda: steps_recorded(run) > before, first)  # the first one goes on
+    with pytest.raises(CheckpointError, match=rf"pid {first.pid}"):  # and is still named after a refusal
+        tiny.pretrain(run, **flag)
+    assert set(snapshot(run)) >= {"run.toml", "env.json", "metrics.jsonl"}
+
+
+@pytest.mark.slow
+def test_the_lock_falls_with_its_process(tiny, tmp_path, wait_for, steps_recorded):
+    """kill -9 leaves the files of the lock, and nobody has to remove them."""
+    run = tmp_path / "run"
+    first = tiny.start(tiny.config(run, n_steps=100_000, save_every=5, eval_every=None))
+    wait_for(lambda: steps_recorded(run) >= 12, first)
+    first.kill()
+    first.wait()
+    assert (run / ".lock.pid").exists()
+    done = steps_recorded(run)
+    summary = tiny.pretrain(run, resume=True, n_steps=done + 5, eval_every=None)
+    assert summary.steps == done + 5
+
+
+def test_the_holder_is_named_while_it_holds(tmp_path):
+    with rundir.locked(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock.pid").read_text(encoding="utf-8") == f"{os.getpid()}\n"
+        with pytest.raises(CheckpointError, match=rf"pid {os.getpid()}\); wait for it, or choose another --out-dir"):
+            rundir.locked(tmp_path / "run").__enter__()
+        assert (tmp_path / "run" / ".lock.pid").exists(), "a refusal does not take the name away"
+    assert not (tmp_path / "run" / ".lock.pid").exists()
+    with rundir.locked(tmp_path / "run"):
+        pass
+
+
+def test_an_error_in_the_run_frees_the_folder(tmp_path):
+    with pytest.raises(RuntimeError, match="oh"), rundir.locked(tmp_path):
+        raise RuntimeError("oh")
+    with rundir.locked(tmp_path):
+        pass
