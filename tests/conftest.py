@@ -42,7 +42,7 @@ def story(tmp_path_factory) -> Path:
 def _tiny(story: Path, out_dir: Path, **changes) -> PretrainConfig:
     model = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "dropout": 0.2} | changes.pop("model", {})
     how = {"device": "cpu", "dtype": "float32", "compile": "off", "tune_allocator": False} | changes.pop("runtime", {})
-    numbers = {"n_steps": 6, "batch_size": 4, "eval_every": 3, "save_every": 3, "log_every": 1, "sample_tokens": 8}
+    numbers = {"steps": 6, "batch_size": 4, "eval_every": 3, "save_every": 3, "log_every": 1, "sample_tokens": 8}
     return PretrainConfig(
         out_dir=out_dir,
         data=DataConfig(path=str(story)),
@@ -54,7 +54,7 @@ def _tiny(story: Path, out_dir: Path, **changes) -> PretrainConfig:
 
 @pytest.fixture
 def tiny_config(story, tmp_path, monkeypatch):
-    """Makes the config of a run of a second: `tiny_config("name", n_steps=..., model={...}, runtime={...})`."""
+    """Makes the config of a run of a second: `tiny_config("name", steps=..., model={...}, runtime={...})`."""
     monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
     return lambda name="run", **changes: _tiny(story, tmp_path / name, **changes)
 

@@ -34,7 +34,9 @@ def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[No
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    # Counts and flags are added up on the CPU, also where tensors are on GPUs.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    td.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:

@@ -57,7 +57,7 @@ class TinyRuns:
         """Dropout on, every loss recorded, a checkpoint every five steps; `changes` win, nested as dictionaries."""
         config = PretrainConfig(
             out_dir=out_dir,
-            n_steps=20,
+            steps=20,
             batch_size=4,
             eval_every=5,
             save_every=5,
@@ -177,7 +177,7 @@ def finished_run(tmp_path_factory, _token_cache):
     with pytest.MonkeyPatch.context() as patch:
         _hasten(patch, _token_cache)
         folder = tmp_path_factory.mktemp("finished")
-        TinyRuns(folder).pretrain(folder / "run", n_steps=10)
+        TinyRuns(folder).pretrain(folder / "run", steps=10)
     return folder / "run"
 
 

@@ -154,7 +154,7 @@ KILL_POINTS = {
 @pytest.mark.parametrize("where", KILL_POINTS)
 def test_a_killed_process_is_resumed_to_the_same_bytes(tiny, tmp_path, where, last_bytes):
     spec, left = KILL_POINTS[where]
-    how = {"n_steps": 15, "eval_every": None, "keep_checkpoints": 1}
+    how = {"steps": 15, "eval_every": None, "keep_checkpoints": 1}
     tiny.pretrain(tmp_path / "unbroken", **how)
     config = tiny.config(tmp_path / "run", **how)
     killed = tiny.finish(config, env={"GROUNDLING_KILL_AT": spec})
@@ -178,7 +178,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_again_and_again_at_random_moments(tiny, tmp_path, variant, last_bytes, losses):
     """kill -9 by the clock, wherever that meets the process; in the end the weights are those of an unbroken run."""
-    how = {"n_steps": 150, "save_every": 2, "eval_every": 10, "schedule": {"kind": "cosine"}, **VARIANTS[variant]}
+    how = {"steps": 150, "save_every": 2, "eval_every": 10, "schedule": {"kind": "cosine"}, **VARIANTS[variant]}
     tiny.pretrain(tmp_path / "unbroken", **how)
     config, run = tiny.config(tmp_path / "run", **how), tmp_path / "run"
     checkpoints = Checkpoints(run / "checkpoints")

@@ -67,7 +67,7 @@ def test_ten_steps_and_ten_more_are_twenty_when_compiled(tiny, tmp_path, variant
 
 def check_halves(tiny, tmp_path, how, last_tensors, losses):
     tiny.pretrain(tmp_path / "whole", **how)
-    tiny.pretrain(tmp_path / "halves", **how, n_steps=10)
+    tiny.pretrain(tmp_path / "halves", **how, steps=10)
     tiny.pretrain(tmp_path / "halves", **how, resume=True)
     whole = last_tensors(tmp_path / "whole")
     assert any(name.startswith("optimizer|") for name in whole)
@@ -132,8 +132,8 @@ def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(
     save_file(tensors, checkpoint / "training.safetensors")
     atomicio.write_json(checkpoint / "state.json", record)
     write_manifest(checkpoint, {name: facts[name] for name in ("run_id", "step", "val_loss")})
-    tiny.pretrain(a_copy, resume=True, n_steps=12, data={"path": str(finished_run.parent / "text.txt")})
-    tiny.pretrain(a_copy.parent / "whole", n_steps=12)
+    tiny.pretrain(a_copy, resume=True, steps=12, data={"path": str(finished_run.parent / "text.txt")})
+    tiny.pretrain(a_copy.parent / "whole", steps=12)
     same = equal(last_tensors(a_copy), last_tensors(a_copy.parent / "whole"))
     assert same == (forget is forget_nothing)
 

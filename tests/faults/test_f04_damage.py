@@ -95,13 +95,13 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_end(
     tiny, a_copy, newest, text, name, last_bytes, losses, capsys
 ):
     flip_a_bit(newest / name)
-    summary = tiny.pretrain(a_copy, resume=True, n_steps=15, data=text)
+    summary = tiny.pretrain(a_copy, resume=True, steps=15, data=text)
     assert summary.steps == 15
     said = capsys.readouterr().err
     assert f"passed over: {newest / name} is damaged" in said
     assert f"resuming from {newest.with_name('step-00000005')}" in said
     check_manifest(newest)  # written anew
-    tiny.pretrain(a_copy.parent / "unbroken", n_steps=15, data=text)
+    tiny.pretrain(a_copy.parent / "unbroken", steps=15, data=text)
     assert last_bytes(a_copy) == last_bytes(a_copy.parent / "unbroken")
     assert losses(a_copy) == losses(a_copy.parent / "unbroken")
 
@@ -110,7 +110,7 @@ def test_a_damaged_later_one_takes_no_good_ones_place(tiny, a_copy, newest, text
     """It has a higher step and a better loss than any; what is saved after the resume is kept all the same."""
     change_facts(newest, {"val_loss": 0.0})
     flip_a_bit(newest / "training.safetensors")
-    tiny.pretrain(a_copy, resume=True, n_steps=7, data=text, save_every=1, eval_every=1, keep_checkpoints=1)
+    tiny.pretrain(a_copy, resume=True, steps=7, data=text, save_every=1, eval_every=1, keep_checkpoints=1)
     path, passed_over = find_resumable(a_copy)
     assert path.name == "step-00000007"
     assert len(passed_over) == 1
@@ -120,7 +120,7 @@ def test_a_damaged_old_one_does_not_stop_the_run(tiny, a_copy, newest, text):
     """Looking for what may be pruned meets a manifest that cannot be read."""
     old = newest.with_name("step-00000005")
     cut_in_half(old / MANIFEST)
-    summary = tiny.pretrain(a_copy, resume=True, n_steps=20, data=text)
+    summary = tiny.pretrain(a_copy, resume=True, steps=20, data=text)
     assert summary.reason == "finished"
     assert old.is_dir(), "whose it is cannot be known, so it is left alone"
 
@@ -131,7 +131,7 @@ def test_a_damaged_best_one_is_not_what_a_run_leaves(tiny, a_copy, newest, text,
     flip_a_bit(old / "bundle/model.safetensors")
     with pytest.raises(CheckpointError, match=r"step-00000005/bundle/model.safetensors is damaged"):
         load_bundle(old)
-    assert tiny.pretrain(a_copy, resume=True, n_steps=12, data=text).reason == "finished"
+    assert tiny.pretrain(a_copy, resume=True, steps=12, data=text).reason == "finished"
     assert f"passed over: {old / 'bundle/model.safetensors'} is damaged" in capsys.readouterr().err
     assert read_manifest(a_copy / "bundle")["checkpoint"] in ("step-00000010", "step-00000012")
     load_bundle(a_copy)
@@ -143,7 +143,7 @@ def test_without_any_good_one_the_run_is_not_silently_begun_anew(tiny, a_copy, t
         damage(checkpoint / "state.json")
     before = snapshot(a_copy)
     with pytest.raises(CheckpointError, match=r"no good checkpoint to resume from: .*step-00000010.*; .*step-00000005"):
-        tiny.pretrain(a_copy, resume=True, n_steps=15, data=text)
+        tiny.pretrain(a_copy, resume=True, steps=15, data=text)
     assert snapshot(a_copy) == before
 
 

@@ -9,7 +9,7 @@ import pytest
 from groundling.log import read_records
 from groundling.train.checkpoint import Checkpoints
 
-SLOW_EVALUATION = {"n_steps": 8, "eval_every": 4, "save_every": None}
+SLOW_EVALUATION = {"steps": 8, "eval_every": 4, "save_every": None}
 """Half of a long text is validation: seconds, in which a signal has to be heard."""
 
 
@@ -24,7 +24,7 @@ def long_text(tiny):
 def test_stopped_after_a_few_steps_and_resumed(
     tiny, tmp_path, number, code, wait_for, steps_recorded, last_bytes, losses
 ):
-    run, how = tmp_path / "run", {"n_steps": 400, "eval_every": 100, "save_every": 100}
+    run, how = tmp_path / "run", {"steps": 400, "eval_every": 100, "save_every": 100}
     config = tiny.config(run, **how)
     process = tiny.start(config)
     wait_for(lambda: steps_recorded(run) >= 3, process)
@@ -65,7 +65,7 @@ def test_stopped_in_an_evaluation(tiny, tmp_path, long_text, wait_for, steps_rec
 def test_a_second_signal_ends_it_at_once(tiny, tmp_path, wait_for, steps_recorded):
     """Both are there before the process comes to itself again: there is no time for a save between them."""
     run = tmp_path / "run"
-    process = tiny.start(tiny.config(run, n_steps=10_000, eval_every=None, save_every=None))
+    process = tiny.start(tiny.config(run, steps=10_000, eval_every=None, save_every=None))
     wait_for(lambda: steps_recorded(run) >= 3, process)
     process.send_signal(signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
@@ -100,7 +100,7 @@ def steps_of(run):
 @pytest.mark.parametrize("whom", ["one rank", "torchrun"])
 def test_two_ranks_stop_together(tiny, tmp_path, whom, wait_for, steps_recorded, last_bytes, losses):
     """The signal reaches one rank, or torchrun, which hands it on to all; both ranks save the same step."""
-    run, how = tmp_path / "run", {"n_steps": 300, "eval_every": 100, "save_every": 100}
+    run, how = tmp_path / "run", {"steps": 300, "eval_every": 100, "save_every": 100}
     whole = tiny.finish(tiny.config(tmp_path / "unbroken", **how), n_ranks=2)
     assert whole.returncode == 0, whole.stderr
     config = tiny.config(run, **how)

@@ -102,9 +102,9 @@ def test_room_is_looked_for_before_writing(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_may_not_write_so_much(tiny, tmp_path, last_bytes):
     """A limit on the size of files, set by the system: the write fails as on a full disk, in a real process."""
-    run, how = tmp_path / "run", {"n_steps": 15}
+    run, how = tmp_path / "run", {"steps": 15}
     tiny.pretrain(tmp_path / "unbroken", **how)
-    tiny.pretrain(run, n_steps=5)
+    tiny.pretrain(run, steps=5)
     kept = last_bytes(run)
     config = tiny.config(run, **how)
     limit = 100_000
@@ -146,7 +146,7 @@ def test_a_disk_that_is_really_full(tiny, tmp_path, size_kb, said):
         cp -r {disk} {copy}
         exit $code
     """
-    command = tiny.command(tiny.config(disk / "run", n_steps=15))
+    command = tiny.command(tiny.config(disk / "run", steps=15))
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *command],
         capture_output=True,

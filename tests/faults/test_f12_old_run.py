@@ -17,7 +17,7 @@ def text(finished_run):
 
 def test_a_second_run_is_refused_and_changes_nothing(tiny, a_copy, text, snapshot, capsys):
     before = snapshot(a_copy)
-    verb, *rest = tiny.command(tiny.config(a_copy, n_steps=5, data=text))[3:]
+    verb, *rest = tiny.command(tiny.config(a_copy, steps=5, data=text))[3:]
     assert main([verb, *rest]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"{a_copy} already holds a run" in said
@@ -41,8 +41,8 @@ def test_a_folder_with_other_things_is_used_and_they_stay(tiny, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "notes.txt").write_text("mine", encoding="utf-8")
-    tiny.pretrain(run, n_steps=2)
-    tiny.pretrain(run, n_steps=2, overwrite=True)
+    tiny.pretrain(run, steps=2)
+    tiny.pretrain(run, steps=2, overwrite=True)
     assert (run / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
@@ -50,7 +50,7 @@ def test_overwriting_leaves_nothing_of_the_old_run(tiny, a_copy, text):
     """Not its later checkpoints, which would else be the newest; not what a crash had left of it."""
     old = read_state(Checkpoints(a_copy / "checkpoints").finished()[-1])["run_id"]
     (a_copy / ".tmp-removed-checkpoints-0123").mkdir()
-    tiny.pretrain(a_copy, overwrite=True, n_steps=3, data=text)
+    tiny.pretrain(a_copy, overwrite=True, steps=3, data=text)
     (only,) = Checkpoints(a_copy / "checkpoints").finished()
     assert only.name == "step-00000003"
     assert read_state(only)["run_id"] != old
@@ -59,10 +59,10 @@ def test_overwriting_leaves_nothing_of_the_old_run(tiny, a_copy, text):
 
 def test_another_runs_checkpoints_are_never_removed(tiny, a_copy, finished_run, tmp_path, text):
     """Somebody has copied them in. Ours are pruned as ever, theirs stay."""
-    tiny.pretrain(tmp_path / "other", n_steps=2, data=text)
+    tiny.pretrain(tmp_path / "other", steps=2, data=text)
     theirs = a_copy / "checkpoints" / "step-00000002"
     shutil.copytree(tmp_path / "other" / "checkpoints" / "step-00000002", theirs)
-    tiny.pretrain(a_copy, resume=True, n_steps=20, keep_checkpoints=1, data=text)
+    tiny.pretrain(a_copy, resume=True, steps=20, keep_checkpoints=1, data=text)
     assert theirs.is_dir()
     assert len(Checkpoints(a_copy / "checkpoints").finished()) <= 3
     ids = {read_state(path)["run_id"] for path in Checkpoints(a_copy / "checkpoints").finished()}

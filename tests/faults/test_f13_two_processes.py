@@ -14,7 +14,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number(
     tiny, tmp_path, flag, wait_for, steps_recorded, snapshot
 ):
     run = tmp_path / "run"
-    first = tiny.start(tiny.config(run, n_steps=100_000, eval_every=None, save_every=None))
+    first = tiny.start(tiny.config(run, steps=100_000, eval_every=None, save_every=None))
     wait_for(lambda: steps_recorded(run) >= 2, first)
     with pytest.raises(CheckpointError, match=rf"is being used by another process \(pid {first.pid}\)"):
         tiny.pretrain(run, **flag)
@@ -29,13 +29,13 @@ def test_a_second_process_is_refused_with_the_first_ones_number(
 def test_the_lock_falls_with_its_process(tiny, tmp_path, wait_for, steps_recorded):
     """kill -9 leaves the files of the lock, and nobody has to remove them."""
     run = tmp_path / "run"
-    first = tiny.start(tiny.config(run, n_steps=100_000, save_every=5, eval_every=None))
+    first = tiny.start(tiny.config(run, steps=100_000, save_every=5, eval_every=None))
     wait_for(lambda: steps_recorded(run) >= 12, first)
     first.kill()
     first.wait()
     assert (run / ".lock.pid").exists()
     done = steps_recorded(run)
-    summary = tiny.pretrain(run, resume=True, n_steps=done + 5, eval_every=None)
+    summary = tiny.pretrain(run, resume=True, steps=done + 5, eval_every=None)
     assert summary.steps == done + 5
 
 

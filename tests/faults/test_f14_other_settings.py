@@ -34,7 +34,7 @@ def text(finished_run):
 def test_other_settings_are_refused_and_listed(tiny, a_copy, text, changes, said, snapshot):
     before = snapshot(a_copy)
     with pytest.raises(CheckpointError) as caught:
-        tiny.pretrain(a_copy, resume=True, n_steps=15, data=text, **changes)
+        tiny.pretrain(a_copy, resume=True, steps=15, data=text, **changes)
     message = str(caught.value)
     assert f"{a_copy} was trained with other settings" in message
     assert f"({'; '.join(said)})" in message, "all of what differs, and only that"
@@ -53,28 +53,28 @@ def test_another_text_is_refused(tiny, a_copy, text, tmp_path, kind, snapshot):
     before = snapshot(a_copy)
     said = "val_fraction: 0.1 -> 0.2" if kind == "other split" else "the text or its tokenizer is not the one"
     with pytest.raises(CheckpointError, match=said):
-        tiny.pretrain(a_copy, resume=True, n_steps=15, data=data)
+        tiny.pretrain(a_copy, resume=True, steps=15, data=data)
     assert snapshot(a_copy) == before
 
 
 def test_the_same_text_elsewhere_is_the_same(tiny, a_copy, tmp_path):
     moved = tmp_path / "moved.txt"
     moved.write_bytes(tiny.text.read_bytes())
-    assert tiny.pretrain(a_copy, resume=True, n_steps=12, data={"path": str(moved)}).steps == 12
+    assert tiny.pretrain(a_copy, resume=True, steps=12, data={"path": str(moved)}).steps == 12
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"n_steps": 13},
-        {"micro_batch_size": 1, "n_steps": 12},
-        {"eval_every": 2, "save_every": 3, "keep_checkpoints": 1, "log_every": 4, "n_steps": 12},
-        {"sample_every": 1, "sample_tokens": 3, "patience": 5, "n_steps": 12},
+        {"steps": 13},
+        {"micro_batch_size": 1, "steps": 12},
+        {"eval_every": 2, "save_every": 3, "keep_checkpoints": 1, "log_every": 4, "steps": 12},
+        {"sample_every": 1, "sample_tokens": 3, "patience": 5, "steps": 12},
     ],
     ids=str,
 )
 def test_what_does_not_change_the_mathematics_may_change(tiny, a_copy, text, changes):
-    assert tiny.pretrain(a_copy, resume=True, data=text, **changes).steps == changes["n_steps"]
+    assert tiny.pretrain(a_copy, resume=True, data=text, **changes).steps == changes["steps"]
 
 
 def test_a_checkpoint_of_another_format_is_not_guessed_at(tiny, a_copy, text, facts_of, snapshot):
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_format_is_not_guessed_at(tiny, a_copy, text, fa
     write_manifest(newest, {name: facts[name] for name in ("run_id", "step", "val_loss")})
     before = snapshot(a_copy)
     with pytest.raises(CheckpointError, match="has format 2, and this version reads format 1"):
-        tiny.pretrain(a_copy, resume=True, n_steps=15, data=text)
+        tiny.pretrain(a_copy, resume=True, steps=15, data=text)
     assert snapshot(a_copy) == before
 
 

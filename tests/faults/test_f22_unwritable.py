@@ -60,7 +60,7 @@ def test_modes_are_those_of_the_umask(tiny, tmp_path, mask, file_mode, folder_mo
     run = tmp_path / "run"
     before = os.umask(mask)
     try:
-        tiny.pretrain(run, n_steps=6)
+        tiny.pretrain(run, steps=6)
     finally:
         os.umask(before)
     written = [path for path in run.rglob("*") if not path.name.startswith(".lock")]
@@ -76,8 +76,8 @@ def test_modes_are_those_of_the_umask(tiny, tmp_path, mask, file_mode, folder_mo
 def test_a_run_behind_a_link_is_written_where_the_link_leads(tiny, tmp_path):
     (tmp_path / "large disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "large disk")
-    tiny.pretrain(tmp_path / "run", n_steps=5)
-    tiny.pretrain(tmp_path / "run", n_steps=10, resume=True)
+    tiny.pretrain(tmp_path / "run", steps=5)
+    tiny.pretrain(tmp_path / "run", steps=10, resume=True)
     assert len(Checkpoints(tmp_path / "large disk" / "checkpoints").finished()) == 2
     assert (tmp_path / "run").is_symlink()
 
@@ -85,9 +85,9 @@ def test_a_run_behind_a_link_is_written_where_the_link_leads(tiny, tmp_path):
 def test_overwriting_removes_a_link_and_not_what_it_leads_to(tiny, tmp_path):
     """The checkpoints had been put on another disk."""
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    tiny.pretrain(run, n_steps=5)
+    tiny.pretrain(run, steps=5)
     (run / "checkpoints").rename(elsewhere)
     (run / "checkpoints").symlink_to(elsewhere)
-    tiny.pretrain(run, n_steps=3, overwrite=True)
+    tiny.pretrain(run, steps=3, overwrite=True)
     assert [path.name for path in Checkpoints(elsewhere).finished()] == ["step-00000005"]
     assert [path.name for path in Checkpoints(run / "checkpoints").finished()] == ["step-00000003"]

@@ -53,7 +53,7 @@ def test_a_clock_that_jumps_in_a_run_changes_nothing(tiny, tmp_path, monkeypatch
     tiny.pretrain(tmp_path / "whole")
     jumps = iter([0.0, 2e9, -5.0, 1e9] * 100_000)
     monkeypatch.setattr("time.time", lambda: next(jumps))
-    tiny.pretrain(tmp_path / "halves", n_steps=10)
+    tiny.pretrain(tmp_path / "halves", steps=10)
     set_times(tmp_path / "halves", 0)
     summary = tiny.pretrain(tmp_path / "halves", resume=True)
     assert last_bytes(tmp_path / "halves") == last_bytes(tmp_path / "whole")

@@ -77,7 +77,7 @@ class _Run:
 
     def __init__(self, config: PretrainConfig, stop: StopRequest, started: float, stack: ExitStack) -> None:
         self.config, self.stop, self.started = config, stop, started
-        self.console = ConsoleSink(config.n_steps) if dist.is_first() else None
+        self.console = ConsoleSink(config.steps) if dist.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
         self.resume_from = self._find_checkpoint()
@@ -104,7 +104,7 @@ class _Run:
         watcher = self._watcher(state, peak)
         try:
             reason = train(
-                state, n_steps=config.n_steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher
+                state, n_steps=config.steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher
             )
         except TrainingError as error:
             raise TrainingError(
@@ -154,7 +154,7 @@ class _Run:
         if self.resume_from is not None:
             worth_compiling = bool(read_state(self.resume_from)["compiled"])
         else:
-            work = total_flops(self.model, config.n_steps, config.batch_size)
+            work = total_flops(self.model, config.steps, config.batch_size)
             worth_compiling = work > WORTH_COMPILING_FLOPS
         picked = runtime.pick(config.runtime, worth_compiling)
         make_deterministic(picked.device)
@@ -197,7 +197,7 @@ class _Run:
         cost = estimate(
             self.model,
             self.picked,
-            n_steps=config.n_steps,
+            n_steps=config.steps,
             batch_size=config.batch_size,
             micro_batch_size=min(config.micro_batch_size or share, max(1, share)),
             n_train_tokens=len(self.corpus.train),
@@ -229,7 +229,7 @@ class _Run:
         config = self.config
         watcher = RunWatcher(
             plan=Plan(
-                n_steps=config.n_steps,
+                n_steps=config.steps,
                 eval_every=config.eval_every,
                 save_every=config.save_every,
                 log_every=config.log_every,

@@ -16,7 +16,7 @@ class ScheduleConfig:
     warmup_steps: int = 100
     """Steps over which the rate rises in a straight line."""
     final_fraction: float = 0.1
-    """The rate at the last step, as a part of the highest."""
+    """Where the rate arrives when all steps are made, as a part of the highest."""
     decay_fraction: float = 0.4
     """wsd only: the part of all steps in which the rate falls, in a straight line, at the end."""
 

@@ -15,7 +15,7 @@ MAY_CHANGE = (
     "out_dir",
     "resume",
     "overwrite",
-    "n_steps",
+    "steps",
     "micro_batch_size",
     "eval_every",
     "save_every",
@@ -47,7 +47,7 @@ class PretrainConfig:
     """Remove the run that is in out_dir."""
     seed: int = 1337
     """Of the initial weights, the batches and dropout."""
-    n_steps: int = 2000
+    steps: int = 2000
     """Optimizer steps."""
     batch_size: int = 64
     """Sequences per optimizer step, over all ranks."""
@@ -84,7 +84,7 @@ class PretrainConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size", "log_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("micro_batch_size", "eval_every", "save_every", "sample_every", "patience"):
             value = getattr(self, name)

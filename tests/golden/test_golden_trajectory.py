@@ -1,0 +1,62 @@
+"""Twenty steps of a tiny GPT, against the losses that are kept beside this file.
+
+A change that is meant to change them: UPDATE_GOLDEN=1 python -m pytest tests/golden, and say why in the commit.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from groundling.data.batches import Batches
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.train.loop import Watcher, train
+from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.schedule import ScheduleConfig
+from groundling.train.state import TrainState
+from groundling.train.step import Objective
+
+GOLDEN = Path(__file__).with_name("trajectory.json")
+N_STEPS = 20
+
+
+class Losses(Watcher):
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def after_step(self, state, stats) -> None:
+        self.seen.append(stats.loss)
+
+
+def trajectory(kind: str) -> list[float]:
+    """The losses of twenty steps on numbers with a rule in them, two micro-batches a step, the gradient clipped."""
+    places = np.arange(3000)
+    tokens = ((places**2 // 7 + places) % 13).astype(np.uint16)
+    torch.manual_seed(1337)
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=13, norm="rmsnorm", mlp="swiglu"))
+    batches = Batches(tokens, block_size=16, batch_size=8, micro_batch_size=4, order="epochs", seed=1337)
+    optimizers = Optimizers(model, OptimConfig(kind=kind, lr=1e-2))
+    losses = Losses()
+    train(
+        TrainState(model, Objective(model), optimizers, batches),
+        n_steps=N_STEPS,
+        schedule=ScheduleConfig(warmup_steps=3),
+        max_norm=1.0,
+        watcher=losses,
+    )
+    return losses.seen
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_losses_of_twenty_steps_are_those_that_are_kept(kind):
+    losses = trajectory(kind)
+    assert losses[-1] < losses[0] - 0.1, "a trajectory that learns nothing keeps nothing"
+    kept = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}
+    if os.environ.get("UPDATE_GOLDEN"):
+        kept[kind] = [round(loss, 6) for loss in losses]
+        GOLDEN.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    assert len(kept[kind]) == N_STEPS
+    assert losses == pytest.approx(kept[kind], rel=1e-4), "see the top of this file if the change is meant"

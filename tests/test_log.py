@@ -1,0 +1,119 @@
+"""Where metrics go: the record survives crashes and resumptions, and people see what matters."""
+
+import json
+import sys
+
+import pytest
+
+from groundling import log
+from groundling.errors import ConfigError, MissingExtraError
+from groundling.log import ConsoleSink, JsonlSink, describe, optional_sinks, read_records
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def write(path, steps, **options) -> None:
+    sink = JsonlSink(path, **options)
+    for step in steps:
+        sink.write({"step": step, "loss": 1 / step})
+    sink.close()
+
+
+def steps(path) -> list[int]:
+    return [record["step"] for record in read_records(path)]
+
+
+def test_a_new_run_begins_a_new_record_and_every_line_is_json(path):
+    write(path, [1, 2])
+    write(path, [1, 2, 3])
+    lines = path.read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": n, "loss": 1 / n} for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("resumed_at", "kept"), [(0, []), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3, 4])])
+def test_on_resume_what_came_after_the_checkpoint_is_dropped(path, resumed_at, kept):
+    write(path, [1, 2, 3, 4])
+    write(path, [77], resumed_at=resumed_at)
+    assert steps(path) == [*kept, 77]
+
+
+@pytest.mark.parametrize("left", [1, 5, 10, 20])
+def test_a_last_line_that_a_crash_has_cut_is_passed_over_and_does_not_spoil_the_next(path, left):
+    write(path, [1, 2, 3])
+    whole = path.read_bytes()
+    line = whole.splitlines(keepends=True)[-1]
+    path.write_bytes(whole[: len(whole) - len(line)] + line[:left])
+    assert steps(path) == [1, 2]
+    write(path, [3, 4], resumed_at=2)
+    assert steps(path) == [1, 2, 3, 4]
+    assert all(json.loads(line) for line in path.read_text("utf-8").splitlines())
+
+
+def test_what_is_no_record_is_passed_over(path, tmp_path):
+    path.write_text('[1]\n{"loss": 1}\n"step"\n{"step": 5}\nnonsense\n', "utf-8")
+    assert steps(path) == [5]
+    assert read_records(tmp_path / "nothing") == []
+
+
+TRAINED = {"loss": 2.34567, "tokens_per_s": 12345.6, "utilisation": 0.5, "memory_mb": 1234.5}
+EVALUATED = {"val_loss": 1.5, "best_val_loss": 1.25}
+
+
+def test_a_record_in_words():
+    assert describe(TRAINED) == "loss 2.3457, 12,346 tokens/s, utilisation 50%, 1,234 MB"
+    assert describe(EVALUATED) == "validation loss 1.5000 (best 1.2500)"
+    assert describe({}) == ""
+
+
+def test_without_a_terminal_a_line_now_and_then_and_one_for_each_evaluation(capsys):
+    sink = ConsoleSink(n_steps=30)
+    for step in range(1, 22):
+        sink.write({"step": step, "eta_s": 99.6, **TRAINED})
+        if step == 5:
+            sink.write({"step": step, **EVALUATED})
+    sink.close()
+    said = capsys.readouterr()
+    assert said.out == "", "stdout is for results"
+    lines = said.err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 1", "step 5", "step 10", "step 20"]
+    assert lines[1] == "step 5: validation loss 1.5000 (best 1.2500)"
+    assert lines[0].endswith("1,234 MB  ETA 100 s")
+
+
+def test_on_a_terminal_a_bar_with_the_newest_figures(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    sink = ConsoleSink(n_steps=10, first_step=4)
+    for step in (5, 6):
+        sink.write({"step": step, **TRAINED})
+    sink.write({"step": 6, **EVALUATED})
+    sink.say("[a line] for people")
+    sink.close()
+    err = capsys.readouterr().err
+    assert "step 6: validation loss 1.5000 (best 1.2500)" in err
+    assert "[a line] for people" in err
+    assert "loss 2.3457" in err
+    assert "6/10" in err
+    assert "ETA" in err
+    assert "step 5:" not in err
+
+
+def test_a_sink_by_a_name_that_is_none(tmp_path):
+    assert optional_sinks([], tmp_path, {}, "id") == []
+    with pytest.raises(ConfigError, match="no sink 'mlflow'; it can be tensorboard or wandb"):
+        optional_sinks(["mlflow"], tmp_path, {}, "id")
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
+def test_a_package_that_is_not_installed_names_its_extra(tmp_path, monkeypatch, name, module):
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed, whether or not it is
+    with pytest.raises(MissingExtraError, match=rf"'{name}' is not installed.*groundling\[track\]"):
+        optional_sinks([name], tmp_path, {}, "id")
+
+
+def test_people_are_spoken_to_on_stderr(capsys):
+    log.say("hello")
+    assert capsys.readouterr() == ("", "hello\n")

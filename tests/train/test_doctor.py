@@ -1,0 +1,41 @@
+"""`groundling doctor`: it tells what it should, and its speed is measured."""
+
+import time
+
+import pytest
+import torch
+
+from groundling import runtime
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.runtime import RuntimeConfig
+from groundling.train import doctor
+
+
+@pytest.mark.slow
+def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert doctor.main(["--seconds", "0.1", "--device", "cpu", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
+    expected = (
+        "Python system PyTorch memory bfloat16 compiler cache allocator device threads precision compile training"
+    )
+    assert set(expected.split()) <= rows.keys()
+    assert rows["PyTorch"] == torch.__version__
+    assert rows["threads"].startswith("1 of ")
+    assert rows["extra plot"] in ("installed", "missing: matplotlib")
+    assert "GFLOP/s" in rows["matrix products"]
+    speed = float(rows["training"].split()[0].replace(",", ""))
+    assert speed > 10
+    assert "10.8 M parameters" in rows["training"] or "10.7 M parameters" in rows["training"]
+
+
+def test_it_measures_whole_steps_for_as_long_as_asked():
+    picked = runtime.pick(RuntimeConfig(device="cpu", dtype="float32", compile="off", tune_allocator=False))
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=5))
+    before = model.wte.weight.detach().clone()
+    start = time.perf_counter()
+    tokens_per_s = doctor.measure_training(model, picked, seconds=0.2, batch_size=2)
+    assert 0.2 <= time.perf_counter() - start < 5
+    assert 8 < tokens_per_s < 1e7
+    assert not torch.equal(model.wte.weight, before), "a step that updates nothing is not a step"

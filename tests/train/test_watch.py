@@ -1,0 +1,138 @@
+"""What happens around the updates of a run: when, how often, and what is written down."""
+
+import json
+import math
+
+import pytest
+
+from groundling.bundle import load_bundle
+from groundling.data.corpus import prepare
+from groundling.errors import ConfigError, TrainingError
+from groundling.evals.loss import whole_split_loss
+from groundling.log import read_records
+from groundling.manifest import read_manifest
+from groundling.train import rundir
+from groundling.train.checkpoint import Checkpoints
+from groundling.train.optim import OptimConfig
+from groundling.train.pretrain import pretrain
+from groundling.train.schedule import ScheduleConfig
+from groundling.train.watch import Plan
+
+AT_ONCE = ScheduleConfig(kind="constant", warmup_steps=0)
+
+
+def days(every: int | None, n_steps: int = 10) -> list[int]:
+    plan = Plan(n_steps=n_steps, eval_every=None, save_every=None, log_every=1, sample_every=None, patience=None)
+    return [step for step in range(n_steps + 1) if plan.due(every, step)]
+
+
+def test_things_are_due_every_so_often_and_at_the_end_but_never_before_the_first_step():
+    assert days(None) == []
+    assert days(1) == list(range(1, 11))
+    assert days(4) == [4, 8, 10]
+    assert days(5) == [5, 10]
+    assert days(100) == [10]
+
+
+def records(config) -> list[dict]:
+    return read_records(config.out_dir / "metrics.jsonl")
+
+
+def test_the_record_of_a_run(tiny_config, capsys):
+    config = tiny_config(steps=10, eval_every=4, save_every=5, log_every=3, sample_every=5, keep_checkpoints=9)
+    summary = pretrain(config)
+    trained = [r for r in records(config) if "loss" in r]
+    assert [r["step"] for r in trained] == [1, 3, 6, 9, 10]
+    assert [r["n_tokens"] for r in trained] == [64 * step for step in (1, 3, 6, 9, 10)]
+    names = "step loss grad_norm n_tokens train_s tokens_per_s utilisation memory_mb eta_s lr_factor"
+    assert all(list(r) == names.split() for r in trained)
+    assert all(r["tokens_per_s"] > 0 and r["utilisation"] > 0 and r["eta_s"] >= 0 for r in trained)
+    assert trained[-1]["eta_s"] == 0
+    evaluated = [r for r in records(config) if "val_loss" in r]
+    assert [r["step"] for r in evaluated] == [4, 8, 10]
+    lowest = [min(r["val_loss"] for r in evaluated[: i + 1]) for i in range(3)]
+    assert [r["best_val_loss"] for r in evaluated] == lowest
+    saved = Checkpoints(config.out_dir / "checkpoints").finished()
+    assert [path.name for path in saved] == ["step-00000005", "step-00000010"]
+    assert [read_manifest(path)["val_loss"] for path in saved] == [None, evaluated[-1]["val_loss"]]
+    assert (summary.steps, summary.reason, summary.exit_code) == (10, "finished", 0)
+    assert summary.val_loss == evaluated[-1]["val_loss"]
+    assert summary.best_val_loss == lowest[-1]
+    err = capsys.readouterr().err
+    assert "step 4: validation loss" in err
+    assert "done: 10 steps, 640 tokens" in err
+
+
+def test_the_loss_that_is_written_down_is_that_of_the_saved_weights_on_the_whole_split(tiny_config):
+    config = tiny_config(steps=4, eval_every=2, save_every=2, average_decay=0.5, keep_checkpoints=9)
+    pretrain(config)
+    val = prepare(config.data, config.model.block_size).val.ids
+    for step in (2, 4):
+        model = load_bundle(config.out_dir, checkpoint=step).model
+        (written,) = (r["val_loss"] for r in records(config) if r["step"] == step and "val_loss" in r)
+        assert whole_split_loss(model, val, 16) == pytest.approx(written, rel=1e-6)
+
+
+def test_without_progress_it_stops_after_so_many_evaluations_and_leaves_the_best(tiny_config, capsys):
+    """A learning rate that throws the weights about: after the first evaluations it only gets worse."""
+    config = tiny_config(
+        steps=60, eval_every=2, save_every=None, patience=3, optim=OptimConfig(lr=3.0), schedule=AT_ONCE
+    )
+    summary = pretrain(config)
+    losses = [r["val_loss"] for r in records(config) if "val_loss" in r]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + 3
+    assert summary.reason == "no better validation loss in 3 evaluations"
+    assert summary.steps == 2 * len(losses) < 60
+    assert (summary.exit_code, summary.best_step) == (0, 2 * (best + 1))
+    assert "no better validation loss in 3 evaluations" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_says_where_and_keeps_what_it_saved(tiny_config, capsys):
+    config = tiny_config(steps=50, eval_every=None, save_every=1, optim=OptimConfig(lr=1e38), schedule=AT_ONCE)
+    with pytest.raises(TrainingError, match=r"stopped at step \d+: .*lower the learning rate"):
+        pretrain(config)
+    path, passed_over = Checkpoints(config.out_dir / "checkpoints").newest_good()
+    assert passed_over == []
+    last = max(r["step"] for r in records(config))
+    assert path.name == f"step-{last:08d}"
+    assert not (config.out_dir / "summary.json").exists()
+
+
+def test_the_bundle_of_a_run_is_its_best_checkpoint(tiny_config):
+    config = tiny_config(steps=8, eval_every=2, save_every=2, keep_checkpoints=1, optim=OptimConfig(lr=0.3))
+    pretrain(config)
+    evaluated = {r["step"]: r["val_loss"] for r in records(config) if "val_loss" in r}
+    best = min(evaluated, key=evaluated.__getitem__)
+    assert read_manifest(config.out_dir / "bundle")["checkpoint"] == f"step-{best:08d}"
+    kept = [path.name for path in Checkpoints(config.out_dir / "checkpoints").finished()]
+    assert kept == sorted({f"step-{best:08d}", "step-00000008"})
+
+
+def test_samples_go_to_people_and_begin_with_the_prompt(tiny_config, capsys):
+    pretrain(tiny_config(steps=2, eval_every=None, save_every=None, sample_every=1, sample_prompt="the king"))
+    samples = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the king")]
+    assert len(samples) == 2
+
+
+def test_a_folder_with_a_run_is_not_trained_over_by_accident(tiny_config, capsys):
+    config = tiny_config(steps=2, eval_every=None, save_every=2)
+    pretrain(config)
+    with pytest.raises(ConfigError, match="--overwrite"):
+        pretrain(config)
+    assert rundir.read_summary(config.out_dir)["steps"] == 2
+    pretrain(tiny_config(steps=3, eval_every=None, save_every=None, overwrite=True))
+    assert rundir.read_summary(config.out_dir)["steps"] == 3
+    assert not (config.out_dir / "checkpoints").exists()
+    assert rundir.read_summary(config.out_dir.parent) == {}
+
+
+def test_the_summary_and_the_environment_are_plain_json(tiny_config):
+    config = tiny_config(steps=2, eval_every=None, save_every=None)
+    summary = pretrain(config)
+    written = json.loads((config.out_dir / "summary.json").read_text("utf-8"))
+    assert written == summary.__dict__
+    assert (written["val_loss"], written["best_val_loss"], written["best_step"]) == (None, None, None)
+    assert 0 < written["train_s"] < written["wall_s"] or math.isclose(written["train_s"], written["wall_s"])
+    about = json.loads((config.out_dir / "env.json").read_text("utf-8"))
+    assert {"run_id", "python", "torch", "processor", "device", "threads", "precision", "compile"} <= about.keys()
