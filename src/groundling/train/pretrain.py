@@ -27,11 +27,11 @@ from groundling.train.estimate import estimate, total_flops
 from groundling.train.loop import train
 from groundling.train.optim import Optimizers
 from groundling.train.settings import MAY_CHANGE, PretrainConfig
-from groundling.train.signals import StopRequest, stop_on_signals
+from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
 from groundling.train.summary import RunSummary, last_words
-from groundling.train.watch import Plan, RunWatcher, make_deterministic
+from groundling.train.watch import ASKED_TO_STOP, Plan, RunWatcher, make_deterministic
 
 DEFAULT_PRESET = "shakespeare_char.toml"
 
@@ -90,12 +90,12 @@ class _Run:
         self.model = self.model.to(self.picked.device, self.picked.weight_dtype)
         self.facts = self._facts()
         self.checkpoints = Checkpoints(config.out_dir / "checkpoints", config.keep_checkpoints)
+        self.wall_before = 0.0
 
     def run(self) -> RunSummary:
         """Train, and write down what came of it."""
         config = self.config
         self._say_estimate()
-        # Before the state: it draws random numbers, and a resumed run's generators have to stay where they were.
         peak = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
         state = self._state()
         if self.resume_from is not None:
@@ -183,7 +183,7 @@ class _Run:
         if changed:
             raise CheckpointError(
                 f"{self.config.out_dir} was trained with other settings ({'; '.join(changed)}); "
-                "resume with its own, which are in its run.toml, or start a new run in another --out-dir"
+                "without a preset and these flags, its own run.toml is taken; or start a new run in another --out-dir"
             )
         if record["data_fingerprint"] != self.corpus.fingerprint:
             raise CheckpointError(
@@ -279,13 +279,13 @@ class _Run:
     def _finish(self, state: TrainState, reason: str, peak: float) -> RunSummary:
         """Leave the best model as the run's bundle, and the summary last: where it is, the run is over."""
         progress, run = state.progress, self.config.out_dir
-        interrupted = bool(self.stop) and reason != "finished"
+        interrupted = reason == ASKED_TO_STOP  # perhaps by a signal to another rank only
         speed = progress.n_tokens / progress.train_s if progress.train_s else None
         if dist.is_first() and not interrupted:
             self._leave_bundle(state)
         summary = RunSummary(
             reason=reason,
-            exit_code=self.stop.exit_code if interrupted else 0,
+            exit_code=(self.stop.exit_code or SIGTERM_EXIT_CODE) if interrupted else 0,
             steps=progress.step,
             tokens=progress.n_tokens,
             train_s=round(progress.train_s, 3),

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
+
 
 class StopRequest:
     """Whether, and by which signal, the process was asked to stop."""

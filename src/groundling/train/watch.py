@@ -18,6 +18,9 @@ from groundling.train.signals import StopRequest
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats
 
+ASKED_TO_STOP = "asked to stop"
+"""Why a run ends after a signal."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -158,7 +161,7 @@ class RunWatcher(Watcher):
 
     def _reason(self, state: TrainState) -> str | None:
         if self._asked_to_stop:
-            return "asked to stop"
+            return ASKED_TO_STOP
         progress, patience = state.progress, self.plan.patience
         if patience is not None and progress.n_evals_since_best >= patience and math.isfinite(progress.best_val_loss):
             return f"no better validation loss in {patience} evaluations"
