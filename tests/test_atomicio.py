@@ -12,14 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from faultkit import crash_at
 from groundling import atomicio
 from groundling.errors import StorageError
 
 OLD, NEW = b"old " * 10, b"new " * 50_000  # 200 kB: more than one piece
-
-
-class Crash(BaseException):
-    """The process is gone: nothing catches it, and nothing is tidied up."""
 
 
 @pytest.fixture
@@ -34,25 +31,11 @@ def seen():
 
 def crash_at_each(work: Callable[[], None], check: Callable[[], None]) -> int:
     """Do `work` again and again, crash at its first, second, ... operation, and `check`; return how many there are."""
-    k = 0
-    while True:
-        k, left = k + 1, k + 1
-
-        def observer(operation: str, path: Path) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Crash
-
-        atomicio.observers.append(observer)
-        try:
-            work()
-        except Crash:
-            check()
-        else:
-            return k - 1
-        finally:
-            atomicio.observers.remove(observer)
+    k = 1
+    while crash_at(k, work):
+        check()
+        k += 1
+    return k - 1
 
 
 def test_a_file_is_written_synced_renamed_and_the_folder_synced(tmp_path, seen, monkeypatch):

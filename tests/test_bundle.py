@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from faultkit import append_a_byte, crash_at, cut_in_half, flip_a_bit
 from groundling import atomicio
 from groundling.bundle import (
     FILES,
@@ -127,25 +128,11 @@ def test_a_wrapped_model_is_saved_as_the_plain_one(tmp_path, wrap: Callable[[nn.
 # Damage
 
 
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut_in_half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def append_a_byte(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (flip_a_byte, "content differs"),
+        (flip_a_bit, "content differs"),
         (cut_in_half, r"is truncated: size \d+, expected \d+"),
         (append_a_byte, r"has extra bytes: size \d+, expected \d+"),
         (Path.unlink, "is missing"),
@@ -304,36 +291,7 @@ def test_pickles_that_lie_around_are_not_looked_at(pickled, folder):
 # Replacing
 
 
-class CrashPoint(BaseException):
-    """The process ends here."""
-
-
-@pytest.fixture
-def crash_at():
-    """Crash at the k-th file operation; returns whether there were that many."""
-
-    def run(k: int, action: Callable[[], None]) -> bool:
-        left = k
-
-        def count_down(operation: str, path: Path) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise CrashPoint
-
-        atomicio.observers.append(count_down)
-        try:
-            action()
-        except CrashPoint:
-            return True
-        finally:
-            atomicio.observers.clear()
-        return False
-
-    return run
-
-
-def test_a_crash_at_any_operation_leaves_the_old_bundle_or_the_new(tmp_path, crash_at):
+def test_a_crash_at_any_operation_leaves_the_old_bundle_or_the_new(tmp_path):
     old, new = make_gpt(1), make_gpt(2)
     seen = set()
     k = 0
@@ -353,7 +311,7 @@ def test_a_crash_at_any_operation_leaves_the_old_bundle_or_the_new(tmp_path, cra
     assert seen == {False, True}
 
 
-def test_a_first_save_that_crashes_leaves_no_bundle(tmp_path, crash_at):
+def test_a_first_save_that_crashes_leaves_no_bundle(tmp_path):
     assert crash_at(9, lambda: save_bundle(tmp_path / "b", make_gpt(), TOKENIZER))
     with pytest.raises(CheckpointError, match="there is no"):
         load_bundle(tmp_path / "b")
@@ -456,7 +414,7 @@ def test_the_bundle_of_a_checkpoint_is_checked_by_the_checkpoints_manifest(run):
     best = run / "checkpoints" / "step-00000500"
     (best / "training.safetensors").unlink()  # sampling does not need it
     assert loaded_step(run) == 500
-    flip_a_byte(best / "bundle" / "model.safetensors")
+    flip_a_bit(best / "bundle" / "model.safetensors")
     for path in (run, best, best / "bundle"):
         with pytest.raises(CheckpointError, match=r"step-00000500/bundle/model.safetensors is damaged"):
             load_bundle(path)

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from faultkit import crash_at
 from groundling import atomicio
 from groundling.errors import CheckpointError
 from groundling.manifest import check_manifest
@@ -23,30 +24,6 @@ FILES = (
     "state.json",
     "manifest.json",
 )
-
-
-class CrashPoint(BaseException):
-    """The process ends here: nothing may catch it."""
-
-
-def crash_at(number, action):
-    """Crash before the file operation of this number (from 1); return whether there were that many."""
-    left = number
-
-    def count_down(operation, path):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise CrashPoint
-
-    atomicio.observers.append(count_down)
-    try:
-        action()
-    except CrashPoint:
-        return True
-    finally:
-        atomicio.observers.remove(count_down)
-    return False
 
 
 def go_on(state):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from faultkit import DAMAGE, cut_in_half, flip_a_bit
 from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.errors import CheckpointError
@@ -19,23 +20,6 @@ FILES = (
     "state.json",
     MANIFEST,
 )
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut_in_half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def append_a_byte(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-DAMAGE = [flip_a_bit, cut_in_half, append_a_byte, Path.unlink]
 
 
 @pytest.fixture

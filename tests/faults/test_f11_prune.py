@@ -17,15 +17,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from faultkit import crash_at
 from groundling import atomicio
 from groundling.manifest import check_manifest
 from groundling.train.checkpoint import Checkpoints
 
 LOSSES = st.sampled_from([None, 1.0, 2.0, 3.0, math.nan, math.inf])
-
-
-class CrashPoint(BaseException):
-    """The process ends here."""
 
 
 def worth(loss):
@@ -65,23 +62,9 @@ class Saving(RuleBasedStateMachine):
     @rule(loss=LOSSES, at=st.integers(1, 75))
     def crash_in_a_save(self, loss, at):
         """Before, in, or after the new one; in pruning too. What the crash left is sometimes swept, sometimes not."""
-        left = at
-
-        def count_down(operation, path):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise CrashPoint
-
         state = self.next_state(loss)
         target = self.checkpoints.path_of(self.step)
-        atomicio.observers[:] = [count_down]
-        try:
-            self.tiny.save(self.checkpoints, state)
-        except CrashPoint:
-            pass
-        finally:
-            atomicio.observers.clear()
+        crash_at(at, lambda: self.tiny.save(self.checkpoints, state))
         if target.exists():
             self.losses[target] = loss
 
