@@ -5,18 +5,19 @@ The JSONL file is the record; the console, TensorBoard and Weights & Biases are 
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
 from groundling import atomicio
-from groundling.errors import ConfigError, MissingExtraError
+from groundling.errors import MissingExtraError
 
 Record = dict[str, Any]
+SinkName = Literal["tensorboard", "wandb"]
 
 
 class Sink(Protocol):
@@ -158,22 +159,17 @@ class WandbSink:
         self._run.finish()
 
 
-def optional_sinks(names: Sequence[str], folder: Path, config: Record, run_id: str) -> list[Sink]:
-    """The sinks that a user asked for by name: "tensorboard", "wandb".
+def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_id: str) -> list[Sink]:
+    """The sinks that a user asked for by name.
 
     Raises:
-        ConfigError: a name is unknown.
         MissingExtraError: a package is not installed.
     """
-    sinks: list[Sink] = []
-    for name in names:
-        if name == "tensorboard":
-            sinks.append(TensorBoardSink(folder / "tensorboard"))
-        elif name == "wandb":
-            sinks.append(WandbSink(folder, config, run_id))
-        else:
-            raise ConfigError(f"no sink {name!r}; it can be tensorboard or wandb")
-    return sinks
+    make: dict[SinkName, Callable[[], Sink]] = {
+        "tensorboard": lambda: TensorBoardSink(folder / "tensorboard"),
+        "wandb": lambda: WandbSink(folder, config, run_id),
+    }
+    return [make[name]() for name in names]
 
 
 def say(text: str) -> None:

@@ -116,6 +116,7 @@ ERRORS = [
     (["pretrain", "--stepss", "3"], 2, "did you mean --steps?"),
     (["pretrain", "none.toml"], 2, "no preset 'none.toml'"),
     (["pretrain", "--steps", "0"], 2, "steps is 0; it must be at least 1"),
+    (["pretrain", "--sinks", "mlflow"], 2, "invalid choice 'mlflow' for argument '--sinks'"),
     (["sample", "nowhere"], 1, "there is no nowhere"),
     (["sample"], 2, "groundling sample --help tells more"),
     (["plot", "nowhere"], 1, "nowhere has no records of losses"),

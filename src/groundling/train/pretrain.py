@@ -255,12 +255,13 @@ class _Run:
         if self.console is None:
             return []
         run = config.out_dir
+        # First what can fail for want of a package: a run that never began leaves nothing behind.
+        more = optional_sinks(config.sinks, run, self.facts.config, self.facts.run_id)
         atomicio.write_text(run / "run.toml", to_toml(dataclasses.replace(config, resume=False, overwrite=False)))
         about = {"run_id": self.facts.run_id, **runtime.environment(), **self.picked.reasons}
         atomicio.write_json(run / "env.json", about)
         (run / "summary.json").unlink(missing_ok=True)
         record = JsonlSink(run / "metrics.jsonl", resumed_at=step if config.resume else None)
-        more = optional_sinks(config.sinks, run, self.facts.config, self.facts.run_id)
         return [record, self.console, *more]
 
     def _save(self, state: TrainState) -> None:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from groundling.config import require
 from groundling.data.batches import Order
 from groundling.data.corpus import DataConfig
+from groundling.log import SinkName
 from groundling.model.gpt import GPTConfig
 from groundling.runtime import RuntimeConfig
 from groundling.train.optim import OptimConfig
@@ -75,7 +77,7 @@ class PretrainConfig:
     """What the samples go on from; empty: the beginning of a line."""
     sample_tokens: int = 200
     """Tokens in a sample."""
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[SinkName, ...] = ()
     """Besides metrics.jsonl and the console: tensorboard, wandb."""
     data: DataConfig = field(default_factory=DataConfig)
     model: GPTConfig = field(default_factory=GPTConfig)
@@ -94,4 +96,6 @@ class PretrainConfig:
         require(decay is None or 0 < decay < 1, f"average_decay is {decay}; it must be between 0 and 1, or None")
         require(self.patience is None or self.eval_every is not None, "patience needs eval_every")
         require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        for sink in self.sinks:
+            require(sink in get_args(SinkName), f"no sink {sink!r}; it can be {' or '.join(get_args(SinkName))}")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
