@@ -35,7 +35,7 @@ class GPTConfig:
     block_size: int = 256
     """The longest context, in tokens."""
     vocab_size: int = 65
-    """Distinct tokens."""
+    """Distinct tokens; `pretrain` takes it from the tokenizer."""
     dropout: float = 0.0
     """Dropout on the embeddings and on what each block adds to the stream."""
     attention_dropout: float = 0.0
