@@ -40,10 +40,7 @@ NOTE = (
 
 @dataclass(frozen=True, kw_only=True)
 class LadderConfig:
-    """Train the lecture's rungs in its own settings on Tiny Shakespeare, and compare the losses.
-
-    groundling ladder show s6 prints a rung and what it changes.
-    """
+    """Train the lecture's rungs in its own settings, and compare the losses; `groundling ladder show s6` prints one."""
 
     rungs: str = ",".join(SMALL)
     """Which rungs, separated by commas."""

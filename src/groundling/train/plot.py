@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -21,12 +21,11 @@ class PlotConfig:
     """Folders of runs."""
     out: Path = Path("losses.png")
     """The PNG to write."""
-    by: str = "n_tokens"
-    """What runs along: step, n_tokens or train_s."""
+    by: Literal["step", "n_tokens", "train_s"] = "n_tokens"
+    """What runs along the bottom."""
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "no run was given; name at least one run's folder")
-        require(self.by in ("step", "n_tokens", "train_s"), f"by is {self.by!r}; it can be step, n_tokens or train_s")
 
 
 def main(argv: Sequence[str]) -> int:
