@@ -4,7 +4,8 @@ The data, the training loop, the loss and the sampler are the production ones; o
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,19 @@ NOTE = (
     "val_loss is over the whole validation split; the lecture estimates its own on 200 random batches, "
     "as val_loss_random_batches does."
 )
+
+
+RECORDED = (
+    "rung",
+    "adds",
+    "parameters",
+    "val_loss",
+    "val_loss_random_batches",
+    "lecture_val_loss",
+    "seconds",
+    "sample",
+)
+"""The fields of a result that ladder.json holds; curves and model are not among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +99,7 @@ class RungResult:
 
     def record(self) -> dict[str, object]:
         """What ladder.json says of it."""
-        names = "rung adds parameters val_loss val_loss_random_batches lecture_val_loss seconds sample".split()  # noqa: SIM905
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in RECORDED}
 
 
 class _Curves(Watcher):
@@ -110,6 +123,16 @@ class _Curves(Watcher):
             self._since.clear()
 
 
+@contextmanager
+def _same_threads_afterwards() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@_same_threads_afterwards()
 def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus: Corpus | None = None) -> RungResult:
     """Train one rung as the lecture does: AdamW at a constant rate, on batches from random places.
 
@@ -131,7 +154,6 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
     # A small rung is nothing but the cost of calling its operations: neither threads, nor compiling, nor bfloat16 pay.
     small = name in SMALL
     as_small = RuntimeConfig(device="cpu", compile="off", dtype="float32", threads=1)
-    n_threads = torch.get_num_threads()
     picked = runtime.pick(as_small if small else RuntimeConfig())
     make_deterministic(picked.device)
     model.to(picked.device)
@@ -144,7 +166,7 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
     state = _state(rung, model, corpus, block_size, seed, picked)
     train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=curves)
     seconds = time.perf_counter() - start
-    result = RungResult(
+    return RungResult(
         rung=name,
         adds=rung.adds,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -159,8 +181,6 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
         val_losses=curves.val_losses,
         model=model,
     )
-    torch.set_num_threads(n_threads)
-    return result
 
 
 def _state(
