@@ -16,13 +16,12 @@ from groundling.config import (
     from_dict,
     load_preset,
     parse,
-    require,
     run_subcommand,
     shipped_presets,
     to_dict,
     to_toml,
 )
-from groundling.errors import ConfigError
+from groundling.errors import ConfigError, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,7 +152,7 @@ def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
         raise CheckpointError(f"{path} is a file; give the folder of a bundle, a checkpoint or a run{hint}")
     if not path.is_dir():
         raise CheckpointError(f"there is no {path}; give the folder of a bundle, a checkpoint or a run")
-    inner, steps = _standing(path / "bundle"), _finished_checkpoints(path / "checkpoints")
+    inner, steps = _standing(path / "bundle"), finished_checkpoints(path / "checkpoints")
     if steps and not _looks_like_bundle(path) and not (checkpoint == "best" and inner.is_dir()):
         return _choose(steps, str(checkpoint), path) / "bundle"
     if checkpoint != "best":
@@ -165,6 +165,12 @@ def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
         f"{path} is not a bundle (a folder with {', '.join(FILES)} and {MANIFEST}), "
         "nor a checkpoint or a run that has saved one"
     )
+
+
+def finished_checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> folder, oldest first. The order is that of the steps, never that of the clock."""
+    found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
+    return {step: found[step] for step in sorted(found) if (found[step] / MANIFEST).is_file()}
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -190,10 +196,7 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         CheckpointError: this is not a safetensors file, or it belongs to another model.
     """
-    try:
-        weights: dict[str, Tensor] = safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    weights = read_tensors(file)
     expected = {name: tuple(tensor.shape) for name, tensor in plain_state_dict(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = [
@@ -205,6 +208,19 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
     return weights
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is none.
+    """
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    return tensors
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -235,12 +251,6 @@ def _previous(folder: Path) -> Path:
 def _standing(folder: Path) -> Path:
     """The folder, or what a crash in the middle of its replacement left of it: the whole old one."""
     return _previous(folder) if not folder.exists() and _previous(folder).is_dir() else folder
-
-
-def _finished_checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> folder, oldest first. The order is that of the steps, never that of the clock."""
-    found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
-    return {step: found[step] for step in sorted(found) if (found[step] / MANIFEST).is_file()}
 
 
 def _choose(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:

@@ -163,16 +163,6 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return lines
 
 
-def require(condition: bool, message: str) -> None:
-    """Check a config where it is declared.
-
-    Raises:
-        ConfigError: `condition` does not hold; `message` says what came, what was expected, what to do.
-    """
-    if not condition:
-        raise ConfigError(message)
-
-
 def run_subcommand(
     argv: Sequence[str], commands: Mapping[str, tuple[Callable[[list[str]], int], str]], prog: str
 ) -> int:

@@ -36,3 +36,13 @@ class MissingExtraError(GroundlingError, ImportError):
         super().__init__(
             f"the package {package!r} is not installed; it comes with an extra: pip install 'groundling[{extra}]'"
         )
+
+
+def require(condition: bool, message: str) -> None:
+    """Check a config where it is declared.
+
+    Raises:
+        ConfigError: `condition` does not hold; `message` says what came, what was expected, what to do.
+    """
+    if not condition:
+        raise ConfigError(message)

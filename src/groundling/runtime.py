@@ -17,8 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from groundling.config import require
-from groundling.errors import ConfigError
+from groundling.errors import ConfigError, require
 
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}

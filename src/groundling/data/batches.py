@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groundling.config import require
+from groundling.errors import require
 from groundling.model.loss import IGNORE
 
 Tokens = npt.NDArray[np.unsignedinteger]

@@ -15,10 +15,10 @@ from typing import Any
 import filelock
 
 from groundling import atomicio
-from groundling.config import require, to_dict
+from groundling.config import to_dict
 from groundling.data import reading, sources
 from groundling.data.tokenfile import TokenFile, dtype_for, open_token_file, write_token_file
-from groundling.errors import DataError
+from groundling.errors import DataError, require
 from groundling.text import tokenizer as tokenizers
 from groundling.text.cutting import chunks
 from groundling.text.tokenizer import CharTokenizer, Ids, Tokenizer

@@ -16,9 +16,10 @@ from rich.table import Table
 from torch import nn
 
 from groundling import atomicio, runtime
-from groundling.config import parse, require
+from groundling.config import parse
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, DataConfig, prepare
+from groundling.errors import require
 from groundling.evals.loss import random_batches_loss, whole_split_loss
 from groundling.ladder.rungs import RUNGS, Rung, find_rung
 from groundling.log import say
@@ -106,14 +107,14 @@ class _Curves(Watcher):
     """Keeps the losses of a rung on its way, and counts only the time of training."""
 
     def __init__(self, n_steps: int, evaluate: Callable[[], float]) -> None:
-        self.every, self.evaluate = max(1, n_steps // 10), evaluate
+        self.n_steps, self.every, self.evaluate = n_steps, max(1, n_steps // 10), evaluate
         self.losses: list[tuple[int, float]] = []
         self.val_losses: list[tuple[int, float]] = []
         self._since: list[float] = []
 
     def before_step(self, state: TrainState) -> None:
         step = state.progress.step
-        if step % self.every == 0:
+        if step % self.every == 0 or step == self.n_steps:
             self.val_losses.append((step, self.evaluate()))
 
     def after_step(self, state: TrainState, stats: StepStats) -> None:
@@ -170,7 +171,7 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
         rung=name,
         adds=rung.adds,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        val_loss=evaluate(),
+        val_loss=curves.val_losses[-1][1],
         val_loss_random_batches=random_batches_loss(
             model, corpus.val.ids, block_size, n_batches=200 if small else 20, batch_size=rung.batch_size
         ),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from groundling.config import require
+from groundling.errors import require
 from groundling.ladder.s2_embeddings import EmbeddingModel
 from groundling.ladder.s3_one_head import Head
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundling.errors import ConfigError
+from groundling.errors import require
 from groundling.model.cache import KVCache
 from groundling.model.layers import LearnedPositions, RMSNorm, Rotary, Unchanged, Unrotated, make_mlp, make_norm
 
@@ -59,26 +59,26 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("n_kv_head", "head_size", "n_hidden"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} is {value}; it must be at least 1, or None")
+            require(value is None or value >= 1, f"{name} is {value}; it must be at least 1, or None")
         for name in ("dropout", "attention_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        _require(
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        require(
             self.head_size is not None or self.n_embd % self.n_head == 0,
             f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; change one, or give head_size",
         )
-        _require(
+        require(
             self.n_head % self.kv_heads() == 0,
             f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}; change one",
         )
-        _require(
+        require(
             self.position != "rotary" or self.head_width() % 2 == 0,
             f"head_size {self.head_width()} is odd; rotary positions turn pairs and need an even one",
         )
-        _require(self.rope_theta > 0, f"rope_theta is {self.rope_theta}; it must be positive")
-        _require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}; it must be positive")
+        require(self.rope_theta > 0, f"rope_theta is {self.rope_theta}; it must be positive")
+        require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}; it must be positive")
 
     def kv_heads(self) -> int:
         """Heads of the keys and values."""
@@ -93,11 +93,6 @@ class GPTConfig:
         if self.n_hidden is not None:
             return self.n_hidden
         return 32 * math.ceil(self.n_embd * 8 / 3 / 32) if self.mlp == "swiglu" else 4 * self.n_embd
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 class CausalSelfAttention(nn.Module):

@@ -8,8 +8,8 @@ from typing import Literal
 import tyro
 
 from groundling.bundle import Bundle, load_bundle
-from groundling.config import parse, require
-from groundling.errors import DataError
+from groundling.config import parse
+from groundling.errors import DataError, require
 from groundling.runtime import pick_device
 from groundling.sample.generate import SamplingConfig, stream_batch
 from groundling.text.tokenizer import require_unicode

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from groundling.bundle import Bundle
-from groundling.config import require
-from groundling.errors import DataError
+from groundling.errors import DataError, require
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
 from groundling.model.loss import at_least_float32

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from groundling.config import require
+from groundling.errors import require
 from groundling.text.tokenizer import CharTokenizer, Tokenizer, Unknown
 
 Kind = Literal["char", "gpt2", "bpe", "unigram", "sp_bpe"]

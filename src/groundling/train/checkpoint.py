@@ -11,7 +11,6 @@ Order of writing: a temporary folder, its files, the manifest, fsync, a rename; 
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,15 @@ import torch
 from torch import Tensor
 
 from groundling import atomicio, dist
-from groundling.bundle import plain_state_dict, read_weights, write_bundle_files
+from groundling.bundle import (
+    finished_checkpoints,
+    plain_state_dict,
+    read_tensors,
+    read_weights,
+    write_bundle_files,
+)
 from groundling.errors import CheckpointError, StorageError
-from groundling.manifest import MANIFEST, change_facts, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.manifest import change_facts, check_manifest, read_json_object, read_manifest, write_manifest
 from groundling.model.gpt import GPTConfig
 from groundling.text.tokenizer import Tokenizer, fingerprint
 from groundling.train.state import Progress, TrainState
@@ -62,8 +67,7 @@ class Checkpoints:
 
     def finished(self) -> list[Path]:
         """All that have a manifest, oldest first: in the order of their steps, never of the clock."""
-        found = [path for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-        return sorted((path for path in found if (path / MANIFEST).is_file()), key=_step_of)
+        return list(finished_checkpoints(self.folder).values())
 
     def save(self, state: TrainState, model_config: GPTConfig, tokenizer: Tokenizer, facts: RunFacts) -> Path:
         """Save a state; all ranks call this together, and the first one writes.
@@ -206,7 +210,7 @@ def restore(path: Path, state: TrainState) -> None:
         CheckpointError: it does not fit the model.
     """
     record = read_state(path)
-    tensors = _read_tensors(path / "training.safetensors")
+    tensors = read_tensors(path / "training.safetensors")
     state.model.load_state_dict(read_weights(path / "bundle" / "model.safetensors", state.model), strict=False)
     with torch.no_grad():
         for name, parameter in state.model.named_parameters():
@@ -251,13 +255,6 @@ def _set_generators(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from groundling.config import require
-from groundling.errors import CheckpointError
+from groundling.errors import CheckpointError, require
 from groundling.train.muon import POLAR_EXPRESS, Muon
 
 

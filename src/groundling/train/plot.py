@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from groundling.config import parse, require
-from groundling.errors import DataError
+from groundling.config import parse
+from groundling.errors import DataError, require
 from groundling.log import read_records
 from groundling.plotting import save_figure, subplots
 

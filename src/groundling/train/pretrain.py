@@ -134,7 +134,8 @@ class _Run:
             for why in passed_over:
                 self.say(f"passed over: {why}")
         dist.barrier()
-        path, _ = Checkpoints(config.out_dir / "checkpoints").newest_good()
+        if not dist.is_first():
+            path, _ = Checkpoints(config.out_dir / "checkpoints").newest_good()
         self.say(f"resuming from {path}")
         return path
 

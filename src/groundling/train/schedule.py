@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from groundling.config import require
+from groundling.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from groundling.config import require
 from groundling.data.batches import Order
 from groundling.data.corpus import DataConfig
+from groundling.errors import require
 from groundling.log import SinkName
 from groundling.model.gpt import GPTConfig
 from groundling.runtime import RuntimeConfig
