@@ -107,10 +107,13 @@ from groundling import runtime
 from groundling.runtime import RuntimeConfig
 said = []
 picked = runtime.pick(RuntimeConfig(device="cpu", dtype="float32", compile="on", tune_allocator=False, threads=1))
-double = runtime.compile_or_fall_back(lambda x: (x.sin() * 2 + x).cos(), picked, said.append)
+compiler = runtime.Compiler(picked, said.append, on_failure=lambda: said.append("given up"))
+double = compiler(lambda x: (x.sin() * 2 + x).cos())
+halve = compiler(lambda x: x / 2)
 x = torch.linspace(0, 1, 64)
 for _ in range(3):
     torch.testing.assert_close(double(x), (x.sin() * 2 + x).cos())
+    torch.testing.assert_close(halve(x), x / 2)
 print(picked.compile, len(said), *said, picked.reasons["compile"], sep="|")
 """
 
@@ -127,8 +130,8 @@ def compiled_with(tmp_path, code: str = COMPILE, **environment: str) -> str:
 @pytest.mark.slow
 def test_a_compiler_that_does_not_work_is_gone_on_without_and_said_once(tmp_path):
     """g++ is in the PATH, but PyTorch takes CXX, which points nowhere."""
-    compiles, n_said, said, _ = compiled_with(tmp_path, CXX="/nowhere/g++").split("|")
-    assert (compiles, n_said) == ("True", "1")
+    compiles, n_said, first, said, _ = compiled_with(tmp_path, CXX="/nowhere/g++").split("|")
+    assert (compiles, n_said, first) == ("True", "2", "given up")
     assert said.startswith("compilation failed, going on without it (training is slower): ")
 
 
@@ -140,7 +143,7 @@ def test_without_any_compiler_nothing_is_compiled(tmp_path):
 
 
 MISTAKE = """
-shout = runtime.compile_or_fall_back(lambda x: x.sine(), picked, said.append)
+shout = compiler(lambda x: x.sine())
 try:
     shout(x)
 except AttributeError as error:
@@ -159,7 +162,7 @@ def test_with_a_compiler_it_is_compiled_and_a_mistake_in_the_function_stays_one(
 
 def test_nothing_is_wrapped_where_nothing_is_compiled():
     function = lambda x: x  # noqa: E731
-    assert runtime.compile_or_fall_back(function, picked(), print) is function
+    assert runtime.Compiler(picked(), print)(function) is function
 
 
 def test_the_allocator_is_tuned_by_what_is_there(monkeypatch):

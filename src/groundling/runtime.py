@@ -1,6 +1,7 @@
 """Device, precision, threads, allocator, compilation: this module picks each, and says what it picked and why."""
 
 import ctypes
+import functools
 import os
 import platform
 import resource
@@ -180,31 +181,54 @@ def _pick_compile(config: RuntimeConfig, device: torch.device, worth_compiling: 
     return True
 
 
-def compile_or_fall_back(function: F, runtime: Runtime, say: Callable[[str], None]) -> F:
-    """Compile `function`; should compilation fail when it is first called, go on without, and say so once."""
-    if not runtime.compile:
-        return function
-    compiled = torch.compile(function, dynamic=False)
-    chosen: list[Callable[..., Any]] = []
+class Compiler:
+    """Compiles functions. Should that fail when one of them is first called, all go on without, and it is said once.
 
-    def first_compiled_then_whatever_works(*args: Any, **kwargs: Any) -> Any:
-        if chosen:
-            return chosen[0](*args, **kwargs)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the compiler's own chatter
-                result = compiled(*args, **kwargs)
-        except Exception as error:
-            if not _is_compiler_failure(error):
-                raise
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            say(f"compilation failed, going on without it (training is slower): {first_line}")
-            chosen.append(function)
-            return function(*args, **kwargs)
-        chosen.append(compiled)
-        return result
+    Args:
+        runtime: whose choice it is whether anything is compiled at all.
+        say: prints a line for people.
+        on_failure: called once, when compilation has failed.
+    """
 
-    return first_compiled_then_whatever_works  # type: ignore[return-value]
+    def __init__(
+        self, runtime: Runtime, say: Callable[[str], None], on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        self.works = runtime.compile
+        self._say, self._on_failure = say, on_failure
+
+    def __call__(self, function: F) -> F:
+        """The compiled function, or where nothing is compiled, the function."""
+        if not self.works:
+            return function
+        compiled = torch.compile(function, dynamic=False)
+        was_called = False
+
+        @functools.wraps(function)
+        def compiled_while_that_works(*args: Any, **kwargs: Any) -> Any:
+            nonlocal was_called
+            if not self.works:
+                return function(*args, **kwargs)
+            if was_called:
+                return compiled(*args, **kwargs)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the compiler's own chatter
+                    result = compiled(*args, **kwargs)
+            except Exception as error:
+                if not _is_compiler_failure(error):
+                    raise
+                self._give_up(error)
+                return function(*args, **kwargs)
+            was_called = True
+            return result
+
+        return compiled_while_that_works  # type: ignore[return-value]
+
+    def _give_up(self, error: Exception) -> None:
+        self.works = False
+        self._on_failure()
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        self._say(f"compilation failed, going on without it (training is slower): {first_line}")
 
 
 def _is_compiler_failure(error: Exception) -> bool:

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from groundling.model.loss import IGNORE, at_least_float32, loss_sum, sequence_log_probs
+from groundling.model.layers import at_least_float32
+from groundling.model.loss import IGNORE, loss_sum, sequence_log_probs
 
 B, T, V = 3, 5, 7
 

@@ -26,6 +26,7 @@ from groundling.log import say
 from groundling.runtime import RuntimeConfig
 from groundling.sample.generate import SamplingConfig, generate_ids, row_generator
 from groundling.text.tokenizer import Tokenizer
+from groundling.train.compiled import compile_objective
 from groundling.train.loop import Watcher, train
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.schedule import ScheduleConfig
@@ -188,7 +189,7 @@ def _state(
     rung: Rung, model: nn.Module, corpus: Corpus, block_size: int, seed: int, picked: runtime.Runtime
 ) -> TrainState:
     objective = Objective(model, autocast=picked.autocast)
-    objective.forward = runtime.compile_or_fall_back(objective.forward, picked, say)  # type: ignore[method-assign]
+    compile_objective(objective, picked, say)
     # PyTorch's own defaults for AdamW, which the lecture does not change.
     optimizers = Optimizers(model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), weight_decay=0.01))
     batches = Batches(corpus.train.ids, block_size=block_size, batch_size=rung.batch_size, order="random", seed=seed)

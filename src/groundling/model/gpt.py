@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundling.errors import require
+from groundling.model.attention import fused_attention
 from groundling.model.cache import KVCache
+from groundling.model.dropout import Dropout
 from groundling.model.layers import LearnedPositions, RMSNorm, Rotary, Unchanged, Unrotated, make_mlp, make_norm
 
 
@@ -39,7 +41,7 @@ class GPTConfig:
     dropout: float = 0.0
     """Dropout on the embeddings and on what each block adds to the stream."""
     attention_dropout: float = 0.0
-    """Dropout on the attention weights; any at all leaves the fused CPU kernel and is slow there."""
+    """Dropout on the attention weights; without a compiler, any at all is slow on a CPU."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """GPT-2: layernorm. Llama, Qwen3: rmsnorm."""
     mlp: Literal["relu", "gelu", "swiglu", "relu2"] = "gelu"
@@ -106,6 +108,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, n_heads_in_all * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.dropout = config.attention_dropout
+        self.attend = fused_attention  # while training; `runtime` may know a faster way for its device
 
         def head_norm() -> nn.Module:
             return RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()
@@ -129,14 +132,16 @@ class CausalSelfAttention(nn.Module):
         if self.n_kv_head != self.n_head:
             group = self.n_head // self.n_kv_head
             k_BHSD, v_BHSD = k_BHSD.repeat_interleave(group, 1), v_BHSD.repeat_interleave(group, 1)
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BHTD,
-            k_BHSD,
-            v_BHSD,
-            attn_mask=_late_causal_mask(T, start, x_BTC.device) if start and T > 1 else None,
-            is_causal=start == 0 and T > 1,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        if self.training and cache is None:
+            y_BHTD = self.attend(q_BHTD, k_BHSD, v_BHSD, self.dropout)
+        else:
+            y_BHTD = F.scaled_dot_product_attention(
+                q_BHTD,
+                k_BHSD,
+                v_BHSD,
+                attn_mask=_late_causal_mask(T, start, x_BTC.device) if start and T > 1 else None,
+                is_causal=start == 0 and T > 1,
+            )
         return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
 
@@ -157,7 +162,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer)
         self.ln_2 = make_norm(config.norm, config.n_embd, config.norm_eps, config.bias)
         self.mlp = make_mlp(config.mlp, config.n_embd, config.hidden_width(), config.bias)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor, cache: KVCache | None = None) -> Tensor:
         x_BTC = x_BTC + self.drop(self.attn(self.ln_1(x_BTC), cache))
@@ -180,7 +185,7 @@ class GPT(nn.Module):
             self.positions: LearnedPositions | Unchanged = LearnedPositions(config.block_size, config.n_embd)
         else:
             self.positions = Unchanged()
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config.norm, config.n_embd, config.norm_eps, config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

@@ -1,6 +1,6 @@
 """The few alternatives that a Block is built from: norms, MLPs, positions.
 
-Shapes: B batch, T positions, H heads, D head_size, C n_embd, F hidden.
+Shapes: B batch, T positions, H heads, D head_size, P pairs (D / 2), C n_embd, F hidden.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Losses and softmaxes are summed in float32 or better: a bfloat16 sum stops growing after a few hundred terms."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def make_norm(kind: str, size: int, eps: float, bias: bool) -> nn.Module:
@@ -95,23 +100,25 @@ class Rotary(nn.Module):
     The pairs are (i, i + D/2), as in Llama's and Qwen3's published weights.
     """
 
-    cos_TD: Tensor
-    sin_TD: Tensor
+    cos_TP: Tensor
+    sin_TP: Tensor
 
     def __init__(self, block_size: int, head_size: int, theta: float) -> None:
         super().__init__()
         # In float64 and rounded once: the angles of far places keep their precision.
         rates = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-        angles_TD = torch.outer(torch.arange(block_size, dtype=torch.float64), rates).repeat(1, 2)
-        self.register_buffer("cos_TD", angles_TD.cos().float(), persistent=False)
-        self.register_buffer("sin_TD", angles_TD.sin().float(), persistent=False)
+        angles_TP = torch.outer(torch.arange(block_size, dtype=torch.float64), rates)
+        self.register_buffer("cos_TP", angles_TP.cos().float(), persistent=False)
+        self.register_buffer("sin_TP", angles_TP.sin().float(), persistent=False)
 
     def forward(self, x_BHTD: Tensor, start: int) -> Tensor:
         """Turn the places `start` to `start + T`."""
         end = start + x_BHTD.size(2)
-        left, right = x_BHTD.chunk(2, dim=-1)
-        turned = torch.cat((-right, left), dim=-1)
-        return (x_BHTD * self.cos_TD[start:end] + turned * self.sin_TD[start:end]).type_as(x_BHTD)
+        cos_TP, sin_TP = self.cos_TP[start:end], self.sin_TP[start:end]
+        # Taken apart and put together by a view, whose gradient is a view: that of `chunk` and `cat` is padding.
+        left_BHTP, right_BHTP = x_BHTD.reshape(*x_BHTD.shape[:-1], 2, -1).unbind(-2)
+        turned = (left_BHTP * cos_TP - right_BHTP * sin_TP, right_BHTP * cos_TP + left_BHTP * sin_TP)
+        return torch.stack(turned, dim=-2).flatten(-2).type_as(x_BHTD)
 
 
 class Unrotated(nn.Module):

@@ -3,17 +3,13 @@
 Shapes: B batch, T positions, V vocabulary.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from groundling.model.layers import at_least_float32
+
 IGNORE = -100
 """A target of this value is not counted."""
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Losses are summed in float32 or better: a bfloat16 sum stops growing after a few hundred terms."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def loss_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from groundling.bundle import Bundle
 from groundling.errors import DataError, require
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
-from groundling.model.loss import at_least_float32
+from groundling.model.layers import at_least_float32
 from groundling.runtime import unwrap
 from groundling.sample import filters
 from groundling.sample.stop import TextStream

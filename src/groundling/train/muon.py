@@ -79,7 +79,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 direction = weight.grad.lerp(state["momentum"], group["momentum"])
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
                 for piece, of_weight in zip(_squares(direction), _squares(weight), strict=True):
                     by_shape[piece.shape].append((piece, of_weight))
             for (n_rows, n_columns), pieces in by_shape.items():

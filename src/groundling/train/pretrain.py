@@ -23,6 +23,7 @@ from groundling.sample.generate import SamplingConfig, generate
 from groundling.train import rundir
 from groundling.train.average import WeightAverage
 from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, restore
+from groundling.train.compiled import compile_objective
 from groundling.train.estimate import estimate, total_flops
 from groundling.train.loop import train
 from groundling.train.optim import Optimizers
@@ -210,7 +211,7 @@ class _Run:
         config, picked = self.config, self.picked
         objective = Objective(self.model, autocast=picked.autocast)
         say = self.say if dist.is_first() else lambda _: None
-        objective.forward = runtime.compile_or_fall_back(objective.forward, picked, say)  # type: ignore[method-assign]
+        compile_objective(objective, picked, say)
         optimizers = Optimizers(self.model, config.optim, picked.compute_dtype)
         batches = Batches(
             self.corpus.train.ids,

@@ -89,7 +89,7 @@ def train_step(
     if not (math.isfinite(mean) and math.isfinite(length)):
         optimizers.zero_grad()
         raise TrainingError(f"the loss is {mean} and the gradient's length {length}: no weight was changed")
-    if max_norm is not None:
+    if max_norm is not None and length > max_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, grad_norm)
     optimizers.step(lr_factor)
     return StepStats(loss=mean, grad_norm=length, n_targets=int(n_targets), lr_factor=lr_factor)
