@@ -181,6 +181,13 @@ def _pick_compile(config: RuntimeConfig, device: torch.device, worth_compiling: 
     return True
 
 
+_COMPILER_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "cpp.vec_isa_ok": True,  # what the processor has, PyTorch knows; asking the compiler anew takes seconds
+    "fallback_random": True,  # PyTorch's own generators: the same numbers as without compilation
+    "cpp.use_decompose_tanh": True,  # tanh by way of exp, twice as fast
+}
+
+
 class Compiler:
     """Compiles functions. Should that fail when one of them is first called, all go on without, and it is said once.
 
@@ -200,7 +207,7 @@ class Compiler:
         """The compiled function, or where nothing is compiled, the function."""
         if not self.works:
             return function
-        compiled = torch.compile(function, dynamic=False)
+        compiled = torch.compile(function, dynamic=False, options=_COMPILER_OPTIONS)
         was_called = False
 
         @functools.wraps(function)

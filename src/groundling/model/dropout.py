@@ -30,17 +30,19 @@ class Dropout(nn.Module):
 
 
 def keep_mask(x: Tensor, p: float) -> Tensor:
-    """Whether to keep each of x's elements, independently and with probability 1 - p: True or False in x's shape.
+    """1 where an element of x is kept and 0 where it is dropped, independently and with probability p (x's shape).
 
     The hash is a multiply-xorshift mixer of 32 bits with the constants that Chris Wellons' search found to have the
     least bias ("Prospecting for hash functions", nullprogram.com, 2018).
     """
-    seeds = torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32, device=x.device)
+    seeds = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=x.device)
     bits = torch.arange(x.numel(), dtype=torch.int32, device=x.device) ^ seeds[0]
     bits = _mix(bits, 16) * 0x7FEB352D
     bits = _mix(bits, 15) * (0x846CA68B - 2**32)  # as a signed number
     bits = _mix(bits, 16) + seeds[1]
-    return (bits >= round(p * 2**32) - 2**31).reshape(x.shape)
+    uniform = ((bits >> 8) & (2**24 - 1)).float() * 2**-24  # in [0, 1), exactly
+    # Not a comparison: the compiler would keep Booleans for the backward pass, and it stores them one by one.
+    return (uniform + (1 - p)).floor().type_as(x).view(x.shape)
 
 
 def _mix(bits: Tensor, n: int) -> Tensor:

@@ -6,6 +6,7 @@ the output matrix, norms and biases stay with AdamW.
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,25 +71,31 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Make one update."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(weight)
-                state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                direction = weight.grad.lerp(state["momentum"], group["momentum"])
-                if group["weight_decay"]:
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                for piece, of_weight in zip(_squares(direction), _squares(weight), strict=True):
-                    by_shape[piece.shape].append((piece, of_weight))
-            for (n_rows, n_columns), pieces in by_shape.items():
-                stacked = torch.stack([piece for piece, _ in pieces]).to(self.dtype)
-                scale = group["lr"] * max(1.0, n_rows / n_columns) ** 0.5
-                updates = orthogonalize(stacked, self.iterations)
-                for (_, weight_piece), update in zip(pieces, updates, strict=True):
-                    weight_piece.add_(update, alpha=-scale)
+            for shape, pieces in self._pieces_by_shape(group).items():
+                directions_NRC = torch.empty((len(pieces), *shape), dtype=self.dtype, device=pieces[0][0].device)
+                for direction, (_, gradient, momentum) in zip(directions_NRC, pieces, strict=True):
+                    torch.lerp(gradient, momentum, group["momentum"], out=direction)  # Nesterov's
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                updates_NRC = orthogonalize(directions_NRC, self.iterations)
+                for (weight, _, _), update in zip(pieces, updates_NRC, strict=True):
+                    weight.add_(update, alpha=-scale)
+
+    def _pieces_by_shape(self, group: dict[str, Any]) -> dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]]:
+        """Bring momenta and decay up to date; return views of (weight, gradient, momentum), one for each square."""
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            state = self.state[weight]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(weight)
+            state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+            if group["weight_decay"]:
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+            views = (_squares(weight), _squares(weight.grad), _squares(state["momentum"]))
+            for pieces in zip(*views, strict=True):
+                by_shape[pieces[0].shape].append(pieces)
+        return by_shape
 
 
 def _squares(matrix: Tensor) -> tuple[Tensor, ...]:
