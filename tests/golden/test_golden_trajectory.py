@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from groundling.data.batches import Batches
+from groundling.data.ngrams import NgramTeacher, TeacherConfig
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.train.loop import Watcher, train
 from groundling.train.optim import OptimConfig, Optimizers
@@ -31,17 +32,26 @@ class Losses(Watcher):
         self.seen.append(stats.loss)
 
 
-def trajectory(kind: str) -> list[float]:
+PLAIN = {"norm": "rmsnorm", "mlp": "swiglu"}
+ALL_OF_IT = PLAIN | {"position": "rotary", "qk_norm": True, "bias": False, "tie_weights": False, "dropout": 0.1}
+KINDS = {"adamw": ("adamw", PLAIN, 0.0), "muon": ("muon", PLAIN, 0.0), "taught": ("muon", ALL_OF_IT, 0.5)}
+"""Name -> optimizer, model, the teacher's weight."""
+
+
+def trajectory(optimizer: str, choices: dict, teacher_weight: float) -> list[float]:
     """The losses of twenty steps on numbers with a rule in them, two micro-batches a step, the gradient clipped."""
     places = np.arange(3000)
     tokens = ((places**2 // 7 + places) % 13).astype(np.uint16)
     torch.manual_seed(1337)
-    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=13, norm="rmsnorm", mlp="swiglu"))
-    batches = Batches(tokens, block_size=16, batch_size=8, micro_batch_size=4, order="epochs", seed=1337)
-    optimizers = Optimizers(model, OptimConfig(kind=kind, lr=1e-2))
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=13, **choices))
+    teacher = NgramTeacher(tokens, 13, TeacherConfig(order=3)) if teacher_weight else None
+    batches = Batches(
+        tokens, block_size=16, batch_size=8, micro_batch_size=4, order="epochs", seed=1337, teacher=teacher
+    )
+    optimizers = Optimizers(model, OptimConfig(kind=optimizer, lr=1e-2))
     losses = Losses()
     train(
-        TrainState(model, Objective(model), optimizers, batches),
+        TrainState(model, Objective(model, teacher_weight=teacher_weight), optimizers, batches),
         n_steps=N_STEPS,
         schedule=ScheduleConfig(warmup_steps=3),
         max_norm=1.0,
@@ -50,9 +60,9 @@ def trajectory(kind: str) -> list[float]:
     return losses.seen
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_losses_of_twenty_steps_are_those_that_are_kept(kind):
-    losses = trajectory(kind)
+    losses = trajectory(*KINDS[kind])
     assert losses[-1] < losses[0] - 0.1, "a trajectory that learns nothing keeps nothing"
     kept = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}
     if os.environ.get("UPDATE_GOLDEN"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from groundling.model.layers import at_least_float32
-from groundling.model.loss import IGNORE, loss_sum, sequence_log_probs
+from groundling.model.loss import IGNORE, loss_sum, sequence_log_probs, taught_loss_sum
 
 B, T, V = 3, 5, 7
 
@@ -71,3 +71,22 @@ def test_the_sum_is_in_float32_or_better():
         assert loss_sum(uniform_BTV, targets_BT).item() == pytest.approx(2000 * math.log(V), rel=1e-4)
         assert sequence_log_probs(uniform_BTV, targets_BT).item() == pytest.approx(-2000 * math.log(V), rel=1e-4)
     assert at_least_float32(torch.zeros(1).double()).dtype == torch.float64
+
+
+def test_a_teacher_who_expects_what_stands_there_changes_nothing():
+    logits_BTV, targets_BT = torch.randn(2, 3, 5), torch.tensor([[1, 4, 0], [2, 2, IGNORE]])
+    hints_BTV = torch.nn.functional.one_hot(targets_BT.clamp(min=0), 5).float()
+    torch.testing.assert_close(
+        taught_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), loss_sum(logits_BTV, targets_BT)
+    )
+
+
+def test_with_a_teacher_the_loss_is_the_cross_entropy_with_the_mixture():
+    logits_BTV, targets_BT = torch.randn(2, 3, 5), torch.randint(5, (2, 3))
+    hints_BTV = torch.rand(2, 3, 5).softmax(-1)
+    mixture_BTV = 0.7 * torch.nn.functional.one_hot(targets_BT, 5) + 0.3 * hints_BTV
+    expected = torch.nn.functional.cross_entropy(logits_BTV.mT, mixture_BTV.mT, reduction="sum")
+    torch.testing.assert_close(taught_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), expected)
+    torch.testing.assert_close(
+        taught_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.0), loss_sum(logits_BTV, targets_BT)
+    )

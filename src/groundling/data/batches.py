@@ -6,7 +6,7 @@ ranks: each takes its own part of it.
 Shapes: B sequences, T block_size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,12 +31,15 @@ class Batch:
     targets_BT: Tensor
     n_targets: int
     """How many targets count."""
+    hints_BTV: Tensor | None = None
+    """What a teacher expects at each target."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         if device.type == "cpu":
             return self
-        return Batch(self.idx_BT.to(device, non_blocking=True), self.targets_BT.to(device), self.n_targets)
+        hints_BTV = None if self.hints_BTV is None else self.hints_BTV.to(device)
+        return Batch(self.idx_BT.to(device, non_blocking=True), self.targets_BT.to(device), self.n_targets, hints_BTV)
 
 
 class RandomOffsets:
@@ -81,11 +84,16 @@ def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, purpose, number]))
 
 
-def windows(tokens: Tokens, offsets: list[int], block_size: int) -> Batch:
+Teacher = Callable[[list[int], int], Tensor]
+"""(offsets of windows, block_size) -> the distributions of their targets, probs_BTV."""
+
+
+def windows(tokens: Tokens, offsets: list[int], block_size: int, teacher: Teacher | None = None) -> Batch:
     """A batch of the windows that start at `offsets`; the target of each position is the token after it."""
     rows = np.stack([tokens[offset : offset + block_size + 1] for offset in offsets]).astype(np.int64)
     tokens_BT = torch.from_numpy(rows)
-    return Batch(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), len(offsets) * block_size)
+    hints_BTV = None if teacher is None else teacher(offsets, block_size)
+    return Batch(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), len(offsets) * block_size, hints_BTV)
 
 
 class Batches:
@@ -99,6 +107,7 @@ class Batches:
         order: "random" offsets, or shuffled "epochs" without replacement.
         seed: of the order.
         rank, world_size: which part of each batch is ours.
+        teacher: gives the batches their hints.
 
     Raises:
         ConfigError: the sizes do not divide each other, or the text is too short for a window.
@@ -115,6 +124,7 @@ class Batches:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        teacher: Teacher | None = None,
     ) -> None:
         require(
             len(tokens) > block_size,
@@ -133,16 +143,16 @@ class Batches:
         self._tokens, self._block_size, self._batch_size, self._rank = tokens, block_size, batch_size, rank
         offsets = RandomOffsets if order == "random" else ShuffledEpochs
         self._offset_of = offsets(len(tokens), block_size, seed)
+        self._teacher = teacher
         self._next_sample = 0
 
     def next_step(self) -> list[Batch]:
         """The micro-batches of the next step that are this rank's."""
         first = self._next_sample + self._rank * self._share
         self._next_sample += self._batch_size
-        return [
-            windows(self._tokens, [self._offset_of(i) for i in range(start, start + self._micro)], self._block_size)
-            for start in range(first, first + self._share, self._micro)
-        ]
+        starts = range(first, first + self._share, self._micro)
+        groups = [[self._offset_of(sample) for sample in range(start, start + self._micro)] for start in starts]
+        return [windows(self._tokens, offsets, self._block_size, self._teacher) for offsets in groups]
 
     def state_dict(self) -> dict[str, int]:
         """Where we are: the number of the next sample."""

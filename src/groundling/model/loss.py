@@ -22,6 +22,17 @@ def loss_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
+def taught_loss_sum(logits_BTV: Tensor, targets_BT: Tensor, hints_BTV: Tensor, weight: float) -> Tensor:
+    """The same, where a part `weight` of each target is a teacher's distribution instead (arXiv:1503.02531).
+
+    In nats, summed: the cross-entropy with the mixture (1 - weight) target + weight hints.
+    """
+    log_probs_BTV = at_least_float32(logits_BTV).log_softmax(-1)
+    counted_BT1 = (targets_BT != IGNORE).unsqueeze(-1)
+    told = -(log_probs_BTV * hints_BTV * counted_BT1).sum()
+    return (1 - weight) * loss_sum(logits_BTV, targets_BT) + weight * told
+
+
 def sequence_log_probs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """The log-probability of each row's targets, summed over the positions that are not IGNORE: a tensor of B nats."""
     log_probs_BTV = at_least_float32(logits_BTV).log_softmax(-1)

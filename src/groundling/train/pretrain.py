@@ -15,6 +15,7 @@ from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.config import differences, parse, to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
+from groundling.data.ngrams import NgramTeacher
 from groundling.errors import CheckpointError, TrainingError
 from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks
 from groundling.model.gpt import GPT
@@ -209,7 +210,7 @@ class _Run:
 
     def _state(self) -> TrainState:
         config, picked = self.config, self.picked
-        objective = Objective(self.model, autocast=picked.autocast)
+        objective = Objective(self.model, autocast=picked.autocast, teacher_weight=config.teacher.weight)
         say = self.say if dist.is_first() else lambda _: None
         compile_objective(objective, picked, say)
         optimizers = Optimizers(self.model, config.optim, picked.compute_dtype)
@@ -222,10 +223,16 @@ class _Run:
             seed=config.seed,
             rank=dist.rank(),
             world_size=dist.world_size(),
+            teacher=self._teacher(),
         )
         average = None if config.average_decay is None else WeightAverage(self.model, config.average_decay)
         torch.manual_seed(config.seed + dist.rank())  # from here on, dropout: other ranks drop other numbers
         return TrainState(self.model, dist.wrap(objective), optimizers, batches, average)
+
+    def _teacher(self) -> NgramTeacher | None:
+        if not self.config.teacher.weight:
+            return None
+        return NgramTeacher(self.corpus.train.ids, self.model_config.vocab_size, self.config.teacher)
 
     def _watcher(self, state: TrainState, peak: float) -> RunWatcher:
         config = self.config

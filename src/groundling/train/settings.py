@@ -6,6 +6,7 @@ from typing import get_args
 
 from groundling.data.batches import Order
 from groundling.data.corpus import DataConfig
+from groundling.data.ngrams import TeacherConfig
 from groundling.errors import require
 from groundling.log import SinkName
 from groundling.model.gpt import GPTConfig
@@ -83,6 +84,7 @@ class PretrainConfig:
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from groundling import dist
 from groundling.data.batches import Batch
 from groundling.errors import TrainingError
-from groundling.model.loss import loss_sum
+from groundling.model.loss import loss_sum, taught_loss_sum
 from groundling.train.optim import Optimizers
 
 
@@ -40,6 +40,7 @@ class Objective(nn.Module):
         model: token ids in, logits out.
         loss: (logits_BTV, targets_BT) -> nats, summed over the batch's targets.
         autocast: makes the context of the forward pass, for precision.
+        teacher_weight: the part of a teacher's hints in the loss, where a batch brings any.
     """
 
     def __init__(
@@ -47,14 +48,20 @@ class Objective(nn.Module):
         model: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor] = loss_sum,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        teacher_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.model, self.loss, self.autocast = model, loss, autocast
+        self.model, self.loss, self.autocast, self.teacher_weight = model, loss, autocast, teacher_weight
 
-    def forward(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def forward(
+        self, idx_BT: Tensor, targets_BT: Tensor, hints_BTV: Tensor | None = None, lr_factor: float = 1.0
+    ) -> Tensor:
+        """The loss of a batch; a teacher says less as the learning rate falls."""
         with self.autocast():
             logits_BTV = self.model(idx_BT)
-        return self.loss(logits_BTV, targets_BT)
+        if hints_BTV is None:
+            return self.loss(logits_BTV, targets_BT)
+        return taught_loss_sum(logits_BTV, targets_BT, hints_BTV, self.teacher_weight * lr_factor)
 
 
 def train_step(
@@ -80,7 +87,8 @@ def train_step(
     for batch in micro_batches:
         with dist.sync_gradients(objective, when=batch is micro_batches[-1]):
             local = batch.to(device)
-            loss = objective(local.idx_BT, local.targets_BT)  # nats, summed over this micro-batch's targets
+            hints = () if local.hints_BTV is None else (local.hints_BTV, lr_factor)
+            loss = objective(local.idx_BT, local.targets_BT, *hints)  # nats, summed over this micro-batch's targets
             (loss * scale).backward()
         nats += loss.item()
     mean = dist.all_reduce_sum(nats, device) / max(1.0, n_targets)
