@@ -2,18 +2,31 @@
 
 import json
 import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from groundling.config import parse
 from groundling.data import corpus as corpora
-from groundling.errors import ConfigError
+from groundling.errors import ConfigError, TrainingError
 from groundling.evals.loss import whole_split_loss
 from groundling.ladder import chart, climb
-from groundling.ladder.climb import LadderConfig, train_rung
-from groundling.ladder.rungs import RUNGS
+from groundling.ladder.climb import LadderConfig, train_rung, train_rungs
+from groundling.ladder.rungs import RUNGS, find_rung
+from groundling.ladder.side_by_side import n_cores, side_by_side
 from groundling.model.loss import loss_sum
+
+SLEEP = """
+import time
+from groundling.ladder.side_by_side import side_by_side
+for _ in side_by_side(time.sleep, [0, 600, 600], 2):
+    print("the first is done", flush=True)
+"""
 
 FIELDS = ["rung", "adds", "parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds", "sample"]
 
@@ -100,8 +113,111 @@ def test_the_record_has_these_fields_and_the_chart_is_a_png(corpus, tmp_path):
 
 
 @pytest.mark.slow
+def test_side_by_side_is_as_alone(corpus, story, monkeypatch, capfd):
+    monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
+    alone = {name: train_rung(name, steps=20, seed=5, corpus=corpus) for name in ("s1", "s3", "s7")}
+    drawn = torch.get_rng_state()
+    data = corpora.DataConfig(path=str(story))
+    together = {done.rung: done for done in train_rungs(["s1", "s3", "s7"], steps=20, seed=5, data=data, at_once=2)}
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert together.keys() == alone.keys()
+    for name, result in together.items():
+        assert {**result.record(), "seconds": 0} == {**alone[name].record(), "seconds": 0}
+        assert (result.losses, result.val_losses) == (alone[name].losses, alone[name].val_losses)
+        weights, expected = result.model.state_dict(), alone[name].model.state_dict()
+        assert list(weights) == list(expected)
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+        assert whole_split_loss(result.model, corpus.val.ids, 8) == result.val_loss
+    assert not multiprocessing.active_children()
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "s7, s3, s1: 2 at a time ...\n")
+
+
+def test_one_core_or_one_rung_needs_no_worker(corpus, story, monkeypatch, capsys):
+    monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
+    data = corpora.DataConfig(path=str(story))
+    one_by_one = [*train_rungs(["s1", "s2"], steps=3, data=data, at_once=1), *train_rungs(["s3"], steps=3, data=data)]
+    assert [result.rung for result in one_by_one] == ["s1", "s2", "s3"]
+    assert "at a time" not in capsys.readouterr().err
+    assert one_by_one[1].val_losses == train_rung("s2", steps=3, corpus=corpus).val_losses
+    with pytest.raises(ConfigError, match="'s0'"):
+        next(train_rungs(["s1", "s0"], data=data))
+
+
+def test_every_job_is_done_once():
+    assert sorted(side_by_side(abs, [-3, -1, -4, -1, -5], 2)) == [1, 1, 3, 4, 5]
+    assert list(side_by_side(abs, [-2], 8)) == [2]
+    assert list(side_by_side(abs, [], 2)) == []
+    assert 1 <= n_cores() <= os.cpu_count()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("work", "jobs", "error", "said"),
+    [
+        pytest.param(find_rung, ["s3", "s0"], ConfigError, "^no rung 's0'; the rungs are: .*s9$", id="of a user"),
+        pytest.param(int, ["1", "x"], RuntimeError, r"(?s)Traceback.*ValueError: invalid literal", id="our own"),
+        pytest.param(os._exit, [3], TrainingError, "^a worker process ended with exit code 3 and", id="killed"),
+    ],
+)
+def test_an_error_in_a_worker_is_an_error_here(work, jobs, error, said, capfd):
+    with pytest.raises(error, match=said):
+        list(side_by_side(work, jobs, 2))
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == "", "said once, by whoever catches it"
+
+
+def test_the_workers_end_when_nobody_waits_for_them():
+    results = side_by_side(abs, [-1, -2, -3], 2)
+    next(results)
+    assert len(multiprocessing.active_children()) == 2
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("number", "to_all", "n_tracebacks"),
+    [
+        pytest.param(signal.SIGINT, True, 1, id="Ctrl-C, which goes to all"),
+        pytest.param(signal.SIGTERM, False, 0, id="SIGTERM"),
+        pytest.param(signal.SIGKILL, False, 0, id="SIGKILL"),
+    ],
+)
+def test_no_worker_outlives_its_parent(number, to_all, n_tracebacks):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEP],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "the first is done\n"
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    # Nothing more comes only when the last process has ended that could write: the workers have the same pipes.
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert said.count("Traceback") == n_tracebacks, said
+
+
+@pytest.mark.slow
+def test_an_interrupted_ladder_keeps_what_is_done(tmp_path):
+    words = ["ladder", "--rungs", "s1,s7", "--steps", "1500", "--at-once", "2", "--out-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "groundling", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    heard = [process.stderr.readline(), process.stderr.readline()]
+    assert heard[0] == "s7, s1: 2 at a time ...\n"
+    assert heard[1].startswith("s1: validation loss 2.")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "groundling: interrupted\n")
+    assert [rung["rung"] for rung in json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rungs"]] == ["s1"]
+
+
+@pytest.mark.slow
 def test_the_verb_on_tiny_shakespeare(tmp_path, capsys):
-    assert climb.main(["--rungs", "s2, s1", "--steps", "30", "--out-dir", str(tmp_path)]) == 0
+    words = ["--rungs", "s2, s1", "--steps", "30", "--at-once", "2", "--out-dir", str(tmp_path)]
+    assert climb.main(words) == 0
     said = capsys.readouterr()
     written = json.loads((tmp_path / "ladder.json").read_text("utf-8"))
     assert list(written) == ["rungs"]
@@ -112,7 +228,8 @@ def test_the_verb_on_tiny_shakespeare(tmp_path, capsys):
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
     assert "The ladder" in said.out
     assert climb.NOTE in said.out
-    assert "s1: a V x V table ..." in said.err
+    assert "s2, s1: 2 at a time ..." in said.err
+    assert "s1: validation loss " in said.err
 
 
 def test_show_is_a_sub_command(capsys):
@@ -133,6 +250,7 @@ def test_which_rungs():
         (["--rungs", "s3,s10"], r"no rung 's10'; the rungs are: s1, s2, .*s9"),
         (["--rungs", ","], "rungs is empty; name some, for example s3,s4"),
         (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--at-once", "0"], "at_once is 0; it must be at least 1, or None"),
         (["show", "s0"], "s0"),
     ],
 )

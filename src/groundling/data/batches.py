@@ -90,8 +90,8 @@ Teacher = Callable[[list[int], int], Tensor]
 
 def windows(tokens: Tokens, offsets: list[int], block_size: int, teacher: Teacher | None = None) -> Batch:
     """A batch of the windows that start at `offsets`; the target of each position is the token after it."""
-    rows = np.stack([tokens[offset : offset + block_size + 1] for offset in offsets]).astype(np.int64)
-    tokens_BT = torch.from_numpy(rows)
+    places_BT = np.asarray(offsets)[:, None] + np.arange(block_size + 1)
+    tokens_BT = torch.from_numpy(np.asarray(tokens)[places_BT].astype(np.int64))
     hints_BTV = None if teacher is None else teacher(offsets, block_size)
     return Batch(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), len(offsets) * block_size, hints_BTV)
 
@@ -173,9 +173,9 @@ def whole_split(
     starts = range(0, len(tokens) - 1, block_size)
     groups = [starts[i : i + batch_size] for i in range(0, len(starts), batch_size)]
     for group in groups[rank::world_size]:
-        idx_BT = np.zeros((len(group), block_size), np.int64)
-        targets_BT = np.full((len(group), block_size), IGNORE, np.int64)
-        for row, start in enumerate(group):
-            piece = tokens[start : start + block_size + 1].astype(np.int64)
-            idx_BT[row, : len(piece) - 1], targets_BT[row, : len(piece) - 1] = piece[:-1], piece[1:]
-        yield Batch(torch.from_numpy(idx_BT), torch.from_numpy(targets_BT), int((targets_BT != IGNORE).sum()))
+        piece = np.asarray(tokens[group[0] : group[-1] + block_size + 1]).astype(np.int64)
+        idx_N = np.zeros(len(group) * block_size, np.int64)
+        targets_N = np.full(len(group) * block_size, IGNORE, np.int64)
+        idx_N[: len(piece) - 1], targets_N[: len(piece) - 1] = piece[:-1], piece[1:]
+        shape = (len(group), block_size)
+        yield Batch(torch.from_numpy(idx_N.reshape(shape)), torch.from_numpy(targets_N.reshape(shape)), len(piece) - 1)

@@ -1,14 +1,18 @@
 """`groundling ladder`: train the rungs as the lecture does, and set its losses beside ours.
 
-The data, the training loop, the loss and the sampler are the production ones; only the models are the rungs'.
+The data, the training loop, the loss and the sampler are the production ones; only the models are the rungs'. A small
+rung keeps one core busy and no more, so the small ones are trained side by side.
 """
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from rich import box
 from rich.console import Console
@@ -22,6 +26,7 @@ from groundling.data.corpus import Corpus, DataConfig, prepare
 from groundling.errors import require
 from groundling.evals.loss import random_batches_loss, whole_split_loss
 from groundling.ladder.rungs import RUNGS, Rung, find_rung
+from groundling.ladder.side_by_side import n_cores, side_by_side
 from groundling.log import say
 from groundling.runtime import RuntimeConfig
 from groundling.sample.generate import SamplingConfig, generate_ids, row_generator
@@ -66,11 +71,15 @@ class LadderConfig:
     """Of the initial weights and the batches."""
     scaled: bool = False
     """Add s8, the scaled-up model: hours on a laptop."""
+    at_once: int | None = None
+    """How many of the small rungs are trained at the same time; None: as many as there are cores."""
     out_dir: Path = Path("runs/ladder")
     """Where ladder.json and ladder.png go."""
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1, or None")
+        at_once = self.at_once
+        require(at_once is None or at_once >= 1, f"at_once is {at_once}; it must be at least 1, or None")
         require(bool(self.names()), "rungs is empty; name some, for example s3,s4")
         for name in self.names():
             find_rung(name)
@@ -165,7 +174,8 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
         return whole_split_loss(model, corpus.val.ids, block_size, picked.autocast)
 
     curves = _Curves(n_steps, evaluate)
-    state = _state(rung, model, corpus, block_size, seed, picked)
+    batches = Batches(corpus.train.ids, block_size=block_size, batch_size=rung.batch_size, order="random", seed=seed)
+    state = _state(rung, model, batches, picked)
     train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=curves)
     seconds = time.perf_counter() - start
     return RungResult(
@@ -185,14 +195,11 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
     )
 
 
-def _state(
-    rung: Rung, model: nn.Module, corpus: Corpus, block_size: int, seed: int, picked: runtime.Runtime
-) -> TrainState:
+def _state(rung: Rung, model: nn.Module, batches: Batches, picked: runtime.Runtime) -> TrainState:
     objective = Objective(model, autocast=picked.autocast)
     compile_objective(objective, picked, say)
     # PyTorch's own defaults for AdamW, which the lecture does not change.
     optimizers = Optimizers(model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), weight_decay=0.01))
-    batches = Batches(corpus.train.ids, block_size=block_size, batch_size=rung.batch_size, order="random", seed=seed)
     return TrainState(model, objective, optimizers, batches)
 
 
@@ -200,6 +207,68 @@ def sample_of(model: nn.Module, tokenizer: Tokenizer, seed: int, n_tokens: int =
     """What a model says from the beginning of a line on, at temperature 1 as in the lecture."""
     how = SamplingConfig(max_new_tokens=n_tokens, temperature=1.0, seed=seed)
     return tokenizer.decode(generate_ids(model, tokenizer.encode("\n"), how, row_generator(seed, 0)))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A result on its way between processes: plain values and arrays, which any process can unpack."""
+
+    values: dict[str, Any]
+    weights: dict[str, npt.NDArray[Any]]
+
+    def unpack(self, vocab_size: int) -> RungResult:
+        """The result, with its model."""
+        with torch.random.fork_rng(devices=[]):  # new weights are drawn and thrown away; let nobody notice
+            model = find_rung(self.values["rung"]).build(vocab_size)
+        model.load_state_dict({name: torch.from_numpy(weight) for name, weight in self.weights.items()})
+        return RungResult(**self.values, model=model)
+
+
+def _train_packed(name: str, *, steps: int | None, seed: int, data: DataConfig) -> _Packed:
+    result = train_rung(name, steps=steps, seed=seed, corpus=prepare(data, block_size=8))  # found in the cache
+    values = {part.name: getattr(result, part.name) for part in fields(result) if part.name != "model"}
+    return _Packed(values, {name: weight.numpy() for name, weight in result.model.state_dict().items()})
+
+
+def train_rungs(
+    names: Sequence[str],
+    *,
+    steps: int | None = None,
+    seed: int = 1337,
+    data: DataConfig | None = None,
+    at_once: int | None = None,
+) -> Generator[RungResult, None, None]:
+    """Train rungs, the small ones side by side; give each result as it is done.
+
+    Each is what `train_rung` gives, to the last bit. The workers import the script that started them, so that needs
+    `if __name__ == "__main__":`.
+
+    Args:
+        names: of the rungs, in any order.
+        steps: None: as many as the lecture.
+        seed: of the initial weights and the batches.
+        data: the text; None: Tiny Shakespeare by characters.
+        at_once: how many small rungs at the same time; None: as many as there are cores. 1 needs no workers.
+
+    Raises:
+        ConfigError: there is no such rung.
+    """
+    data = data or DataConfig()
+    rungs = [find_rung(name) for name in names]
+    corpus = prepare(data, block_size=8)
+    # The longest first, so that all cores have something to do until the end: the higher the rung, the longer.
+    small = sorted((rung.name for rung in rungs if rung.name in SMALL), reverse=True)
+    n_workers = min(at_once or n_cores(), len(small))
+    if n_workers > 1:
+        say(f"{', '.join(small)}: {n_workers} at a time ...")
+        work = functools.partial(_train_packed, steps=steps, seed=seed, data=data)
+        with closing(side_by_side(work, small, n_workers)) as done:
+            for packed in done:
+                yield packed.unpack(corpus.tokenizer.vocab_size)
+    for rung in rungs:
+        if n_workers <= 1 or rung.name not in SMALL:
+            say(f"{rung.name}: {rung.adds} ...")
+            yield train_rung(rung.name, steps=steps, seed=seed, corpus=corpus)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -220,12 +289,15 @@ def climb(config: LadderConfig) -> list[RungResult]:
         MissingExtraError: matplotlib is not installed; ladder.json is there all the same.
     """
     atomicio.make_folder(config.out_dir)
-    corpus = prepare(DataConfig(), block_size=8)
-    results = []
-    for name in config.names():
-        say(f"{name}: {find_rung(name).adds} ...")
-        results.append(train_rung(name, steps=config.steps, seed=config.seed, corpus=corpus))
-        atomicio.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
+    results: list[RungResult] = []
+    start = time.perf_counter()
+    names = config.names()
+    with closing(train_rungs(names, steps=config.steps, seed=config.seed, at_once=config.at_once)) as trained:
+        for new in trained:
+            results = sorted([*results, new], key=lambda result: names.index(result.rung))
+            atomicio.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
+            say(f"{new.rung}: validation loss {new.val_loss:.3f}, {new.seconds:.1f} s")
+    say(f"trained in {time.perf_counter() - start:.0f} s")
     console = Console()
     Console(width=None if console.is_terminal else 110).print(table(results))
     print("\n".join(f"{result.rung}  {' '.join(result.sample.split())[:72]}" for result in results))
@@ -240,7 +312,7 @@ def climb(config: LadderConfig) -> list[RungResult]:
 def table(results: Sequence[RungResult]) -> Table:
     """The ladder as a table for people."""
     in_all = sum(result.seconds for result in results)
-    grid = Table("rung", title=f"The ladder, {in_all:.0f} s in all", box=box.SIMPLE_HEAD, title_justify="left")
+    grid = Table("rung", title=f"The ladder, {in_all:.0f} s of training", box=box.SIMPLE_HEAD, title_justify="left")
     grid.add_column("adds", overflow="fold")
     for heading in ("parameters", "val_loss", "random batches", "lecture", "seconds"):
         grid.add_column(heading, justify="right")
