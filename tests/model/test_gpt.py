@@ -1,5 +1,6 @@
 """The production model by itself: what its config refuses, its shapes, its first weights, its counts."""
 
+import dataclasses
 import math
 
 import pytest
@@ -128,3 +129,14 @@ def test_flops_are_those_that_pytorch_counts(config):
     attention = 4 * config.n_layer * config.n_head * config.head_width() * config.block_size**2
     assert matrices > 0
     assert model.flops_per_token() * config.block_size == 3 * (matrices + attention / 2)
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA_LIKE], ids=["gpt2", "llama"])
+def test_started_as_identity_a_model_says_what_its_embeddings_say(config):
+    small = dataclasses.replace(config, n_layer=2, n_embd=64, n_head=4, block_size=16, vocab_size=11)
+    model = GPT(small).eval()
+    idx_BT = torch.arange(10).view(2, 5)
+    without_blocks = model.lm_head(model.ln_f(model.positions(model.wte(idx_BT), 0)))
+    assert not torch.allclose(model(idx_BT), without_blocks)
+    model.start_as_identity()
+    torch.testing.assert_close(model(idx_BT), without_blocks)

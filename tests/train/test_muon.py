@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from groundling.train.muon import Muon, _squares, orthogonalize
+from groundling.train.muon import Muon, _squares, even_out, orthogonalize
 
 SHAPES = [(3, 24, 24), (2, 16, 48), (2, 48, 16), (1, 5, 7)]
 BAND = {5: (0.87, 1.13), 4: (0.43, 1.57), 3: (0.18, 1.87)}
@@ -142,3 +142,37 @@ def test_products_in_bfloat16_leave_the_weights_in_float32():
     values = torch.linalg.svdvals(before - weight.detach())
     assert values.min() > 0.1
     assert values.max() < 2.0
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 12, 5), (2, 5, 12)], ids=str)
+def test_without_a_memory_all_neurons_of_an_update_get_the_same_length(shape):
+    updates_NRC = torch.stack(randoms(*[shape[1:]] * shape[0], seed=0))
+    before = updates_NRC.norm(dim=(1, 2))
+    over = -1 if shape[1] >= shape[2] else -2
+    neurons = updates_NRC.norm(dim=over, keepdim=True)
+    even_out(updates_NRC, [torch.zeros_like(neurons[0]) for _ in range(shape[0])], beta=0.0)
+    after = updates_NRC.norm(dim=over)
+    assert neurons.std() > 0.1
+    torch.testing.assert_close(after, after.mean(1, keepdim=True).expand_as(after))
+    torch.testing.assert_close(updates_NRC.norm(dim=(1, 2)), before)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8), (12, 5), (5, 12)], ids=str)
+def test_neurons_are_evened_out_square_by_square(shape):
+    """A matrix of squares, and the squares as matrices of their own: the same weights after three steps."""
+    (weight,) = randoms(shape, seed=0)
+    gradients = [randoms(shape, seed=step) for step in (1, 2, 3)]
+    whole = updated([weight], gradients, neuron_beta=0.9)[0]
+    apart = updated(list(_squares(weight)), [list(_squares(gradient)) for (gradient,) in gradients], neuron_beta=0.9)
+    for ours, square in zip(_squares(whole), apart, strict=True):
+        torch.testing.assert_close(ours, square, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(whole, updated([weight], gradients)[0], atol=1e-4), "it has to matter"
+
+
+def test_the_neurons_lengths_of_earlier_steps_are_remembered():
+    variance = torch.zeros(4, 1)
+    first, second = torch.rand(1, 4, 4), torch.rand(1, 4, 4)
+    expected = 0.75 * 0.25 * first.square().sum(-1) + 0.25 * second.square().sum(-1)
+    even_out(first.clone(), [variance], beta=0.75)
+    even_out(second.clone(), [variance], beta=0.75)
+    torch.testing.assert_close(variance.flatten(), expected.flatten())

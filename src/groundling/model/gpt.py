@@ -209,6 +209,16 @@ class GPT(nn.Module):
             else:
                 nn.init.ones_(parameter)
 
+    @torch.no_grad()
+    def start_as_identity(self) -> None:
+        """Set the projections that write to the stream to zero: each block first passes on what it gets.
+
+        As in modded-nanogpt, after muP's rule for such layers (arXiv:2203.03466, section D.2).
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                parameter.zero_()
+
     def n_parameters(self) -> int:
         """All trained numbers; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())

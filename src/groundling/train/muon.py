@@ -6,7 +6,7 @@ the output matrix, norms and biases stay with AdamW.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Muon(torch.optim.Optimizer):
         momentum: of the running mean of the gradients.
         weight_decay: the part, times lr, by which a weight shrinks each step.
         iterations: of the orthogonalisation.
+        neuron_beta: of the running mean of each neuron's squared update, by which NorMuon (arXiv:2510.05491) evens the
+            neurons of a matrix out; None: plain Muon.
         dtype: of its products.
     """
 
@@ -62,40 +64,91 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         iterations: int = 3,
+        neuron_beta: float | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.iterations, self.dtype = iterations, dtype
+        self.iterations, self.neuron_beta, self.dtype = iterations, neuron_beta, dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Make one update."""
         for group in self.param_groups:
             for shape, pieces in self._pieces_by_shape(group).items():
-                directions_NRC = torch.empty((len(pieces), *shape), dtype=self.dtype, device=pieces[0][0].device)
-                for direction, (_, gradient, momentum) in zip(directions_NRC, pieces, strict=True):
-                    torch.lerp(gradient, momentum, group["momentum"], out=direction)  # Nesterov's
-                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                directions_NRC = torch.empty((len(pieces), *shape), dtype=self.dtype, device=pieces[0].weight.device)
+                for direction, piece in zip(directions_NRC, pieces, strict=True):
+                    torch.lerp(piece.gradient, piece.momentum, group["momentum"], out=direction)  # Nesterov's
                 updates_NRC = orthogonalize(directions_NRC, self.iterations)
-                for (weight, _, _), update in zip(pieces, updates_NRC, strict=True):
-                    weight.add_(update, alpha=-scale)
+                if self.neuron_beta is not None:
+                    even_out(
+                        updates_NRC,
+                        [piece.variance for piece in pieces if piece.variance is not None],
+                        self.neuron_beta,
+                    )
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for piece, update in zip(pieces, updates_NRC, strict=True):
+                    piece.weight.add_(update, alpha=-scale)
 
-    def _pieces_by_shape(self, group: dict[str, Any]) -> dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]]:
-        """Bring momenta and decay up to date; return views of (weight, gradient, momentum), one for each square."""
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+    def _pieces_by_shape(self, group: dict[str, Any]) -> "dict[torch.Size, list[_Piece]]":
+        """Bring momenta and decay up to date; return views, one for each square."""
+        by_shape: dict[torch.Size, list[_Piece]] = defaultdict(list)
         for weight in group["params"]:
             if weight.grad is None:
                 continue
             state = self.state[weight]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(weight)
+                if self.neuron_beta is not None:
+                    state["variance"] = _zeros_for_neurons(weight)
             state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             if group["weight_decay"]:
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-            views = (_squares(weight), _squares(weight.grad), _squares(state["momentum"]))
-            for pieces in zip(*views, strict=True):
-                by_shape[pieces[0].shape].append(pieces)
+            squares = (_squares(weight), _squares(weight.grad), _squares(state["momentum"]))
+            n, dim = len(squares[0]), 0 if len(weight) % weight.size(1) == 0 else 1
+            variances = torch.chunk(state["variance"], n, dim=dim) if "variance" in state else (None,) * n
+            for piece in map(_Piece, *squares, variances):
+                by_shape[piece.weight.shape].append(piece)
         return by_shape
+
+
+class _Piece(NamedTuple):
+    """Views of the square that is a part of a matrix, or of the whole matrix."""
+
+    weight: Tensor
+    gradient: Tensor
+    momentum: Tensor
+    variance: Tensor | None
+
+
+def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
+    """Divide each neuron's update by the root of its running mean square; each matrix keeps its length (NorMuon).
+
+    A neuron is a row, or in a matrix that is wider than high, a column. The running means start at zero, and that they
+    are too small at first does not matter: only how they compare does.
+
+    Args:
+        updates_NRC: changed in place.
+        variances: the running means of each matrix, R x 1 or 1 x C; changed in place.
+        beta: the part of them that stays.
+    """
+    over = -1 if updates_NRC.size(1) >= updates_NRC.size(2) else -2
+    squares_NR1 = torch.linalg.vector_norm(updates_NRC, dim=over, keepdim=True, dtype=variances[0].dtype).square()
+    means_NR1 = torch.stack(variances).lerp_(squares_NR1, 1 - beta)
+    for variance, mean in zip(variances, means_NR1, strict=True):
+        variance.copy_(mean)
+    factors_NR1 = (means_NR1 + 1e-12).rsqrt()
+    lengths_N11 = squares_NR1.sum((1, 2), keepdim=True), (squares_NR1 * factors_NR1.square()).sum((1, 2), keepdim=True)
+    updates_NRC.mul_(factors_NR1 * (lengths_N11[0] / (lengths_N11[1] + 1e-12)).sqrt())
+
+
+def _zeros_for_neurons(weight: Tensor) -> Tensor:
+    """A number for each neuron of each of a matrix's squares, in a shape that is cut as the matrix is."""
+    n_rows, n_columns = weight.shape
+    if n_rows % n_columns == 0 or n_rows > n_columns:
+        return weight.new_zeros(n_rows, 1)
+    if n_columns % n_rows == 0:
+        return weight.new_zeros(n_rows, n_columns // n_rows)
+    return weight.new_zeros(1, n_columns)
 
 
 def _squares(matrix: Tensor) -> tuple[Tensor, ...]:

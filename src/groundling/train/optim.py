@@ -32,6 +32,8 @@ class OptimConfig:
     """Muon's decay."""
     muon_iterations: int = 3
     """How often Muon's orthogonalisation is iterated, up to 5."""
+    muon_neuron_beta: float | None = None
+    """NorMuon's running mean, which evens the neurons of an update out, for example 0.95; None: plain Muon."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "eps"):
@@ -40,6 +42,8 @@ class OptimConfig:
             require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0")
         for value in (*self.betas, self.muon_momentum):
             require(0 <= value < 1, f"a beta or momentum is {value}; each must be in [0, 1)")
+        beta = self.muon_neuron_beta
+        require(beta is None or 0 <= beta < 1, f"optim.muon_neuron_beta is {beta}; it must be in [0, 1), or None")
         most = len(POLAR_EXPRESS)
         require(
             1 <= self.muon_iterations <= most,
@@ -70,6 +74,7 @@ class Optimizers:
                     momentum=config.muon_momentum,
                     weight_decay=config.muon_weight_decay,
                     iterations=config.muon_iterations,
+                    neuron_beta=config.muon_neuron_beta,
                     dtype=matmul_dtype,
                 )
             )

@@ -88,6 +88,8 @@ class _Run:
         self.model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
         torch.manual_seed(config.seed)
         self.model = GPT(self.model_config)
+        if config.zero_init:
+            self.model.start_as_identity()
         self.picked = self._pick_runtime()
         self.model = self.model.to(self.picked.device, self.picked.weight_dtype)
         self.facts = self._facts()

@@ -58,6 +58,8 @@ class PretrainConfig:
     """Sequences per forward pass on one rank; less needs less memory and changes nothing else. None: all at once."""
     order: Order = "epochs"
     """random: offsets drawn with replacement, as in the lecture; epochs: shuffled, each window once an epoch."""
+    zero_init: bool = False
+    """Start with blocks that change nothing: their projections into the stream are zero."""
     grad_clip: float | None = 1.0
     """The gradient's greatest length; None: as it comes."""
     average_decay: float | None = None

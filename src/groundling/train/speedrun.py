@@ -1,0 +1,211 @@
+"""`groundling speedrun`: a fixed recipe, each seed in a fresh process, and what it reached in how many seconds.
+
+The wall time is that of the whole process: imports, data, compilation, training, the one evaluation at the end, and
+saving. No validation data takes part in any decision: the recipe fixes the number of steps, and the loss is measured
+once, when they are made.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from groundling import atomicio, runtime
+from groundling.bundle import load_bundle, save_bundle
+from groundling.config import load_preset, parse
+from groundling.errors import ConfigError, TrainingError, require
+from groundling.log import say
+from groundling.train import rundir
+
+REPORT = "speedrun.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedrunConfig:
+    """Train by a fixed recipe, each seed in a fresh process; report the time of everything and the loss at the end."""
+
+    preset: str = "speedrun"
+    """The recipe: "speedrun" (minutes), "best" (an hour), or the path of a TOML preset of `pretrain`."""
+    seeds: tuple[int, ...] = (1337, 1338, 1339)
+    """One run each; the report's last lines are their mean and the worst."""
+    out_dir: Path = Path("runs/speedrun")
+    """Where speedrun.json, the first seed's bundle, and a run folder for each seed go."""
+    overwrite: bool = False
+    """Remove what an earlier speedrun left in out_dir."""
+    cold: bool = True
+    """Compile as on a machine that has never done it; --no-cold: take what earlier runs compiled."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.seeds), "seeds is empty; give one or more")
+        require(len(set(self.seeds)) == len(self.seeds), f"seeds {self.seeds} names one twice; each must be different")
+        for seed in self.seeds:
+            require(0 <= seed < 2**63, f"seed {seed} is out of range; it must be at least 0 and below 2**63")
+
+    def preset_file(self) -> str:
+        """The preset as `pretrain` takes it."""
+        return self.preset if self.preset.endswith(".toml") else f"{self.preset}.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedResult:
+    """What came of one seed: an entry of speedrun.json."""
+
+    seed: int
+    wall_s: float
+    """From the start of the process to its end."""
+    train_s: float
+    """In updates, the compilation that the first one waits for included."""
+    tokens: int
+    val_loss: float
+    """Mean nats per token over the whole validation split, in windows of block_size."""
+    tokens_per_s: float
+    """tokens / train_s."""
+    utilisation: float
+    """The model's FLOP/s in training as a part of the measured peak of matrix products in the same precision."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `speedrun`: returns 0, or 128 + a signal's number when one asked it to stop."""
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words[0] = f"--preset={words[0]}"  # `groundling speedrun best`
+    return speedrun(parse(SpeedrunConfig, words, "groundling speedrun"))
+
+
+def speedrun(config: SpeedrunConfig) -> int:
+    """Run every seed, one after the other, and print and write the report; a seed that is done is never lost.
+
+    Raises:
+        ConfigError: there is no such preset, or out_dir already holds a speedrun.
+        TrainingError: a run failed; its own message stands above.
+    """
+    load_preset(config.preset_file())
+    report = config.out_dir / REPORT
+    if report.exists() and not config.overwrite:
+        raise ConfigError(f"{report} is there already; remove it (--overwrite), or choose another --out-dir")
+    atomicio.make_folder(config.out_dir)
+    with rundir.locked(config.out_dir):
+        report.unlink(missing_ok=True)
+        results: list[SeedResult] = []
+        for seed in config.seeds:
+            say(f"seed {seed}: {config.preset_file()} ...")
+            run = config.out_dir / f"seed-{seed}"
+            wall_s, code = _run_in_a_process(_command(config, seed, run), cold=config.cold)
+            if code != 0:
+                return _unfinished(seed, code)
+            results.append(_result(seed, wall_s, run))
+            atomicio.write_json(report, [dataclasses.asdict(result) for result in results])
+            if len(results) == 1:
+                _leave_bundle(run / "bundle", config.out_dir / "bundle")
+    console = Console()
+    Console(width=None if console.is_terminal else 110).print(table(results))
+    print(f"{runtime.processor_name()}, {os.cpu_count()} cores; wrote {report} and {config.out_dir / 'bundle'}")
+    return 0
+
+
+def _command(config: SpeedrunConfig, seed: int, run: Path) -> list[str]:
+    """What a user would type for this seed."""
+    words = ["pretrain", config.preset_file(), f"--seed={seed}", f"--out-dir={run}", "--overwrite"]
+    return [sys.executable, "-m", "groundling", *words]
+
+
+def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
+    """The seconds that a command took from its start to its end, and its exit code.
+
+    A signal that asks us to stop goes on to the command, which then ends in its own way.
+    """
+    with _compiler_cache(cold=cold) as environment:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env=environment)
+        with _passed_on_to(process):
+            code = process.wait()
+        return time.perf_counter() - start, code
+
+
+@contextmanager
+def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
+    """The environment of a run: with an empty folder for compiled code, or with everybody's."""
+    if not cold:
+        yield dict(os.environ)
+        return
+    with tempfile.TemporaryDirectory(prefix="groundling-", ignore_cleanup_errors=True) as folder:
+        yield {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+
+
+@contextmanager
+def _passed_on_to(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Inside this block SIGTERM goes on to a process; Ctrl-C reaches it without us, from the terminal."""
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number)),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _unfinished(seed: int, code: int) -> int:
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        say(f"stopped as asked in seed {seed}; the seeds before it are in {REPORT}")
+        return code
+    raise TrainingError(f"the run of seed {seed} ended with exit code {code}; what it said stands above")
+
+
+def _result(seed: int, wall_s: float, run: Path) -> SeedResult:
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    if summary["val_loss"] is None:
+        raise ConfigError(f"{run} was not evaluated; a speedrun's preset needs eval_every")
+    return SeedResult(
+        seed=seed,
+        wall_s=round(wall_s, 1),
+        train_s=summary["train_s"],
+        tokens=summary["tokens"],
+        val_loss=summary["val_loss"],
+        tokens_per_s=summary["tokens_per_s"],
+        utilisation=summary["utilisation"],
+    )
+
+
+def _leave_bundle(source: Path, target: Path) -> None:
+    """The first seed's, whatever the others reach: to choose by the validation loss would be a decision."""
+    bundle = load_bundle(source)
+    save_bundle(target, bundle.model, bundle.tokenizer, {"run": str(source.parent.name)})
+
+
+def table(results: Sequence[SeedResult]) -> Table:
+    """The report for people: a line for each seed, then their mean and the worst of each column."""
+    grid = Table("seed", "val_loss", "wall s", "training s", "tokens", "tokens/s", "utilisation", box=box.SIMPLE)
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for result in results:
+        grid.add_row(str(result.seed), *_cells([getattr(result, name) for name in _COLUMNS]))
+    if len(results) > 1:
+        columns = [[getattr(result, name) for result in results] for name in _COLUMNS]
+        grid.add_section()
+        grid.add_row("mean", *_cells([sum(column) / len(column) for column in columns]))
+        worst_of = (max, max, max, max, min, min)
+        grid.add_row("worst", *_cells([worst(column) for worst, column in zip(worst_of, columns, strict=True)]))
+    return grid
+
+
+_COLUMNS = ("val_loss", "wall_s", "train_s", "tokens", "tokens_per_s", "utilisation")
+
+
+def _cells(values: Sequence[float]) -> list[str]:
+    formats = ("{:.4f}", "{:.1f}", "{:.1f}", "{:,.0f}", "{:,.0f}", "{:.1%}")
+    return [text.format(value) for text, value in zip(formats, values, strict=True)]

@@ -1,0 +1,138 @@
+"""`groundling speedrun`: each seed in a process of its own, and a report that says what `pretrain` says."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from groundling import cli
+from groundling.bundle import load_bundle
+from groundling.config import shipped_presets, to_toml
+from groundling.errors import ConfigError
+from groundling.train.pretrain import pretrain
+from groundling.train.speedrun import SeedResult, SpeedrunConfig, table
+
+FIELDS = ["seed", "wall_s", "train_s", "tokens", "val_loss", "tokens_per_s", "utilisation"]
+
+
+@pytest.fixture
+def preset(tiny_config, tmp_path):
+    """The path of a preset that takes a second, and the config in it."""
+
+    def write(**changes):
+        config = tiny_config("alone", **{"steps": 4, "eval_every": 4, "save_every": 4, **changes})
+        path = tmp_path / "tiny.toml"
+        path.write_text(to_toml(config), encoding="utf-8")
+        return path, config
+
+    return write
+
+
+@pytest.mark.slow
+def test_every_seed_gets_a_line_and_the_first_ones_bundle_stays(preset, tmp_path, capfd):
+    path, config = preset()
+    out = tmp_path / "out"
+    words = ["speedrun", str(path), "--seeds", "5", "3", f"--out-dir={out}"]
+    assert cli.main(words) == 0
+    results = json.loads((out / "speedrun.json").read_text("utf-8"))
+    assert [list(result) for result in results] == [FIELDS] * 2
+    assert [result["seed"] for result in results] == [5, 3]
+    for result in results:
+        assert 0 < result["train_s"] < result["wall_s"] < 120
+        assert result["tokens"] == 4 * 4 * 16
+        assert result["tokens_per_s"] == pytest.approx(result["tokens"] / result["train_s"], rel=0.1)
+        assert 0 < result["utilisation"] < 1
+    alone = pretrain(dataclasses.replace(config, seed=5))
+    assert results[0]["val_loss"] == alone.val_loss
+    assert results[1]["val_loss"] != alone.val_loss
+    bundle, first = load_bundle(out / "bundle"), load_bundle(out / "seed-5" / "bundle")
+    assert all(bundle.model.state_dict()[name].equal(value) for name, value in first.model.state_dict().items())
+    said = capfd.readouterr().out
+    assert "mean" in said
+    assert "worst" in said
+    assert f"{max(result['val_loss'] for result in results):.4f}" in said
+
+    assert cli.main(words) == 2
+    assert "is there already; remove it (--overwrite)" in capfd.readouterr().err
+    assert json.loads((out / "speedrun.json").read_text("utf-8")) == results
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_why_and_ends_the_speedrun(preset, tmp_path, capfd):
+    path, config = preset()
+    path.write_text(path.read_text("utf-8").replace(str(config.data.path), "nothing.txt"), encoding="utf-8")
+    assert cli.main(["speedrun", f"--preset={path}", f"--out-dir={tmp_path / 'out'}"]) == 1
+    said = capfd.readouterr().err
+    assert "nothing.txt" in said
+    assert "the run of seed 1337 ended with exit code 1" in said
+    assert not (tmp_path / "out" / "speedrun.json").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_run_in_its_own_way_and_nothing_is_left_running(preset, tmp_path):
+    path, _ = preset(steps=100_000, eval_every=None, save_every=None)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "groundling", "speedrun", f"--preset={path}", f"--out-dir={out}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    metrics = out / "seed-1337" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.stat().st_size:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped as asked in seed 1337" in said
+    assert not (out / "seed-1337" / ".lock.pid").exists(), "its own end has taken the lock away"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--preset", "fast"], "no preset 'fast.toml'"),
+        (["--preset=fast.toml"], "no preset 'fast.toml'"),
+        (["--seeds", "1", "1"], "names one twice"),
+        (["--seeds=-1"], "seed -1 is out of range"),
+        (["--sedes", "1"], "did you mean --seeds"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_run(words, said, tmp_path, capsys):
+    assert cli.main(["speedrun", *words, f"--out-dir={tmp_path / 'out'}"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_seeds_are_refused():
+    with pytest.raises(ConfigError, match="seeds is empty"):
+        SpeedrunConfig(seeds=())
+
+
+def test_both_recipes_come_with_the_package_and_look_at_the_validation_split_once():
+    for name in ("speedrun", "best"):
+        text = shipped_presets()[f"{name}.toml"].read_text("utf-8")
+        settings = dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line)
+        assert settings["eval_every"] == settings["save_every"] == settings["steps"]
+        assert "patience" not in settings
+
+
+def test_the_table_shows_the_mean_and_the_worst_of_each_column():
+    results = [
+        SeedResult(seed=1, wall_s=10, train_s=8, tokens=100, val_loss=1.5, tokens_per_s=12, utilisation=0.5),
+        SeedResult(seed=2, wall_s=20, train_s=9, tokens=100, val_loss=1.4, tokens_per_s=11, utilisation=0.25),
+    ]
+    columns = [list(column.cells) for column in table(results).columns]
+    assert [column[2:] for column in columns] == [
+        ["mean", "worst"],
+        ["1.4500", "1.5000"],
+        ["15.0", "20.0"],
+        ["8.5", "9.0"],
+        ["100", "100"],
+        ["12", "11"],
+        ["37.5%", "25.0%"],
+    ]
+    assert len(list(table(results[:1]).columns[0].cells)) == 1
