@@ -19,6 +19,7 @@ class Verb(NamedTuple):
 VERBS = {
     "ladder": Verb("groundling.ladder.climb", "climb the lecture, rung by rung, and compare the losses with its own"),
     "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or on your own text"),
+    "speedrun": Verb("groundling.train.speedrun", "train by the fixed recipe in minutes, and report time and loss"),
     "sample": Verb("groundling.sample.cli", "let a trained model speak"),
     "plot": Verb("groundling.train.plot", "draw the loss curves of runs to a PNG"),
     "data": Verb("groundling.data.sources", "list the named data sets, and get one"),

@@ -39,7 +39,8 @@ def parse(
         SystemExit: after `--help`, with 0.
     """
     words = list(argv)
-    preset = words.pop(0) if words and words[0].endswith(".toml") else default_preset
+    names_preset = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")
+    preset = words.pop(0) if names_preset else default_preset
     description = description or config_class.__doc__ or ""
     default = None
     if preset is not None:

@@ -12,8 +12,9 @@ import pytest
 
 from groundling import cli
 from groundling.bundle import load_bundle
-from groundling.config import shipped_presets, to_toml
+from groundling.config import to_toml
 from groundling.errors import ConfigError
+from groundling.log import read_records
 from groundling.train.pretrain import pretrain
 from groundling.train.speedrun import SeedResult, SpeedrunConfig, table
 
@@ -25,7 +26,7 @@ def preset(tiny_config, tmp_path):
     """The path of a preset that takes a second, and the config in it."""
 
     def write(**changes):
-        config = tiny_config("alone", **{"steps": 4, "eval_every": 4, "save_every": 4, **changes})
+        config = tiny_config("alone", **{"steps": 4, "eval_every": 2, "patience": 1, **changes})
         path = tmp_path / "tiny.toml"
         path.write_text(to_toml(config), encoding="utf-8")
         return path, config
@@ -47,7 +48,9 @@ def test_every_seed_gets_a_line_and_the_first_ones_bundle_stays(preset, tmp_path
         assert result["tokens"] == 4 * 4 * 16
         assert result["tokens_per_s"] == pytest.approx(result["tokens"] / result["train_s"], rel=0.1)
         assert 0 < result["utilisation"] < 1
-    alone = pretrain(dataclasses.replace(config, seed=5))
+    records = read_records(out / "seed-5" / "metrics.jsonl")
+    assert [record["step"] for record in records if "val_loss" in record] == [4], "it is evaluated once, at the end"
+    alone = pretrain(dataclasses.replace(config, seed=5, eval_every=4, patience=None))
     assert results[0]["val_loss"] == alone.val_loss
     assert results[1]["val_loss"] != alone.val_loss
     bundle, first = load_bundle(out / "bundle"), load_bundle(out / "seed-5" / "bundle")
@@ -75,7 +78,7 @@ def test_a_run_that_fails_says_why_and_ends_the_speedrun(preset, tmp_path, capfd
 
 @pytest.mark.slow
 def test_a_signal_ends_the_run_in_its_own_way_and_nothing_is_left_running(preset, tmp_path):
-    path, _ = preset(steps=100_000, eval_every=None, save_every=None)
+    path, _ = preset(steps=100_000, eval_every=None, save_every=None, patience=None)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "groundling", "speedrun", f"--preset={path}", f"--out-dir={out}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -110,14 +113,6 @@ def test_what_cannot_work_is_refused_before_anything_is_run(words, said, tmp_pat
 def test_no_seeds_are_refused():
     with pytest.raises(ConfigError, match="seeds is empty"):
         SpeedrunConfig(seeds=())
-
-
-def test_both_recipes_come_with_the_package_and_look_at_the_validation_split_once():
-    for name in ("speedrun", "best"):
-        text = shipped_presets()[f"{name}.toml"].read_text("utf-8")
-        settings = dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line)
-        assert settings["eval_every"] == settings["save_every"] == settings["steps"]
-        assert "patience" not in settings
 
 
 def test_the_table_shows_the_mean_and_the_worst_of_each_column():

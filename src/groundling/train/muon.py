@@ -138,7 +138,8 @@ def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
         variance.copy_(mean)
     factors_NR1 = (means_NR1 + 1e-12).rsqrt()
     lengths_N11 = squares_NR1.sum((1, 2), keepdim=True), (squares_NR1 * factors_NR1.square()).sum((1, 2), keepdim=True)
-    updates_NRC.mul_(factors_NR1 * (lengths_N11[0] / (lengths_N11[1] + 1e-12)).sqrt())
+    factors_NR1 = factors_NR1 * (lengths_N11[0] / (lengths_N11[1] + 1e-12)).sqrt()
+    updates_NRC.mul_(factors_NR1.type_as(updates_NRC))
 
 
 def _zeros_for_neurons(weight: Tensor) -> Tensor:
