@@ -270,3 +270,15 @@ def test_where_the_cache_is(monkeypatch):
     assert atomicio.cache_folder() == Path("/xdg/groundling")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert atomicio.cache_folder() == Path.home() / ".cache" / "groundling"
+
+
+def test_a_folder_is_made_while_another_process_sweeps_it(tmp_path, monkeypatch):
+    """The probe that shows whether the folder can be written to is a temporary, and may be gone before we take it."""
+    touch = Path.touch
+
+    def swept_at_once(path: Path) -> None:
+        touch(path)
+        atomicio.sweep_temporaries(tmp_path / "new")
+
+    monkeypatch.setattr(Path, "touch", swept_at_once)
+    assert atomicio.make_folder(tmp_path / "new").is_dir()

@@ -229,7 +229,7 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex[:8]}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may just have swept it away
     return path
 
 

@@ -88,9 +88,9 @@ def test_every_verb_tells_its_options_with_types_and_defaults(words, capsys, mon
     assert options
     for option in options:
         if not option.startswith("--help"):
-            assert re.match(r"(--[\w.-]+ )?(\{None\}\|)?(INT|FLOAT|STR|PATH|\{\w|\[STR|\[\{)|--[\w.-]+, --", option), (
-                option
-            )
+            assert re.match(
+                r"(--[\w.-]+ )?(\{None\}\|)?(INT|FLOAT|STR|PATH|\{\w|\[STR|\[INT|\[\{)|--[\w.-]+, --", option
+            ), option
             assert re.search(r"[a-z0-9.)] \((default: .*|required)\)", option), (
                 f"no line of help, or no default: {option}"
             )

@@ -175,6 +175,11 @@ def test_the_workers_end_when_nobody_waits_for_them():
     assert not multiprocessing.active_children()
 
 
+def hears_ctrl_c() -> None:
+    """For a child: a shell starts what it runs in the background deaf to Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("number", "to_all", "n_tracebacks"),
     [
@@ -190,6 +195,7 @@ def test_no_worker_outlives_its_parent(number, to_all, n_tracebacks):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hears_ctrl_c,
     )
     assert process.stdout.readline() == "the first is done\n"
     (os.killpg if to_all else os.kill)(process.pid, number)
@@ -203,7 +209,11 @@ def test_no_worker_outlives_its_parent(number, to_all, n_tracebacks):
 def test_an_interrupted_ladder_keeps_what_is_done(tmp_path):
     words = ["ladder", "--rungs", "s1,s7", "--steps", "1500", "--at-once", "2", "--out-dir", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "groundling", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "groundling", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hears_ctrl_c,
     )
     heard = [process.stderr.readline(), process.stderr.readline()]
     assert heard[0] == "s7, s1: 2 at a time ...\n"

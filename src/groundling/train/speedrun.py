@@ -39,7 +39,7 @@ class SpeedrunConfig:
     """Train by a fixed recipe, each seed in a fresh process; report the time of everything and the loss at the end."""
 
     preset: str = "speedrun"
-    """The recipe: "speedrun" (minutes), "best" (an hour), or the path of a TOML preset of `pretrain`."""
+    """The recipe: "speedrun", or any other preset of `pretrain`, by its name or path."""
     seeds: tuple[int, ...] = (1337, 1338, 1339)
     """One run each; the report's last lines are their mean and the worst."""
     out_dir: Path = Path("runs/speedrun")
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     """The verb `speedrun`: returns 0, or 128 + a signal's number when one asked it to stop."""
     words = list(argv)
     if words and not words[0].startswith("-"):
-        words[0] = f"--preset={words[0]}"  # `groundling speedrun best`
+        words[0] = f"--preset={words[0]}"  # `groundling speedrun my.toml`
     return speedrun(parse(SpeedrunConfig, words, "groundling speedrun"))
 
 
