@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from groundling import runtime
+from groundling.cli import calm_waiting_threads
 from groundling.data.batches import Batch, Batches
 from groundling.log import say
 from groundling.model.gpt import GPT, GPTConfig
@@ -221,9 +222,7 @@ class Worker:
     def __enter__(self) -> "Worker":
         say(f"{self.contestant.name}: the first step ...")
         environ = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self._compiled)}
-        # On both sides threads wait for each other as the command `groundling` lets them.
-        if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environ.keys():
-            environ["GOMP_SPINCOUNT"] = "30000"
+        calm_waiting_threads(environ)  # on both sides as the command `groundling` does it
         argv = [sys.executable, __file__, "--work", json.dumps(dataclasses.asdict(self.contestant))]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=environ)

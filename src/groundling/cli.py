@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
 from groundling.errors import ConfigError, GroundlingError
@@ -77,19 +77,19 @@ def _run(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the verbs are: {', '.join(VERBS)}"
         raise ConfigError(f"no verb {name!r}; {hint}")
-    _calm_waiting_threads()
+    calm_waiting_threads(os.environ)
     code: int = importlib.import_module(VERBS[name].module).main(rest)
     return code
 
 
-def _calm_waiting_threads() -> None:
+def calm_waiting_threads(environment: MutableMapping[str, str]) -> None:
     """Let OpenMP's threads spin for a tenth of the usual time while they wait for each other, then sleep.
 
     Spinning, two threads that share a core with anything else steal each other's time, and training becomes up to a
     hundred times slower; on a quiet machine this costs 2 % (docs/log.md). Read when torch is loaded: set before.
     """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "30000"
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = "30000"
 
 
 def console() -> None:

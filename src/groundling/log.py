@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.table import Table
 
 from groundling import atomicio
 from groundling.errors import MissingExtraError
@@ -175,3 +176,8 @@ def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_
 def say(text: str) -> None:
     """Print one line for people, on stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table to stdout; in a file or a pipe, which have no width, it is 110 characters wide."""
+    Console(width=None if Console().is_terminal else 110).print(table)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy.typing as npt
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -27,7 +26,7 @@ from groundling.errors import require
 from groundling.evals.loss import random_batches_loss, whole_split_loss
 from groundling.ladder.rungs import RUNGS, Rung, find_rung
 from groundling.ladder.side_by_side import n_cores, side_by_side
-from groundling.log import say
+from groundling.log import print_table, say
 from groundling.runtime import RuntimeConfig
 from groundling.sample.generate import SamplingConfig, generate_ids, row_generator
 from groundling.text.tokenizer import Tokenizer
@@ -298,8 +297,7 @@ def climb(config: LadderConfig) -> list[RungResult]:
             atomicio.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
             say(f"{new.rung}: validation loss {new.val_loss:.3f}, {new.seconds:.1f} s")
     say(f"trained in {time.perf_counter() - start:.0f} s")
-    console = Console()
-    Console(width=None if console.is_terminal else 110).print(table(results))
+    print_table(table(results))
     print("\n".join(f"{result.rung}  {' '.join(result.sample.split())[:72]}" for result in results))
     print(NOTE)
     from groundling.ladder.chart import draw

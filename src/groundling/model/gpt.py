@@ -108,7 +108,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, n_heads_in_all * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.dropout = config.attention_dropout
-        self.attend = fused_attention  # while training; `runtime` may know a faster way for its device
+        self.attend = fused_attention  # while training; from outside, a faster way for the device can be put here
 
         def head_norm() -> nn.Module:
             return RMSNorm(self.head_size, eps=config.norm_eps) if config.qk_norm else nn.Identity()

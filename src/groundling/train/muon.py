@@ -103,9 +103,9 @@ class Muon(torch.optim.Optimizer):
             state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             if group["weight_decay"]:
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-            squares = (_squares(weight), _squares(weight.grad), _squares(state["momentum"]))
-            n, dim = len(squares[0]), 0 if len(weight) % weight.size(1) == 0 else 1
-            variances = torch.chunk(state["variance"], n, dim=dim) if "variance" in state else (None,) * n
+            squares = [_squares(matrix) for matrix in (weight, weight.grad, state["momentum"])]
+            unused = (None,) * len(squares[0])
+            variances = torch.chunk(state["variance"], *_cut(weight)) if "variance" in state else unused
             for piece in map(_Piece, *squares, variances):
                 by_shape[piece.weight.shape].append(piece)
         return by_shape
@@ -144,19 +144,20 @@ def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
 
 def _zeros_for_neurons(weight: Tensor) -> Tensor:
     """A number for each neuron of each of a matrix's squares, in a shape that is cut as the matrix is."""
-    n_rows, n_columns = weight.shape
-    if n_rows % n_columns == 0 or n_rows > n_columns:
-        return weight.new_zeros(n_rows, 1)
-    if n_columns % n_rows == 0:
-        return weight.new_zeros(n_rows, n_columns // n_rows)
-    return weight.new_zeros(1, n_columns)
+    (n_rows, n_columns), (n, dim) = weight.shape, _cut(weight)
+    if n == 1 and n_rows < n_columns:
+        return weight.new_zeros(1, n_columns)
+    return weight.new_zeros(n_rows, n if dim == 1 else 1)
 
 
 def _squares(matrix: Tensor) -> tuple[Tensor, ...]:
     """Views of the squares that a matrix is made of, or of the matrix itself."""
+    return torch.chunk(matrix, *_cut(matrix))
+
+
+def _cut(matrix: Tensor) -> tuple[int, int]:
+    """Into how many squares a matrix is cut, and along which dimension; 1 where it is not made of squares."""
     n_rows, n_columns = matrix.shape
     if n_rows % n_columns == 0:
-        return torch.chunk(matrix, n_rows // n_columns, dim=0)
-    if n_columns % n_rows == 0:
-        return torch.chunk(matrix, n_columns // n_rows, dim=1)
-    return (matrix,)
+        return n_rows // n_columns, 0
+    return (n_columns // n_rows, 1) if n_columns % n_rows == 0 else (1, 0)

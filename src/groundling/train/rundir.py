@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -90,10 +91,10 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def read_summary(run: Path) -> dict[str, object]:
+def read_summary(run: Path) -> dict[str, Any]:
     """What `summary.json` of a finished run says; empty where there is none."""
     path = run / "summary.json"
     if not path.is_file():
         return {}
-    summary: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return summary

@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+Handler = Callable[[int, FrameType | None], object]
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 
 
@@ -34,9 +35,17 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Inside this block SIGTERM and SIGINT only set a flag; a second one ends the process at once."""
     request = StopRequest()
-    before = {number: signal.signal(number, request._take) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled_by(sigterm=request._take, sigint=request._take):
         yield request
+
+
+@contextmanager
+def handled_by(*, sigterm: Handler, sigint: Handler) -> Iterator[None]:
+    """Inside this block SIGTERM and SIGINT are handled so; after it as before."""
+    handlers = {signal.SIGTERM: sigterm, signal.SIGINT: sigint}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,30 +6,28 @@ once, when they are made.
 """
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from groundling import atomicio, runtime
 from groundling.bundle import load_bundle, save_bundle
 from groundling.config import parse
 from groundling.errors import ConfigError, TrainingError, require
-from groundling.log import say
+from groundling.log import print_table, say
 from groundling.train import rundir
 from groundling.train.settings import PretrainConfig
+from groundling.train.signals import handled_by
 
 REPORT = "speedrun.json"
 
@@ -111,8 +109,7 @@ def speedrun(config: SpeedrunConfig) -> int:
             atomicio.write_json(report, [dataclasses.asdict(result) for result in results])
             if len(results) == 1:
                 _leave_bundle(run / "bundle", config.out_dir / "bundle")
-    console = Console()
-    Console(width=None if console.is_terminal else 110).print(table(results))
+    print_table(table(results))
     print(f"{runtime.processor_name()}, {os.cpu_count()} cores; wrote {report} and {config.out_dir / 'bundle'}")
     return 0
 
@@ -132,7 +129,8 @@ def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
     with _compiler_cache(cold=cold) as environment:
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment)
-        with _passed_on_to(process):
+        # SIGTERM goes on to the process; Ctrl-C reaches it without us, from the terminal.
+        with handled_by(sigterm=lambda number, _: process.send_signal(number), sigint=lambda *_: None):
             code = process.wait()
         return time.perf_counter() - start, code
 
@@ -147,20 +145,6 @@ def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
         yield {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
 
 
-@contextmanager
-def _passed_on_to(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Inside this block SIGTERM goes on to a process; Ctrl-C reaches it without us, from the terminal."""
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number)),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _unfinished(seed: int, code: int) -> int:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         say(f"stopped as asked in seed {seed}; the seeds before it are in {REPORT}")
@@ -169,16 +153,9 @@ def _unfinished(seed: int, code: int) -> int:
 
 
 def _result(seed: int, wall_s: float, run: Path) -> SeedResult:
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return SeedResult(
-        seed=seed,
-        wall_s=round(wall_s, 1),
-        train_s=summary["train_s"],
-        tokens=summary["tokens"],
-        val_loss=summary["val_loss"],
-        tokens_per_s=summary["tokens_per_s"],
-        utilisation=summary["utilisation"],
-    )
+    summary = rundir.read_summary(run)
+    measured = {name: summary[name] for name in ("train_s", "tokens", "val_loss", "tokens_per_s", "utilisation")}
+    return SeedResult(seed=seed, wall_s=round(wall_s, 1), **measured)
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
@@ -187,25 +164,37 @@ def _leave_bundle(source: Path, target: Path) -> None:
     save_bundle(target, bundle.model, bundle.tokenizer, {"run": str(source.parent.name)})
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of the report: a field of `SeedResult`, what stands above it, how it is shown, and its worst value."""
+
+    field: str
+    heading: str
+    shown_as: str
+    worst: Callable[[list[float]], float]
+
+
+_COLUMNS = (
+    _Column("val_loss", "val_loss", "{:.4f}", max),
+    _Column("wall_s", "wall s", "{:.1f}", max),
+    _Column("train_s", "training s", "{:.1f}", max),
+    _Column("tokens", "tokens", "{:,.0f}", max),
+    _Column("tokens_per_s", "tokens/s", "{:,.0f}", min),
+    _Column("utilisation", "utilisation", "{:.1%}", min),
+)
+
+
 def table(results: Sequence[SeedResult]) -> Table:
     """The report for people: a line for each seed, then their mean and the worst of each column."""
-    grid = Table("seed", "val_loss", "wall s", "training s", "tokens", "tokens/s", "utilisation", box=box.SIMPLE)
-    for column in grid.columns[1:]:
-        column.justify = "right"
-    for result in results:
-        grid.add_row(str(result.seed), *_cells([getattr(result, name) for name in _COLUMNS]))
-    if len(results) > 1:
-        columns = [[getattr(result, name) for result in results] for name in _COLUMNS]
-        grid.add_section()
-        grid.add_row("mean", *_cells([sum(column) / len(column) for column in columns]))
-        worst_of = (max, max, max, max, min, min)
-        grid.add_row("worst", *_cells([worst(column) for worst, column in zip(worst_of, columns, strict=True)]))
+    names = [str(result.seed) for result in results] + (["mean", "worst"] if len(results) > 1 else [])
+    columns = []
+    for column in _COLUMNS:
+        values = [getattr(result, column.field) for result in results]
+        values += [sum(values) / len(values), column.worst(values)]
+        columns.append([column.shown_as.format(value) for value in values])
+    grid = Table("seed", box=box.SIMPLE)
+    for column in _COLUMNS:
+        grid.add_column(column.heading, justify="right")
+    for row, (name, *cells) in enumerate(zip(names, *columns, strict=False), start=1):
+        grid.add_row(name, *cells, end_section=row == len(results) > 1)
     return grid
-
-
-_COLUMNS = ("val_loss", "wall_s", "train_s", "tokens", "tokens_per_s", "utilisation")
-
-
-def _cells(values: Sequence[float]) -> list[str]:
-    formats = ("{:.4f}", "{:.1f}", "{:.1f}", "{:,.0f}", "{:,.0f}", "{:.1%}")
-    return [text.format(value) for text, value in zip(formats, values, strict=True)]
