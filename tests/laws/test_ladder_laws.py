@@ -12,7 +12,7 @@ from groundling.ladder.rungs import RUNGS
 from groundling.ladder.s1_bigram import BigramModel
 from groundling.ladder.s2_embeddings import EmbeddingModel
 from groundling.ladder.s3_one_head import Head, OneHeadModel
-from groundling.ladder.s4_multi_head import MultiHeadModel
+from groundling.ladder.s4_multi_head import MultiHead, MultiHeadModel
 from groundling.ladder.s6_residual import ResidualBlock, ResidualModel
 from groundling.ladder.s7_layer_norm import LayerNormModel, layer_norm_by_hand
 from groundling.ladder.s8_scaled import ScaledModel
@@ -85,6 +85,22 @@ def test_s4_with_one_head_is_s3() -> None:
     s3, s4 = OneHeadModel(V), MultiHeadModel(V, n_head=1)
     copy_parameters(s3, s4)
     assert_same_logits(s4, s3)
+
+
+@pytest.mark.parametrize("T", [1, 5, 8])
+def test_heads_asked_together_are_the_heads_asked_one_by_one(T: int) -> None:
+    together = MultiHead(n_embd=12, n_head=3, block_size=8).double()
+    x_BTC = torch.randn(4, T, 12, dtype=torch.float64, requires_grad=True)
+    one_by_one_BTC = torch.cat([head(x_BTC) for head in together.heads], dim=-1)
+    torch.testing.assert_close(together(x_BTC), one_by_one_BTC, rtol=1e-12, atol=1e-12)
+    direction_BTC = torch.randn_like(one_by_one_BTC)
+    learned = [x_BTC, *together.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(together(x_BTC), learned, direction_BTC),
+        torch.autograd.grad(one_by_one_BTC, learned, direction_BTC),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 def test_s6_with_zero_projections_is_s2() -> None:

@@ -39,12 +39,15 @@ class Head(nn.Module):
         tril = torch.tril(torch.ones(block_size, block_size, dtype=torch.bool))
         self.register_buffer("tril", tril, persistent=False)  # moves with the model, but is not learned or saved
 
-    def weights(self, x_BTC: Tensor) -> Tensor:
-        """How much each position takes from each: rows that sum to 1, with zeros for the future."""
-        T = x_BTC.shape[1]
-        q_BTD, k_BSD = self.query(x_BTC), self.key(x_BTC)
+    def share(self, q_BTD: Tensor, k_BSD: Tensor) -> Tensor:
+        """How much each query takes from each key of its past: rows that sum to 1, with zeros for the future."""
+        T = q_BTD.shape[-2]
         scores_BTS: Tensor = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
         return scores_BTS.masked_fill(~self.tril[:T, :T], float("-inf")).softmax(dim=-1)
+
+    def weights(self, x_BTC: Tensor) -> Tensor:
+        """How much each position takes from each."""
+        return self.share(self.query(x_BTC), self.key(x_BTC))
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """The weighted mean of the values of the past, for each position."""

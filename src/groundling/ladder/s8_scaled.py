@@ -33,9 +33,9 @@ class DropoutHead(Head):
         super().__init__(n_embd, head_size, block_size)
         self.dropout = nn.Dropout(dropout)
 
-    def weights(self, x_BTC: Tensor) -> Tensor:
+    def share(self, q_BTD: Tensor, k_BSD: Tensor) -> Tensor:
         """The weights of a plain head, some of them set to zero."""
-        weights_BTS: Tensor = self.dropout(super().weights(x_BTC))
+        weights_BTS: Tensor = self.dropout(super().share(q_BTD, k_BSD))
         return weights_BTS
 
 

@@ -55,6 +55,8 @@ class Optimizers:
     """All optimizers of a model as one: they step together, share a schedule, and save by the parameters' names."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, matmul_dtype: torch.dtype = torch.float32) -> None:
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        """All that is learned, in the model's order."""
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         matrices, decayed, others = split_parameters(model, muon=config.kind == "muon")
         groups = [

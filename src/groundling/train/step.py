@@ -77,7 +77,7 @@ def train_step(
     Raises:
         TrainingError: the loss or the gradient is not finite, on any rank; no weight was changed.
     """
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    parameters = optimizers.parameters
     device = parameters[0].device
     n_targets = dist.all_reduce_sum(sum(batch.n_targets for batch in micro_batches), device)
     # DDP averages over ranks and we want the sum; a step without any target gives zero gradients, not NaN.
