@@ -1,6 +1,7 @@
 """Ranks: alone everything is the identity; together, numbers are summed exactly and gradients averaged once a step."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,11 @@ def one_of_two(rank: int, folder: Path) -> None:
             "gradients": gradients,
         }
         dist.barrier()
+        if rank == 0:
+            time.sleep(1)
+            (folder / "saved").touch()
     answers["left"] = not td.is_initialized()
+    answers["left_after_the_first_rank_saved"] = (folder / "saved").exists()
     (folder / f"{rank}.json").write_text(json.dumps(answers), "utf-8")
 
 
@@ -78,5 +83,7 @@ def test_two_processes_are_two_ranks(tmp_path):
     assert second.pop("who") == [1, 2, False]
     # Held back, a rank's gradient is its own: 1 and 2. Then the mean of both ranks' sums, 2 and 4.
     assert (first.pop("gradients"), second.pop("gradients")) == ([1, 3], [2, 3])
+    assert first.pop("left_after_the_first_rank_saved")
+    assert second.pop("left_after_the_first_rank_saved"), "the second rank left while the first was saving"
     expected = {"sum": LARGE + 2, "any": [True, False], "gathered": [[0, 7], [1, 7]], "wrapped": True, "left": True}
     assert first == second == expected

@@ -28,7 +28,11 @@ def is_first() -> bool:
 
 @contextmanager
 def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
-    """Join the processes that torchrun started: gloo on CPUs, NCCL on GPUs. Without torchrun, do nothing."""
+    """Join the processes that torchrun started: gloo on CPUs, NCCL on GPUs. Without torchrun, do nothing.
+
+    The ranks leave together: torchrun ends the others as soon as one has gone with an exit code, and the first rank
+    may still be saving.
+    """
     if "RANK" not in os.environ or td.is_initialized():
         yield
         return
@@ -39,6 +43,7 @@ def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[No
     td.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield
+        td.barrier()
     finally:
         td.destroy_process_group()
 
