@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from groundling.data.batches import Batches
-from groundling.data.ngrams import NgramTeacher, TeacherConfig, leave_one_out
+from groundling.data.ngrams import learn_from_ngrams, leave_one_out
+from groundling.data.teacher import TeacherConfig
 from groundling.errors import ConfigError
 
 V = 5
@@ -63,7 +64,7 @@ def test_it_knows_more_than_chance_of_a_text_with_a_rule():
 
 
 def test_its_hints_stand_at_the_targets_of_their_batch():
-    teacher = NgramTeacher(TEXT.astype(np.uint16), V, TeacherConfig(weight=0.5, order=3, smoothing=1.0))
+    teacher = learn_from_ngrams(TEXT.astype(np.uint16), V, TeacherConfig(weight=0.5, order=3, smoothing=1.0))
     table_NV = leave_one_out(torch.from_numpy(TEXT), V, 3, 1.0).half()
     batches = Batches(
         TEXT.astype(np.uint16), block_size=8, batch_size=4, micro_batch_size=2, seed=3, order="epochs", teacher=teacher
@@ -82,7 +83,7 @@ def test_without_a_teacher_there_are_no_hints():
 
 def test_a_table_that_would_fill_the_memory_is_refused():
     with pytest.raises(ConfigError, match=r"would take 100\.0 GB.*set teacher\.weight to 0"):
-        NgramTeacher(np.zeros(1_000_000, np.uint16), 50_000, TeacherConfig(weight=0.5))
+        learn_from_ngrams(np.zeros(1_000_000, np.uint16), 50_000, TeacherConfig(weight=0.5))
 
 
 @pytest.mark.parametrize(

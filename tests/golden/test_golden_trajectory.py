@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from groundling.data.batches import Batches
-from groundling.data.ngrams import NgramTeacher, TeacherConfig
+from groundling.data.ngrams import learn_from_ngrams
+from groundling.data.teacher import TeacherConfig
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.train.loop import Watcher, train
 from groundling.train.optim import OptimConfig, Optimizers
@@ -44,7 +45,7 @@ def trajectory(optimizer: str, choices: dict, teacher_weight: float) -> list[flo
     tokens = ((places**2 // 7 + places) % 13).astype(np.uint16)
     torch.manual_seed(1337)
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=13, **choices))
-    teacher = NgramTeacher(tokens, 13, TeacherConfig(order=3)) if teacher_weight else None
+    teacher = learn_from_ngrams(tokens, 13, TeacherConfig(order=3)) if teacher_weight else None
     batches = Batches(
         tokens, block_size=16, batch_size=8, micro_batch_size=4, order="epochs", seed=1337, teacher=teacher
     )

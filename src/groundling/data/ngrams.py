@@ -8,38 +8,18 @@ Knowledge distillation (arXiv:1503.02531) from the oldest of language models; no
 Shapes: N tokens of the text, V vocabulary, B sequences, T positions.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from groundling.errors import require
+from groundling.data.batches import Tokens
+from groundling.data.teacher import TableTeacher, TeacherConfig, require_room_for_table
 
-MOST_BYTES = 2 << 30
 ROWS_AT_ONCE = 8192
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """A distribution of n-gram counts, learned from beside the text: for a short training on a small vocabulary."""
-
-    weight: float = 0.0
-    """The teacher's part in the loss at the highest learning rate; it falls as the rate falls. 0: no teacher."""
-    order: int = 6
-    """n of the n-grams: the teacher sees the last n - 1 tokens."""
-    smoothing: float = 2.0
-    """How much a context trusts the shorter one inside it, per distinct token that was seen after it."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.weight <= 1, f"teacher.weight is {self.weight}; it must be in [0, 1]")
-        require(1 <= self.order <= 16, f"teacher.order is {self.order}; it must be 1 to 16")
-        require(self.smoothing > 0, f"teacher.smoothing is {self.smoothing}; it must be positive")
-
-
-class NgramTeacher:
-    """For each position of a text, the distribution of its token by all other places of the text.
+def learn_from_ngrams(tokens: Tokens, vocab_size: int, config: TeacherConfig) -> TableTeacher:
+    """The teacher that says for each position how its token is distributed by all other places of the text.
 
     Args:
         tokens: the training text.
@@ -49,20 +29,9 @@ class NgramTeacher:
     Raises:
         ConfigError: the table would be too large.
     """
-
-    def __init__(self, tokens: npt.NDArray[np.unsignedinteger], vocab_size: int, config: TeacherConfig) -> None:
-        n_bytes = 2 * len(tokens) * vocab_size
-        require(
-            n_bytes <= MOST_BYTES,
-            f"the teacher's table for {len(tokens):,} tokens and a vocabulary of {vocab_size:,} would take "
-            f"{n_bytes / 1e9:,.1f} GB, at most {MOST_BYTES / 1e9:.1f} are allowed; set teacher.weight to 0",
-        )
-        ids_N = torch.from_numpy(np.asarray(tokens).astype(np.int64))
-        self._table_NV = leave_one_out(ids_N, vocab_size, config.order, config.smoothing).half()
-
-    def __call__(self, offsets: list[int], block_size: int) -> Tensor:
-        """The distributions of the targets of the windows that start at `offsets`: probs_BTV."""
-        return torch.stack([self._table_NV[offset + 1 : offset + 1 + block_size] for offset in offsets])
+    require_room_for_table(len(tokens), vocab_size)
+    ids_N = torch.from_numpy(np.asarray(tokens).astype(np.int64))
+    return TableTeacher(leave_one_out(ids_N, vocab_size, config.order, config.smoothing))
 
 
 def leave_one_out(ids_N: Tensor, vocab_size: int, order: int, smoothing: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 
 from groundling import atomicio, dist, runtime
-from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, save_bundle
 from groundling.config import differences, parse, to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
-from groundling.data.ngrams import NgramTeacher
+from groundling.data.ngrams import learn_from_ngrams
+from groundling.data.teacher import TableTeacher, learn_from_models
 from groundling.errors import CheckpointError, TrainingError
 from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks
 from groundling.model.gpt import GPT
@@ -82,6 +84,7 @@ class _Run:
         self.console = ConsoleSink(config.steps) if dist.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
+        self.teachers = [find_bundle(Path(path)) for path in config.teacher.models]  # before anything is overwritten
         self.resume_from = self._find_checkpoint()
         self.corpus = self._prepare_data()
         vocab_size = self.corpus.tokenizer.vocab_size
@@ -176,7 +179,7 @@ class _Run:
             run_id = record["run_id"]
             self._require_same_run(record, plain)
         return RunFacts(
-            run_id=run_id, config=plain, data_fingerprint=self.corpus.fingerprint, compiled=self.picked.compile
+            run_id=run_id, config=plain, data_fingerprint=self._data_fingerprint(), compiled=self.picked.compile
         )
 
     def _require_same_run(self, record: dict[str, Any], plain: dict[str, Any]) -> None:
@@ -190,11 +193,19 @@ class _Run:
                 f"{self.config.out_dir} was trained with other settings ({'; '.join(changed)}); "
                 "without a preset and these flags, its own run.toml is taken; or start a new run in another --out-dir"
             )
-        if record["data_fingerprint"] != self.corpus.fingerprint:
+        if record["data_fingerprint"] != self._data_fingerprint():
+            taught = " or a model that taught it" if self.teachers else ""
             raise CheckpointError(
-                f"the text or its tokenizer is not the one that {self.config.out_dir} was trained on; "
-                "resume with that text, or start a new run in another --out-dir"
+                f"the text or its tokenizer{taught} is not the one that {self.config.out_dir} was trained on; "
+                "resume with that one, or start a new run in another --out-dir"
             )
+
+    def _data_fingerprint(self) -> str:
+        """Of all that is learned from: the text as tokens, and the weights of the models that teach."""
+        if not self.teachers:
+            return self.corpus.fingerprint
+        weights = [atomicio.sha256_of(teacher / WEIGHTS) for teacher in self.teachers]
+        return hashlib.sha256(" ".join([self.corpus.fingerprint, *weights]).encode()).hexdigest()
 
     def _say_estimate(self) -> None:
         config = self.config
@@ -212,7 +223,12 @@ class _Run:
 
     def _state(self) -> TrainState:
         config, picked = self.config, self.picked
-        objective = Objective(self.model, autocast=picked.autocast, teacher_weight=config.teacher.weight)
+        objective = Objective(
+            self.model,
+            autocast=picked.autocast,
+            teacher_weight=config.teacher.weight,
+            teacher_fades=config.teacher.fades,
+        )
         say = self.say if dist.is_first() else lambda _: None
         compile_objective(objective, picked, say)
         optimizers = Optimizers(self.model, config.optim, picked.compute_dtype)
@@ -231,10 +247,14 @@ class _Run:
         torch.manual_seed(config.seed + dist.rank())  # from here on, dropout: other ranks drop other numbers
         return TrainState(self.model, dist.wrap(objective), optimizers, batches, average)
 
-    def _teacher(self) -> NgramTeacher | None:
-        if not self.config.teacher.weight:
+    def _teacher(self) -> TableTeacher | None:
+        how, tokens, picked = self.config.teacher, self.corpus.train.ids, self.picked
+        if not how.weight:
             return None
-        return NgramTeacher(self.corpus.train.ids, self.model_config.vocab_size, self.config.teacher)
+        if self.teachers:
+            self.say(f"teacher     the mean of {', '.join(how.models)}")
+            return learn_from_models(tokens, self.corpus.tokenizer, self.teachers, picked.device, picked.autocast)
+        return learn_from_ngrams(tokens, self.model_config.vocab_size, how)
 
     def _watcher(self, state: TrainState, peak: float) -> RunWatcher:
         config = self.config

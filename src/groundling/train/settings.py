@@ -6,7 +6,7 @@ from typing import get_args
 
 from groundling.data.batches import Order
 from groundling.data.corpus import DataConfig
-from groundling.data.ngrams import TeacherConfig
+from groundling.data.teacher import TeacherConfig
 from groundling.errors import require
 from groundling.log import SinkName
 from groundling.model.gpt import GPTConfig
@@ -100,6 +100,9 @@ class PretrainConfig:
         require(decay is None or 0 < decay < 1, f"average_decay is {decay}; it must be between 0 and 1, or None")
         require(self.patience is None or self.eval_every is not None, "patience needs eval_every")
         require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        for model in self.teacher.models:
+            inside = Path(model).absolute().is_relative_to(self.out_dir.absolute())
+            require(not inside, f"teacher.models names {model}, inside of out_dir; a run cannot teach itself")
         for sink in self.sinks:
             require(sink in get_args(SinkName), f"no sink {sink!r}; it can be {' or '.join(get_args(SinkName))}")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")

@@ -41,6 +41,7 @@ class Objective(nn.Module):
         loss: (logits_BTV, targets_BT) -> nats, summed over the batch's targets.
         autocast: makes the context of the forward pass, for precision.
         teacher_weight: the part of a teacher's hints in the loss, where a batch brings any.
+        teacher_fades: whether that part falls with the learning rate.
     """
 
     def __init__(
@@ -49,19 +50,22 @@ class Objective(nn.Module):
         loss: Callable[[Tensor, Tensor], Tensor] = loss_sum,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         teacher_weight: float = 0.0,
+        teacher_fades: bool = True,
     ) -> None:
         super().__init__()
-        self.model, self.loss, self.autocast, self.teacher_weight = model, loss, autocast, teacher_weight
+        self.model, self.loss, self.autocast = model, loss, autocast
+        self.teacher_weight, self.teacher_fades = teacher_weight, teacher_fades
 
     def forward(
         self, idx_BT: Tensor, targets_BT: Tensor, hints_BTV: Tensor | None = None, lr_factor: float = 1.0
     ) -> Tensor:
-        """The loss of a batch; a teacher says less as the learning rate falls."""
+        """The loss of a batch; a teacher that fades says less as the learning rate falls."""
         with self.autocast():
             logits_BTV = self.model(idx_BT)
         if hints_BTV is None:
             return self.loss(logits_BTV, targets_BT)
-        return taught_loss_sum(logits_BTV, targets_BT, hints_BTV, self.teacher_weight * lr_factor)
+        weight = self.teacher_weight * (lr_factor if self.teacher_fades else 1.0)
+        return taught_loss_sum(logits_BTV, targets_BT, hints_BTV, weight)
 
 
 def train_step(

@@ -1,0 +1,129 @@
+"""Teachers: what else than the text's own next token a model learns from (distillation, arXiv:1503.02531).
+
+A teacher says for each position of the training text how likely each token is there. That is worked out once, before
+training, and kept as a table; it needs a small vocabulary. `data/ngrams.py` has the teacher that counts.
+
+Shapes: N tokens of the text, V vocabulary, B sequences, T positions.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from groundling.bundle import load_bundle
+from groundling.data.batches import Tokens
+from groundling.errors import ConfigError, require
+from groundling.text.tokenizer import Tokenizer, fingerprint
+
+MOST_BYTES = 2 << 30
+TOKENS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """A distribution over the tokens, learned from beside the text: of n-gram counts, or of other models."""
+
+    weight: float = 0.0
+    """The teacher's part in the loss (while it fades, at the highest learning rate). 0: no teacher."""
+    fades: bool = True
+    """The teacher's part falls as the learning rate falls, so that in the end the text alone teaches."""
+    models: tuple[str, ...] = ()
+    """Bundles or runs whose mean prediction is the teacher; none: n-gram counts of the training text."""
+    order: int = 6
+    """n of the n-grams: the teacher that counts sees the last n - 1 tokens."""
+    smoothing: float = 2.0
+    """How much a context trusts the shorter one inside it, per distinct token that was seen after it."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight <= 1, f"teacher.weight is {self.weight}; it must be in [0, 1]")
+        require(1 <= self.order <= 16, f"teacher.order is {self.order}; it must be 1 to 16")
+        require(self.smoothing > 0, f"teacher.smoothing is {self.smoothing}; it must be positive")
+
+
+class TableTeacher:
+    """Looks up what was worked out before.
+
+    Args:
+        table_NV: for each token of the training text, how likely each token was in its place.
+    """
+
+    def __init__(self, table_NV: Tensor) -> None:
+        self._table_NV = table_NV.half()
+
+    def __call__(self, offsets: list[int], block_size: int) -> Tensor:
+        """The distributions of the targets of the windows that start at `offsets`: probs_BTV."""
+        return torch.stack([self._table_NV[offset + 1 : offset + 1 + block_size] for offset in offsets])
+
+
+def require_room_for_table(n_tokens: int, vocab_size: int) -> None:
+    """Refuse a table that would be too large.
+
+    Raises:
+        ConfigError: it would be.
+    """
+    n_bytes = 2 * n_tokens * vocab_size
+    require(
+        n_bytes <= MOST_BYTES,
+        f"the teacher's table for {n_tokens:,} tokens and a vocabulary of {vocab_size:,} would take "
+        f"{n_bytes / 1e9:,.1f} GB, at most {MOST_BYTES / 1e9:.1f} are allowed; set teacher.weight to 0",
+    )
+
+
+def learn_from_models(
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    models: Sequence[Path | str],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> TableTeacher:
+    """The teacher that is the mean of what trained models predict: an ensemble, for one model to learn from.
+
+    Each model reads the text in windows of its own block_size, of which the first quarter is told again by the window
+    before, so that no prediction but the text's first ones is made with less than a quarter of the context.
+
+    Args:
+        tokens: the training text.
+        tokenizer: its tokenizer, which has to be the models' too.
+        models: bundles or runs.
+        device: where the models compute.
+        autocast: makes the context of their forward passes, for precision.
+
+    Raises:
+        CheckpointError: one of the models cannot be loaded.
+        ConfigError: it has another tokenizer, or the table would be too large.
+    """
+    require_room_for_table(len(tokens), tokenizer.vocab_size)
+    ids_N = torch.from_numpy(np.asarray(tokens).astype(np.int64))
+    mean_NV = torch.zeros(len(ids_N), tokenizer.vocab_size)
+    for path in models:
+        bundle = load_bundle(path, device)
+        if fingerprint(bundle.tokenizer) != fingerprint(tokenizer):
+            raise ConfigError(
+                f"the teacher {path} has another tokenizer than this run's text; it can teach nothing here"
+            )
+        with torch.inference_mode(), autocast():
+            _add_predictions(mean_NV, ids_N.to(device), bundle.model, bundle.config.block_size)
+    mean_NV[0] = 1.0  # no model says anything about the first token; nothing asks for it either
+    return TableTeacher(mean_NV / mean_NV.sum(1, keepdim=True))
+
+
+def _add_predictions(sum_NV: Tensor, ids_N: Tensor, model: torch.nn.Module, block_size: int) -> None:
+    """Add the model's distribution of each token but the first."""
+    T, V = min(block_size, len(ids_N) - 1), sum_NV.shape[1]
+    again = T // 4
+    starts = [*range(0, len(ids_N) - 1 - T, T - again), len(ids_N) - 1 - T]
+    told = 0  # tokens up to this one have been predicted
+    for first in range(0, len(starts), max(1, TOKENS_AT_ONCE // T)):
+        some = starts[first : first + max(1, TOKENS_AT_ONCE // T)]
+        logits_BTV = model(torch.stack([ids_N[start : start + T] for start in some]))
+        probs_BTV = logits_BTV[..., :V].float().softmax(-1).cpu()
+        for start, probs_TV in zip(some, probs_BTV, strict=True):
+            new = told - start
+            sum_NV[start + 1 + new : start + 1 + T] += probs_TV[new:]
+            told = start + T
