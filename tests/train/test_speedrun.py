@@ -13,6 +13,7 @@ import pytest
 from groundling import cli
 from groundling.bundle import load_bundle
 from groundling.config import to_toml
+from groundling.data.teacher import TeacherConfig
 from groundling.errors import ConfigError
 from groundling.log import read_records
 from groundling.train.pretrain import pretrain
@@ -66,6 +67,42 @@ def test_every_seed_gets_a_line_and_the_first_ones_bundle_stays(preset, tmp_path
 
 
 @pytest.mark.slow
+def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, capfd):
+    own, config = preset(teacher=TeacherConfig(weight=0.5, fades=False))
+    others = tmp_path / "others.toml"
+    others.write_text(to_toml(dataclasses.replace(config, steps=3, teacher=TeacherConfig())), encoding="utf-8")
+    out = tmp_path / "out"
+    words = ["--teachers=2", f"--teacher-preset={others}", "--seeds=7", f"--out-dir={out}"]
+    assert cli.main(["speedrun", str(own), *words]) == 0
+    runs = [out / name for name in ("seed-7-teacher-8", "seed-7-teacher-9", "seed-7")]
+    summaries = [json.loads((run / "summary.json").read_text("utf-8")) for run in runs]
+    (result,) = json.loads((out / "speedrun.json").read_text("utf-8"))
+    assert [summary["steps"] for summary in summaries] == [3, 3, 4]
+    assert result["seed"] == 7
+    assert result["tokens"] == (3 + 3 + 4) * 4 * 16
+    assert result["train_s"] == pytest.approx(sum(summary["train_s"] for summary in summaries), abs=1e-3)
+    assert result["val_loss"] == summaries[-1]["val_loss"]
+    assert min(s["utilisation"] for s in summaries) <= result["utilisation"] <= max(s["utilisation"] for s in summaries)
+    by_hand = dataclasses.replace(
+        config,
+        seed=7,
+        eval_every=4,
+        patience=None,
+        teacher=TeacherConfig(weight=0.5, fades=False, models=tuple(str(run) for run in runs[:2])),
+    )
+    assert pretrain(by_hand).val_loss == result["val_loss"]
+    assert (out / "bundle" / "model.safetensors").read_bytes() == (
+        runs[2] / "bundle" / "model.safetensors"
+    ).read_bytes()
+    assert "seed-7-teacher-9, " in capfd.readouterr().err
+
+    untaught, _ = preset(teacher=TeacherConfig())
+    assert cli.main(["speedrun", str(untaught), *words, "--overwrite"]) == 2
+    assert "listens to no teachers; set its teacher.weight" in capfd.readouterr().err
+    assert (out / "speedrun.json").exists(), "nothing was run, and nothing lost"
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_says_why_and_ends_the_speedrun(preset, tmp_path, capfd):
     path, config = preset()
     path.write_text(path.read_text("utf-8").replace(str(config.data.path), "nothing.txt"), encoding="utf-8")
@@ -101,6 +138,8 @@ def test_a_signal_ends_the_run_in_its_own_way_and_nothing_is_left_running(preset
         (["--preset=fast.toml"], "no preset 'fast.toml'"),
         (["--seeds", "1", "1"], "names one twice"),
         (["--seeds=-1"], "seed -1 is out of range"),
+        (["--teachers=-1"], "teachers is -1; it must be at least 0"),
+        (["--teachers=1", "--teacher-preset=fast"], "no preset 'fast.toml'"),
         (["--sedes", "1"], "did you mean --seeds"),
     ],
 )

@@ -40,6 +40,11 @@ class SpeedrunConfig:
     """The recipe: "speedrun", or any other preset of `pretrain`, by its name or path."""
     seeds: tuple[int, ...] = (1337, 1338, 1339)
     """One run each; the report's last lines are their mean and the worst."""
+    teachers: int = 0
+    """How many models are trained first, for each seed anew, to teach the seed's own; their time and their tokens are
+    in the report, too."""
+    teacher_preset: str = "speedrun"
+    """The recipe of the teachers."""
     out_dir: Path = Path("runs/speedrun")
     """Where speedrun.json, the first seed's bundle, and a run folder for each seed go."""
     overwrite: bool = False
@@ -52,10 +57,49 @@ class SpeedrunConfig:
         require(len(set(self.seeds)) == len(self.seeds), f"seeds {self.seeds} names one twice; each must be different")
         for seed in self.seeds:
             require(0 <= seed < 2**63, f"seed {seed} is out of range; it must be at least 0 and below 2**63")
+        require(self.teachers >= 0, f"teachers is {self.teachers}; it must be at least 0")
 
-    def preset_file(self) -> str:
-        """The preset as `pretrain` takes it."""
-        return self.preset if self.preset.endswith(".toml") else f"{self.preset}.toml"
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One process: a recipe, with a seed and perhaps with teachers, and where its run goes."""
+
+    preset: str
+    seed: int
+    run: Path
+    teachers: tuple[Path, ...] = ()
+
+    def recipe(self) -> PretrainConfig:
+        """The settings of the run; raises ConfigError where a teacher would not be listened to."""
+        recipe = parse(PretrainConfig, [_file_name(self.preset)], "groundling pretrain")
+        if self.teachers and not recipe.teacher.weight:
+            raise ConfigError(
+                f"{_file_name(self.preset)} listens to no teachers; set its teacher.weight, or leave --teachers out"
+            )
+        return recipe
+
+    def command(self) -> list[str]:
+        """What a user would type for it: the recipe, and one evaluation at the end, which can decide nothing."""
+        steps = self.recipe().steps
+        words = ["pretrain", _file_name(self.preset), f"--seed={self.seed}", f"--out-dir={self.run}", "--overwrite"]
+        words += [f"--eval-every={steps}", f"--save-every={steps}", "--patience=None", "--sample-every=None"]
+        words += ["--teacher.models", *map(str, self.teachers)] if self.teachers else []
+        return [sys.executable, "-m", "groundling", *words]
+
+
+def _file_name(preset: str) -> str:
+    """A preset as `pretrain` takes it."""
+    return preset if preset.endswith(".toml") else f"{preset}.toml"
+
+
+def _jobs(config: SpeedrunConfig, seed: int) -> list[_Job]:
+    """What is run for a seed, the teachers first; each has a seed of its own, that follows from this one."""
+    run = config.out_dir / f"seed-{seed}"
+    teachers = [
+        _Job(preset=config.teacher_preset, seed=other, run=config.out_dir / f"seed-{seed}-teacher-{other}")
+        for other in range(seed + 1, seed + 1 + config.teachers)
+    ]
+    return [*teachers, _Job(preset=config.preset, seed=seed, run=run, teachers=tuple(job.run for job in teachers))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +135,8 @@ def speedrun(config: SpeedrunConfig) -> int:
         ConfigError: there is no such preset, or out_dir already holds a speedrun.
         TrainingError: a run failed; its own message stands above.
     """
-    recipe = parse(PretrainConfig, [config.preset_file()], "groundling pretrain")
+    for job in _jobs(config, config.seeds[0]):
+        job.recipe()  # what is wrong with one is said before anything is run
     report = config.out_dir / REPORT
     if report.exists() and not config.overwrite:
         raise ConfigError(f"{report} is there already; remove it (--overwrite), or choose another --out-dir")
@@ -100,25 +145,20 @@ def speedrun(config: SpeedrunConfig) -> int:
         report.unlink(missing_ok=True)
         results: list[SeedResult] = []
         for seed in config.seeds:
-            say(f"seed {seed}: {config.preset_file()} ...")
-            run = config.out_dir / f"seed-{seed}"
-            wall_s, code = _run_in_a_process(_command(config, recipe, seed, run), cold=config.cold)
-            if code != 0:
-                return _unfinished(seed, code)
-            results.append(_result(seed, wall_s, run))
+            jobs, wall_s = _jobs(config, seed), 0.0
+            for job in jobs:
+                say(f"seed {seed}: {job.run.name}, {_file_name(job.preset)} ...")
+                seconds, code = _run_in_a_process(job.command(), cold=config.cold)
+                if code != 0:
+                    return _unfinished(seed, code)
+                wall_s += seconds
+            results.append(_result(seed, wall_s, [job.run for job in jobs]))
             atomicio.write_json(report, [dataclasses.asdict(result) for result in results])
             if len(results) == 1:
-                _leave_bundle(run / "bundle", config.out_dir / "bundle")
+                _leave_bundle(jobs[-1].run / "bundle", config.out_dir / "bundle")
     print_table(table(results))
     print(f"{runtime.processor_name()}, {os.cpu_count()} cores; wrote {report} and {config.out_dir / 'bundle'}")
     return 0
-
-
-def _command(config: SpeedrunConfig, recipe: PretrainConfig, seed: int, run: Path) -> list[str]:
-    """What a user would type for this seed: the recipe, and one evaluation at the end, which can decide nothing."""
-    words = ["pretrain", config.preset_file(), f"--seed={seed}", f"--out-dir={run}", "--overwrite"]
-    once = [f"--eval-every={recipe.steps}", f"--save-every={recipe.steps}", "--patience=None", "--sample-every=None"]
-    return [sys.executable, "-m", "groundling", *words, *once]
 
 
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
@@ -152,10 +192,20 @@ def _unfinished(seed: int, code: int) -> int:
     raise TrainingError(f"the run of seed {seed} ended with exit code {code}; what it said stands above")
 
 
-def _result(seed: int, wall_s: float, run: Path) -> SeedResult:
-    summary = rundir.read_summary(run)
-    measured = {name: summary[name] for name in ("train_s", "tokens", "val_loss", "tokens_per_s", "utilisation")}
-    return SeedResult(seed=seed, wall_s=round(wall_s, 1), **measured)
+def _result(seed: int, wall_s: float, runs: Sequence[Path]) -> SeedResult:
+    """The last run's loss, and the cost of all: who taught it belongs to it."""
+    summaries = [rundir.read_summary(run) for run in runs]
+    tokens, train_s = (sum(summary[name] for summary in summaries) for name in ("tokens", "train_s"))
+    busy_s = sum(summary["utilisation"] * summary["train_s"] for summary in summaries)
+    return SeedResult(
+        seed=seed,
+        wall_s=round(wall_s, 1),
+        train_s=round(train_s, 3),
+        tokens=tokens,
+        val_loss=summaries[-1]["val_loss"],
+        tokens_per_s=round(tokens / train_s, 1),
+        utilisation=round(busy_s / train_s, 4),
+    )
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
