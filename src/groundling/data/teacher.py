@@ -110,7 +110,7 @@ def learn_from_models(
         with torch.inference_mode(), autocast():
             _add_predictions(mean_NV, ids_N.to(device), bundle.model, bundle.config.block_size)
     mean_NV[0] = 1.0  # no model says anything about the first token; nothing asks for it either
-    return TableTeacher(mean_NV / mean_NV.sum(1, keepdim=True))
+    return TableTeacher(mean_NV.div_(mean_NV.sum(1, keepdim=True)))
 
 
 def _add_predictions(sum_NV: Tensor, ids_N: Tensor, model: torch.nn.Module, block_size: int) -> None:
