@@ -119,11 +119,11 @@ def _add_predictions(sum_NV: Tensor, ids_N: Tensor, model: torch.nn.Module, bloc
     again = T // 4
     starts = [*range(0, len(ids_N) - 1 - T, T - again), len(ids_N) - 1 - T]
     told = 0  # tokens up to this one have been predicted
-    for first in range(0, len(starts), max(1, TOKENS_AT_ONCE // T)):
-        some = starts[first : first + max(1, TOKENS_AT_ONCE // T)]
+    at_once = max(1, TOKENS_AT_ONCE // T)
+    for first in range(0, len(starts), at_once):
+        some = starts[first : first + at_once]
         logits_BTV = model(torch.stack([ids_N[start : start + T] for start in some]))
         probs_BTV = logits_BTV[..., :V].float().softmax(-1).cpu()
         for start, probs_TV in zip(some, probs_BTV, strict=True):
-            new = told - start
-            sum_NV[start + 1 + new : start + 1 + T] += probs_TV[new:]
+            sum_NV[told + 1 : start + T + 1] += probs_TV[told - start :]
             told = start + T

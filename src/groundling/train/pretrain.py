@@ -173,16 +173,14 @@ class _Run:
     def _facts(self) -> RunFacts:
         """Who this run is: as its checkpoint says, when it goes on, and the config must agree with it."""
         plain = to_dict(dataclasses.replace(self.config, model=self.model_config))
-        run_id = rundir.new_run_id()
+        run_id, data_fingerprint = rundir.new_run_id(), self._data_fingerprint()
         if self.resume_from is not None:
             record = read_state(self.resume_from)
             run_id = record["run_id"]
-            self._require_same_run(record, plain)
-        return RunFacts(
-            run_id=run_id, config=plain, data_fingerprint=self._data_fingerprint(), compiled=self.picked.compile
-        )
+            self._require_same_run(record, plain, data_fingerprint)
+        return RunFacts(run_id=run_id, config=plain, data_fingerprint=data_fingerprint, compiled=self.picked.compile)
 
-    def _require_same_run(self, record: dict[str, Any], plain: dict[str, Any]) -> None:
+    def _require_same_run(self, record: dict[str, Any], plain: dict[str, Any], data_fingerprint: str) -> None:
         changed = [
             line
             for line in differences(record["config"], plain)
@@ -193,7 +191,7 @@ class _Run:
                 f"{self.config.out_dir} was trained with other settings ({'; '.join(changed)}); "
                 "without a preset and these flags, its own run.toml is taken; or start a new run in another --out-dir"
             )
-        if record["data_fingerprint"] != self._data_fingerprint():
+        if record["data_fingerprint"] != data_fingerprint:
             taught = " or a model that taught it" if self.teachers else ""
             raise CheckpointError(
                 f"the text or its tokenizer{taught} is not the one that {self.config.out_dir} was trained on; "
