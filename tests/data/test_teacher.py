@@ -1,6 +1,7 @@
-"""Models as teachers: of each token of the text the mean of what they predict, and a run that learns from it."""
+"""Teachers: n-gram counts, or the mean of what models predict; and a run that learns from them."""
 
 import dataclasses
+import math
 import shutil
 
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 import torch
 
 from groundling.bundle import load_bundle
+from groundling.data.batches import Batches
 from groundling.data.corpus import DataConfig, prepare
-from groundling.data.teacher import TeacherConfig, learn_from_models
+from groundling.data.ngrams import leave_one_out
+from groundling.data.teacher import TeacherConfig, learn
 from groundling.errors import CheckpointError, ConfigError
+from groundling.text.tokenizer import CharTokenizer
 from groundling.train.pretrain import pretrain
 
 CPU = torch.device("cpu")
+TEXT = ((np.arange(400) ** 2 // 3 + np.arange(400) // 7) % 5).astype(np.uint16)
+FIVE = CharTokenizer("abcde")
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def predictions(model, ids_N, place, start):
 def test_each_token_is_predicted_from_the_window_that_knows_most_before_it(finished_run, corpus):
     tokens = corpus.train.ids[:75]
     bundle = load_bundle(finished_run)
-    table_NV = learn_from_models(tokens, corpus.tokenizer, [str(finished_run)], CPU)([0], 74)[0]
+    table_NV = learn(tokens, corpus.tokenizer, TeacherConfig(), [finished_run], CPU)([0], 74)[0]
     ids_N = torch.from_numpy(tokens.astype(np.int64))
     # Windows of 16 from 0, 12, 24, 36, 48, and the last from 58; from the second on their first 4 are told already.
     start_of = dict.fromkeys(range(1, 17), 0)
@@ -46,7 +52,7 @@ def test_two_models_teach_their_mean(finished_run, tiny_config, corpus):
     pretrain(tiny_config("other", seed=5, steps=3))
     other = str(tiny_config("other").out_dir)
     tables = [
-        learn_from_models(corpus.train.ids, corpus.tokenizer, models, CPU)([0], 500).float()
+        learn(corpus.train.ids, corpus.tokenizer, TeacherConfig(), models, CPU)([0], 500).float()
         for models in ([str(finished_run)], [other], [str(finished_run), other])
     ]
     assert not torch.equal(tables[0], tables[1])
@@ -54,8 +60,59 @@ def test_two_models_teach_their_mean(finished_run, tiny_config, corpus):
     torch.testing.assert_close(tables[2].sum(-1), torch.ones(1, 500), rtol=0, atol=2e-2)
 
 
+def test_a_temperature_flattens_each_model_before_the_mean(finished_run, corpus):
+    tokens, tokenizer = corpus.train.ids[:17], corpus.tokenizer
+    table_NV = learn(tokens, tokenizer, TeacherConfig(temperature=2.0), [finished_run], CPU)([0], 16)[0]
+    with torch.inference_mode():
+        logits_TV = load_bundle(finished_run).model(torch.from_numpy(tokens[None, :16].astype(np.int64)))[0]
+    torch.testing.assert_close(table_NV.float(), (logits_TV / 2.0).softmax(-1), rtol=2e-3, atol=1e-4)
+
+
+def test_without_models_counts_teach():
+    counts_NV = leave_one_out(torch.from_numpy(TEXT.astype(np.int64)), 5, 3, 1.5)
+    table_NV = learn(TEXT, FIVE, TeacherConfig(order=3, smoothing=1.5), [], CPU)([0], 399)[0]
+    assert torch.equal(table_NV, counts_NV[1:].half())
+
+
+def test_hints_stand_at_the_targets_of_their_batch():
+    teacher = learn(TEXT, FIVE, TeacherConfig(order=3, smoothing=1.0), [], CPU)
+    table_NV = leave_one_out(torch.from_numpy(TEXT.astype(np.int64)), 5, 3, 1.0).half()
+    how = {"block_size": 8, "batch_size": 4, "micro_batch_size": 2, "seed": 3, "order": "epochs"}
+    batches = Batches(TEXT, teacher=teacher, **how)
+    places_of = Batches(np.arange(400, dtype=np.uint16), **how)
+    for batch, places in zip(batches.next_step(), places_of.next_step(), strict=True):
+        assert torch.equal(batch.hints_BTV, table_NV[places.targets_BT])
+        assert batch.to(CPU).hints_BTV is batch.hints_BTV
+
+
+def test_without_a_teacher_there_are_no_hints():
+    assert Batches(TEXT, block_size=8, batch_size=2).next_step()[0].hints_BTV is None
+
+
+@pytest.mark.parametrize("models", [[], ["nobody"]])
+def test_a_table_that_would_fill_the_memory_is_refused(models):
+    tokenizer = CharTokenizer("".join(map(chr, range(256, 50_256))))
+    with pytest.raises(ConfigError, match=r"would take 100\.0 GB.*set teacher\.weight to 0"):
+        learn(np.zeros(1_000_000, np.uint16), tokenizer, TeacherConfig(), models, CPU)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"weight": 1.5}, "weight is 1.5"),
+        ({"temperature": 0.0}, "temperature is 0"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"order": 0}, "order is 0"),
+        ({"smoothing": 0.0}, "smoothing is 0"),
+    ],
+)
+def test_a_teacher_that_cannot_work_is_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        TeacherConfig(**fields)
+
+
 def test_a_text_shorter_than_a_window_can_be_taught(finished_run, corpus):
-    table_NV = learn_from_models(corpus.train.ids[:9], corpus.tokenizer, [str(finished_run)], CPU)([0], 8)[0]
+    table_NV = learn(corpus.train.ids[:9], corpus.tokenizer, TeacherConfig(), [finished_run], CPU)([0], 8)[0]
     ids_N = torch.from_numpy(corpus.train.ids[:9].astype(np.int64))
     expected_V = predictions(load_bundle(finished_run).model, ids_N, 8, 0)
     torch.testing.assert_close(table_NV[7].float(), expected_V, rtol=2e-3, atol=1e-4)
@@ -106,6 +163,9 @@ def test_a_teacher_that_is_not_there_costs_nothing(finished_run, tiny_config, tm
     taught = TeacherConfig(weight=0.5, models=(str(finished_run), str(tmp_path / "nobody")))
     with pytest.raises(CheckpointError, match=r"there is no .*nobody"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=taught))
+    assert load_bundle(config.out_dir).config.n_embd == 16
+    with pytest.raises(ConfigError, match=r"\(speedrun\): these models have to be trained first; .groundling speedrun"):
+        pretrain(dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=1.0, recipes=("speedrun",))))
     assert load_bundle(config.out_dir).config.n_embd == 16
     with pytest.raises(ConfigError, match="a run cannot teach itself"):
         dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(models=(str(config.out_dir / "bundle"),)))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from groundling.data.teacher import TeacherConfig
 from groundling.errors import ConfigError
 from groundling.log import read_records
 from groundling.train.pretrain import pretrain
-from groundling.train.speedrun import SeedResult, SpeedrunConfig, table
+from groundling.train.speedrun import Recipes, SeedResult, SpeedrunConfig, table
 
 FIELDS = ["seed", "wall_s", "train_s", "tokens", "val_loss", "tokens_per_s", "utilisation"]
 
@@ -68,18 +69,20 @@ def test_every_seed_gets_a_line_and_the_first_ones_bundle_stays(preset, tmp_path
 
 @pytest.mark.slow
 def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, capfd):
-    own, config = preset(teacher=TeacherConfig(weight=0.5, fades=False))
-    others = tmp_path / "others.toml"
-    others.write_text(to_toml(dataclasses.replace(config, steps=3, teacher=TeacherConfig())), encoding="utf-8")
+    others = [tmp_path / "third.toml", tmp_path / "second.toml"]
+    how = TeacherConfig(weight=0.5, fades=False, temperature=1.5, recipes=tuple(str(other) for other in others))
+    own, config = preset(teacher=how)
+    for other, steps in zip(others, (3, 2), strict=True):
+        other.write_text(to_toml(dataclasses.replace(config, steps=steps, teacher=TeacherConfig())), encoding="utf-8")
     out = tmp_path / "out"
-    words = ["--teachers=2", f"--teacher-preset={others}", "--seeds=7", f"--out-dir={out}"]
+    words = ["--seeds=7", f"--out-dir={out}"]
     assert cli.main(["speedrun", str(own), *words]) == 0
     runs = [out / name for name in ("seed-7-teacher-8", "seed-7-teacher-9", "seed-7")]
     summaries = [json.loads((run / "summary.json").read_text("utf-8")) for run in runs]
     (result,) = json.loads((out / "speedrun.json").read_text("utf-8"))
-    assert [summary["steps"] for summary in summaries] == [3, 3, 4]
+    assert [summary["steps"] for summary in summaries] == [3, 2, 4]
     assert result["seed"] == 7
-    assert result["tokens"] == (3 + 3 + 4) * 4 * 16
+    assert result["tokens"] == (3 + 2 + 4) * 4 * 16
     assert result["train_s"] == pytest.approx(sum(summary["train_s"] for summary in summaries), abs=1e-3)
     assert result["val_loss"] == summaries[-1]["val_loss"]
     assert min(s["utilisation"] for s in summaries) <= result["utilisation"] <= max(s["utilisation"] for s in summaries)
@@ -88,18 +91,33 @@ def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, cap
         seed=7,
         eval_every=4,
         patience=None,
-        teacher=TeacherConfig(weight=0.5, fades=False, models=tuple(str(run) for run in runs[:2])),
+        teacher=dataclasses.replace(how, recipes=(), models=tuple(str(run) for run in runs[:2])),
     )
     assert pretrain(by_hand).val_loss == result["val_loss"]
     assert (out / "bundle" / "model.safetensors").read_bytes() == (
         runs[2] / "bundle" / "model.safetensors"
     ).read_bytes()
-    assert "seed-7-teacher-9, " in capfd.readouterr().err
+    assert f"seed-7-teacher-9, {others[1]}" in capfd.readouterr().err
 
-    untaught, _ = preset(teacher=TeacherConfig())
-    assert cli.main(["speedrun", str(untaught), *words, "--overwrite"]) == 2
-    assert "listens to no teachers; set its teacher.weight" in capfd.readouterr().err
-    assert (out / "speedrun.json").exists(), "nothing was run, and nothing lost"
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"weight": 0.0, "recipes": ("speedrun",)}, "listens to no teacher; set its teacher.weight"),
+        ({"weight": 1.0, "recipes": ("speedrun", "fast")}, "no preset 'fast.toml'"),
+        ({"weight": 1.0, "recipes": ("best.toml",)}, "best.toml, a teacher of .*, has teacher.recipes of its own"),
+    ],
+)
+def test_teachers_that_cannot_be_are_refused_before_anything_is_run(how, said, preset, tmp_path, capfd):
+    path, _ = preset(teacher=TeacherConfig(**how))
+    assert cli.main(["speedrun", str(path), f"--out-dir={tmp_path / 'out'}"]) == 2
+    assert re.search(said, capfd.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_with_teachers_takes_one_seed_unless_told():
+    assert Recipes.of("speedrun").usual_seeds == (1337, 1338, 1339)
+    assert Recipes.of("best").usual_seeds == (1337,)
 
 
 @pytest.mark.slow
@@ -138,8 +156,6 @@ def test_a_signal_ends_the_run_in_its_own_way_and_nothing_is_left_running(preset
         (["--preset=fast.toml"], "no preset 'fast.toml'"),
         (["--seeds", "1", "1"], "names one twice"),
         (["--seeds=-1"], "seed -1 is out of range"),
-        (["--teachers=-1"], "teachers is -1; it must be at least 0"),
-        (["--teachers=1", "--teacher-preset=fast"], "no preset 'fast.toml'"),
         (["--sedes", "1"], "did you mean --seeds"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A teacher that only counts: what came after the last few tokens elsewhere in the training text.
+"""Counting as a teacher: what came after the last few tokens elsewhere in the training text.
 
 A network spends much of a short training on finding out how often one letter follows another. Counting does that in
 seconds, and its answer is a whole distribution where the text shows one token. So the first steps of a short run learn
@@ -8,30 +8,10 @@ Knowledge distillation (arXiv:1503.02531) from the oldest of language models; no
 Shapes: N tokens of the text, V vocabulary, B sequences, T positions.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from groundling.data.batches import Tokens
-from groundling.data.teacher import TableTeacher, TeacherConfig, require_room_for_table
-
 ROWS_AT_ONCE = 8192
-
-
-def learn_from_ngrams(tokens: Tokens, vocab_size: int, config: TeacherConfig) -> TableTeacher:
-    """The teacher that says for each position how its token is distributed by all other places of the text.
-
-    Args:
-        tokens: the training text.
-        vocab_size: V.
-        config: how to count.
-
-    Raises:
-        ConfigError: the table would be too large.
-    """
-    require_room_for_table(len(tokens), vocab_size)
-    ids_N = torch.from_numpy(np.asarray(tokens).astype(np.int64))
-    return TableTeacher(leave_one_out(ids_N, vocab_size, config.order, config.smoothing))
 
 
 def leave_one_out(ids_N: Tensor, vocab_size: int, order: int, smoothing: float) -> Tensor:

@@ -1,11 +1,15 @@
 """Teachers: what else than the text's own next token a model learns from (distillation, arXiv:1503.02531).
 
 A teacher says for each position of the training text how likely each token is there. That is worked out once, before
-training, and kept as a table; it needs a small vocabulary. `data/ngrams.py` has the teacher that counts.
+training, and kept as a table; it needs a small vocabulary.
+
+Counts (`data/ngrams.py`) know little, and are honest: each place is left out of its own count. Models know much, but
+they have read the very text that they teach, and are surer of it than of any other: a temperature makes up for it.
 
 Shapes: N tokens of the text, V vocabulary, B sequences, T positions.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from torch import Tensor
 
 from groundling.bundle import load_bundle
 from groundling.data.batches import Tokens
+from groundling.data.ngrams import leave_one_out
 from groundling.errors import ConfigError, require
 from groundling.text.tokenizer import Tokenizer, fingerprint
 
@@ -35,6 +40,10 @@ class TeacherConfig:
     """The teacher's part falls as the learning rate falls, so that in the end the text alone teaches."""
     models: tuple[str, ...] = ()
     """Bundles or runs whose mean prediction is the teacher; none: n-gram counts of the training text."""
+    recipes: tuple[str, ...] = ()
+    """Presets of models that `groundling speedrun` trains first and then gives as `models`."""
+    temperature: float = 1.0
+    """Divides the models' logits: above 1, they teach with less certainty than they have."""
     order: int = 6
     """n of the n-grams: the teacher that counts sees the last n - 1 tokens."""
     smoothing: float = 2.0
@@ -42,6 +51,8 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.weight <= 1, f"teacher.weight is {self.weight}; it must be in [0, 1]")
+        above_0 = math.isfinite(self.temperature) and self.temperature > 0
+        require(above_0, f"teacher.temperature is {self.temperature}; it must be a number above 0")
         require(1 <= self.order <= 16, f"teacher.order is {self.order}; it must be 1 to 16")
         require(self.smoothing > 0, f"teacher.smoothing is {self.smoothing}; it must be positive")
 
@@ -61,6 +72,35 @@ class TableTeacher:
         return torch.stack([self._table_NV[offset + 1 : offset + 1 + block_size] for offset in offsets])
 
 
+def learn(
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    how: TeacherConfig,
+    models: Sequence[Path | str],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> TableTeacher:
+    """The teacher of a run: what models predict on average, or n-gram counts.
+
+    Args:
+        tokens: the training text.
+        tokenizer: its tokenizer, which has to be the models' too.
+        how: the temperature of the models, or the n-grams.
+        models: bundles or runs; with none of them, counts alone teach.
+        device: where the models compute.
+        autocast: makes the context of their forward passes, for precision.
+
+    Raises:
+        CheckpointError: one of the models cannot be loaded.
+        ConfigError: it has another tokenizer, or the table would be too large.
+    """
+    require_room_for_table(len(tokens), tokenizer.vocab_size)
+    ids_N = torch.from_numpy(np.asarray(tokens).astype(np.int64))
+    if not models:
+        return TableTeacher(leave_one_out(ids_N, tokenizer.vocab_size, how.order, how.smoothing))
+    return TableTeacher(mean_prediction(ids_N, tokenizer, models, how.temperature, device, autocast))
+
+
 def require_room_for_table(n_tokens: int, vocab_size: int) -> None:
     """Refuse a table that would be too large.
 
@@ -75,31 +115,21 @@ def require_room_for_table(n_tokens: int, vocab_size: int) -> None:
     )
 
 
-def learn_from_models(
-    tokens: Tokens,
+def mean_prediction(
+    ids_N: Tensor,
     tokenizer: Tokenizer,
     models: Sequence[Path | str],
+    temperature: float,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> TableTeacher:
-    """The teacher that is the mean of what trained models predict: an ensemble, for one model to learn from.
+) -> Tensor:
+    """What trained models, an ensemble, expect on average of each token at a temperature: probs_NV.
 
     Each model reads the text in windows of its own block_size, of which the first quarter is told again by the window
     before, so that no prediction but the text's first ones is made with less than a quarter of the context.
 
-    Args:
-        tokens: the training text.
-        tokenizer: its tokenizer, which has to be the models' too.
-        models: bundles or runs.
-        device: where the models compute.
-        autocast: makes the context of their forward passes, for precision.
-
-    Raises:
-        CheckpointError: one of the models cannot be loaded.
-        ConfigError: it has another tokenizer, or the table would be too large.
+    Raises as `learn` does.
     """
-    require_room_for_table(len(tokens), tokenizer.vocab_size)
-    ids_N = torch.from_numpy(np.asarray(tokens).astype(np.int64))
     mean_NV = torch.zeros(len(ids_N), tokenizer.vocab_size)
     for path in models:
         bundle = load_bundle(path, device)
@@ -108,12 +138,14 @@ def learn_from_models(
                 f"the teacher {path} has another tokenizer than this run's text; it can teach nothing here"
             )
         with torch.inference_mode(), autocast():
-            _add_predictions(mean_NV, ids_N.to(device), bundle.model, bundle.config.block_size)
+            _add_predictions(mean_NV, ids_N.to(device), bundle.model, bundle.config.block_size, temperature)
     mean_NV[0] = 1.0  # no model says anything about the first token; nothing asks for it either
-    return TableTeacher(mean_NV.div_(mean_NV.sum(1, keepdim=True)))
+    return mean_NV.div_(mean_NV.sum(1, keepdim=True))
 
 
-def _add_predictions(sum_NV: Tensor, ids_N: Tensor, model: torch.nn.Module, block_size: int) -> None:
+def _add_predictions(
+    sum_NV: Tensor, ids_N: Tensor, model: torch.nn.Module, block_size: int, temperature: float
+) -> None:
     """Add the model's distribution of each token but the first."""
     T, V = min(block_size, len(ids_N) - 1), sum_NV.shape[1]
     again = T // 4
@@ -123,7 +155,7 @@ def _add_predictions(sum_NV: Tensor, ids_N: Tensor, model: torch.nn.Module, bloc
     for first in range(0, len(starts), at_once):
         some = starts[first : first + at_once]
         logits_BTV = model(torch.stack([ids_N[start : start + T] for start in some]))
-        probs_BTV = logits_BTV[..., :V].float().softmax(-1).cpu()
+        probs_BTV = logits_BTV[..., :V].float().div(temperature).softmax(-1).cpu()
         for start, probs_TV in zip(some, probs_BTV, strict=True):
             sum_NV[told + 1 : start + T + 1] += probs_TV[told - start :]
             told = start + T

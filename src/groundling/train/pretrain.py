@@ -16,9 +16,8 @@ from groundling.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, save_bu
 from groundling.config import differences, parse, to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
-from groundling.data.ngrams import learn_from_ngrams
-from groundling.data.teacher import TableTeacher, learn_from_models
-from groundling.errors import CheckpointError, TrainingError
+from groundling.data.teacher import TableTeacher, learn
+from groundling.errors import CheckpointError, ConfigError, TrainingError
 from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks
 from groundling.model.gpt import GPT
 from groundling.runtime import Runtime
@@ -84,7 +83,7 @@ class _Run:
         self.console = ConsoleSink(config.steps) if dist.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
-        self.teachers = [find_bundle(Path(path)) for path in config.teacher.models]  # before anything is overwritten
+        self.teachers = self._find_teachers()  # before anything is overwritten
         self.resume_from = self._find_checkpoint()
         self.corpus = self._prepare_data()
         vocab_size = self.corpus.tokenizer.vocab_size
@@ -127,6 +126,15 @@ class _Run:
         """Print a line; only the first rank does."""
         if self.console is not None:
             self.console.say(text)
+
+    def _find_teachers(self) -> list[Path]:
+        how = self.config.teacher
+        if how.recipes and not how.models:
+            raise ConfigError(
+                f"teacher.recipes ({', '.join(how.recipes)}): these models have to be trained first; "
+                "`groundling speedrun` with this preset does it, or name trained ones with --teacher.models"
+            )
+        return [find_bundle(Path(path)) for path in how.models]
 
     def _find_checkpoint(self) -> Path | None:
         """What to go on from, on all ranks the same; or make room for a new run."""
@@ -246,13 +254,12 @@ class _Run:
         return TrainState(self.model, dist.wrap(objective), optimizers, batches, average)
 
     def _teacher(self) -> TableTeacher | None:
-        how, tokens, picked = self.config.teacher, self.corpus.train.ids, self.picked
+        how, corpus, picked = self.config.teacher, self.corpus, self.picked
         if not how.weight:
             return None
         if self.teachers:
             self.say(f"teacher     the mean of {', '.join(how.models)}")
-            return learn_from_models(tokens, self.corpus.tokenizer, self.teachers, picked.device, picked.autocast)
-        return learn_from_ngrams(tokens, self.model_config.vocab_size, how)
+        return learn(corpus.train.ids, corpus.tokenizer, how, self.teachers, picked.device, picked.autocast)
 
     def _watcher(self, state: TrainState, peak: float) -> RunWatcher:
         config = self.config

@@ -2,7 +2,7 @@
 
 The wall time is that of the whole process: imports, data, compilation, training, the one evaluation at the end, and
 saving. No validation data takes part in any decision: the recipe fixes the number of steps, and the loss is measured
-once, when they are made.
+once, when they are made. Models that the recipe wants as teachers are trained first, and their cost counts.
 """
 
 import dataclasses
@@ -37,14 +37,11 @@ class SpeedrunConfig:
     """Train by a fixed recipe, each seed in a fresh process; report the time of everything and the loss at the end."""
 
     preset: str = "speedrun"
-    """The recipe: "speedrun", or any other preset of `pretrain`, by its name or path."""
-    seeds: tuple[int, ...] = (1337, 1338, 1339)
-    """One run each; the report's last lines are their mean and the worst."""
-    teachers: int = 0
-    """How many models are trained first, for each seed anew, to teach the seed's own; their time and their tokens are
-    in the report, too."""
-    teacher_preset: str = "speedrun"
-    """The recipe of the teachers."""
+    """The recipe: "speedrun", "best", or any other preset of `pretrain`, by its name or path. Teachers that it names
+    (teacher.recipes) are trained first, for each seed anew; their time and tokens are in the report, too."""
+    seeds: tuple[int, ...] | None = None
+    """One run each; the report's last lines are their mean and the worst. None: 1337, 1338 and 1339; for a recipe with
+    teachers, 1337 alone."""
     out_dir: Path = Path("runs/speedrun")
     """Where speedrun.json, the first seed's bundle, and a run folder for each seed go."""
     overwrite: bool = False
@@ -53,11 +50,12 @@ class SpeedrunConfig:
     """Compile as on a machine that has never done it; --no-cold: take what earlier runs compiled."""
 
     def __post_init__(self) -> None:
+        if self.seeds is None:
+            return
         require(bool(self.seeds), "seeds is empty; give one or more")
         require(len(set(self.seeds)) == len(self.seeds), f"seeds {self.seeds} names one twice; each must be different")
         for seed in self.seeds:
             require(0 <= seed < 2**63, f"seed {seed} is out of range; it must be at least 0 and below 2**63")
-        require(self.teachers >= 0, f"teachers is {self.teachers}; it must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,26 +63,60 @@ class _Job:
     """One process: a recipe, with a seed and perhaps with teachers, and where its run goes."""
 
     preset: str
+    recipe: PretrainConfig
     seed: int
     run: Path
     teachers: tuple[Path, ...] = ()
 
-    def recipe(self) -> PretrainConfig:
-        """The settings of the run; raises ConfigError where a teacher would not be listened to."""
-        recipe = parse(PretrainConfig, [_file_name(self.preset)], "groundling pretrain")
-        if self.teachers and not recipe.teacher.weight:
-            raise ConfigError(
-                f"{_file_name(self.preset)} listens to no teachers; set its teacher.weight, or leave --teachers out"
-            )
-        return recipe
-
     def command(self) -> list[str]:
         """What a user would type for it: the recipe, and one evaluation at the end, which can decide nothing."""
-        steps = self.recipe().steps
-        words = ["pretrain", _file_name(self.preset), f"--seed={self.seed}", f"--out-dir={self.run}", "--overwrite"]
-        words += [f"--eval-every={steps}", f"--save-every={steps}", "--patience=None", "--sample-every=None"]
+        words = ["pretrain", self.preset, f"--seed={self.seed}", f"--out-dir={self.run}", "--overwrite"]
+        words += [f"--eval-every={self.recipe.steps}", f"--save-every={self.recipe.steps}"]
+        words += ["--patience=None", "--sample-every=None"]
         words += ["--teacher.models", *map(str, self.teachers)] if self.teachers else []
         return [sys.executable, "-m", "groundling", *words]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """A recipe, and those of its teachers, by the presets that they stand in."""
+
+    preset: str
+    by_preset: dict[str, PretrainConfig]
+
+    @classmethod
+    def of(cls, preset: str) -> "Recipes":
+        """Read all of them; raises ConfigError for what cannot work, before anything is run."""
+        preset = _file_name(preset)
+        by_preset = {preset: _read(preset)}
+        how = by_preset[preset].teacher
+        if how.recipes and not how.weight:
+            raise ConfigError(f"{preset} has teacher.recipes, and listens to no teacher; set its teacher.weight")
+        for name in map(_file_name, how.recipes):
+            by_preset[name] = _read(name)
+            if by_preset[name].teacher.recipes:
+                raise ConfigError(f"{name}, a teacher of {preset}, has teacher.recipes of its own; it can have none")
+        return cls(preset=preset, by_preset=by_preset)
+
+    @property
+    def teachers(self) -> list[str]:
+        """The preset of each teacher."""
+        return [_file_name(name) for name in self.by_preset[self.preset].teacher.recipes]
+
+    @property
+    def usual_seeds(self) -> tuple[int, ...]:
+        """Three; where teachers make a run an hour of work, one."""
+        return (1337,) if self.teachers else (1337, 1338, 1339)
+
+    def jobs(self, seed: int, out_dir: Path) -> list[_Job]:
+        """What is run for a seed, the teachers first; each has a seed of its own, that follows from this one."""
+        jobs = [
+            _Job(preset=preset, recipe=self.by_preset[preset], seed=other, run=out_dir / f"seed-{seed}-teacher-{other}")
+            for other, preset in enumerate(self.teachers, start=seed + 1)
+        ]
+        teachers = tuple(job.run for job in jobs)
+        recipe, run = self.by_preset[self.preset], out_dir / f"seed-{seed}"
+        return [*jobs, _Job(preset=self.preset, recipe=recipe, seed=seed, run=run, teachers=teachers)]
 
 
 def _file_name(preset: str) -> str:
@@ -92,14 +124,8 @@ def _file_name(preset: str) -> str:
     return preset if preset.endswith(".toml") else f"{preset}.toml"
 
 
-def _jobs(config: SpeedrunConfig, seed: int) -> list[_Job]:
-    """What is run for a seed, the teachers first; each has a seed of its own, that follows from this one."""
-    run = config.out_dir / f"seed-{seed}"
-    teachers = [
-        _Job(preset=config.teacher_preset, seed=other, run=config.out_dir / f"seed-{seed}-teacher-{other}")
-        for other in range(seed + 1, seed + 1 + config.teachers)
-    ]
-    return [*teachers, _Job(preset=config.preset, seed=seed, run=run, teachers=tuple(job.run for job in teachers))]
+def _read(preset: str) -> PretrainConfig:
+    return parse(PretrainConfig, [preset], "groundling pretrain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +161,8 @@ def speedrun(config: SpeedrunConfig) -> int:
         ConfigError: there is no such preset, or out_dir already holds a speedrun.
         TrainingError: a run failed; its own message stands above.
     """
-    for job in _jobs(config, config.seeds[0]):
-        job.recipe()  # what is wrong with one is said before anything is run
+    recipes = Recipes.of(config.preset)
+    seeds = config.seeds or recipes.usual_seeds
     report = config.out_dir / REPORT
     if report.exists() and not config.overwrite:
         raise ConfigError(f"{report} is there already; remove it (--overwrite), or choose another --out-dir")
@@ -144,10 +170,10 @@ def speedrun(config: SpeedrunConfig) -> int:
     with rundir.locked(config.out_dir):
         report.unlink(missing_ok=True)
         results: list[SeedResult] = []
-        for seed in config.seeds:
-            jobs, wall_s = _jobs(config, seed), 0.0
+        for seed in seeds:
+            jobs, wall_s = recipes.jobs(seed, config.out_dir), 0.0
             for job in jobs:
-                say(f"seed {seed}: {job.run.name}, {_file_name(job.preset)} ...")
+                say(f"seed {seed}: {job.run.name}, {job.preset} ...")
                 seconds, code = _run_in_a_process(job.command(), cold=config.cold)
                 if code != 0:
                     return _unfinished(seed, code)
