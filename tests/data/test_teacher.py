@@ -92,7 +92,7 @@ def test_without_a_teacher_there_are_no_hints():
 @pytest.mark.parametrize("models", [[], ["nobody"]])
 def test_a_table_that_would_fill_the_memory_is_refused(models):
     tokenizer = CharTokenizer("".join(map(chr, range(256, 50_256))))
-    with pytest.raises(ConfigError, match=r"would take 100\.0 GB.*set teacher\.weight to 0"):
+    with pytest.raises(ConfigError, match=r"would take [36][05]0\.0 GB to make.*set teacher\.weight to 0"):
         learn(np.zeros(1_000_000, np.uint16), tokenizer, TeacherConfig(), models, CPU)
 
 
@@ -104,6 +104,9 @@ def test_a_table_that_would_fill_the_memory_is_refused(models):
         ({"temperature": math.inf}, "temperature is inf"),
         ({"order": 0}, "order is 0"),
         ({"smoothing": 0.0}, "smoothing is 0"),
+        ({"smoothing": math.inf}, "smoothing is inf"),
+        ({"models": ("runs/a",)}, r"teacher\.models is given and teacher\.weight is 0"),
+        ({"recipes": ("speedrun",)}, r"teacher\.recipes is given and teacher\.weight is 0"),
     ],
 )
 def test_a_teacher_that_cannot_work_is_refused(fields, said):
@@ -149,8 +152,8 @@ def test_a_run_goes_on_with_the_teachers_it_began_with(finished_run, tiny_config
     with pytest.raises(CheckpointError, match="or a model that taught it is not the one"):
         pretrain(goes_on)
     shutil.rmtree(model)
-    kept.rename(model)
-    unbroken = dataclasses.replace(taught, out_dir=tmp_path / "unbroken", steps=6)
+    goes_on = dataclasses.replace(goes_on, teacher=dataclasses.replace(goes_on.teacher, models=(str(kept),)))
+    unbroken = dataclasses.replace(goes_on, out_dir=tmp_path / "unbroken", resume=False)
     assert pretrain(goes_on).val_loss == pretrain(unbroken).val_loss
     weights = [(run.out_dir / "bundle" / "model.safetensors").read_bytes() for run in (goes_on, unbroken)]
     assert weights[0] == weights[1]
@@ -167,8 +170,9 @@ def test_a_teacher_that_is_not_there_costs_nothing(finished_run, tiny_config, tm
     with pytest.raises(ConfigError, match=r"\(speedrun\): these models have to be trained first; .groundling speedrun"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=1.0, recipes=("speedrun",))))
     assert load_bundle(config.out_dir).config.n_embd == 16
+    models = (str(config.out_dir / ".." / config.out_dir.name / "bundle"),)
     with pytest.raises(ConfigError, match="a run cannot teach itself"):
-        dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(models=(str(config.out_dir / "bundle"),)))
+        dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=1.0, models=models))
 
 
 def test_a_teacher_of_another_alphabet_is_refused(finished_run, tiny_config, tmp_path):
@@ -177,5 +181,19 @@ def test_a_teacher_of_another_alphabet_is_refused(finished_run, tiny_config, tmp
     other = dataclasses.replace(tiny_config("other"), data=DataConfig(path=str(text)))
     pretrain(other)
     models = (str(finished_run), str(other.out_dir))
+    config = tiny_config("run")
+    pretrain(config)
     with pytest.raises(ConfigError, match="another tokenizer"):
-        pretrain(tiny_config("run", teacher=TeacherConfig(weight=0.5, models=models)))
+        pretrain(dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=0.5, models=models)))
+    assert load_bundle(config.out_dir).config.n_embd == 16, "what would have been overwritten is still there"
+
+
+def test_a_teacher_without_weights_is_refused_before_anything_is_overwritten(finished_run, tiny_config, tmp_path):
+    config = tiny_config("run")
+    pretrain(config)
+    model = tmp_path / "teacher"
+    shutil.copytree(finished_run / "bundle", model)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        pretrain(dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=0.5, models=(str(model),))))
+    assert load_bundle(config.out_dir).config.n_embd == 16

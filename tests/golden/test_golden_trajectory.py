@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from groundling.data.batches import Batches
-from groundling.data.ngrams import learn_from_ngrams
-from groundling.data.teacher import TeacherConfig
+from groundling.data.teacher import TeacherConfig, learn
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.text.tokenizer import CharTokenizer
 from groundling.train.loop import Watcher, train
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.schedule import ScheduleConfig
@@ -33,6 +33,7 @@ class Losses(Watcher):
         self.seen.append(stats.loss)
 
 
+ALPHABET = CharTokenizer("abcdefghijklm")
 PLAIN = {"norm": "rmsnorm", "mlp": "swiglu"}
 ALL_OF_IT = PLAIN | {"position": "rotary", "qk_norm": True, "bias": False, "tie_weights": False, "dropout": 0.1}
 KINDS = {"adamw": ("adamw", PLAIN, 0.0), "muon": ("muon", PLAIN, 0.0), "taught": ("muon", ALL_OF_IT, 0.5)}
@@ -45,7 +46,7 @@ def trajectory(optimizer: str, choices: dict, teacher_weight: float) -> list[flo
     tokens = ((places**2 // 7 + places) % 13).astype(np.uint16)
     torch.manual_seed(1337)
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=13, **choices))
-    teacher = learn_from_ngrams(tokens, 13, TeacherConfig(order=3)) if teacher_weight else None
+    teacher = learn(tokens, ALPHABET, TeacherConfig(order=3), [], torch.device("cpu")) if teacher_weight else None
     batches = Batches(
         tokens, block_size=16, batch_size=8, micro_batch_size=4, order="epochs", seed=1337, teacher=teacher
     )

@@ -77,13 +77,14 @@ def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, cap
     out = tmp_path / "out"
     words = ["--seeds=7", f"--out-dir={out}"]
     assert cli.main(["speedrun", str(own), *words]) == 0
-    runs = [out / name for name in ("seed-7-teacher-8", "seed-7-teacher-9", "seed-7")]
+    runs = [out / name for name in ("seed-7-teacher-1", "seed-7-teacher-2", "seed-7")]
     summaries = [json.loads((run / "summary.json").read_text("utf-8")) for run in runs]
     (result,) = json.loads((out / "speedrun.json").read_text("utf-8"))
     assert [summary["steps"] for summary in summaries] == [3, 2, 4]
     assert result["seed"] == 7
     assert result["tokens"] == (3 + 2 + 4) * 4 * 16
     assert result["train_s"] == pytest.approx(sum(summary["train_s"] for summary in summaries), abs=1e-3)
+    assert result["wall_s"] > result["train_s"], "of all three processes"
     assert result["val_loss"] == summaries[-1]["val_loss"]
     assert min(s["utilisation"] for s in summaries) <= result["utilisation"] <= max(s["utilisation"] for s in summaries)
     by_hand = dataclasses.replace(
@@ -97,15 +98,16 @@ def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, cap
     assert (out / "bundle" / "model.safetensors").read_bytes() == (
         runs[2] / "bundle" / "model.safetensors"
     ).read_bytes()
-    assert f"seed-7-teacher-9, {others[1]}" in capfd.readouterr().err
+    assert f"seed-7-teacher-2, {others[1]}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"weight": 0.0, "recipes": ("speedrun",)}, "listens to no teacher; set its teacher.weight"),
-        ({"weight": 1.0, "recipes": ("speedrun", "fast")}, "no preset 'fast.toml'"),
+        ({"weight": 1.0, "recipes": ("fast",)}, "no preset 'fast.toml'"),
         ({"weight": 1.0, "recipes": ("best.toml",)}, "best.toml, a teacher of .*, has teacher.recipes of its own"),
+        ({"weight": 1.0, "recipes": ("speedrun",)}, "speedrun.toml, a teacher of .*, has other settings of data"),
+        ({"weight": 1.0, "models": ("runs/a",)}, "tiny.toml has teacher.models, whose cost is not known"),
     ],
 )
 def test_teachers_that_cannot_be_are_refused_before_anything_is_run(how, said, preset, tmp_path, capfd):
@@ -120,6 +122,33 @@ def test_a_recipe_with_teachers_takes_one_seed_unless_told():
     assert Recipes.of("best").usual_seeds == (1337,)
 
 
+def test_no_two_seeds_share_a_teacher(tmp_path):
+    jobs = [job for seed in (1337, 1338) for job in Recipes.of("best").jobs(seed, tmp_path)]
+    assert len({job.seed for job in jobs}) == len({job.run for job in jobs}) == 2 * 5
+
+
+@pytest.mark.slow
+def test_what_is_there_stays_unless_it_may_be_overwritten(preset, tmp_path, capfd):
+    path, config = preset()
+    out = tmp_path / "out"
+    words = ["speedrun", str(path), "--seeds=5", f"--out-dir={out}", "--no-cold"]
+    stale = out / "seed-4-teacher-1" / "summary.json"  # of one that was stopped: there is no report
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}", encoding="utf-8")
+    assert cli.main(words) == 2
+    assert f"{stale.parent} is there already; remove it (--overwrite)" in capfd.readouterr().err
+    assert stale.exists()
+    assert cli.main([*words, "--overwrite"]) == 0
+    assert not stale.exists()
+    assert load_bundle(out).config == load_bundle(out / "seed-5").config
+    pretrain(config)
+    before = (config.out_dir / "bundle" / "model.safetensors").read_bytes()
+    words[3] = f"--out-dir={config.out_dir}"
+    assert cli.main([*words, "--overwrite"]) == 2
+    assert "holds a run of `groundling pretrain`" in capfd.readouterr().err
+    assert (config.out_dir / "bundle" / "model.safetensors").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_says_why_and_ends_the_speedrun(preset, tmp_path, capfd):
     path, config = preset()
@@ -127,12 +156,13 @@ def test_a_run_that_fails_says_why_and_ends_the_speedrun(preset, tmp_path, capfd
     assert cli.main(["speedrun", f"--preset={path}", f"--out-dir={tmp_path / 'out'}"]) == 1
     said = capfd.readouterr().err
     assert "nothing.txt" in said
-    assert "the run of seed 1337 ended with exit code 1" in said
+    assert "seed-1337 ended with exit code 1" in said
     assert not (tmp_path / "out" / "speedrun.json").exists()
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_run_in_its_own_way_and_nothing_is_left_running(preset, tmp_path):
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_ends_the_run_in_its_own_way_and_a_second_at_once(times, preset, tmp_path):
     path, _ = preset(steps=100_000, eval_every=None, save_every=None, patience=None)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "groundling", "speedrun", f"--preset={path}", f"--out-dir={out}"]
@@ -142,11 +172,13 @@ def test_a_signal_ends_the_run_in_its_own_way_and_nothing_is_left_running(preset
         if metrics.exists() and metrics.stat().st_size:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(times):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "stopped as asked in seed 1337" in said
-    assert not (out / "seed-1337" / ".lock.pid").exists(), "its own end has taken the lock away"
+    assert "stopped as asked in seed-1337" in said
+    assert times == 2 or not (out / "seed-1337" / ".lock.pid").exists(), "its own end has taken the lock away"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def leave_one_out(ids_N: Tensor, vocab_size: int, order: int, smoothing: float) 
             _, contexts_N = torch.unique(contexts_N * vocab_size + ids_N.roll(n_seen), return_inverse=True)
         n_contexts = int(contexts_N.max()) + 1
         counts_CV = torch.bincount(contexts_N * vocab_size + ids_N, minlength=n_contexts * vocab_size)
-        counts_CV = counts_CV.view(n_contexts, vocab_size).float()
+        counts_CV = counts_CV.view(n_contexts, vocab_size)
         totals_C, trust_C = counts_CV.sum(1), smoothing * (counts_CV > 0).sum(1)
         for first in range(0, len(ids_N), ROWS_AT_ONCE):  # what fits into a cache
             rows = slice(first, first + ROWS_AT_ONCE)

@@ -26,7 +26,9 @@ from groundling.data.ngrams import leave_one_out
 from groundling.errors import ConfigError, require
 from groundling.text.tokenizer import Tokenizer, fingerprint
 
-MOST_BYTES = 2 << 30
+MOST_BYTES = 4 << 30
+BYTES_TO_COUNT, BYTES_TO_ASK = 13, 6
+"""For each token and entry of the vocabulary, the most that is held while a table is made of counts or of models."""
 TOKENS_AT_ONCE = 8192
 
 
@@ -51,10 +53,12 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.weight <= 1, f"teacher.weight is {self.weight}; it must be in [0, 1]")
-        above_0 = math.isfinite(self.temperature) and self.temperature > 0
-        require(above_0, f"teacher.temperature is {self.temperature}; it must be a number above 0")
+        named = "models" if self.models else "recipes" if self.recipes else None
+        require(named is None or self.weight > 0, f"teacher.{named} is given and teacher.weight is 0; set the weight")
+        for name in ("temperature", "smoothing"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, f"teacher.{name} is {value}; it must be a number above 0")
         require(1 <= self.order <= 16, f"teacher.order is {self.order}; it must be 1 to 16")
-        require(self.smoothing > 0, f"teacher.smoothing is {self.smoothing}; it must be positive")
 
 
 class TableTeacher:
@@ -94,30 +98,36 @@ def learn(
         CheckpointError: one of the models cannot be loaded.
         ConfigError: it has another tokenizer, or the table would be too large.
     """
-    require_room_for_table(len(tokens), tokenizer.vocab_size)
+    require_teachable(len(tokens), tokenizer, models)
     ids_N = torch.from_numpy(np.asarray(tokens).astype(np.int64))
     if not models:
         return TableTeacher(leave_one_out(ids_N, tokenizer.vocab_size, how.order, how.smoothing))
-    return TableTeacher(mean_prediction(ids_N, tokenizer, models, how.temperature, device, autocast))
+    return TableTeacher(mean_prediction(ids_N, tokenizer.vocab_size, models, how.temperature, device, autocast))
 
 
-def require_room_for_table(n_tokens: int, vocab_size: int) -> None:
-    """Refuse a table that would be too large.
+def require_teachable(n_tokens: int, tokenizer: Tokenizer, models: Sequence[Path | str]) -> None:
+    """Refuse what `learn` would refuse, before anything is done.
 
     Raises:
-        ConfigError: it would be.
+        CheckpointError: one of the models cannot be loaded.
+        ConfigError: it has another tokenizer, or the table would be too large.
     """
-    n_bytes = 2 * n_tokens * vocab_size
+    n_bytes = (BYTES_TO_ASK if models else BYTES_TO_COUNT) * n_tokens * tokenizer.vocab_size
     require(
         n_bytes <= MOST_BYTES,
-        f"the teacher's table for {n_tokens:,} tokens and a vocabulary of {vocab_size:,} would take "
-        f"{n_bytes / 1e9:,.1f} GB, at most {MOST_BYTES / 1e9:.1f} are allowed; set teacher.weight to 0",
+        f"the teacher's table for {n_tokens:,} tokens and a vocabulary of {tokenizer.vocab_size:,} would take "
+        f"{n_bytes / 1e9:,.1f} GB to make, at most {MOST_BYTES / 1e9:.1f} are allowed; set teacher.weight to 0",
     )
+    for path in models:
+        if fingerprint(load_bundle(path).tokenizer) != fingerprint(tokenizer):
+            raise ConfigError(
+                f"the teacher {path} has another tokenizer than this run's text; it can teach nothing here"
+            )
 
 
 def mean_prediction(
     ids_N: Tensor,
-    tokenizer: Tokenizer,
+    vocab_size: int,
     models: Sequence[Path | str],
     temperature: float,
     device: torch.device,
@@ -128,15 +138,12 @@ def mean_prediction(
     Each model reads the text in windows of its own block_size, of which the first quarter is told again by the window
     before, so that no prediction but the text's first ones is made with less than a quarter of the context.
 
-    Raises as `learn` does.
+    Raises:
+        CheckpointError: one of the models cannot be loaded.
     """
-    mean_NV = torch.zeros(len(ids_N), tokenizer.vocab_size)
+    mean_NV = torch.zeros(len(ids_N), vocab_size)
     for path in models:
         bundle = load_bundle(path, device)
-        if fingerprint(bundle.tokenizer) != fingerprint(tokenizer):
-            raise ConfigError(
-                f"the teacher {path} has another tokenizer than this run's text; it can teach nothing here"
-            )
         with torch.inference_mode(), autocast():
             _add_predictions(mean_NV, ids_N.to(device), bundle.model, bundle.config.block_size, temperature)
     mean_NV[0] = 1.0  # no model says anything about the first token; nothing asks for it either

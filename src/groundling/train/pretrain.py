@@ -16,7 +16,7 @@ from groundling.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, save_bu
 from groundling.config import differences, parse, to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
-from groundling.data.teacher import TableTeacher, learn
+from groundling.data.teacher import TableTeacher, learn, require_teachable
 from groundling.errors import CheckpointError, ConfigError, TrainingError
 from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks
 from groundling.model.gpt import GPT
@@ -83,9 +83,9 @@ class _Run:
         self.console = ConsoleSink(config.steps) if dist.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
-        self.teachers = self._find_teachers()  # before anything is overwritten
-        self.resume_from = self._find_checkpoint()
         self.corpus = self._prepare_data()
+        self.teachers = self._find_teachers()
+        self.resume_from = self._find_checkpoint()  # only now is a run overwritten
         vocab_size = self.corpus.tokenizer.vocab_size
         self.model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
         torch.manual_seed(config.seed)
@@ -134,6 +134,8 @@ class _Run:
                 f"teacher.recipes ({', '.join(how.recipes)}): these models have to be trained first; "
                 "`groundling speedrun` with this preset does it, or name trained ones with --teacher.models"
             )
+        if how.weight:
+            require_teachable(len(self.corpus.train), self.corpus.tokenizer, how.models)
         return [find_bundle(Path(path)) for path in how.models]
 
     def _find_checkpoint(self) -> Path | None:

@@ -33,9 +33,11 @@ MAY_CHANGE = (
     "model.vocab_size",
     "data.name",
     "data.path",
+    "teacher.models",
+    "teacher.recipes",
 )
-"""On resume these may differ from the run's own config; all else would make another run of it. The text itself is
-compared by its content, wherever it lies."""
+"""On resume these may differ from the run's own config; all else would make another run of it. The text itself, and
+the models that teach, are compared by their content, wherever they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ class PretrainConfig:
         require(self.patience is None or self.eval_every is not None, "patience needs eval_every")
         require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
         for model in self.teacher.models:
-            inside = Path(model).absolute().is_relative_to(self.out_dir.absolute())
+            inside = Path(model).resolve().is_relative_to(self.out_dir.resolve())
             require(not inside, f"teacher.models names {model}, inside of out_dir; a run cannot teach itself")
         for sink in self.sinks:
             require(sink in get_args(SinkName), f"no sink {sink!r}; it can be {' or '.join(get_args(SinkName))}")

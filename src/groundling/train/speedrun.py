@@ -42,10 +42,10 @@ class SpeedrunConfig:
     seeds: tuple[int, ...] | None = None
     """One run each; the report's last lines are their mean and the worst. None: 1337, 1338 and 1339; for a recipe with
     teachers, 1337 alone."""
-    out_dir: Path = Path("runs/speedrun")
-    """Where speedrun.json, the first seed's bundle, and a run folder for each seed go."""
+    out_dir: Path | None = None
+    """Where speedrun.json, the first seed's bundle, and the run folders go; None: runs/ and the preset's name."""
     overwrite: bool = False
-    """Remove what an earlier speedrun left in out_dir."""
+    """Remove what an earlier speedrun left in out_dir, a finished one or not."""
     cold: bool = True
     """Compile as on a machine that has never done it; --no-cold: take what earlier runs compiled."""
 
@@ -55,7 +55,7 @@ class SpeedrunConfig:
         require(bool(self.seeds), "seeds is empty; give one or more")
         require(len(set(self.seeds)) == len(self.seeds), f"seeds {self.seeds} names one twice; each must be different")
         for seed in self.seeds:
-            require(0 <= seed < 2**63, f"seed {seed} is out of range; it must be at least 0 and below 2**63")
+            require(0 <= seed < 2**50, f"seed {seed} is out of range; it must be at least 0 and below 2**50")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +89,18 @@ class Recipes:
         """Read all of them; raises ConfigError for what cannot work, before anything is run."""
         preset = _file_name(preset)
         by_preset = {preset: _read(preset)}
-        how = by_preset[preset].teacher
-        if how.recipes and not how.weight:
-            raise ConfigError(f"{preset} has teacher.recipes, and listens to no teacher; set its teacher.weight")
-        for name in map(_file_name, how.recipes):
+        for name in map(_file_name, by_preset[preset].teacher.recipes):
             by_preset[name] = _read(name)
             if by_preset[name].teacher.recipes:
                 raise ConfigError(f"{name}, a teacher of {preset}, has teacher.recipes of its own; it can have none")
+            if by_preset[name].data != by_preset[preset].data:
+                raise ConfigError(
+                    f"{name}, a teacher of {preset}, has other settings of data; a teacher has to read what its "
+                    "student reads, and nothing of what the student is tested on"
+                )
+        for name, recipe in by_preset.items():
+            if recipe.teacher.models:
+                raise ConfigError(f"{name} has teacher.models, whose cost is not known here; name teacher.recipes")
         return cls(preset=preset, by_preset=by_preset)
 
     @property
@@ -109,10 +114,15 @@ class Recipes:
         return (1337,) if self.teachers else (1337, 1338, 1339)
 
     def jobs(self, seed: int, out_dir: Path) -> list[_Job]:
-        """What is run for a seed, the teachers first; each has a seed of its own, that follows from this one."""
+        """What is run for a seed, the teachers first; they have seeds of their own, and no two seeds share any."""
         jobs = [
-            _Job(preset=preset, recipe=self.by_preset[preset], seed=other, run=out_dir / f"seed-{seed}-teacher-{other}")
-            for other, preset in enumerate(self.teachers, start=seed + 1)
+            _Job(
+                preset=preset,
+                recipe=self.by_preset[preset],
+                seed=1000 * seed + number,
+                run=out_dir / f"seed-{seed}-teacher-{number}",
+            )
+            for number, preset in enumerate(self.teachers, start=1)
         ]
         teachers = tuple(job.run for job in jobs)
         recipe, run = self.by_preset[self.preset], out_dir / f"seed-{seed}"
@@ -134,7 +144,7 @@ class SeedResult:
 
     seed: int
     wall_s: float
-    """From the start of the process to its end."""
+    """From the start of the process to its end; with teachers, of all processes."""
     train_s: float
     """In updates, the compilation that the first one waits for included."""
     tokens: int
@@ -163,28 +173,42 @@ def speedrun(config: SpeedrunConfig) -> int:
     """
     recipes = Recipes.of(config.preset)
     seeds = config.seeds or recipes.usual_seeds
-    report = config.out_dir / REPORT
-    if report.exists() and not config.overwrite:
-        raise ConfigError(f"{report} is there already; remove it (--overwrite), or choose another --out-dir")
-    atomicio.make_folder(config.out_dir)
-    with rundir.locked(config.out_dir):
-        report.unlink(missing_ok=True)
+    out_dir = config.out_dir or Path("runs") / Path(recipes.preset).stem
+    report = out_dir / REPORT
+    atomicio.make_folder(out_dir)
+    with rundir.locked(out_dir):
+        _make_room(out_dir, overwrite=config.overwrite)
         results: list[SeedResult] = []
         for seed in seeds:
-            jobs, wall_s = recipes.jobs(seed, config.out_dir), 0.0
+            jobs, wall_s = recipes.jobs(seed, out_dir), 0.0
             for job in jobs:
                 say(f"seed {seed}: {job.run.name}, {job.preset} ...")
                 seconds, code = _run_in_a_process(job.command(), cold=config.cold)
                 if code != 0:
-                    return _unfinished(seed, code)
+                    return _unfinished(job.run.name, code)
                 wall_s += seconds
+            if not results:
+                _leave_bundle(jobs[-1].run / "bundle", out_dir / "bundle")
             results.append(_result(seed, wall_s, [job.run for job in jobs]))
             atomicio.write_json(report, [dataclasses.asdict(result) for result in results])
-            if len(results) == 1:
-                _leave_bundle(jobs[-1].run / "bundle", config.out_dir / "bundle")
     print_table(table(results))
-    print(f"{runtime.processor_name()}, {os.cpu_count()} cores; wrote {report} and {config.out_dir / 'bundle'}")
+    print(f"{runtime.processor_name()}, {os.cpu_count()} cores; wrote {report} and {out_dir / 'bundle'}")
     return 0
+
+
+def _make_room(out_dir: Path, *, overwrite: bool) -> None:
+    """Before a new speedrun: there is nothing of another one, or it may be removed.
+
+    Raises:
+        ConfigError: there is, and nobody said that it may go; or a run of `pretrain` lives here.
+    """
+    if any((out_dir / name).exists() for name in ("run.toml", "metrics.jsonl", "checkpoints")):
+        raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
+    left = [path for path in (out_dir / REPORT, out_dir / "bundle", *out_dir.glob("seed-*")) if path.exists()]
+    if left and not overwrite:
+        raise ConfigError(f"{left[0]} is there already; remove it (--overwrite), or choose another --out-dir")
+    for path in left:  # the report first: what it promises is there, or it is gone
+        atomicio.remove_tree(path) if path.is_dir() else path.unlink()
 
 
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
@@ -194,11 +218,19 @@ def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
     """
     with _compiler_cache(cold=cold) as environment:
         start = time.perf_counter()
-        process = subprocess.Popen(command, env=environment)
+        process: subprocess.Popen[bytes] | None = None
+        early: list[int] = []  # signals that came before there was a process to tell
+
+        def pass_on(number: int, _: object) -> None:
+            early.append(number) if process is None else process.send_signal(number)
+
         # SIGTERM goes on to the process; Ctrl-C reaches it without us, from the terminal.
-        with handled_by(sigterm=lambda number, _: process.send_signal(number), sigint=lambda *_: None):
+        with handled_by(sigterm=pass_on, sigint=lambda *_: None):
+            process = subprocess.Popen(command, env=environment)
+            for number in early:
+                process.send_signal(number)
             code = process.wait()
-        return time.perf_counter() - start, code
+        return time.perf_counter() - start, 128 - code if code < 0 else code
 
 
 @contextmanager
@@ -211,11 +243,11 @@ def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
         yield {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
 
 
-def _unfinished(seed: int, code: int) -> int:
+def _unfinished(run: str, code: int) -> int:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        say(f"stopped as asked in seed {seed}; the seeds before it are in {REPORT}")
+        say(f"stopped as asked in {run}; seeds that were done before are in {REPORT}")
         return code
-    raise TrainingError(f"the run of seed {seed} ended with exit code {code}; what it said stands above")
+    raise TrainingError(f"{run} ended with exit code {code}; what it said stands above")
 
 
 def _result(seed: int, wall_s: float, runs: Sequence[Path]) -> SeedResult:
