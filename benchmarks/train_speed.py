@@ -4,8 +4,9 @@ PATH is a checkout of https://github.com/karpathy/nanoGPT; without it only ours 
 GPT (its config/train_shakespeare_char.py) on the CPU, each as its own training loop does. Then a sweep of ours over
 sizes and contexts. What is printed, and the keys of --json, are described in benchmarks/README.md.
 
-Each contestant lives in a process of its own and makes one step in each round, so that all meet the same moods of the
-machine, none profits from another's allocator or threads, and the peak of its memory is its own.
+Each contestant lives in a process of its own and makes two steps in each round, so that all meet the same moods of the
+machine, none profits from another's allocator or threads, and the peak of its memory is its own. The second step
+counts: while the others had their turn, the caches and perhaps some of the memory of a process have gone to them.
 """
 
 import argparse
@@ -239,6 +240,10 @@ class Worker:
         self._process.wait()
         self._process.stdout.close()
 
+    def warm_up(self) -> None:
+        """Make a step that does not count."""
+        self._ask("step")
+
     def step(self) -> float:
         """Make a step, and return its seconds."""
         self.steps.append(self._ask("step"))
@@ -304,6 +309,7 @@ def race(contestants: Sequence[Contestant], rounds: int) -> list[dict[str, Any]]
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for worker in workers if number % 2 == 0 else reversed(workers):
+                worker.warm_up()
                 worker.step()
                 worker.measure_peak()
         records = [worker.record() for worker in workers]
