@@ -89,7 +89,7 @@ class Recipes:
         """Read all of them; raises ConfigError for what cannot work, before anything is run."""
         preset = _file_name(preset)
         by_preset = {preset: _read(preset)}
-        for name in map(_file_name, by_preset[preset].teacher.recipes):
+        for name in dict.fromkeys(map(_file_name, by_preset[preset].teacher.recipes)):
             by_preset[name] = _read(name)
             if by_preset[name].teacher.recipes:
                 raise ConfigError(f"{name}, a teacher of {preset}, has teacher.recipes of its own; it can have none")
@@ -175,7 +175,6 @@ def speedrun(config: SpeedrunConfig) -> int:
     seeds = config.seeds or recipes.usual_seeds
     out_dir = config.out_dir or Path("runs") / Path(recipes.preset).stem
     report = out_dir / REPORT
-    atomicio.make_folder(out_dir)
     with rundir.locked(out_dir):
         _make_room(out_dir, overwrite=config.overwrite)
         results: list[SeedResult] = []
@@ -202,7 +201,7 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
     Raises:
         ConfigError: there is, and nobody said that it may go; or a run of `pretrain` lives here.
     """
-    if any((out_dir / name).exists() for name in ("run.toml", "metrics.jsonl", "checkpoints")):
+    if any((out_dir / name).exists() for name in (*rundir.FILES, "checkpoints")):
         raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
     left = [path for path in (out_dir / REPORT, out_dir / "bundle", *out_dir.glob("seed-*")) if path.exists()]
     if left and not overwrite:
