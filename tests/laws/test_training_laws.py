@@ -3,6 +3,7 @@
 Shapes: B sequences, T positions.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -30,31 +31,42 @@ CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=12, vocab_size=11, 
 N_UPDATES = 3
 
 
-def uneven_batch(seed: int) -> Batch:
-    """Eight rows with 12, 0, 5, 1, 12, 7, 3 and 10 targets: a mean of means over any cut would be wrong."""
+def uneven_batch(seed: int, taught: bool) -> Batch:
+    """Eight rows with 12, 0, 5, 1, 12, 7, 3 and 10 targets: a mean of means over any cut would be wrong.
+
+    A teacher, if there is one, says something about each position, also about those whose targets do not count.
+    """
     generator = torch.Generator().manual_seed(seed)
     idx_BT, targets_BT = torch.randint(CONFIG.vocab_size, (2, 8, 12), generator=generator).unbind()
     for row, n in enumerate((12, 0, 5, 1, 12, 7, 3, 10)):
         targets_BT[row, n:] = IGNORE
-    return as_batch(idx_BT, targets_BT)
+    hints_BTV = torch.rand(8, 12, CONFIG.vocab_size, generator=generator, dtype=torch.float64)
+    return as_batch(idx_BT, targets_BT, hints_BTV / hints_BTV.sum(-1, keepdim=True) if taught else None)
 
 
-def as_batch(idx_BT: torch.Tensor, targets_BT: torch.Tensor) -> Batch:
-    return Batch(idx_BT, targets_BT, int((targets_BT != IGNORE).sum()))
+def as_batch(idx_BT: torch.Tensor, targets_BT: torch.Tensor, hints_BTV: torch.Tensor | None = None) -> Batch:
+    return Batch(idx_BT, targets_BT, int((targets_BT != IGNORE).sum()), hints_BTV)
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    hints_BTV = batch.hints_BTV
+    return as_batch(batch.idx_BT[rows], batch.targets_BT[rows], None if hints_BTV is None else hints_BTV[rows])
 
 
 def cut_up(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
-    return [as_batch(*piece) for piece in zip(batch.idx_BT.split(sizes), batch.targets_BT.split(sizes), strict=True)]
+    ends = itertools.accumulate(sizes)
+    return [rows_of(batch, slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
-def updates(kind: str, pieces_of) -> dict[str, torch.Tensor]:
+def updates(kind: str, taught: bool, pieces_of) -> dict[str, torch.Tensor]:
     """Weights, losses and lengths of the gradient after three updates in float64; `pieces_of(batch)` are ours."""
     torch.manual_seed(5)
     model = GPT(CONFIG).double()
-    objective = dist.wrap(Objective(model))
+    objective = dist.wrap(Objective(model, teacher_weight=0.7))
     optimizers = Optimizers(model, OptimConfig(kind=kind), torch.float64)
     stats = [
-        train_step(objective, pieces_of(uneven_batch(seed)), optimizers, max_norm=0.5) for seed in range(N_UPDATES)
+        train_step(objective, pieces_of(uneven_batch(seed, taught)), optimizers, lr_factor=1 - seed / 4, max_norm=0.5)
+        for seed in range(N_UPDATES)
     ]
     assert [s.n_targets for s in stats] == [50] * N_UPDATES
     numbers = torch.tensor([[s.loss, s.grad_norm] for s in stats], dtype=torch.float64)
@@ -68,10 +80,15 @@ def require_same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(ours[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+KINDS = [("adamw", False), ("adamw", True), ("muon", False), ("muon", True)]
+"""Optimizer, and whether a teacher gives hints."""
+
+
+@pytest.mark.parametrize(("kind", "taught"), KINDS)
 @pytest.mark.parametrize("sizes", [(1,) * 8, (2,) * 4, (5, 1, 2), (1, 7)], ids=str)
-def test_any_cut_into_micro_batches_is_the_whole_batch(kind, sizes):
-    require_same(updates(kind, lambda batch: cut_up(batch, sizes)), updates(kind, lambda batch: [batch]))
+def test_any_cut_into_micro_batches_is_the_whole_batch(kind, taught, sizes):
+    cut, whole = updates(kind, taught, lambda batch: cut_up(batch, sizes)), updates(kind, taught, lambda batch: [batch])
+    require_same(cut, whole)
 
 
 SHARES = {0: (2, 1), 1: (5,)}
@@ -83,9 +100,9 @@ def one_of_two_ranks(rank: int, folder: Path) -> None:
     td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     first = 0 if rank == 0 else sum(SHARES[0])
     rows = slice(first, first + sum(SHARES[rank]))
-    for kind in ("adamw", "muon"):
-        ours = updates(kind, lambda batch: cut_up(as_batch(batch.idx_BT[rows], batch.targets_BT[rows]), SHARES[rank]))
-        save_file(ours, folder / f"{kind}-{rank}.safetensors")
+    for i, (kind, taught) in enumerate(KINDS):
+        ours = updates(kind, taught, lambda batch: cut_up(rows_of(batch, rows), SHARES[rank]))
+        save_file(ours, folder / f"{i}-{rank}.safetensors")
     td.destroy_process_group()
 
 
@@ -94,10 +111,10 @@ def one_of_two_ranks(rank: int, folder: Path) -> None:
 def test_two_ranks_with_unequal_numbers_of_targets_are_one(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     mp.spawn(one_of_two_ranks, (tmp_path,), nprocs=2)
-    for kind in ("adamw", "muon"):
-        alone = updates(kind, lambda batch: [batch])
+    for i, (kind, taught) in enumerate(KINDS):
+        alone = updates(kind, taught, lambda batch: [batch])
         for rank in (0, 1):
-            require_same(load_file(tmp_path / f"{kind}-{rank}.safetensors"), alone)
+            require_same(load_file(tmp_path / f"{i}-{rank}.safetensors"), alone)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """One update: what it reports, how it is clipped, and that nothing that is not finite ever reaches a weight."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from groundling.data.batches import Batch
 from groundling.errors import TrainingError
 from groundling.model.gpt import GPT, GPTConfig
-from groundling.model.loss import loss_sum
+from groundling.model.loss import loss_sum, taught_loss_sum
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
 
@@ -45,6 +46,17 @@ def test_it_reports_nats_per_target_and_the_gradients_length(model):
     assert stats.loss == pytest.approx(mean.item(), rel=1e-12)
     assert stats.grad_norm == pytest.approx(length, rel=1e-12)
     assert (stats.n_targets, stats.lr_factor) == (24, 0.25)
+
+
+@pytest.mark.parametrize(("fades", "weight"), [(True, 0.2), (False, 0.8)])
+def test_a_teacher_that_fades_says_less_as_the_learning_rate_falls(model, fades, weight):
+    plain = batch()
+    hints_BTV = torch.rand(4, 6, CONFIG.vocab_size, dtype=torch.float64).softmax(-1)
+    objective = Objective(model, teacher_weight=0.8, teacher_fades=fades)
+    taught = dataclasses.replace(plain, hints_BTV=hints_BTV)
+    stats = train_step(objective, [taught], Optimizers(model, OptimConfig(lr=1e-30)), lr_factor=0.25)
+    nats = taught_loss_sum(model(plain.idx_BT), plain.targets_BT, hints_BTV, weight)
+    assert stats.loss == pytest.approx(nats.item() / 24, rel=1e-12)
 
 
 @pytest.mark.parametrize("part", [0.25, 4.0])
