@@ -1,7 +1,7 @@
 """Groundling: a GPT from the ground up.
 
 from groundling import generate, load_bundle
-bundle = load_bundle("runs/shakespeare_char")
+bundle = load_bundle("runs/speedrun")
 print(generate(bundle, "ROMEO:"))
 """
 

@@ -85,8 +85,8 @@ def _run(argv: Sequence[str]) -> int:
 def calm_waiting_threads(environment: MutableMapping[str, str]) -> None:
     """Let OpenMP's threads spin for a tenth of the usual time while they wait for each other, then sleep.
 
-    Spinning, two threads that share a core with anything else steal each other's time, and training becomes up to a
-    hundred times slower; on a quiet machine this costs 2 % (docs/log.md). Read when torch is loaded: set before.
+    Spinning, two threads that share a core with anything else steal each other's time, and training becomes
+    hundreds of times slower; on a quiet machine this costs 2 % (docs/log.md). Read when torch is loaded: set before.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = "30000"

@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014) whose random numbers a compiler can vectorise.
 
-PyTorch's CPU generators make one number after the other: in a small GPT with dropout 0.2 they took a fifth of the
-time, and far more where attention drops too (docs/log.md). Here each element's number is a hash of its index and of
+PyTorch's CPU generators make one number after the other: in a small GPT with dropout 0.2, in attention too, they took
+half of the time (docs/log.md). Here each element's number is a hash of its index and of
 two seeds, which come from the global generator: integer arithmetic that is fused with whatever stands around it.
 """
 

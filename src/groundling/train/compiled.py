@@ -15,7 +15,7 @@ def compile_objective(objective: Objective, picked: Runtime, say: Callable[[str]
     """Compile what an objective calls while training, where the runtime picked that.
 
     A GPT's blocks are all the same code, which is compiled once and runs with each block's weights: the whole model in
-    one piece ran no faster, and took several times as long to compile (docs/log.md). Any other model is one piece.
+    one piece ran no faster, and took twice as long to compile (docs/log.md). Any other model is one piece.
     Evaluating and sampling, whose shapes come and go, stay as they are.
     """
     model = objective.model

@@ -57,7 +57,7 @@ class PretrainConfig:
     batch_size: int = 64
     """Sequences per optimizer step, over all ranks."""
     micro_batch_size: int | None = None
-    """Sequences per forward pass on one rank; less needs less memory and changes nothing else. None: all at once."""
+    """Sequences per forward pass on one rank, to save memory; nothing else but dropout's draws changes. None: all."""
     order: Order = "epochs"
     """random: offsets drawn with replacement, as in the lecture; epochs: shuffled, each window once an epoch."""
     zero_init: bool = False

@@ -76,7 +76,8 @@ def train_step(
     lr_factor: float = 1.0,
     max_norm: float | None = None,
 ) -> StepStats:
-    """Make one optimizer update. How the batch is cut into `micro_batches` changes memory, never the result.
+    """Make one optimizer update. How the batch is cut into `micro_batches` changes memory, and not the result
+    (but for dropout, which draws for each of them).
 
     Raises:
         TrainingError: the loss or the gradient is not finite, on any rank; no weight was changed.
