@@ -22,6 +22,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=None, help="of each rung; the lecture's when not given")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
     rows = []
     for name in SMALL:
         results = [train_rung(name, steps=options.steps, seed=1337 + seed) for seed in range(options.seeds)]

@@ -425,6 +425,8 @@ def read_options() -> argparse.Namespace:
         parser.add_argument(name, type=int, default=default, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)  # a contestant's own process
     options = parser.parse_args()
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
     if min(options.rounds, options.micro_batch_size, options.layers, options.batch_size) < 1:
         parser.error("--rounds and sizes must be at least 1")
     if options.batch_size % min(options.batch_size, options.micro_batch_size):

@@ -1,5 +1,6 @@
 """Where metrics go: the record survives crashes and resumptions, and people see what matters."""
 
+import copy
 import json
 import sys
 
@@ -115,3 +116,9 @@ def test_a_package_that_is_not_installed_names_its_extra(tmp_path, monkeypatch, 
 def test_people_are_spoken_to_on_stderr(capsys):
     log.say("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_missing_extra_reaches_the_parent_of_a_worker_as_it_was_raised():
+    error = copy.copy(MissingExtraError("wandb", "track"))  # in the way that a pickle takes
+    assert type(error) is MissingExtraError
+    assert str(error) == str(MissingExtraError("wandb", "track"))

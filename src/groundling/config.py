@@ -151,6 +151,17 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     return _parse_flags(config_class, list(_flags(values)), config_class.__name__, "")
 
 
+def completed(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `to_dict` made at some time, with the fields that have come since at their defaults.
+
+    A new field's default is what was done before there was one. Values that the class refuses now stay as they are.
+    """
+    try:
+        return to_dict(from_dict(config_class, values))
+    except ConfigError:
+        return values
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """The fields in which two configs (or their `to_dict`s) differ, one readable line each."""
     old, new = (value if isinstance(value, dict) else to_dict(value) for value in (old, new))

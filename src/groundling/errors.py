@@ -36,6 +36,10 @@ class MissingExtraError(GroundlingError, ImportError):
         super().__init__(
             f"the package {package!r} is not installed; it comes with an extra: pip install 'groundling[{extra}]'"
         )
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.package, self.extra)  # a pickle would else hand the message to __init__
 
 
 def require(condition: bool, message: str) -> None:

@@ -3,6 +3,7 @@
 The JSONL file is the record; the console, TensorBoard and Weights & Biases are views of it.
 """
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -158,6 +159,17 @@ class WandbSink:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def require_packages(names: Sequence[SinkName]) -> None:
+    """Refuse sinks whose package is not there, before anything is done.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name, "track")
 
 
 def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_id: str) -> list[Sink]:

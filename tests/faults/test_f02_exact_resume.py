@@ -15,6 +15,7 @@ from groundling.train.checkpoint import Checkpoints
 VARIANTS = {
     "adamw": {},
     "muon, averaged": {"optim": {"kind": "muon"}, "average_decay": 0.9},
+    "normuon": {"optim": {"kind": "muon", "muon_momentum": 0.9, "muon_neuron_beta": 0.95}, "zero_init": True},
     "random order, micro-batches": {"order": "random", "micro_batch_size": 2},
     "bfloat16": {"runtime": {"dtype": "bfloat16"}},
 }

@@ -1,11 +1,12 @@
 """Row 12: a folder that holds a run is refused, and left as it was, until somebody says what is meant."""
 
 import shutil
+import sys
 
 import pytest
 
 from groundling.cli import main
-from groundling.errors import ConfigError
+from groundling.errors import ConfigError, GroundlingError
 from groundling.train.checkpoint import Checkpoints, read_state
 from groundling.train.rundir import FILES, FOLDERS
 
@@ -55,6 +56,33 @@ def test_overwriting_leaves_nothing_of_the_old_run(tiny, a_copy, text):
     assert only.name == "step-00000003"
     assert read_state(only)["run_id"] != old
     assert not list(a_copy.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 4, "micro_batch_size": 3}, "micro_batch_size 3 does not divide"),
+        ({"batch_size": 10_000_000}, "at once need about .* GB of memory .* --micro-batch-size"),
+        ({"sample_every": 2, "sample_prompt": "\N{SNOWMAN}"}, "\N{SNOWMAN}"),
+        ({"sinks": ("wandb",)}, "the package 'wandb' is not installed"),
+    ],
+    ids=["micro-batches", "memory", "prompt", "sink"],
+)
+def test_what_cannot_work_is_refused_before_the_old_run_goes(settings, said, tiny, a_copy, text, snapshot, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    before = snapshot(a_copy)
+    with pytest.raises(GroundlingError, match=said):
+        tiny.pretrain(a_copy, overwrite=True, data=text, **settings)
+    assert snapshot(a_copy) == before
+
+
+def test_a_run_does_not_move_in_with_a_speedrun(tiny, a_copy, text, snapshot):
+    (a_copy / "speedrun.json").write_text("[]", encoding="utf-8")
+    before = snapshot(a_copy)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="holds a speedrun"):
+            tiny.pretrain(a_copy, overwrite=overwrite, data=text)
+    assert snapshot(a_copy) == before
 
 
 def test_another_runs_checkpoints_are_never_removed(tiny, a_copy, finished_run, tmp_path, text):

@@ -77,6 +77,17 @@ def test_what_does_not_change_the_mathematics_may_change(tiny, a_copy, text, cha
     assert tiny.pretrain(a_copy, resume=True, data=text, **changes).steps == changes["steps"]
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on(tiny, a_copy, text, facts_of):
+    newest = Checkpoints(a_copy / "checkpoints").finished()[-1]
+    facts, record = facts_of(newest), read_state(newest)
+    del record["config"]["teacher"], record["config"]["zero_init"], record["config"]["optim"]["muon_neuron_beta"]
+    atomicio.write_json(newest / "state.json", record)
+    write_manifest(newest, {name: facts[name] for name in ("run_id", "step", "val_loss")})
+    with pytest.raises(CheckpointError, match=r"\(zero_init: False -> True\)"):
+        tiny.pretrain(a_copy, resume=True, steps=12, data=text, zero_init=True)
+    assert tiny.pretrain(a_copy, resume=True, steps=12, data=text).steps == 12
+
+
 def test_a_checkpoint_of_another_format_is_not_guessed_at(tiny, a_copy, text, facts_of, snapshot):
     newest = Checkpoints(a_copy / "checkpoints").finished()[-1]
     facts = facts_of(newest)

@@ -64,6 +64,21 @@ def test_all_blocks_share_one_compilation_and_learn_what_plain_code_learns(n_lay
 
 @pytest.mark.slow
 @compiled_only
+@pytest.mark.parametrize("changes", [{"n_kv_head": 1}, {"position": "learned", "head_size": 9}], ids=str)
+def test_a_window_of_several_blocks_of_rows_compiles_to_the_same(changes, fresh_compiler):
+    """150 positions are a block of 128 rows and the 22 that are left; keys are shared, or of an odd width."""
+    plain, model = (make(1, **changes, block_size=150) for _ in range(2))
+    objective = Objective(model)
+    compile_objective(objective, picked(), pytest.fail)
+    ids = torch.randint(13, (2, 151), generator=torch.Generator().manual_seed(3))
+    for goal in (objective, Objective(plain)):
+        goal(ids[:, :-1], ids[:, 1:]).backward()
+    for ours, reference in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@compiled_only
 def test_evaluation_and_sampling_are_left_alone(fresh_compiler):
     model = make(dropout=0.3)
     objective = Objective(model)

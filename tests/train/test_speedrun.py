@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from groundling.config import to_toml
 from groundling.data.teacher import TeacherConfig
 from groundling.errors import ConfigError
 from groundling.log import read_records
+from groundling.train import speedrun
 from groundling.train.pretrain import pretrain
 from groundling.train.speedrun import Recipes, SeedResult, SpeedrunConfig, table
 
@@ -135,11 +137,13 @@ def test_what_is_there_stays_unless_it_may_be_overwritten(preset, tmp_path, capf
     stale = out / "seed-4-teacher-1" / "summary.json"  # of one that was stopped: there is no report
     stale.parent.mkdir(parents=True)
     stale.write_text("{}", encoding="utf-8")
+    (out / "seed-corpus").mkdir()  # no run of ours
     assert cli.main(words) == 2
     assert f"{stale.parent} is there already; remove it (--overwrite)" in capfd.readouterr().err
     assert stale.exists()
     assert cli.main([*words, "--overwrite"]) == 0
     assert not stale.exists()
+    assert (out / "seed-corpus").exists()
     assert load_bundle(out).config == load_bundle(out / "seed-5").config
     pretrain(config)
     before = (config.out_dir / "bundle" / "model.safetensors").read_bytes()
@@ -179,6 +183,15 @@ def test_a_signal_ends_the_run_in_its_own_way_and_a_second_at_once(times, preset
     assert process.returncode == 143
     assert "stopped as asked in seed-1337" in said
     assert times == 2 or not (out / "seed-1337" / ".lock.pid").exists(), "its own end has taken the lock away"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_came_too_late_for_one_run_starts_no_other(number, code):
+    """The run itself ends well: it was saving already, or Ctrl-C went to us alone."""
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), number)).start()
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1)"
+    _, ended_with = speedrun._run_in_a_process([sys.executable, "-c", deaf], cold=False)
+    assert ended_with == code
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ Shapes: N tokens of the text, V vocabulary, B sequences, T positions.
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 8192
+MOST_COUNTS = 1 << 19
+"""Counts that are looked up at once: what fits into a cache."""
 
 
 def leave_one_out(ids_N: Tensor, vocab_size: int, order: int, smoothing: float) -> Tensor:
@@ -30,12 +31,15 @@ def leave_one_out(ids_N: Tensor, vocab_size: int, order: int, smoothing: float) 
         n_contexts = int(contexts_N.max()) + 1
         counts_CV = torch.bincount(contexts_N * vocab_size + ids_N, minlength=n_contexts * vocab_size)
         counts_CV = counts_CV.view(n_contexts, vocab_size)
-        totals_C, trust_C = counts_CV.sum(1), smoothing * (counts_CV > 0).sum(1)
-        for first in range(0, len(ids_N), ROWS_AT_ONCE):  # what fits into a cache
-            rows = slice(first, first + ROWS_AT_ONCE)
+        n_rows = max(1, MOST_COUNTS // vocab_size)
+        distinct_C = torch.cat([(counts > 0).sum(1) for counts in counts_CV.split(n_rows)])
+        totals_C, trust_C = counts_CV.sum(1), smoothing * distinct_C
+        for first in range(0, len(ids_N), n_rows):
+            rows = slice(first, first + n_rows)
             contexts, probs = contexts_N[rows], probs_NV[rows]
             trust = trust_C[contexts]
             probs.mul_(trust.unsqueeze(1)).add_(counts_CV[contexts])
             probs[torch.arange(len(probs)), ids_N[rows]] -= 1
             probs.div_((totals_C[contexts] - 1 + trust).unsqueeze(1))
+        del counts_CV  # before the next order's are made: it is twice as large as what is returned
     return probs_NV

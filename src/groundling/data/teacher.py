@@ -27,9 +27,9 @@ from groundling.errors import ConfigError, require
 from groundling.text.tokenizer import Tokenizer, fingerprint
 
 MOST_BYTES = 4 << 30
-BYTES_TO_COUNT, BYTES_TO_ASK = 13, 6
+BYTES_TO_COUNT, BYTES_TO_ASK = 14, 6
 """For each token and entry of the vocabulary, the most that is held while a table is made of counts or of models."""
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE, MOST_SCORES = 8192, 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,15 @@ class TeacherConfig:
         require(0 <= self.weight <= 1, f"teacher.weight is {self.weight}; it must be in [0, 1]")
         named = "models" if self.models else "recipes" if self.recipes else None
         require(named is None or self.weight > 0, f"teacher.{named} is given and teacher.weight is 0; set the weight")
-        for name in ("temperature", "smoothing"):
-            value = getattr(self, name)
-            require(math.isfinite(value) and value > 0, f"teacher.{name} is {value}; it must be a number above 0")
+        require(
+            math.isfinite(self.temperature) and self.temperature > 0,
+            f"teacher.temperature is {self.temperature}; it must be a number above 0",
+        )
+        # Less, and float32 forgets what shorter contexts say where a longer one was seen but once.
+        require(
+            math.isfinite(self.smoothing) and self.smoothing >= 1e-3,
+            f"teacher.smoothing is {self.smoothing}; it must be a number of at least 0.001",
+        )
         require(1 <= self.order <= 16, f"teacher.order is {self.order}; it must be 1 to 16")
 
 
@@ -158,7 +164,7 @@ def _add_predictions(
     again = T // 4
     starts = [*range(0, len(ids_N) - 1 - T, T - again), len(ids_N) - 1 - T]
     told = 0  # tokens up to this one have been predicted
-    at_once = max(1, TOKENS_AT_ONCE // T)
+    at_once = max(1, min(TOKENS_AT_ONCE, MOST_SCORES // V) // T)
     for first in range(0, len(starts), at_once):
         some = starts[first : first + at_once]
         logits_BTV = model(torch.stack([ids_N[start : start + T] for start in some]))

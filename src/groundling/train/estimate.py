@@ -7,6 +7,7 @@ import torch
 
 from groundling import dist, runtime
 from groundling.data.batches import Batch
+from groundling.errors import require
 from groundling.model.gpt import GPT
 from groundling.runtime import Runtime
 from groundling.train.step import Objective
@@ -79,6 +80,20 @@ def memory_bytes(model: GPT, picked: Runtime, micro_batch_size: int) -> int:
     per_token = c.n_layer * (12 * c.n_embd + 4 * c.hidden_width()) * picked.compute_dtype.itemsize
     per_token += 3 * 4 * c.vocab_size
     return of_weights + micro_batch_size * c.block_size * per_token
+
+
+def require_memory(model: GPT, picked: Runtime, micro_batch_size: int) -> None:
+    """Refuse what cannot fit into the machine, before the kernel kills it; a GPU says so itself.
+
+    Raises:
+        ConfigError: already the rough lower estimate is more than the main memory.
+    """
+    needed, there = memory_bytes(model, picked, micro_batch_size), runtime.memory_total_bytes()
+    require(
+        picked.device.type != "cpu" or not there or needed <= there,
+        f"{micro_batch_size:,} sequences at once need about {needed / 1e9:,.0f} GB of memory and this machine has "
+        f"{there / 1e9:,.0f}; cut the batch with --micro-batch-size, or take a smaller model",
+    )
 
 
 def _measure(model: GPT, picked: Runtime, micro_batch_size: int) -> float:

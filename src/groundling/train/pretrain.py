@@ -13,20 +13,21 @@ import torch
 
 from groundling import atomicio, dist, runtime
 from groundling.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, save_bundle
-from groundling.config import differences, parse, to_dict, to_toml
+from groundling.config import completed, differences, parse, to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.teacher import TableTeacher, learn, require_teachable
 from groundling.errors import CheckpointError, ConfigError, TrainingError
-from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks
+from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks, require_packages
 from groundling.model.gpt import GPT
 from groundling.runtime import Runtime
 from groundling.sample.generate import SamplingConfig, generate
+from groundling.text.tokenizer import require_unicode
 from groundling.train import rundir
 from groundling.train.average import WeightAverage
 from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, restore
 from groundling.train.compiled import compile_objective
-from groundling.train.estimate import estimate, total_flops
+from groundling.train.estimate import estimate, require_memory, total_flops
 from groundling.train.loop import train
 from groundling.train.optim import Optimizers
 from groundling.train.settings import MAY_CHANGE, PretrainConfig
@@ -83,9 +84,11 @@ class _Run:
         self.console = ConsoleSink(config.steps) if dist.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
+        self._require_place()
         self.corpus = self._prepare_data()
         self.teachers = self._find_teachers()
-        self.resume_from = self._find_checkpoint()  # only now is a run overwritten
+        self._require_workable()
+        self.resume_from = self._find_checkpoint() if config.resume else None
         vocab_size = self.corpus.tokenizer.vocab_size
         self.model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
         torch.manual_seed(config.seed)
@@ -102,6 +105,10 @@ class _Run:
         """Train, and write down what came of it."""
         config = self.config
         self._say_estimate()
+        if not config.resume:  # what could be refused has been: only now is an earlier run removed
+            if dist.is_first():
+                rundir.make_room(config.out_dir)
+            dist.barrier()
         peak = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
         state = self._state()
         if self.resume_from is not None:
@@ -138,14 +145,25 @@ class _Run:
             require_teachable(len(self.corpus.train), self.corpus.tokenizer, how.models)
         return [find_bundle(Path(path)) for path in how.models]
 
-    def _find_checkpoint(self) -> Path | None:
-        """What to go on from, on all ranks the same; or make room for a new run."""
+    def _require_place(self) -> None:
         config = self.config
-        if not config.resume:
-            if dist.is_first():
-                rundir.make_room(config.out_dir, overwrite=config.overwrite)
-            dist.barrier()
-            return None
+        if not config.resume and dist.is_first():
+            rundir.require_room(config.out_dir, overwrite=config.overwrite)
+        dist.barrier()
+
+    def _require_workable(self) -> None:
+        """Refuse what would fail later, when an earlier run was removed or hours of training would be lost."""
+        config = self.config
+        self._batches(teacher=None)
+        if dist.is_first():
+            require_packages(config.sinks)
+        if config.sample_every is not None:
+            require_unicode(config.sample_prompt)
+            self.corpus.tokenizer.encode(config.sample_prompt)
+
+    def _find_checkpoint(self) -> Path:
+        """What to go on from, on all ranks the same."""
+        config = self.config
         if dist.is_first():
             path, passed_over = rundir.find_resumable(config.out_dir)
             for why in passed_over:
@@ -193,7 +211,7 @@ class _Run:
     def _require_same_run(self, record: dict[str, Any], plain: dict[str, Any], data_fingerprint: str) -> None:
         changed = [
             line
-            for line in differences(record["config"], plain)
+            for line in differences(completed(PretrainConfig, record["config"]), plain)
             if not any(line.startswith((f"{name}:", f"{name}.")) for name in MAY_CHANGE)
         ]
         if changed:
@@ -218,12 +236,14 @@ class _Run:
     def _say_estimate(self) -> None:
         config = self.config
         share = config.batch_size // dist.world_size()
+        micro_batch_size = min(config.micro_batch_size or share, share)
+        require_memory(self.model, self.picked, micro_batch_size)
         cost = estimate(
             self.model,
             self.picked,
             n_steps=config.steps,
             batch_size=config.batch_size,
-            micro_batch_size=min(config.micro_batch_size or share, max(1, share)),
+            micro_batch_size=micro_batch_size,
             n_train_tokens=len(self.corpus.train),
         )
         for line in cost.lines():
@@ -240,7 +260,14 @@ class _Run:
         say = self.say if dist.is_first() else lambda _: None
         compile_objective(objective, picked, say)
         optimizers = Optimizers(self.model, config.optim, picked.compute_dtype)
-        batches = Batches(
+        batches = self._batches(self._teacher())
+        average = None if config.average_decay is None else WeightAverage(self.model, config.average_decay)
+        torch.manual_seed(config.seed + dist.rank())  # from here on, dropout: other ranks drop other numbers
+        return TrainState(self.model, dist.wrap(objective), optimizers, batches, average)
+
+    def _batches(self, teacher: TableTeacher | None) -> Batches:
+        config = self.config
+        return Batches(
             self.corpus.train.ids,
             block_size=config.model.block_size,
             batch_size=config.batch_size,
@@ -249,11 +276,8 @@ class _Run:
             seed=config.seed,
             rank=dist.rank(),
             world_size=dist.world_size(),
-            teacher=self._teacher(),
+            teacher=teacher,
         )
-        average = None if config.average_decay is None else WeightAverage(self.model, config.average_decay)
-        torch.manual_seed(config.seed + dist.rank())  # from here on, dropout: other ranks drop other numbers
-        return TrainState(self.model, dist.wrap(objective), optimizers, batches, average)
 
     def _teacher(self) -> TableTeacher | None:
         how, corpus, picked = self.config.teacher, self.corpus, self.picked

@@ -19,6 +19,7 @@ from groundling.train.checkpoint import Checkpoints
 
 FILES = ("run.toml", "env.json", "metrics.jsonl", "summary.json")
 FOLDERS = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
+SPEEDRUN_REPORT = "speedrun.json"
 
 
 @contextmanager
@@ -52,18 +53,22 @@ def has_run(run: Path) -> bool:
     return any((run / name).exists() for name in (*FILES, *FOLDERS))
 
 
-def make_room(run: Path, *, overwrite: bool) -> None:
+def require_room(run: Path, *, overwrite: bool) -> None:
     """Before a new run: the folder has no run in it, or its run may be removed.
 
     Raises:
-        ConfigError: there is one, and nobody said that it may go.
+        ConfigError: there is one, and nobody said that it may go; or there is a speedrun's report.
     """
-    if not has_run(run):
-        return
-    if not overwrite:
+    if (run / SPEEDRUN_REPORT).exists():
+        raise ConfigError(f"{run} holds a speedrun; choose another --out-dir")
+    if has_run(run) and not overwrite:
         raise ConfigError(
             f"{run} already holds a run; go on with it (--resume), remove it (--overwrite), or choose another --out-dir"
         )
+
+
+def make_room(run: Path) -> None:
+    """Remove the run that is in the folder, if there is one; what else lies there stays."""
     atomicio.sweep_temporaries(run)
     for name in FOLDERS:
         if (run / name).exists():

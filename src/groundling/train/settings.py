@@ -94,6 +94,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.sample_tokens >= 0, f"sample_tokens is {self.sample_tokens}; it must be at least 0")
         for name in ("micro_batch_size", "eval_every", "save_every", "sample_every", "patience"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; it must be at least 1, or None")

@@ -7,6 +7,7 @@ once, when they are made. Models that the recipe wants as teachers are trained f
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,9 @@ from groundling.train import rundir
 from groundling.train.settings import PretrainConfig
 from groundling.train.signals import handled_by
 
-REPORT = "speedrun.json"
+REPORT = rundir.SPEEDRUN_REPORT
+RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
+"""Of the folder of one of a speedrun's runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +187,7 @@ def speedrun(config: SpeedrunConfig) -> int:
                 say(f"seed {seed}: {job.run.name}, {job.preset} ...")
                 seconds, code = _run_in_a_process(job.command(), cold=config.cold)
                 if code != 0:
-                    return _unfinished(job.run.name, code)
+                    return _unfinished(job.run.name, code, report)
                 wall_s += seconds
             if not results:
                 _leave_bundle(jobs[-1].run / "bundle", out_dir / "bundle")
@@ -203,7 +206,8 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
     """
     if any((out_dir / name).exists() for name in (*rundir.FILES, "checkpoints")):
         raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
-    left = [path for path in (out_dir / REPORT, out_dir / "bundle", *out_dir.glob("seed-*")) if path.exists()]
+    runs = [path for path in sorted(out_dir.iterdir()) if path.is_dir() and RUN_NAME.fullmatch(path.name)]
+    left = [path for path in (out_dir / REPORT, out_dir / "bundle", *runs) if path.exists()]
     if left and not overwrite:
         raise ConfigError(f"{left[0]} is there already; remove it (--overwrite), or choose another --out-dir")
     for path in left:  # the report first: what it promises is there, or it is gone
@@ -213,23 +217,27 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
     """The seconds that a command took from its start to its end, and its exit code.
 
-    A signal that asks us to stop goes on to the command, which then ends in its own way.
+    A signal that asks us to stop goes on to the command, which then ends in its own way; if it came too late to stop
+    that, the code still says that we were asked.
     """
     with _compiler_cache(cold=cold) as environment:
         start = time.perf_counter()
         process: subprocess.Popen[bytes] | None = None
-        early: list[int] = []  # signals that came before there was a process to tell
+        came: list[int] = []
+        early: list[int] = []  # those that came before there was a process to tell
 
         def pass_on(number: int, _: object) -> None:
+            came.append(number)
             early.append(number) if process is None else process.send_signal(number)
 
         # SIGTERM goes on to the process; Ctrl-C reaches it without us, from the terminal.
-        with handled_by(sigterm=pass_on, sigint=lambda *_: None):
+        with handled_by(sigterm=pass_on, sigint=lambda number, _: came.append(number)):
             process = subprocess.Popen(command, env=environment)
             for number in early:
                 process.send_signal(number)
             code = process.wait()
-        return time.perf_counter() - start, 128 - code if code < 0 else code
+        code = 128 - code if code < 0 else code
+        return time.perf_counter() - start, code or (128 + came[0] if came else 0)
 
 
 @contextmanager
@@ -242,9 +250,10 @@ def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
         yield {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
 
 
-def _unfinished(run: str, code: int) -> int:
+def _unfinished(run: str, code: int, report: Path) -> int:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        say(f"stopped as asked in {run}; seeds that were done before are in {REPORT}")
+        done = f"the seeds that were done before are in {report}" if report.exists() else "no seed was done"
+        say(f"the speedrun was stopped as asked in {run}; {done}; --overwrite begins it anew")
         return code
     raise TrainingError(f"{run} ended with exit code {code}; what it said stands above")
 

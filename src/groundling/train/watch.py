@@ -84,12 +84,12 @@ class RunWatcher(Watcher):
             return
         if self.plan.due(self.plan.eval_every, step) and progress.evaluated_step != step:
             self._evaluate(state)
+        if self.plan.due(self.plan.save_every, step) or self._reason(state) or self._asked_to_stop:
+            self._save_once(state)
         if self.plan.due(self.plan.sample_every, step) and self._sampled_at != step and dist.is_first():
             self._sampled_at = step
             with state.ready_to_judge():
                 self.say(self._speak())
-        if self.plan.due(self.plan.save_every, step) or self._reason(state) or self._asked_to_stop:
-            self._save_once(state)
 
     def reason_to_stop(self, state: TrainState) -> str | None:
         """A signal, or no progress for `patience` evaluations."""
