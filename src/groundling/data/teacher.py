@@ -30,6 +30,7 @@ MOST_BYTES = 4 << 30
 BYTES_TO_COUNT, BYTES_TO_ASK = 14, 6
 """For each token and entry of the vocabulary, the most that is held while a table is made of counts or of models."""
 TOKENS_AT_ONCE, MOST_SCORES = 8192, 1 << 22
+"""What a model is asked at a time: at most so many tokens, and scores of entries of the vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)

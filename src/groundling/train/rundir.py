@@ -69,6 +69,8 @@ def require_room(run: Path, *, overwrite: bool) -> None:
 
 def make_room(run: Path) -> None:
     """Remove the run that is in the folder, if there is one; what else lies there stays."""
+    if not has_run(run):
+        return
     atomicio.sweep_temporaries(run)
     for name in FOLDERS:
         if (run / name).exists():
