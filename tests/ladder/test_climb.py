@@ -42,7 +42,7 @@ def corpus(story):
 def test_a_rung_learns(name, corpus):
     result = train_rung(name, steps=60, corpus=corpus)
     steps, losses = zip(*result.val_losses, strict=True)
-    assert steps == tuple(range(0, 61, 6))
+    assert steps == (0, 2, 7, 15, 27, 42, 60)
     assert losses[-1] < losses[0] - 0.2
     assert result.val_loss == losses[-1] == whole_split_loss(result.model, corpus.val.ids, 8)
     assert result.val_loss_random_batches == pytest.approx(result.val_loss, abs=0.1)
@@ -56,7 +56,7 @@ def test_a_rung_learns(name, corpus):
 def test_the_losses_on_the_way_are_means_of_all_steps(corpus):
     result = train_rung("s1", steps=200, corpus=corpus)
     assert [step for step, _ in result.losses] == list(range(2, 201, 2))
-    assert [step for step, _ in result.val_losses] == list(range(0, 201, 20))
+    assert [step for step, _ in result.val_losses] == [0, 6, 22, 50, 89, 139, 200]
 
 
 def test_it_is_the_lectures_own_loop(corpus):

@@ -116,19 +116,21 @@ class _Curves(Watcher):
     """Keeps the losses of a rung on its way, and counts only the time of training."""
 
     def __init__(self, n_steps: int, evaluate: Callable[[], float]) -> None:
-        self.n_steps, self.every, self.evaluate = n_steps, max(1, n_steps // 10), evaluate
+        # Ever further apart, as a curve flattens: the whole split takes as long as seventy steps of a small rung.
+        self.evaluated_steps = {round(n_steps * (k / 6) ** 2) for k in range(7)}
+        self.evaluate, self._record_every = evaluate, max(1, n_steps // 100)
         self.losses: list[tuple[int, float]] = []
         self.val_losses: list[tuple[int, float]] = []
         self._since: list[float] = []
 
     def before_step(self, state: TrainState) -> None:
         step = state.progress.step
-        if step % self.every == 0 or step == self.n_steps:
+        if step in self.evaluated_steps:
             self.val_losses.append((step, self.evaluate()))
 
     def after_step(self, state: TrainState, stats: StepStats) -> None:
         self._since.append(stats.loss)
-        if len(self._since) == max(1, self.every // 10):
+        if len(self._since) == self._record_every:
             self.losses.append((state.progress.step, sum(self._since) / len(self._since)))
             self._since.clear()
 
