@@ -17,6 +17,9 @@ from groundling import dist
 from groundling.data.batches import Batch, RandomOffsets, Tokens, whole_split, windows
 from groundling.model.loss import loss_sum
 
+TOKENS_AT_ONCE = 8192
+"""What a model is given at a time: enough that the cost of calling it does not count."""
+
 
 class Interrupted(Exception):  # noqa: N818
     """An evaluation was given up, because the process was asked to stop."""
@@ -64,8 +67,7 @@ def whole_split_loss(
     Raises:
         Interrupted: `asked_to_stop` became true.
     """
-    batch_size = max(1, 8192 // block_size)
-    batches = whole_split(tokens, block_size, batch_size, dist.rank(), dist.world_size())
+    batches = whole_split(tokens, block_size, max(1, TOKENS_AT_ONCE // block_size), dist.rank(), dist.world_size())
     return mean_loss(model, batches, autocast, asked_to_stop)
 
 
@@ -75,8 +77,9 @@ def random_batches_loss(
     """The lecture's estimate: the mean over batches from random places of the split, from a generator of its own."""
     offset_of = RandomOffsets(len(tokens), block_size, seed)
     samples = range(n_batches * batch_size)
+    n_windows = max(1, TOKENS_AT_ONCE // block_size)  # batches of one size: the mean of their means is the mean of all
     batches = (
-        windows(tokens, [offset_of(i) for i in samples[first : first + batch_size]], block_size)
-        for first in samples[::batch_size]
+        windows(tokens, [offset_of(i) for i in samples[first : first + n_windows]], block_size)
+        for first in samples[::n_windows]
     )
     return mean_loss(model, batches)
