@@ -157,7 +157,7 @@ def test_without_a_memory_all_neurons_of_an_update_get_the_same_length(shape):
     torch.testing.assert_close(updates_NRC.norm(dim=(1, 2)), before)
 
 
-@pytest.mark.parametrize("shape", [(24, 8), (8, 24)], ids=str)
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8), (12, 5), (5, 12)], ids=str)
 def test_neurons_are_evened_out_square_by_square(shape):
     """A matrix of squares, and the squares as matrices of their own: the same weights after three steps."""
     (weight,) = randoms(shape, seed=0)
