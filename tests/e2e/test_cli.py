@@ -12,7 +12,12 @@ import pytest
 import groundling
 from groundling import cli
 
-SUB_COMMANDS = {"data": ("list", "get"), "tokenizer": ("train", "show", "compare")}
+SUB_COMMANDS = {
+    "data": ("list", "get"),
+    "tokenizer": ("train", "show", "compare"),
+    "export": ("hf", "gguf"),
+    "import": ("hf", "nanogpt"),
+}
 VERBS = [
     *((verb,) for verb in cli.VERBS),
     *((verb, name) for verb, names in SUB_COMMANDS.items() for name in names),

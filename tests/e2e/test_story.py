@@ -10,7 +10,7 @@ import pytest
 
 from groundling import generate, load_bundle, stream
 from groundling.log import read_records
-from groundling.sample.generate import SamplingConfig
+from groundling.sample.choose import SamplingConfig
 
 pytestmark = pytest.mark.slow
 SMALL = """

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 
 from groundling.bundle import Bundle
 from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample.generate import (
-    SamplingConfig,
-    generate,
-    generate_batch,
-    generate_ids,
-    row_generator,
-    stream,
-    window_start,
-)
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import Engine
+from groundling.sample.generate import generate, generate_batch, generate_ids, stream
+from groundling.sample.sequences import row_generator, window_start
 from groundling.text.tokenizer import CharTokenizer
 
 BASE = GPTConfig(n_layer=2, n_head=4, n_embd=16, block_size=8, vocab_size=11)
@@ -120,15 +115,17 @@ def test_greedy_is_the_argmax_of_the_whole_window():
         tokens.append(token)
 
 
-@pytest.mark.parametrize("n_prompt", [1, 8, 13])
+@pytest.mark.parametrize("n_slots", [1, 3, 6])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_a_sample_in_a_batch_is_the_same_sample_alone(config, n_prompt):
+def test_a_sample_in_a_crowd_is_the_same_sample_alone(config, n_slots):
+    """Prompts of different lengths, which start and end at different times, in fewer slots than they are."""
     gpt = make_gpt(config)
     sampling = SamplingConfig(max_new_tokens=25, temperature=1.5, top_k=7, top_p=0.95, min_p=0.01, seed=5)
-    together = list(zip(*generate_batch(gpt, prompt_of(n_prompt), sampling, 4), strict=True))
-    alone = [tuple(generate_ids(gpt, prompt_of(n_prompt), sampling, row_generator(5, row))) for row in range(4)]
+    prompts = [prompt_of(n) for n in (1, 8, 13, 13, 3, 20)]
+    together = generate_batch(Engine(gpt, n_slots=n_slots), prompts, sampling)
+    alone = [list(generate_ids(gpt, prompt, sampling, row_generator(5, row))) for row, prompt in enumerate(prompts)]
     assert together == alone
-    assert len(set(together)) == 4, "samples that are all alike would prove nothing"
+    assert len(set(map(tuple, together))) == 6, "samples that are all alike would prove nothing"
 
 
 def test_rows_and_seeds_have_generators_of_their_own():

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from groundling.bundle import Bundle
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample.generate import (
-    SamplingConfig,
-    generate,
-    generate_batch,
-    generate_ids,
-    row_generator,
-    stream,
-    stream_batch,
-)
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import Engine
+from groundling.sample.generate import generate, generate_batch, generate_ids, stream, stream_batch, text_engine
+from groundling.sample.sequences import row_generator
 from groundling.sample.stop import TextStream
 from groundling.text.tokenizer import BytePieces, CharTokenizer
 
@@ -67,6 +62,13 @@ class Recites(nn.Module):
         ({"min_p": math.nan}, "min_p is nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
+        ({"typical_p": 0.0}, "typical_p is 0.0"),
+        ({"presence_penalty": math.nan}, "presence_penalty is nan"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty is inf"),
+        ({"logit_bias": {1: math.nan}}, "logit_bias is "),
+        ({"logit_bias": {1: math.inf}}, "logit_bias is "),
+        ({"logit_bias": {11: 1.0}}, r"logit_bias has ids \[11\]; there are only 0 to 10"),
+        ({"logprobs": -1}, "logprobs is -1"),
         ({"stop": ("a", "")}, "stop is "),
         ({"stop": "a"}, "stop is 'a'"),
     ],
@@ -174,8 +176,8 @@ def test_draws_follow_the_probabilities():
     with torch.no_grad():
         model.logits_TV.copy_(probs.log())
     sampling = SamplingConfig(max_new_tokens=1, temperature=1.0)
-    (drawn,) = generate_batch(model, [0], sampling, 4000)
-    counts = torch.bincount(torch.tensor(drawn), minlength=4)
+    drawn = generate_batch(Engine(model, n_slots=100), [[0]] * 4000, sampling)
+    counts = torch.bincount(torch.tensor(drawn).flatten(), minlength=4)
     assert ((counts - 4000 * probs) ** 2 / (4000 * probs)).sum() < 16.3
 
 
@@ -237,15 +239,16 @@ def test_generation_ends_with_the_stop_string():
     assert model.n_asked == len("abc abd"), "after the stop string the model is not asked again"
 
 
-def test_each_sample_stops_for_itself_and_the_batch_when_all_have(bundle):
+def test_each_sample_stops_for_itself_and_the_next_takes_its_place(bundle):
     sampling = SamplingConfig(max_new_tokens=300, temperature=1.5, stop=("a",), seed=11)
-    steps = list(stream_batch(bundle, "b", sampling, 5))
-    texts = ["".join(pieces) for pieces in zip(*steps, strict=True)]
-    assert texts == [
-        told([SYMBOLS[i] for i in generate_ids(bundle.model, [4], sampling, row_generator(11, row), 11)], ("a",))
-        for row in range(5)
-    ]
-    assert len(steps) == max(map(len, texts)) + 2, "up to the last stop string, and what was held back"
+    alone = [list(generate_ids(bundle.model, [4], sampling, row_generator(11, row), 11)) for row in range(5)]
+    for n_slots in (1, 2, 5):
+        engine = text_engine(bundle, n_slots=n_slots)
+        texts = [""] * 5
+        for number, piece in stream_batch(engine, bundle.tokenizer, "b", sampling, 5):
+            texts[number] += piece
+        assert texts == [told([SYMBOLS[i] for i in ids], ("a",)) for ids in alone]
+        assert engine.counts.generated == sum(map(len, texts)) + 5, "nobody goes on after its stop string"
 
 
 def test_half_a_character_is_held_back_until_its_other_half_comes():

@@ -13,8 +13,9 @@ from torch import nn
 from groundling.bundle import load_bundle, save_bundle
 from groundling.cli import main
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.sample.choose import SamplingConfig
 from groundling.sample.cli import SEPARATOR
-from groundling.sample.generate import SamplingConfig, generate, stream_batch
+from groundling.sample.generate import generate, generate_batch, text_engine
 from groundling.text.tokenizer import CharTokenizer
 
 COMMAND = [sys.executable, "-m", "groundling", "sample"]
@@ -61,8 +62,9 @@ def test_it_goes_on_from_the_prompt(folder, bundle, capsys):
 
 def test_several_samples_are_separated_by_a_line(folder, bundle, capsys):
     assert main(["sample", str(folder), "--prompt", "a", "--num-samples", "3", "--max-new-tokens", "9"]) == 0
-    steps = stream_batch(bundle, "a", SamplingConfig(max_new_tokens=9), 3)
-    texts = ["a" + "".join(pieces) for pieces in zip(*steps, strict=True)]
+    tokenizer = bundle.tokenizer
+    samples = generate_batch(text_engine(bundle), [tokenizer.encode("a")] * 3, SamplingConfig(max_new_tokens=9))
+    texts = ["a" + tokenizer.decode(ids) for ids in samples]
     assert capsys.readouterr().out == f"\n{SEPARATOR}\n".join(texts) + "\n"
 
 

@@ -28,7 +28,9 @@ from groundling.ladder.rungs import RUNGS, Rung, find_rung
 from groundling.ladder.side_by_side import n_cores, side_by_side
 from groundling.log import print_table, say
 from groundling.runtime import RuntimeConfig
-from groundling.sample.generate import SamplingConfig, generate_ids, row_generator
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.generate import generate_ids
+from groundling.sample.sequences import row_generator
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.compiled import compile_objective
 from groundling.train.loop import Watcher, train

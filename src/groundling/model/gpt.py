@@ -121,13 +121,15 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x_BTC: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, _ = x_BTC.shape
-        start = cache.length if cache is not None else 0
+        places = cache.places(T) if cache is not None else slice(0, T)
         qkv_BTHD = self.c_attn(x_BTC).view(B, T, -1, self.head_size)
         q, k, v = qkv_BTHD.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=2)
-        q_BHTD = self.rotate(self.q_norm(q).transpose(1, 2), start)
-        k_BHSD = self.rotate(self.k_norm(k).transpose(1, 2), start)
+        q_BHTD = self.rotate(self.q_norm(q).transpose(1, 2), places)
+        k_BHSD = self.rotate(self.k_norm(k).transpose(1, 2), places)
         v_BHSD = v.transpose(1, 2)
+        mask = None
         if cache is not None:
+            mask = cache.mask(T)
             k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
         if self.n_kv_head != self.n_head:
             group = self.n_head // self.n_kv_head
@@ -136,21 +138,9 @@ class CausalSelfAttention(nn.Module):
             y_BHTD = self.attend(q_BHTD, k_BHSD, v_BHSD, self.dropout)
         else:
             y_BHTD = F.scaled_dot_product_attention(
-                q_BHTD,
-                k_BHSD,
-                v_BHSD,
-                attn_mask=_late_causal_mask(T, start, x_BTC.device) if start and T > 1 else None,
-                is_causal=start == 0 and T > 1,
+                q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=mask is None and T > 1
             )
         return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
-
-
-def _late_causal_mask(n_new: int, n_read: int, device: torch.device) -> Tensor:
-    """True where new position t may look: at all that was read before, and at the new ones up to itself (TS).
-
-    `is_causal=True` would align its triangle to the upper left corner, which is wrong once something was read.
-    """
-    return torch.ones(n_new, n_read + n_new, dtype=torch.bool, device=device).tril(n_read)
 
 
 class Block(nn.Module):
@@ -245,10 +235,11 @@ class GPT(nn.Module):
             ValueError: the positions read and new are more than `block_size`.
         """
         T = idx_BT.size(1)
-        start = cache.length if cache is not None else 0
-        if start + T > self.config.block_size:
-            raise ValueError(f"{start} + {T} positions do not fit into a block_size of {self.config.block_size}")
-        x_BTC = self.drop(self.positions(self.wte(idx_BT), start))
+        n_read = cache.length if cache is not None else 0
+        if n_read + T > self.config.block_size:
+            raise ValueError(f"{n_read} + {T} positions do not fit into a block_size of {self.config.block_size}")
+        places = cache.places(T) if cache is not None else slice(0, T)
+        x_BTC = self.drop(self.positions(self.wte(idx_BT), places))
         for block in self.h:
             x_BTC = block(x_BTC, cache)
         if cache is not None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from groundling.model.cache import Places
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Losses and softmaxes are summed in float32 or better: a bfloat16 sum stops growing after a few hundred terms."""
@@ -81,15 +83,15 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.wpe = nn.Embedding(block_size, n_embd)
 
-    def forward(self, x_BTC: Tensor, start: int) -> Tensor:
-        """Add the vectors of places `start` to `start + T`."""
-        return x_BTC + self.wpe.weight[start : start + x_BTC.size(1)]
+    def forward(self, x_BTC: Tensor, places: Places) -> Tensor:
+        """Add the vectors of the places."""
+        return x_BTC + self.wpe.weight[places]
 
 
 class Unchanged(nn.Module):
     """Stands where a model adds nothing: a rotary model puts no positions into the stream."""
 
-    def forward(self, x_BTC: Tensor, start: int) -> Tensor:  # noqa: ARG002
+    def forward(self, x_BTC: Tensor, places: Places) -> Tensor:  # noqa: ARG002
         """Return the stream as it is."""
         return x_BTC
 
@@ -111,19 +113,18 @@ class Rotary(nn.Module):
         self.register_buffer("cos_TP", angles_TP.cos().float(), persistent=False)
         self.register_buffer("sin_TP", angles_TP.sin().float(), persistent=False)
 
-    def forward(self, x_BHTD: Tensor, start: int) -> Tensor:
-        """Turn the places `start` to `start + T`."""
-        end = start + x_BHTD.size(2)
-        cos_TP, sin_TP = self.cos_TP[start:end], self.sin_TP[start:end]
+    def forward(self, x_BHTD: Tensor, places: Places) -> Tensor:
+        """Turn each position by the angles of its place."""
+        cos_HTP, sin_HTP = self.cos_TP[places].unsqueeze(-3), self.sin_TP[places].unsqueeze(-3)  # one for all heads
         # Taken apart and put together by a view, whose gradient is a view: that of `chunk` and `cat` is padding.
         left_BHTP, right_BHTP = x_BHTD.reshape(*x_BHTD.shape[:-1], 2, -1).unbind(-2)
-        turned = (left_BHTP * cos_TP - right_BHTP * sin_TP, right_BHTP * cos_TP + left_BHTP * sin_TP)
+        turned = (left_BHTP * cos_HTP - right_BHTP * sin_HTP, right_BHTP * cos_HTP + left_BHTP * sin_HTP)
         return torch.stack(turned, dim=-2).flatten(-2).type_as(x_BHTD)
 
 
 class Unrotated(nn.Module):
     """Stands where a model with learned positions does not turn its queries and keys."""
 
-    def forward(self, x_BHTD: Tensor, start: int) -> Tensor:  # noqa: ARG002
+    def forward(self, x_BHTD: Tensor, places: Places) -> Tensor:  # noqa: ARG002
         """Return queries or keys as they are."""
         return x_BHTD

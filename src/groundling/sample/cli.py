@@ -2,19 +2,25 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
-from groundling.bundle import Bundle, load_bundle
+from groundling.bundle import load_bundle
 from groundling.config import parse
 from groundling.errors import DataError, require
+from groundling.log import say
 from groundling.runtime import pick_device
-from groundling.sample.generate import SamplingConfig, stream_batch
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import Counts, DecodeConfig
+from groundling.sample.generate import stream_batch, text_engine
 from groundling.text.tokenizer import require_unicode
 
 SEPARATOR = "-" * 15
+MOST_AT_ONCE = 64
+"""Samples that are decoded together; each takes its share of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +37,10 @@ class Config:
     """Of a run: best, last, or a step."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
+    draft: str | None = None
+    """A smaller model with the same tokenizer, which guesses ahead; see speculate."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)
+    decode: tyro.conf.OmitArgPrefixes[DecodeConfig] = field(default_factory=DecodeConfig)
 
     def __post_init__(self) -> None:
         require(self.num_samples >= 1, f"num_samples is {self.num_samples}; it must be at least 1")
@@ -40,14 +49,24 @@ class Config:
 def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
     config = parse(Config, argv, "groundling sample")
-    bundle = load_bundle(config.path, pick_device(config.device), checkpoint=config.checkpoint)
+    device = pick_device(config.device)
+    bundle = load_bundle(config.path, device, checkpoint=config.checkpoint)
+    draft = load_bundle(config.draft, device) if config.draft is not None else None
     prompt = _read_prompt(config.prompt)
     start = time.perf_counter()
-    n_tokens = _speak(bundle, prompt, config)
+    n_slots = min(config.num_samples, MOST_AT_ONCE)
+    engine = text_engine(bundle, config.decode, n_slots, draft, say=say)
+    _speak(stream_batch(engine, bundle.tokenizer, prompt, config.sampling, config.num_samples), prompt, config)
     if sys.stderr.isatty():
-        seconds = time.perf_counter() - start
-        print(f"{n_tokens} tokens in {seconds:.1f} s: {n_tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+        print(_summary(engine.counts, time.perf_counter() - start), file=sys.stderr)
     return 0
+
+
+def _summary(counts: Counts, seconds: float) -> str:
+    text = f"{counts.generated} tokens in {seconds:.1f} s: {counts.generated / seconds:,.0f} tokens/s"
+    if counts.guessed:
+        text += f"; {counts.right / counts.guessed:.0%} of {counts.guessed} guesses were right"
+    return text
 
 
 def _read_prompt(prompt: str) -> str:
@@ -65,19 +84,16 @@ def _read_prompt(prompt: str) -> str:
         raise DataError(f"the prompt on stdin is not UTF-8: byte {error.start}; convert it first") from error
 
 
-def _speak(bundle: Bundle, prompt: str, config: Config) -> int:
-    """Print the prompt and each sample, the first as it comes; return the number of generated tokens."""
-    steps = stream_batch(bundle, prompt, config.sampling, config.num_samples)
+def _speak(pieces: Iterator[tuple[int, str]], prompt: str, config: Config) -> None:
+    """Print the prompt and each sample, the first as it comes."""
     print(prompt, end="", flush=True)
     others: list[list[str]] = [[] for _ in range(config.num_samples - 1)]
-    n_steps = -1  # the last step is text that was held back
-    for piece, *rest in steps:
-        n_steps += 1
-        print(piece, end="", flush=True)
-        for pieces, other_piece in zip(others, rest, strict=True):
-            pieces.append(other_piece)
+    for number, piece in pieces:
+        if number == 0:
+            print(piece, end="", flush=True)
+        else:
+            others[number - 1].append(piece)
     print()
-    for pieces in others:
+    for other in others:
         print(SEPARATOR)
-        print(prompt + "".join(pieces))
-    return n_steps * config.num_samples
+        print(prompt + "".join(other))

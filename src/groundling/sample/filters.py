@@ -2,10 +2,11 @@
 
 All are pure, keep at least one token of each row, and prefer the lower id where scores are equal.
 
-Shapes: B samples, V vocabulary, N tokens of the context.
+Shapes: B samples, V vocabulary.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -32,21 +33,35 @@ def require_scores(logits_BV: Tensor) -> Tensor:
 
 
 def below(logits_BV: Tensor, n_ids: int) -> Tensor:
-    """Drop the ids from `n_ids` on: a model's vocabulary may be padded beyond its tokenizer's."""
-    if n_ids >= logits_BV.size(-1):
+    """Only the ids below `n_ids`: a model's vocabulary may be padded beyond its tokenizer's."""
+    return logits_BV[:, :n_ids]
+
+
+def logit_bias(logits_BV: Tensor, bias: Mapping[int, float]) -> Tensor:
+    """Add to the scores of some ids; -inf forbids one."""
+    if not bias:
         return logits_BV
-    return logits_BV.index_fill(-1, torch.arange(n_ids, logits_BV.size(-1), device=logits_BV.device), DROPPED)
+    bias_V = torch.zeros_like(logits_BV[0])
+    bias_V[list(bias)] = torch.tensor(list(bias.values()), dtype=bias_V.dtype, device=bias_V.device)
+    return logits_BV + bias_V
 
 
-def repetition_penalty(logits_BV: Tensor, context_BN: Tensor, penalty: float) -> Tensor:
-    """Make what the context already holds less likely (above 1) or more (below 1): arXiv:1909.05858, section 4.1.
+def repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Make the tokens that were seen less likely (above 1) or more (below 1): arXiv:1909.05858, section 4.1.
 
     A positive score is divided and a negative one multiplied: dividing both would reward the unlikely.
     """
-    if penalty == 1 or context_BN.size(-1) == 0:
+    if penalty == 1:
         return logits_BV
-    seen_BN = logits_BV.gather(-1, context_BN)
-    return logits_BV.scatter(-1, context_BN, torch.where(seen_BN > 0, seen_BN / penalty, seen_BN * penalty))
+    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+
+
+def count_penalties(logits_BV: Tensor, counts_BV: Tensor, presence: float, frequency: float) -> Tensor:
+    """Take `presence` once from each token that occurred, and `frequency` for each time it did."""
+    if presence == 0 and frequency == 0:
+        return logits_BV
+    counts_BV = counts_BV.type_as(logits_BV)
+    return logits_BV - presence * counts_BV.clamp(max=1) - frequency * counts_BV
 
 
 def greedy(logits_BV: Tensor) -> Tensor:
@@ -88,3 +103,32 @@ def min_p(logits_BV: Tensor, p: float) -> Tensor:
     if p == 0:
         return logits_BV
     return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(p), DROPPED)
+
+
+def typical_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Keep the fewest tokens whose probabilities reach `p` together, those first that surprise most as expected:
+    whose surprise is nearest to the distribution's entropy (locally typical sampling, arXiv:2202.00666).
+    """
+    if p >= 1:
+        return logits_BV
+    logprobs_BV = logits_BV.log_softmax(-1)
+    probs_BV = logprobs_BV.exp()
+    entropy_B1 = -(probs_BV * logprobs_BV).nan_to_num(0.0).sum(-1, keepdim=True)  # a dropped one adds nothing
+    order_BV = (entropy_B1 + logprobs_BV).abs().sort(dim=-1, stable=True).indices
+    sorted_BV = probs_BV.gather(-1, order_BV)
+    reached_before_BV = (sorted_BV.cumsum(-1) - sorted_BV) >= p
+    reached_before_BV[:, 0] = False
+    return logits_BV.masked_fill(torch.zeros_like(reached_before_BV).scatter(-1, order_BV, reached_before_BV), DROPPED)
+
+
+def race(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
+    """Draw an id of each row (B) by the race of exponential clocks: id i wins with its probability exactly.
+
+    All that is random is in the noise, and the winner mostly stays when the scores change a little: so two models that
+    share it mostly draw the same. A dropped id never wins.
+
+    Args:
+        logits_BV: after all filters.
+        noise_BV: draws from the exponential distribution, above 0.
+    """
+    return (logits_BV.softmax(-1) / noise_BV).argmax(-1)

@@ -21,7 +21,8 @@ from groundling.errors import CheckpointError, ConfigError, TrainingError
 from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks, require_packages
 from groundling.model.gpt import GPT
 from groundling.runtime import Runtime
-from groundling.sample.generate import SamplingConfig, generate
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.generate import generate
 from groundling.text.tokenizer import require_unicode
 from groundling.train import rundir
 from groundling.train.average import WeightAverage

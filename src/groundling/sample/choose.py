@@ -1,0 +1,149 @@
+"""How the next token is chosen: the settings, and the one function from scores and noise to ids.
+
+Shapes: B rows, each a position to be chosen for, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import tyro
+from torch import Tensor
+
+from groundling.errors import require
+from groundling.sample import filters
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen, and when to stop."""
+
+    max_new_tokens: int = 500
+    """Tokens to generate, if no stop string comes first."""
+    temperature: float = 0.8
+    """Below 1 sharper, above 1 wilder; 0 always takes the best token."""
+    top_k: int | None = None
+    """Draw from this many best tokens; None: from all."""
+    top_p: float = 1.0
+    """Draw from the fewest best tokens whose probabilities reach this together; 1: from all."""
+    min_p: float = 0.0
+    """Draw from the tokens at least this many times as likely as the best one; 0: from all."""
+    typical_p: float = 1.0
+    """Draw from the fewest tokens of about the expected surprise whose probabilities reach this; 1: from all."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that the model still sees become less likely; 1: off."""
+    presence_penalty: float = 0.0
+    """Taken from the score of each token that was generated already."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's score for each time it was generated."""
+    logit_bias: tyro.conf.Suppress[Mapping[int, float]] = field(default_factory=dict)
+    """Added to the scores of some ids; -inf forbids one."""
+    logprobs: tyro.conf.Suppress[int | None] = None
+    """Tell each token's log-probability before all filters, and so many likely others'; None: do not."""
+    seed: int = 1337
+    """The same seed, prompt and model give the same text."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, holds: bool, expected: str) -> None:
+            require(holds, f"{name} is {getattr(self, name)!r}; it must be {expected}")
+
+        check("max_new_tokens", self.max_new_tokens >= 0, "at least 0")
+        check("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a number of at least 0")
+        check("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None")
+        check("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        check("min_p", 0 <= self.min_p < 1, "at least 0 and below 1")
+        check("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1")
+        penalty = self.repetition_penalty
+        check("repetition_penalty", math.isfinite(penalty) and penalty > 0, "a number above 0")
+        check("presence_penalty", math.isfinite(self.presence_penalty), "a number")
+        check("frequency_penalty", math.isfinite(self.frequency_penalty), "a number")
+        biases = self.logit_bias.values()
+        check("logit_bias", all(not math.isnan(b) and b < math.inf for b in biases), "numbers, or -inf, by id")
+        check("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0, or None")
+        check("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of strings that are not empty")
+
+    def way_of_choosing(self) -> tuple[object, ...]:
+        """Equal for configs that turn the same scores into the same distribution."""
+        return (
+            *(self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p),
+            *(self.repetition_penalty, self.presence_penalty, self.frequency_penalty),
+            tuple(sorted(self.logit_bias.items())),
+        )
+
+    def looks_back(self) -> bool:
+        """Whether a choice depends on earlier tokens by more than the model's scores."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+class Token(NamedTuple):
+    """A chosen token."""
+
+    id: int
+    logprob: float | None = None
+    """Of the model itself, before all filters, if it was asked for."""
+    likely: tuple[tuple[int, float], ...] = ()
+    """The likeliest ids and their log-probabilities, best first, as many as were asked for."""
+
+
+class Context(NamedTuple):
+    """What a row's choice may depend on beside its scores."""
+
+    window: Sequence[int]
+    """What the model sees."""
+    counts_V: Tensor
+    """How often each id was generated so far."""
+
+
+def adjust(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context]) -> Tensor:
+    """The scores whose softmax the next ids are drawn from: bias, penalties, temperature, then what may be drawn.
+
+    Args:
+        logits_BV: finite where it matters, in float32 or float64.
+        config: its temperature is above 0; `choose` does without it otherwise.
+        contexts: of each row; looked at only if `config.looks_back()`.
+    """
+    logits_BV = filters.temperature(_penalized(logits_BV, config, contexts), config.temperature)
+    if config.top_k is not None:
+        logits_BV = filters.top_k(logits_BV, config.top_k)
+    logits_BV = filters.typical_p(logits_BV, config.typical_p)
+    return filters.min_p(filters.top_p(logits_BV, config.top_p), config.min_p)
+
+
+def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context], noise_BV: Tensor | None) -> Tensor:
+    """The next id of each row (B).
+
+    Args:
+        logits_BV: as the model gave them, in float32 or float64.
+        config: how to choose.
+        contexts: of each row.
+        noise_BV: exponential draws; None with temperature 0.
+
+    Raises:
+        CheckpointError: the scores are not finite.
+    """
+    filters.require_scores(logits_BV)
+    if noise_BV is None:
+        return filters.greedy(_penalized(logits_BV, config, contexts))
+    return filters.race(adjust(logits_BV, config, contexts), noise_BV)
+
+
+def _penalized(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context]) -> Tensor:
+    logits_BV = filters.logit_bias(logits_BV, config.logit_bias)
+    if not config.looks_back():
+        return logits_BV
+    V = logits_BV.size(-1)
+    seen_BV = torch.stack([torch.tensor(context.window).bincount(minlength=V)[:V] > 0 for context in contexts])
+    counts_BV = torch.stack([context.counts_V for context in contexts])
+    logits_BV = filters.repetition_penalty(logits_BV, seen_BV, config.repetition_penalty)
+    return filters.count_penalties(logits_BV, counts_BV, config.presence_penalty, config.frequency_penalty)
+
+
+def with_logprobs(id: int, logits_V: Tensor, n_likely: int) -> Token:
+    """The chosen token with what the model itself thought of it, and of the likeliest."""
+    logprobs_V = logits_V.log_softmax(-1)
+    best = logprobs_V.topk(min(n_likely, len(logprobs_V)))
+    return Token(id, logprobs_V[id].item(), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))

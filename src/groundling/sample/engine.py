@@ -1,0 +1,280 @@
+"""The one way to decode: prompts are read once, then each step gives every running sample a token or more.
+
+Samples start and stop independently (continuous batching) and share nothing but the work: each has its own random
+numbers and its own slot in the cache. What several prompts begin with is read once. A drafter may guess tokens ahead;
+those that turn out to be what would have been chosen anyway are taken together (`sample/draft.py`).
+
+Going on past `block_size`: a model sees a window of at most `block_size` tokens. While all fit, it sees all; when the
+window is full, its older half is dropped and generation goes on (`window_start`). With a cache this costs one reading
+of the kept half, and then again one position a token; cropping one token each time would cost a whole window a token,
+because every position in it would change.
+
+Shapes: R rows, each a position whose next token is to be chosen, V vocabulary.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from groundling.errors import ConfigError, require
+from groundling.model.gpt import GPT
+from groundling.runtime import unwrap
+from groundling.sample.backend import Backend, Native
+from groundling.sample.choose import SamplingConfig, Token, choose, with_logprobs
+from groundling.sample.draft import Drafter, ModelDrafter, PromptLookup
+from groundling.sample.quantize import Weights
+from groundling.sample.sequences import Lane, Sample, common_length
+
+WORTH_WAITING = 8
+"""Tokens that a prompt shares with one that is read in this step, for which it waits until it can copy them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How the model is read. Of these, only `weights` changes what it says."""
+
+    weights: Weights = "float32"
+    """Precision of the matrices: bfloat16 and int8 are smaller and faster, and nearly as good."""
+    native: Native = "auto"
+    """Decode by compiled code: as soon as there is some (auto), wait for it (on), or never (off)."""
+    speculate: int = 0
+    """Tokens to guess ahead in each step, from the text itself or by a draft model."""
+
+    def __post_init__(self) -> None:
+        require(self.speculate >= 0, f"speculate is {self.speculate}; it must be at least 0")
+
+
+@dataclass
+class Counts:
+    """What an engine has done so far."""
+
+    steps: int = 0
+    read: int = 0
+    """Positions read, of prompts, guesses and chosen tokens."""
+    reused: int = 0
+    """Positions of prompts that were not read, since another had begun alike."""
+    generated: int = 0
+    guessed: int = 0
+    right: int = 0
+    """Guesses that were what was chosen."""
+
+
+class Chosen(NamedTuple):
+    """What a step gave to a sample."""
+
+    sample: Sample
+    tokens: list[Token]
+
+
+class Engine:
+    """Decodes samples of one model, as many at a time as there are slots; the others wait for their turn.
+
+    Args:
+        model: a GPT, plain, compiled or wrapped; or any module that maps `idx_BT` to `logits_BTV` and has a
+            `block_size` (a rung of the ladder), which is given its whole window each time. It computes in evaluation
+            mode and is left as it was after each step. What is done to it while the engine lives may go unseen.
+        config: how to read it.
+        n_slots: how many samples are decoded at once.
+        n_ids: only ids below this can come out (a model's vocabulary may be padded); None: all can.
+        draft: a smaller model of the same vocabulary, to guess by; None: guess from the text.
+        say: prints a line for people.
+
+    Raises:
+        ConfigError: what was asked for cannot be.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DecodeConfig | None = None,
+        n_slots: int = 1,
+        n_ids: int | None = None,
+        draft: nn.Module | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.config, self.counts = config or DecodeConfig(), Counts()
+        gpt = unwrap(model)
+        self._vocab_size = gpt.config.vocab_size if isinstance(gpt, GPT) else None
+        self._n_ids = n_ids or self._vocab_size
+        self._reader = Backend(model, n_slots, self.config.weights, self.config.native, say)
+        self._lanes = [Lane(slot, self._reader.block_size) for slot in range(n_slots)]
+        self._free = deque(range(n_slots))  # the one that was free longest first
+        self._running: list[Sample] = []
+        self._waiting: deque[Sample] = deque()
+        self._drafter = self._make_drafter(draft, n_slots)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether compiled code reads by now."""
+        return self._reader.is_native
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._running or self._waiting)
+
+    def add(self, prompt: Sequence[int], config: SamplingConfig, generator: torch.Generator) -> Sample:
+        """Let a new sample take part from the next step on, or as soon as there is a slot.
+
+        Args:
+            prompt: at least one id.
+            config: how to choose. Stop strings are text, and mean nothing here.
+            generator: on the CPU; this sample's alone.
+
+        Raises:
+            ValueError: the prompt is empty, or has ids that the model does not know.
+            ConfigError: a bias is for an id that cannot come out.
+        """
+        if not prompt:
+            raise ValueError("the prompt has no ids; a model needs at least one to go on from")
+        if self._vocab_size is not None and not 0 <= min(prompt) <= max(prompt) < self._vocab_size:
+            raise ValueError(
+                f"the prompt has ids from {min(prompt)} to {max(prompt)}; the model knows 0 to {self._vocab_size - 1}"
+            )
+        if self._n_ids is not None and config.logit_bias:
+            outside = [id for id in config.logit_bias if not 0 <= id < self._n_ids]
+            require(not outside, f"logit_bias has ids {outside}; there are only 0 to {self._n_ids - 1}")
+        sample = Sample(prompt, config, generator)
+        if not sample.finished:
+            self._waiting.append(sample)
+        return sample
+
+    def stop(self, sample: Sample) -> None:
+        """End a sample before its time; its slot is free for the next one."""
+        sample.finished = True
+        if sample in self._waiting:
+            self._waiting.remove(sample)
+        self._leave(sample)
+
+    def step(self) -> list[Chosen]:
+        """Give each running sample its next token, or several.
+
+        Raises:
+            CheckpointError: the model's scores are not finite.
+        """
+        self._admit()
+        if not self._running:
+            return []
+        with torch.inference_mode():
+            guesses = self._guess()
+            pieces = [
+                self._lane(sample).piece(sample.tokens, guess, len(guess) + 1)
+                for sample, guess in zip(self._running, guesses, strict=True)
+            ]
+            logits_RV = self._reader.read(pieces)[:, : self._n_ids]
+            chosen = self._choose(guesses, logits_RV)
+        self.counts.steps += 1
+        self.counts.read += sum(len(piece.ids) for piece in pieces)
+        return [self._take(*each) for each in zip(list(self._running), guesses, chosen, strict=True)]
+
+    def run(self) -> Iterator[Chosen]:
+        """Step until no sample is left, and give what each step gives."""
+        while self.is_busy:
+            yield from self.step()
+
+    def _make_drafter(self, draft: nn.Module | None, n_slots: int) -> Drafter | None:
+        if draft is None:
+            return PromptLookup() if self.config.speculate else None
+        if not self.config.speculate:
+            raise ConfigError("a draft model is there to guess tokens ahead; say how many with speculate")
+        assert self._n_ids is not None, "a draft model is for a GPT"
+        return ModelDrafter(Backend(draft, n_slots, native=self.config.native), n_slots, self._n_ids)
+
+    def _lane(self, sample: Sample) -> Lane:
+        assert sample.slot is not None
+        return self._lanes[sample.slot]
+
+    def _admit(self) -> None:
+        """Give free slots to those who wait, in their order."""
+        while self._free and self._waiting:
+            sample = self._waiting[0]
+            lane = Lane(-1, self._reader.block_size)
+            lane.begin(sample.tokens, len(sample.tokens))
+            window = lane.held[:-1]  # its last token is read in any case, for its scores
+            shared = [common_length(other.held, window) for other in self._lanes]
+            best = max(range(len(shared)), key=shared.__getitem__)
+            soon = max((common_length(window, self._unread(other)) for other in self._running), default=0)
+            if soon >= shared[best] + WORTH_WAITING:
+                return
+            self._waiting.popleft()
+            if best in self._free:
+                sample.slot = best
+                self._free.remove(best)
+            else:
+                sample.slot = self._free.popleft()
+                if shared[best]:
+                    self._reader.copy(best, sample.slot, shared[best])
+            self._lane(sample).begin(sample.tokens, shared[best])
+            self.counts.reused += shared[best]
+            self._running.append(sample)
+
+    def _unread(self, sample: Sample) -> list[int]:
+        """The window of a sample that will be read in the next step as a whole, else nothing."""
+        lane = self._lane(sample)
+        return sample.tokens[lane.start :] if len(sample.tokens) == sample.n_prompt else []
+
+    def _guess(self) -> list[list[int]]:
+        if self._drafter is None:
+            return [[] for _ in self._running]
+        most = self.config.speculate
+        limits = [min(most, sample.n_left - 1, self._lane(sample).room(sample.tokens)) for sample in self._running]
+        return self._drafter.guess(self._running, limits)
+
+    def _choose(self, guesses: list[list[int]], logits_RV: Tensor) -> list[list[Token]]:
+        """The choice of each sample after each part of its guess."""
+        rows = [
+            (sample, guess[:n])
+            for sample, guess in zip(self._running, guesses, strict=True)
+            for n in range(len(guess) + 1)
+        ]
+        ids = [0] * len(rows)
+        alike = defaultdict(list)
+        for row, (sample, _) in enumerate(rows):
+            alike[sample.way].append(row)
+        for numbers in alike.values():
+            some_RV = logits_RV if len(numbers) == len(rows) else logits_RV[numbers]
+            chosen = self._choose_alike([rows[number] for number in numbers], some_RV)
+            for number, id in zip(numbers, chosen, strict=True):
+                ids[number] = id
+        tokens = iter(
+            self._token(sample, id, logits_V) for (sample, _), id, logits_V in zip(rows, ids, logits_RV, strict=True)
+        )
+        return [[next(tokens) for _ in range(len(guess) + 1)] for guess in guesses]
+
+    def _choose_alike(self, rows: list[tuple[Sample, list[int]]], logits_RV: Tensor) -> list[int]:
+        config = rows[0][0].config
+        noise_RV = None
+        if config.temperature > 0:
+            noise_RV = torch.stack([sample.noise(len(guess), logits_RV.size(-1)) for sample, guess in rows])
+        contexts = []
+        if config.looks_back():
+            n_ids = logits_RV.size(-1)
+            contexts = [sample.context(guess, self._reader.block_size, n_ids) for sample, guess in rows]
+        return choose(logits_RV, config, contexts, noise_RV).tolist()
+
+    def _token(self, sample: Sample, id: int, logits_V: Tensor) -> Token:
+        n_likely = sample.config.logprobs
+        return Token(id) if n_likely is None else with_logprobs(id, logits_V, n_likely)
+
+    def _take(self, sample: Sample, guess: list[int], chosen: list[Token]) -> Chosen:
+        n_right = next((n for n, id in enumerate(guess) if chosen[n].id != id), len(guess))
+        tokens = chosen[: n_right + 1]
+        sample.take([token.id for token in tokens])
+        self._lane(sample).drop(len(guess) - n_right)
+        self.counts.guessed += len(guess)
+        self.counts.right += n_right
+        self.counts.generated += len(tokens)
+        if sample.finished:
+            self._leave(sample)
+        return Chosen(sample, tokens)
+
+    def _leave(self, sample: Sample) -> None:
+        """Free the slot; what it holds stays, for a prompt that begins alike."""
+        if sample.slot is not None:
+            self._running.remove(sample)
+            self._free.append(sample.slot)
+            sample.slot = None

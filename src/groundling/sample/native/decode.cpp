@@ -1,0 +1,351 @@
+// A GPT's forward pass for the few rows of a decoding step, on a CPU: the mathematics of model/gpt.py, said to a
+// compiler that can keep the weights streaming. Laws in the tests hold both to each other.
+//
+// A row is one new position of one sequence. A decoding step has one row for each sequence, a prompt has one for each
+// of its tokens, and a call may mix both. What is computed for a row is summed in an order that depends on nothing
+// else in the call, nor on the number of threads: alone or in a crowd, cached or read again, a row's bits are the same.
+//
+// C n_embd, D head_size, F hidden, S positions so far, V vocabulary.
+
+#include <algorithm>
+#include <type_traits>
+#include "team.h"
+#include "vectors.h"
+
+extern "C" {
+
+struct Linear {
+    const char* weights;  // packed, see vectors.h
+    const float* scales;  // of each output, padded to whole panels
+    const float* bias;    // the same
+    int64_t n_in, n_out;
+};
+struct Gains {
+    const float* weight;  // null: no norm here
+    const float* bias;    // or null
+};
+struct Layer {
+    Gains ln_1, q_norm, k_norm, ln_2;
+    Linear c_attn, attn_proj, c_gate, c_fc, mlp_proj;  // c_gate only with swiglu
+};
+struct Model {
+    int64_t n_layer, n_head, n_kv_head, head_size, n_embd, n_hidden, block_size, vocab_size;
+    int64_t precision, norm, activation;  // see the enums
+    float norm_eps;
+    const float* wte;               // V C
+    const float* wpe;               // block_size C, or null
+    const float *cos_TP, *sin_TP;   // block_size D/2, or null
+    Gains ln_f;
+    Linear lm_head;
+    const Layer* layers;
+};
+struct Cache {
+    void *k, *v;  // n_layer n_slots n_kv_head block_size D
+    int64_t n_slots, is_half;
+};
+struct Rows {
+    int64_t n_rows, n_scored;
+    const int64_t *ids, *slots, *places;  // of each row; the places of a slot follow on what it holds
+    const int64_t* scored;                // the rows whose logits are wanted
+};
+
+}  // extern "C"
+
+namespace {
+
+enum Precision { FLOAT32, BFLOAT16, INT8 };
+enum Norm { LAYERNORM, RMSNORM };
+enum Activation { RELU, GELU, RELU2, SWIGLU };
+
+constexpr int64_t BLOCK_ROWS = 60;  // rows whose inputs stay near while the weights stream by
+
+Vec activate(Vec x, int64_t kind) {
+    const Vec positive = x < 0.0f ? Vec{} : x;
+    switch (kind) {
+        case RELU: return positive;
+        case RELU2: return positive * positive;
+        case GELU: return x - x / (1.0f + exp_of(1.595769122f * (x + 0.044715f * x * x * x)));  // its tanh, by exp
+        default: return x / (1.0f + exp_of(-x));
+    }
+}
+
+void normalize(const float* x, float* y, Gains gains, int64_t kind, float eps, int64_t n) {
+    const float mean = kind == LAYERNORM ? sum(x, n) / float(n) : 0.0f;
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] - mean;
+    const float factor = 1.0f / std::sqrt(dot(y, y, n) / float(n) + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = y[i] * factor * gains.weight[i];
+    if (gains.bias)
+        for (int64_t i = 0; i < n; i++) y[i] += gains.bias[i];
+}
+
+// What the threads of one call share.
+struct Call {
+    const Model& m;
+    const Cache& cache;
+    const Rows& rows;
+    float* logits;
+    Phases phases;
+    std::vector<float> memory;
+    float *x, *qkv, *y, *hidden;  // of each row
+
+    Call(const Model& model, const Cache& kv, const Rows& what, float* out, int n_threads)
+        : m(model), cache(kv), rows(what), logits(out), phases(2 + 6 * m.n_layer, n_threads) {
+        const int64_t heads = (2 * m.n_head + 2 * m.n_kv_head) * m.head_size;
+        memory.resize(rows.n_rows * (m.n_embd + heads + m.n_hidden));
+        x = memory.data();
+        y = x + rows.n_rows * m.n_embd;
+        qkv = y + rows.n_rows * m.n_head * m.head_size;
+        hidden = qkv + rows.n_rows * (m.n_head + 2 * m.n_kv_head) * m.head_size;
+    }
+};
+
+Tiles tiles_for(int64_t precision) {
+    return precision == BFLOAT16 ? tiles_of<Bfloat16>() : precision == INT8 ? tiles_of<Int8>() : tiles_of<Float32>();
+}
+
+// One thread's way through a call. T is what the cache keeps keys and values in.
+template <class T>
+class Worker {
+   public:
+    Worker(Call& call, int thread)
+        : c(call), m(call.m), index(thread), tiles(tiles_for(m.precision)), scores(m.block_size) {}
+
+    void run() {
+        share(c.rows.n_rows, [&](int64_t row) { embed(row); });
+        for (int64_t layer = 0; layer < m.n_layer; layer++) {
+            const Layer& l = m.layers[layer];
+            linear(l.c_attn, c.x, &l.ln_1, [&](const Tiled& t) { put(l.c_attn, t, c.qkv); });
+            share(c.rows.n_rows * n_heads, [&](int64_t head) { remember(layer, head); });
+            share(c.rows.n_rows * m.n_head, [&](int64_t head) { attend(layer, head); });
+            linear(l.attn_proj, c.y, nullptr, [&](const Tiled& t) { add(l.attn_proj, t, c.x); });
+            linear(l.c_fc, c.x, &l.ln_2, [&](const Tiled& t) { bend(l, t); });
+            linear(l.mlp_proj, c.hidden, nullptr, [&](const Tiled& t) { add(l.mlp_proj, t, c.x); });
+        }
+        which = c.rows.scored;
+        linear(m.lm_head, c.x, &m.ln_f, [&](const Tiled& t) { put(m.lm_head, t, c.logits); });
+    }
+
+   private:
+    // A tile whose sums are ready.
+    struct Tiled {
+        int64_t row, n_rows, panel, n_panels;
+        const char* inputs;
+        Vec (*sums)[TILE_PANELS];
+    };
+
+    Call& c;
+    const Model& m;
+    const int index;
+    const Tiles tiles;
+    const int64_t n_heads = m.n_head + 2 * m.n_kv_head;
+    const int64_t* which = nullptr;  // the rows that a linear layer reads; null: all
+    int64_t phase = 0, prepared = -1, row_bytes = 0;
+    std::vector<float> scores, normed;
+    std::vector<char> inputs;
+
+    template <class Piece>
+    void share(int64_t n_pieces, Piece piece) {
+        c.phases.share(phase++, n_pieces, index, piece);
+        prepared = -1;
+    }
+
+    void embed(int64_t row) {
+        const float* token = m.wte + c.rows.ids[row] * m.n_embd;
+        float* x = c.x + row * m.n_embd;
+        std::memcpy(x, token, m.n_embd * sizeof(float));
+        if (!m.wpe) return;
+        const float* place = m.wpe + c.rows.places[row] * m.n_embd;
+        for (int64_t i = 0; i < m.n_embd; i++) x[i] += place[i];
+    }
+
+    // A linear layer: `finish` gets each tile.
+    template <class Finish>
+    void linear(const Linear& l, const float* x, const Gains* gains, Finish finish) {
+        const int64_t n_rows = which ? c.rows.n_scored : c.rows.n_rows;
+        const int64_t n_panels = (l.n_out + LANES - 1) / LANES, groups = (n_panels + TILE_PANELS - 1) / TILE_PANELS;
+        const int64_t blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+        share(blocks * groups, [&](int64_t piece) {
+            const int64_t block = piece / groups, panel = piece % groups * TILE_PANELS;
+            const int64_t first = block * BLOCK_ROWS, end = std::min(first + BLOCK_ROWS, n_rows);
+            if (prepared != block) prepare(x, first, end, gains, l.n_in);
+            prepared = block;
+            Vec sums[TILE_ROWS][TILE_PANELS];
+            for (int64_t row = first; row < end; row += TILE_ROWS) {
+                const int64_t n = std::min<int64_t>(TILE_ROWS, end - row), n_now = std::min<int64_t>(TILE_PANELS, n_panels - panel);
+                const Tiled t{row, n, panel, n_now, inputs.data() + (row - first) * row_bytes, sums};
+                multiply(l, t);
+                finish(t);
+            }
+        });
+    }
+
+    void multiply(const Linear& l, const Tiled& t) const {
+        const int64_t bytes = tiles.panel_bytes(l.n_in);
+        const char* panel = l.weights + t.panel * bytes;
+        if (t.n_panels == TILE_PANELS) return tiles.all[t.n_rows - 1](t.sums[0], panel, t.inputs, row_bytes, l.n_in);
+        for (int64_t p = 0; p < t.n_panels; p++)
+            tiles.one[t.n_rows - 1](t.sums[0] + p, panel + p * bytes, t.inputs, row_bytes, l.n_in);
+    }
+
+    // Rows `first` to `end` of x, normed if there are gains, as the products want them.
+    void prepare(const float* x, int64_t first, int64_t end, const Gains* gains, int64_t n) {
+        const int64_t whole = (n + LANES - 1) / LANES * LANES;
+        row_bytes = whole * (tiles.rounds_inputs ? 2 : 4);
+        normed.assign(whole, 0.0f);
+        inputs.resize((end - first) * row_bytes);
+        for (int64_t r = first; r < end; r++) {
+            const float* row = x + (which ? which[r] : r) * n;
+            if (gains) normalize(row, normed.data(), *gains, m.norm, m.norm_eps, n);
+            else std::memcpy(normed.data(), row, n * sizeof(float));
+            char* to = inputs.data() + (r - first) * row_bytes;
+            if (tiles.rounds_inputs) {
+                Half* halves = reinterpret_cast<Half*>(to);
+                for (int64_t i = 0; i < whole; i++) assign(halves[i], normed[i]);
+            } else {
+                std::memcpy(to, normed.data(), row_bytes);
+            }
+        }
+    }
+
+    // Call `use(place in the output, values, how many)` for each line of a tile, scaled and with its bias.
+    template <class Use>
+    static void each(const Linear& l, const Tiled& t, Use use) {
+        for (int64_t r = 0; r < t.n_rows; r++)
+            for (int64_t p = 0; p < t.n_panels; p++) {
+                const int64_t n = (t.panel + p) * LANES;
+                const Vec values = t.sums[r][p] * load(l.scales + n) + load(l.bias + n);
+                use((t.row + r) * l.n_out + n, values, std::min<int64_t>(LANES, l.n_out - n));
+            }
+    }
+
+    static void put(const Linear& l, const Tiled& t, float* out) {
+        each(l, t, [&](int64_t at, const Vec& values, int64_t n) { std::memcpy(out + at, &values, n * sizeof(float)); });
+    }
+
+    static void add(const Linear& l, const Tiled& t, float* out) {
+        each(l, t, [&](int64_t at, const Vec& values, int64_t n) {
+            for (int64_t i = 0; i < n; i++) out[at + i] += values[i];
+        });
+    }
+
+    // The MLP's activation, and with swiglu its gate.
+    void bend(const Layer& l, const Tiled& t) {
+        if (m.activation != SWIGLU) {
+            each(l.c_fc, t, [&](int64_t at, const Vec& values, int64_t n) {
+                const Vec bent = activate(values, m.activation);
+                std::memcpy(c.hidden + at, &bent, n * sizeof(float));
+            });
+            return;
+        }
+        put(l.c_fc, t, c.hidden);
+        multiply(l.c_gate, t);
+        each(l.c_gate, t, [&](int64_t at, const Vec& values, int64_t n) {
+            const Vec open = activate(values, SWIGLU);
+            for (int64_t i = 0; i < n; i++) c.hidden[at + i] *= open[i];
+        });
+    }
+
+    // Where the cache keeps a head's positions (S D).
+    T* kept(void* base, int64_t layer, int64_t row, int64_t head) const {
+        const int64_t slot = layer * c.cache.n_slots + c.rows.slots[row];
+        return static_cast<T*>(base) + (slot * m.n_kv_head + head) * m.block_size * m.head_size;
+    }
+
+    // Head norm and rotary positions, in place.
+    void turn(float* head, int64_t place, const Gains& gains) const {
+        if (gains.weight) normalize(head, head, gains, RMSNORM, m.norm_eps, m.head_size);
+        if (!m.cos_TP) return;
+        const int64_t n_pairs = m.head_size / 2;
+        const float *cos = m.cos_TP + place * n_pairs, *sin = m.sin_TP + place * n_pairs;
+        for (int64_t i = 0; i < n_pairs; i++) {
+            const float left = head[i], right = head[i + n_pairs];
+            head[i] = left * cos[i] - right * sin[i];
+            head[i + n_pairs] = right * cos[i] + left * sin[i];
+        }
+    }
+
+    // One head of one row's queries, keys or values: queries are turned in place, the others go into the cache.
+    void remember(int64_t layer, int64_t item) {
+        const Layer& l = m.layers[layer];
+        const int64_t row = item / n_heads, head = item % n_heads, place = c.rows.places[row], D = m.head_size;
+        float* from = c.qkv + item * D;
+        if (head < m.n_head) return turn(from, place, l.q_norm);
+        const int64_t kv_head = (head - m.n_head) % m.n_kv_head;
+        const bool is_key = head < m.n_head + m.n_kv_head;
+        if (is_key) turn(from, place, l.k_norm);
+        T* to = kept(is_key ? c.cache.k : c.cache.v, layer, row, kv_head) + place * D;
+        for (int64_t d = 0; d < D; d++) assign(to[d], from[d]);
+    }
+
+    void attend(int64_t layer, int64_t item) {
+        const int64_t row = item / m.n_head, head = item % m.n_head, S = c.rows.places[row] + 1, D = m.head_size;
+        const int64_t kv_head = head / (m.n_head / m.n_kv_head);
+        const float* q = c.qkv + (row * n_heads + head) * D;
+        const T* keys = kept(c.cache.k, layer, row, kv_head);
+        const float scale = 1.0f / std::sqrt(float(D));
+        float best = -INFINITY;
+        for (int64_t s = 0; s < S; s++) {
+            scores[s] = dot(q, keys + s * D, D) * scale;
+            best = scores[s] < best ? best : scores[s];
+        }
+        const float total = weigh(S, best);
+        mix(kept(c.cache.v, layer, row, kv_head), S, 1.0f / total, c.y + item * D);
+    }
+
+    // Turn S scores into weights, not yet divided by their sum, which is returned.
+    float weigh(int64_t S, float best) {
+        Vec sums{};
+        int64_t s = 0;
+        for (; s + LANES <= S; s += LANES) {
+            const Vec weights = exp_of(load(&scores[s]) - best);
+            store(&scores[s], weights);
+            sums += weights;
+        }
+        float total = sum_of(sums);
+        for (; s < S; s++) total += scores[s] = exp_of(all(scores[s] - best))[0];
+        return total;
+    }
+
+    // The weighted sum of S values.
+    void mix(const T* values, int64_t S, float factor, float* y) const {
+        const int64_t D = m.head_size;
+        int64_t d = 0;
+        for (; d + 4 * LANES <= D; d += 4 * LANES) {
+            Vec sums[4] = {};
+            for (int64_t s = 0; s < S; s++)
+                for (int i = 0; i < 4; i++) sums[i] += load(values + s * D + d + i * LANES) * scores[s];
+            for (int i = 0; i < 4; i++) store(y + d + i * LANES, sums[i] * factor);
+        }
+        for (; d + LANES <= D; d += LANES) {
+            Vec sums{};
+            for (int64_t s = 0; s < S; s++) sums += load(values + s * D + d) * scores[s];
+            store(y + d, sums * factor);
+        }
+        for (; d < D; d++) {
+            float sum = 0.0f;
+            for (int64_t s = 0; s < S; s++) sum += value_of(values[s * D + d]) * scores[s];
+            y[d] = sum * factor;
+        }
+    }
+};
+
+void work(void* call, int index) {
+    Call& c = *static_cast<Call*>(call);
+    if (c.cache.is_half) Worker<Half>(c, index).run();
+    else Worker<float>(c, index).run();
+}
+
+}  // namespace
+
+extern "C" {
+
+void* team_new(int size) { return new Team(size); }
+void team_delete(void* team) { delete static_cast<Team*>(team); }
+
+// Read the rows: their keys and values go into the cache, and the logits of the scored ones to `logits` (n_scored V).
+void read_rows(void* team, const Model* model, const Cache* cache, const Rows* rows, float* logits) {
+    Call call(*model, *cache, *rows, logits, static_cast<Team*>(team)->size);
+    static_cast<Team*>(team)->run(work, &call);
+}
+
+}  // extern "C"

@@ -1,0 +1,131 @@
+"""Compile decode.cpp once for this machine, and load it.
+
+The library is kept in the user's cache folder, under a name that says all it depends on: the sources, the compiler,
+the processor. A compilation takes seconds and runs in a process of its own, which goes on when this one ends: nobody
+waits for it, and the next start finds it.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from groundling import atomicio
+from groundling.runtime import find_compiler, processor_name
+
+SOURCES = ("decode.cpp", "team.h", "vectors.h")
+FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+LONGEST_S = 120.0
+"""A compilation that takes longer has failed."""
+
+# The shell outlives this process, gives the library its name only when it is whole, and keeps what went wrong.
+_IN_THE_BACKGROUND = """
+part=$1 whole=$2 log=$3; shift 3
+("$@" -o "$part" 2> "$part.log" && mv -f "$part" "$whole" && rm -f "$part.log" || mv -f "$part.log" "$log") &
+"""
+
+
+class Library:
+    """The compiled functions. Each call gives up Python's lock, so that other threads go on."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self.team_new: Callable[[int], int] = library.team_new
+        self.team_delete: Callable[[int], None] = library.team_delete
+        self.read_rows: Callable[..., None] = library.read_rows
+        library.team_new.argtypes, library.team_new.restype = [ctypes.c_int], ctypes.c_void_p
+        library.team_delete.argtypes, library.team_delete.restype = [ctypes.c_void_p], None
+        library.read_rows.argtypes, library.read_rows.restype = [ctypes.c_void_p] * 5, None
+
+
+class Compilation:
+    """The library, or the way to it.
+
+    `reason` says why there is none, once that is known: no compiler, or what the compiler said.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.reason = ""
+        self._library: Library | None = None
+        compiler = "" if sys.platform == "win32" else find_compiler()
+        if not compiler:
+            self.reason = "no C++ compiler was found (g++ or clang++, or set CXX)"
+            return
+        folder = folder or atomicio.cache_folder() / "native"
+        self._whole = folder / f"decode-{_key(compiler)}.so"
+        self._log = self._whole.with_suffix(".log")
+        self._started_at = time.monotonic()
+        if not self._whole.exists():
+            self._start(compiler, folder)
+
+    def library(self) -> Library | None:
+        """The library if it is ready by now; costs a look at a folder at most."""
+        if self._library is None and not self.reason:
+            if self._whole.exists():
+                self._load()
+            elif self._log.exists():
+                self._fail(self._log.read_text(encoding="utf-8", errors="replace"))
+            elif time.monotonic() - self._started_at > LONGEST_S:
+                self._fail(f"the compiler took more than {LONGEST_S:.0f} s")
+        return self._library
+
+    def wait(self) -> Library | None:
+        """The library once it is ready, or None if it will never be."""
+        while self.library() is None and not self.reason:
+            time.sleep(0.02)
+        return self._library
+
+    def _start(self, compiler: str, folder: Path) -> None:
+        try:
+            atomicio.make_folder(folder)
+            self._log.unlink(missing_ok=True)
+            source = str(Path(__file__).with_name(SOURCES[0]))
+            part = self._whole.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            command = [compiler, *FLAGS, _for_this_processor(), "-pthread", source]
+            shell = ["sh", "-c", _IN_THE_BACKGROUND, "sh", str(part), str(self._whole), str(self._log), *command]
+            subprocess.run(
+                shell, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start_new_session=True, check=True,
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError) as error:
+            self._fail(str(error))
+
+    def _load(self) -> None:
+        try:
+            self._library = Library(self._whole)
+        except (OSError, AttributeError) as error:
+            self._whole.unlink(missing_ok=True)  # damaged: it is made anew next time
+            self._fail(str(error))
+
+    def _fail(self, what: str) -> None:
+        lines = [line for line in what.splitlines() if "error" in line] or what.splitlines() or ["for no reason given"]
+        self.reason = f"compiling the decoding step failed: {lines[0].strip()}"
+
+
+def _key(compiler: str) -> str:
+    """What a library depends on, in a few characters."""
+    file = Path(shutil.which(compiler) or compiler)
+    state = file.stat()
+    parts = [_processor(), _for_this_processor(), *FLAGS, str(file), str(state.st_size), str(state.st_mtime_ns)]
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
+    return hashlib.sha256("\n".join(parts).encode() + sources).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The processor with all its abilities: a home folder may be shared by machines, and a name by processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return processor_name() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _for_this_processor() -> str:
+    return "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"

@@ -1,0 +1,182 @@
+"""A GPT in the form that decode.cpp reads: pointers to its tensors, and its matrices packed.
+
+Shapes: N outputs, K inputs, R rows, V vocabulary.
+"""
+
+import ctypes
+import weakref
+from array import array
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from groundling.model.cache import KVCache
+from groundling.model.gpt import GPT, Block
+from groundling.model.layers import LearnedPositions, Rotary, SwiGLU
+from groundling.sample.native.library import Library
+from groundling.sample.quantize import Weights, to_int8
+from groundling.sample.readers import Piece
+
+LANES = 16
+PRECISIONS = ("float32", "bfloat16", "int8")
+NORMS = ("layernorm", "rmsnorm")
+ACTIVATIONS = ("relu", "gelu", "relu2", "swiglu")
+Int, Pointer = ctypes.c_int64, ctypes.c_void_p
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [("weights", Pointer), ("scales", Pointer), ("bias", Pointer), ("n_in", Int), ("n_out", Int)]
+
+
+class _Gains(ctypes.Structure):
+    _fields_ = [("weight", Pointer), ("bias", Pointer)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, _Gains) for name in ("ln_1", "q_norm", "k_norm", "ln_2")),
+        *((name, _Linear) for name in ("c_attn", "attn_proj", "c_gate", "c_fc", "mlp_proj")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, Int) for name in ("n_layer", "n_head", "n_kv_head", "head_size", "n_embd", "n_hidden")),
+        *((name, Int) for name in ("block_size", "vocab_size", "precision", "norm", "activation")),
+        ("norm_eps", ctypes.c_float),
+        *((name, Pointer) for name in ("wte", "wpe", "cos_TP", "sin_TP")),
+        ("ln_f", _Gains),
+        ("lm_head", _Linear),
+        ("layers", Pointer),
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = [("k", Pointer), ("v", Pointer), ("n_slots", Int), ("is_half", Int)]
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [
+        ("n_rows", Int),
+        ("n_scored", Int),
+        *((name, Pointer) for name in ("ids", "slots", "places", "scored")),
+    ]
+
+
+def can_read(model: nn.Module) -> bool:
+    """Whether this is a model for the library: a GPT in float32, in the main memory."""
+    first = next(model.parameters())
+    return isinstance(model, GPT) and first.device.type == "cpu" and first.dtype == torch.float32
+
+
+class NativeReader:
+    """Reads pieces of sequences by the compiled library; see `Reader`. A row's scores never depend on other rows.
+
+    It keeps packed copies of the matrices: what is done to the model later, it does not see.
+
+    Args:
+        model: a GPT for which `can_read` holds.
+        cache: where keys and values go, float32 or bfloat16.
+        weights: the precision of the matrices.
+        library: the compiled functions.
+        n_threads: that share the work.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache, weights: Weights, library: Library, n_threads: int) -> None:
+        self.cache, self.block_size = cache, model.block_size
+        self._library, self._weights = library, weights
+        self._kept: list[Tensor] = []  # what the pointers point to
+        self._layers = (_Layer * len(model.h))(*(self._layer(block) for block in model.h))  # type: ignore[arg-type]
+        self._model = self._describe(model)
+        k, v = (self._pointer(kept) for kept in (cache.k_LNHSD, cache.v_LNHSD))
+        self._cache = _Cache(k, v, cache.k_LNHSD.size(1), cache.k_LNHSD.dtype == torch.bfloat16)
+        self._team = library.team_new(n_threads)
+        weakref.finalize(self, library.team_delete, self._team)
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """Read the pieces, and return the scores of the last positions of each (RV)."""
+        ids, slots, places, scored = array("q"), array("q"), array("q"), array("q")
+        for piece in pieces:
+            ids.extend(piece.ids)
+            slots.extend([piece.slot] * len(piece.ids))
+            places.extend(range(piece.place, piece.place + len(piece.ids)))
+            scored.extend(range(len(ids) - piece.n_scored, len(ids)))
+        logits_RV = torch.empty(len(scored), self._model.vocab_size)
+        rows = _Rows(len(ids), len(scored), *(column.buffer_info()[0] for column in (ids, slots, places, scored)))
+        self._library.read_rows(
+            self._team,
+            ctypes.addressof(self._model),
+            ctypes.addressof(self._cache),
+            ctypes.addressof(rows),
+            logits_RV.data_ptr(),
+        )
+        return logits_RV
+
+    def copy(self, source: int, target: int, n_positions: int) -> None:
+        """Let a slot begin with the first positions of another."""
+        self.cache.copy(source, target, n_positions)
+
+    def _describe(self, model: GPT) -> _Model:
+        c = model.config
+        rotate, positions = cast(Block, model.h[0]).attn.rotate, model.positions
+        wpe = positions.wpe.weight if isinstance(positions, LearnedPositions) else None
+        cos_TP, sin_TP = (rotate.cos_TP, rotate.sin_TP) if isinstance(rotate, Rotary) else (None, None)
+        return _Model(
+            *(c.n_layer, c.n_head, c.kv_heads(), c.head_width(), c.n_embd, c.hidden_width()),
+            *(c.block_size, c.vocab_size, PRECISIONS.index(self._weights), NORMS.index(c.norm)),
+            ACTIVATIONS.index(c.mlp),
+            c.norm_eps,
+            *(self._pointer(tensor) for tensor in (model.wte.weight, wpe, cos_TP, sin_TP)),
+            self._gains(model.ln_f),
+            self._linear(model.lm_head),
+            ctypes.addressof(self._layers),
+        )
+
+    def _layer(self, block: Block) -> _Layer:
+        attn, mlp = block.attn, block.mlp
+        norms = (block.ln_1, attn.q_norm, attn.k_norm, block.ln_2)
+        gate = self._linear(mlp.c_gate) if isinstance(mlp, SwiGLU) else _Linear()
+        others = [cast(nn.Linear, layer) for layer in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)]
+        c_attn, attn_proj, c_fc, mlp_proj = map(self._linear, others)
+        return _Layer(*map(self._gains, norms), c_attn, attn_proj, gate, c_fc, mlp_proj)
+
+    def _gains(self, norm: nn.Module) -> _Gains:
+        return _Gains(self._pointer(getattr(norm, "weight", None)), self._pointer(getattr(norm, "bias", None)))
+
+    def _linear(self, linear: nn.Linear) -> _Linear:
+        weight_NK = linear.weight.detach()
+        n_out, n_in = weight_NK.shape
+        scales, bias = torch.ones(_whole(n_out)), torch.zeros(_whole(n_out))
+        if self._weights == "int8":
+            weight_NK, scales[:n_out] = to_int8(weight_NK)
+        elif self._weights == "bfloat16":
+            weight_NK = weight_NK.to(torch.bfloat16)
+        if linear.bias is not None:
+            bias[:n_out] = linear.bias.detach()
+        return _Linear(*map(self._pointer, (pack(weight_NK), scales, bias)), n_in, n_out)
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        whole = tensor.detach().contiguous()
+        self._kept.append(whole)
+        return whole.data_ptr()
+
+
+def pack(weight_NK: Tensor) -> Tensor:
+    """Put a matrix into the order of vectors.h: panels of 16 outputs, input by input (bfloat16: pair by pair)."""
+    n_out, n_in = weight_NK.shape
+    n_together = 2 if weight_NK.dtype == torch.bfloat16 else 1
+    if n_out % LANES or n_in % n_together:
+        padded = weight_NK.new_zeros(_whole(n_out), n_in + n_in % n_together)
+        padded[:n_out, :n_in] = weight_NK
+        weight_NK = padded
+    panels = weight_NK.view(weight_NK.size(0) // LANES, LANES, -1, n_together)
+    return panels.transpose(1, 2).contiguous()
+
+
+def _whole(n: int) -> int:
+    """So many and as many as are needed to fill the last panel."""
+    return -(-n // LANES) * LANES

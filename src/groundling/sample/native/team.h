@@ -1,0 +1,102 @@
+// Threads that share the work of a call, phase by phase.
+//
+// A phase is over when its pieces are done, and not when all threads have come: one that the system has put aside is
+// not waited for unless it holds a piece, so a busy machine costs what it takes and no more. Each thread has its own
+// share of every phase, which keeps the weights it reads near it, and helps the others when it has finished.
+
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace {
+
+class Team {
+   public:
+    const int size;
+
+    explicit Team(int n_threads) : size(n_threads) {
+        for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { work(i); });
+    }
+    ~Team() {
+        job_ = nullptr;
+        wake();
+        for (auto& thread : threads_) thread.join();
+    }
+
+    // Run `job` in this thread, and in those of the others that come before it is over.
+    void run(void (*job)(void* argument, int index), void* argument) {
+        job_ = job;
+        argument_ = argument;
+        open_ = true;
+        wake();
+        job(argument, 0);
+        open_ = false;
+        for (int spins = 0; inside_ > 0; spins++) rest(spins);
+    }
+
+    static void rest(int spins) {
+        if (spins > 4096) std::this_thread::yield();  // somebody else may need this core
+#if defined(__x86_64__) || defined(__i386__)
+        else __builtin_ia32_pause();
+#endif
+    }
+
+   private:
+    void wake() {
+        calls_.fetch_add(1);
+        calls_.notify_all();
+    }
+
+    void work(int index) {
+        unsigned seen = 0;
+        for (;;) {
+            // Awake for a moment, since the next call mostly follows soon; then asleep.
+            for (int spins = 0; spins < 4096 && calls_ == seen; spins++) rest(spins);
+            calls_.wait(seen);
+            seen = calls_;
+            if (!job_) return;
+            inside_++;
+            if (open_) job_(argument_, index);  // a call cannot end while somebody is inside
+            inside_--;
+        }
+    }
+
+    std::vector<std::thread> threads_;
+    void (*job_)(void*, int) = nullptr;
+    void* argument_ = nullptr;
+    std::atomic<unsigned> calls_{0};
+    std::atomic<int> inside_{0};
+    std::atomic<bool> open_{false};
+};
+
+// The pieces of the phases of one call, and who has taken which.
+class Phases {
+   public:
+    Phases(int64_t n_phases, int n_threads) : size_(n_threads), taken_(n_phases * n_threads), done_(n_phases) {}
+
+    // Do pieces of a phase until none is left, and return when all are done, by whomever.
+    template <class Piece>
+    void share(int64_t phase, int64_t n_pieces, int index, Piece piece) {
+        std::atomic<int64_t>& done = done_[phase].value;
+        int64_t mine = 0;
+        for (int turn = 0; turn < size_; turn++) {
+            const int owner = (index + turn) % size_;
+            const int64_t end = n_pieces * (owner + 1) / size_, first = n_pieces * owner / size_;
+            std::atomic<int64_t>& taken = taken_[phase * size_ + owner].value;
+            for (int64_t i; (i = first + taken.fetch_add(1, std::memory_order_relaxed)) < end; mine++) piece(i);
+        }
+        if (mine) done.fetch_add(mine, std::memory_order_acq_rel);
+        for (int spins = 0; done.load(std::memory_order_acquire) < n_pieces; spins++) Team::rest(spins);
+    }
+
+   private:
+    struct alignas(64) Counter {  // a cache line each: threads would wait for each other's otherwise
+        std::atomic<int64_t> value{0};
+    };
+    const int size_;
+    std::vector<Counter> taken_, done_;
+};
+
+}  // namespace

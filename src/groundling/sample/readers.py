@@ -1,0 +1,119 @@
+"""How a model reads the next pieces of several sequences at once, each in a slot of its own.
+
+`TorchReader` asks a GPT with a cache, on any device. `NativeReader` (native/reader.py) does the same by compiled code,
+on a CPU. `WindowReader` asks any module that maps `idx_BT` to `logits_BTV`, a rung of the ladder for example, and gives
+it the whole window each time. All give the same scores; a model computes in evaluation mode, and is left as it was.
+
+Shapes: B batch, T positions, R scored positions, V vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from groundling.model.cache import KVCache
+from groundling.model.gpt import GPT
+from groundling.model.layers import at_least_float32
+
+
+class Piece(NamedTuple):
+    """The next ids of the sequence in a slot."""
+
+    slot: int
+    place: int
+    """Of the first id in the window. What the slot holds before it stays, what it holds from there on is forgotten."""
+    ids: Sequence[int]
+    n_scored: int
+    """How many of the last positions' scores are asked for, at least 1."""
+
+
+class Reader(Protocol):
+    """Reads pieces, and remembers what each slot has read."""
+
+    @property
+    def block_size(self) -> int:
+        """The longest window of a slot."""
+        ...
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """Read the pieces, and return the scores of the last positions of each (RV), on the CPU."""
+        ...
+
+    def copy(self, source: int, target: int, n_positions: int) -> None:
+        """Let a slot begin with the first positions of another."""
+        ...
+
+
+class TorchReader:
+    """Reads by PyTorch. Sequences that are equally long, or get one id each, are read together."""
+
+    def __init__(self, model: GPT, cache: KVCache) -> None:
+        self.model, self.cache, self.block_size = model, cache, model.block_size
+        self._device = model.wte.weight.device
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """See `Reader`."""
+        together = defaultdict(list)
+        for number, piece in enumerate(pieces):
+            together[len(piece.ids), piece.place if len(piece.ids) > 1 else None].append(number)
+        scores: list[Tensor] = [torch.empty(0)] * len(pieces)
+        for numbers in together.values():
+            some = [pieces[number] for number in numbers]
+            rows = self.cache.rows([piece.slot for piece in some], [piece.place for piece in some])
+            idx_BT = torch.tensor([list(piece.ids) for piece in some], device=self._device)
+            with evaluation_mode(self.model):
+                logits_BTV = at_least_float32(self.model(idx_BT, rows).cpu())
+            for number, piece, logits_TV in zip(numbers, some, logits_BTV, strict=True):
+                scores[number] = logits_TV[-piece.n_scored :]
+        return torch.cat(scores)
+
+    def copy(self, source: int, target: int, n_positions: int) -> None:
+        """See `Reader`."""
+        self.cache.copy(source, target, n_positions)
+
+
+class WindowReader:
+    """Reads each window as a whole, every time: slow, and right for any causal module. The oracle of the others."""
+
+    def __init__(self, model: nn.Module, n_slots: int) -> None:
+        self.model = model
+        self.block_size = cast(int, model.block_size)
+        self._device = next(model.parameters()).device
+        self._windows: list[list[int]] = [[] for _ in range(n_slots)]
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """See `Reader`."""
+        together = defaultdict(list)
+        for number, piece in enumerate(pieces):
+            self._windows[piece.slot][piece.place :] = piece.ids
+            together[len(self._windows[piece.slot])].append(number)
+        scores: list[Tensor] = [torch.empty(0)] * len(pieces)
+        for numbers in together.values():
+            idx_BT = torch.tensor([self._windows[pieces[number].slot] for number in numbers], device=self._device)
+            with evaluation_mode(self.model):
+                logits_BTV = at_least_float32(self.model(idx_BT).cpu())
+            for number, logits_TV in zip(numbers, logits_BTV, strict=True):
+                scores[number] = logits_TV[-pieces[number].n_scored :]
+        return torch.cat(scores)
+
+    def copy(self, source: int, target: int, n_positions: int) -> None:
+        """See `Reader`."""
+        self._windows[target][:] = self._windows[source][:n_positions]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
