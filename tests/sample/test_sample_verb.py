@@ -15,6 +15,7 @@ from groundling.cli import main
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.cli import SEPARATOR
+from groundling.sample.engine import DecodeConfig
 from groundling.sample.generate import generate, generate_batch, text_engine
 from groundling.text.tokenizer import CharTokenizer
 
@@ -68,6 +69,25 @@ def test_several_samples_are_separated_by_a_line(folder, bundle, capsys):
     assert capsys.readouterr().out == f"\n{SEPARATOR}\n".join(texts) + "\n"
 
 
+def test_how_it_is_decoded_is_up_to_the_user_and_guessing_says_the_same(folder, monkeypatch, capsys):
+    engines = []
+
+    def watched(*args, **kwargs):
+        engines.append(text_engine(*args, **kwargs))
+        return engines[-1]
+
+    monkeypatch.setattr("groundling.sample.cli.text_engine", watched)
+    words = ["sample", str(folder), "--prompt", "ROMEO:", "--max-new-tokens", "60", "--temperature", "1.5"]
+    texts = []
+    for more in ("", "--speculate 3", f"--speculate 3 --draft {folder}", "--weights int8 --native off"):
+        assert main([*words, *more.split()]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+    assert [engine.config.speculate for engine in engines] == [0, 3, 3, 0]
+    assert engines[2].counts.right > 40 > engines[1].counts.right
+    assert engines[3].config == DecodeConfig(weights="int8", native="off")
+
+
 @pytest.mark.parametrize("words", [[], ["--prompt", "-"]], ids=["piped", "dash"])
 def test_a_piped_prompt_is_taken_as_it_is(folder, bundle, words):
     done = run(str(folder), *words, "--max-new-tokens", "5", stdin="abé\n".encode())
@@ -115,6 +135,10 @@ def test_a_terminal_is_told_the_speed(folder):
         (["{folder}", "--prompt", "a", "--temprature", "1"], "--temprature"),
         (["{folder}", "--prompt", "a", "--checkpoint", "last"], "no checkpoints to choose 'last' from"),
         (["{folder}", "--prompt", "a", "--device", "tpu"], "tpu"),
+        (["{folder}", "--prompt", "a", "--weights", "int4"], "int4"),
+        (["{folder}", "--prompt", "a", "--speculate", "-1"], "speculate is -1"),
+        (["{folder}", "--prompt", "a", "--draft", "{folder}"], "say how many with speculate"),
+        (["{folder}", "--prompt", "a", "--draft", "{tmp}/nowhere", "--speculate", "2"], "there is no "),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

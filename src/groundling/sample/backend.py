@@ -1,28 +1,32 @@
 """Which reader reads: PyTorch at once, and compiled code as soon as there is any."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from groundling.errors import ConfigError
+from groundling.errors import ConfigError, require
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
 from groundling.runtime import unwrap
-from groundling.sample.native.library import Compilation
+from groundling.sample.native.library import Compilation, Library
 from groundling.sample.native.reader import NativeReader, can_read
 from groundling.sample.quantize import Weights, with_rounded_weights
 from groundling.sample.readers import Piece, Reader, TorchReader, WindowReader
 
 Native = Literal["auto", "on", "off"]
+WORTH_COMPILING_S = 1.0
+"""Of reading by PyTorch: who has read so long may read on."""
 
 
 class Backend:
     """A reader for any model: a `Reader`.
 
-    A GPT on the CPU is read by compiled code. Until that is there (a machine's first time takes seconds) and where it
-    cannot be, PyTorch reads, into the same cache; so nothing ever waits for a compiler. Both agree to rounding.
+    A GPT on the CPU is read by compiled code, if there is some. If not, PyTorch reads, and when it has read for a
+    second, a compiler is started in the background, whose code takes over as soon as it is ready: both fill the same
+    cache, and agree to rounding. So nothing ever waits for a compiler, and short jobs do without.
 
     Args:
         model: a GPT, plain, compiled or wrapped; or any module from `idx_BT` to `logits_BTV` with a `block_size`.
@@ -43,16 +47,17 @@ class Backend:
         native: Native = "auto",
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._model, self._weights, self._say = unwrap(model), weights, say
+        model = unwrap(model)
+        self._say = say
         self._compilation: Compilation | None = None
-        if isinstance(self._model, GPT):
-            self._open(self._model, n_slots, native)
-        elif weights != "float32" or native == "on":
-            raise ConfigError(
-                f"a {type(self._model).__name__} is read as it is: weights float32 and native auto or off"
-            )
+        self._compiled: Callable[[Library], Reader] | None = None
+        if isinstance(model, GPT):
+            self._reader = self._open(model, n_slots, weights, native)
+        elif weights == "float32" and native != "on":
+            self._reader = WindowReader(model, n_slots)
         else:
-            self._reader: Reader = WindowReader(self._model, n_slots)
+            raise ConfigError(f"a {type(model).__name__} is read as it is: weights float32, native auto or off")
+        self._seconds = 0.0
 
     @property
     def block_size(self) -> int:
@@ -66,46 +71,48 @@ class Backend:
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:
         """See `Reader`."""
-        if self._compilation is not None:
-            self._compiled()
-        return self._reader.read(pieces)
+        if self._compilation is None:
+            return self._reader.read(pieces)
+        start = time.perf_counter()
+        logits_RV = self._reader.read(pieces)
+        self._seconds += time.perf_counter() - start
+        if self._seconds > WORTH_COMPILING_S:
+            self._go_on_compiled(self._compilation)
+        return logits_RV
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """See `Reader`."""
         self._reader.copy(source, target, n_positions)
 
-    def _open(self, model: GPT, n_slots: int, native: Native) -> None:
-        weight = model.wte.weight
-        dtype = weight.dtype if self._weights == "float32" else torch.bfloat16
-        self._cache = KVCache(model.config, n_slots, dtype, weight.device)
-        if native == "off" or not can_read(model):
-            if native == "on":
-                raise ConfigError(
-                    f"only a float32 model on the CPU can be compiled, not {weight.dtype} on {weight.device}"
-                )
-        else:
-            self._compilation = Compilation()
-            if native == "on" and self._compilation.wait() is None:
-                raise ConfigError(f"{self._compilation.reason}; leave native at auto, and PyTorch decodes")
-            if self._compiled():
-                return
-        if self._weights != "float32":
-            model = with_rounded_weights(model, self._weights)
-            if weight.device.type != "cpu":
-                model = model.to(torch.bfloat16)
-        self._reader = TorchReader(model, self._cache)
-
-    def _compiled(self) -> bool:
-        """Take the compiled code if it is ready; returns whether it was."""
-        assert self._compilation is not None
-        library = self._compilation.library()
-        if library is not None:
-            assert isinstance(self._model, GPT)
+    def _open(self, model: GPT, n_slots: int, weights: Weights, native: Native) -> Reader:
+        own = model.wte.weight
+        cache = KVCache(model.config, n_slots, own.dtype if weights == "float32" else torch.bfloat16, own.device)
+        if can_read(model) and native != "off":
             threads = torch.get_num_threads()
-            self._reader = NativeReader(self._model, self._cache, self._weights, library, threads)
-        elif self._compilation.reason:
-            self._say(f"decoding with PyTorch, which is slower: {self._compilation.reason}")
+            compilation = Compilation()
+            library = compilation.wait() if native == "on" else compilation.library()
+            if library is not None:
+                return NativeReader(model, cache, weights, library, threads)
+            require(native != "on", f"{compilation.reason}; leave native at auto, and PyTorch decodes")
+            self._compilation = compilation
+            self._compiled = lambda library: NativeReader(model, cache, weights, library, threads)
+        require(
+            native != "on" or can_read(model), f"only float32 on a CPU is compiled, not {own.dtype} on {own.device}"
+        )
+        if weights == "float32":
+            return TorchReader(model, cache)
+        rounded = with_rounded_weights(model, weights)
+        return TorchReader(rounded if own.device.type == "cpu" else rounded.to(torch.bfloat16), cache)
+
+    def _go_on_compiled(self, compilation: Compilation) -> None:
+        """Start compiling, or take the compiled code if it is ready."""
+        compilation.start()
+        library = compilation.library()
+        if library is not None:
+            assert self._compiled is not None
+            self._reader = self._compiled(library)
+        elif compilation.reason:
+            self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
         else:
-            return False
-        self._compilation = None
-        return library is not None
+            return
+        self._compilation = self._compiled = None

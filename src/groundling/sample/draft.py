@@ -55,11 +55,14 @@ class _Places:
                 if end >= length:
                     self._ends[tuple(tokens[end - length : end])] = end
         self._n_seen = max(self._n_seen, len(tokens) - 1)
+        guess: list[int] = []
         for length in PromptLookup.LENGTHS:
             known = self._ends.get(tuple(tokens[-length:]))  # too few tokens are no key
             if known is not None:
-                return tokens[known : known + limit]
-        return []
+                for place in range(known, known + limit):  # a text that repeats itself is guessed to go on so
+                    guess.append(tokens[place] if place < len(tokens) else guess[place - len(tokens)])
+                break
+        return guess
 
 
 class ModelDrafter:

@@ -240,9 +240,7 @@ class Engine:
             chosen = self._choose_alike([rows[number] for number in numbers], some_RV)
             for number, id in zip(numbers, chosen, strict=True):
                 ids[number] = id
-        tokens = iter(
-            self._token(sample, id, logits_V) for (sample, _), id, logits_V in zip(rows, ids, logits_RV, strict=True)
-        )
+        tokens = (self._token(sample, ids[row], logits_RV, row) for row, (sample, _) in enumerate(rows))
         return [[next(tokens) for _ in range(len(guess) + 1)] for guess in guesses]
 
     def _choose_alike(self, rows: list[tuple[Sample, list[int]]], logits_RV: Tensor) -> list[int]:
@@ -256,9 +254,9 @@ class Engine:
             contexts = [sample.context(guess, self._reader.block_size, n_ids) for sample, guess in rows]
         return choose(logits_RV, config, contexts, noise_RV).tolist()
 
-    def _token(self, sample: Sample, id: int, logits_V: Tensor) -> Token:
+    def _token(self, sample: Sample, id: int, logits_RV: Tensor, row: int) -> Token:
         n_likely = sample.config.logprobs
-        return Token(id) if n_likely is None else with_logprobs(id, logits_V, n_likely)
+        return Token(id) if n_likely is None else with_logprobs(id, logits_RV[row], n_likely)
 
     def _take(self, sample: Sample, guess: list[int], chosen: list[Token]) -> Chosen:
         n_right = next((n for n, id in enumerate(guess) if chosen[n].id != id), len(guess))

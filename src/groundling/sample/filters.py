@@ -22,13 +22,12 @@ def require_scores(logits_BV: Tensor) -> Tensor:
     Raises:
         CheckpointError: a row has NaN or infinity for a score, or nothing is left of it.
     """
-    best_B = logits_BV.amax(-1)  # NaN wins
-    if not best_B.isfinite().all():
-        row = int((~best_B.isfinite()).nonzero()[0])
-        raise CheckpointError(
-            f"the model's best score is {best_B[row].item()} (sample {row}): "
-            "its weights are damaged, or its training diverged; use an earlier checkpoint"
-        )
+    for row, best in enumerate(logits_BV.amax(-1).tolist()):  # NaN wins
+        if not math.isfinite(best):
+            raise CheckpointError(
+                f"the model's best score is {best} (sample {row}): "
+                "its weights are damaged, or its training diverged; use an earlier checkpoint"
+            )
     return logits_BV
 
 

@@ -28,7 +28,7 @@ LONGEST_S = 120.0
 # The shell outlives this process, gives the library its name only when it is whole, and keeps what went wrong.
 _IN_THE_BACKGROUND = """
 part=$1 whole=$2 log=$3; shift 3
-("$@" -o "$part" 2> "$part.log" && mv -f "$part" "$whole" && rm -f "$part.log" || mv -f "$part.log" "$log") &
+("$@" -o "$part" 2> "$part.log" && rm -f "$part.log" && mv -f "$part" "$whole" || mv -f "$part.log" "$log") &
 """
 
 
@@ -48,43 +48,55 @@ class Library:
 class Compilation:
     """The library, or the way to it.
 
-    `reason` says why there is none, once that is known: no compiler, or what the compiler said.
+    `reason` says why there will be none, once that is known: no compiler, or what the compiler said.
+
+    Args:
+        folder: where libraries are kept; None: in the user's cache.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.reason = ""
         self._library: Library | None = None
-        compiler = "" if sys.platform == "win32" else find_compiler()
-        if not compiler:
-            self.reason = "no C++ compiler was found (g++ or clang++, or set CXX)"
-            return
-        folder = folder or atomicio.cache_folder() / "native"
-        self._whole = folder / f"decode-{_key(compiler)}.so"
-        self._log = self._whole.with_suffix(".log")
-        self._started_at = time.monotonic()
-        if not self._whole.exists():
-            self._start(compiler, folder)
+        self._folder = folder or atomicio.cache_folder() / "native"
+        self._compiler = "" if sys.platform == "win32" else find_compiler()
+        self._started_at: float | None = None
+        if self._compiler:
+            self._whole = self._folder / f"decode-{_key(self._compiler)}.so"
+            self._log = self._whole.with_suffix(".log")
 
     def library(self) -> Library | None:
         """The library if it is ready by now; costs a look at a folder at most."""
-        if self._library is None and not self.reason:
+        if self._library is None and self._compiler and not self.reason:
             if self._whole.exists():
                 self._load()
-            elif self._log.exists():
-                self._fail(self._log.read_text(encoding="utf-8", errors="replace"))
-            elif time.monotonic() - self._started_at > LONGEST_S:
-                self._fail(f"the compiler took more than {LONGEST_S:.0f} s")
+            elif self._started_at is not None:
+                self._look_for_failure(self._started_at)
         return self._library
+
+    def start(self) -> None:
+        """Let the compiler begin, if there is no library; it works in the background."""
+        if not self._compiler:
+            self.reason = "no C++ compiler was found (install g++ or clang++, or set CXX)"
+        elif self._started_at is None and self.library() is None:
+            self._started_at = time.monotonic()
+            self._start(self._compiler)
 
     def wait(self) -> Library | None:
         """The library once it is ready, or None if it will never be."""
+        self.start()
         while self.library() is None and not self.reason:
             time.sleep(0.02)
         return self._library
 
-    def _start(self, compiler: str, folder: Path) -> None:
+    def _look_for_failure(self, started_at: float) -> None:
+        if self._log.exists():
+            self._fail(self._log.read_text(encoding="utf-8", errors="replace"))
+        elif time.monotonic() - started_at > LONGEST_S:
+            self._fail(f"the compiler took more than {LONGEST_S:.0f} s")
+
+    def _start(self, compiler: str) -> None:
         try:
-            atomicio.make_folder(folder)
+            atomicio.make_folder(self._folder)
             self._log.unlink(missing_ok=True)
             source = str(Path(__file__).with_name(SOURCES[0]))
             part = self._whole.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")

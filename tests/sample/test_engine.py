@@ -1,0 +1,153 @@
+"""The engine's own business: who waits, who leaves, what is told about a token."""
+
+import pytest
+import torch
+
+from groundling.bundle import Bundle
+from groundling.errors import ConfigError
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.draft import PromptLookup
+from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.generate import generate_batch, text_engine
+from groundling.sample.sequences import Sample, row_generator
+from groundling.text.tokenizer import CharTokenizer
+
+CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=16, vocab_size=11)
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return GPT(CONFIG).eval()
+
+
+def config(n: int, **fields) -> SamplingConfig:
+    return SamplingConfig(max_new_tokens=n, temperature=1.0, **fields)
+
+
+def test_those_who_wait_come_in_their_order_as_others_leave(model):
+    engine = Engine(model, n_slots=2)
+    samples = [engine.add([i], config(n), row_generator(0, i)) for i, n in enumerate((2, 4, 1, 3))]
+    steps = []
+    while engine.is_busy:
+        steps.append([samples.index(chosen.sample) for chosen in engine.step()])
+    assert steps == [[0, 1], [0, 1], [1, 2], [1, 3], [3], [3]]
+    assert [len(sample.tokens) - 1 for sample in samples] == [2, 4, 1, 3]
+    assert all(sample.finished for sample in samples)
+    assert engine.step() == []
+
+
+def test_a_stopped_sample_leaves_its_slot_to_the_next(model):
+    engine = Engine(model)
+    first, second, third = (engine.add([i], config(5), row_generator(0, i)) for i in range(3))
+    engine.step()
+    engine.stop(first)
+    engine.stop(second)  # which has never run
+    assert [chosen.sample for chosen in engine.run()] == [third] * 5
+    assert (len(first.tokens), len(second.tokens)) == (2, 1)
+    engine.stop(third)  # it has ended already
+    assert not engine.is_busy
+
+
+def test_a_sample_of_no_tokens_has_ended_at_once(model):
+    engine = Engine(model)
+    assert engine.add([1], config(0), row_generator(0, 0)).finished
+    assert not engine.is_busy
+
+
+@pytest.mark.parametrize("prompt", [[11], [-1], [3, 400]])
+def test_ids_that_the_model_does_not_know_never_reach_it(model, prompt):
+    with pytest.raises(ValueError, match="the model knows 0 to 10"):
+        Engine(model).add(prompt, config(1), row_generator(0, 0))
+
+
+def test_log_probabilities_are_the_model_s_own(model):
+    """Before the filters, also where these leave one token only."""
+    engine = Engine(model, DecodeConfig(native="off"))
+    sample = engine.add([1, 2], config(5, top_k=1, logit_bias={3: 2.0}, logprobs=3), row_generator(0, 0))
+    tokens = [token for chosen in engine.run() for token in chosen.tokens]
+    with torch.inference_mode():
+        expected = model(torch.tensor([sample.tokens]))[0].log_softmax(-1)[1:-1]
+    for token, logprobs_V in zip(tokens, expected, strict=True):
+        assert token.logprob == pytest.approx(logprobs_V[token.id].item(), abs=1e-5)
+        best = logprobs_V.topk(3)
+        assert [id for id, _ in token.likely] == best.indices.tolist()
+        assert [logprob for _, logprob in token.likely] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_nobody_pays_for_log_probabilities_that_only_another_wants(model):
+    engine = Engine(model, n_slots=2)
+    engine.add([1], config(1), row_generator(0, 0))
+    engine.add([2], config(1, logprobs=99), row_generator(0, 1))
+    (without,), (told,) = (chosen.tokens for chosen in engine.step())
+    assert without == (without.id, None, ())
+    assert len(told.likely) == 11, "there are no more"
+
+
+def test_samples_of_different_settings_share_a_step(model):
+    settings = [
+        config(8),
+        config(8, top_k=2),
+        config(8, repetition_penalty=1.5),
+        SamplingConfig(max_new_tokens=8, temperature=0),
+    ]
+    engine = Engine(model, n_slots=4)
+    samples = [engine.add([1], how, row_generator(0, 0)) for how in settings]
+    list(engine.run())
+    assert engine.counts.steps == 8
+    for sample, how in zip(samples, settings, strict=True):
+        alone = Engine(model)
+        expected = alone.add([1], how, row_generator(0, 0))
+        list(alone.run())
+        assert sample.tokens == expected.tokens
+
+
+def test_what_cannot_guess_is_refused(model):
+    with pytest.raises(ConfigError, match="say how many with speculate"):
+        Engine(model, draft=model)
+    with pytest.raises(ConfigError, match="speculate is -1"):
+        DecodeConfig(speculate=-1)
+    bundle, other = Bundle(CONFIG, model, CharTokenizer("abc")), Bundle(CONFIG, model, CharTokenizer("abd"))
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        text_engine(bundle, DecodeConfig(speculate=2), draft=other)
+    text_engine(bundle, DecodeConfig(speculate=2), draft=bundle)
+
+
+def test_no_guess_goes_beyond_the_last_token_or_the_window(model):
+    """Of a text that repeats itself, everything is guessed rightly."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    engine = Engine(model, DecodeConfig(speculate=6))
+    ids = generate_batch(engine, [[0] * 10], SamplingConfig(max_new_tokens=40, temperature=0))
+    assert ids == [[0] * 40], "the lowest of equals"
+    assert engine.counts.generated == 40
+    assert engine.counts.right == engine.counts.guessed
+    assert engine.counts.steps < 15
+
+
+def test_looking_up_finds_what_followed_the_longest_known_ending():
+    def guess(tokens: list[int], limit: int = 3) -> list[int]:
+        return PromptLookup().guess([Sample(tokens, config(9), row_generator(0, 0))], [limit])[0]
+
+    assert guess([1, 2, 3]) == [], "nothing was there before"
+    assert guess([1, 2, 3, 7, 8, 9, 1, 2, 3]) == [7, 8, 9]
+    assert guess([1, 2, 3, 7, 8, 9, 1, 2, 3], limit=2) == [7, 8]
+    assert guess([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], limit=5) == [8, 1, 2, 3, 8], "the last time counts"
+    a = [1, 2, 3, 4, 5, 6]
+    assert guess([*a, 7, 4, 5, 6, 8, *a]) == [7, 4, 5], "a longer ending says more than a later one"
+    assert guess([5, 5, 5, 5]) == [5, 5, 5]
+
+
+def test_looking_up_goes_on_with_a_growing_sample():
+    sample = Sample([1, 2, 3, 4], config(99), row_generator(0, 0))
+    lookup = PromptLookup()
+    assert lookup.guess([sample], [5]) == [[]]
+    sample.take([1, 2, 3])
+    assert lookup.guess([sample], [5]) == [[4, 1, 2, 3, 4]]
+    sample.take([9])
+    assert lookup.guess([sample], [5]) == [[]]
+    sample.take([1, 2, 3])
+    assert lookup.guess([sample], [1]) == [[9]]

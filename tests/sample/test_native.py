@@ -1,0 +1,193 @@
+"""The compiled decoding step: how it comes to be, and what happens when it cannot."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from groundling.errors import ConfigError
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.sample import backend
+from groundling.sample.backend import Backend
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.generate import generate_batch
+from groundling.sample.native.library import Compilation
+from groundling.sample.native.reader import pack
+from groundling.sample.readers import Piece
+
+CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=16, vocab_size=11)
+SAMPLING = SamplingConfig(max_new_tokens=40, temperature=1.0)
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return GPT(CONFIG).eval()
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache folder in which nothing was compiled yet."""
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "native"
+
+
+def compiler_that(tmp_path, monkeypatch, does: str) -> None:
+    """Let CXX be a script."""
+    script = tmp_path / "compiler"
+    script.write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CXX", str(script))
+
+
+def by_pytorch(model: GPT) -> list[list[int]]:
+    return generate_batch(Engine(model, DecodeConfig(native="off")), [[1]], SAMPLING)
+
+
+@pytest.mark.slow
+def test_it_is_compiled_in_the_background_and_found_again(own_cache):
+    first = Compilation()
+    assert first.library() is None
+    assert not own_cache.exists(), "nothing begins before it is asked for"
+    first.start()
+    assert first.library() is None, "nobody waits"
+    assert first.wait() is not None, first.reason
+    assert [path.suffix for path in own_cache.iterdir()] == [".so"], "nothing else is left behind"
+    assert Compilation().library() is not None
+
+
+@pytest.mark.slow
+def test_the_compiler_goes_on_when_the_process_has_ended(own_cache):
+    code = "from groundling.sample.native.library import Compilation; Compilation().start()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    compilation = Compilation()
+    compilation._started_at = 0.0  # as if it had been started here: `library` only looks
+    waiting = Compilation()
+    waiting._start = lambda compiler: None
+    assert waiting.wait() is not None, waiting.reason
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("echo 'decode.cpp:1: fatal error: no such thing' >&2; exit 1", "fatal error: no such thing"),
+        ("exit 1", "failed: for no reason given"),
+        ('while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"', "file too short"),
+    ],
+    ids=["error", "silent", "damaged"],
+)
+def test_where_it_cannot_be_compiled_pytorch_goes_on_and_it_is_said_once(
+    own_cache, tmp_path, monkeypatch, model, does, said
+):
+    compiler_that(tmp_path, monkeypatch, does)
+    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    lines = []
+    engine = Engine(model, say=lines.append)
+    assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
+    if not lines:  # the compiler was slower than the tokens
+        Compilation().wait()
+        generate_batch(engine, [[1]], SAMPLING)
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not engine.is_native
+    with pytest.raises(ConfigError, match="leave native at auto"):
+        Engine(model, DecodeConfig(native="on"))
+
+
+def test_without_a_compiler_pytorch_goes_on(own_cache, monkeypatch, model):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(own_cache))
+    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    lines = []
+    assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
+    assert lines == [
+        "decoding with PyTorch, which is slower: no C++ compiler was found (install g++ or clang++, or set CXX)"
+    ]
+
+
+def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, model):
+    (tmp_path / "cache").write_text("a file is in the way", encoding="utf-8")
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    lines = []
+    assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
+    assert len(lines) == 1
+
+
+def test_a_short_job_does_not_start_a_compiler(own_cache, model):
+    engine = Engine(model)
+    generate_batch(engine, [[1]], SAMPLING)
+    assert not engine.is_native
+    assert not own_cache.exists()
+
+
+def test_compiled_code_takes_over_in_the_middle_of_a_text(monkeypatch, model):
+    """The cache goes over: the text is the one that PyTorch or compiled code would give alone."""
+    library = Compilation().wait()
+    looks = iter([None, *[None] * 3])  # as if it were ready only some tokens later
+    monkeypatch.setattr(Compilation, "library", lambda self: next(looks, library))
+    monkeypatch.setattr(Compilation, "start", lambda self: None)
+    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    engine = Engine(model)
+    sample = engine.add([1], SAMPLING, torch.Generator().manual_seed(0))
+    was_native = []
+    for _ in engine.run():
+        was_native.append(engine.is_native)
+    assert was_native == [False, False, False, *[True] * 37]
+    alone = Engine(model, DecodeConfig(native="off"))
+    other = alone.add([1], SAMPLING, torch.Generator().manual_seed(0))
+    list(alone.run())
+    assert sample.tokens == other.tokens
+
+
+def test_what_cannot_be_compiled_is_refused_only_when_it_was_demanded(model):
+    assert not Backend(model.double(), 1).is_native
+    with pytest.raises(ConfigError, match=r"only float32 on a CPU is compiled, not torch.float64 on cpu"):
+        Backend(model.double(), 1, native="on")
+
+    class Other(torch.nn.Linear):
+        block_size = 4
+
+    with pytest.raises(ConfigError, match="a Other is read as it is"):
+        Backend(Other(1, 1), 1, weights="int8")
+
+
+def test_the_training_mode_is_left_alone(model):
+    model.train()
+    engine = Engine(model, DecodeConfig(native="on"))
+    generate_batch(engine, [[1]], SAMPLING)
+    assert model.training
+    assert engine.is_native
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(("n_out", "n_in"), [(16, 4), (32, 6), (5, 3), (17, 1), (33, 8)])
+def test_packing_puts_sixteen_outputs_side_by_side_and_fills_up_with_zeros(n_out, n_in, dtype):
+    weight_NK = torch.arange(1, n_out * n_in + 1).view(n_out, n_in).remainder(100).to(dtype)
+    together = 2 if dtype == torch.bfloat16 else 1
+    packed = pack(weight_NK)
+    assert packed.shape == (-(-n_out // 16), -(-n_in // together), 16, together)
+    for panel, step, lane, part in torch.cartesian_prod(*map(torch.arange, packed.shape)).tolist():
+        n, k = panel * 16 + lane, step * together + part
+        expected = weight_NK[n, k].item() if n < n_out and k < n_in else 0
+        assert packed[panel, step, lane, part].item() == expected
+
+
+def test_threads_do_not_outlive_their_reader(model):
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    torch.set_num_threads(3)
+    try:
+        reader = Backend(model, 1, native="on")
+        reader.read([Piece(0, 0, [1, 2], 1)])
+        before = threads()
+        del reader
+        assert threads() == before - 2
+    finally:
+        torch.set_num_threads(1)
