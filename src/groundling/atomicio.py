@@ -103,14 +103,26 @@ def open_atomic(path: Path) -> Iterator[_AnnouncedFile]:
     Raises:
         StorageError: the file could not be written; what stood at `path` is as it was.
     """
+    with new_file(path) as temporary, temporary.open("xb") as file:
+        yield _AnnouncedFile(file, temporary)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name; it replaces `path` when the block ends well.
+
+    For libraries that open their files themselves: what they write in between is announced to nobody.
+
+    Raises:
+        StorageError: the file could not be written; what stood at `path` is as it was.
+    """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     with _clear_errors(path):
         try:
             _announce("open", temporary)
-            with temporary.open("xb") as file:
-                yield _AnnouncedFile(file, temporary)
-                file.flush()
-                _announce("fsync", temporary)
+            yield temporary
+            _announce("fsync", temporary)
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             replace(temporary, path)
         except Exception:

@@ -25,6 +25,7 @@ from groundling import atomicio
 from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import unwrap
 from groundling.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
@@ -122,13 +123,11 @@ def load_bundle(
             "they do not belong together"
         )
     try:
-        with torch.device("meta"):  # costs no memory, whatever sizes a damaged config asks for
-            outline = GPT(config)
+        outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     weights = read_weights(folder / WEIGHTS, outline)
-    with torch.random.fork_rng(devices=[]):  # the initial weights are drawn, and thrown away
-        model = GPT(config)
+    model = blank_gpt(config)
     model.load_state_dict(weights, strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer)
 

@@ -21,6 +21,8 @@ VERBS = {
     "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or on your own text"),
     "speedrun": Verb("groundling.train.speedrun", "train by the fixed recipe in minutes, and report time and loss"),
     "sample": Verb("groundling.sample.cli", "let a trained model speak"),
+    "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
+    "import": Verb("groundling.export.importing", "make a bundle of a model from Hugging Face or nanoGPT"),
     "plot": Verb("groundling.train.plot", "draw the loss curves of runs to a PNG"),
     "data": Verb("groundling.data.sources", "list the named data sets, and get one"),
     "tokenizer": Verb("groundling.data.tokenizers", "train, show and compare tokenizers"),

@@ -105,3 +105,136 @@ def test_ladder_seeds_prints_a_row_for_each_rung_and_tells_a_rung_that_is_too_fa
     rungs = [row["rung"] for row in whole["rungs"]]
     assert rungs == ["s1", "s2", "s3", "s4", "s5", "s6", "s7"]
     assert all(len(row["results"]) == 1 and f"| {row['rung']} |" in done.stdout for row in whole["rungs"])
+
+
+@pytest.fixture(scope="module")
+def tiny_decoding(tmp_path_factory, story, finished_run) -> tuple[str, dict]:
+    """One narrow layer and a run of six steps, beside transformers alone."""
+    out = tmp_path_factory.mktemp("decoding") / "speed.json"
+    words = ["--sizes", "tiny", "--rounds", "2", "--new", "8", "300", "--batches", "1", "2", "16", "--threads", "1"]
+    words += ["--bundle", str(finished_run), "--draft", str(finished_run), "--prompt", "the king", "--text", str(story)]
+    done = run("decode_speed.py", *words, "--json", str(out), GROUNDLING_CACHE=str(story.parent / "cache"))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text("utf-8"))
+
+
+@pytest.mark.slow
+def test_decode_speed_prints_all_it_measured_and_says_who_is_missing(tiny_decoding):
+    said, whole = tiny_decoding
+    assert "nanoGPT was not measured: give a checkout" in said
+    assert "llama.cpp was not measured: give a Python" in said
+    jobs = ["1 stream of 8", "1 stream of 300", "2 streams of 8", "16 streams of 8", "ms to the first token of 200"]
+    assert all(job in said for job in jobs)
+    rows = {}
+    for line in said.splitlines():
+        rows.setdefault(line.partition(" | ")[0].removeprefix("| "), line)  # the first table of a contestant has all
+    for record in whole["decoding"]:
+        shown = f"{record['tokens_per_s']:,.0f}" if record["new"] > 1 else f"{1e3 / record['tokens_per_s']:.1f}"
+        assert f" {shown} " in rows[record["name"]]
+    for weights, loss in whole["losses"].items():
+        assert f"| {weights} | {loss:.5f} |" in said
+
+
+@pytest.mark.slow
+def test_decode_speed_writes_the_keys_that_its_readme_describes(tiny_decoding):
+    _, whole = tiny_decoding
+    readme = (BENCHMARKS / "README.md").read_text("utf-8").partition("## `decode_speed.py`")[2]
+    described = set(re.findall(r"`(\w+)`", readme.partition("writes one object")[2]))
+    records = [*whole["decoding"], *whole["guessing"]]
+    written = {*whole, *whole["bars"][0], *whole["losses"], *(key for record in records for key in record)}
+    written |= {key for record in records for key in (*record["runs"][0], *(record["bandwidths"] or [{}])[0])}
+    assert written == described
+
+
+@pytest.mark.slow
+def test_decode_speeds_figures_follow_from_what_was_measured(tiny_decoding):
+    _, whole = tiny_decoding
+    assert len(whole["decoding"]) == 5 * 5  # contestants and jobs
+    for record in whole["decoding"]:
+        assert len(record["runs"]) == (6 if record["new"] == 1 else 2)
+        assert {run["tokens"] for run in record["runs"]} == {record["new"] * record["batch"]}
+        assert not record["stopped"]
+        fastest = min(run["seconds"] for run in record["runs"])
+        assert record["tokens_per_s"] == pytest.approx(record["new"] * record["batch"] / fastest)
+        assert record["block_size"] == (512 if record["new"] == 300 else 256)
+        if record["whose"] == "Groundling" and record["batch"] == 1 < record["new"]:
+            peak = max(each["bytes_per_s"] for each in record["bandwidths"])
+            read = record["bandwidths"][0]["bytes"]
+            assert record["bandwidth_share"] == pytest.approx(read * record["tokens_per_s"] / peak)
+        else:
+            assert record["bandwidth_share"] is None
+
+
+@pytest.mark.slow
+def test_decode_speed_counts_the_bytes_that_a_token_reads(tiny_decoding):
+    """12 C^2 and V C weights, and the keys and values (C each) of the 1 + 4 tokens that stand before one of eight."""
+    _, whole = tiny_decoding
+    weights, keys = 12 * 32**2 + 65 * 32, 2 * 32 * 5
+    read = {
+        record["name"].removeprefix("Groundling "): record["bandwidths"][0]["bytes"]
+        for record in whole["decoding"]
+        if record["bandwidths"] and record["new"] == 8
+    }
+    assert read == {
+        "float32": 4 * weights + 4 * keys,
+        "bfloat16": 2 * weights + 2 * keys,
+        "int8": weights + 2 * keys,
+        "float32, PyTorch only": 4 * weights + 4 * keys,
+    }
+
+
+@pytest.mark.slow
+def test_decode_speed_judges_what_it_measured_and_nothing_else(tiny_decoding):
+    said, whole = tiny_decoding
+    speeds = {(r["name"], r["new"], r["batch"]): r["tokens_per_s"] for r in whole["decoding"]}
+    bars = {bar["bar"]: bar for bar in whole["bars"]}
+    alone = speeds["Groundling float32", 8, 1]
+    expected = {
+        ">= 4 x transformers, tiny, 1 stream of 8": (alone / speeds["transformers", 8, 1], 4),
+        "16 streams >= 8 x one, float32, tiny": (speeds["Groundling float32", 8, 16] / alone, 8),
+    }
+    for text, (value, least) in expected.items():
+        assert bars[text]["value"] == pytest.approx(value)
+        assert bars[text]["met"] == (value >= least)
+    assert bars["cold start < 3 s"]["value"] == sorted(whole["cold_starts_s"])[1]
+    missing = [bar for text, bar in bars.items() if "nanoGPT" in text or "llama.cpp" in text]
+    assert len(missing) == 7
+    assert all(bar["met"] is None and f"- {bar['bar']}: not measured" in said for bar in missing)
+
+
+@pytest.mark.slow
+def test_decode_speeds_draft_that_is_the_model_guesses_right(tiny_decoding):
+    _, whole = tiny_decoding
+    plain, _, drafted = whole["guessing"]
+    assert plain["right_share"] is None
+    assert drafted["right_share"] > 0.9
+
+
+@pytest.mark.slow
+def test_decode_speed_stops_a_job_whose_time_is_up(tmp_path):
+    out = tmp_path / "speed.json"
+    words = ("--sizes", "tiny", "--rounds", "1", "--new", "20000", "--batches", "1", "--budget", "0.2")
+    done = run("decode_speed.py", *words, "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    for record in json.loads(out.read_text("utf-8"))["decoding"]:
+        if record["new"] == 20000:
+            assert record["stopped"]
+            assert f"{record['tokens_per_s']:,.0f}*" in done.stdout
+            assert 0.2 <= record["runs"][0]["seconds"] < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--nanogpt", "no/such/checkout"), "--nanogpt no/such/checkout has no model.py; give a checkout of"),
+        (("--llama-cpp", "no/such/python"), "--llama-cpp no/such/python cannot import llama_cpp; install"),
+        (("--draft", "a/run"), "--draft guesses for a trained model; give this with --bundle RUN"),
+        (("--new", "1"), "--new must be at least 2"),
+    ],
+)
+def test_decode_speed_refuses_in_a_line(words, says):
+    done = run("decode_speed.py", *words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert says in done.stderr.splitlines()[-1]

@@ -107,11 +107,9 @@ class Rotary(nn.Module):
 
     def __init__(self, block_size: int, head_size: int, theta: float) -> None:
         super().__init__()
-        # In float64 and rounded once: the angles of far places keep their precision.
-        rates = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-        angles_TP = torch.outer(torch.arange(block_size, dtype=torch.float64), rates)
-        self.register_buffer("cos_TP", angles_TP.cos().float(), persistent=False)
-        self.register_buffer("sin_TP", angles_TP.sin().float(), persistent=False)
+        cos_TP, sin_TP = _rotary_tables(block_size, head_size, theta)
+        self.register_buffer("cos_TP", cos_TP, persistent=False)
+        self.register_buffer("sin_TP", sin_TP, persistent=False)
 
     def forward(self, x_BHTD: Tensor, places: Places) -> Tensor:
         """Turn each position by the angles of its place."""
@@ -120,6 +118,15 @@ class Rotary(nn.Module):
         left_BHTP, right_BHTP = x_BHTD.reshape(*x_BHTD.shape[:-1], 2, -1).unbind(-2)
         turned = (left_BHTP * cos_HTP - right_BHTP * sin_HTP, right_BHTP * cos_HTP + left_BHTP * sin_HTP)
         return torch.stack(turned, dim=-2).flatten(-2).type_as(x_BHTD)
+
+
+def _rotary_tables(block_size: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """The cosines and sines of all places (TP), from float64: so far places keep their precision."""
+    if torch.get_default_device().type == "meta":  # an outline has sizes, and nothing is computed
+        return torch.empty(block_size, head_size // 2), torch.empty(block_size, head_size // 2)
+    rates = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    angles_TP = torch.outer(torch.arange(block_size, dtype=torch.float64), rates)
+    return angles_TP.cos().float(), angles_TP.sin().float()
 
 
 class Unrotated(nn.Module):

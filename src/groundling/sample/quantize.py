@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -42,8 +43,7 @@ def with_rounded_weights(model: GPT, weights: Weights) -> GPT:
 
     It shares all but the rounded matrices with `model`. A tied matrix is rounded as the output matrix only.
     """
-    with torch.device("meta"):
-        copy = GPT(dataclasses.replace(model.config, tie_weights=False))
+    copy = blank_gpt(dataclasses.replace(model.config, tie_weights=False), "meta")
     state = model.state_dict()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):

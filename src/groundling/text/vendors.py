@@ -59,7 +59,7 @@ def from_json(values: Mapping[str, Any]) -> Tokenizer:
 
 
 @cache
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The printable character that stands for each byte in GPT-2's and Hugging Face's files, and the byte."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
@@ -67,7 +67,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _from_alphabet(piece: str) -> bytes:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     return bytes(alphabet[character] for character in piece)
 
 

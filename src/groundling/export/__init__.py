@@ -1,0 +1,1 @@
+"""Models leave for other programs, and come from them: Hugging Face's `transformers`, GGUF, nanoGPT."""

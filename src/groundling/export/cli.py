@@ -1,0 +1,85 @@
+"""`groundling export hf|gguf`: a trained model for other programs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from groundling import atomicio, config
+from groundling.bundle import Bundle, load_bundle
+from groundling.errors import StorageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Write a trained model for other programs."""
+
+    path: tyro.conf.Positional[Path]
+    """A bundle, a checkpoint, or the folder of a training run."""
+    out: tyro.conf.Positional[Path]
+    """What to write: a folder for hf, a file for gguf."""
+    checkpoint: str = "best"
+    """Of a run: best, last, or a step."""
+    overwrite: bool = False
+    """Replace an earlier export at `out`; anything else there is left alone."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `groundling export hf|gguf`."""
+    commands = {
+        "hf": (_hf, "a folder for transformers and vLLM: GPT-2, Llama or Qwen3, with its tokenizer"),
+        "gguf": (_gguf, "one file for llama.cpp and Ollama"),
+    }
+    return config.run_subcommand(argv, commands, "groundling export")
+
+
+def _hf(argv: list[str]) -> int:
+    from groundling.export.hf import export_hf, is_export
+
+    chosen = config.parse(Config, argv, "groundling export hf", "Write a folder for transformers and vLLM.")
+    bundle = _load(chosen, is_export)
+    family = export_hf(bundle, chosen.out)
+    print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
+    print(f'load it: transformers.AutoModelForCausalLM.from_pretrained("{chosen.out}")')
+    return 0
+
+
+def _gguf(argv: list[str]) -> int:
+    from groundling.export.gguf import export_gguf
+
+    chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
+    bundle = _load(chosen, _is_gguf)
+    atomicio.make_folder(chosen.out.parent)
+    export_gguf(bundle, chosen.out)
+    print(f"{chosen.out}: GGUF, {_said(bundle)}")
+    print(f"let it speak: llama-cli -m {chosen.out}")
+    return 0
+
+
+def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
+    """The bundle that was asked for, after a look at the place where its export is to stand.
+
+    Raises:
+        StorageError: something is there that is not to be replaced.
+        CheckpointError: there is no bundle, or it is damaged.
+    """
+    if chosen.out.exists() or chosen.out.is_symlink():
+        if not chosen.overwrite:
+            raise StorageError(f"{chosen.out} exists; choose another name, or --overwrite to replace an earlier export")
+        if not may_replace(chosen.out):
+            raise StorageError(f"{chosen.out} is not an earlier export, and was left alone; choose another name")
+    return load_bundle(chosen.path, checkpoint=chosen.checkpoint)
+
+
+def _said(bundle: Bundle) -> str:
+    size, tokenizer = bundle.model.n_parameters(), bundle.tokenizer
+    return f"{size:,} parameters, the {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"

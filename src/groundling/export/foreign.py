@@ -1,0 +1,84 @@
+"""Reading a `config.json` that others wrote: each value of the right type, or a line that says which is not."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+from groundling.errors import CheckpointError
+
+
+class ForeignConfig:
+    """The values of a `config.json`; an absent or null key takes the default that its family has in `transformers`.
+
+    Args:
+        values: the file's content.
+        where: what an error calls it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def _refuse(self, key: str, expected: str) -> NoReturn:
+        raise CheckpointError(f"{self.where}: {key} is {self.values.get(key)!r}; {expected}")
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number. Raises CheckpointError where there is none, and no default."""
+        value = self._get(key, default)
+        if type(value) is not int:
+            self._refuse(key, "it has to be a whole number, and the model cannot be built without it")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A number. Raises CheckpointError for anything else."""
+        value = self._get(key, default)
+        if type(value) not in (int, float):
+            self._refuse(key, "it has to be a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false. Raises CheckpointError for anything else."""
+        value = self._get(key, default)
+        if type(value) is not bool:
+            self._refuse(key, "it has to be true or false")
+        return value
+
+    def choice(self, key: str, default: str, known: Collection[str], synonyms: Mapping[str, str]) -> str:
+        """One of the known words, or a synonym of one. Raises CheckpointError for another."""
+        value = self._get(key, default)
+        value = synonyms.get(value, value) if isinstance(value, str) else value
+        if value not in known:
+            self._refuse(key, f"our model has only {', '.join(known)}, so this one cannot be imported exactly")
+        return str(value)
+
+    def require(self, key: str, default: Any, expected: Any) -> None:
+        """Check a key that our model has no choice in. Raises CheckpointError where it is not as `expected`."""
+        if self._get(key, default) != expected:
+            self._refuse(key, f"our model is built for {expected!r} only, so this one cannot be imported exactly")
+
+    def rope_theta(self) -> float:
+        """The base of the rotary angles, from where transformers 5 puts it, or 4.
+
+        Raises:
+            CheckpointError: the angles are scaled or partial, which ours never are.
+        """
+        self.require("partial_rotary_factor", 1.0, 1.0)
+        theta: Any = self.number("rope_theta", 10_000.0)
+        for key in ("rope_scaling", "rope_parameters"):
+            rope = self._get(key, {})
+            if not isinstance(rope, dict):
+                self._refuse(key, "it has to be an object")
+            kind = rope.get("rope_type", rope.get("type", "default"))
+            if kind != "default":
+                raise CheckpointError(
+                    f"{self.where}: {key} is of type {kind!r}; our rotary angles are never scaled, "
+                    "so only a model with default ones can be imported exactly"
+                )
+            if rope.get("partial_rotary_factor", 1.0) != 1.0:
+                self._refuse(key, "our rotary angles turn whole heads, so this one cannot be imported exactly")
+            theta = rope.get("rope_theta", theta)
+        if type(theta) not in (int, float):
+            self._refuse("rope_parameters", "its rope_theta has to be a number")
+        return float(theta)

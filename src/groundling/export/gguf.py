@@ -1,0 +1,172 @@
+"""A bundle as one GGUF file in float32, for llama.cpp and what is built on it.
+
+A GPT-2, Llama or Qwen3 goes in with every weight as it is, under the names that the `gguf` package knows. On a CPU
+llama.cpp looks GELU up in a table of float16, which moves a GPT-2's logits by thousandths; the other two families are
+computed in float32 throughout, as here (docs/log.md has the differences).
+
+Shapes: V tokens of the file, C n_embd, H heads, D head_size.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from groundling import atomicio
+from groundling.bundle import Bundle, plain_state_dict
+from groundling.errors import ConfigError, MissingExtraError
+from groundling.export.families import GPT2, LLAMA, Family, family_of
+from groundling.export.gguf_vocabulary import Vocabulary, vocabulary_of
+from groundling.export.weights import TRANSPOSED, to_theirs
+from groundling.model.gpt import GPTConfig
+
+SUPPRESSED = "tokenizer.ggml.suppress_tokens"
+"""Newer programs of llama.cpp never draw these ids; older ones pass over the key."""
+STARTS = 256
+"""After at most this many single tokens the rarest one is looked for."""
+
+
+def export_gguf(bundle: Bundle, path: Path) -> None:
+    """Write a bundle as a GGUF file; what stands at `path` is replaced, by the whole file or not at all.
+
+    Rows of a model that are beyond its tokenizer's vocabulary are left out: they mean nothing and are never drawn
+    here, and llama.cpp would draw them.
+
+    Args:
+        bundle: what to write.
+        path: the new file.
+
+    Raises:
+        ConfigError: llama.cpp cannot run such a model, or has no such tokenizer; nothing is written.
+        StorageError: the file could not be written; what stood at `path` is as it was.
+        MissingExtraError: gguf, or the tokenizer's library, is not installed.
+    """
+    library = _gguf()
+    family = runnable_family(bundle.config)
+    vocabulary = vocabulary_of(bundle.tokenizer)
+    rows = list(range(bundle.tokenizer.vocab_size))
+    if vocabulary.end_is_added:
+        rows.append(rarest_token(bundle))
+    with (
+        atomicio.new_file(path) as temporary,
+        contextlib.closing(library.GGUFWriter(temporary, family.model_type)) as writer,
+    ):
+        _describe_model(writer, bundle.config, family, library)
+        _describe_vocabulary(writer, vocabulary)
+        for name, array in _arrays(bundle, family, rows, library):
+            writer.add_tensor(name, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise MissingExtraError("gguf", "export") from None
+    return gguf
+
+
+def runnable_family(config: GPTConfig) -> Family:
+    """The family of a GPT, where llama.cpp computes all of it.
+
+    Raises:
+        ConfigError: no family is exactly this GPT, or llama.cpp leaves out what makes it so.
+    """
+    family = family_of(config)
+    if family is GPT2 and config.mlp != "gelu":
+        raise ConfigError(
+            f"mlp is {config.mlp!r}, and llama.cpp computes every GPT-2 with GELU; train with --model.mlp gelu, "
+            "or export to Hugging Face"
+        )
+    return family
+
+
+@torch.no_grad()
+def rarest_token(bundle: Bundle) -> int:
+    """The token that the model finds least likely at its likeliest, among all that follow a single token.
+
+    An added token gets its weights. No row of numbers keeps a logit low for every text: zeros win wherever all
+    others are negative. A copy of a row never rises above that row, so greedy text never ends (of equals the first is
+    taken, and the copy is the last), and drawn text ends as often as the rarest token stands in it.
+    """
+    n_tokens = bundle.tokenizer.vocab_size
+    starts_B1 = torch.arange(min(n_tokens, STARTS), device=bundle.model.wte.weight.device)[:, None]
+    logits_BV = bundle.model(starts_B1)[:, -1, :n_tokens].float()
+    return int(logits_BV.softmax(-1).amax(0).argmin())
+
+
+def _describe_model(writer: Any, config: GPTConfig, family: Family, library: Any) -> None:
+    writer.add_file_type(library.LlamaFileType.ALL_F32)
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.hidden_width())
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.kv_heads())
+    if family is GPT2:
+        writer.add_layer_norm_eps(config.norm_eps)
+        return
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_key_length(config.head_width())
+    writer.add_value_length(config.head_width())
+    writer.add_rope_dimension_count(config.head_width())
+    writer.add_rope_freq_base(config.rope_theta)
+
+
+def _describe_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_token_list(vocabulary.pieces)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.model == "gpt2":
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_merges(vocabulary.merges)
+    else:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(False)
+    # Both ids have to be said, or llama.cpp takes ordinary tokens for them.
+    writer.add_bos_token_id(vocabulary.end)
+    writer.add_eos_token_id(vocabulary.end)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    if vocabulary.end_is_added:
+        writer.add_array(SUPPRESSED, [vocabulary.end])
+
+
+def _arrays(
+    bundle: Bundle, family: Family, rows: list[int], library: Any
+) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """Name and values of each tensor of the file; a token's row is row `rows[token]` of the model."""
+    config = bundle.config
+    architecture = {name: key for key, name in library.MODEL_ARCH_NAMES.items()}[family.model_type]
+    names = library.get_tensor_name_map(architecture, config.n_layer)
+    weights = {name: tensor.cpu().float() for name, tensor in plain_state_dict(bundle.model).items()}
+    for their_name, tensor in to_theirs(weights, config, family).items():
+        name = names.get_name(their_name, try_suffixes=(".weight", ".bias"))
+        if name in ("token_embd.weight", "output.weight"):
+            tensor = tensor[rows]
+        if family is GPT2 and their_name.endswith(TRANSPOSED):
+            tensor = tensor.T  # only transformers has it the other way round
+        if family is LLAMA and (".attn_q." in name or ".attn_k." in name):
+            tensor = neighbouring_pairs(tensor, config.head_width())
+        yield name, tensor.contiguous().numpy()
+
+
+def neighbouring_pairs(rows: Tensor, head_size: int) -> Tensor:
+    """Reorder the rows that make queries or keys, from the pairs (i, i + D/2) to (2i, 2i + 1).
+
+    llama.cpp turns a Llama's pairs as the paper does, its neighbours, and a Qwen3's as they are with us. Queries
+    and keys are reordered alike, so their products stay.
+
+    Args:
+        rows: a weight (H D, C) or a bias (H D).
+        head_size: D.
+    """
+    halves = rows.reshape(-1, 2, head_size // 2, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape)

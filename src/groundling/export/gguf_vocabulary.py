@@ -1,0 +1,168 @@
+"""A tokenizer in the words of a GGUF file: llama.cpp makes the same ids of a text, and the same text of ids.
+
+What llama.cpp does is its own code, chosen by the name of a tokenizer: "gpt2" merges bytes in the order of a list,
+"llama" merges characters by score and falls back on bytes. A tokenizer that neither says exactly is refused.
+"""
+
+import base64
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from groundling.errors import ConfigError
+from groundling.text.tokenizer import Tokenizer
+from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_vocabulary
+
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+"""What a token is, in GGUF's numbers."""
+NEVER_MET = f"{END_OF_TEXT} {END_OF_TEXT}"
+"""A merge for those that have none, because an array in a GGUF file cannot be empty and llama.cpp wants one. Merging
+starts from single letters, and this is not made of any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """A tokenizer as a GGUF file holds it.
+
+    The token at `end` ends a text; nothing else does. A file has to name one: llama.cpp else takes id 11 for it, or
+    2 in a "llama" vocabulary, and generation would stop at a semicolon. Tokenizers that are trained here have no such
+    token, so theirs is added after the last id (`end_is_added`). It is never made from text, and never put before one.
+    """
+
+    model: str
+    """Which of llama.cpp's tokenizers this is."""
+    pieces: list[str]
+    """The text of each id, as that tokenizer writes it."""
+    types: list[int]
+    """What each id is."""
+    merges: list[str]
+    """Pairs of pieces to join, first things first; of "gpt2"."""
+    scores: list[float]
+    """The higher, the sooner it is joined; of "llama"."""
+    end: int
+    """The id that ends a text."""
+    end_is_added: bool
+    """Whether the model has never heard of that id."""
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Say a tokenizer as llama.cpp does.
+
+    What text holds beside the vocabulary of characters, llama.cpp skips, as ours does with unknown = "skip"; and it
+    takes U+2581 for a space where it reads SentencePiece.
+
+    Raises:
+        ConfigError: it cannot be said exactly.
+        DataError: GPT-2's vocabulary is not here and cannot be fetched.
+        MissingExtraError: the tokenizer's library is not installed.
+    """
+    values = tokenizer.to_json()
+    if tokenizer.kind == "char":
+        return _characters(values["symbols"])
+    if tokenizer.kind == "bpe":
+        return _byte_pairs(values["tokenizers"])
+    if tokenizer.kind == "gpt2":
+        return _gpt2()
+    if tokenizer.kind == "sp_bpe":
+        return _sentencepiece_pairs(base64.b64decode(values["model"]))
+    raise ConfigError(
+        f"a {tokenizer.kind} tokenizer cannot be exported to GGUF: llama.cpp's has no bytes for what it has not seen, "
+        "not even for a line's end; train with --data.tokenizer.kind bpe, or export to Hugging Face"
+    )
+
+
+def _with_end(
+    model: str,
+    pieces: list[str],
+    types: list[int],
+    merges: list[str] | None = None,
+    scores: list[float] | None = None,
+) -> Vocabulary:
+    """A vocabulary that had no end of text, and one more id for it."""
+    if END_OF_TEXT in pieces:
+        raise ConfigError(
+            f"the tokenizer has learned {END_OF_TEXT} as ordinary text, and llama.cpp would take it for the end of "
+            "the text; take it out of the training text, or export to Hugging Face"
+        )
+    return Vocabulary(
+        model=model,
+        pieces=[*pieces, END_OF_TEXT],
+        types=[*types, CONTROL],
+        merges=merges or [NEVER_MET],
+        scores=[*(scores or []), 0.0],
+        end=len(pieces),
+        end_is_added=True,
+    )
+
+
+def _characters(symbols: str) -> Vocabulary:
+    """Characters are byte pairs that are never merged, as long as each is one byte."""
+    long = [symbol for symbol in symbols if len(symbol.encode()) > 1]
+    if long:
+        shown = " ".join(f"{symbol!r}" for symbol in long[:5]) + (" ..." if len(long) > 5 else "")
+        raise ConfigError(
+            f"this character tokenizer cannot be exported to GGUF: {len(long)} of its {len(symbols)} characters are "
+            f"more than one byte in UTF-8 ({shown}), and llama.cpp's tokens without merges are single bytes; "
+            "train with --data.tokenizer.kind bpe, or export to Hugging Face"
+        )
+    letters = {byte: letter for letter, byte in byte_alphabet().items()}
+    return _with_end("gpt2", [letters[ord(symbol)] for symbol in symbols], [NORMAL] * len(symbols))
+
+
+def _byte_pairs(library: Mapping[str, Any]) -> Vocabulary:
+    """From the JSON of Hugging Face `tokenizers`, which is already written in GPT-2's letters."""
+    cutter = library["pre_tokenizer"] or {}
+    is_gpt2s = cutter.get("type") == "ByteLevel" and not cutter["add_prefix_space"] and cutter.get("use_regex", True)
+    if not is_gpt2s or library["normalizer"] is not None or library["added_tokens"]:
+        raise ConfigError(
+            "this bpe tokenizer cannot be exported to GGUF: it cuts or changes text in another way than GPT-2's, or "
+            "has tokens of its own; make one with `groundling tokenizer train`, or export to Hugging Face"
+        )
+    ids: dict[str, int] = library["model"]["vocab"]
+    merges = library["model"]["merges"]  # pairs, or "a b" in files of older releases
+    joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    return _with_end("gpt2", sorted(ids, key=ids.__getitem__), [NORMAL] * len(ids), merges=joined)
+
+
+def _gpt2() -> Vocabulary:
+    ids: dict[str, int] = json.loads(gpt2_vocabulary().read_bytes())
+    pieces = sorted(ids, key=ids.__getitem__)
+    return Vocabulary(
+        model="gpt2",
+        pieces=pieces,
+        types=[CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces],
+        merges=merges_of([piece for piece in pieces if piece != END_OF_TEXT]),
+        scores=[],
+        end=ids[END_OF_TEXT],
+        end_is_added=False,
+    )
+
+
+def merges_of(pieces: Sequence[str]) -> list[str]:
+    """The merges that made a vocabulary of byte pairs, where each token is one merge, in order.
+
+    A token's two halves are what the merges before its own leave of it.
+    """
+    rank_of = {piece: rank for rank, piece in enumerate(pieces)}
+    merges = []
+    for piece in pieces:
+        parts = list(piece)
+        while len(parts) > 2:
+            ranks = [rank_of.get(left + right, len(pieces)) for left, right in itertools.pairwise(parts)]
+            at = ranks.index(min(ranks))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            merges.append(" ".join(parts))
+    return merges
+
+
+def _sentencepiece_pairs(model: bytes) -> Vocabulary:
+    import sentencepiece  # it is there: the tokenizer was built with it
+
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = range(library.GetPieceSize())
+    types = [UNKNOWN if library.IsUnknown(i) else BYTE if library.IsByte(i) else NORMAL for i in ids]
+    scores = [library.GetScore(i) for i in ids]
+    return _with_end("llama", [library.IdToPiece(i) for i in ids], types, scores=scores)

@@ -1,0 +1,97 @@
+"""A model out of a folder in the layout of `transformers`: its config, and its weights from safetensors."""
+
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from groundling.bundle import read_tensors
+from groundling.errors import CheckpointError, DataError, MissingExtraError
+from groundling.export.families import Family, read_config
+from groundling.export.weights import to_ours, with_biases, without_absent_biases
+from groundling.manifest import read_json_object
+from groundling.model.gpt import GPTConfig
+
+CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
+WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model")
+"""What is taken from the hub: no pickles, and no code."""
+
+
+def find_folder(source: str) -> Path:
+    """The folder that is meant; a model on the hub is downloaded into the hub library's own cache.
+
+    Raises:
+        CheckpointError: there is no such folder, and this is no name on the hub.
+        DataError: the hub cannot be reached, or has no such model.
+        MissingExtraError: this can only be a name on the hub, and huggingface_hub is not installed.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    parts = source.split("/")
+    if folder.exists() or len(parts) > 2 or not all(part and part[0] not in "." for part in parts):
+        raise CheckpointError(f"{source} is not a folder; give one with {CONFIG} and {WEIGHTS}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "export") from None
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(WANTED), token=False, etag_timeout=10))
+    except Exception as error:  # the library's own, its HTTP client's and the system's alike
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"there is no folder {source!r}, and it cannot be had from the Hugging Face hub ({said[:200]}); "
+            "download it where the hub can be reached, and give its folder"
+        ) from error
+
+
+def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
+    """What a folder holds: the family, our config for it, and our weights in float32.
+
+    Raises:
+        CheckpointError: the model is of another kind, or something in the folder is missing, damaged or a pickle.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG}; give a folder that transformers could load a model from")
+    family, config = read_config(read_json_object(folder / CONFIG), str(folder / CONFIG))
+    full = with_biases(config, family)
+    weights = to_ours(_read_all(folder), full, family, str(folder))
+    if full == config:
+        return family, config, weights
+    # Our note says that there are no biases: they are zeros then, unless someone has trained them since.
+    bare = without_absent_biases(weights)
+    return (family, full, weights) if bare is None else (family, config, bare)
+
+
+def _read_all(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder's safetensors, one file or many."""
+    if (folder / WEIGHTS).is_file():
+        return read_tensors(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return _read_shards(folder)
+    if pickles := sorted(path.name for path in folder.glob(f"{PICKLED}*")):
+        raise CheckpointError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which is never opened here, because it can run "
+            "code; where you trust it, let transformers save it again as safetensors: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT)"
+        )
+    raise CheckpointError(f"{folder} has no {WEIGHTS} and no {INDEX}; download the weights too")
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all files that the index names, each tensor from its own."""
+    places = read_json_object(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(_is_plain_name(name) for name in places.values()):
+        raise CheckpointError(f"{folder / INDEX} is damaged: it does not say which file holds which tensor")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder / file} is missing, and {INDEX} names it; download the whole model")
+        tensors.update(read_tensors(folder / file))
+    if absent := sorted(places.keys() - tensors.keys()):
+        raise CheckpointError(f"{folder}: no file holds {absent[0]}, and {INDEX} names it; download the model again")
+    return tensors
+
+
+def _is_plain_name(name: object) -> bool:
+    """Whether this is a file in the same folder."""
+    return isinstance(name, str) and bool(name) and PurePosixPath(name).name == name and "\\" not in name

@@ -1,0 +1,140 @@
+"""A tokenizer of ours out of a folder in the layout of `transformers`.
+
+One that was exported from here comes back as it was: ours is what, exported, is what stands there. Any other
+byte-level BPE, GPT-2's or Llama 3's or Qwen's, becomes our `bpe`, in which special tokens are ids that no text gives.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from groundling.errors import DataError, GroundlingError, MissingExtraError
+from groundling.export.hf_tokenizer import tokenizer_spec
+from groundling.text.tokenizer import CharTokenizer, Tokenizer, Unknown
+from groundling.text.vendors import GPT2_SHA256, BPETokenizer, GPT2Tokenizer, SentencePieceTokenizer
+
+TOKENIZER, SENTENCEPIECE, VOCABULARY, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
+INSTEAD = "give another with --tokenizer"
+UNUSED = ("truncation", "padding", "post_processor")
+"""Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
+
+
+def read_tokenizer(folder: Path, is_gpt2: bool) -> Tokenizer:
+    """The tokenizer of a model's folder.
+
+    Args:
+        folder: with tokenizer.json, or, of a GPT-2, with vocab.json and merges.txt.
+        is_gpt2: whether the model is: only then it is known how text is cut before vocab.json is used.
+
+    Raises:
+        DataError: there is none, or none that can be read here.
+        MissingExtraError: the package tokenizers is not installed.
+    """
+    library = _library()
+    try:
+        if (folder / TOKENIZER).is_file():
+            found = library.Tokenizer.from_file(str(folder / TOKENIZER))
+        elif is_gpt2 and (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
+            found = _from_pair(folder)
+        else:
+            raise DataError(f"{folder} has no {TOKENIZER}; {INSTEAD} (gpt2, or a folder with a tokenizer.json of ours)")
+    except DataError:
+        raise
+    except Exception as error:  # the library raises Exception itself
+        raise DataError(f"the tokenizer in {folder} cannot be read: {error}; {INSTEAD}") from error
+    spec = json.loads(found.to_str())
+    return _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec) or _bpe(spec, folder)
+
+
+def _from_pair(folder: Path) -> Any:
+    """GPT-2's older layout: the vocabulary and the merges apart."""
+    library = _library()
+    found = library.Tokenizer(library.models.BPE.from_file(str(folder / VOCABULARY), str(folder / MERGES)))
+    found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = library.decoders.ByteLevel()
+    return found
+
+
+def _is_export_of(tokenizer: Tokenizer, spec: dict[str, Any]) -> bool:
+    """Whether an export of this tokenizer is what stands there."""
+    exported = json.loads(_library().Tokenizer.from_str(json.dumps(tokenizer_spec(tokenizer))).to_str())
+    return all(exported[key] == spec[key] for key in exported.keys() | spec.keys() if key not in UNUSED)
+
+
+def _char(spec: dict[str, Any]) -> Tokenizer | None:
+    model, vocabulary = spec["model"], spec["model"].get("vocab")
+    if not isinstance(vocabulary, dict) or max(map(len, vocabulary), default=0) != 1:
+        return None
+    unknown: Unknown = "skip" if model["type"] == "BPE" else "replace" if model["unk_token"] in vocabulary else "error"
+    try:
+        symbols = "".join(sorted(vocabulary, key=vocabulary.__getitem__))
+        tokenizer = CharTokenizer(symbols, unknown, model["unk_token"] if unknown == "replace" else None)
+    except DataError:
+        return None
+    return tokenizer if _is_export_of(tokenizer, spec) else None
+
+
+def _sentencepiece(spec: dict[str, Any], folder: Path) -> Tokenizer | None:
+    """Ours only where Hugging Face's side of it is our export: another would put a space before each text."""
+    if not (folder / SENTENCEPIECE).is_file():
+        return None
+    model = (folder / SENTENCEPIECE).read_bytes()
+    try:
+        tokenizer = SentencePieceTokenizer(model, "unigram" if spec["model"]["type"] == "Unigram" else "sp_bpe")
+        return tokenizer if _is_export_of(tokenizer, spec) else None
+    except MissingExtraError:
+        raise
+    except GroundlingError:
+        return None
+
+
+def _gpt2(spec: dict[str, Any]) -> Tokenizer | None:
+    """GPT-2's own, by the hash of its vocabulary, and cut and merged as it is."""
+    vocabulary = spec["model"].get("vocab")
+    if spec["model"]["type"] != "BPE" or len(vocabulary) != 50257:
+        return None
+    in_order = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))  # the published file is in this order
+    if hashlib.sha256(json.dumps(in_order).encode("ascii")).hexdigest() != GPT2_SHA256:
+        return None
+    tokenizer = GPT2Tokenizer()
+    exported = tokenizer_spec(tokenizer)
+    same_merges = spec["model"]["merges"] == exported["model"]["merges"]
+    return tokenizer if same_merges and spec["pre_tokenizer"] == exported["pre_tokenizer"] else None
+
+
+def _bpe(spec: dict[str, Any], folder: Path) -> Tokenizer:
+    """Any other byte-level BPE; its special tokens join the vocabulary, where merges never lead to them."""
+    model = spec["model"]
+    if model["type"] != "BPE" or not _is_byte_level(spec):
+        raise DataError(
+            f"{folder / TOKENIZER} is a tokenizer of kind {model['type']} that does not work on bytes; those that do "
+            f"(GPT-2's, Llama 3's, Qwen's) and what was exported from here can be imported, so {INSTEAD}"
+        )
+    if any(model[key] for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout")):
+        raise DataError(f"{folder / TOKENIZER} marks its pieces in a way that is not byte-level BPE; {INSTEAD}")
+    if (spec["normalizer"] or {"type": "NFC"})["type"] != "NFC":
+        raise DataError(
+            f"{folder / TOKENIZER} changes text before it is cut ({spec['normalizer']['type']}), "
+            f"so that it does not come back as it was; {INSTEAD}"
+        )
+    to_pieces = _library().pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for token in spec["added_tokens"]:  # they are written as they are, and pieces in the alphabet of bytes
+        model["vocab"].pop(token["content"], None)
+        model["vocab"][to_pieces.pre_tokenize_str(token["content"])[0][0]] = token["id"]
+    return BPETokenizer(json.dumps({**spec, "added_tokens": [], **dict.fromkeys(UNUSED)}))
+
+
+def _is_byte_level(spec: dict[str, Any]) -> bool:
+    """Whether text becomes bytes before it is merged, with no space put before it."""
+    before = spec["pre_tokenizer"] or {}
+    steps = before.get("pretokenizers", [before])
+    return [step["add_prefix_space"] for step in steps if step.get("type") == "ByteLevel"] == [False]
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise MissingExtraError("tokenizers", "export") from None
+    return tokenizers

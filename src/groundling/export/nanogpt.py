@@ -1,0 +1,83 @@
+"""nanoGPT's `ckpt.pt`: a pickle, of which only tensors and plain data are taken, and no code is run.
+
+This is the one module that reads a pickle, and only for an explicit import; `meta.pkl` beside it is never opened.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groundling.errors import CheckpointError, ConfigError, DataError
+from groundling.export.families import GPT2
+from groundling.export.weights import to_ours
+from groundling.model.gpt import GPTConfig
+from groundling.text.tokenizer import CharTokenizer
+
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+GELU_NOTE = "its exact GELU becomes the tanh approximation, which moves its logits by thousandths (see docs: export)"
+
+
+def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The model of a checkpoint: our config for it, and our weights in float32.
+
+    Raises:
+        CheckpointError: there is none, it holds code, or it is not nanoGPT's.
+    """
+    stored = _read(file)
+    sizes, tensors = stored.get("model_args"), stored.get("model")
+    if not isinstance(sizes, dict) or not isinstance(tensors, dict):
+        raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: it has no 'model' with its 'model_args'")
+    if absent := [name for name in SIZES if type(sizes.get(name)) is not int]:
+        raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no {absent[0]}")
+    # Files that torch.compile's wrapper saved carry its prefix.
+    tensors = {name.removeprefix("_orig_mod."): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    table, output = tensors.get("transformer.wte.weight"), tensors.get("lm_head.weight")
+    try:
+        config = GPTConfig(
+            **{name: sizes[name] for name in SIZES},
+            dropout=float(sizes.get("dropout", 0.0)),
+            attention_dropout=float(sizes.get("dropout", 0.0)),
+            bias=bool(sizes.get("bias", True)),
+            tie_weights=output is None or table is None or torch.equal(table, output),
+        )
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return config, to_ours(tensors, config, GPT2, str(file), transposed=False)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}; give the ckpt.pt of nanoGPT")
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of many kinds, for files of many kinds
+        raise CheckpointError(
+            f"{file} cannot be read as tensors and plain data alone: it is damaged, or holds code, which is never run "
+            f"here ({' '.join(str(error).split())[:160]})"
+        ) from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: it holds a {type(stored).__name__}")
+    return stored
+
+
+def tokenizer_of_text(file: Path, vocab_size: int) -> CharTokenizer:
+    """The characters of the text that nanoGPT prepared: with it too, an id is a place in `sorted(set(text))`.
+
+    Raises:
+        DataError: the file cannot be read, or has another number of characters than the model.
+    """
+    try:
+        # Line ends are translated, as when nanoGPT reads the text.
+        tokenizer = CharTokenizer.from_text(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"the text {file} cannot be read: {error}; give the UTF-8 file nanoGPT was trained on"
+        ) from error
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"{file} has {tokenizer.vocab_size} different characters and the model {vocab_size} tokens; "
+            "give the whole text that it was trained on, or its tokenizer"
+        )
+    return tokenizer
