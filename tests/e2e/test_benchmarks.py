@@ -111,7 +111,7 @@ def test_ladder_seeds_prints_a_row_for_each_rung_and_tells_a_rung_that_is_too_fa
 def tiny_decoding(tmp_path_factory, story, finished_run) -> tuple[str, dict]:
     """One narrow layer and a run of six steps, beside transformers alone."""
     out = tmp_path_factory.mktemp("decoding") / "speed.json"
-    words = ["--sizes", "tiny", "--rounds", "2", "--new", "8", "300", "--batches", "1", "2", "16", "--threads", "1"]
+    words = ["--sizes", "tiny", "--rounds", "2", "--new", "8", "--batches", "1", "2", "16", "--threads", "1"]
     words += ["--bundle", str(finished_run), "--draft", str(finished_run), "--prompt", "the king", "--text", str(story)]
     done = run("decode_speed.py", *words, "--json", str(out), GROUNDLING_CACHE=str(story.parent / "cache"))
     assert done.returncode == 0, done.stderr
@@ -123,7 +123,7 @@ def test_decode_speed_prints_all_it_measured_and_says_who_is_missing(tiny_decodi
     said, whole = tiny_decoding
     assert "nanoGPT was not measured: give a checkout" in said
     assert "llama.cpp was not measured: give a Python" in said
-    jobs = ["1 stream of 8", "1 stream of 300", "2 streams of 8", "16 streams of 8", "ms to the first token of 200"]
+    jobs = ["1 stream of 8", "2 streams of 8", "16 streams of 8", "ms to the first token of 200"]
     assert all(job in said for job in jobs)
     rows = {}
     for line in said.splitlines():
@@ -138,10 +138,10 @@ def test_decode_speed_prints_all_it_measured_and_says_who_is_missing(tiny_decodi
 @pytest.mark.slow
 def test_decode_speed_writes_the_keys_that_its_readme_describes(tiny_decoding):
     _, whole = tiny_decoding
-    readme = (BENCHMARKS / "README.md").read_text("utf-8").partition("## `decode_speed.py`")[2]
-    described = set(re.findall(r"`(\w+)`", readme.partition("writes one object")[2]))
+    section = (BENCHMARKS / "README.md").read_text("utf-8").partition("## `decode_speed.py`")[2].partition("\n## ")[0]
+    described = set(re.findall(r"`(\w+)`", section.partition("`--json FILE`")[2]))
     records = [*whole["decoding"], *whole["guessing"]]
-    written = {*whole, *whole["bars"][0], *whole["losses"], *(key for record in records for key in record)}
+    written = {*whole, *whole["bars"][0], *(key for record in records for key in record)}
     written |= {key for record in records for key in (*record["runs"][0], *(record["bandwidths"] or [{}])[0])}
     assert written == described
 
@@ -149,14 +149,14 @@ def test_decode_speed_writes_the_keys_that_its_readme_describes(tiny_decoding):
 @pytest.mark.slow
 def test_decode_speeds_figures_follow_from_what_was_measured(tiny_decoding):
     _, whole = tiny_decoding
-    assert len(whole["decoding"]) == 5 * 5  # contestants and jobs
+    assert len(whole["decoding"]) == 5 * 4  # contestants and jobs
     for record in whole["decoding"]:
         assert len(record["runs"]) == (6 if record["new"] == 1 else 2)
         assert {run["tokens"] for run in record["runs"]} == {record["new"] * record["batch"]}
         assert not record["stopped"]
         fastest = min(run["seconds"] for run in record["runs"])
         assert record["tokens_per_s"] == pytest.approx(record["new"] * record["batch"] / fastest)
-        assert record["block_size"] == (512 if record["new"] == 300 else 256)
+        assert record["block_size"] == 256
         if record["whose"] == "Groundling" and record["batch"] == 1 < record["new"]:
             peak = max(each["bytes_per_s"] for each in record["bandwidths"])
             read = record["bandwidths"][0]["bytes"]
@@ -213,14 +213,14 @@ def test_decode_speeds_draft_that_is_the_model_guesses_right(tiny_decoding):
 @pytest.mark.slow
 def test_decode_speed_stops_a_job_whose_time_is_up(tmp_path):
     out = tmp_path / "speed.json"
-    words = ("--sizes", "tiny", "--rounds", "1", "--new", "20000", "--batches", "1", "--budget", "0.2")
+    words = ("--sizes", "tiny", "--rounds", "1", "--new", "250", "--batches", "1", "--budget", "0.01")
     done = run("decode_speed.py", *words, "--json", str(out))
     assert done.returncode == 0, done.stderr
     for record in json.loads(out.read_text("utf-8"))["decoding"]:
-        if record["new"] == 20000:
+        if record["new"] > 1:
             assert record["stopped"]
+            assert record["runs"][0]["tokens"] < 250
             assert f"{record['tokens_per_s']:,.0f}*" in done.stdout
-            assert 0.2 <= record["runs"][0]["seconds"] < 5
 
 
 @pytest.mark.slow

@@ -1,0 +1,320 @@
+"""Decoding speed, ours beside that of nanoGPT, transformers and llama.cpp: python benchmarks/decode_speed.py
+
+In one run, on one machine, with the same weights. These are random, which changes no speed, and of the GPT-2 family
+(learned positions, GELU), which all can load. With --bundle a trained model is measured too: guessing ahead, the
+validation loss of each precision, the time from a cold start. What is printed, and the keys of --json, are described
+in benchmarks/README.md; the contestants are in decoders.py and llama_cpp_speed.py.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import decode_report
+import numpy as np
+import torch
+import trained
+from train_speed import show_bars
+from turns import Worker
+
+from groundling import runtime
+from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.cli import calm_waiting_threads
+from groundling.export.gguf import export_gguf
+from groundling.export.hf import export_hf
+from groundling.log import say
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.sample.generate import prompt_ids
+from groundling.text.tokenizer import CharTokenizer, Tokenizer
+from groundling.text.vendors import GPT2Tokenizer
+
+HERE = Path(__file__).parent
+N_CHARACTERS = 65
+PROMPT = 200
+"""Tokens of the prompt whose first answer is awaited."""
+TRIES = 3
+"""Of each first token in each round, for it takes no time."""
+PROBE = (7, 1, 23, 42)
+ALIKE = 0.99
+"""The least correlation of a contestant's scores with ours in float32: int8 has more, other weights have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model of the GPT-2 family."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    vocab_size: int = N_CHARACTERS
+    bias: bool = False
+    longest: int = 1 << 20
+    """Jobs of more new tokens are left out, save the shortest."""
+
+    def config(self, block_size: int) -> GPTConfig:
+        names = ("n_layer", "n_head", "n_embd", "vocab_size", "bias")
+        return GPTConfig(**{name: getattr(self, name) for name in names}, block_size=block_size)
+
+    def tokenizer(self) -> Tokenizer:
+        return CharTokenizer("".join(map(chr, range(48, 48 + N_CHARACTERS)))) if self.n_embd < 768 else GPT2Tokenizer()
+
+
+SIZES = {
+    "5M": Size(n_layer=6, n_head=4, n_embd=256),
+    "11M": Size(n_layer=6, n_head=6, n_embd=384),  # nanoGPT's baby GPT
+    "124M": Size(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, bias=True, longest=255),  # GPT-2
+    "tiny": Size(n_layer=1, n_head=1, n_embd=32),  # for a test
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be generated: `new` tokens after each of `batch` prompts, together."""
+
+    prompt: int = 1
+    new: int
+    batch: int = 1
+    ids: tuple[int, ...] | None = None
+    """The prompt; None: random, and another one each time."""
+
+    def block_size(self) -> int:
+        """The least multiple of 256 that holds it all: nobody has to go on beyond its window."""
+        return -(-(self.prompt + self.new) // 256) * 256
+
+    def prompts(self, number: int) -> list[list[int]]:
+        if self.ids is not None:
+            return [list(self.ids)] * self.batch
+        draws = np.random.Generator(np.random.Philox(number))
+        return draws.integers(0, N_CHARACTERS, (self.batch, self.prompt)).tolist()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """Who decodes: what the tables call it, and how its process is started."""
+
+    name: str
+    whose: str
+    precision: str
+    argv: list[str]
+
+
+def contestant(
+    name: str, whose: str, precision: str, script: str, python: str = sys.executable, **values: object
+) -> Contestant:
+    """A contestant by its script and what this is told."""
+    argv = [python, str(HERE / script), json.dumps(values)]
+    return Contestant(name=name, whose=whose, precision=precision, argv=argv)
+
+
+def ours(bundle: Path, threads: int, name: str, weights: str = "float32", **values: object) -> Contestant:
+    values = {"kind": "groundling", "bundle": str(bundle), "weights": weights, "threads": threads, **values}
+    return contestant(f"Groundling {name}", "Groundling", weights, "decoders.py", **values)
+
+
+def line_up(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Iterator[Contestant]:
+    """All who decode this model, which is written into the folder as each of them wants it."""
+    threads, native = options.threads, folder / "bundle"
+    save_bundle(native, bundle.model, bundle.tokenizer)
+    for weights in ("float32", "bfloat16", "int8"):
+        yield ours(native, threads, weights, weights)
+    yield ours(native, threads, "float32, PyTorch only", native=False)
+    if options.nanogpt:
+        values = {"kind": "nanogpt", "bundle": str(native), "checkout": str(options.nanogpt), "threads": threads}
+        yield contestant("nanoGPT", "nanoGPT", "float32", "decoders.py", **values)
+    if importlib.util.find_spec("transformers"):
+        export_hf(bundle, folder / "hf")
+        values = {"kind": "transformers", "folder": str(folder / "hf"), "threads": threads}
+        yield contestant("transformers", "transformers", "float32", "decoders.py", **values)
+    if options.llama_cpp:
+        export_gguf(bundle, folder / "f32.gguf")
+        for precision in ("f32", "f16", "bf16", "q8_0"):
+            yield llama_cpp(options.llama_cpp, folder, precision, threads)
+
+
+def llama_cpp(python: str, folder: Path, precision: str, threads: int) -> Contestant:
+    path = folder / f"{precision}.gguf"
+    if not path.exists():
+        values = {"source": str(folder / "f32.gguf"), "target": str(path), "precision": precision}
+        subprocess.run([python, HERE / "llama_cpp_speed.py", json.dumps(values)], check=True, stdout=sys.stderr)
+    name = f"llama.cpp {precision}"
+    return contestant(name, "llama.cpp", precision, "llama_cpp_speed.py", python, path=str(path), threads=threads)
+
+
+def race(
+    contestants: Sequence[Contestant], jobs: Sequence[Job], probe: Sequence[int], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Let them take turns at each job, in every other round backwards; a record of each contestant and job.
+
+    Before that, all score what follows the ids of `probe`, which shows whether they hold the same model.
+    """
+    environ = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    calm_waiting_threads(environ)  # for all, as the command `groundling` does it
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(each.name, each.argv, environ)) for each in contestants]
+        require_the_same_model(workers, probe)
+        records = {
+            (each.name, job): {
+                **{key: getattr(each, key) for key in ("name", "whose", "precision")},
+                **{key: getattr(job, key) for key in ("prompt", "new", "batch")},
+                "block_size": job.block_size(),
+                "runs": [],
+                "bandwidths": [],
+            }
+            for each in contestants
+            for job in jobs
+        }
+        for number in range(options.rounds):
+            for job in jobs:
+                say(f"round {number + 1} of {options.rounds}: {job.batch} x {job.prompt} + {job.new} tokens")
+                for worker in workers if number % 2 == 0 else reversed(workers):
+                    turn(worker, job, number, options.budget, records[worker.name, job])
+    return [decode_report.conclude(record) for record in records.values()]
+
+
+def turn(worker: Worker, job: Job, number: int, budget_s: float, record: dict[str, Any]) -> None:
+    for attempt in range(TRIES if job.new == 1 else 1):
+        prompts = job.prompts(TRIES * number + attempt)
+        record["runs"].append(worker.ask("decode", prompts=prompts, new=job.new, budget_s=budget_s))
+    if record["whose"] == "Groundling" and job.batch == 1 < job.new and job.ids is None:
+        tokens = record["runs"][-1]["tokens"]
+        record["bandwidths"].append(worker.ask("bandwidth", length=job.prompt + tokens / 2))
+
+
+def require_the_same_model(workers: Sequence[Worker], ids: Sequence[int]) -> None:
+    """Raises SystemExit if a contestant's scores are not those of the first."""
+    scores = [worker.ask("logits", ids=ids)["logits"][:N_CHARACTERS] for worker in workers]
+    for worker, theirs in zip(workers, scores, strict=True):
+        alike = float(np.corrcoef(scores[0], theirs)[0, 1])
+        if not alike > ALIKE:
+            raise SystemExit(f"{worker.name} computes another model than {workers[0].name}: correlation {alike:.3f}")
+
+
+def measure(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All jobs at one size; those of one block_size are done by the same processes."""
+    shortest = min(options.new)
+    lengths = [new for new in options.new if new == shortest or new <= SIZES[size].longest]
+    batches = [batch for batch in options.batches if batch > 1]
+    jobs = [Job(new=new) for new in lengths] + [Job(new=shortest, batch=batch) for batch in batches]
+    jobs.append(Job(prompt=PROMPT, new=1))
+    records = []
+    for block_size in sorted({job.block_size() for job in jobs}):
+        config, tokenizer = SIZES[size].config(block_size), SIZES[size].tokenizer()
+        torch.manual_seed(1337)
+        bundle = Bundle(config, GPT(config).eval(), tokenizer)
+        say(f"{size}: {bundle.model.n_parameters():,} parameters, block_size {block_size}")
+        with tempfile.TemporaryDirectory() as folder:
+            contestants = list(line_up(bundle, Path(folder), options))
+            these = [job for job in jobs if job.block_size() == block_size]
+            raced = race(contestants, these, PROBE, options)
+        records += [{"size": size, "parameters": bundle.model.n_parameters(), **record} for record in raced]
+    return records
+
+
+def guess_ahead(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A trained model, with guessing and without."""
+    ids = tuple(prompt_ids(load_bundle(options.bundle).tokenizer, options.prompt))
+    entrants = [ours(options.bundle, options.threads, "float32")]
+    entrants.append(ours(options.bundle, options.threads, "guesses 4 from the text", speculate=4))
+    if options.draft:
+        name = "guesses 4 by the draft"
+        entrants.append(ours(options.bundle, options.threads, name, speculate=4, draft=str(options.draft)))
+    return race(entrants, [Job(prompt=len(ids), new=trained.NEW, ids=ids)], ids, options)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
+    words = "a Python that has llama-cpp-python; without PYTHON, this one"
+    parser.add_argument("--llama-cpp", nargs="?", const=sys.executable, metavar="PYTHON", help=words)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["5M", "11M", "124M"], help="of the models")
+    parser.add_argument("--rounds", type=int, default=2, help="of which the best counts")
+    parser.add_argument("--new", nargs="+", type=int, default=[128, 1024], help="tokens that a stream generates")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64], help="streams at once")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds after which a job is stopped")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each contestant")
+    parser.add_argument("--bundle", type=Path, metavar="RUN", help="a trained model, to be measured too")
+    parser.add_argument("--draft", type=Path, metavar="RUN", help="a smaller one, to guess by")
+    parser.add_argument("--prompt", default="ROMEO:", help="for the trained model")
+    parser.add_argument("--text", metavar="FILE", help="what it was trained on, if not Tiny Shakespeare")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
+    options = parser.parse_args()
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
+    if min(options.rounds, options.threads, *options.new, *options.batches) < 1 or options.budget <= 0:
+        parser.error("numbers must be at least 1")
+    if min(options.new) < 2:
+        parser.error("--new must be at least 2; the first token is measured in any case")
+    if options.nanogpt and not (options.nanogpt / "model.py").is_file():
+        parser.error(f"--nanogpt {options.nanogpt} has no model.py; give a checkout of github.com/karpathy/nanoGPT")
+    if options.draft and not options.bundle:
+        parser.error("--draft guesses for a trained model; give this with --bundle RUN")
+    options.llama_cpp_version = None
+    if options.llama_cpp:
+        options.llama_cpp_version = version_of_llama_cpp(options.llama_cpp)
+        if not options.llama_cpp_version:
+            parser.error(f"--llama-cpp {options.llama_cpp} cannot import llama_cpp; install llama-cpp-python there")
+    return options
+
+
+def version_of_llama_cpp(python: str) -> str:
+    """Empty if that Python has none."""
+    try:
+        command = [python, HERE / "llama_cpp_speed.py", "--version"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on."""
+    nanogpt = options.nanogpt
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": runtime.environment(),
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "budget_s": options.budget,
+        "nanogpt_model_sha256": nanogpt and hashlib.sha256((nanogpt / "model.py").read_bytes()).hexdigest(),
+        "transformers": version("transformers") if importlib.util.find_spec("transformers") else None,
+        "llama_cpp_python": options.llama_cpp_version,
+    }
+
+
+def main() -> int:
+    options = read_options()
+    about = facts(options)
+    decode_report.head(about)
+    records: list[dict[str, Any]] = []
+    for size in options.sizes:
+        measured = measure(size, options)
+        decode_report.show_size(size, measured)
+        records += measured
+    guessing, losses, cold_starts = [], {}, []
+    if options.bundle:
+        guessing = guess_ahead(options)
+        losses = trained.losses(options.bundle, options.text)
+        cold_starts = trained.cold_starts(options.bundle, options.prompt)
+        decode_report.show_trained(guessing, losses, cold_starts)
+    bars = decode_report.judge(records, "11M" if "11M" in options.sizes else options.sizes[0], cold_starts)
+    show_bars(bars)
+    if options.json:
+        whole = {**about, "decoding": records, "guessing": guessing, "losses": losses}
+        whole |= {"cold_starts_s": cold_starts, "bars": bars}
+        options.json.write_text(json.dumps(whole, indent=2), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

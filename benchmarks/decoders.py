@@ -1,0 +1,217 @@
+"""The contestants of decode_speed.py that run on PyTorch, each in a process of its own: python decoders.py '{...}'
+
+All draw at temperature 1 from all tokens. What is loaded or prepared once for many texts is done before the clock
+starts, and each decodes a few tokens before that, which do not count.
+"""
+
+import dataclasses
+import io
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from train_speed import import_file
+from turns import serve
+
+from groundling.bundle import load_bundle, plain_state_dict
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.native.library import Compilation
+from groundling.sample.sequences import row_generator
+
+WARM_UP = 4
+"""Tokens of each stream that do not count."""
+BANDWIDTH_S = 0.2
+"""Of each way of reading."""
+
+Prompts = list[list[int]]
+
+
+class Decoder(Protocol):
+    """A contestant."""
+
+    def logits(self, ids: list[int]) -> list[float]:
+        """The scores of what follows."""
+        ...
+
+    def decode(self, prompts: Prompts, new: int, budget_s: float) -> dict[str, Any]:
+        """Go on from all prompts together by `new` tokens each, or fewer if the budget is spent.
+
+        Returns:
+            "tokens" of all streams and the "seconds", and what else there is to tell.
+        """
+        ...
+
+
+class Ours:
+    """Groundling's engine, in one precision, with or without compiled code and guessing."""
+
+    def __init__(
+        self, bundle: str, weights: str, *, native: bool = True, speculate: int = 0, draft: str | None = None
+    ) -> None:
+        self._bundle = load_bundle(bundle)
+        self._draft = load_bundle(draft).model if draft else None
+        if native:
+            Compilation().wait()
+        config: dict[str, Any] = {"weights": weights, "native": "auto" if native else "off", "speculate": speculate}
+        self._config = DecodeConfig(**config)
+        self._engine, self._n_slots = self._new_engine(1), 1
+
+    def logits(self, ids: list[int]) -> list[float]:
+        """See `Decoder`; by way of the log-probabilities, which the engine tells."""
+        config = SamplingConfig(max_new_tokens=1, logprobs=self._bundle.tokenizer.vocab_size)
+        self._engine.add(ids, config, row_generator(0, 0))
+        likely = dict(self._engine.step()[0].tokens[0].likely)
+        return [likely[id] for id in range(len(likely))]
+
+    def decode(self, prompts: Prompts, new: int, budget_s: float) -> dict[str, Any]:
+        """See `Decoder`; also "guessed" and "right" for guessing."""
+        if self._n_slots != len(prompts):
+            self._engine, self._n_slots = self._new_engine(len(prompts)), len(prompts)
+        self._run(other_than(prompts, self._bundle.tokenizer.vocab_size), min(new, WARM_UP), budget_s)
+        before = dataclasses.replace(self._engine.counts)
+        seconds = self._run(prompts, new, budget_s)
+        counts = self._engine.counts
+        tokens, guessed, right = (
+            getattr(counts, name) - getattr(before, name) for name in ("generated", "guessed", "right")
+        )
+        how = "compiled code" if self._engine.is_native else "PyTorch"
+        return {"tokens": tokens, "seconds": seconds, "how": how, "guessed": guessed, "right": right}
+
+    def bandwidth(self, length: float) -> dict[str, Any]:
+        """The bytes that a token reads where `length` tokens stand before it, and how many a second can be read.
+
+        The bytes are those of the matrices of the products, in their precision, and of the keys and values.
+        """
+        c = self._bundle.config
+        per_weight, per_key = {"float32": (4, 4), "bfloat16": (2, 2), "int8": (1, 2)}[self._config.weights]
+        weights = sum(m.weight.numel() for m in self._bundle.model.modules() if isinstance(m, nn.Linear))
+        keys = 2 * c.n_layer * c.kv_heads() * c.head_width() * length
+        n_bytes = round(weights * per_weight + keys * per_key)
+        return {"bytes": n_bytes, "bytes_per_s": read_bandwidth(n_bytes)}
+
+    def _run(self, prompts: Prompts, new: int, budget_s: float) -> float:
+        engine, config = self._engine, SamplingConfig(max_new_tokens=new, temperature=1.0)
+        start = time.perf_counter()
+        samples = [engine.add(prompt, config, row_generator(1337, row)) for row, prompt in enumerate(prompts)]
+        while engine.is_busy and time.perf_counter() - start < budget_s:
+            engine.step()
+        seconds = time.perf_counter() - start
+        for sample in samples:
+            if not sample.finished:
+                engine.stop(sample)
+        return seconds
+
+    def _new_engine(self, n_slots: int) -> Engine:
+        n_ids = self._bundle.tokenizer.vocab_size
+        return Engine(self._bundle.model, self._config, n_slots, n_ids, self._draft)
+
+
+class NanoGPT:
+    """nanoGPT's model and `generate`, from its checkout, with the weights of a bundle.
+
+    `generate` keeps nothing from token to token, so calling it for one token at a time is the same, and can be
+    stopped. Its GELU is exact, where ours is GPT-2's tanh approximation.
+    """
+
+    def __init__(self, bundle: str, checkout: str) -> None:
+        ours = load_bundle(bundle)
+        module = import_file(Path(checkout) / "model.py")
+        sizes = {f.name: getattr(ours.config, f.name) for f in dataclasses.fields(module.GPTConfig)}
+        with redirect_stdout(io.StringIO()):  # it prints what it counts
+            self._model = module.GPT(module.GPTConfig(**sizes)).eval()
+        weights = {f"transformer.{k.removeprefix('positions.')}": v for k, v in plain_state_dict(ours.model).items()}
+        self._model.load_state_dict({**weights, "lm_head.weight": ours.model.lm_head.weight})
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> list[float]:
+        """See `Decoder`."""
+        return list(self._model(torch.tensor([ids]))[0][0, -1].tolist())
+
+    def decode(self, prompts: Prompts, new: int, budget_s: float) -> dict[str, Any]:
+        """See `Decoder`."""
+        idx_BT = torch.tensor(prompts)
+        self._model.generate(idx_BT, min(new, WARM_UP))
+        made, seconds, start = 0, 0.0, time.perf_counter()
+        while made < new and seconds < budget_s:
+            idx_BT = self._model.generate(idx_BT, 1)
+            made, seconds = made + 1, time.perf_counter() - start
+        return {"tokens": made * len(prompts), "seconds": seconds, "how": ""}
+
+
+class Transformers:
+    """The `generate` of transformers, with its cache, on a folder that `groundling export hf` writes."""
+
+    def __init__(self, folder: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int]) -> list[float]:
+        """See `Decoder`."""
+        return list(self._model(torch.tensor([ids])).logits[0, -1].tolist())
+
+    def decode(self, prompts: Prompts, new: int, budget_s: float) -> dict[str, Any]:
+        """See `Decoder`."""
+        idx_BT = torch.tensor(prompts)
+        self._generate(idx_BT, min(new, WARM_UP), budget_s)
+        start = time.perf_counter()
+        longer_BT = self._generate(idx_BT, new, budget_s)
+        seconds = time.perf_counter() - start
+        return {"tokens": (longer_BT.size(1) - idx_BT.size(1)) * len(prompts), "seconds": seconds, "how": ""}
+
+    def _generate(self, idx_BT: Tensor, new: int, budget_s: float) -> Tensor:
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
+        lengths = {"min_new_tokens": new, "max_new_tokens": new, "max_time": budget_s}
+        longer_BT: Tensor = self._model.generate(idx_BT, attention_mask=torch.ones_like(idx_BT), **how, **lengths)
+        return longer_BT
+
+
+def other_than(prompts: Prompts, vocab_size: int) -> Prompts:
+    """Prompts as long as these that begin with none of them: the engine reads a common beginning only once."""
+    return [[(id + 1) % vocab_size for id in prompt] for prompt in prompts]
+
+
+def read_bandwidth(n_bytes: int) -> float:
+    """Bytes a second at which all threads together read so many bytes over and over: the best of three reductions of
+    PyTorch that compute next to nothing.
+
+    A small model stays in the caches from token to token, and so does what is read here.
+    """
+    x = torch.ones(2 * max(1, n_bytes // 8))
+    best = 0.0
+    for read in (x.sum, x.amax, x.view(torch.int64).sum):
+        until = time.perf_counter() + BANDWIDTH_S
+        while time.perf_counter() < until:
+            start = time.perf_counter()
+            read()
+            best = max(best, 4 * len(x) / (time.perf_counter() - start))
+    return best
+
+
+KINDS: dict[str, Callable[..., Decoder]] = {"groundling": Ours, "nanogpt": NanoGPT, "transformers": Transformers}
+
+
+def main() -> None:
+    values = json.loads(sys.argv[1])
+    torch.set_num_threads(values.pop("threads"))
+    torch.manual_seed(1337)
+    decoder = KINDS[values.pop("kind")](**values)
+    answers: dict[str, Callable[..., dict[str, Any]]] = {
+        "logits": lambda ids: {"logits": decoder.logits(ids)},
+        "decode": decoder.decode,
+    }
+    if isinstance(decoder, Ours):
+        answers["bandwidth"] = decoder.bandwidth
+    serve(answers)
+
+
+if __name__ == "__main__":
+    main()
