@@ -1,5 +1,6 @@
 """The compiled decoding step: how it comes to be, and what happens when it cannot."""
 
+import itertools
 import stat
 import subprocess
 import sys
@@ -165,17 +166,20 @@ def test_the_training_mode_is_left_alone(model):
     assert engine.is_native
 
 
+@pytest.mark.parametrize("n_woven", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize(("n_out", "n_in"), [(16, 4), (32, 6), (5, 3), (17, 1), (33, 8)])
-def test_packing_puts_sixteen_outputs_side_by_side_and_fills_up_with_zeros(n_out, n_in, dtype):
+@pytest.mark.parametrize(("n_out", "n_in"), [(16, 4), (64, 6), (5, 3), (49, 1), (70, 8)])
+def test_packing_puts_sixteen_outputs_side_by_side_and_fills_up_with_zeros(n_out, n_in, dtype, n_woven):
     weight_NK = torch.arange(1, n_out * n_in + 1).view(n_out, n_in).remainder(100).to(dtype)
     together = 2 if dtype == torch.bfloat16 else 1
-    packed = pack(weight_NK)
-    assert packed.shape == (-(-n_out // 16), -(-n_in // together), 16, together)
-    for panel, step, lane, part in torch.cartesian_prod(*map(torch.arange, packed.shape)).tolist():
-        n, k = panel * 16 + lane, step * together + part
-        expected = weight_NK[n, k].item() if n < n_out and k < n_in else 0
-        assert packed[panel, step, lane, part].item() == expected
+    n_panels, n_steps = -(-n_out // 16), -(-n_in // together)
+    n_full = n_panels // n_woven * n_woven
+    expected = []
+    for first, n_side in [(p, n_woven) for p in range(0, n_full, n_woven)] + [(p, 1) for p in range(n_full, n_panels)]:
+        for step, panel, lane, part in itertools.product(range(n_steps), range(n_side), range(16), range(together)):
+            n, k = (first + panel) * 16 + lane, step * together + part
+            expected.append(weight_NK[n, k].item() if n < n_out and k < n_in else 0)
+    assert pack(weight_NK, n_woven).tolist() == expected
 
 
 def test_threads_do_not_outlive_their_reader(model):

@@ -27,6 +27,8 @@ def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
     assert "GFLOP/s" in rows["matrix products"]
     speed = float(rows["training"].split()[0].replace(",", ""))
     assert speed > 10
+    assert float(rows["decoding"].split()[0].replace(",", "")) > 10
+    assert "tokens/s of that model, by " in rows["decoding"]
     assert "10.8 M parameters" in rows["training"] or "10.7 M parameters" in rows["training"]
 
 

@@ -1,4 +1,4 @@
-"""`groundling doctor`: what this machine has, what will be used and why, and how fast it trains, measured."""
+"""`groundling doctor`: what this machine has, what will be used and why, how fast it trains and decodes, measured."""
 
 import platform
 import sys
@@ -16,10 +16,14 @@ from groundling.config import parse
 from groundling.data.batches import Batches
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import Runtime, RuntimeConfig
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import Engine
+from groundling.sample.sequences import row_generator
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
 
 EXTRAS = {
+    "export": ("gguf", "huggingface_hub", "tokenizers"),
     "plot": ("matplotlib",),
     "text": ("tiktoken", "tokenizers", "sentencepiece", "zstandard"),
     "track": ("tensorboard", "wandb"),
@@ -64,6 +68,9 @@ def main(argv: Sequence[str]) -> int:
         f"{tokens_per_s:,.0f} tokens/s without compilation, {share:.0%} of the above, "
         f"for a GPT of {model.n_parameters() / 1e6:.1f} M parameters (6 layers, width 384, context 256)",
     )
+    engine = Engine(model)
+    how = "by compiled code" if engine.is_native else "by PyTorch; a compiler is asked when a text takes long"
+    grid.add_row("decoding", f"{measure_decoding(engine, config.seconds / 3):,.0f} tokens/s of that model, {how}")
     Console().print(grid)
     return 0
 
@@ -80,3 +87,13 @@ def measure_training(model: GPT, picked: Runtime, seconds: float, batch_size: in
     while n_tokens == 0 or time.perf_counter() - start < seconds:
         n_tokens += train_step(objective, batches.next_step(), optimizers).n_targets
     return n_tokens / (time.perf_counter() - start)
+
+
+def measure_decoding(engine: Engine, seconds: float) -> float:
+    """Tokens per second of one sample, after the first one."""
+    engine.add([0], SamplingConfig(max_new_tokens=1_000_000), row_generator(0, 0))
+    engine.step()
+    start, before = time.perf_counter(), engine.counts.generated
+    while time.perf_counter() - start < seconds or engine.counts.generated == before:
+        engine.step()
+    return (engine.counts.generated - before) / (time.perf_counter() - start)

@@ -339,6 +339,9 @@ void work(void* call, int index) {
 
 extern "C" {
 
+// How many panels are woven together.
+int tile_panels() { return TILE_PANELS; }
+
 void* team_new(int size) { return new Team(size); }
 void team_delete(void* team) { delete static_cast<Team*>(team); }
 

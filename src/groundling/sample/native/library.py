@@ -37,6 +37,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
+        self.tile_panels = int(library.tile_panels())
         self.team_new: Callable[[int], int] = library.team_new
         self.team_delete: Callable[[int], None] = library.team_delete
         self.read_rows: Callable[..., None] = library.read_rows

@@ -155,7 +155,7 @@ class NativeReader:
             weight_NK = weight_NK.to(torch.bfloat16)
         if linear.bias is not None:
             bias[:n_out] = linear.bias.detach()
-        return _Linear(*map(self._pointer, (pack(weight_NK), scales, bias)), n_in, n_out)
+        return _Linear(*map(self._pointer, (pack(weight_NK, self._library.tile_panels), scales, bias)), n_in, n_out)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -165,16 +165,24 @@ class NativeReader:
         return whole.data_ptr()
 
 
-def pack(weight_NK: Tensor) -> Tensor:
-    """Put a matrix into the order of vectors.h: panels of 16 outputs, input by input (bfloat16: pair by pair)."""
+def pack(weight_NK: Tensor, n_woven: int) -> Tensor:
+    """Put a matrix into the order of vectors.h, flat.
+
+    Args:
+        weight_NK: float32, bfloat16 or int8.
+        n_woven: how many panels are woven together.
+    """
     n_out, n_in = weight_NK.shape
     n_together = 2 if weight_NK.dtype == torch.bfloat16 else 1
     if n_out % LANES or n_in % n_together:
         padded = weight_NK.new_zeros(_whole(n_out), n_in + n_in % n_together)
         padded[:n_out, :n_in] = weight_NK
         weight_NK = padded
-    panels = weight_NK.view(weight_NK.size(0) // LANES, LANES, -1, n_together)
-    return panels.transpose(1, 2).contiguous()
+    n_panels = weight_NK.size(0) // LANES
+    panels = weight_NK.view(n_panels, LANES, -1, n_together).transpose(1, 2)  # panel, input, output, one of a pair
+    n_full = n_panels // n_woven * n_woven
+    woven = panels[:n_full].unflatten(0, (-1, n_woven)).transpose(1, 2)
+    return torch.cat([woven.flatten(), panels[n_full:].flatten()])
 
 
 def _whole(n: int) -> int:

@@ -1,7 +1,8 @@
 // Vectors of 16 floats: the arithmetic that decode.cpp is made of. GCC and Clang turn them into what the CPU has.
 //
-// Weights are packed in panels of 16 outputs: panel by panel, input by input, 16 weights side by side (bfloat16: pairs
-// of inputs, 16 such pairs side by side). So one instruction serves 16 outputs, and memory is read in order.
+// Weights are packed in panels of 16 outputs: for each input the 16 weights side by side (bfloat16: for each pair of
+// inputs 16 pairs). So one instruction serves 16 outputs. TILE_PANELS panels at a time are woven together, input by
+// input, and what panels are left follow one by one: so memory is read in order.
 
 #pragma once
 #include <cmath>
@@ -167,11 +168,10 @@ constexpr int TILE_ROWS = 2, TILE_PANELS = 2;
 // The products of ROWS rows of inputs with PANELS panels of weights; `sums` has a line of TILE_PANELS for each row.
 template <class P, int ROWS, int PANELS>
 void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in) {
-    const int64_t panel_bytes = P::panel_bytes(n_in);
     Vec kept[ROWS][PANELS] = {};
     for (int64_t k = 0, steps = P::steps(n_in); k < steps; k++) {
         typename P::Weights w[PANELS];
-        for (int p = 0; p < PANELS; p++) w[p] = P::weights(panel + p * panel_bytes, k);
+        for (int p = 0; p < PANELS; p++) w[p] = P::weights(panel, k * PANELS + p);
         for (int r = 0; r < ROWS; r++)
             for (int p = 0; p < PANELS; p++) P::add(kept[r][p], w[p], inputs + r * row_bytes, k);
     }
