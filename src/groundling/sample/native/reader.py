@@ -181,7 +181,7 @@ def pack(weight_NK: Tensor, n_woven: int) -> Tensor:
     n_panels = weight_NK.size(0) // LANES
     panels = weight_NK.view(n_panels, LANES, -1, n_together).transpose(1, 2)  # panel, input, output, one of a pair
     n_full = n_panels // n_woven * n_woven
-    woven = panels[:n_full].unflatten(0, (-1, n_woven)).transpose(1, 2)
+    woven = panels[:n_full].reshape(-1, n_woven, *panels.shape[1:]).transpose(1, 2)
     return torch.cat([woven.flatten(), panels[n_full:].flatten()])
 
 
