@@ -124,6 +124,9 @@ def test_many_rows_are_read_in_blocks(library):
         expected_TV = model(torch.tensor([ids]))[0]
     read_TV = whole(native(model, library, n_threads=2), ids)
     torch.testing.assert_close(read_TV, expected_TV, rtol=0, atol=1e-5 * expected_TV.abs().max().item())
+    one_by_one = native(model, library)
+    for place in range(150):
+        assert torch.equal(one_by_one.read([Piece(0, place, ids[place : place + 1], 1)])[0], read_TV[place])
 
 
 def test_scores_that_are_no_numbers_come_through(library):

@@ -1,15 +1,20 @@
 """The engine's own business: who waits, who leaves, what is told about a token."""
 
+import dataclasses
+import resource
+
 import pytest
 import torch
+from torch import nn
 
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError
+from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.draft import PromptLookup
 from groundling.sample.engine import DecodeConfig, Engine
-from groundling.sample.generate import generate_batch, text_engine
+from groundling.sample.generate import generate_batch, stream_batch, text_engine
 from groundling.sample.sequences import Sample, row_generator
 from groundling.text.tokenizer import CharTokenizer
 
@@ -102,6 +107,123 @@ def test_samples_of_different_settings_share_a_step(model):
         expected = alone.add([1], how, row_generator(0, 0))
         list(alone.run())
         assert sample.tokens == expected.tokens
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("how", ["on", "off"])
+def test_after_a_step_that_failed_samples_go_on_as_if_nothing_had_been(model, how, draft, monkeypatch):
+    """Also as the beginning of another: what was not read must not be reused."""
+    prompt = [1, 2, 3, 4, 5, 6]
+    expected = [generate_batch(Engine(model, DecodeConfig(native=how)), [prompt], config(12), row)[0] for row in (0, 1)]
+    engine = Engine(model, DecodeConfig(native=how, speculate=2), 2, draft=model if draft else None)
+    read, n_reads = engine._reader.read, 0
+
+    def failing_at_times(pieces):
+        nonlocal n_reads
+        n_reads += 1
+        if n_reads % 3 == 1:
+            raise KeyboardInterrupt
+        return read(pieces)
+
+    monkeypatch.setattr(engine._reader, "read", failing_at_times)
+    first, second = (engine.add(prompt, config(12), row_generator(1337, row)) for row in (0, 1))
+    n_failed = 0
+    while engine.is_busy:
+        try:
+            engine.step()
+        except KeyboardInterrupt:
+            n_failed += 1
+    assert n_failed > 1
+    assert [sample.tokens[6:] for sample in (first, second)] == expected
+    n_reads = 0  # the next one fails
+    with pytest.raises(KeyboardInterrupt):
+        generate_batch(engine, [prompt], config(12))
+    assert not engine.is_busy, "whoever gave up leaves nothing behind"
+    monkeypatch.setattr(engine._reader, "read", read)
+    assert generate_batch(engine, [prompt], config(12)) == expected[:1]
+
+
+def test_a_bad_sample_does_not_spoil_its_neighbours(model):
+    engine = Engine(model, n_slots=2)
+    good = engine.add([1], config(6), row_generator(1337, 0))
+    bad = engine.add([2], config(6), row_generator(1337, 1))
+    bad.config = SamplingConfig(top_k=3)
+    object.__setattr__(bad.config, "top_k", "three")
+    bad.way = ("bad",)
+    with pytest.raises(TypeError):
+        engine.step()
+    engine.stop(bad)
+    list(engine.run())
+    assert good.tokens[1:] == generate_batch(Engine(model), [[1]], config(6))[0]
+
+
+def test_an_abandoned_stream_leaves_the_engine_free(model):
+    tokenizer = CharTokenizer("abcdefghijk")
+    engine = Engine(model, n_slots=2)
+    stream = stream_batch(engine, tokenizer, "ab", config(20), 3)
+    next(stream)
+    assert engine.is_busy
+    stream.close()
+    assert not engine.is_busy
+    stream_batch(engine, tokenizer, "ab", config(20), 3)  # never begun
+    assert not engine.is_busy
+    texts = ["", ""]
+    for number, text, _ in stream_batch(engine, tokenizer, "ab", config(5), 2):
+        texts[number] += text
+    assert texts == [tokenizer.decode(ids) for ids in generate_batch(Engine(model), [[0, 1]] * 2, config(5))]
+
+
+def test_prompts_of_other_beginnings_leave_what_may_be_wanted_again(model):
+    """Four conversations in four slots: each finds its own beginning when it goes on."""
+    engine = Engine(model, n_slots=4)
+    conversations = [[i, *([i + 4] * 5)] for i in range(4)]
+    for prompt in conversations:
+        generate_batch(engine, [prompt], config(2))
+    assert engine.counts.reused == 0
+    for prompt in conversations:
+        generate_batch(engine, [[*prompt, 9, 9]], config(2))
+    assert engine.counts.reused >= 4 * 6
+    generate_batch(engine, [[*conversations[0][:2], 3, 3, 3]], config(2))
+    assert engine.counts.reused >= 4 * 6 + 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"n_slots": 0}, "n_slots is 0"),
+        ({"n_ids": 0}, "n_ids is 0; the model has 11 ids"),
+        ({"n_ids": 12}, "n_ids is 12; the model has 11 ids"),
+        (
+            {"config": DecodeConfig(speculate=1), "draft": GPT(dataclasses.replace(CONFIG, vocab_size=10))},
+            "it knows 10",
+        ),
+        ({"config": DecodeConfig(speculate=1), "draft": torch.nn.Linear(1, 1)}, "it knows none"),
+    ],
+)
+def test_an_engine_that_cannot_work_is_refused(model, arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        Engine(model, **arguments)
+
+
+@pytest.mark.parametrize(("field", "value"), [("weights", "int4"), ("native", "yes")])
+def test_words_that_are_not_known_are_refused(field, value):
+    with pytest.raises(ConfigError, match=f"{field} is '{value}'; it must be one of: "):
+        DecodeConfig(**{field: value})
+
+
+def test_slots_that_no_memory_holds_are_refused(model):
+    with pytest.raises(ConfigError, match=r"keys and values of 16 positions need 0\.0 GB for each of 1099511627776"):
+        Engine(model, n_slots=1 << 40)
+
+
+def test_slots_that_are_never_used_take_no_memory(model):
+    """34 GB of keys and values, of which some kB are written."""
+    wide = blank_gpt(GPTConfig(n_layer=1, n_head=1, n_embd=1024, block_size=1 << 20, vocab_size=11, position="rotary"))
+    for parameter in wide.parameters():
+        nn.init.constant_(parameter, 0.01)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(generate_batch(Engine(wide.eval(), n_slots=4), [[1]], config(3))[0]) == 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000, "kB; all of it would be 34 GB"
 
 
 def test_what_cannot_guess_is_refused(model):

@@ -68,6 +68,13 @@ class Recites(nn.Module):
         ({"logit_bias": {1: math.nan}}, "logit_bias is "),
         ({"logit_bias": {1: math.inf}}, "logit_bias is "),
         ({"logit_bias": {11: 1.0}}, r"logit_bias has ids \[11\]; there are only 0 to 10"),
+        ({"logit_bias": dict.fromkeys(range(11), -math.inf)}, "logit_bias forbids all of the 11 ids"),
+        ({"logit_bias": {"1": 2.0}}, "logit_bias is "),
+        ({"logit_bias": {1: 1e38}}, "logit_bias is "),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"temperature": 1e38}, "temperature is 1e"),
+        ({"presence_penalty": -1e38}, "presence_penalty is -1e"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"stop": ("a", "")}, "stop is "),
         ({"stop": "a"}, "stop is 'a'"),
@@ -245,7 +252,7 @@ def test_each_sample_stops_for_itself_and_the_next_takes_its_place(bundle):
     for n_slots in (1, 2, 5):
         engine = text_engine(bundle, n_slots=n_slots)
         texts = [""] * 5
-        for number, piece in stream_batch(engine, bundle.tokenizer, "b", sampling, 5):
+        for number, piece, _ in stream_batch(engine, bundle.tokenizer, "b", sampling, 5):
             texts[number] += piece
         assert texts == [told([SYMBOLS[i] for i in ids], ("a",)) for ids in alone]
         assert engine.counts.generated == sum(map(len, texts)) + 5, "nobody goes on after its stop string"

@@ -1,6 +1,7 @@
 """The compiled decoding step: how it comes to be, and what happens when it cannot."""
 
 import itertools
+import os
 import stat
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_the_compiler_goes_on_when_the_process_has_ended(own_cache):
     ("does", "said"),
     [
         ("echo 'decode.cpp:1: fatal error: no such thing' >&2; exit 1", "fatal error: no such thing"),
-        ("exit 1", "failed: for no reason given"),
+        ("exit 1", "it gave no reason"),
         ('while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"', "file too short"),
     ],
     ids=["error", "silent", "damaged"],
@@ -118,6 +119,72 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, m
     lines = []
     assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize("what", ["a folder under its name", "no home", "others may write"])
+def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, what):
+    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    name = Compilation()._whole
+    if what == "a folder under its name":
+        name.mkdir(parents=True)
+        (name / "full").touch()
+    elif what == "no home":
+        monkeypatch.setattr("groundling.atomicio.cache_folder", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    else:
+        name.parent.mkdir(parents=True, mode=0o777)
+        name.parent.chmod(0o777)
+        name.write_bytes(b"code of somebody else")
+    lines = []
+    engine = Engine(model, say=lines.append)
+    assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
+    if what == "a folder under its name":
+        return  # the compiler puts the library into it, and it is never found
+    assert len(lines) == 1
+    assert {"no home": "no home", "others may write": "others may write to it"}[what] in lines[0]
+
+
+def test_pieces_that_cannot_be_read_never_reach_the_library(model):
+    reader = Backend(model, 2, native="on")
+    for piece in (
+        Piece(2, 0, [1], 1),
+        Piece(-1, 0, [1], 1),
+        Piece(0, 14, [1, 1, 1], 1),
+        Piece(0, -1, [1], 1),
+        Piece(0, 0, [1], 2),
+        Piece(0, 0, [11], 1),
+        Piece(0, 0, [-1], 1),
+        Piece(0, 0, [], 0),
+    ):
+        with pytest.raises(AssertionError):
+            reader.read([piece])
+
+
+def test_a_fork_gets_threads_of_its_own(model):
+    torch.set_num_threads(2)
+    try:
+        reader = Backend(model, 1, native="on")
+        expected = reader.read([Piece(0, 0, [1, 2], 1)])
+        child = os.fork()
+        if child == 0:
+            same = torch.equal(reader.read([Piece(0, 0, [1, 2], 1)]), expected)
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(reader.read([Piece(0, 0, [1, 2], 1)]), expected)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_bfloat16_weights_do_not_change_hands_in_the_middle_of_a_text(monkeypatch, model):
+    """Compiled code may round more there, and the text would depend on when it was ready."""
+    library = Compilation().wait()
+    looks = iter([None])
+    monkeypatch.setattr(Compilation, "library", lambda self: next(looks, library))
+    monkeypatch.setattr(Compilation, "start", lambda self: None)
+    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    engine = Engine(model, DecodeConfig(weights="bfloat16"))
+    generate_batch(engine, [[1]], SAMPLING)
+    assert not engine.is_native
+    assert Engine(model, DecodeConfig(weights="bfloat16")).is_native, "the next one begins with it"
 
 
 def test_a_short_job_does_not_start_a_compiler(own_cache, model):

@@ -26,6 +26,13 @@ def test_an_output_of_zeros_stays_one():
     assert scale_N[0] == 1
 
 
+def test_a_broken_weight_is_not_hidden():
+    whole_NK, scale_N = to_int8(torch.tensor([[float("nan"), 1.0], [1.0, 1.0], [1e-44, 0.0]]))
+    assert scale_N.isnan().tolist() == [True, False, False]
+    assert whole_NK[1].tolist() == [127, 127]
+    assert (whole_NK[2] * scale_N[2]).isfinite().all()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 def test_only_the_matrices_of_products_are_rounded_and_the_model_is_left_alone(weights, tied):

@@ -46,10 +46,10 @@ def _hf(argv: list[str]) -> int:
 
 
 def _gguf(argv: list[str]) -> int:
-    from groundling.export.gguf import export_gguf
+    from groundling.export.gguf import export_gguf, is_export
 
     chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
-    bundle = _load(chosen, _is_gguf)
+    bundle = _load(chosen, is_export)
     atomicio.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
@@ -75,11 +75,3 @@ def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
 def _said(bundle: Bundle) -> str:
     size, tokenizer = bundle.model.n_parameters(), bundle.tokenizer
     return f"{size:,} parameters, the {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"
-
-
-def _is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF does."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"

@@ -18,6 +18,10 @@ NOTE = "groundling"
 """The key of `config.json` under which the whole GPTConfig stands; also what marks a folder as written by us."""
 
 
+MOST_LAYERS = 10_000
+"""No model that anybody has is deeper, and building a deeper one would hang."""
+
+
 class Family(NamedTuple):
     """A published architecture: its name and its class in `transformers`, and what its tensors' names begin with."""
 
@@ -166,6 +170,9 @@ def _read_plain(values: Mapping[str, Any], where: str) -> tuple[Family, GPTConfi
             f"{where}: model_type is {theirs.values.get('model_type')!r}; {', '.join(FAMILIES)} can be imported"
         )
     theirs.require("quantization_config", None, None)
+    layers = theirs.size("n_layer" if family is GPT2 else "num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise CheckpointError(f"{where}: {layers:,} layers are more than the {MOST_LAYERS:,} that are built")
     try:
         config = GPTConfig(**(_read_gpt2(theirs) if family is GPT2 else _read_llama(theirs, family)))
     except ConfigError as error:
@@ -204,7 +211,7 @@ def _read_gpt2(theirs: ForeignConfig) -> dict[str, Any]:
 def _read_llama(theirs: ForeignConfig, family: Family) -> dict[str, Any]:
     theirs.choice("hidden_act", "silu", ["silu"], SAME_ACTIVATION)
     theirs.require("use_sliding_window", False, False)
-    if "sliding_attention" in (theirs.values.get("layer_types") or []):
+    if "sliding_attention" in str(theirs.values.get("layer_types")):
         raise CheckpointError(f"{theirs.where}: layer_types has sliding_attention; our model has full attention only")
     n_head, n_embd = theirs.size("num_attention_heads"), theirs.size("hidden_size")
     bias = theirs.flag("attention_bias", False)

@@ -5,6 +5,9 @@ from typing import Any, NoReturn
 
 from groundling.errors import CheckpointError
 
+LARGEST = 10**7
+"""Of a size: none of a model that anybody has is larger, and building a larger one would hang."""
+
 
 class ForeignConfig:
     """The values of a `config.json`; an absent or null key takes the default that its family has in `transformers`.
@@ -27,15 +30,18 @@ class ForeignConfig:
     def size(self, key: str, default: int | None = None) -> int:
         """A whole number. Raises CheckpointError where there is none, and no default."""
         value = self._get(key, default)
-        if type(value) is not int:
-            self._refuse(key, "it has to be a whole number, and the model cannot be built without it")
+        if type(value) is not int or abs(value) > LARGEST:
+            self._refuse(key, f"it has to be a whole number of at most {LARGEST:,}, or the model cannot be built")
         return value
 
     def number(self, key: str, default: float) -> float:
         """A number. Raises CheckpointError for anything else."""
         value = self._get(key, default)
-        if type(value) not in (int, float):
-            self._refuse(key, "it has to be a number")
+        return self._finite(key, value)
+
+    def _finite(self, key: str, value: Any) -> float:
+        if type(value) not in (int, float) or not abs(value) < 1e30:
+            self._refuse(key, "it has to be a finite number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -79,6 +85,4 @@ class ForeignConfig:
             if rope.get("partial_rotary_factor", 1.0) != 1.0:
                 self._refuse(key, "our rotary angles turn whole heads, so this one cannot be imported exactly")
             theta = rope.get("rope_theta", theta)
-        if type(theta) not in (int, float):
-            self._refuse("rope_parameters", "its rope_theta has to be a number")
-        return float(theta)
+        return self._finite("rope_parameters", theta)

@@ -9,6 +9,7 @@ Shapes: V tokens of the file, C n_embd, H heads, D head_size.
 
 import contextlib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from groundling.export.gguf_vocabulary import Vocabulary, vocabulary_of
 from groundling.export.weights import TRANSPOSED, to_theirs
 from groundling.model.gpt import GPTConfig
 
+MARK = "groundling.version"
+"""The first key after the architecture: what says that a file is ours, and may be replaced."""
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Newer programs of llama.cpp never draw these ids; older ones pass over the key."""
 STARTS = 256
@@ -56,6 +59,7 @@ def export_gguf(bundle: Bundle, path: Path) -> None:
         atomicio.new_file(path) as temporary,
         contextlib.closing(library.GGUFWriter(temporary, family.model_type)) as writer,
     ):
+        writer.add_string(MARK, version("groundling"))
         _describe_model(writer, bundle.config, family, library)
         _describe_vocabulary(writer, vocabulary)
         for name, array in _arrays(bundle, family, rows, library):
@@ -71,6 +75,15 @@ def _gguf() -> Any:
     except ImportError:
         raise MissingExtraError("gguf", "export") from None
     return gguf
+
+
+def is_export(path: Path) -> bool:
+    """Whether a file is an earlier export of ours, and so may be replaced."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        beginning = file.read(1024)
+    return beginning.startswith(b"GGUF") and MARK.encode() in beginning
 
 
 def runnable_family(config: GPTConfig) -> Family:

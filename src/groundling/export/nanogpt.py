@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from groundling.errors import CheckpointError, ConfigError, DataError
-from groundling.export.families import GPT2
+from groundling.export.families import GPT2, MOST_LAYERS
+from groundling.export.foreign import LARGEST
 from groundling.export.weights import to_ours
 from groundling.model.gpt import GPTConfig
 from groundling.text.tokenizer import CharTokenizer
@@ -29,10 +30,12 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     sizes, tensors = stored.get("model_args"), stored.get("model")
     if not isinstance(sizes, dict) or not isinstance(tensors, dict):
         raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: it has no 'model' with its 'model_args'")
-    if absent := [name for name in SIZES if type(sizes.get(name)) is not int]:
-        raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no {absent[0]}")
+    if absent := [name for name in SIZES if type(sizes.get(name)) is not int or sizes[name] > LARGEST]:
+        raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no possible {absent[0]}")
+    if sizes["n_layer"] > MOST_LAYERS:
+        raise CheckpointError(f"{file}: {sizes['n_layer']:,} layers are more than the {MOST_LAYERS:,} that are built")
     # Files that torch.compile's wrapper saved carry its prefix.
-    tensors = {name.removeprefix("_orig_mod."): value for name, value in tensors.items() if isinstance(value, Tensor)}
+    tensors = {str(name).removeprefix("_orig_mod."): value for name, value in tensors.items() if _is_plain(value)}
     table, output = tensors.get("transformer.wte.weight"), tensors.get("lm_head.weight")
     try:
         config = GPTConfig(
@@ -42,9 +45,13 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
             bias=bool(sizes.get("bias", True)),
             tie_weights=output is None or table is None or torch.equal(table, output),
         )
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     return config, to_ours(tensors, config, GPT2, str(file), transposed=False)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _read(file: Path) -> dict[str, Any]:

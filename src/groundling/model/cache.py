@@ -6,6 +6,7 @@ Shapes: L n_layer, N slots, B batch, H n_kv_head, S block_size or the positions 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,7 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (config.n_layer, batch_size, config.kv_heads(), config.block_size, config.head_width())
-        self.k_LNHSD = torch.zeros(shape, dtype=dtype, device=device)
-        self.v_LNHSD = torch.zeros(shape, dtype=dtype, device=device)
+        self.k_LNHSD, self.v_LNHSD = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
         self.length = 0
 
     @property
@@ -79,6 +79,14 @@ class KVCache:
         """Let a slot begin with the first positions of another."""
         for kept_LNHSD in (self.k_LNHSD, self.v_LNHSD):
             kept_LNHSD[:, target, :, :n_positions] = kept_LNHSD[:, source, :, :n_positions]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros that take memory, in the main memory, only where something is written: most windows are never full."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    plain = {8: np.int64, 4: np.int32, 2: np.int16}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, dtype=plain)).view(dtype)
 
 
 class CacheRows(KVCache):

@@ -18,7 +18,7 @@ from groundling.sample.readers import Piece, Reader, TorchReader, WindowReader
 
 Native = Literal["auto", "on", "off"]
 WORTH_COMPILING_S = 1.0
-"""Of reading by PyTorch: who has read so long may read on."""
+"""Of reading by PyTorch: who has read so long may read on for the four or five that a compiler needs."""
 
 
 class Backend:
@@ -26,12 +26,14 @@ class Backend:
 
     A GPT on the CPU is read by compiled code, if there is some. If not, PyTorch reads, and when it has read for a
     second, a compiler is started in the background, whose code takes over as soon as it is ready: both fill the same
-    cache, and agree to rounding. So nothing ever waits for a compiler, and short jobs do without.
+    cache, and agree to rounding. So nothing ever waits for a compiler, and short jobs do without. (With bfloat16
+    weights they round differently: compiled code then serves the next backend.)
 
     Args:
         model: a GPT, plain, compiled or wrapped; or any module from `idx_BT` to `logits_BTV` with a `block_size`.
         n_slots: how many sequences it can hold.
-        weights: the precision of a GPT's matrices. Keys and values are kept in bfloat16 if this is not float32.
+        weights: the precision of a GPT's matrices; float32: as they are. Else keys and values are kept in bfloat16, and
+            on another device than the CPU all of the model is bfloat16.
         native: "auto"; "on" waits for the compiled code, and "off" does without.
         say: prints a line for people, should compiled code be impossible.
 
@@ -86,7 +88,7 @@ class Backend:
 
     def _open(self, model: GPT, n_slots: int, weights: Weights, native: Native) -> Reader:
         own = model.wte.weight
-        cache = KVCache(model.config, n_slots, own.dtype if weights == "float32" else torch.bfloat16, own.device)
+        cache = _make_cache(model, n_slots, own.dtype if weights == "float32" else torch.bfloat16)
         if can_read(model) and native != "off":
             threads = torch.get_num_threads()
             compilation = Compilation()
@@ -94,6 +96,8 @@ class Backend:
             if library is not None:
                 return NativeReader(model, cache, weights, library, threads)
             require(native != "on", f"{compilation.reason}; leave native at auto, and PyTorch decodes")
+            # In bfloat16 compiled code may round more: a text that was begun without it ends without it.
+            self._takes_over = weights != "bfloat16"
             self._compilation = compilation
             self._compiled = lambda library: NativeReader(model, cache, weights, library, threads)
         require(
@@ -108,11 +112,30 @@ class Backend:
         """Start compiling, or take the compiled code if it is ready."""
         compilation.start()
         library = compilation.library()
-        if library is not None:
+        if library is not None and self._takes_over:
             assert self._compiled is not None
             self._reader = self._compiled(library)
+        elif library is not None:
+            pass
         elif compilation.reason:
             self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
         else:
             return
         self._compilation = self._compiled = None
+
+
+def _make_cache(model: GPT, n_slots: int, dtype: torch.dtype) -> KVCache:
+    """Room for the keys and values of the slots.
+
+    Raises:
+        ConfigError: no memory holds it.
+    """
+    c = model.config
+    n_bytes = 2 * c.n_layer * c.kv_heads() * c.block_size * c.head_width() * dtype.itemsize
+    try:
+        return KVCache(c, n_slots, dtype, model.wte.weight.device)
+    except (MemoryError, RuntimeError) as error:
+        raise ConfigError(
+            f"keys and values of {c.block_size:,} positions need {n_bytes / 1e9:.1f} GB for each of {n_slots} samples, "
+            "and there is not so much memory; decode fewer at a time, or import the model with a smaller context"
+        ) from error

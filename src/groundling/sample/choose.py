@@ -15,6 +15,9 @@ from torch import Tensor
 from groundling.errors import require
 from groundling.sample import filters
 
+MOST = 10_000
+"""Of what is multiplied with or added to scores: with more, float32 loses what it had."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -38,7 +41,7 @@ class SamplingConfig:
     """Taken from the score of each token that was generated already."""
     frequency_penalty: float = 0.0
     """Taken from a token's score for each time it was generated."""
-    logit_bias: tyro.conf.Suppress[Mapping[int, float]] = field(default_factory=dict)
+    logit_bias: tyro.conf.Suppress[Mapping[int, float]] = field(default_factory=dict, hash=False)
     """Added to the scores of some ids; -inf forbids one."""
     logprobs: tyro.conf.Suppress[int | None] = None
     """Tell each token's log-probability before all filters, and so many likely others'; None: do not."""
@@ -51,19 +54,19 @@ class SamplingConfig:
         def check(name: str, holds: bool, expected: str) -> None:
             require(holds, f"{name} is {getattr(self, name)!r}; it must be {expected}")
 
-        check("max_new_tokens", self.max_new_tokens >= 0, "at least 0")
-        check("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a number of at least 0")
-        check("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None")
+        check("max_new_tokens", _is_count(self.max_new_tokens, 0), "a whole number of at least 0")
+        check("temperature", 0 <= self.temperature <= MOST, f"from 0 to {MOST:,}")
+        check("top_k", self.top_k is None or _is_count(self.top_k, 1), "at least 1, or None")
         check("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         check("min_p", 0 <= self.min_p < 1, "at least 0 and below 1")
         check("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1")
-        penalty = self.repetition_penalty
-        check("repetition_penalty", math.isfinite(penalty) and penalty > 0, "a number above 0")
-        check("presence_penalty", math.isfinite(self.presence_penalty), "a number")
-        check("frequency_penalty", math.isfinite(self.frequency_penalty), "a number")
-        biases = self.logit_bias.values()
-        check("logit_bias", all(not math.isnan(b) and b < math.inf for b in biases), "numbers, or -inf, by id")
-        check("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0, or None")
+        check("repetition_penalty", 0 < self.repetition_penalty <= MOST, f"above 0 and at most {MOST:,}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(name, abs(getattr(self, name)) <= MOST, f"from -{MOST:,} to {MOST:,}")
+        biases = self.logit_bias.items()
+        known = all(isinstance(id, int) and (abs(bias) <= MOST or bias == -math.inf) for id, bias in biases)
+        check("logit_bias", known, f"numbers from -{MOST:,} to {MOST:,}, or -inf, by whole numbers")
+        check("logprobs", self.logprobs is None or _is_count(self.logprobs, 0), "at least 0, or None")
         check("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of strings that are not empty")
 
     def way_of_choosing(self) -> tuple[object, ...]:
@@ -77,6 +80,10 @@ class SamplingConfig:
     def looks_back(self) -> bool:
         """Whether a choice depends on earlier tokens by more than the model's scores."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def _is_count(value: object, least: int) -> bool:
+    return type(value) is int and value >= least
 
 
 class Token(NamedTuple):

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,12 +11,12 @@ import tyro
 
 from groundling.bundle import load_bundle
 from groundling.config import parse
-from groundling.errors import DataError, require
+from groundling.errors import DataError, GroundlingError, require
 from groundling.log import say
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import Counts, DecodeConfig
-from groundling.sample.generate import stream_batch, text_engine
+from groundling.sample.generate import TextPiece, stream_batch, text_engine
 from groundling.text.tokenizer import require_unicode
 
 SEPARATOR = "-" * 15
@@ -44,6 +45,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.num_samples >= 1, f"num_samples is {self.num_samples}; it must be at least 1")
+        guesses = self.draft is None or self.decode.speculate > 0
+        require(guesses, "a draft model guesses tokens ahead; say how many with speculate")
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +59,12 @@ def main(argv: list[str]) -> int:
     start = time.perf_counter()
     n_slots = min(config.num_samples, MOST_AT_ONCE)
     engine = text_engine(bundle, config.decode, n_slots, draft, say=say)
-    _speak(stream_batch(engine, bundle.tokenizer, prompt, config.sampling, config.num_samples), prompt, config)
+    pieces = stream_batch(engine, bundle.tokenizer, prompt, config.sampling, config.num_samples)
+    try:
+        _speak(pieces, prompt, config.num_samples)
+    except GroundlingError:
+        print(flush=True)  # the error gets a line of its own
+        raise
     if sys.stderr.isatty():
         print(_summary(engine.counts, time.perf_counter() - start), file=sys.stderr)
     return 0
@@ -75,7 +83,7 @@ def _read_prompt(prompt: str) -> str:
     Raises:
         DataError: it is not UTF-8.
     """
-    if prompt != "-" and (prompt or sys.stdin is None or sys.stdin.isatty()):
+    if sys.stdin is None or (prompt != "-" and (prompt or sys.stdin.isatty())):
         require_unicode(prompt)
         return prompt
     try:
@@ -84,16 +92,17 @@ def _read_prompt(prompt: str) -> str:
         raise DataError(f"the prompt on stdin is not UTF-8: byte {error.start}; convert it first") from error
 
 
-def _speak(pieces: Iterator[tuple[int, str]], prompt: str, config: Config) -> None:
-    """Print the prompt and each sample, the first as it comes."""
+def _speak(pieces: Iterator[TextPiece], prompt: str, num_samples: int) -> None:
+    """Print each text after its prompt, in order: one as it comes, and what others say meanwhile when it has ended."""
+    now, held, ended = 0, defaultdict[int, list[str]](list), set[int]()
     print(prompt, end="", flush=True)
-    others: list[list[str]] = [[] for _ in range(config.num_samples - 1)]
-    for number, piece in pieces:
-        if number == 0:
-            print(piece, end="", flush=True)
-        else:
-            others[number - 1].append(piece)
-    print()
-    for other in others:
-        print(SEPARATOR)
-        print(prompt + "".join(other))
+    for number, text, is_last in pieces:
+        held[number].append(text)
+        if is_last:
+            ended.add(number)
+        while now < num_samples:
+            print("".join(held.pop(now, [])), end="", flush=True)
+            if now not in ended:
+                break
+            now += 1
+            print(f"\n{SEPARATOR}\n{prompt}" if now < num_samples else "\n", end="", flush=True)

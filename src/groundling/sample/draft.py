@@ -9,7 +9,6 @@ distribution, it draws the model's token.
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from groundling.sample.choose import choose
@@ -22,6 +21,10 @@ class Drafter(Protocol):
 
     def guess(self, samples: Sequence[Sample], limits: Sequence[int]) -> list[list[int]]:
         """Guess the next ids of each sample, at most so many as its limit."""
+        ...
+
+    def forget(self) -> None:
+        """Count nothing as read: a step was broken off."""
         ...
 
 
@@ -39,6 +42,9 @@ class PromptLookup:
         known = {id(sample): self._places.get(id(sample)) or _Places(sample) for sample in samples}
         self._places = known  # those of samples that have ended go
         return [known[id(sample)].follow(limit) for sample, limit in zip(samples, limits, strict=True)]
+
+    def forget(self) -> None:
+        """See `Drafter`: nothing was read."""
 
 
 class _Places:
@@ -95,6 +101,11 @@ class ModelDrafter:
                 guesses[row].append(self._choose(samples[row], guesses[row], logits_V))
         return guesses
 
+    def forget(self) -> None:
+        """See `Drafter`."""
+        for lane in self._lanes:
+            lane.forget()
+
     def _lane(self, sample: Sample) -> Lane:
         assert sample.slot is not None
         return self._lanes[sample.slot]
@@ -114,5 +125,4 @@ class ModelDrafter:
         contexts = []
         if sample.config.looks_back():
             contexts = [sample.context(guess, self._reader.block_size, self._n_ids)]
-        with torch.inference_mode():
-            return int(choose(logits_V[None], sample.config, contexts, noise_BV)[0])
+        return int(choose(logits_V[None], sample.config, contexts, noise_BV)[0])

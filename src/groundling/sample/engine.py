@@ -12,10 +12,11 @@ because every position in it would change.
 Shapes: R rows, each a position whose next token is to be chosen, V vocabulary.
 """
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,22 @@ WORTH_WAITING = 8
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """How the model is read. Of these, only `weights` changes what it says."""
+    """How the model is read. Of these, only `weights` changes what it says (but see `native`)."""
 
     weights: Weights = "float32"
     """Precision of the matrices: bfloat16 and int8 are smaller and faster, and nearly as good."""
     native: Native = "auto"
-    """Decode by compiled code: as soon as there is some (auto), wait for it (on), or never (off)."""
+    """Decode by compiled code: as soon as there is some (auto), wait for it (on), or never (off).
+
+    It agrees with PyTorch to rounding, so hardly ever in another token. With bfloat16 weights it rounds more, where the
+    processor multiplies bfloat16, and the text can be another one."""
     speculate: int = 0
     """Tokens to guess ahead in each step, from the text itself or by a draft model."""
 
     def __post_init__(self) -> None:
+        for name, choices in (("weights", get_args(Weights)), ("native", get_args(Native))):
+            value = getattr(self, name)
+            require(value in choices, f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
         require(self.speculate >= 0, f"speculate is {self.speculate}; it must be at least 0")
 
 
@@ -73,6 +80,8 @@ class Chosen(NamedTuple):
 class Engine:
     """Decodes samples of one model, as many at a time as there are slots; the others wait for their turn.
 
+    It belongs to one thread: others hand their samples over between steps.
+
     Args:
         model: a GPT, plain, compiled or wrapped; or any module that maps `idx_BT` to `logits_BTV` and has a
             `block_size` (a rung of the ladder), which is given its whole window each time. It computes in evaluation
@@ -97,15 +106,19 @@ class Engine:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.config, self.counts = config or DecodeConfig(), Counts()
-        gpt = unwrap(model)
-        self._vocab_size = gpt.config.vocab_size if isinstance(gpt, GPT) else None
-        self._n_ids = n_ids or self._vocab_size
+        require(n_slots >= 1, f"n_slots is {n_slots}; it must be at least 1")
+        self._vocab_size = _vocab_size(model)
+        known = self._vocab_size if self._vocab_size is not None else n_ids
+        self._n_ids = known if n_ids is None else n_ids
+        if n_ids is not None and known is not None:
+            require(1 <= n_ids <= known, f"n_ids is {n_ids}; the model has {known} ids")
         self._reader = Backend(model, n_slots, self.config.weights, self.config.native, say)
         self._lanes = [Lane(slot, self._reader.block_size) for slot in range(n_slots)]
+        self.n_slots = n_slots
         self._free = deque(range(n_slots))  # the one that was free longest first
         self._running: list[Sample] = []
         self._waiting: deque[Sample] = deque()
-        self._drafter = self._make_drafter(draft, n_slots)
+        self._drafter = self._make_drafter(draft, n_slots, say)
 
     @property
     def is_native(self) -> bool:
@@ -127,8 +140,17 @@ class Engine:
 
         Raises:
             ValueError: the prompt is empty, or has ids that the model does not know.
-            ConfigError: a bias is for an id that cannot come out.
+            ConfigError: a bias is for an id that cannot come out, or forbids all that can.
         """
+        self.check(prompt, config)
+        sample = Sample(prompt, config, generator)
+        if not sample.finished:
+            self._waiting.append(sample)
+        return sample
+
+    def check(self, prompt: Sequence[int], config: SamplingConfig) -> None:
+        """Raise what `add` would raise."""
+        prompt = list(prompt)
         if not prompt:
             raise ValueError("the prompt has no ids; a model needs at least one to go on from")
         if self._vocab_size is not None and not 0 <= min(prompt) <= max(prompt) < self._vocab_size:
@@ -138,13 +160,14 @@ class Engine:
         if self._n_ids is not None and config.logit_bias:
             outside = [id for id in config.logit_bias if not 0 <= id < self._n_ids]
             require(not outside, f"logit_bias has ids {outside}; there are only 0 to {self._n_ids - 1}")
-        sample = Sample(prompt, config, generator)
-        if not sample.finished:
-            self._waiting.append(sample)
-        return sample
+            n_forbidden = sum(bias == -math.inf for bias in config.logit_bias.values())
+            require(n_forbidden < self._n_ids, f"logit_bias forbids all of the {self._n_ids} ids")
 
     def stop(self, sample: Sample) -> None:
-        """End a sample before its time; its slot is free for the next one."""
+        """End a sample before its time; its slot is free for the next one.
+
+        The step under way may still have given it tokens.
+        """
         sample.finished = True
         if sample in self._waiting:
             self._waiting.remove(sample)
@@ -153,9 +176,21 @@ class Engine:
     def step(self) -> list[Chosen]:
         """Give each running sample its next token, or several.
 
+        After an error, or Ctrl-C, every sample is as it was before the step, and can be stopped or gone on with.
+
         Raises:
             CheckpointError: the model's scores are not finite.
         """
+        try:
+            return self._step()
+        except BaseException:  # what the slots hold is not known now
+            for lane in self._lanes:
+                lane.forget()
+            if self._drafter is not None:
+                self._drafter.forget()
+            raise
+
+    def _step(self) -> list[Chosen]:
         self._admit()
         if not self._running:
             return []
@@ -176,13 +211,14 @@ class Engine:
         while self.is_busy:
             yield from self.step()
 
-    def _make_drafter(self, draft: nn.Module | None, n_slots: int) -> Drafter | None:
+    def _make_drafter(self, draft: nn.Module | None, n_slots: int, say: Callable[[str], None]) -> Drafter | None:
         if draft is None:
             return PromptLookup() if self.config.speculate else None
-        if not self.config.speculate:
-            raise ConfigError("a draft model is there to guess tokens ahead; say how many with speculate")
-        assert self._n_ids is not None, "a draft model is for a GPT"
-        return ModelDrafter(Backend(draft, n_slots, native=self.config.native), n_slots, self._n_ids)
+        require(self.config.speculate > 0, "a draft model guesses tokens ahead; say how many with speculate")
+        theirs = _vocab_size(draft)
+        if self._vocab_size is None or self._n_ids is None or theirs is None or theirs < self._vocab_size:
+            raise ConfigError(f"a draft has to be a GPT that knows all ids of the model; it knows {theirs or 'none'}")
+        return ModelDrafter(Backend(draft, n_slots, native=self.config.native, say=say), n_slots, self._n_ids)
 
     def _lane(self, sample: Sample) -> Lane:
         assert sample.slot is not None
@@ -201,16 +237,20 @@ class Engine:
             if soon >= shared[best] + WORTH_WAITING:
                 return
             self._waiting.popleft()
-            if best in self._free:
-                sample.slot = best
-                self._free.remove(best)
-            else:
-                sample.slot = self._free.popleft()
-                if shared[best]:
-                    self._reader.copy(best, sample.slot, shared[best])
+            sample.slot = self._slot_for(best, shared[best])
             self._lane(sample).begin(sample.tokens, shared[best])
             self.counts.reused += shared[best]
             self._running.append(sample)
+
+    def _slot_for(self, best: int, n_shared: int) -> int:
+        """A free slot that holds the shared beginning: that of the best, or a copy if the best is wanted as it is."""
+        if best in self._free and 2 * n_shared >= len(self._lanes[best].held) > 0:
+            self._free.remove(best)
+            return best
+        slot = self._free.popleft()
+        if n_shared and slot != best:
+            self._reader.copy(best, slot, n_shared)
+        return slot
 
     def _unread(self, sample: Sample) -> list[int]:
         """The window of a sample that will be read in the next step as a whole, else nothing."""
@@ -232,14 +272,13 @@ class Engine:
             for n in range(len(guess) + 1)
         ]
         ids = [0] * len(rows)
-        alike = defaultdict(list)
+        rows_of = defaultdict(list)  # each way of choosing
         for row, (sample, _) in enumerate(rows):
-            alike[sample.way].append(row)
-        for numbers in alike.values():
-            some_RV = logits_RV if len(numbers) == len(rows) else logits_RV[numbers]
-            chosen = self._choose_alike([rows[number] for number in numbers], some_RV)
-            for number, id in zip(numbers, chosen, strict=True):
-                ids[number] = id
+            rows_of[sample.way].append(row)
+        for alike in rows_of.values():
+            alike_RV = logits_RV if len(alike) == len(rows) else logits_RV[alike]
+            for row, id in zip(alike, self._choose_alike([rows[row] for row in alike], alike_RV), strict=True):
+                ids[row] = id
         tokens = (self._token(sample, ids[row], logits_RV, row) for row, (sample, _) in enumerate(rows))
         return [[next(tokens) for _ in range(len(guess) + 1)] for guess in guesses]
 
@@ -276,3 +315,8 @@ class Engine:
             self._running.remove(sample)
             self._free.append(sample.slot)
             sample.slot = None
+
+
+def _vocab_size(model: nn.Module) -> int | None:
+    gpt = unwrap(model)
+    return gpt.config.vocab_size if isinstance(gpt, GPT) else None

@@ -1,8 +1,8 @@
 """From a prompt to what comes after it, streamed: first as ids, then as text."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,8 +10,8 @@ from torch import nn
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError, DataError
 from groundling.sample.choose import SamplingConfig
-from groundling.sample.engine import Chosen, DecodeConfig, Engine
-from groundling.sample.sequences import row_generator
+from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.sequences import Sample, row_generator
 from groundling.sample.stop import TextStream
 from groundling.text.tokenizer import Tokenizer, fingerprint
 
@@ -36,6 +36,7 @@ def generate_ids(
 
     Raises:
         ValueError: the prompt is empty, or has ids that the model does not know.
+        ConfigError: what was asked for cannot be.
         CheckpointError: the model's scores are not finite.
     """
     engine = Engine(model, decode, n_ids=n_ids)
@@ -46,20 +47,29 @@ def generate_ids(
 def generate_batch(
     engine: Engine, prompts: Sequence[Sequence[int]], config: SamplingConfig, first_row: int = 0
 ) -> list[list[int]]:
-    """Generate a sample for each prompt, as many at a time as the engine has slots.
+    """Generate a sample for each prompt, as many at a time as the engine has slots, and return their new ids.
 
     Sample i is what `generate_ids` gives with `row_generator(config.seed, first_row + i)`, whatever the others are.
-    Raises as `generate_ids` does.
+    The engine has nothing else to do meanwhile. Raises as `generate_ids` does; then none of the samples goes on.
     """
-    rows = enumerate(prompts, first_row)
-    samples = [engine.add(prompt_T, config, row_generator(config.seed, row)) for row, prompt_T in rows]
-    for _ in engine.run():
-        pass
+    samples: list[Sample] = []
+    try:
+        for row, prompt_T in enumerate(prompts, first_row):
+            samples.append(engine.add(prompt_T, config, row_generator(config.seed, row)))
+        for _ in engine.run():
+            pass
+    finally:
+        for sample in samples:
+            engine.stop(sample)
     return [sample.tokens[sample.n_prompt :] for sample in samples]
 
 
 def text_engine(
-    bundle: Bundle, decode: DecodeConfig | None = None, n_slots: int = 1, draft: Bundle | None = None, **more: Any
+    bundle: Bundle,
+    decode: DecodeConfig | None = None,
+    n_slots: int = 1,
+    draft: Bundle | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """An engine for the text of a bundle.
 
@@ -68,7 +78,7 @@ def text_engine(
         decode: how the model is read.
         n_slots: how many samples are decoded at once.
         draft: a smaller model with the same tokenizer, to guess by.
-        more: for `Engine`.
+        say: prints a line for people.
 
     Raises:
         ConfigError: the draft has another tokenizer, or what was asked for cannot be.
@@ -76,7 +86,7 @@ def text_engine(
     if draft is not None and fingerprint(draft.tokenizer) != fingerprint(bundle.tokenizer):
         raise ConfigError("the draft has another tokenizer than the model; train it with the same one")
     n_ids = bundle.tokenizer.vocab_size
-    return Engine(bundle.model, decode, n_slots, n_ids, draft.model if draft is not None else None, **more)
+    return Engine(bundle.model, decode, n_slots, n_ids, draft.model if draft is not None else None, say)
 
 
 def stream(
@@ -96,7 +106,7 @@ def stream(
         CheckpointError: the model's scores are not finite.
     """
     pieces = stream_batch(text_engine(bundle, decode), bundle.tokenizer, prompt, config or SamplingConfig(), 1)
-    return (piece for _, piece in pieces)
+    return (piece.text for piece in pieces if piece.text)
 
 
 def generate(
@@ -123,35 +133,53 @@ def generate(
     return "".join(stream(bundle, prompt, dataclasses.replace(config or SamplingConfig(), **fields), decode))
 
 
+class TextPiece(NamedTuple):
+    """What one step adds to one of several texts."""
+
+    number: int
+    text: str
+    is_last: bool
+
+
 def stream_batch(
     engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig, num_samples: int
-) -> Iterator[tuple[int, str]]:
-    """Generate several texts of one prompt together; gives pieces as they come, each with the number of its sample.
+) -> Iterator[TextPiece]:
+    """Generate several texts of one prompt together; gives pieces as they come, each with the number of its text.
 
-    Each is what it would be alone, by `row_generator(config.seed, number)`. Raises as `stream` does.
+    Each is what it would be alone, by `row_generator(config.seed, number)`. The engine has nothing else to do until
+    the iterator ends or is closed. Raises as `stream` does.
     """
     prompt_T = prompt_ids(tokenizer, prompt)
-    samples = [engine.add(prompt_T, config, row_generator(config.seed, row)) for row in range(num_samples)]
-    numbers = {id(sample): number for number, sample in enumerate(samples)}
-    texts = [TextStream(tokenizer.stream_decoder(), config.stop) for _ in samples]
-    return _pieces(engine, numbers, texts)
+    engine.check(prompt_T, config)
+    return _pieces(engine, tokenizer, prompt_T, config, num_samples)
 
 
-def _pieces(engine: Engine, numbers: dict[int, int], texts: list[TextStream]) -> Iterator[tuple[int, str]]:
-    for chosen in engine.run():
-        number = numbers[id(chosen.sample)]
-        piece = say(chosen, texts[number])
-        if texts[number].stopped and not chosen.sample.finished:
-            engine.stop(chosen.sample)
-        elif chosen.sample.finished:
-            piece += texts[number].finish()
-        if piece:
-            yield number, piece
-
-
-def say(chosen: Chosen, text: TextStream) -> str:
-    """The text that is certain after a step; nothing after a stop string."""
-    return "".join([text.push(token.id) for token in chosen.tokens])
+def _pieces(
+    engine: Engine, tokenizer: Tokenizer, prompt_T: list[int], config: SamplingConfig, num_samples: int
+) -> Iterator[TextPiece]:
+    texts: dict[Sample, tuple[int, TextStream]] = {}
+    n_begun = 0
+    try:
+        while texts or n_begun < num_samples:
+            while n_begun < num_samples and len(texts) < engine.n_slots:
+                sample = engine.add(prompt_T, config, row_generator(config.seed, n_begun))
+                if sample.finished:
+                    yield TextPiece(n_begun, "", True)
+                else:
+                    texts[sample] = n_begun, TextStream(tokenizer.stream_decoder(), config.stop)
+                n_begun += 1
+            for sample, tokens in engine.step():
+                number, text = texts[sample]
+                piece = "".join([text.push(token.id) for token in tokens])
+                if text.stopped:
+                    engine.stop(sample)
+                if sample.finished:
+                    piece += text.finish()
+                    del texts[sample]
+                yield TextPiece(number, piece, sample.finished)
+    finally:
+        for sample in texts:
+            engine.stop(sample)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -22,11 +22,12 @@ LARGEST = 127
 def to_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Round to int8: whole numbers of -127 to 127, and the scale of each output (N) that they are to be multiplied by.
 
-    An output whose weights are all zero has the scale 1.
+    An output whose weights are all zero has the scale 1, and one with a NaN the scale NaN.
     """
     largest_N = weight_NK.abs().amax(1)
-    scale_N = torch.where(largest_N > 0, largest_N / LARGEST, 1.0)
-    return (weight_NK / scale_N[:, None]).round().to(torch.int8), scale_N
+    smallest = torch.finfo(weight_NK.dtype).tiny
+    scale_N = torch.where(largest_N == 0, 1.0, (largest_N / LARGEST).clamp_min(smallest))
+    return (weight_NK / scale_N[:, None]).nan_to_num(0.0).round().to(torch.int8), scale_N
 
 
 def rounded(weight_NK: Tensor, weights: Weights) -> Tensor:

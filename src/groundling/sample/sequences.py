@@ -70,7 +70,7 @@ class Sample:
     def context(self, guess: Sequence[int], block_size: int, n_ids: int) -> Context:
         """What the choice after `guess` may depend on."""
         start = window_start(len(self.tokens) + len(guess), block_size)
-        if len(self._counts_V) != n_ids:
+        if len(self._counts_V) == 0:
             self._counts_V = torch.zeros(n_ids, dtype=torch.long)
         self._counts_V += _counts(self.tokens[self._n_counted :], n_ids)
         self._n_counted = len(self.tokens)
@@ -81,7 +81,7 @@ class Sample:
         self.tokens.extend(ids)
         for _ in range(min(len(ids), len(self._noise))):
             self._noise.popleft()
-        self.finished = self.n_left == 0
+        self.finished = self.n_left <= 0
 
 
 class Lane:
@@ -103,14 +103,21 @@ class Lane:
         return window_start(len(tokens), self.block_size) + self.block_size - len(tokens)
 
     def piece(self, tokens: list[int], guess: Sequence[int], n_scored: int) -> Piece:
-        """What is to be read next: the tokens that the slot does not hold, and the guess. It counts as held."""
+        """What is to be read next: the tokens that the slot does not hold, and the guess. It counts as held.
+
+        The last token is read in any case: its scores are what is asked for.
+        """
         start = window_start(len(tokens), self.block_size)
         if start != self.start:  # each kept token has moved to another place
             self.begin(tokens, 0)
-        place = len(self.held)
+        place = min(len(self.held), len(tokens) - start - 1)
         ids = [*tokens[start + place :], *guess]
-        self.held += ids
+        self.held[place:] = ids
         return Piece(self.slot, place, ids, n_scored)
+
+    def forget(self) -> None:
+        """Count nothing as held: a reading was broken off."""
+        self.held.clear()
 
     def drop(self, n: int) -> None:
         """Forget the last places: what was read there was guessed wrongly."""

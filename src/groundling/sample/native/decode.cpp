@@ -8,7 +8,7 @@
 // C n_embd, D head_size, F hidden, S positions so far, V vocabulary.
 
 #include <algorithm>
-#include <type_traits>
+#include <exception>
 #include "team.h"
 #include "vectors.h"
 
@@ -78,15 +78,26 @@ void normalize(const float* x, float* y, Gains gains, int64_t kind, float eps, i
         for (int64_t i = 0; i < n; i++) y[i] += gains.bias[i];
 }
 
-// What the threads of one call share.
+constexpr int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+typedef std::vector<float> Floats;
+
+// One thread's own room.
+struct Scratch {
+    Floats scores, normed;
+    std::vector<char> inputs;
+};
+
+// What the threads of one call share. All memory is taken here, in the caller's thread, where it may fail.
 struct Call {
     const Model& m;
     const Cache& cache;
     const Rows& rows;
     float* logits;
     Phases phases;
-    std::vector<float> memory;
+    Floats memory;
     float *x, *qkv, *y, *hidden;  // of each row
+    std::vector<Scratch> scratch;
 
     Call(const Model& model, const Cache& kv, const Rows& what, float* out, int n_threads)
         : m(model), cache(kv), rows(what), logits(out), phases(2 + 6 * m.n_layer, n_threads) {
@@ -96,6 +107,10 @@ struct Call {
         y = x + rows.n_rows * m.n_embd;
         qkv = y + rows.n_rows * m.n_head * m.head_size;
         hidden = qkv + rows.n_rows * (m.n_head + 2 * m.n_kv_head) * m.head_size;
+        const int64_t widest = whole(std::max({m.n_embd, m.n_hidden, m.n_head * m.head_size}));
+        const int64_t n_bytes = std::min(rows.n_rows, BLOCK_ROWS) * widest * int64_t(sizeof(float));
+        for (int i = 0; i < n_threads; i++)
+            scratch.push_back({Floats(m.block_size), Floats(widest), std::vector<char>(n_bytes)});
     }
 };
 
@@ -108,7 +123,7 @@ template <class T>
 class Worker {
    public:
     Worker(Call& call, int thread)
-        : c(call), m(call.m), index(thread), tiles(tiles_for(m.precision)), scores(m.block_size) {}
+        : c(call), m(call.m), index(thread), tiles(tiles_for(m.precision)), scratch(call.scratch[thread]) {}
 
     void run() {
         share(c.rows.n_rows, [&](int64_t row) { embed(row); });
@@ -140,8 +155,7 @@ class Worker {
     const int64_t n_heads = m.n_head + 2 * m.n_kv_head;
     const int64_t* which = nullptr;  // the rows that a linear layer reads; null: all
     int64_t phase = 0, prepared = -1, row_bytes = 0;
-    std::vector<float> scores, normed;
-    std::vector<char> inputs;
+    Scratch& scratch;
 
     template <class Piece>
     void share(int64_t n_pieces, Piece piece) {
@@ -171,8 +185,9 @@ class Worker {
             prepared = block;
             Vec sums[TILE_ROWS][TILE_PANELS];
             for (int64_t row = first; row < end; row += TILE_ROWS) {
-                const int64_t n = std::min<int64_t>(TILE_ROWS, end - row), n_now = std::min<int64_t>(TILE_PANELS, n_panels - panel);
-                const Tiled t{row, n, panel, n_now, inputs.data() + (row - first) * row_bytes, sums};
+                const int64_t n = std::min<int64_t>(TILE_ROWS, end - row);
+                const int64_t n_wide = std::min<int64_t>(TILE_PANELS, n_panels - panel);
+                const Tiled t{row, n, panel, n_wide, scratch.inputs.data() + (row - first) * row_bytes, sums};
                 multiply(l, t);
                 finish(t);
             }
@@ -189,20 +204,22 @@ class Worker {
 
     // Rows `first` to `end` of x, normed if there are gains, as the products want them.
     void prepare(const float* x, int64_t first, int64_t end, const Gains* gains, int64_t n) {
-        const int64_t whole = (n + LANES - 1) / LANES * LANES;
-        row_bytes = whole * (tiles.rounds_inputs ? 2 : 4);
-        normed.assign(whole, 0.0f);
-        inputs.resize((end - first) * row_bytes);
+        row_bytes = whole(n) * (tiles.rounds_inputs ? 2 : 4);
+        float* normed = scratch.normed.data();
+        std::fill(normed, normed + whole(n), 0.0f);
         for (int64_t r = first; r < end; r++) {
             const float* row = x + (which ? which[r] : r) * n;
-            if (gains) normalize(row, normed.data(), *gains, m.norm, m.norm_eps, n);
-            else std::memcpy(normed.data(), row, n * sizeof(float));
-            char* to = inputs.data() + (r - first) * row_bytes;
+            if (gains) normalize(row, normed, *gains, m.norm, m.norm_eps, n);
+            else std::memcpy(normed, row, n * sizeof(float));
+            char* to = scratch.inputs.data() + (r - first) * row_bytes;
             if (tiles.rounds_inputs) {
-                Half* halves = reinterpret_cast<Half*>(to);
-                for (int64_t i = 0; i < whole; i++) assign(halves[i], normed[i]);
+                for (int64_t i = 0; i < whole(n); i++) {
+                    Half half;
+                    assign(half, normed[i]);
+                    std::memcpy(to + i * sizeof half, &half, sizeof half);
+                }
             } else {
-                std::memcpy(to, normed.data(), row_bytes);
+                std::memcpy(to, normed, row_bytes);
             }
         }
     }
@@ -219,7 +236,9 @@ class Worker {
     }
 
     static void put(const Linear& l, const Tiled& t, float* out) {
-        each(l, t, [&](int64_t at, const Vec& values, int64_t n) { std::memcpy(out + at, &values, n * sizeof(float)); });
+        each(l, t, [&](int64_t at, const Vec& values, int64_t n) {
+            std::memcpy(out + at, &values, n * sizeof(float));
+        });
     }
 
     static void add(const Linear& l, const Tiled& t, float* out) {
@@ -283,6 +302,7 @@ class Worker {
         const float* q = c.qkv + (row * n_heads + head) * D;
         const T* keys = kept(c.cache.k, layer, row, kv_head);
         const float scale = 1.0f / std::sqrt(float(D));
+        float* scores = scratch.scores.data();
         float best = -INFINITY;
         for (int64_t s = 0; s < S; s++) {
             scores[s] = dot(q, keys + s * D, D) * scale;
@@ -294,6 +314,7 @@ class Worker {
 
     // Turn S scores into weights, not yet divided by their sum, which is returned.
     float weigh(int64_t S, float best) {
+        float* scores = scratch.scores.data();
         Vec sums{};
         int64_t s = 0;
         for (; s + LANES <= S; s += LANES) {
@@ -308,6 +329,7 @@ class Worker {
 
     // The weighted sum of S values.
     void mix(const T* values, int64_t S, float factor, float* y) const {
+        const float* scores = scratch.scores.data();
         const int64_t D = m.head_size;
         int64_t d = 0;
         for (; d + 4 * LANES <= D; d += 4 * LANES) {
@@ -342,13 +364,25 @@ extern "C" {
 // How many panels are woven together.
 int tile_panels() { return TILE_PANELS; }
 
-void* team_new(int size) { return new Team(size); }
+void* team_new(int size) {
+    try {
+        return new Team(size);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
 void team_delete(void* team) { delete static_cast<Team*>(team); }
 
 // Read the rows: their keys and values go into the cache, and the logits of the scored ones to `logits` (n_scored V).
-void read_rows(void* team, const Model* model, const Cache* cache, const Rows* rows, float* logits) {
-    Call call(*model, *cache, *rows, logits, static_cast<Team*>(team)->size);
-    static_cast<Team*>(team)->run(work, &call);
+// Returns 0, or 1 where there was not enough memory: then nothing was read.
+int read_rows(void* team, const Model* model, const Cache* cache, const Rows* rows, float* logits) {
+    try {
+        Call call(*model, *cache, *rows, logits, static_cast<Team*>(team)->size());
+        static_cast<Team*>(team)->run(work, &call);
+        return 0;
+    } catch (const std::exception&) {
+        return 1;
+    }
 }
 
 }  // extern "C"

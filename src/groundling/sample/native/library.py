@@ -5,11 +5,13 @@ the processor. A compilation takes seconds and runs in a process of its own, whi
 waits for it, and the next start finds it.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -23,12 +25,17 @@ from groundling.runtime import find_compiler, processor_name
 SOURCES = ("decode.cpp", "team.h", "vectors.h")
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 LONGEST_S = 120.0
-"""A compilation that takes longer has failed."""
+"""A compilation that takes longer has failed: GCC 12 needs 4 s on one core of an AMD EPYC."""
 
 # The shell outlives this process, gives the library its name only when it is whole, and keeps what went wrong.
 _IN_THE_BACKGROUND = """
 part=$1 whole=$2 log=$3; shift 3
-("$@" -o "$part" 2> "$part.log" && rm -f "$part.log" && mv -f "$part" "$whole" || mv -f "$part.log" "$log") &
+{
+    if "$@" -o "$part" 2> "$part.log" && mv -f "$part" "$whole" 2>> "$part.log"
+    then rm -f "$part.log"
+    else rm -f "$part"; mv -f "$part.log" "$log"
+    fi
+} &
 """
 
 
@@ -40,10 +47,10 @@ class Library:
         self.tile_panels = int(library.tile_panels())
         self.team_new: Callable[[int], int] = library.team_new
         self.team_delete: Callable[[int], None] = library.team_delete
-        self.read_rows: Callable[..., None] = library.read_rows
+        self.read_rows: Callable[..., int] = library.read_rows
         library.team_new.argtypes, library.team_new.restype = [ctypes.c_int], ctypes.c_void_p
         library.team_delete.argtypes, library.team_delete.restype = [ctypes.c_void_p], None
-        library.read_rows.argtypes, library.read_rows.restype = [ctypes.c_void_p] * 5, None
+        library.read_rows.argtypes, library.read_rows.restype = [ctypes.c_void_p] * 5, ctypes.c_int
 
 
 class Compilation:
@@ -58,27 +65,34 @@ class Compilation:
     def __init__(self, folder: Path | None = None) -> None:
         self.reason = ""
         self._library: Library | None = None
-        self._folder = folder or atomicio.cache_folder() / "native"
-        self._compiler = "" if sys.platform == "win32" else find_compiler()
         self._started_at: float | None = None
-        if self._compiler:
+        self._compiler = "" if sys.platform == "win32" else find_compiler()
+        if not self._compiler:
+            return
+        try:
+            self._folder = (folder or atomicio.cache_folder() / "native").absolute()
             self._whole = self._folder / f"decode-{_key(self._compiler)}.so"
             self._log = self._whole.with_suffix(".log")
+        except (OSError, RuntimeError) as error:  # no home folder, for example
+            self._fail(str(error))
 
     def library(self) -> Library | None:
         """The library if it is ready by now; costs a look at a folder at most."""
         if self._library is None and self._compiler and not self.reason:
-            if self._whole.exists():
-                self._load()
-            elif self._started_at is not None:
-                self._look_for_failure(self._started_at)
+            try:
+                if self._whole.is_file():
+                    self._load()
+                elif self._started_at is not None:
+                    self._look_for_failure(self._started_at)
+            except (OSError, AttributeError) as error:
+                self._fail(str(error))
         return self._library
 
     def start(self) -> None:
         """Let the compiler begin, if there is no library; it works in the background."""
         if not self._compiler:
             self.reason = "no C++ compiler was found (install g++ or clang++, or set CXX)"
-        elif self._started_at is None and self.library() is None:
+        elif self._started_at is None and self.library() is None and not self.reason:
             self._started_at = time.monotonic()
             self._start(self._compiler)
 
@@ -97,7 +111,8 @@ class Compilation:
 
     def _start(self, compiler: str) -> None:
         try:
-            atomicio.make_folder(self._folder)
+            atomicio.make_folder(self._folder.parent)
+            self._folder.mkdir(mode=0o700, exist_ok=True)  # code is run from here: nobody else may write
             self._log.unlink(missing_ok=True)
             source = str(Path(__file__).with_name(SOURCES[0]))
             part = self._whole.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -111,15 +126,29 @@ class Compilation:
             self._fail(str(error))
 
     def _load(self) -> None:
+        _require_own(self._folder)
+        _require_own(self._whole)
         try:
             self._library = Library(self._whole)
-        except (OSError, AttributeError) as error:
-            self._whole.unlink(missing_ok=True)  # damaged: it is made anew next time
-            self._fail(str(error))
+        except (OSError, AttributeError):
+            with contextlib.suppress(OSError):
+                self._whole.unlink()  # damaged: it is made anew next time
+            raise
 
     def _fail(self, what: str) -> None:
-        lines = [line for line in what.splitlines() if "error" in line] or what.splitlines() or ["for no reason given"]
-        self.reason = f"compiling the decoding step failed: {lines[0].strip()}"
+        lines = [line for line in what.splitlines() if "error" in line] or what.splitlines() or ["it gave no reason"]
+        self.reason = f"the decoding step could not be compiled by {self._compiler}: {lines[0].strip()}"
+
+
+def _require_own(path: Path) -> None:
+    """Check that nobody else can have put code there.
+
+    Raises:
+        PermissionError: it belongs to another user, or others may write to it.
+    """
+    state = path.stat()
+    if state.st_uid != os.getuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path} belongs to another user, or others may write to it; no code is taken from there")
 
 
 def _key(compiler: str) -> str:

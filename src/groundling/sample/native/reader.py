@@ -4,6 +4,7 @@ Shapes: N outputs, K inputs, R rows, V vocabulary.
 """
 
 import ctypes
+import os
 import weakref
 from array import array
 from collections.abc import Sequence
@@ -67,8 +68,8 @@ class _Rows(ctypes.Structure):
 
 def can_read(model: nn.Module) -> bool:
     """Whether this is a model for the library: a GPT in float32, in the main memory."""
-    first = next(model.parameters())
-    return isinstance(model, GPT) and first.device.type == "cpu" and first.dtype == torch.float32
+    here = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
+    return isinstance(model, GPT) and here
 
 
 class NativeReader:
@@ -92,31 +93,52 @@ class NativeReader:
         self._model = self._describe(model)
         k, v = (self._pointer(kept) for kept in (cache.k_LNHSD, cache.v_LNHSD))
         self._cache = _Cache(k, v, cache.k_LNHSD.size(1), cache.k_LNHSD.dtype == torch.bfloat16)
-        self._team = library.team_new(n_threads)
-        weakref.finalize(self, library.team_delete, self._team)
+        self._n_threads = n_threads
+        self._team, self._process = self._new_team(), os.getpid()
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:
-        """Read the pieces, and return the scores of the last positions of each (RV)."""
+        """Read the pieces, and return the scores of the last positions of each (RV). One thread at a time.
+
+        Raises:
+            MemoryError: there was not enough memory; nothing was read.
+        """
+        if self._process != os.getpid():  # a fork has no threads but its own
+            self._team, self._process = self._new_team(), os.getpid()
         ids, slots, places, scored = array("q"), array("q"), array("q"), array("q")
         for piece in pieces:
+            end = piece.place + len(piece.ids)
+            # What is wrong here would be a wild pointer there.
+            assert 0 <= piece.slot < self._cache.n_slots
+            assert 0 <= piece.place < end <= self.block_size
+            assert 1 <= piece.n_scored <= len(piece.ids)
+            assert 0 <= min(piece.ids) <= max(piece.ids) < self._model.vocab_size
             ids.extend(piece.ids)
             slots.extend([piece.slot] * len(piece.ids))
             places.extend(range(piece.place, piece.place + len(piece.ids)))
             scored.extend(range(len(ids) - piece.n_scored, len(ids)))
         logits_RV = torch.empty(len(scored), self._model.vocab_size)
         rows = _Rows(len(ids), len(scored), *(column.buffer_info()[0] for column in (ids, slots, places, scored)))
-        self._library.read_rows(
+        failed = self._library.read_rows(
             self._team,
             ctypes.addressof(self._model),
             ctypes.addressof(self._cache),
             ctypes.addressof(rows),
             logits_RV.data_ptr(),
         )
+        if failed:
+            raise MemoryError(f"not enough memory to read {len(ids)} positions at once")
         return logits_RV
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """Let a slot begin with the first positions of another."""
         self.cache.copy(source, target, n_positions)
+
+    def _new_team(self) -> int:
+        team = self._library.team_new(self._n_threads)
+        if not team:
+            raise MemoryError("not enough memory for the threads of the compiled code")
+        weakref.finalize(self, _delete_in, os.getpid(), self._library, team)
+        return team
 
     def _describe(self, model: GPT) -> _Model:
         c = model.config
@@ -163,6 +185,12 @@ class NativeReader:
         whole = tensor.detach().contiguous()
         self._kept.append(whole)
         return whole.data_ptr()
+
+
+def _delete_in(process: int, library: Library, team: int) -> None:
+    """End a team in the process that it was made in: a fork has none of its threads to wait for."""
+    if process == os.getpid():
+        library.team_delete(team)
 
 
 def pack(weight_NK: Tensor, n_woven: int) -> Tensor:

@@ -7,6 +7,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -14,18 +15,21 @@ namespace {
 
 class Team {
    public:
-    const int size;
-
-    explicit Team(int n_threads) : size(n_threads) {
-        for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { work(i); });
+    // As many threads as asked for, or as the system grants; the caller's own is one of them.
+    explicit Team(int n_threads) {
+        try {
+            for (int i = 1; i < n_threads; i++) threads_.emplace_back([this, i] { work(i); });
+        } catch (const std::system_error&) {
+        }
     }
+    int size() const { return 1 + int(threads_.size()); }
     ~Team() {
-        job_ = nullptr;
+        over_ = true;
         wake();
         for (auto& thread : threads_) thread.join();
     }
 
-    // Run `job` in this thread, and in those of the others that come before it is over.
+    // Run `job` in this thread, and in those of the others that come before it is over. It must not throw.
     void run(void (*job)(void* argument, int index), void* argument) {
         job_ = job;
         argument_ = argument;
@@ -56,7 +60,7 @@ class Team {
             for (int spins = 0; spins < 4096 && calls_ == seen; spins++) rest(spins);
             calls_.wait(seen);
             seen = calls_;
-            if (!job_) return;
+            if (over_) return;
             inside_++;
             if (open_) job_(argument_, index);  // a call cannot end while somebody is inside
             inside_--;
@@ -68,7 +72,7 @@ class Team {
     void* argument_ = nullptr;
     std::atomic<unsigned> calls_{0};
     std::atomic<int> inside_{0};
-    std::atomic<bool> open_{false};
+    std::atomic<bool> open_{false}, over_{false};
 };
 
 // The pieces of the phases of one call, and who has taken which.

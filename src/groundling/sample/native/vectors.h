@@ -111,6 +111,14 @@ inline Vec widen(const int8_t* p) {
 #endif
 }
 
+// The i-th number of some bytes.
+template <class T>
+inline T read(const char* bytes, int64_t i) {
+    T number;
+    std::memcpy(&number, bytes + i * sizeof number, sizeof number);
+    return number;
+}
+
 // A precision says how the 16 weights (or pairs) of a panel's input (or pair) k are read, and multiplied with a row's.
 struct Float32 {
     typedef Vec Weights;
@@ -121,7 +129,7 @@ struct Float32 {
         return load(reinterpret_cast<const float*>(panel) + k * LANES);
     }
     static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
-        sum += w * reinterpret_cast<const float*>(inputs)[k];
+        sum += w * read<float>(inputs, k);
     }
 };
 
@@ -144,16 +152,15 @@ struct Bfloat16 {
 #if defined(__AVX512BF16__)
     static constexpr bool rounds_inputs = true;  // so that two products are half of one instruction
     static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
-        const __m512i pair = _mm512_set1_epi32(reinterpret_cast<const int32_t*>(inputs)[k]);
+        const __m512i pair = _mm512_set1_epi32(read<int32_t>(inputs, k));
         sum = (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)w, (__m512bh)pair);
     }
 #else
     static constexpr bool rounds_inputs = false;
     static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
         const UintVec first = w << 16, second = w & 0xffff0000u;
-        const float* pair = reinterpret_cast<const float*>(inputs) + 2 * k;
-        sum += (Vec)first * pair[0];
-        sum += (Vec)second * pair[1];
+        sum += (Vec)first * read<float>(inputs, 2 * k);
+        sum += (Vec)second * read<float>(inputs, 2 * k + 1);
     }
 #endif
 };
