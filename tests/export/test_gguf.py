@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import gguf
@@ -21,7 +22,7 @@ import torch
 
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError, MissingExtraError, StorageError
-from groundling.export.gguf import SUPPRESSED, export_gguf, neighbouring_pairs, rarest_token
+from groundling.export.gguf import SUPPRESSED, export_gguf, is_export, neighbouring_pairs, rarest_token
 from groundling.export.gguf_vocabulary import merges_of, vocabulary_of
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.model.layers import Rotary
@@ -77,6 +78,7 @@ def test_the_file_says_the_sizes(bundle, tmp_path):
     sizes = {
         "general.architecture": family,
         "general.file_type": 0,
+        "groundling.version": version("groundling"),
         f"{family}.block_count": 2,
         f"{family}.context_length": 96,
         f"{family}.embedding_length": 48,
@@ -96,6 +98,15 @@ def test_the_file_says_the_sizes(bundle, tmp_path):
             f"{family}.rope.freq_base": 500.0,
         }
     assert {key: value for key, value in values.items() if not key.startswith("tokenizer.")} == sizes
+
+
+def test_only_what_is_ours_counts_as_an_earlier_export(tmp_path, bundle):
+    ours, other = tmp_path / "ours.gguf", tmp_path / "other.gguf"
+    export_gguf(bundle, ours)
+    other.write_bytes(b"GGUF somebody else's model")
+    (tmp_path / "link.gguf").symlink_to(ours)
+    assert is_export(ours)
+    assert not any(map(is_export, (other, tmp_path, tmp_path / "none", tmp_path / "link.gguf")))
 
 
 NAMES = {

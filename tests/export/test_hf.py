@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from faultkit import crash_at
 from groundling import generate
 from groundling.cli import main
+from groundling.errors import StorageError
 from groundling.export.families import write_config
 from groundling.export.hf import FILES, export_hf
 from groundling.export.hf_tokenizer import tokenizer_spec
@@ -58,16 +59,15 @@ def test_transformers_gives_our_logits_and_our_text(tmp_path, name):
         text_ids = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=100)[0, len(ids) :].tolist()
     expected = greedy(bundle, ids, 100)
     assert text_ids == expected, "a greedy choice differs"
-    if bundle.config.vocab_size == bundle.tokenizer.vocab_size:
-        assert tokenizer.decode(text_ids) == generate(bundle, "atone ", temperature=0.0, max_new_tokens=100)
+    assert tokenizer.decode(text_ids) == generate(bundle, "atone ", temperature=0.0, max_new_tokens=100)
 
 
 @torch.no_grad()
 def greedy(bundle, ids: list[int], n: int) -> list[int]:
-    """Without a cache, and without anything that samples."""
+    """Without a cache, without anything that samples, and without ids that mean nothing."""
     out = list(ids)
     for _ in range(n):
-        out.append(int(bundle.model(torch.tensor([out]))[0, -1].argmax()))
+        out.append(int(bundle.model(torch.tensor([out]))[0, -1, : bundle.tokenizer.vocab_size].argmax()))
     return out[len(ids) :]
 
 
@@ -81,7 +81,25 @@ def test_it_says_what_it_wrote_and_how_to_load_it(tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == FILES - {"tokenizer.model"}
     assert [path.name for path in out.parent.iterdir()] == ["out"], "nothing temporary is left"
     with safe_open(out / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"}, "transformers 4 asks for it"
+        assert file.metadata() == {"format": "pt", "written_by": "groundling"}, "transformers 4 asks for the format"
+
+
+def test_what_is_not_ours_is_never_replaced(tmp_path):
+    """Also what someone has trained on and saved where an export had stood, and whoever calls."""
+    bundle = make_bundle(BASE)
+    model, _ = exported(bundle, tmp_path)
+    model.save_pretrained(tmp_path / "out")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    for name in ("out", "precious", "file", "link"):
+        with pytest.raises(StorageError, match="is not an earlier export, and was left alone"):
+            export_hf(bundle, tmp_path / name)
+    assert (tmp_path / "precious" / "thesis.tex").exists()
+    (tmp_path / "empty").mkdir()
+    export_hf(bundle, tmp_path / "empty")
+    export_hf(bundle, tmp_path / "empty")
 
 
 def test_a_character_model_has_no_ids_that_begin_or_end_a_text(tmp_path):

@@ -41,7 +41,7 @@ class ForeignConfig:
 
     def _finite(self, key: str, value: Any) -> float:
         if type(value) not in (int, float) or not abs(value) < 1e30:
-            self._refuse(key, "it has to be a finite number")
+            self._refuse(key, "it has to be a number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:

@@ -31,7 +31,7 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     if not isinstance(sizes, dict) or not isinstance(tensors, dict):
         raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: it has no 'model' with its 'model_args'")
     if absent := [name for name in SIZES if type(sizes.get(name)) is not int or sizes[name] > LARGEST]:
-        raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no possible {absent[0]}")
+        raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no {absent[0]}")
     if sizes["n_layer"] > MOST_LAYERS:
         raise CheckpointError(f"{file}: {sizes['n_layer']:,} layers are more than the {MOST_LAYERS:,} that are built")
     # Files that torch.compile's wrapper saved carry its prefix.
