@@ -112,15 +112,13 @@ class Backend:
         """Start compiling, or take the compiled code if it is ready."""
         compilation.start()
         library = compilation.library()
-        if library is not None and self._takes_over:
+        if library is None and not compilation.reason:
+            return
+        if library is None:
+            self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
+        elif self._takes_over:
             assert self._compiled is not None
             self._reader = self._compiled(library)
-        elif library is not None:
-            pass
-        elif compilation.reason:
-            self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
-        else:
-            return
         self._compilation = self._compiled = None
 
 

@@ -9,11 +9,9 @@ distribution, it draws the model's token.
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
-
-from groundling.sample.choose import choose
+from groundling.sample import filters
 from groundling.sample.readers import Reader
-from groundling.sample.sequences import Lane, Sample, common_length
+from groundling.sample.sequences import Lane, Sample, choose_alike, common_length
 
 
 class Drafter(Protocol):
@@ -96,9 +94,9 @@ class ModelDrafter:
             for row in rows:
                 tokens = [*samples[row].tokens, *guesses[row]]
                 pieces.append(self._lane(samples[row]).piece(tokens, (), 1))
-            logits_RV = self._reader.read(pieces)[:, : self._n_ids]
+            logits_RV = filters.below(self._reader.read(pieces), self._n_ids)
             for row, logits_V in zip(rows, logits_RV, strict=True):
-                guesses[row].append(self._choose(samples[row], guesses[row], logits_V))
+                guesses[row] += choose_alike([(samples[row], guesses[row])], logits_V[None], self._reader.block_size)
         return guesses
 
     def forget(self) -> None:
@@ -117,12 +115,3 @@ class ModelDrafter:
             self._owners[lane.slot] = sample
             lane.begin(sample.tokens, 0)
         lane.drop(len(lane.held) - common_length(lane.held, sample.tokens[lane.start :]))
-
-    def _choose(self, sample: Sample, guess: Sequence[int], logits_V: Tensor) -> int:
-        noise_BV = None
-        if sample.config.temperature > 0:
-            noise_BV = sample.noise(len(guess), self._n_ids)[None]
-        contexts = []
-        if sample.config.looks_back():
-            contexts = [sample.context(guess, self._reader.block_size, self._n_ids)]
-        return int(choose(logits_V[None], sample.config, contexts, noise_BV)[0])

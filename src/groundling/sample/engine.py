@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from groundling.errors import ConfigError, require
 from groundling.model.gpt import GPT
 from groundling.runtime import unwrap
+from groundling.sample import filters
 from groundling.sample.backend import Backend, Native
-from groundling.sample.choose import SamplingConfig, Token, choose, with_logprobs
+from groundling.sample.choose import SamplingConfig, Token, with_logprobs
 from groundling.sample.draft import Drafter, ModelDrafter, PromptLookup
 from groundling.sample.quantize import Weights
-from groundling.sample.sequences import Lane, Sample, common_length
+from groundling.sample.sequences import Lane, Sample, choose_alike, common_length
 
 WORTH_WAITING = 8
 """Tokens that a prompt shares with one that is read in this step, for which it waits until it can copy them."""
@@ -200,7 +201,7 @@ class Engine:
                 self._lane(sample).piece(sample.tokens, guess, len(guess) + 1)
                 for sample, guess in zip(self._running, guesses, strict=True)
             ]
-            logits_RV = self._reader.read(pieces)[:, : self._n_ids]
+            logits_RV = filters.below(self._reader.read(pieces), self._n_ids)
             chosen = self._choose(guesses, logits_RV)
         self.counts.steps += 1
         self.counts.read += sum(len(piece.ids) for piece in pieces)
@@ -277,21 +278,11 @@ class Engine:
             rows_of[sample.way].append(row)
         for alike in rows_of.values():
             alike_RV = logits_RV if len(alike) == len(rows) else logits_RV[alike]
-            for row, id in zip(alike, self._choose_alike([rows[row] for row in alike], alike_RV), strict=True):
+            chosen = choose_alike([rows[row] for row in alike], alike_RV, self._reader.block_size)
+            for row, id in zip(alike, chosen, strict=True):
                 ids[row] = id
         tokens = (self._token(sample, ids[row], logits_RV, row) for row, (sample, _) in enumerate(rows))
         return [[next(tokens) for _ in range(len(guess) + 1)] for guess in guesses]
-
-    def _choose_alike(self, rows: list[tuple[Sample, list[int]]], logits_RV: Tensor) -> list[int]:
-        config = rows[0][0].config
-        noise_RV = None
-        if config.temperature > 0:
-            noise_RV = torch.stack([sample.noise(len(guess), logits_RV.size(-1)) for sample, guess in rows])
-        contexts = []
-        if config.looks_back():
-            n_ids = logits_RV.size(-1)
-            contexts = [sample.context(guess, self._reader.block_size, n_ids) for sample, guess in rows]
-        return choose(logits_RV, config, contexts, noise_RV).tolist()
 
     def _token(self, sample: Sample, id: int, logits_RV: Tensor, row: int) -> Token:
         n_likely = sample.config.logprobs

@@ -31,8 +31,8 @@ def require_scores(logits_BV: Tensor) -> Tensor:
     return logits_BV
 
 
-def below(logits_BV: Tensor, n_ids: int) -> Tensor:
-    """Only the ids below `n_ids`: a model's vocabulary may be padded beyond its tokenizer's."""
+def below(logits_BV: Tensor, n_ids: int | None) -> Tensor:
+    """Only the ids below `n_ids`, or all (None): a model's vocabulary may be padded beyond its tokenizer's."""
     return logits_BV[:, :n_ids]
 
 

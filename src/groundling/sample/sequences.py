@@ -1,6 +1,6 @@
 """What belongs to one sample: its tokens, its random numbers, and what a reader's slot holds of it.
 
-Shapes: V vocabulary.
+Shapes: R rows, each a position to be chosen for, V vocabulary.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groundling.sample.choose import Context, SamplingConfig
+from groundling.sample.choose import Context, SamplingConfig, choose
 from groundling.sample.readers import Piece
 
 
@@ -82,6 +82,24 @@ class Sample:
         for _ in range(min(len(ids), len(self._noise))):
             self._noise.popleft()
         self.finished = self.n_left <= 0
+
+
+def choose_alike(rows: Sequence[tuple[Sample, Sequence[int]]], logits_RV: Tensor, block_size: int) -> list[int]:
+    """What samples of one way of choosing choose next, each after a guess of its own.
+
+    Args:
+        rows: the samples, each with the tokens that are guessed to come first.
+        logits_RV: the scores after them, of the ids that can come out.
+        block_size: of the model that gave the scores.
+    """
+    config, n_ids = rows[0][0].config, logits_RV.size(-1)
+    noise_RV, contexts = None, []
+    if config.temperature > 0:
+        noise_RV = torch.stack([sample.noise(len(guess), n_ids) for sample, guess in rows])
+    if config.looks_back():
+        contexts = [sample.context(guess, block_size, n_ids) for sample, guess in rows]
+    ids: list[int] = choose(logits_RV, config, contexts, noise_RV).tolist()
+    return ids
 
 
 class Lane:
