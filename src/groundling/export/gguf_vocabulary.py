@@ -5,13 +5,13 @@ What llama.cpp does is its own code, chosen by the name of a tokenizer: "gpt2" m
 """
 
 import base64
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from groundling.errors import ConfigError
+from groundling.export.hf_tokenizer import merge_pairs
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_vocabulary
 
@@ -141,21 +141,8 @@ def _gpt2() -> Vocabulary:
 
 
 def merges_of(pieces: Sequence[str]) -> list[str]:
-    """The merges that made a vocabulary of byte pairs, where each token is one merge, in order.
-
-    A token's two halves are what the merges before its own leave of it.
-    """
-    rank_of = {piece: rank for rank, piece in enumerate(pieces)}
-    merges = []
-    for piece in pieces:
-        parts = list(piece)
-        while len(parts) > 2:
-            ranks = [rank_of.get(left + right, len(pieces)) for left, right in itertools.pairwise(parts)]
-            at = ranks.index(min(ranks))
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        if len(parts) == 2:
-            merges.append(" ".join(parts))
-    return merges
+    """The merges of a vocabulary as GGUF writes them."""
+    return [" ".join(pair) for pair in merge_pairs(pieces)]
 
 
 def _sentencepiece_pairs(model: bytes) -> Vocabulary:

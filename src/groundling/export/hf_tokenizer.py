@@ -7,7 +7,7 @@ The JSON is written here, so that an export needs no library but the tokenizer's
 import base64
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groundling.errors import ConfigError, MissingExtraError
@@ -95,19 +95,28 @@ def gpt2_spec() -> dict[str, Any]:
         DataError: the vocabulary is not here and cannot be fetched.
     """
     vocabulary: dict[str, int] = json.loads(vendors.gpt2_vocabulary().read_bytes())
-    merges = [_last_merge(piece, vocabulary) for piece in vocabulary if len(piece) > 1 and piece != vendors.END_OF_TEXT]
+    in_order = sorted(vocabulary, key=vocabulary.__getitem__)
+    merges = merge_pairs([piece for piece in in_order if piece != vendors.END_OF_TEXT])
     special = {vendors.END_OF_TEXT: vendors.END_OF_TEXT_ID}
     return _spec(_bpe_model(vocabulary, merges), BYTE_LEVEL, {**BYTE_LEVEL}, special)
 
 
-def _last_merge(piece: str, ranks: Mapping[str, int]) -> list[str]:
-    """The two halves that a piece was merged from: what the merges before it make of its characters."""
-    parts = list(piece)
-    while len(parts) > 2:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
-        first = pairs.index(min(pairs))
-        parts[first : first + 2] = [parts[first] + parts[first + 1]]
-    return parts
+def merge_pairs(pieces: Sequence[str]) -> list[list[str]]:
+    """The merges that made a vocabulary of byte pairs, where each token is one merge, in order.
+
+    A token's two halves are what the merges before its own leave of it.
+    """
+    rank_of = {piece: rank for rank, piece in enumerate(pieces)}
+    merges = []
+    for piece in pieces:
+        parts = list(piece)
+        while len(parts) > 2:
+            ranks = [rank_of.get(left + right, len(pieces)) for left, right in itertools.pairwise(parts)]
+            at = ranks.index(min(ranks))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            merges.append(parts)
+    return merges
 
 
 def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
