@@ -64,7 +64,8 @@ class Sample:
         same randomness at each place, however it is decoded.
         """
         while len(self._noise) <= ahead:
-            self._noise.append(torch.empty(n_ids).exponential_(generator=self._generator))
+            uniform_V = torch.empty(n_ids, dtype=torch.float64).uniform_(generator=self._generator)
+            self._noise.append(uniform_V.log_().neg_().float())  # `exponential_` takes three times as long
         return self._noise[ahead]
 
     def context(self, guess: Sequence[int], block_size: int, n_ids: int) -> Context:
