@@ -1,8 +1,8 @@
 """A bundle: one folder with all that sampling needs, and nothing that can run code when it is read.
 
-    config.json  model.safetensors  tokenizer.json  manifest.json
+    config.json  model.safetensors  tokenizer.json  manifest.json  and of a model that chats  chat.json
 
-A checkpoint holds the first three in its folder `bundle`, and its own manifest vouches for them. A run:
+A checkpoint holds all but the manifest in its folder `bundle`, and its own manifest vouches for them. A run:
 
     RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
     RUN/bundle/     the best of the run, once training has ended
@@ -28,10 +28,15 @@ from groundling.manifest import MANIFEST, check_manifest, read_json_object, read
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import unwrap
+from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
+CHAT = "chat.json"
+"""Only in the bundle of a model that knows how a conversation is laid out."""
+HEAD = "head.safetensors"
+"""Only in the bundle of a model that has another head besides the one of words."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -42,9 +47,18 @@ class Bundle:
     config: GPTConfig
     model: GPT
     tokenizer: Tokenizer
+    chat: ChatFormat | None = None
+    """How a conversation is laid out, if the model was taught to hold one."""
 
 
-def save_bundle(folder: Path, model: nn.Module, tokenizer: Tokenizer, extra: dict[str, Any] | None = None) -> None:
+def save_bundle(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    extra: dict[str, Any] | None = None,
+    chat: ChatFormat | None = None,
+    head: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a bundle. At every moment the folder holds the old one or the new one, whole.
 
     Args:
@@ -52,6 +66,8 @@ def save_bundle(folder: Path, model: nn.Module, tokenizer: Tokenizer, extra: dic
         model: a GPT: plain, compiled, or wrapped for data parallelism.
         tokenizer: the one the model was trained with.
         extra: what else the manifest says, for example {"step": 250, "val_loss": 1.5}.
+        chat: how a conversation is laid out, if the model knows that.
+        head: weights of another head than that of words, if it has one.
 
     Raises:
         CheckpointError: something else than a bundle is there.
@@ -64,6 +80,10 @@ def save_bundle(folder: Path, model: nn.Module, tokenizer: Tokenizer, extra: dic
         raise TypeError(f"a bundle holds a GPT, and this is a {type(gpt).__name__}")
     with atomicio.new_folder(folder) as temporary:
         write_bundle_files(temporary, plain_state_dict(gpt), gpt.config, tokenizer)
+        if chat is not None:
+            atomicio.write_json(temporary / CHAT, chat.to_json())
+        if head is not None:
+            atomicio.write_bytes(temporary / HEAD, safetensors.torch.save(dict(head)))
         write_manifest(temporary, extra or {})
         if folder.exists():
             if previous.exists():
@@ -109,7 +129,7 @@ def load_bundle(
         CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
     """
     folder = find_bundle(Path(path), checkpoint)
-    _check_files(folder)
+    listed = _check_files(folder)
     try:
         config = from_dict(GPTConfig, read_json_object(folder / CONFIG))
         tokenizer = load_tokenizer(folder)
@@ -117,6 +137,7 @@ def load_bundle(
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     except DataError as error:
         raise CheckpointError(f"{folder / TOKENIZER}: {error}") from error
+    chat = _read_chat(folder, config) if CHAT in listed else None
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
@@ -129,7 +150,7 @@ def load_bundle(
     weights = read_weights(folder / WEIGHTS, outline)
     model = blank_gpt(config)
     model.load_state_dict(weights, strict=False)
-    return Bundle(config, model.to(device, dtype).eval(), tokenizer)
+    return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
 
 
 def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
@@ -228,14 +249,27 @@ def _whole(tensor: Tensor) -> Tensor:
     return whole.contiguous()
 
 
-def _check_files(folder: Path) -> None:
-    """A bundle's files against its own manifest, or against that of the checkpoint it lies in."""
+def _read_chat(folder: Path, config: GPTConfig) -> ChatFormat:
+    try:
+        chat = ChatFormat.from_json(read_json_object(folder / CHAT))
+    except DataError as error:
+        raise CheckpointError(f"{folder / CHAT}: {error}") from error
+    if max(chat.special_ids()) >= config.vocab_size:
+        raise CheckpointError(
+            f"{folder / CHAT} has ids beyond the model's {config.vocab_size}; they do not belong together"
+        )
+    return chat
+
+
+def _check_files(folder: Path) -> set[str]:
+    """A bundle's files against its own manifest, or against that of the checkpoint it lies in; return their names."""
     own = (folder / MANIFEST).is_file() or not (folder.parent / MANIFEST).is_file()
     root, under = (folder, "") if own else (folder.parent, f"{folder.name}/")
     listed = check_manifest(root, under)["files"]
     for name in FILES:
         if under + name not in listed:
             raise CheckpointError(f"{root / MANIFEST} does not list {under + name}; {folder} is not a whole bundle")
+    return {name.removeprefix(under) for name in listed}
 
 
 def _looks_like_bundle(folder: Path) -> bool:

@@ -6,9 +6,9 @@ ranks: each takes its own part of it.
 Shapes: B sequences, T block_size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,39 @@ Order = Literal["random", "epochs"]
 DRAWS_AT_ONCE = 1024
 
 
+class MicroBatch(Protocol):
+    """A micro-batch of whatever is trained: an objective, called with its arguments, sums a loss over its targets."""
+
+    @property
+    def n_targets(self) -> int:
+        """What the sum is divided by, over all micro-batches and ranks."""
+        ...
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on another device."""
+        ...
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:
+        """What the objective is called with."""
+        ...
+
+
+class Feed(Protocol):
+    """Where the steps of a training come from."""
+
+    def next_step(self) -> Sequence[MicroBatch]:
+        """The micro-batches of the next step that are this rank's."""
+        ...
+
+    def state_dict(self) -> dict[str, int]:
+        """Where we are."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where `state_dict` was taken."""
+        ...
+
+
 @dataclass(frozen=True)
 class Batch:
     """Token ids, and for each position the id that comes next (or IGNORE)."""
@@ -33,6 +66,12 @@ class Batch:
     """How many targets count."""
     hints_BTV: Tensor | None = None
     """What a teacher expects at each target."""
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:
+        """What the objective is called with."""
+        if self.hints_BTV is None:
+            return self.idx_BT, self.targets_BT
+        return self.idx_BT, self.targets_BT, self.hints_BTV, lr_factor
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

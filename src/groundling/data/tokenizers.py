@@ -141,12 +141,12 @@ def _cut(tokenizer: Tokenizer, line: str, console: Console) -> Text:
 
 def _coloured(pieces: Sequence[str], console: Console) -> Text:
     """Pieces side by side in changing colours, or between bars where there are no colours."""
-    shown = ["".join(map(_visible, piece)) for piece in pieces]
+    shown = ["".join(map(visible, piece)) for piece in pieces]
     if console.color_system is None:
         return Text("|".join(shown))
     return Text.assemble(*((piece, COLOURS[place % len(COLOURS)]) for place, piece in enumerate(shown)))
 
 
-def _visible(character: str) -> str:
+def visible(character: str) -> str:
     """A sign for what a terminal would not show, or would obey."""
     return SIGNS.get(character) or (character if character.isprintable() else f"<U+{ord(character):04X}>")

@@ -234,6 +234,10 @@ class GPT(nn.Module):
         Raises:
             ValueError: the positions read and new are more than `block_size`.
         """
+        return self.lm_head(self.features(idx_BT, cache))  # type: ignore[no-any-return]
+
+    def features(self, idx_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return x_BTC: what the logits are read from; another head may read it too. Takes what `forward` takes."""
         T = idx_BT.size(1)
         n_read = cache.length if cache is not None else 0
         if n_read + T > self.config.block_size:
@@ -244,4 +248,4 @@ class GPT(nn.Module):
             x_BTC = block(x_BTC, cache)
         if cache is not None:
             cache.advance(T)
-        return self.lm_head(self.ln_f(x_BTC))  # type: ignore[no-any-return]
+        return self.ln_f(x_BTC)  # type: ignore[no-any-return]

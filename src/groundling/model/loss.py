@@ -39,3 +39,9 @@ def sequence_log_probs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     counted_BT = targets_BT != IGNORE
     picked_BT = log_probs_BTV.gather(-1, targets_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return (picked_BT * counted_BT).sum(-1)
+
+
+def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """The log-probability of each target (BT), in nats; 0 where there is none (IGNORE)."""
+    logits_BVT = at_least_float32(logits_BTV).movedim(-1, 1)
+    return -F.cross_entropy(logits_BVT, targets_BT, ignore_index=IGNORE, reduction="none")

@@ -49,6 +49,8 @@ class SamplingConfig:
     """The same seed, prompt and model give the same text."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; they are not part of it."""
+    end_ids: tyro.conf.Suppress[tuple[int, ...]] = ()
+    """Ids that end the text; the one that did is the last of the tokens."""
 
     def __post_init__(self) -> None:
         def check(name: str, holds: bool, expected: str) -> None:
@@ -67,6 +69,7 @@ class SamplingConfig:
         known = all(isinstance(id, int) and (abs(bias) <= MOST or bias == -math.inf) for id, bias in biases)
         check("logit_bias", known, f"numbers from -{MOST:,} to {MOST:,}, or -inf, by whole numbers")
         check("logprobs", self.logprobs is None or _is_count(self.logprobs, 0), "at least 0, or None")
+        check("end_ids", all(_is_count(id, 0) for id in self.end_ids), "a tuple of ids")
         check("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of strings that are not empty")
 
     def way_of_choosing(self) -> tuple[object, ...]:

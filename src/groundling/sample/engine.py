@@ -290,6 +290,7 @@ class Engine:
 
     def _take(self, sample: Sample, guess: list[int], chosen: list[Token]) -> Chosen:
         n_right = next((n for n, id in enumerate(guess) if chosen[n].id != id), len(guess))
+        n_right = next((n for n in range(n_right) if chosen[n].id in sample.config.end_ids), n_right)
         tokens = chosen[: n_right + 1]
         sample.take([token.id for token in tokens])
         self._lane(sample).drop(len(guess) - n_right)

@@ -78,11 +78,11 @@ class Sample:
         return Context([*self.tokens[start:], *guess], self._counts_V + _counts(guess, n_ids))
 
     def take(self, ids: Sequence[int]) -> None:
-        """Append chosen tokens."""
+        """Append chosen tokens, of which at most the last may end the text."""
         self.tokens.extend(ids)
         for _ in range(min(len(ids), len(self._noise))):
             self._noise.popleft()
-        self.finished = self.n_left <= 0
+        self.finished = self.n_left <= 0 or (bool(ids) and ids[-1] in self.config.end_ids)
 
 
 def choose_alike(rows: Sequence[tuple[Sample, Sequence[int]]], logits_RV: Tensor, block_size: int) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from groundling.data.batches import Batches
+from groundling.data.batches import Feed
 from groundling.train.average import WeightAverage
 from groundling.train.optim import Optimizers
 
@@ -53,7 +53,7 @@ class TrainState:
     objective: nn.Module
     """The same model with its loss, perhaps compiled and wrapped for ranks."""
     optimizers: Optimizers
-    batches: Batches
+    batches: Feed
     average: WeightAverage | None = None
     progress: Progress = field(default_factory=Progress)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from groundling import dist
-from groundling.data.batches import Batch
+from groundling.data.batches import MicroBatch
 from groundling.errors import TrainingError
 from groundling.model.loss import loss_sum, taught_loss_sum
 from groundling.train.optim import Optimizers
@@ -70,7 +70,7 @@ class Objective(nn.Module):
 
 def train_step(
     objective: nn.Module,
-    micro_batches: Sequence[Batch],
+    micro_batches: Sequence[MicroBatch],
     optimizers: Optimizers,
     *,
     lr_factor: float = 1.0,
@@ -91,9 +91,8 @@ def train_step(
     nats = 0.0
     for batch in micro_batches:
         with dist.sync_gradients(objective, when=batch is micro_batches[-1]):
-            local = batch.to(device)
-            hints = () if local.hints_BTV is None else (local.hints_BTV, lr_factor)
-            loss = objective(local.idx_BT, local.targets_BT, *hints)  # nats, summed over this micro-batch's targets
+            # Nats, summed over this micro-batch's targets.
+            loss = objective(*batch.to(device).arguments(lr_factor))
             (loss * scale).backward()
         nats += loss.item()
     mean = dist.all_reduce_sum(nats, device) / max(1.0, n_targets)

@@ -1,0 +1,1 @@
+"""From a model that goes on to one that answers: fine-tuning, rankings, rewards, and optimising against them."""

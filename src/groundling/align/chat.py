@@ -1,0 +1,157 @@
+"""`groundling chat`: talk with a model that was taught to answer."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+
+from groundling.align.dpo import require_chat
+from groundling.bundle import Bundle, load_bundle
+from groundling.config import parse
+from groundling.data.examples import Counts, encode_prompt
+from groundling.errors import ConfigError, DataError
+from groundling.log import say
+from groundling.runtime import pick_device
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.sequences import row_generator
+from groundling.text.chat import Message
+from groundling.text.tokenizer import require_unicode
+
+HELP = "/new begins another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """Talk with a model that was taught to answer: groundling chat BUNDLE. One line is one message."""
+
+    path: tyro.conf.Positional[str]
+    """A bundle, a checkpoint, or the folder of a stage."""
+    system: str = ""
+    """What the model is told before the conversation begins."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = field(
+        default_factory=lambda: SamplingConfig(max_new_tokens=200)
+    )
+    decode: tyro.conf.OmitArgPrefixes[DecodeConfig] = field(default_factory=DecodeConfig)
+
+
+class Chat:
+    """A conversation that grows. What was read of it once is not read again.
+
+    Args:
+        bundle: a model that was taught to answer.
+        sampling: how it chooses; a reply also ends after its `max_new_tokens`.
+        decode: how it is read.
+        system: what it is told first.
+
+    Raises:
+        ConfigError: it was never taught to answer, or has no room for a conversation.
+    """
+
+    def __init__(
+        self, bundle: Bundle, sampling: SamplingConfig, decode: DecodeConfig | None = None, system: str = ""
+    ) -> None:
+        if bundle.chat is None:
+            raise ConfigError("this model was never taught to answer; `groundling sft` does that")
+        self.messages: list[Message] = []
+        self._bundle, self._chat, self._system = bundle, bundle.chat, system
+        self._engine = Engine(bundle.model, decode, n_ids=bundle.chat.n_sayable(), say=say)
+        self._sampling = dataclasses.replace(sampling, end_ids=(bundle.chat.end,))
+        self._n_replies = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was said."""
+        self.messages = [Message("system", self._system)] if self._system else []
+
+    def reply(self, words: str) -> Iterator[str]:
+        """What the model says to `words`, as it comes. A reply that is left before its end counts as far as it came.
+
+        Raises:
+            DataError: the tokenizer cannot say them; the conversation is as it was.
+        """
+        asked = [*self.messages, Message("user", words)]
+        prompt = self._prompt(asked)
+        self._n_replies += 1
+        return self._speak(asked, prompt, self._n_replies - 1)
+
+    def one_reply(self, messages: Sequence[Message], seed: int) -> str:
+        """What the model says to another conversation than this one.
+
+        Raises:
+            DataError: the tokenizer cannot say it.
+        """
+        kept, self.messages = self.messages, list(messages)
+        try:
+            return "".join(self._speak(list(messages), self._prompt(messages), seed))
+        finally:
+            self.messages = kept
+
+    def _prompt(self, asked: Sequence[Message]) -> list[int]:
+        bundle, counts = self._bundle, Counts()
+        room = bundle.config.block_size - min(self._sampling.max_new_tokens, bundle.config.block_size // 2)
+        prompt = encode_prompt(asked, self._chat, bundle.tokenizer, room, counts)
+        if prompt is None:
+            raise DataError(counts.first_unknown or "there is nothing to reply to")
+        return prompt
+
+    def _speak(self, asked: list[Message], prompt: list[int], number: int) -> Iterator[str]:
+        sample = self._engine.add(prompt, self._sampling, row_generator(self._sampling.seed, number))
+        decoder, said = self._bundle.tokenizer.stream_decoder(), list[str]()
+        try:
+            while not sample.finished:
+                for _, tokens in self._engine.step():
+                    said.append("".join([decoder.push(token.id) for token in tokens if token.id != self._chat.end]))
+                    yield said[-1]
+            said.append(decoder.finish())
+            yield said[-1]
+        finally:
+            if not sample.finished:
+                self._engine.stop(sample)
+            self.messages = [*asked, Message("assistant", "".join(said))]
+
+
+def main(argv: list[str]) -> int:
+    """The verb `chat`."""
+    config = parse(ChatConfig, argv, "groundling chat")
+    bundle = require_chat(load_bundle(config.path, pick_device(config.device)), config.path)
+    chat = Chat(bundle, config.sampling, config.decode, config.system)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        say(HELP)
+    while True:
+        try:
+            words = input("> " if is_terminal else "").strip()
+            require_unicode(words)
+        except EOFError:
+            return 0
+        except DataError as error:
+            say(str(error))
+            continue
+        if words == "/quit":
+            return 0
+        if words == "/new":
+            chat.begin()
+        elif words.startswith("/"):
+            say(HELP)
+        elif words:
+            _answer(chat, words)
+
+
+def _answer(chat: Chat, words: str) -> None:
+    try:
+        pieces = chat.reply(words)
+    except DataError as error:
+        say(str(error))
+        return
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pieces.close()  # type: ignore[attr-defined]
+    print(flush=True)

@@ -1,0 +1,275 @@
+"""`groundling dpo`: from preferences straight to a policy, without a reward model or sampling.
+
+sigmoid (arXiv:2305.18290, equation 7): -log sigmoid(beta * (gain(chosen) - gain(rejected))), where a reply's gain is
+log p(reply) - log p_ref(reply). With label smoothing e a preference is taken for wrong with probability e (Mitchell
+2023, "A note on DPO with noisy preferences"). ipo (arXiv:2310.12036, equation 17): (gap - 1 / (2 beta))^2, of gains a
+token on average. Both begin where policy and reference are one: the sigmoid loss is then ln 2.
+
+Shapes: N replies, P pairs.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from groundling import dist
+from groundling.align.feed import ExampleFeed
+from groundling.align.judgements import Judgement
+from groundling.align.policy import Policy, Scored, score_rows
+from groundling.align.rankings import Rankings
+from groundling.align.stage import Stage, StageConfig, learn, open_stage
+from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.config import parse
+from groundling.data.examples import Counts, EncodedPair, Preference, encode_preference, read_preferences
+from groundling.errors import ConfigError, DataError, require
+from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import Tokenizer
+from groundling.train.optim import OptimConfig
+from groundling.train.schedule import ScheduleConfig
+
+Kind = Literal["sigmoid", "ipo"]
+Sequences = tuple[list[int], list[int]]
+"""A prompt and what was said, as ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(StageConfig):
+    """Learn from preferences directly: groundling dpo BUNDLE --rankings FILE [--field value ...]."""
+
+    path: tyro.conf.Positional[str]
+    """The model to start from, after fine-tuning; it is also the reference."""
+    rankings: Path | None = None
+    """What people, or simulated ones, have said."""
+    preferences: Path | None = None
+    """Or a JSONL file of prompt, chosen and rejected."""
+    out_dir: Path = Path("runs/dpo")
+    """The stage's folder."""
+    epochs: float = 1.0
+    """How often each pair is seen."""
+    loss: Kind = "sigmoid"
+    """sigmoid or ipo."""
+    beta: float = 0.1
+    """How dear it is to leave the reference."""
+    label_smoothing: float = 0.0
+    """The probability that a preference is wrong; only with sigmoid."""
+    pairs_per_answer: int = 1
+    """Of an answer that ranks several replies: so many pairs, those furthest apart first."""
+    batch_size: int = 32
+    """Pairs per optimizer step, over all ranks."""
+    held_out: float = 0.05
+    """The part of the pairs that is kept for measuring."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=5))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require((self.rankings is None) != (self.preferences is None), "give either rankings or preferences")
+        for name in ("epochs", "beta"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
+        require(0 <= self.label_smoothing < 0.5, f"label_smoothing is {self.label_smoothing}; it must be in [0, 0.5)")
+        require(self.loss == "sigmoid" or self.label_smoothing == 0, "label_smoothing is for the sigmoid loss")
+        require(self.pairs_per_answer >= 1, f"pairs_per_answer is {self.pairs_per_answer}; it must be at least 1")
+        require(0 <= self.held_out < 1, f"held_out is {self.held_out}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to a prompt, and what the reference gives each: log-probabilities of the whole replies."""
+
+    chosen: Sequences
+    rejected: Sequences
+    reference: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class DpoBatch:
+    """Pairs of packed replies: chosen and rejected in turns."""
+
+    scored: Scored
+    reference_N: Tensor
+    lengths_N: Tensor
+    n_targets: int
+
+    def to(self, device: torch.device) -> "DpoBatch":
+        """The same on another device."""
+        scored = self.scored.to(device)
+        return DpoBatch(scored, self.reference_N.to(device), self.lengths_N.to(device), self.n_targets)
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
+        """What the objective is called with."""
+        return self.scored, self.reference_N, self.lengths_N
+
+
+class DpoObjective(nn.Module):
+    """The loss of pairs, summed."""
+
+    def __init__(self, policy: Policy, kind: Kind, beta: float, label_smoothing: float) -> None:
+        super().__init__()
+        self.policy, self.kind, self.beta, self.label_smoothing = policy, kind, beta, label_smoothing
+
+    def forward(self, scored: Scored, reference_N: Tensor, lengths_N: Tensor) -> Tensor:
+        """The loss of a batch."""
+        logprobs_N = scored.sums(self.policy(scored.idx_BT, scored.numbers_BT, scored.targets_BT))
+        gains_N = logprobs_N - reference_N
+        if self.kind == "ipo":
+            gains_N = gains_N / lengths_N
+        return dpo_loss(gains_N[0::2] - gains_N[1::2], self.kind, self.beta, self.label_smoothing).sum()
+
+
+def dpo_loss(gaps_P: Tensor, kind: Kind, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """The loss of each pair (P), given by how much more the chosen reply has gained on the reference."""
+    if kind == "ipo":
+        return (gaps_P - 1 / (2 * beta)).square()
+    e = label_smoothing
+    return -(1 - e) * F.logsigmoid(beta * gaps_P) - e * F.logsigmoid(-beta * gaps_P)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `dpo`."""
+    return dpo(parse(DpoConfig, argv, "groundling dpo"))
+
+
+def dpo(config: DpoConfig) -> int:
+    """Learn from preferences as the config says; return the exit code.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    with open_stage(config, "dpo") as stage:
+        bundle = require_chat(load_bundle(config.path, stage.picked.device), config.path)
+        assert bundle.chat is not None
+        pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        stage.say(f"pairs       {counts}")
+        if not pairs:
+            raise DataError(f"there is no pair to learn from: {counts}")
+        n_held = min(len(pairs) // 2, round(config.held_out * len(pairs)))
+        policy = Policy(bundle.model, bundle.chat.n_sayable(), stage.picked.autocast)
+        block_size, n_rows = bundle.config.block_size, config.micro_batch_rows
+        pairs = with_reference(policy, pairs, block_size, n_rows)
+        train, held_out = pairs[: len(pairs) - n_held], pairs[len(pairs) - n_held :]
+        feed = ExampleFeed(
+            len(train),
+            config.batch_size,
+            lambda numbers: dpo_batches([train[i] for i in numbers], block_size, n_rows),
+            config.seed,
+        )
+        stage.begin()
+        objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
+        measure = _Measure(stage, policy, dpo_batches(held_out, block_size, n_rows) if held_out else [])
+        ended, figures = learn(stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure)
+        if dist.is_first():
+            save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
+        return stage.finish({"ended": ended, **figures})
+
+
+def require_chat(bundle: Bundle, path: str) -> Bundle:
+    """The bundle, if it chats.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if bundle.chat is None:
+        raise ConfigError(f"{path} was never taught to answer; `groundling sft {path}` does that first")
+    return bundle
+
+
+def pairs_from_rankings(
+    judgements: Iterable[Judgement], chat: ChatFormat, tokenizer: Tokenizer, block_size: int, most: int
+) -> tuple[list[Pair], str]:
+    """At most so many pairs of each answer, the widest apart first, and what became of them, for people."""
+    pairs: list[Pair] = []
+    counts, n_silent = Counts(), 0
+    for judgement in judgements:
+        place = {id(judgement.candidates[n]): rank for rank, group in enumerate(judgement.choice) for n in group}
+        last = len(judgement.choice)
+        found = [comparison for comparison in judgement.comparisons() if not comparison.tie]
+        found.sort(key=lambda c: place.get(id(c.better), last) - place.get(id(c.worse), last))
+        n_silent += not found
+        for better, worse in [(comparison.better.text, comparison.worse.text) for comparison in found[:most]]:
+            preference = Preference(judgement.messages, better, worse, f"the answer {judgement.key}")
+            if (encoded := encode_preference(preference, chat, tokenizer, block_size, counts)) is not None:
+                pairs.append(_as_pair(encoded))
+    silent = f"; {n_silent:,} answers prefer nothing" if n_silent else ""
+    return pairs, counts.line() + silent
+
+
+def _as_pair(encoded: EncodedPair) -> Pair:
+    return Pair((encoded.prompt, encoded.chosen), (encoded.prompt, encoded.rejected))
+
+
+def _read_pairs(config: DpoConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int) -> tuple[list[Pair], str]:
+    if config.rankings is not None:
+        with Rankings(config.rankings, must_exist=True) as rankings:
+            return pairs_from_rankings(rankings, chat, tokenizer, block_size, config.pairs_per_answer)
+    assert config.preferences is not None
+    counts = Counts()
+    found = [
+        encode_preference(preference, chat, tokenizer, block_size, counts)
+        for preference in read_preferences(config.preferences)
+    ]
+    return [_as_pair(each) for each in found if each is not None], counts.line()
+
+
+def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_rows: int) -> list[Pair]:
+    """The pairs with what the policy gives them now, before it learns.
+
+    It is scored in the rows of its pair alone or in a crowd with the same result, so the first loss is ln 2.
+    """
+    done: list[Pair] = []
+    for batch in dpo_batches(pairs, block_size, n_rows):
+        totals = batch.scored.sums(policy.score(batch.scored)).tolist()
+        for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True):
+            pair = pairs[len(done)]
+            done.append(Pair(pair.chosen, pair.rejected, (chosen, rejected)))
+    return done
+
+
+def dpo_batches(pairs: Sequence[Pair], block_size: int, n_rows: int) -> list[DpoBatch]:
+    """Pairs in batches of about `n_rows` rows, in their order."""
+    groups: list[list[Pair]] = []
+    n_taken = 0
+    for pair in pairs:
+        n_ids = sum(len(ids) for side in (pair.chosen, pair.rejected) for ids in side)
+        if not groups or n_taken + n_ids > n_rows * block_size:
+            groups.append([])
+            n_taken = 0
+        groups[-1].append(pair)
+        n_taken += n_ids
+    return [_batch(group, block_size) for group in groups]
+
+
+def _batch(pairs: Sequence[Pair], block_size: int) -> DpoBatch:
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    reference = [value for pair in pairs for value in pair.reference]
+    lengths = [float(len(said)) for _, said in sides]
+    return DpoBatch(score_rows(sides, block_size), torch.tensor(reference), torch.tensor(lengths), len(pairs))
+
+
+class _Measure:
+    """How often the chosen reply has gained more, and what leaving the reference amounts to."""
+
+    def __init__(self, stage: Stage, policy: Policy, batches: Sequence[DpoBatch]) -> None:
+        self._stage, self._policy, self._batches = stage, policy, batches
+
+    def __call__(self) -> dict[str, float]:
+        gaps: list[float] = []
+        chosen: list[float] = []
+        for batch in self._batches:
+            gains_N = batch.scored.sums(self._policy.score(batch.scored)) - batch.reference_N
+            gaps += (gains_N[0::2] - gains_N[1::2]).tolist()
+            chosen += gains_N[0::2].tolist()
+        if not gaps:
+            return {}
+        right = sum(gap > 0 for gap in gaps) + 0.5 * sum(gap == 0 for gap in gaps)
+        return {
+            "accuracy": right / len(gaps),
+            "margin": math.fsum(gaps) / len(gaps),
+            "chosen_gain": math.fsum(chosen) / len(chosen),
+        }

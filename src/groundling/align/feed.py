@@ -1,0 +1,64 @@
+"""Shuffled epochs of examples, whatever an example is: what a step takes follows from the seed and its number."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from groundling import dist
+from groundling.data.batches import MicroBatch
+from groundling.errors import DataError, require
+
+
+class ExampleFeed:
+    """Steps of `batch_size` examples over all ranks; each rank makes micro-batches of its own part.
+
+    Args:
+        n_examples: how many there are.
+        batch_size: examples a step, over all ranks.
+        make: some examples, by their numbers -> micro-batches, at least one.
+        seed: of the order.
+
+    Raises:
+        ConfigError: the batch does not divide over the ranks.
+        DataError: there are no examples.
+    """
+
+    def __init__(
+        self, n_examples: int, batch_size: int, make: Callable[[list[int]], Sequence[MicroBatch]], seed: int
+    ) -> None:
+        if n_examples == 0:
+            raise DataError("no example is left to learn from; see the counts above for where they went")
+        size = dist.world_size()
+        require(
+            batch_size % size == 0,
+            f"batch_size {batch_size} does not divide over {size} ranks; make it a multiple of {size}",
+        )
+        self._n, self._batch_size, self._make, self._seed = n_examples, batch_size, make, seed
+        self._next = 0
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def next_step(self) -> Sequence[MicroBatch]:
+        """The micro-batches of the next step that are this rank's."""
+        share = self._batch_size // dist.world_size()
+        first = self._next + dist.rank() * share
+        self._next += self._batch_size
+        return self._make([self._example(number) for number in range(first, first + share)])
+
+    def n_steps(self, epochs: float) -> int:
+        """How many steps show every example `epochs` times, to the nearest step."""
+        return max(1, round(self._n * epochs / self._batch_size))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where we are."""
+        return {"next_sample": self._next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self._next = int(state["next_sample"])
+
+    def _example(self, number: int) -> int:
+        epoch, place = divmod(number, self._n)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 2, epoch]))
+            self._epoch, self._order = epoch, generator.permutation(self._n)
+        return int(self._order[place])

@@ -1,0 +1,141 @@
+"""A policy's log-probabilities of what it said, recomputed by the forward pass that is trained.
+
+Decoding may round (bfloat16 weights, another order of sums); a ratio of new to old probabilities must not. So what
+was drawn is scored again, packed in the very rows that the update will use: the first ratio is 1 (a law in the tests).
+
+Shapes: B rows, T positions, V vocabulary, N replies.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundling.align.packing import Packing, groups_of_rows, pack
+from groundling.align.replies import Reply
+from groundling.model.gpt import GPT
+from groundling.model.layers import at_least_float32
+from groundling.model.loss import IGNORE, token_logprobs
+from groundling.model.packed import Packed
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Packed replies: at each position that says something, what it says and whose it is."""
+
+    idx_BT: Tensor
+    numbers_BT: Tensor
+    targets_BT: Tensor
+    """What the assistant said next, or IGNORE."""
+    owners_BT: Tensor
+    """The number of the reply that a position belongs to; N for padding."""
+    n_replies: int
+    packing: Packing
+    first_said: list[int]
+    """Of each reply, the position that says its first id, counted from the sequence's beginning."""
+
+    @property
+    def n_said(self) -> int:
+        """Ids that were said."""
+        return int((self.targets_BT != IGNORE).sum())
+
+    def to(self, device: torch.device) -> "Scored":
+        """The same on another device."""
+        return dataclasses.replace(
+            self,
+            idx_BT=self.idx_BT.to(device),
+            numbers_BT=self.numbers_BT.to(device),
+            targets_BT=self.targets_BT.to(device),
+            owners_BT=self.owners_BT.to(device),
+        )
+
+    def sums(self, values_BT: Tensor) -> Tensor:
+        """The sum of each reply's values over what it said (N)."""
+        said_BT = torch.where(self.targets_BT != IGNORE, values_BT, 0)
+        totals = values_BT.new_zeros(self.n_replies + 1)
+        return totals.index_add(0, self.owners_BT.flatten(), said_BT.flatten())[: self.n_replies]
+
+    def said_only(self, rows_BT: Tensor) -> list[Tensor]:
+        """The values of each reply at the positions that said something."""
+        return [
+            values[first : len(values) - 1]
+            for values, first in zip(self.packing.collect(rows_BT), self.first_said, strict=True)
+        ]
+
+    def spread_said(self, values: Sequence[Tensor]) -> Tensor:
+        """The inverse of `said_only` (BT); 0 elsewhere."""
+        whole = [torch.cat([each.new_zeros(first), each]) for each, first in zip(values, self.first_said, strict=True)]
+        return self.packing.spread(whole, 0.0, torch.float32)
+
+
+def score_rows(sequences: Sequence[tuple[list[int], list[int]]], block_size: int) -> Scored:
+    """Pack (prompt, said) pairs for scoring."""
+    rows = pack([[*prompt, *said] for prompt, said in sequences], block_size)
+    first_said = [len(prompt) - 1 for prompt, _ in sequences]
+    said = [[0.0] * (len(prompt) - 1) + [1.0] * len(what) for prompt, what in sequences]
+    said_BT = rows.packing.spread(said, 0, torch.bool)
+    owners = [torch.full((n,), i) for i, n in enumerate(rows.packing.lengths)]
+    owners_BT = rows.packing.spread(owners, len(sequences), torch.long)
+    targets_BT = torch.where(said_BT, rows.targets_BT, IGNORE)
+    return Scored(rows.idx_BT, rows.numbers_BT, targets_BT, owners_BT, len(sequences), rows.packing, first_said)
+
+
+def groups_of_replies(
+    sequences: Sequence[tuple[list[int], list[int]]], block_size: int, n_rows: int
+) -> list[list[int]]:
+    """Cut (prompt, said) pairs into groups of at most `n_rows` packed rows."""
+    return groups_of_rows([len(prompt) + len(said) for prompt, said in sequences], block_size, n_rows)
+
+
+def pairs_of(replies: Sequence[Reply]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, said) of replies."""
+    return [(reply.prompt, reply.said) for reply in replies]
+
+
+class Policy(nn.Module):
+    """A GPT whose words are looked at: log-probabilities among the ids that a reply can be made of.
+
+    Args:
+        model: the GPT.
+        n_sayable: only ids below this can be part of a reply.
+        autocast: makes the context of the forward pass, for precision.
+        temperature: of the sampling.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        n_sayable: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.n_sayable, self.autocast, self.temperature = model, n_sayable, autocast, temperature
+
+    def logits(self, idx_BT: Tensor, numbers_BT: Tensor) -> Tensor:
+        """What replies are drawn from (BTV), in float32."""
+        with self.autocast():
+            logits_BTV = self.model(idx_BT, Packed(numbers_BT))[..., : self.n_sayable]
+        return at_least_float32(logits_BTV) / self.temperature
+
+    def forward(self, idx_BT: Tensor, numbers_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The log-probability of each target (BT); 0 where there is none."""
+        return token_logprobs(self.logits(idx_BT, numbers_BT), targets_BT)
+
+    @torch.inference_mode()
+    def score(self, scored: Scored) -> Tensor:
+        """`forward` for packed replies, without gradients, on the CPU."""
+        device = next(self.parameters()).device
+        rows = (scored.idx_BT.to(device), scored.numbers_BT.to(device), scored.targets_BT.to(device))
+        logprobs_BT: Tensor = self(*rows)
+        return logprobs_BT.cpu().clone()
+
+
+def entropy_of(logits_BTV: Tensor) -> Tensor:
+    """The entropy of each position's distribution, in nats (BT)."""
+    logprobs_BTV = logits_BTV.log_softmax(-1)
+    return -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)

@@ -1,0 +1,89 @@
+"""Replies of a model that chats, many at a time: what is ranked, rewarded and measured.
+
+Drawn by the one decode engine (`sample/engine.py`) at the temperature that they are scored at later, without filters:
+the distribution that is sampled is the one that is learned about.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.sequences import row_generator
+from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import Tokenizer
+
+AT_ONCE = 64
+"""Replies that are decoded together."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to a prompt."""
+
+    prompt: list[int]
+    said: list[int]
+    """Its ids; the last is the end, if it came to one."""
+    ended: bool
+    text: str
+
+    @property
+    def ids(self) -> list[int]:
+        """The whole conversation."""
+        return [*self.prompt, *self.said]
+
+
+class Speaker:
+    """Lets a model reply.
+
+    Args:
+        model: a GPT in evaluation mode. What is done to it later goes unseen: make a new speaker then.
+        chat: how it lays conversations out.
+        tokenizer: its words.
+        max_new_tokens: after which a reply is cut.
+        temperature: of sampling.
+        decode: how the model is read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        chat: ChatFormat,
+        tokenizer: Tokenizer,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        decode: DecodeConfig | None = None,
+    ) -> None:
+        self._chat, self._tokenizer = chat, tokenizer
+        self._engine = Engine(model, decode, AT_ONCE, n_ids=chat.n_sayable())
+        self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, end_ids=(chat.end,))
+
+    def reply(
+        self, prompts: Sequence[list[int]], seed: int, each: int = 1, asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> list[list[Reply]]:
+        """`each` replies to every prompt, as ids that end where the assistant is to speak.
+
+        A reply follows from the model, its prompt, the seed and its number, whatever else is asked for.
+        """
+        samples = [
+            self._engine.add(prompt, self._config, row_generator(seed, number * each + n))
+            for number, prompt in enumerate(prompts)
+            for n in range(each)
+        ]
+        while self._engine.is_busy:
+            self._engine.step()
+            if asked_to_stop():
+                for sample in samples:
+                    if not sample.finished:
+                        self._engine.stop(sample)
+        replies = [self._reply(sample.tokens, sample.n_prompt) for sample in samples]
+        return [replies[i : i + each] for i in range(0, len(replies), each)]
+
+    def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
+        said = tokens[n_prompt:]
+        ended = bool(said) and said[-1] == self._chat.end
+        text = self._tokenizer.decode(said[:-1] if ended else said)
+        return Reply(tokens[:n_prompt], said, ended, text)

@@ -1,0 +1,323 @@
+"""`groundling reward`: from rankings to a model that tells how much a reply would be liked.
+
+The loss of a pair is -log sigmoid(r(better) - r(worse)) (Bradley and Terry 1952; arXiv:2203.02155, equation 1). All
+candidates of a prompt are scored in one forward pass, and a prompt's pairs count as much as another's, however many
+there are. A tie is half a preference each way: it pulls the two together.
+
+Shapes: B rows, T positions, N sequences, P pairs.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from groundling import dist
+from groundling.align.agreement import wilson
+from groundling.align.feed import ExampleFeed
+from groundling.align.gold import measure_by_name
+from groundling.align.judge import Judge
+from groundling.align.judgements import Judgement
+from groundling.align.rankings import Rankings
+from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, save_reward_model, scores_of
+from groundling.align.stage import Stage, StageConfig, learn, open_stage
+from groundling.align.vocabulary import with_chat
+from groundling.bundle import load_bundle
+from groundling.config import parse
+from groundling.errors import DataError, require
+from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import Tokenizer
+from groundling.train.optim import OptimConfig
+from groundling.train.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(StageConfig):
+    """Teach a model to tell better replies from worse: groundling reward BUNDLE --rankings FILE [--field value ...]."""
+
+    path: tyro.conf.Positional[str]
+    """The model to start from, after fine-tuning."""
+    rankings: Path = Path("runs/rankings.sqlite")
+    """What people, or simulated ones, have said."""
+    out_dir: Path = Path("runs/reward")
+    """The stage's folder."""
+    epochs: float = 2.0
+    """How often each answer is seen."""
+    held_out: float = 0.1
+    """The part of the prompts that is kept for measuring."""
+    gold: str | None = None
+    """The measure that a simulated rater followed, to tell how right anyone could be; see gold_noise."""
+    gold_noise: float = 0.2
+    """How noisy that rater was."""
+    batch_size: int = 16
+    """Answers per optimizer step, over all ranks."""
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95)))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=20))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs > 0, f"epochs is {self.epochs}; it must be positive")
+        require(0 < self.held_out < 1, f"held_out is {self.held_out}; it must be between 0 and 1")
+        require(self.gold_noise >= 0, f"gold_noise is {self.gold_noise}; it must be at least 0")
+        if self.gold is not None:
+            measure_by_name(self.gold)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The candidates of one answer as ids, and what was said about which two."""
+
+    sequences: list[tuple[list[int], list[int]]]
+    """Prompt and reply of each; nothing where the reply is too long."""
+    texts: list[str]
+    pairs: list[tuple[int, int, float]]
+    """(a, b, the part of preferences that a has): 1, or 0.5 for a tie."""
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Packed candidates, and pairs of them."""
+
+    idx_BT: Tensor
+    numbers_BT: Tensor
+    owners_BT: Tensor
+    n_replies: int
+    pairs_P2: Tensor
+    wins_P: Tensor
+    weights_P: Tensor
+    n_targets: int
+    """Answers."""
+
+    def to(self, device: torch.device) -> "PairBatch":
+        """The same on another device."""
+        rows = (self.idx_BT.to(device), self.numbers_BT.to(device), self.owners_BT.to(device))
+        pairs = (self.pairs_P2.to(device), self.wins_P.to(device), self.weights_P.to(device))
+        return PairBatch(*rows, self.n_replies, *pairs, self.n_targets)
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
+        """What the objective is called with."""
+        where = (self.idx_BT, self.numbers_BT, self.owners_BT, self.n_replies)
+        return (*where, self.pairs_P2, self.wins_P, self.weights_P)
+
+
+class RewardObjective(nn.Module):
+    """Bradley-Terry's loss in nats, summed over answers; of an answer's pairs it is the mean."""
+
+    def __init__(self, model: RewardModel, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.model, self.autocast = model, autocast
+
+    def forward(
+        self,
+        idx_BT: Tensor,
+        numbers_BT: Tensor,
+        owners_BT: Tensor,
+        n_replies: int,
+        pairs_P2: Tensor,
+        wins_P: Tensor,
+        weights_P: Tensor,
+    ) -> Tensor:
+        """The loss of a batch."""
+        with self.autocast():
+            scores_BT = self.model(idx_BT, numbers_BT)
+        scores_N = rewards_of(scores_BT, owners_BT, n_replies)
+        return (weights_P * bradley_terry(scores_N, pairs_P2, wins_P)).sum()
+
+
+def bradley_terry(scores_N: Tensor, pairs_P2: Tensor, wins_P: Tensor) -> Tensor:
+    """The loss of each pair (P): the cross-entropy between what was said and sigmoid(r(a) - r(b))."""
+    gaps_P = scores_N[pairs_P2[:, 0]] - scores_N[pairs_P2[:, 1]]
+    return -(wins_P * F.logsigmoid(gaps_P) + (1 - wins_P) * F.logsigmoid(-gaps_P))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `reward`."""
+    return reward(parse(RewardConfig, argv, "groundling reward"))
+
+
+def reward(config: RewardConfig) -> int:
+    """Train a reward model as the config says; return the exit code.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    with open_stage(config, "reward") as stage:
+        bundle = with_chat(load_bundle(config.path, stage.picked.device))
+        assert bundle.chat is not None
+        with Rankings(config.rankings) as rankings:
+            answers, n_dropped = ranked(rankings, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        train, held_out = split_by_prompt(answers, config.held_out)
+        stage.say(
+            f"answers     {len(train):,} to learn from, {len(held_out):,} to measure by"
+            + (f"; {n_dropped:,} said nothing about two replies that fit" if n_dropped else "")
+        )
+        model = RewardModel(bundle.model)
+
+        def make(numbers: list[int]) -> list[PairBatch]:
+            return pair_batches([train[i] for i in numbers], bundle.config.block_size, config.micro_batch_rows)
+
+        feed = ExampleFeed(len(train), config.batch_size, make, config.seed)
+        stage.begin()
+        objective = RewardObjective(model, stage.picked.autocast)
+        judge = None if config.gold is None else Judge(measure_by_name(config.gold), config.gold_noise, 0)
+        measure = _Measure(stage, model, held_out, judge)
+        ended, figures = learn(stage, model, objective, feed, feed.n_steps(config.epochs), measure)
+        if dist.is_first():
+            _settle(model, train, stage)
+            save_reward_model(config.out_dir / "bundle", model, bundle, figures)
+        return stage.finish({"ended": ended, **figures, "calibration": measure.calibration})
+
+
+def ranked(
+    judgements: Iterable[Judgement], chat: ChatFormat, tokenizer: Tokenizer, block_size: int
+) -> tuple[list[Ranked], int]:
+    """Answers as ids; and how many of them say nothing about two replies that fit into the model's context."""
+    answers, n_dropped = [], 0
+    for judgement in judgements:
+        prompt = chat.prompt(judgement.messages, tokenizer)
+        texts = [candidate.text for candidate in judgement.candidates]
+        sequences = [shortened(prompt, [*tokenizer.encode(text), chat.end], block_size) for text in texts]
+        number_of = {id(candidate): number for number, candidate in enumerate(judgement.candidates)}
+        pairs = [
+            (a, b, 0.5 if comparison.tie else 1.0)
+            for comparison in judgement.comparisons()
+            if sequences[a := number_of[id(comparison.better)]] and sequences[b := number_of[id(comparison.worse)]]
+        ]
+        if pairs:
+            answers.append(Ranked([each or ([chat.assistant], [chat.end]) for each in sequences], texts, pairs))
+        else:
+            n_dropped += 1
+    return answers, n_dropped
+
+
+def shortened(prompt: list[int], reply: list[int], block_size: int) -> tuple[list[int], list[int]] | None:
+    """A prompt and a reply that fit together: the prompt loses its beginning, but not the id it begins with.
+
+    None if the reply alone is too long.
+    """
+    room = block_size - len(reply)
+    if room < 2:
+        return None
+    if len(prompt) > room:
+        prompt = [prompt[0], *prompt[len(prompt) - room + 1 :]]
+    return prompt, reply
+
+
+def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked], list[Ranked]]:
+    """Answers to learn from and to measure by: the last prompts, so that none is on both sides.
+
+    Raises:
+        DataError: there are not two prompts.
+    """
+    prompts = list(dict.fromkeys(_prompt_key(answer) for answer in answers))
+    if len(prompts) < 2:
+        raise DataError(
+            f"there are answers for {len(prompts)} prompts; learning needs 2 at least, and some hundreds to be any good"
+        )
+    kept = set(prompts[len(prompts) - max(1, round(part * len(prompts))) :])
+    train = [answer for answer in answers if _prompt_key(answer) not in kept]
+    return train, [answer for answer in answers if _prompt_key(answer) in kept]
+
+
+def _prompt_key(answer: Ranked) -> tuple[int, ...]:
+    return min((tuple(prompt) for prompt, _ in answer.sequences), key=lambda prompt: len(prompt))
+
+
+def pair_batches(answers: Sequence[Ranked], block_size: int, n_rows: int) -> list[PairBatch]:
+    """Answers in batches of about `n_rows` rows; those of one answer stay together."""
+    groups: list[list[Ranked]] = []
+    n_taken = 0
+    for answer in answers:
+        n_ids = sum(len(prompt) + len(said) for prompt, said in answer.sequences)
+        if not groups or n_taken + n_ids > n_rows * block_size:
+            groups.append([])
+            n_taken = 0
+        groups[-1].append(answer)
+        n_taken += n_ids
+    return [_pair_batch(group, block_size) for group in groups]
+
+
+def _pair_batch(answers: Sequence[Ranked], block_size: int) -> PairBatch:
+    sequences = [each for answer in answers for each in answer.sequences]
+    rows, owners_BT = pack_replies(sequences, block_size)
+    pairs, wins, weights, first = [], [], [], 0
+    for answer in answers:
+        for a, b, win in answer.pairs:
+            pairs.append((first + a, first + b))
+            wins.append(win)
+            weights.append(1 / len(answer.pairs))
+        first += len(answer.sequences)
+    numbers = (torch.tensor(pairs), torch.tensor(wins), torch.tensor(weights))
+    where = (rows.idx_BT, rows.numbers_BT, owners_BT, len(sequences))
+    return PairBatch(*where, *numbers, n_targets=len(answers))
+
+
+class _Measure:
+    """Accuracy on pairs that were not learned from, beside what the rater's noise allows."""
+
+    def __init__(self, stage: Stage, model: RewardModel, answers: Sequence[Ranked], judge: Judge | None) -> None:
+        self._stage, self._model, self._answers = stage, model, answers
+        self._pairs = [
+            (number, a, b) for number, answer in enumerate(answers) for a, b, win in answer.pairs if win == 1
+        ]
+        texts = [(answers[n].texts[a], answers[n].texts[b]) for n, a, b in self._pairs]
+        self._ceiling = judge.ceiling(texts) if judge is not None and texts else None
+        self.calibration: list[dict[str, float]] = []
+
+    def __call__(self) -> dict[str, float]:
+        if not self._pairs:
+            return {}
+        flat = [each for answer in self._answers for each in answer.sequences]
+        scores = iter(scores_of(self._model, flat, self._stage.picked.autocast))
+        by_answer = [[next(scores) for _ in answer.sequences] for answer in self._answers]
+        gaps = [by_answer[n][a] - by_answer[n][b] for n, a, b in self._pairs]
+        right = sum(gap > 0 for gap in gaps)  # equal to the last bit is no answer
+        accuracy = right / len(gaps)
+        low, high = wilson(right, len(gaps))
+        figures = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "pairs": float(len(gaps))}
+        figures["val_loss"] = sum(math.log1p(math.exp(-abs(gap))) + max(0.0, -gap) for gap in gaps) / len(gaps)
+        if self._ceiling is not None:
+            figures["ceiling"] = self._ceiling
+            figures["of_the_margin"] = (accuracy - 0.5) / (self._ceiling - 0.5)
+        self.calibration = calibration(gaps)
+        return figures
+
+
+def calibration(gaps: Sequence[float], n_bins: int = 10) -> list[dict[str, float]]:
+    """How often the better one is preferred where the model expects it so: by bins of what it expects.
+
+    Args:
+        gaps: r(better) - r(worse) of each pair. Every pair is looked at from both sides.
+        n_bins: equal parts of 0 to 1.
+    """
+    expected = [(1 / (1 + math.exp(-max(-50.0, min(50.0, side * gap)))), side > 0) for gap in gaps for side in (1, -1)]
+    bins: list[dict[str, float]] = []
+    for number in range(n_bins):
+        inside = [(p, won) for p, won in expected if min(int(p * n_bins), n_bins - 1) == number]
+        if inside:
+            mean, share = sum(p for p, _ in inside) / len(inside), sum(won for _, won in inside) / len(inside)
+            bins.append({"expected": mean, "preferred": share, "pairs": float(len(inside))})
+    return bins
+
+
+@torch.no_grad()
+def _settle(model: RewardModel, answers: Sequence[Ranked], stage: Stage, most: int = 500) -> None:
+    """Move the head so that replies like those it learned from get 0 on average and 1 as the spread.
+
+    Only differences were learned; a reward needs a place and a scale that do not change from run to run.
+    """
+    scores = torch.tensor(
+        scores_of(model, [each for answer in answers[:most] for each in answer.sequences], stage.picked.autocast)
+    )
+    mean, spread = scores.mean(), scores.std().clamp(min=1e-6)
+    model.head_weight.div_(spread)
+    model.head_bias.div_(spread)
+    # A sum has no bias that is the same for long and short replies: the place is added where rewards are used.
+    stage.say(f"rewards     mean {mean:.3f}, spread {spread:.3f} before they were scaled")

@@ -1,0 +1,64 @@
+"""What a reply is worth: a reward model's score, or any Python function's answer."""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from groundling.align.replies import Reply
+from groundling.align.reward_model import load_reward_model, scores_of
+from groundling.align.rollout import Rewards
+from groundling.bundle import Bundle
+from groundling.errors import ConfigError
+from groundling.runtime import Runtime
+from groundling.text.tokenizer import fingerprint
+
+
+def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
+    """The rewards that a setting names: a reward model's folder, or MODULE:FUNCTION.
+
+    Raises:
+        ConfigError: it names nothing, or the reward model reads other ids than the policy writes.
+        CheckpointError: the reward model is damaged.
+    """
+    if ":" in name and "/" not in name:
+        return from_function(_imported(name), bundle)
+    model, theirs = load_reward_model(name, picked.device)
+    same = theirs.chat == bundle.chat and fingerprint(theirs.tokenizer) == fingerprint(bundle.tokenizer)
+    if not same or theirs.config.block_size < bundle.config.block_size:
+        raise ConfigError(f"the reward model {name} reads other ids, or less of them, than the policy writes")
+    return lambda replies: scores_of(model, [(reply.prompt, reply.said) for reply in replies], picked.autocast)
+
+
+def from_function(function: Callable[[str, str], float], bundle: Bundle) -> Rewards:
+    """Rewards by a function of the prompt's last words and the reply, both as text.
+
+    Raises:
+        ConfigError: when called, and an answer is not a finite number.
+    """
+
+    def rewards(replies: Sequence[Reply]) -> list[float]:
+        known = bundle.tokenizer.vocab_size
+        values = []
+        for reply in replies:
+            prompt = bundle.tokenizer.decode([id for id in reply.prompt if id < known])
+            value: Any = function(prompt, reply.text)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ConfigError(
+                    f"the reward function gave {value!r} for {reply.text!r}; it has to be a finite number"
+                )
+            values.append(float(value))
+        return values
+
+    return rewards
+
+
+def _imported(name: str) -> Callable[[str, str], float]:
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"there is no reward function {name}: {error}; give MODULE:FUNCTION") from error
+    if not callable(function):
+        raise ConfigError(f"{name} is a {type(function).__name__}, and not a function of (prompt, reply)")
+    return function  # type: ignore[no-any-return]

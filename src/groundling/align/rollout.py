@@ -1,0 +1,297 @@
+"""What PPO and GRPO share: drawing replies, rewarding them, and one clipped update after another.
+
+Shapes: B rows, T positions, V vocabulary, N replies.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+from groundling.align.conversations import ChatDataConfig
+from groundling.align.gold import measure_by_name
+from groundling.align.policy import Policy, Scored, entropy_of, groups_of_replies, pairs_of, score_rows
+from groundling.align.replies import Reply, Speaker
+from groundling.align.stage import StageConfig
+from groundling.bundle import Bundle
+from groundling.errors import require
+from groundling.model.loss import IGNORE, token_logprobs
+from groundling.sample.engine import DecodeConfig
+from groundling.train.optim import OptimConfig
+from groundling.train.schedule import ScheduleConfig
+
+Rewards = Callable[[Sequence[Reply]], list[float]]
+"""What replies are worth: any function of what was asked and said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(StageConfig):
+    """What both can be told."""
+
+    path: tyro.conf.Positional[str]
+    """The model to start from, after fine-tuning; it is also the reference."""
+    reward: str = "runs/reward"
+    """A reward model, or a Python function as MODULE:FUNCTION, from (prompt, reply) to a number."""
+    steps: int = 24
+    """Rounds of drawing replies and learning from them."""
+    replies: int = 128
+    """Replies a round."""
+    minibatches: int = 2
+    """Updates in each pass over a round's replies."""
+    passes: int = 1
+    """Passes over a round's replies."""
+    clip: float = 0.2
+    """How far the ratio of new to old probabilities may go before nothing more is gained by it."""
+    kl_coef: float = 0.05
+    """How dear a nat of leaving the reference is; 0: it costs nothing, and rewards get hacked."""
+    stop_kl: float | None = None
+    """End when replies have left the reference by more than this, in nats; None: never."""
+    max_new_tokens: int = 128
+    """After which a reply is cut."""
+    no_end: float = -2.0
+    """The reward of a reply that was cut."""
+    temperature: float = 1.0
+    """Of drawing replies."""
+    gold: str | None = None
+    """A measure to write down beside the reward (warm or verse); nothing is learned from it."""
+    data: ChatDataConfig = field(default_factory=ChatDataConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=2))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "replies", "minibatches", "passes", "max_new_tokens"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("clip", "temperature"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
+        if self.gold is not None:
+            measure_by_name(self.gold)
+        require(self.kl_coef >= 0, f"kl_coef is {self.kl_coef}; it must be at least 0")
+        require(self.stop_kl is None or self.stop_kl > 0, f"stop_kl is {self.stop_kl}; it must be positive, or None")
+        require(
+            self.replies % self.minibatches == 0,
+            f"replies {self.replies} is not a multiple of minibatches {self.minibatches}; change one",
+        )
+
+
+@dataclass
+class Round:
+    """Replies of one round, and what is known of them. Tensors are of each reply's said ids, in order."""
+
+    replies: list[Reply]
+    rewards: list[float]
+    logprobs: list[Tensor]
+    """Of the policy that drew them, recomputed."""
+    reference: list[Tensor]
+    advantages: list[Tensor] = field(default_factory=list)
+
+    def kl(self) -> float:
+        """How far the policy has left the reference: nats a reply, as these replies tell."""
+        pairs = zip(self.logprobs, self.reference, strict=True)
+        return math.fsum(float((new - old).sum()) for new, old in pairs) / len(self.replies)
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """Packed replies with what the clipped loss needs."""
+
+    scored: Scored
+    old_BT: Tensor
+    reference_BT: Tensor
+    advantages_BT: Tensor
+
+    @property
+    def n_targets(self) -> int:
+        """Ids that were said."""
+        return self.scored.n_said
+
+    def to(self, device: torch.device) -> "PolicyBatch":
+        """The same on another device."""
+        rest = [t.to(device) for t in (self.old_BT, self.reference_BT, self.advantages_BT)]
+        return PolicyBatch(self.scored.to(device), *rest)
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
+        """What the objective is called with."""
+        return self.scored, self.old_BT, self.reference_BT, self.advantages_BT
+
+
+class ClippedObjective(nn.Module):
+    """PPO's clipped loss (arXiv:1707.06347, equation 7), summed over what was said; and GRPO's KL term besides.
+
+    Args:
+        policy: what is trained.
+        clip: how far a ratio counts.
+        kl_coef: of the KL to the reference, as an unbiased and positive estimate from each id (Schulman 2020, "k3"); 0
+            where the KL is part of the rewards.
+    """
+
+    def __init__(self, policy: Policy, clip: float, kl_coef: float = 0.0) -> None:
+        super().__init__()
+        self.policy, self.clip, self.kl_coef = policy, clip, kl_coef
+        self.seen: list[dict[str, float]] = []
+        """What the calls since the last look saw: sums over ids."""
+
+    def forward(self, scored: Scored, old_BT: Tensor, reference_BT: Tensor, advantages_BT: Tensor) -> Tensor:
+        """The loss of a batch."""
+        logits_BTV = self.policy.logits(scored.idx_BT, scored.numbers_BT)
+        new_BT = token_logprobs(logits_BTV, scored.targets_BT)
+        said_BT = scored.targets_BT != IGNORE
+        log_ratio_BT = torch.where(said_BT, new_BT - old_BT, 0)
+        loss_BT = clipped_loss(log_ratio_BT, advantages_BT, self.clip)
+        if self.kl_coef:
+            gap_BT = torch.where(said_BT, reference_BT - new_BT, 0)
+            loss_BT = loss_BT + self.kl_coef * (gap_BT.exp() - gap_BT - 1)
+        with torch.no_grad():
+            ratio_BT = log_ratio_BT.exp()
+            self.seen.append(
+                {
+                    "n": float(said_BT.sum()),
+                    "clipped": float(((ratio_BT - 1).abs() > self.clip).sum()),
+                    "entropy": float((entropy_of(logits_BTV) * said_BT).sum()),
+                    "step_kl": float(((ratio_BT - 1) - log_ratio_BT).sum()),
+                    "off_one": float((ratio_BT - 1).abs().max()),
+                }
+            )
+        return (loss_BT * said_BT).sum()
+
+    def look(self) -> dict[str, float]:
+        """Means over the ids seen since the last look: clip_fraction, entropy, step_kl; and the first ratio's error."""
+        n = max(1.0, sum(each["n"] for each in self.seen))
+        figures = {
+            "clip_fraction": sum(each["clipped"] for each in self.seen) / n,
+            "entropy": sum(each["entropy"] for each in self.seen) / n,
+            "step_kl": sum(each["step_kl"] for each in self.seen) / n,
+            "first_ratio_off": self.seen[0]["off_one"] if self.seen else 0.0,
+        }
+        self.seen.clear()
+        return figures
+
+
+def clipped_loss(log_ratio_BT: Tensor, advantages_BT: Tensor, clip: float) -> Tensor:
+    """-min(ratio A, clip(ratio) A): beyond the clip there is nothing to gain, and all to lose."""
+    ratio_BT = log_ratio_BT.exp()
+    return -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT)
+
+
+def policy_batches(round_: Round, numbers: Sequence[int], block_size: int, n_rows: int) -> list[PolicyBatch]:
+    """Some replies of a round in batches of at most `n_rows` rows."""
+    sequences = pairs_of([round_.replies[i] for i in numbers])
+    batches = []
+    for group in groups_of_replies(sequences, block_size, n_rows):
+        scored = score_rows([sequences[i] for i in group], block_size)
+        chosen = [numbers[i] for i in group]
+        old, reference, advantages = (
+            scored.spread_said([values[i] for i in chosen])
+            for values in (round_.logprobs, round_.reference, round_.advantages)
+        )
+        batches.append(PolicyBatch(scored, old, reference, advantages))
+    return batches
+
+
+def scored_by(policy: Policy, replies: Sequence[Reply], block_size: int, n_rows: int) -> list[Tensor]:
+    """The log-probability of each id of each reply."""
+    sequences = pairs_of(replies)
+    values: list[Tensor] = [torch.empty(0)] * len(replies)
+    for group in groups_of_replies(sequences, block_size, n_rows):
+        scored = score_rows([sequences[i] for i in group], block_size)
+        for number, said in zip(group, scored.said_only(policy.score(scored)), strict=True):
+            values[number] = said.clone()
+    return values
+
+
+class Drawer:
+    """Draws the replies of a round, and looks at them.
+
+    Args:
+        config: how.
+        bundle: whose chat format and tokenizer are used.
+        prompts: as ids, to draw from.
+        rewards: what replies are worth.
+    """
+
+    def __init__(self, config: RolloutConfig, bundle: Bundle, prompts: Sequence[list[int]], rewards: Rewards) -> None:
+        self._config, self._bundle, self._prompts, self._rewards = config, bundle, prompts, rewards
+
+    def draw(self, policy: Policy, reference: Policy, step: int, each: int) -> Round:
+        """The replies of round `step`: `each` to every one of its prompts."""
+        config, bundle = self._config, self._bundle
+        assert bundle.chat is not None
+        speaker = Speaker(
+            policy.model,
+            bundle.chat,
+            bundle.tokenizer,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            decode=DecodeConfig(weights="bfloat16"),
+        )
+        prompts = self._of_round(step, config.replies // each)
+        replies = [r for group in speaker.reply(prompts, config.seed + 7919 * (step + 1), each) for r in group]
+        rewards = [
+            value if reply.ended else config.no_end
+            for reply, value in zip(replies, self._rewards(replies), strict=True)
+        ]
+        block_size, n_rows = bundle.config.block_size, config.micro_batch_rows
+        return Round(
+            replies,
+            rewards,
+            scored_by(policy, replies, block_size, n_rows),
+            scored_by(reference, replies, block_size, n_rows),
+        )
+
+    def _of_round(self, step: int, n: int) -> list[list[int]]:
+        """Prompts in shuffled epochs."""
+        first, chosen = step * n, []
+        for number in range(first, first + n):
+            epoch, place = divmod(number, len(self._prompts))
+            order = np.random.Generator(np.random.Philox(key=self._config.seed, counter=[0, 0, 3, epoch])).permutation(
+                len(self._prompts)
+            )
+            chosen.append(self._prompts[int(order[place])])
+        return chosen
+
+
+def minibatches_of(n: int, count: int, seed: int, step: int, number: int) -> list[list[int]]:
+    """The numbers of a round's replies, shuffled and cut into `count` parts."""
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 4, step]))
+    return [part.tolist() for part in np.array_split(generator.permutation(n), count)]
+
+
+def whitened(values: Sequence[Tensor], *, keep_mean: bool = False) -> list[Tensor]:
+    """Values moved and scaled, all together, to mean 0 and variance 1; equal ones become zeros, never NaN."""
+    flat = torch.cat(list(values))
+    if len(flat) == 0:
+        return list(values)
+    mean, spread = flat.mean(), flat.std(unbiased=False)
+    if not spread > 1e-8:
+        return [torch.zeros_like(each) for each in values]
+    return [(each - mean) / spread + (mean if keep_mean else 0) for each in values]
+
+
+class Saved(Protocol):
+    """Writes a policy down."""
+
+    def __call__(self, folder: Path) -> None: ...
+
+
+def figures_of(round_: Round, started: float, gold: str | None = None) -> dict[str, float]:
+    """What a round's replies were like."""
+    n = len(round_.replies)
+    measured = {}
+    if gold is not None:
+        measure = measure_by_name(gold)
+        measured["gold"] = math.fsum(measure(reply.text) for reply in round_.replies) / n
+    return {
+        **measured,
+        "reward": math.fsum(round_.rewards) / n,
+        "kl": round_.kl(),
+        "ended": sum(reply.ended for reply in round_.replies) / n,
+        "length": sum(len(reply.said) for reply in round_.replies) / n,
+        "seconds": round(time.perf_counter() - started, 2),
+    }

@@ -1,0 +1,184 @@
+"""`groundling sft`: supervised fine-tuning, from a model that goes on with a text to one that answers.
+
+The loss is pretraining's, summed over what the assistant said and nothing else (InstructGPT, arXiv:2203.02155, section
+3.5): the user's words are read and not learned to be said.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from groundling import dist
+from groundling.align.adapters import LoraConfig, adapt, merged_state
+from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations
+from groundling.align.feed import ExampleFeed
+from groundling.align.packing import Rows, groups_of_rows, pack
+from groundling.align.replies import Speaker
+from groundling.align.stage import Stage, StageConfig, learn, open_stage
+from groundling.align.vocabulary import with_chat
+from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.config import parse
+from groundling.data.examples import Encoded
+from groundling.errors import require
+from groundling.model.blank import blank_gpt
+from groundling.model.gpt import GPT
+from groundling.model.loss import IGNORE, loss_sum
+from groundling.model.packed import Packed
+from groundling.train.optim import OptimConfig
+from groundling.train.schedule import ScheduleConfig
+
+REPLY_TOKENS = 200
+"""A reply that has not ended after so many tokens counts as one that never does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(StageConfig):
+    """Teach a model to answer: groundling sft BUNDLE [--field value ...]."""
+
+    path: tyro.conf.Positional[str]
+    """A bundle, a checkpoint, or the folder of a training run."""
+    out_dir: Path = Path("runs/sft")
+    """The stage's folder."""
+    epochs: float = 2.0
+    """How often each conversation is seen."""
+    n_replies: int = 64
+    """Replies by which it is measured, before and after, how many end by themselves."""
+    data: ChatDataConfig = field(default_factory=ChatDataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95)))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=20))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs > 0, f"epochs is {self.epochs}; it must be positive")
+        require(self.n_replies >= 0, f"n_replies is {self.n_replies}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class SftBatch:
+    """Packed conversations; targets are what the assistant said."""
+
+    idx_BT: Tensor
+    numbers_BT: Tensor
+    targets_BT: Tensor
+    n_targets: int
+
+    def to(self, device: torch.device) -> "SftBatch":
+        """The same on another device."""
+        tensors = (self.idx_BT.to(device), self.numbers_BT.to(device), self.targets_BT.to(device))
+        return SftBatch(*tensors, self.n_targets)
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
+        """What the objective is called with."""
+        return self.idx_BT, self.numbers_BT, self.targets_BT
+
+
+class SftObjective(nn.Module):
+    """Cross-entropy in nats, summed over what the assistant said."""
+
+    def __init__(self, model: GPT, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.model, self.autocast = model, autocast
+
+    def forward(self, idx_BT: Tensor, numbers_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The loss of a batch."""
+        with self.autocast():
+            logits_BTV = self.model(idx_BT, Packed(numbers_BT))
+        return loss_sum(logits_BTV, targets_BT)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `sft`."""
+    return sft(parse(SftConfig, argv, "groundling sft"))
+
+
+def sft(config: SftConfig) -> int:
+    """Fine-tune as the config says; return the exit code.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    with open_stage(config, "sft") as stage:
+        bundle = with_chat(load_bundle(config.path, stage.picked.device))
+        assert bundle.chat is not None
+        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        for line in data.lines():
+            stage.say(line)
+        adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
+        feed = conversation_feed(data.train, bundle.config.block_size, config)
+        stage.begin()
+        objective = SftObjective(bundle.model, stage.picked.autocast)
+        measure = _Measure(config, stage, bundle, data, objective)
+        ended, figures = learn(
+            stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure, eval_every=None
+        )
+        if dist.is_first():
+            _save(config, bundle, figures)
+        return stage.finish({"ended": ended, **figures})
+
+
+def conversation_feed(examples: Sequence[Encoded], block_size: int, config: StageConfig) -> ExampleFeed:
+    """Steps of packed conversations."""
+
+    def make(numbers: list[int]) -> list[SftBatch]:
+        return sft_batches([examples[number] for number in numbers], block_size, config.micro_batch_rows)
+
+    return ExampleFeed(len(examples), config.batch_size, make, config.seed)
+
+
+def sft_batches(examples: Sequence[Encoded], block_size: int, n_rows: int) -> list[SftBatch]:
+    """Examples in batches of at most `n_rows` rows."""
+    groups = groups_of_rows([len(example.ids) for example in examples], block_size, n_rows)
+    return [_batch([examples[i] for i in group], block_size) for group in groups]
+
+
+def _batch(examples: Sequence[Encoded], block_size: int) -> SftBatch:
+    rows = pack([example.ids for example in examples], block_size)
+    said_BT = rows.packing.spread([example.said[1:] for example in examples], 0, torch.bool)
+    targets_BT = said_targets(rows, said_BT)
+    return SftBatch(rows.idx_BT, rows.numbers_BT, targets_BT, int((targets_BT != IGNORE).sum()))
+
+
+def said_targets(rows: Rows, said_BT: Tensor) -> Tensor:
+    """The targets that the assistant said; IGNORE for all others."""
+    return torch.where(said_BT, rows.targets_BT, IGNORE)
+
+
+class _Measure:
+    """How well the assistant's words are expected, and how many replies end."""
+
+    def __init__(
+        self, config: SftConfig, stage: Stage, bundle: Bundle, data: Conversations, objective: SftObjective
+    ) -> None:
+        self._config, self._stage, self._bundle, self._objective = config, stage, bundle, objective
+        block_size = bundle.config.block_size
+        self._batches = sft_batches(data.val, block_size, config.micro_batch_rows)
+        self._prompts = data.prompts(config.n_replies, block_size - min(REPLY_TOKENS, block_size // 2))
+
+    @torch.inference_mode()
+    def __call__(self) -> dict[str, float]:
+        device = self._stage.picked.device
+        figures = {}
+        if self._batches:
+            nats = sum(float(self._objective(*batch.to(device).arguments(1.0))) for batch in self._batches)
+            figures["val_loss"] = nats / max(1, sum(batch.n_targets for batch in self._batches))
+        if self._prompts:
+            chat = self._bundle.chat
+            assert chat is not None
+            speaker = Speaker(self._bundle.model, chat, self._bundle.tokenizer, max_new_tokens=REPLY_TOKENS)
+            replies = [reply for (reply,) in speaker.reply(self._prompts, self._config.seed)]
+            figures["replies_ended"] = sum(reply.ended for reply in replies) / len(replies)
+            figures["reply_tokens"] = sum(len(reply.said) for reply in replies) / len(replies)
+        return figures
+
+
+def _save(config: SftConfig, bundle: Bundle, figures: dict[str, float]) -> None:
+    model = blank_gpt(bundle.config)
+    model.load_state_dict({name: tensor.cpu() for name, tensor in merged_state(bundle.model).items()}, strict=False)
+    save_bundle(config.out_dir / "bundle", model, bundle.tokenizer, {"stage": "sft", **figures}, bundle.chat)

@@ -1,0 +1,206 @@
+"""What all stages that learn from examples share: the folder, the loop, the record, the end."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from groundling import atomicio, dist, runtime
+from groundling.config import to_dict, to_toml
+from groundling.data.batches import Feed
+from groundling.errors import TrainingError, require
+from groundling.log import JsonlSink, Record, say
+from groundling.runtime import Runtime, RuntimeConfig
+from groundling.train import rundir
+from groundling.train.loop import Watcher, train
+from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.schedule import ScheduleConfig
+from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
+from groundling.train.state import TrainState
+from groundling.train.step import StepStats
+from groundling.train.watch import make_deterministic
+
+ASKED_TO_STOP = "asked to stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What every stage can be told."""
+
+    out_dir: Path
+    """The stage's folder."""
+    overwrite: bool = False
+    """Remove what an earlier run left in out_dir."""
+    seed: int = 1337
+    """Of the order of the examples, and all that is drawn."""
+    batch_size: int = 32
+    """Examples per optimizer step, over all ranks."""
+    micro_batch_rows: int = 16
+    """Rows of packed examples in one forward pass: more take more memory, and nothing else changes."""
+    grad_clip: float | None = 1.0
+    """The gradient's greatest length; None: as it comes."""
+    log_every: int = 10
+    """Steps between records of the loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_rows", "log_every"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
+
+
+class Stage:
+    """A stage under way. Made by `open_stage`."""
+
+    def __init__(self, config: StageConfig, name: str, stop: StopRequest, picked: Runtime) -> None:
+        self.config, self.name, self.stop, self.picked = config, name, stop, picked
+        self.started = time.perf_counter()
+        self._sink: JsonlSink | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line; only the first rank does."""
+        if dist.is_first():
+            say(text)
+
+    def begin(self) -> None:
+        """All that could be refused has been: an earlier run goes now, and the record begins."""
+        run = self.config.out_dir
+        if dist.is_first():
+            rundir.make_room(run)
+            atomicio.write_text(run / "run.toml", to_toml(dataclasses.replace(self.config, overwrite=False)))
+            atomicio.write_json(run / "env.json", {"stage": self.name, **runtime.environment(), **self.picked.reasons})
+            self._sink = JsonlSink(run / "metrics.jsonl")
+        dist.barrier()
+
+    def record(self, record: Record, *, show: bool = True) -> None:
+        """Write a record down, and show it."""
+        if self._sink is not None:
+            self._sink.write(record)
+        if show:
+            self.say(f"{self.name} step {record['step']}: {describe(record)}")
+
+    def asked_to_stop(self) -> bool:
+        """Whether some rank was asked to stop; all ranks get the same answer."""
+        return dist.any_rank(bool(self.stop), self.picked.device)
+
+    def finish(self, what: dict[str, Any]) -> int:
+        """Write the summary; return the exit code."""
+        interrupted = what.get("ended") == ASKED_TO_STOP
+        summary = {
+            "stage": self.name,
+            "wall_s": round(time.perf_counter() - self.started, 1),
+            "config": to_dict(self.config),
+            **what,
+        }
+        if dist.is_first():
+            atomicio.write_json(self.config.out_dir / "summary.json", summary)
+        return SIGTERM_EXIT_CODE if interrupted else 0
+
+
+@contextmanager
+def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
+    """Take the folder, the ranks and the signals, and pick the device and its precision.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+        CheckpointError: another process uses it.
+    """
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        stack.enter_context(dist.process_group(runtime.pick_device(config.runtime.device)))
+        if dist.is_first():
+            stack.enter_context(rundir.locked(config.out_dir))
+            rundir.require_room(config.out_dir, overwrite=config.overwrite)
+        dist.barrier()
+        picked = runtime.pick(config.runtime, worth_compiling=False)
+        make_deterministic(picked.device)
+        yield Stage(config, name, stop, picked)
+
+
+def learn(
+    stage: Stage,
+    model: nn.Module,
+    objective: nn.Module,
+    feed: Feed,
+    n_steps: int,
+    evaluate: Callable[[], dict[str, float]],
+    eval_every: int | None = None,
+) -> tuple[str, dict[str, float]]:
+    """Train `model` through `objective`; return how it ended ("finished" or why) and the last evaluation.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite.
+    """
+    config, picked = stage.config, stage.picked
+    torch.manual_seed(config.seed + dist.rank())
+    optimizers = Optimizers(model, config.optim, picked.compute_dtype)
+    state = TrainState(model, dist.wrap(objective), optimizers, feed)
+    watcher = _Watch(stage, n_steps, evaluate, eval_every)
+    try:
+        reason = train(state, n_steps=n_steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher)
+    except TrainingError as error:
+        raise TrainingError(f"{stage.name} stopped at step {state.progress.step + 1}: {error}; "
+                            "lower optim.lr and start again") from error  # fmt: skip
+    model.eval()
+    return reason, watcher.newest
+
+
+class _Watch(Watcher):
+    """Evaluates before the first step, at times, and after the last; records."""
+
+    def __init__(
+        self, stage: Stage, n_steps: int, evaluate: Callable[[], dict[str, float]], eval_every: int | None
+    ) -> None:
+        self._stage, self._n_steps, self._evaluate, self._every = stage, n_steps, evaluate, eval_every
+        self.newest: dict[str, float] = {}
+        self._stopping = False
+
+    def before_step(self, state: TrainState) -> None:
+        self._stopping = self._stage.asked_to_stop()
+        step = state.progress.step
+        due = step in (0, self._n_steps) or (self._every is not None and step % self._every == 0)
+        if due and not self._stopping:
+            with state.ready_to_judge():
+                self.newest = self._evaluate()
+            self._stage.record({"step": step, **self.newest})
+
+    def reason_to_stop(self, state: TrainState) -> str | None:  # noqa: ARG002
+        return ASKED_TO_STOP if self._stopping else None
+
+    def after_step(self, state: TrainState, stats: StepStats) -> None:
+        step = state.progress.step
+        if step % self._stage.config.log_every and step != 1:
+            return
+        progress = state.progress
+        record = {
+            "step": step,
+            "loss": stats.loss,
+            "grad_norm": stats.grad_norm,
+            "lr_factor": stats.lr_factor,
+            "train_s": round(progress.train_s, 3),
+            "eta_s": round((self._n_steps - step) * progress.train_s / step, 1),
+        }
+        self._stage.record(record, show=(step // self._stage.config.log_every) % 10 == 1)
+
+
+def describe(record: Record) -> str:
+    """A record's figures in one line."""
+    parts = []
+    for name, value in record.items():
+        if name in ("step", "lr_factor"):
+            continue
+        if isinstance(value, float):
+            parts.append(f"{name} {value:.4g}" if math.isfinite(value) else f"{name} {value}")
+        else:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)

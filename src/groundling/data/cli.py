@@ -1,0 +1,183 @@
+"""`groundling data list|get|dialogues|inspect`: what there is to learn from, and what a model is shown of it."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+from groundling import atomicio, config
+from groundling.data import dialogues, sources
+from groundling.data.corpus import TextConfig
+from groundling.data.example_files import Conversation, Preference, holds_preferences
+from groundling.data.examples import (
+    Counts,
+    encode_conversation,
+    encode_preference,
+    read_conversations,
+    read_preferences,
+)
+from groundling.data.tokenizers import visible
+from groundling.errors import require
+from groundling.text.chat import ROLES, ChatFormat
+from groundling.text.tokenizer import CharTokenizer, Tokenizer
+
+BLOCK_SIZE = 256
+"""The lecture's."""
+LEARNED, READ, STRUCTURE = "bold green", "dim", "magenta"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `groundling data list|get|dialogues|inspect`."""
+    commands: dict[str, tuple[Callable[[list[str]], int], str]] = {
+        "list": (partial(_of_sources, "list"), "show the named data sets: source, licence, size, sha256"),
+        "get": (partial(_of_sources, "get"), "fetch a data set if need be, and print where it is"),
+        "dialogues": (_dialogues, "write the dialogues of plays as JSON lines, as fine-tuning takes them"),
+        "inspect": (_inspect, "show examples as a model sees them, and what is learned of each"),
+    }
+    return config.run_subcommand(argv, commands, "groundling data")
+
+
+def _of_sources(name: str, argv: list[str]) -> int:
+    return sources.main([name, *argv])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DialoguesConfig:
+    """Write the dialogues of plays as JSON lines, as fine-tuning takes them."""
+
+    out: tyro.conf.Positional[Path]
+    """The file to write, for example train.jsonl."""
+    split: dialogues.Split = "train"
+    """Of which part of the text: what pretraining trains on, or what it holds out."""
+    max_prompt: int = dialogues.MAX_PROMPT
+    """Characters of what the user says, each time."""
+    max_reply: int = dialogues.MAX_REPLY
+    """Characters of what the assistant says, each time."""
+    max_turns: int = 3
+    """Pairs of prompt and reply in a dialogue at most."""
+    data: TextConfig = field(default_factory=TextConfig)
+
+
+def _dialogues(argv: list[str]) -> int:
+    chosen = config.parse(DialoguesConfig, argv, "groundling data dialogues")
+    found = dialogues.dialogues(
+        "".join(chosen.data.text_files().pieces()),
+        chosen.split,
+        max_prompt=chosen.max_prompt,
+        max_reply=chosen.max_reply,
+        max_turns=chosen.max_turns,
+        val_fraction=chosen.data.val_fraction,
+    )
+    lines = (json.dumps(conversation.to_row(), ensure_ascii=False) + "\n" for conversation in found)
+    atomicio.write_text(chosen.out, "".join(lines))
+    print(f"{chosen.out}: {len(found):,} dialogues of the {chosen.split} part")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Show examples as a model sees them: what is learned in green, or in [brackets] where there are no colours."""
+
+    bundle: tyro.conf.Positional[str]
+    """Whose tokenizer and context: a bundle, a checkpoint or a run; none: the file's own characters."""
+    file: tyro.conf.Positional[Path]
+    """Conversations or preference pairs."""
+    n: int = 3
+    """How many are shown; all are counted."""
+    block_size: int | None = None
+    """The context in tokens; the model's, or the lecture's 256, when absent."""
+
+    def __post_init__(self) -> None:
+        require(self.n >= 0, f"n is {self.n}; it must be at least 0")
+
+
+def _inspect(argv: list[str]) -> int:
+    chosen = config.parse(InspectConfig, argv, "groundling data inspect")
+    examples: list[Conversation] | list[Preference] = (
+        read_preferences(chosen.file) if holds_preferences(chosen.file) else read_conversations(chosen.file)
+    )
+    tokenizer, chat, block_size = _format(chosen.bundle, examples)
+    counts, n_shown, console = Counts(), 0, Console()
+    for example in examples:
+        parts = _encode(example, chat, tokenizer, chosen.block_size or block_size, counts)
+        if parts and n_shown < chosen.n:
+            n_shown += 1
+            console.print(f"{example.where}", style="bold", markup=False, highlight=False)
+            for name, ids, said in parts:
+                shown = show(ids, said, chat, tokenizer, console.color_system is not None)
+                console.print(Text.assemble(f"{name}:\n" if name else "", shown), soft_wrap=True)
+            console.print()
+    console.print(counts.line(), highlight=False, markup=False)
+    return 0
+
+
+def _format(path: str, examples: Sequence[Conversation] | Sequence[Preference]) -> tuple[Tokenizer, ChatFormat, int]:
+    if path != "none":
+        from groundling.bundle import load_bundle
+
+        bundle = load_bundle(path)
+        return bundle.tokenizer, bundle.chat or ChatFormat.after(bundle.tokenizer.vocab_size), bundle.config.block_size
+    tokenizer = CharTokenizer.from_text("".join(text for example in examples for text in _texts(example)) or " ")
+    return tokenizer, ChatFormat.after(tokenizer.vocab_size), BLOCK_SIZE
+
+
+def _texts(example: Conversation | Preference) -> list[str]:
+    if isinstance(example, Conversation):
+        return [message.content for message in example.messages]
+    return [*(message.content for message in example.prompt), example.chosen, example.rejected]
+
+
+def _encode(
+    example: Conversation | Preference, chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+) -> list[tuple[str, list[int], list[bool]]]:
+    """The sequences of an example: name, ids, what is learned; none when it is left out."""
+    if isinstance(example, Conversation):
+        encoded = encode_conversation(example, chat, tokenizer, max_ids, counts)
+        return [("", encoded.ids, encoded.said)] if encoded else []
+    pair = encode_preference(example, chat, tokenizer, max_ids, counts)
+    if pair is None:
+        return []
+    before = [False] * len(pair.prompt)
+    return [
+        (name, pair.prompt + reply, before + [True] * len(reply))
+        for name, reply in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    ]
+
+
+def show(ids: list[int], said: list[bool], chat: ChatFormat, tokenizer: Tokenizer, in_colour: bool) -> Text:
+    """A sequence for people, each message on a line of its own; only structure can begin a line.
+
+    Args:
+        ids: of a conversation.
+        said: which of them are learned.
+        chat: the ids of its structure.
+        tokenizer: its words.
+        in_colour: colours mark what is learned; else brackets do.
+    """
+    names = {chat.end: "end", **{chat.role_id(role): role for role in ROLES}}
+    shown = Text()
+    for is_learned, run in groupby(zip(ids, said, strict=True), key=lambda pair: pair[1]):
+        parts = list(_parts([id for id, _ in run], names, tokenizer))
+        if is_learned and not in_colour:
+            parts = [("[", False), *parts, ("]", False)]
+        for words, is_structure in parts:
+            if is_structure and words != "<end>" and shown.plain:
+                shown.append("\n")
+            style = STRUCTURE if is_structure and not is_learned else LEARNED if is_learned else READ
+            shown.append(words, style if in_colour else "")
+    return shown
+
+
+def _parts(ids: list[int], names: dict[int, str], tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
+    """Runs of words, and signs of structure: (what is shown, whether it is structure)."""
+    for is_structure, run in groupby(ids, key=lambda id: id in names):
+        if is_structure:
+            yield from ((f"<{names[id]}>", True) for id in run)
+        else:
+            yield "".join(map(visible, tokenizer.decode(list(run)))), False

@@ -1,0 +1,77 @@
+"""A tiny model, tiny conversations, and a judge that anybody can check: how many letters are e."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from groundling.align.judge import Judge
+from groundling.align.judgements import Candidate, Judgement
+from groundling.align.rankings import Rankings
+from groundling.bundle import save_bundle
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.text.chat import Message
+from groundling.text.tokenizer import CharTokenizer
+
+LETTERS = "abcde "
+FAST = (
+    *("--runtime.device", "cpu", "--runtime.dtype", "float32"),
+    *("--optim.lr", "1e-2", "--schedule.warmup-steps", "2", "--log-every", "5"),
+)
+
+
+def e_share(text: str) -> float:
+    """The measure: the part of a text that is the letter e."""
+    return text.count("e") / max(1, len(text))
+
+
+def reward(prompt: str, reply: str) -> float:
+    """The same as a reward function; the prompt does not matter."""
+    assert set(prompt) <= set(LETTERS)
+    return e_share(reply)
+
+
+def write_base(folder: Path, **fields: object) -> Path:
+    """A bundle that knows nothing yet."""
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 48, "vocab_size": len(LETTERS)}
+    model = GPT(GPTConfig(**{**sizes, **fields}))
+    save_bundle(folder, model, CharTokenizer("".join(sorted(LETTERS))))
+    return folder
+
+
+def write_conversations(path: Path, n: int = 120) -> Path:
+    """Prompts of letters, and replies of four others."""
+    draw = torch.Generator().manual_seed(1)
+
+    def word(least: int, most: int) -> str:
+        length = int(torch.randint(least, most + 1, (1,), generator=draw))
+        return "".join("abcde"[i] for i in torch.randint(5, (length,), generator=draw).tolist())
+
+    rows = [
+        {"messages": [{"role": "user", "content": word(3, 8)}, {"role": "assistant", "content": word(4, 4)}]}
+        for _ in range(n)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_rankings(path: Path, n: int = 240, noise: float = 0.05) -> Path:
+    """Answers of a judge of e's, about replies that no model made."""
+    draw, judge = torch.Generator().manual_seed(2), Judge(e_share, noise, 0)
+    with Rankings(path) as rankings:
+        for number in range(n):
+            texts = ["".join("abcde"[i] for i in torch.randint(5, (6,), generator=draw).tolist()) for _ in range(4)]
+            prompt = "".join("abcde"[i] for i in torch.randint(5, (6,), generator=draw).tolist())
+            rankings.add(
+                Judgement(
+                    key=f"answer-{number}",
+                    messages=(Message("user", prompt),),
+                    candidates=tuple(Candidate(text, "nobody") for text in texts),
+                    shown=(0, 1, 2, 3),
+                    choice=judge.rank(number, texts),
+                    rater="judge",
+                    time="2026-01-01T00:00:00+00:00",
+                )
+            )
+    return path

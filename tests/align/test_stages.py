@@ -1,0 +1,155 @@
+"""The stages on a model that trains in seconds: each does what it is for, and refuses what it cannot do."""
+
+import json
+from pathlib import Path
+
+import pytest
+from stagekit import FAST, e_share, write_base, write_conversations, write_rankings
+
+from groundling.align import dpo, grpo, ppo, reward, sft
+from groundling.align.chat import Chat
+from groundling.align.replies import Speaker
+from groundling.align.vocabulary import with_chat
+from groundling.bundle import load_bundle
+from groundling.errors import CheckpointError, ConfigError, DataError
+from groundling.sample.choose import SamplingConfig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers, and a reward model."""
+    root = tmp_path_factory.mktemp("stages")
+    write_base(root / "base")
+    write_conversations(root / "chats.jsonl")
+    write_rankings(root / "rankings.sqlite")
+    data = ("--data.path", str(root / "chats.jsonl"))
+    assert sft.main([str(root / "base"), "--out-dir", str(root / "sft"), "--epochs", "40", *data, *FAST]) == 0
+    argv = [str(root / "sft"), "--rankings", str(root / "rankings.sqlite"), "--out-dir", str(root / "reward")]
+    assert reward.main([*argv, "--epochs", "6", *FAST]) == 0
+    return root
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def replies_of(bundle_folder: Path) -> list[str]:
+    bundle = with_chat(load_bundle(bundle_folder))
+    assert bundle.chat is not None
+    prompt = [bundle.chat.user, *bundle.tokenizer.encode("abc"), bundle.chat.end, bundle.chat.assistant]
+    speaker = Speaker(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=40)
+    return [reply.text for (reply,) in speaker.reply([prompt] * 200, seed=5)]
+
+
+def share_of_e(bundle_folder: Path) -> float:
+    return sum(map(e_share, replies_of(bundle_folder))) / 200
+
+
+def test_fine_tuning_teaches_how_long_replies_are(folder):
+    """In the conversations they have four letters; a model that knows nothing ends anywhere."""
+    before, after = (sum(len(text) == 4 for text in replies_of(folder / name)) for name in ("base", "sft"))
+    assert before < 40
+    assert after > 150
+    first, *_, last = [record for record in records(folder / "sft") if "val_loss" in record]
+    assert last["val_loss"] < first["val_loss"] - 0.3
+
+
+def test_one_conversation_learned_by_heart_comes_back_with_its_end(tmp_path):
+    """FAULTS row 24: a model that never learned its end goes on for ever."""
+    row = {"messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "dead bee"}]}
+    (tmp_path / "one.jsonl").write_text((json.dumps(row) + "\n") * 20, encoding="utf-8")
+    base = write_base(tmp_path / "base")
+    flags = ["--data.path", str(tmp_path / "one.jsonl"), "--epochs", "60", "--n-replies", "0", "--batch-size", "8"]
+    assert sft.main([str(base), "--out-dir", str(tmp_path / "sft"), *flags, *FAST]) == 0
+    chat = Chat(load_bundle(tmp_path / "sft"), SamplingConfig(temperature=0.0, max_new_tokens=40))
+    assert "".join(chat.reply("abc")) == "dead bee"
+    assert [message.role for message in chat.messages] == ["user", "assistant"]
+
+
+def test_adapters_learn_too_and_leave_the_known_words_alone(folder, tmp_path):
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--epochs", "6", "--lora.rank", "4"]
+    assert sft.main([str(folder / "base"), "--out-dir", str(tmp_path / "sft"), *flags, *FAST]) == 0
+    before, after = load_bundle(folder / "base").model, load_bundle(tmp_path / "sft").model
+    n = before.config.vocab_size
+    assert (before.wte.weight == after.wte.weight[:n]).all()
+    assert not (before.h[0].attn.c_attn.weight == after.h[0].attn.c_attn.weight).all()
+    assert summary(tmp_path / "sft")["replies_ended"] > 0.9
+
+
+def test_the_reward_model_learns_what_the_judge_likes(folder):
+    about = summary(folder / "reward")
+    assert about["accuracy"] > 0.8
+    assert about["accuracy_low"] < about["accuracy"] < about["accuracy_high"]
+    assert sum(part["pairs"] for part in about["calibration"]) == 2 * about["pairs"]
+
+
+def test_preferences_move_the_policy_to_what_is_liked(folder, tmp_path):
+    argv = [str(folder / "sft"), "--rankings", str(folder / "rankings.sqlite"), "--out-dir", str(tmp_path / "dpo")]
+    assert dpo.main([*argv, *FAST, "--epochs", "2", "--optim.lr", "3e-3"]) == 0
+    first, last = (records(tmp_path / "dpo")[place] for place in (1, -1))
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert last["accuracy"] > 0.7
+    assert share_of_e(tmp_path / "dpo") > share_of_e(folder / "sft") + 0.05
+
+
+@pytest.mark.parametrize("method", [grpo, ppo], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("source", ["model", "function"])
+def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, source):
+    rewards = str(folder / "reward") if source == "model" else "stagekit:reward"
+    name = method.__name__.rpartition(".")[2]
+    argv = [str(folder / "sft"), "--reward", rewards, "--out-dir", str(tmp_path / name)]
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--steps", "12", "--replies", "64", "--max-new-tokens", "16"]
+    assert method.main([*argv, *flags, *FAST, "--optim.lr", "3e-3", "--kl-coef", "0.01"]) == 0
+    rows = records(tmp_path / name)
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[0]["first_ratio_off"] < 1e-5
+    assert rows[-1]["kl"] > 0
+    assert share_of_e(tmp_path / name) > share_of_e(folder / "sft") + 0.05
+    if method is ppo:
+        assert {"explained_variance", "kl_coef", "entropy", "clip_fraction", "length"} <= rows[-1].keys()
+
+
+def test_the_same_seed_gives_the_same_policy(folder, tmp_path):
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--steps", "2", "--replies", "16", "--max-new-tokens", "12"]
+    argv = [str(folder / "sft"), "--reward", "stagekit:reward", *flags, *FAST]
+    rewards = []
+    for name in ("one", "two"):
+        grpo.main([*argv, "--out-dir", str(tmp_path / name)])
+        rewards.append([(row["reward"], row["kl"]) for row in records(tmp_path / name)])
+    assert rewards[0] == rewards[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "complaint"),
+    [
+        (dpo, ["BASE", "--rankings", "RANKINGS"], "never taught to answer"),
+        (dpo, ["SFT"], "either rankings or preferences"),
+        (dpo, ["SFT", "--rankings", "nowhere.sqlite"], "nowhere.sqlite"),
+        (grpo, ["SFT", "--reward", "SFT"], "no reward model"),
+        (grpo, ["SFT", "--reward", "stagekit:nothing"], "no reward function"),
+        (grpo, ["SFT", "--reward", "stagekit:reward", "--group", "7"], "not a multiple"),
+        (ppo, ["SFT", "--reward", "nowhere"], "nowhere"),
+        (sft, ["BASE", "--data.path", "nowhere.jsonl"], "nowhere.jsonl"),
+        (sft, ["BASE", "--lora.alpha", "2"], "needs lora.rank"),
+        (reward, ["SFT", "--rankings", "RANKINGS", "--gold", "beauty"], "beauty"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_changes_nothing(folder, tmp_path, method, flags, complaint):
+    names = {"BASE": folder / "base", "SFT": folder / "sft", "RANKINGS": folder / "rankings.sqlite"}
+    argv = [str(names.get(flag, flag)) for flag in flags]
+    kept = tmp_path / "out" / "metrics.jsonl"
+    kept.parent.mkdir()
+    kept.write_text("precious", encoding="utf-8")
+    with pytest.raises((ConfigError, CheckpointError, DataError), match=complaint) as error:
+        method.main([*argv, "--out-dir", str(tmp_path / "out"), "--overwrite"])
+    assert "\n" not in str(error.value)
+    assert kept.read_text(encoding="utf-8") == "precious"
+
+
+def test_an_earlier_run_is_not_written_over(folder):
+    with pytest.raises(ConfigError, match="already holds a run"):
+        sft.main([str(folder / "base"), "--out-dir", str(folder / "sft"), "--data.path", str(folder / "chats.jsonl")])

@@ -1,0 +1,272 @@
+"""What must hold whatever is aligned: masks, normalisation, first ratios, ln 2, advantages, gradients."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from groundling.align.adapters import LoraConfig, adapt, merged_state
+from groundling.align.dpo import DpoObjective, Pair, dpo_batches, dpo_loss, with_reference
+from groundling.align.grpo import group_advantages
+from groundling.align.packing import groups_of_rows, pack, plan
+from groundling.align.policy import Policy, score_rows
+from groundling.align.ppo import generalized_advantages
+from groundling.align.replies import Reply
+from groundling.align.reward import bradley_terry
+from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, scores_of
+from groundling.align.rollout import ClippedObjective, Round, policy_batches, scored_by, whitened
+from groundling.align.sft import SftObjective, sft_batches
+from groundling.align.vocabulary import with_rows
+from groundling.data.examples import Encoded
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.loss import IGNORE
+from groundling.runtime import unwrap
+from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.step import train_step
+
+T, V = 24, 13
+
+
+def plainly() -> torch.autocast:
+    return torch.autocast("cpu", enabled=False)
+
+
+@pytest.fixture
+def gpt() -> GPT:
+    torch.manual_seed(3)
+    return GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=T, vocab_size=V)).double().eval()
+
+
+def sequences(n: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(least: int, most: int) -> list[int]:
+        length = int(torch.randint(least, most + 1, (1,), generator=draw))
+        return torch.randint(V, (length,), generator=draw).tolist()
+
+    return [(ids(1, 12), ids(1, 12)) for _ in range(n)]
+
+
+@given(st.lists(st.integers(1, T), min_size=1, max_size=30))
+def test_packed_sequences_neither_overlap_nor_get_lost(lengths: list[int]) -> None:
+    packing = plan(lengths, T)
+    taken = torch.zeros(packing.shape)
+    for (row, start), length in zip(packing.seats, lengths, strict=True):
+        taken[row, start : start + length] += 1
+    assert taken.max() == 1
+    assert taken.sum() == sum(lengths)
+
+
+@given(st.lists(st.integers(1, T), min_size=1, max_size=30), st.integers(1, 4))
+def test_groups_keep_the_order_and_never_take_more_rows(lengths: list[int], n_rows: int) -> None:
+    groups = groups_of_rows(lengths, T, n_rows)
+    assert [i for group in groups for i in group] == list(range(len(lengths)))
+    assert all(plan([lengths[i] for i in group], T).shape[0] <= n_rows for group in groups)
+
+
+def test_the_target_of_a_sequences_last_position_is_none() -> None:
+    rows = pack([[1, 2, 3], [4, 5], [6]], 6)
+    assert rows.packing.collect(rows.targets_BT)[0].tolist() == [2, 3, IGNORE]
+    assert rows.packing.collect(rows.targets_BT)[1].tolist() == [5, IGNORE]
+    assert rows.packing.collect(rows.idx_BT)[2].tolist() == [6]
+
+
+def test_fine_tuning_learns_what_the_assistant_said_and_nothing_else(gpt: GPT) -> None:
+    """Packed, the loss is the sum of the sequences' own, each over what was said."""
+    examples = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in sequences(9)]
+    objective = SftObjective(gpt, plainly)
+    batches = sft_batches(examples, T, 2)
+    together = sum(objective(*batch.arguments(1.0)).item() for batch in batches)
+    alone = 0.0
+    for example in examples:
+        logprobs_TV = gpt(torch.tensor([example.ids]))[0].log_softmax(-1)
+        alone -= sum(
+            logprobs_TV[place - 1, id].item()
+            for place, (id, said) in enumerate(zip(example.ids, example.said, strict=True))
+            if said
+        )
+    assert together == pytest.approx(alone, rel=1e-10)
+    assert sum(batch.n_targets for batch in batches) == sum(sum(example.said) for example in examples)
+
+
+def test_how_a_batch_is_cut_into_rows_changes_no_update() -> None:
+    """A mean of the micro-batches' means would: their counts differ."""
+    examples = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in sequences(12, seed=1)]
+    after = []
+    for n_rows in (1, 3, 100):
+        torch.manual_seed(0)
+        gpt = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=T, vocab_size=V)).double()
+        stats = train_step(
+            SftObjective(gpt, plainly), sft_batches(examples, T, n_rows), Optimizers(gpt, OptimConfig(lr=1e-2))
+        )
+        after.append((stats.loss, torch.cat([p.flatten() for p in gpt.parameters()])))
+    for loss, weights in after[1:]:
+        assert loss == pytest.approx(after[0][0], rel=1e-10)
+        torch.testing.assert_close(weights, after[0][1], rtol=1e-7, atol=1e-10)
+
+
+def test_a_batch_in_which_nothing_was_said_changes_nothing(gpt: GPT) -> None:
+    before = [p.clone() for p in gpt.parameters()]
+    batches = sft_batches([Encoded([1, 2, 3], [False] * 3)], T, 2)
+    stats = train_step(SftObjective(gpt, plainly), batches, Optimizers(gpt, OptimConfig(weight_decay=0.0)))
+    assert (stats.loss, stats.grad_norm) == (0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, gpt.parameters(), strict=True))
+
+
+def test_replies_are_scored_as_alone(gpt: GPT) -> None:
+    """Only what was said counts, among what can be said."""
+    policy, pairs = Policy(gpt, 11, plainly), [([1, 2], [3, 10]), ([4], [5, 6, 7]), ([1, 2, 3, 4, 5], [10])]
+    scored = score_rows(pairs, T)
+    sums = scored.sums(policy.score(scored))
+    for (prompt, said), found in zip(pairs, sums, strict=True):
+        logprobs = gpt(torch.tensor([[*prompt, *said]]))[0, :, :11].log_softmax(-1)
+        expected = sum(logprobs[len(prompt) - 1 + i, id].item() for i, id in enumerate(said))
+        assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 50])
+def test_the_first_ratio_is_one(gpt: GPT, n_rows: int) -> None:
+    policy = Policy(gpt, V, plainly)
+    replies = [Reply(prompt, said, True, "") for prompt, said in sequences(10, seed=2)]
+    old = scored_by(policy, replies, T, n_rows=3)
+    round_ = Round(replies, [0.0] * 10, old, old, [torch.ones(len(r.said)) for r in replies])
+    objective = ClippedObjective(policy, 0.2)
+    for batch in policy_batches(round_, range(10), T, n_rows):
+        loss = objective(*batch.arguments(1.0))
+        assert loss.item() == pytest.approx(-batch.n_targets, abs=1e-5)  # the advantages are 1
+    assert objective.look()["first_ratio_off"] < 1e-6
+    assert round_.kl() == 0
+
+
+def test_beyond_the_clip_there_is_nothing_to_gain(gpt: GPT) -> None:
+    """The gradient is zero where the ratio left the clip in the advantage's direction, and not where it went astray."""
+    policy = Policy(gpt, V, plainly)
+    reply = Reply([1, 2], [3, 4, 5], True, "")
+    now = scored_by(policy, [reply], T, 4)
+    for shift, advantage, moves in ((-1.0, 1.0, False), (-1.0, -1.0, True), (1.0, -1.0, False), (1.0, 1.0, True)):
+        old = [now[0] + shift]  # the ratio is exp(-shift)
+        round_ = Round([reply], [0.0], old, old, [torch.full((3,), advantage)])
+        (batch,) = policy_batches(round_, [0], T, 4)
+        gpt.zero_grad()
+        ClippedObjective(policy, 0.2)(*batch.arguments(1.0)).backward()
+        length = sum(float(p.grad.abs().sum()) for p in gpt.parameters() if p.grad is not None)
+        assert (length > 0) == moves
+
+
+def test_where_policy_and_reference_are_one_the_loss_is_ln_2(gpt: GPT) -> None:
+    policy = Policy(gpt, V, plainly)
+    sides = sequences(16, seed=4)
+    pairs = [Pair((a[0], a[1]), (a[0], b[1])) for a, b in zip(sides[0::2], sides[1::2], strict=True)]
+    known = with_reference(policy, pairs, T, 3)
+    for smoothing in (0.0, 0.2):
+        objective = DpoObjective(policy, "sigmoid", 0.1, smoothing)
+        losses = [objective(*batch.arguments(1.0)) for batch in dpo_batches(known, T, 2)]
+        assert sum(losses).item() == pytest.approx(len(pairs) * math.log(2), rel=1e-5)
+    ipo = DpoObjective(policy, "ipo", 0.1, 0.0)
+    losses = [ipo(*batch.arguments(1.0)) for batch in dpo_batches(known, T, 2)]
+    assert sum(losses).item() == pytest.approx(len(pairs) * 25, rel=1e-3)
+
+
+def test_label_smoothing_is_the_mean_over_wrong_and_right_labels() -> None:
+    gaps = torch.linspace(-3, 3, 7)
+    right, wrong = dpo_loss(gaps, "sigmoid", 0.3), dpo_loss(-gaps, "sigmoid", 0.3)
+    torch.testing.assert_close(dpo_loss(gaps, "sigmoid", 0.3, 0.1), 0.9 * right + 0.1 * wrong)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12), st.floats(0, 1))
+def test_advantages_are_those_of_the_sum_written_out(rewards: list[float], lambda_: float) -> None:
+    """GAE against its definition: sums over all that follows, not a recursion."""
+    values = torch.linspace(-1, 2, len(rewards))
+    found = generalized_advantages(torch.tensor(rewards), values, lambda_)
+    n = len(rewards)
+    deltas = [rewards[t] + (float(values[t + 1]) if t + 1 < n else 0.0) - float(values[t]) for t in range(n)]
+    expected = [sum(lambda_ ** (k - t) * deltas[k] for k in range(t, n)) for t in range(n)]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_looking_all_the_way_ahead_is_what_comes_less_the_guess() -> None:
+    rewards, values = torch.tensor([0.0, -1.0, 3.0]), torch.tensor([0.5, 0.2, 7.0])
+    found = generalized_advantages(rewards, values, 1.0)
+    torch.testing.assert_close(found, torch.tensor([2.0, 2.0, 3.0]) - values)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=8, max_size=8), st.floats(-10, 10), st.floats(0.1, 10))
+def test_moving_and_scaling_a_groups_rewards_changes_no_advantage(
+    rewards: list[float], by: float, times: float
+) -> None:
+    values = torch.tensor(rewards, dtype=torch.float64).view(2, 4)
+    if values.std(1).min() < 1e-3:
+        return
+    moved = values.clone()
+    moved[1] = moved[1] * times + by  # the other group's advantages stay too
+    a, b = (group_advantages(each.flatten(), 4, divide_by_spread=True) for each in (values, moved))
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_rewards_that_are_all_equal_teach_nothing() -> None:
+    assert group_advantages(torch.full((8,), 0.3), 4, divide_by_spread=True).tolist() == [0] * 8
+    assert torch.cat(whitened([torch.full((3,), 2.0), torch.full((2,), 2.0)])).tolist() == [0] * 5
+    assert whitened([torch.empty(0)])[0].tolist() == []
+
+
+def test_bradley_terrys_gradient_is_that_of_finite_differences() -> None:
+    scores = torch.tensor([0.3, -1.2, 0.9], dtype=torch.float64, requires_grad=True)
+    pairs, wins = torch.tensor([[0, 1], [2, 1], [0, 2]]), torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: bradley_terry(s, pairs, wins), scores)
+    tie = bradley_terry(torch.zeros(2), torch.tensor([[0, 1]]), torch.tensor([0.5]))
+    assert float(tie) == pytest.approx(math.log(2))
+
+
+def test_a_reward_is_the_same_alone_and_in_a_crowd(gpt: GPT) -> None:
+    model = RewardModel(gpt)
+    with torch.no_grad():
+        model.head_weight.normal_(generator=torch.Generator().manual_seed(0))
+        model.head_bias.fill_(0.5)
+    pairs = sequences(9, seed=6)
+    crowd = scores_of(model, pairs, plainly, n_rows=2)
+    assert crowd == pytest.approx([scores_of(model, [pair], plainly)[0] for pair in pairs], rel=1e-9)
+    rows, owners_BT = pack_replies(pairs, T)
+    ones = rewards_of(torch.ones(rows.idx_BT.shape), owners_BT, len(pairs))
+    assert ones.tolist() == [len(said) for _, said in pairs]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_merged_adapters_say_what_the_adapted_model_says(tie: bool) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=T, vocab_size=V, tie_weights=tie)
+    gpt = GPT(config).double()
+    plain = {name: tensor.clone() for name, tensor in gpt.state_dict().items()}
+    adapt(gpt, LoraConfig(rank=2), V - 3, seed=0)
+    idx = torch.randint(V, (2, T))
+    before = gpt(idx)
+    torch.testing.assert_close(before, _built(config, plain)(idx))  # B is zero
+    optimizers = Optimizers(gpt, OptimConfig(lr=1e-2))
+    for _ in range(2):
+        examples = [Encoded(row.tolist(), [True] * T) for row in idx]
+        train_step(SftObjective(gpt, plainly), sft_batches(examples, T, 2), optimizers)
+    merged = merged_state(gpt)
+    torch.testing.assert_close(gpt(idx), _built(config, merged)(idx))
+    assert not torch.allclose(gpt(idx), before)
+    assert torch.equal(merged["wte.weight"][: V - 3], plain["wte.weight"][: V - 3])  # known words stay as they are
+    assert not torch.equal(merged["wte.weight"][V - 3 :], plain["wte.weight"][V - 3 :])
+    if tie:
+        assert torch.equal(merged["wte.weight"], merged["lm_head.weight"])
+
+
+def test_a_longer_vocabulary_says_the_same_of_the_known_ids(gpt: GPT) -> None:
+    longer = with_rows(gpt, V, V + 4)
+    idx = torch.randint(V, (2, T))
+    torch.testing.assert_close(longer(idx)[..., :V], gpt(idx))
+    assert longer(idx).size(-1) == V + 4
+    shorter = with_rows(gpt, 10, 14)  # four of the thirteen known to the tokenizer? no: ten, and three are padding
+    assert shorter.config.vocab_size == 14
+    torch.testing.assert_close(shorter(idx % 10)[..., :10], gpt(idx % 10)[..., :10])
+
+
+def _built(config: GPTConfig, state: dict[str, torch.Tensor]) -> GPT:
+    model = GPT(config).double()
+    unwrap(model).load_state_dict(state)
+    return model
