@@ -32,7 +32,7 @@ VERBS = {
     "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
     "import": Verb("groundling.export.importing", "make a bundle of a model from Hugging Face or nanoGPT"),
     "plot": Verb("groundling.train.plot", "draw the loss curves of runs to a PNG"),
-    "data": Verb("groundling.data.cli", "data sets by name, dialogues of plays, and what a model is shown of examples"),
+    "data": Verb("groundling.data.verbs", "data sets by name, and examples as a model sees them"),
     "tokenizer": Verb("groundling.data.tokenizers", "train, show and compare tokenizers"),
     "verify-checkpoint": Verb("groundling.train.verify", "check every file of a run's checkpoints"),
     "doctor": Verb("groundling.train.doctor", "tell what this machine has, what will be used, and why"),

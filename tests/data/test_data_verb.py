@@ -6,9 +6,10 @@ import pytest
 from rich.text import Text
 
 from groundling.bundle import save_bundle
-from groundling.data.cli import main, show
+from groundling.data.cli import show
 from groundling.data.dialogues import shakespeare_dialogues
 from groundling.data.examples import read_conversations
+from groundling.data.verbs import main
 from groundling.errors import ConfigError, DataError
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.text.chat import ChatFormat, Message

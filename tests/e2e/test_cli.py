@@ -13,7 +13,8 @@ import groundling
 from groundling import cli
 
 SUB_COMMANDS = {
-    "data": ("list", "get"),
+    "data": ("list", "get", "dialogues", "inspect"),
+    "rankings": ("simulate", "export", "import", "stats"),
     "tokenizer": ("train", "show", "compare"),
     "export": ("hf", "gguf"),
     "import": ("hf", "nanogpt"),
@@ -94,7 +95,7 @@ def test_every_verb_tells_its_options_with_types_and_defaults(words, capsys, mon
     for option in options:
         if not option.startswith("--help"):
             assert re.match(
-                r"(--[\w.-]+ )?(\{None\}\|)?(INT|FLOAT|STR|PATH|\{\w|\[STR|\[INT|\[\{)|--[\w.-]+, --", option
+                r"(--[\w.-]+ )?(\{None\}\|)?(INT|FLOAT|STR|PATH|\{\w|\[STR|\[INT|\[PATH|\[\{)|--[\w.-]+, --", option
             ), option
             assert re.search(r"[a-z0-9.)] \((default: .*|required)\)", option), (
                 f"no line of help, or no default: {option}"

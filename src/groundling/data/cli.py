@@ -1,9 +1,8 @@
-"""`groundling data list|get|dialogues|inspect`: what there is to learn from, and what a model is shown of it."""
+"""`groundling data dialogues|inspect`: examples written down, and shown as a model sees them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from groundling import atomicio, config
-from groundling.data import dialogues, sources
+from groundling.data import dialogues
 from groundling.data.corpus import TextConfig
 from groundling.data.example_files import Conversation, Preference, holds_preferences
 from groundling.data.examples import (
@@ -32,21 +31,6 @@ BLOCK_SIZE = 256
 LEARNED, READ, STRUCTURE = "bold green", "dim", "magenta"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `groundling data list|get|dialogues|inspect`."""
-    commands: dict[str, tuple[Callable[[list[str]], int], str]] = {
-        "list": (partial(_of_sources, "list"), "show the named data sets: source, licence, size, sha256"),
-        "get": (partial(_of_sources, "get"), "fetch a data set if need be, and print where it is"),
-        "dialogues": (_dialogues, "write the dialogues of plays as JSON lines, as fine-tuning takes them"),
-        "inspect": (_inspect, "show examples as a model sees them, and what is learned of each"),
-    }
-    return config.run_subcommand(argv, commands, "groundling data")
-
-
-def _of_sources(name: str, argv: list[str]) -> int:
-    return sources.main([name, *argv])
-
-
 @dataclass(frozen=True, kw_only=True)
 class DialoguesConfig:
     """Write the dialogues of plays as JSON lines, as fine-tuning takes them."""
@@ -64,7 +48,8 @@ class DialoguesConfig:
     data: TextConfig = field(default_factory=TextConfig)
 
 
-def _dialogues(argv: list[str]) -> int:
+def write_dialogues(argv: list[str]) -> int:
+    """The verb `data dialogues`."""
     chosen = config.parse(DialoguesConfig, argv, "groundling data dialogues")
     found = dialogues.dialogues(
         "".join(chosen.data.text_files().pieces()),
@@ -97,7 +82,8 @@ class InspectConfig:
         require(self.n >= 0, f"n is {self.n}; it must be at least 0")
 
 
-def _inspect(argv: list[str]) -> int:
+def inspect(argv: list[str]) -> int:
+    """The verb `data inspect`."""
     chosen = config.parse(InspectConfig, argv, "groundling data inspect")
     examples: list[Conversation] | list[Preference] = (
         read_preferences(chosen.file) if holds_preferences(chosen.file) else read_conversations(chosen.file)
