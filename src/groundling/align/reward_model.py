@@ -1,7 +1,7 @@
 """A model that gives each position of a conversation a number. Added up over a reply they are its reward.
 
-InstructGPT reads the reward at the last position alone (arXiv:2203.02155, section 3.5); in a first trial on small models
-adding up learned faster (docs/log.md).
+InstructGPT reads the reward at the last position alone (arXiv:2203.02155, section 3.5); in a first trial on small
+models adding up learned faster (docs/log.md).
 
 Shapes: B rows, T positions, C n_embd, N sequences.
 """
