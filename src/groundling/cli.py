@@ -6,7 +6,7 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
-from groundling.errors import ConfigError, GroundlingError
+from groundling.errors import ConfigError, GroundlingError, near_name
 
 
 class Verb(NamedTuple):
@@ -82,11 +82,7 @@ def _run(argv: Sequence[str]) -> int:
         print(f"groundling {version('groundling')}")
         return 0
     if name not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are: {', '.join(VERBS)}"
-        raise ConfigError(f"no verb {name!r}; {hint}")
+        raise ConfigError(f"no verb {name!r}; {near_name(name, VERBS, 'the verbs are')}")
     calm_waiting_threads(os.environ)
     code: int = importlib.import_module(VERBS[name].module).main(rest)
     return code

@@ -4,6 +4,8 @@ Each message is one line: what came, what was expected, what to do. `groundling`
 code other than 0; anything that is not one of these is our own bug and shows its traceback.
 """
 
+from collections.abc import Collection
+
 
 class GroundlingError(Exception):
     """The base of all errors that a user can cause."""
@@ -50,3 +52,11 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ConfigError(message)
+
+
+def near_name(name: str, known: Collection[str], listing: str) -> str:
+    """What to say of a name that is not known: the one that was probably meant, or after `listing` all there are."""
+    import difflib  # only where something went wrong
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{listing}: {', '.join(known)}"

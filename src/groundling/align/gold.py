@@ -9,7 +9,6 @@ nobody trained. Two stand here, each a pure function text -> float:
 Both can be gamed, and that is of use: what a policy does to please them beyond their sense can be read.
 """
 
-import difflib
 import re
 import threading
 import unicodedata
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
-from groundling.errors import ConfigError, MissingExtraError
+from groundling.errors import ConfigError, MissingExtraError, near_name
 
 Measure = Callable[[str], float]
 
@@ -102,9 +101,7 @@ def measure_by_name(name: str) -> Measure:
     """
     if name in MEASURES:
         return MEASURES[name]
-    near = difflib.get_close_matches(name, MEASURES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the measures are: {', '.join(MEASURES)}"
-    raise ConfigError(f"no measure {name!r}; {hint}")
+    raise ConfigError(f"no measure {name!r}; {near_name(name, MEASURES, 'the measures are')}")
 
 
 @cache

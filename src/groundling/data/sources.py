@@ -4,7 +4,6 @@
 whose SHA-256 is not the pinned one.
 """
 
-import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import filelock
 
 from groundling import atomicio, config, fetch
-from groundling.errors import DataError
+from groundling.errors import DataError, near_name
 
 Members = Mapping[str, bytes]
 
@@ -101,8 +100,7 @@ def find(name: str) -> DataSource:
     """
     if name in SOURCES:
         return SOURCES[name]
-    near = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(SOURCES)}"
+    hint = near_name(name, SOURCES, "there are")
     raise DataError(f"no data set {name!r}; {hint} (your own text is given by its path: --data.path my.txt)")
 
 
