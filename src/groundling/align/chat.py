@@ -2,13 +2,13 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
-from groundling.align.dpo import require_chat
+from groundling.align.vocabulary import require_chat
 from groundling.bundle import Bundle, load_bundle
 from groundling.config import parse
 from groundling.data.examples import Counts, encode_prompt
@@ -76,9 +76,9 @@ class Chat:
             DataError: the tokenizer cannot say them; the conversation is as it was.
         """
         asked = [*self.messages, Message("user", words)]
-        prompt = self._prompt(asked)
+        pieces = self._speak(self._prompt(asked), self._n_replies)
         self._n_replies += 1
-        return self._speak(asked, prompt, self._n_replies - 1)
+        return self._kept(asked, pieces)
 
     def one_reply(self, messages: Sequence[Message], seed: int) -> str:
         """What the model says to another conversation than this one.
@@ -86,11 +86,18 @@ class Chat:
         Raises:
             DataError: the tokenizer cannot say it.
         """
-        kept, self.messages = self.messages, list(messages)
+        return "".join(self._speak(self._prompt(messages), seed))
+
+    def _kept(self, asked: list[Message], pieces: Generator[str, None, None]) -> Iterator[str]:
+        """Pieces of a reply; what came of it becomes part of the conversation."""
+        said: list[str] = []
         try:
-            return "".join(self._speak(list(messages), self._prompt(messages), seed))
+            for piece in pieces:
+                said.append(piece)
+                yield piece
         finally:
-            self.messages = kept
+            pieces.close()
+            self.messages = [*asked, Message("assistant", "".join(said))]
 
     def _prompt(self, asked: Sequence[Message]) -> list[int]:
         bundle, counts = self._bundle, Counts()
@@ -100,20 +107,17 @@ class Chat:
             raise DataError(counts.first_unknown or "there is nothing to reply to")
         return prompt
 
-    def _speak(self, asked: list[Message], prompt: list[int], number: int) -> Iterator[str]:
+    def _speak(self, prompt: list[int], number: int) -> Generator[str, None, None]:
         sample = self._engine.add(prompt, self._sampling, row_generator(self._sampling.seed, number))
-        decoder, said = self._bundle.tokenizer.stream_decoder(), list[str]()
+        decoder = self._bundle.tokenizer.stream_decoder()
         try:
             while not sample.finished:
                 for _, tokens in self._engine.step():
-                    said.append("".join([decoder.push(token.id) for token in tokens if token.id != self._chat.end]))
-                    yield said[-1]
-            said.append(decoder.finish())
-            yield said[-1]
+                    yield "".join([decoder.push(token.id) for token in tokens if token.id != self._chat.end])
+            yield decoder.finish()
         finally:
             if not sample.finished:
                 self._engine.stop(sample)
-            self.messages = [*asked, Message("assistant", "".join(said))]
 
 
 def main(argv: list[str]) -> int:

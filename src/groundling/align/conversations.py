@@ -1,6 +1,5 @@
 """The conversations that a stage learns from or draws its prompts from, as ids: your own, or Shakespeare's."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,21 +56,20 @@ class Conversations:
 
     def train_prompts(self, max_ids: int) -> list[list[int]]:
         """What is asked in the training split, as ids; none twice."""
-        return self._prompts(self.texts[0], max_ids)
+        return self._prompts(0, max_ids)
 
     def prompts(self, n: int, max_ids: int) -> list[list[int]]:
         """The first `n` different prompts of the validation split, as ids."""
-        return self._prompts(self.texts[1], max_ids)[:n]
+        return self._prompts(1, max_ids)[:n]
 
     def messages(self, split: int) -> list[Messages]:
         """What is asked in a split (0: training, 1: validation), as messages; none twice."""
         return list(dict.fromkeys(prompts(self.texts[split])))
 
-    def _prompts(self, conversations: Sequence[Conversation], max_ids: int) -> list[list[int]]:
+    def _prompts(self, split: int, max_ids: int) -> list[list[int]]:
         counts = Counts()
         found = [
-            encode_prompt(messages, self.chat, self.tokenizer, max_ids, counts)
-            for messages in dict.fromkeys(prompts(conversations))
+            encode_prompt(messages, self.chat, self.tokenizer, max_ids, counts) for messages in self.messages(split)
         ]
         different = [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in found if ids)]
         if not different:

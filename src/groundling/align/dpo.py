@@ -22,21 +22,21 @@ from torch import Tensor, nn
 from groundling import dist
 from groundling.align.feed import ExampleFeed
 from groundling.align.judgements import Judgement
+from groundling.align.packing import Exchange, groups_of_size
 from groundling.align.policy import Policy, Scored, score_rows
 from groundling.align.rankings import Rankings
-from groundling.align.stage import Stage, StageConfig, learn, open_stage
-from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.align.stage import StageConfig, learn, open_stage
+from groundling.align.vocabulary import require_chat
+from groundling.bundle import load_bundle, save_bundle
 from groundling.config import parse
 from groundling.data.examples import Counts, EncodedPair, Preference, encode_preference, read_preferences
-from groundling.errors import ConfigError, DataError, require
+from groundling.errors import DataError, require
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
 
 Kind = Literal["sigmoid", "ipo"]
-Sequences = tuple[list[int], list[int]]
-"""A prompt and what was said, as ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,8 @@ class DpoConfig(StageConfig):
 class Pair:
     """Two replies to a prompt, and what the reference gives each: log-probabilities of the whole replies."""
 
-    chosen: Sequences
-    rejected: Sequences
+    chosen: Exchange
+    rejected: Exchange
     reference: tuple[float, float] = (0.0, 0.0)
 
 
@@ -162,22 +162,11 @@ def dpo(config: DpoConfig) -> int:
         )
         stage.begin()
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
-        measure = _Measure(stage, policy, dpo_batches(held_out, block_size, n_rows) if held_out else [])
+        measure = _Measure(policy, dpo_batches(held_out, block_size, n_rows) if held_out else [])
         ended, figures = learn(stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure)
         if dist.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
         return stage.finish({"ended": ended, **figures})
-
-
-def require_chat(bundle: Bundle, path: str) -> Bundle:
-    """The bundle, if it chats.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if bundle.chat is None:
-        raise ConfigError(f"{path} was never taught to answer; `groundling sft {path}` does that first")
-    return bundle
 
 
 def pairs_from_rankings(
@@ -233,16 +222,9 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_row
 
 def dpo_batches(pairs: Sequence[Pair], block_size: int, n_rows: int) -> list[DpoBatch]:
     """Pairs in batches of about `n_rows` rows, in their order."""
-    groups: list[list[Pair]] = []
-    n_taken = 0
-    for pair in pairs:
-        n_ids = sum(len(ids) for side in (pair.chosen, pair.rejected) for ids in side)
-        if not groups or n_taken + n_ids > n_rows * block_size:
-            groups.append([])
-            n_taken = 0
-        groups[-1].append(pair)
-        n_taken += n_ids
-    return [_batch(group, block_size) for group in groups]
+    sizes = [sum(len(ids) for side in (pair.chosen, pair.rejected) for ids in side) for pair in pairs]
+    groups = groups_of_size(sizes, n_rows * block_size)
+    return [_batch([pairs[number] for number in group], block_size) for group in groups]
 
 
 def _batch(pairs: Sequence[Pair], block_size: int) -> DpoBatch:
@@ -255,8 +237,8 @@ def _batch(pairs: Sequence[Pair], block_size: int) -> DpoBatch:
 class _Measure:
     """How often the chosen reply has gained more, and what leaving the reference amounts to."""
 
-    def __init__(self, stage: Stage, policy: Policy, batches: Sequence[DpoBatch]) -> None:
-        self._stage, self._policy, self._batches = stage, policy, batches
+    def __init__(self, policy: Policy, batches: Sequence[DpoBatch]) -> None:
+        self._policy, self._batches = policy, batches
 
     def __call__(self) -> dict[str, float]:
         gaps: list[float] = []

@@ -5,8 +5,30 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from groundling import dist
-from groundling.data.batches import MicroBatch
+from groundling.data.batches import MicroBatch, counted_generator
 from groundling.errors import DataError, require
+
+
+class ShuffledNumbers:
+    """The numbers below n in shuffled epochs: each once an epoch.
+
+    Args:
+        n: how many there are.
+        seed: of the order.
+        purpose: keeps apart what one run shuffles; see `counted_generator`.
+    """
+
+    def __init__(self, n: int, seed: int, purpose: int) -> None:
+        self.n, self._seed, self._purpose = n, seed, purpose
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __call__(self, place: int) -> int:
+        """The number at a place, counted over all epochs."""
+        epoch, inside = divmod(place, self.n)
+        if epoch != self._epoch:
+            generator = counted_generator(self._seed, self._purpose, epoch)
+            self._epoch, self._order = epoch, generator.permutation(self.n)
+        return int(self._order[inside])
 
 
 class ExampleFeed:
@@ -33,9 +55,9 @@ class ExampleFeed:
             batch_size % size == 0,
             f"batch_size {batch_size} does not divide over {size} ranks; make it a multiple of {size}",
         )
-        self._n, self._batch_size, self._make, self._seed = n_examples, batch_size, make, seed
+        self._batch_size, self._make = batch_size, make
+        self._example = ShuffledNumbers(n_examples, seed, purpose=2)
         self._next = 0
-        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def next_step(self) -> Sequence[MicroBatch]:
         """The micro-batches of the next step that are this rank's."""
@@ -46,7 +68,7 @@ class ExampleFeed:
 
     def n_steps(self, epochs: float) -> int:
         """How many steps show every example `epochs` times, to the nearest step."""
-        return max(1, round(self._n * epochs / self._batch_size))
+        return max(1, round(self._example.n * epochs / self._batch_size))
 
     def state_dict(self) -> dict[str, int]:
         """Where we are."""
@@ -55,10 +77,3 @@ class ExampleFeed:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from where `state_dict` was taken."""
         self._next = int(state["next_sample"])
-
-    def _example(self, number: int) -> int:
-        epoch, place = divmod(number, self._n)
-        if epoch != self._epoch:
-            generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 2, epoch]))
-            self._epoch, self._order = epoch, generator.permutation(self._n)
-        return int(self._order[place])

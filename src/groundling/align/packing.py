@@ -15,6 +15,9 @@ from torch import Tensor
 
 from groundling.model.loss import IGNORE
 
+Exchange = tuple[list[int], list[int]]
+"""A prompt and what was said to it, as ids."""
+
 
 class Seat(NamedTuple):
     """Where a sequence stands."""
@@ -52,12 +55,6 @@ class Packing:
             rows_BT[row, start : start + length] for (row, start), length in zip(self.seats, self.lengths, strict=True)
         ]
 
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """Row and place of each sequence's last position."""
-        rows = torch.tensor([seat.row for seat in self.seats])
-        places = torch.tensor([seat.start + n - 1 for seat, n in zip(self.seats, self.lengths, strict=True)])
-        return rows, places
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -69,6 +66,11 @@ class Rows:
     targets_BT: Tensor
     """The next id of the same sequence, or IGNORE."""
     packing: Packing
+
+    def said_targets(self, said: Sequence[Sequence[bool]]) -> Tensor:
+        """The targets that were said (BT), IGNORE for all others: `said` tells it of each sequence's ids."""
+        said_BT = self.packing.spread([flags[1:] for flags in said], 0, torch.bool)
+        return torch.where(said_BT, self.targets_BT, IGNORE)
 
 
 def plan(lengths: Sequence[int], width: int) -> Packing:
@@ -104,12 +106,10 @@ def pack(sequences: Sequence[Sequence[int]], width: int) -> Rows:
     packing = plan([len(ids) for ids in sequences], width)
     order = sorted(range(len(sequences)), key=packing.seats.__getitem__)
     number_of = {number: place for place, number in enumerate(order)}
-    numbers = [[float(number_of[i])] * len(ids) for i, ids in enumerate(sequences)]
-    targets = [[float(id) for id in ids[1:]] for ids in sequences]
     return Rows(
-        packing.spread([torch.tensor(ids) for ids in sequences], 0, torch.long),
-        packing.spread(numbers, len(sequences), torch.long),
-        packing.spread(targets, IGNORE, torch.long),
+        packing.spread(sequences, 0, torch.long),
+        packing.spread([[number_of[i]] * len(ids) for i, ids in enumerate(sequences)], len(sequences), torch.long),
+        packing.spread([ids[1:] for ids in sequences], IGNORE, torch.long),
         packing,
     )
 
@@ -125,4 +125,22 @@ def groups_of_rows(lengths: Sequence[int], width: int, n_rows: int) -> list[list
             groups.append([number])
         else:
             last.append(number)
+    return groups
+
+
+def groups_of_exchanges(exchanges: Sequence[Exchange], width: int, n_rows: int) -> list[list[int]]:
+    """`groups_of_rows` for prompts with what was said to them."""
+    return groups_of_rows([len(prompt) + len(said) for prompt, said in exchanges], width, n_rows)
+
+
+def groups_of_size(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Cut what stays together, in its order, into groups of at most `most` ids in all; a larger one is alone."""
+    groups: list[list[int]] = []
+    n_taken = 0
+    for number, size in enumerate(sizes):
+        if not groups or n_taken + size > most:
+            groups.append([])
+            n_taken = 0
+        groups[-1].append(number)
+        n_taken += size
     return groups

@@ -7,7 +7,7 @@ Shapes: B rows, T positions, V vocabulary, N replies.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundling.align.packing import Packing, groups_of_rows, pack
+from groundling.align.packing import Exchange, Packing, groups_of_exchanges, pack
 from groundling.align.replies import Reply
 from groundling.model.gpt import GPT
 from groundling.model.layers import at_least_float32
@@ -72,28 +72,37 @@ class Scored:
         return self.packing.spread(whole, 0.0, torch.float32)
 
 
-def score_rows(sequences: Sequence[tuple[list[int], list[int]]], block_size: int) -> Scored:
-    """Pack (prompt, said) pairs for scoring."""
-    rows = pack([[*prompt, *said] for prompt, said in sequences], block_size)
-    first_said = [len(prompt) - 1 for prompt, _ in sequences]
-    said = [[0.0] * (len(prompt) - 1) + [1.0] * len(what) for prompt, what in sequences]
-    said_BT = rows.packing.spread(said, 0, torch.bool)
-    owners = [torch.full((n,), i) for i, n in enumerate(rows.packing.lengths)]
-    owners_BT = rows.packing.spread(owners, len(sequences), torch.long)
-    targets_BT = torch.where(said_BT, rows.targets_BT, IGNORE)
-    return Scored(rows.idx_BT, rows.numbers_BT, targets_BT, owners_BT, len(sequences), rows.packing, first_said)
+def score_rows(exchanges: Sequence[Exchange], block_size: int) -> Scored:
+    """Pack prompts with what was said to them, for scoring."""
+    rows = pack([[*prompt, *said] for prompt, said in exchanges], block_size)
+    first_said = [len(prompt) - 1 for prompt, _ in exchanges]
+    targets_BT = rows.said_targets([[False] * len(prompt) + [True] * len(said) for prompt, said in exchanges])
+    owners = [[number] * length for number, length in enumerate(rows.packing.lengths)]
+    owners_BT = rows.packing.spread(owners, len(exchanges), torch.long)
+    return Scored(rows.idx_BT, rows.numbers_BT, targets_BT, owners_BT, len(exchanges), rows.packing, first_said)
 
 
-def groups_of_replies(
-    sequences: Sequence[tuple[list[int], list[int]]], block_size: int, n_rows: int
-) -> list[list[int]]:
-    """Cut (prompt, said) pairs into groups of at most `n_rows` packed rows."""
-    return groups_of_rows([len(prompt) + len(said) for prompt, said in sequences], block_size, n_rows)
-
-
-def pairs_of(replies: Sequence[Reply]) -> list[tuple[list[int], list[int]]]:
-    """(prompt, said) of replies."""
+def exchanges_of(replies: Sequence[Reply]) -> list[Exchange]:
+    """Replies with their prompts."""
     return [(reply.prompt, reply.said) for reply in replies]
+
+
+def scored_groups(replies: Sequence[Reply], block_size: int, n_rows: int) -> Iterator[tuple[list[int], Scored]]:
+    """Replies packed for scoring in groups of at most `n_rows` rows, each with the numbers of its replies."""
+    exchanges = exchanges_of(replies)
+    for group in groups_of_exchanges(exchanges, block_size, n_rows):
+        yield group, score_rows([exchanges[number] for number in group], block_size)
+
+
+def said_values(
+    replies: Sequence[Reply], block_size: int, n_rows: int, values_of: Callable[[Scored], Tensor]
+) -> list[Tensor]:
+    """What `values_of` gives (BT, on the CPU) for each id of each reply."""
+    values: list[Tensor] = [torch.empty(0)] * len(replies)
+    for group, scored in scored_groups(replies, block_size, n_rows):
+        for number, said in zip(group, scored.said_only(values_of(scored)), strict=True):
+            values[number] = said.clone()
+    return values
 
 
 class Policy(nn.Module):
@@ -129,9 +138,8 @@ class Policy(nn.Module):
     @torch.inference_mode()
     def score(self, scored: Scored) -> Tensor:
         """`forward` for packed replies, without gradients, on the CPU."""
-        device = next(self.parameters()).device
-        rows = (scored.idx_BT.to(device), scored.numbers_BT.to(device), scored.targets_BT.to(device))
-        logprobs_BT: Tensor = self(*rows)
+        there = scored.to(next(self.parameters()).device)
+        logprobs_BT: Tensor = self(there.idx_BT, there.numbers_BT, there.targets_BT)
         return logprobs_BT.cpu().clone()
 
 

@@ -9,7 +9,6 @@ Shapes: B rows, T positions, N replies.
 """
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,30 +19,18 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from groundling import dist
-from groundling.align.conversations import prepare_conversations
-from groundling.align.dpo import require_chat
-from groundling.align.policy import Policy, Scored, groups_of_replies, pairs_of, score_rows
+from groundling.align.learner import Learner, optimise
+from groundling.align.policy import Scored, said_values
 from groundling.align.replies import Reply
 from groundling.align.reward_model import RewardModel, load_reward_model
-from groundling.align.rewards import make_rewards
-from groundling.align.rollout import (
-    ClippedObjective,
-    Drawer,
-    RolloutConfig,
-    Round,
-    figures_of,
-    minibatches_of,
-    policy_batches,
-    whitened,
-)
-from groundling.align.stage import ASKED_TO_STOP, Stage, open_stage
-from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.align.rewards import is_function
+from groundling.align.rollout import Drawer, RolloutConfig, Round, packed_values, whitened
+from groundling.align.stage import Stage
+from groundling.bundle import Bundle
 from groundling.config import parse
 from groundling.errors import require
 from groundling.model.loss import IGNORE
 from groundling.train.optim import OptimConfig, Optimizers
-from groundling.train.step import train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +114,7 @@ def generalized_advantages(rewards: Tensor, values: Tensor, lambda_: float) -> T
 
 
 class KlControl:
-    """What a nat costs: always the same, or turned by a tenth of the relative error at most (arXiv:1909.08593, 2.2)."""
+    """What a nat costs: always the same, or turned by a fifth of the relative error (after arXiv:1909.08593, 2.2)."""
 
     def __init__(self, coef: float, target: float | None) -> None:
         self.coef, self._target = coef, target
@@ -135,7 +122,7 @@ class KlControl:
     def update(self, kl: float) -> None:
         """Take the KL of a round."""
         if self._target is not None:
-            self.coef *= 1 + 0.1 * max(-1.0, min(1.0, kl / self._target - 1)) * 2
+            self.coef *= 1 + 0.2 * max(-1.0, min(1.0, kl / self._target - 1))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -149,123 +136,59 @@ def ppo(config: PpoConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    with open_stage(config, "ppo") as stage:
-        bundle = require_chat(load_bundle(config.path, stage.picked.device), config.path)
-        assert bundle.chat is not None
-        rewards = make_rewards(config.reward, bundle, stage.picked)
-        value_model = _value_model(config, bundle, stage)
-        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
-        prompts = data.train_prompts(bundle.config.block_size - config.max_new_tokens)
-        stage.begin()
-        drawer = Drawer(config, bundle, prompts, rewards)
-        ended, figures = _Ppo(config, stage, bundle, value_model, drawer).run()
-        if dist.is_first():
-            save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "ppo"}, bundle.chat)
-        return stage.finish({"ended": ended, **figures})
+    return optimise(config, "ppo", _Ppo)
 
 
 def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel:
-    source = config.value_from or (None if ":" in config.reward and "/" not in config.reward else config.reward)
+    source = config.value_from or (None if is_function(config.reward) else config.reward)
     if source is None:
         return RewardModel(copy.deepcopy(bundle.model), scale=1.0)
     # It knows what makes a reply good; what is still to come at a place is another number, learned from zero.
     return RewardModel(load_reward_model(source, stage.picked.device)[0].gpt, scale=1.0)
 
 
-class _Ppo:
-    def __init__(
-        self, config: PpoConfig, stage: Stage, bundle: Bundle, value_model: RewardModel, drawer: Drawer
-    ) -> None:
-        assert bundle.chat is not None
-        self.config, self.stage, self.drawer, self.values = config, stage, drawer, value_model
-        self.block_size = bundle.config.block_size
-        n_sayable, autocast = bundle.chat.n_sayable(), stage.picked.autocast
-        self.policy = Policy(bundle.model, n_sayable, autocast, config.temperature)
-        frozen = copy.deepcopy(bundle.model).requires_grad_(False)
-        self.reference = Policy(frozen, n_sayable, autocast, config.temperature)
-        self.objective = ClippedObjective(self.policy, config.clip)
-        self.value_objective = ValueObjective(value_model, config.value_clip, autocast)
-        dtype = stage.picked.compute_dtype
-        self.optimizers = Optimizers(bundle.model, config.optim, dtype)
-        self.value_optimizers = Optimizers(value_model, config.value_optim, dtype)
+class _Ppo(Learner[PpoConfig]):
+    def __init__(self, config: PpoConfig, stage: Stage, bundle: Bundle, drawer: Drawer) -> None:
+        super().__init__(config, stage, bundle, drawer)
+        self.values = _value_model(config, bundle, stage)
+        self.value_objective = ValueObjective(self.values, config.value_clip, stage.picked.autocast)
+        self.value_optimizers = Optimizers(self.values, config.value_optim, stage.picked.compute_dtype)
         self.kl = KlControl(config.kl_coef, config.target_kl if config.kl_control == "adaptive" else None)
+        self.guessed, self.came = list[Tensor](), list[Tensor]()
+        """Of the round that is learned from: what the value model guessed before it, and what came."""
 
-    def run(self) -> tuple[str, dict[str, Any]]:
-        config, figures = self.config, dict[str, Any]()
-        for step in range(config.steps):
-            if self.stage.asked_to_stop():
-                return ASKED_TO_STOP, figures
-            started = time.perf_counter()
-            round_ = self.drawer.draw(self.policy, self.reference, step, each=1)
-            if config.stop_kl is not None and round_.kl() > config.stop_kl:
-                return f"the KL went beyond {config.stop_kl}", figures
-            old, returns = self._judge(round_)
-            self._learn(round_, old, returns, step)
-            guesses, came = torch.cat(old), torch.cat(returns)
-            figures = {
-                **figures_of(round_, started, config.gold),
-                **self.objective.look(),
-                "kl_coef": self.kl.coef,
-                "explained_variance": explained_variance(guesses, came),
-            }
-            self.stage.record({"step": step + 1, **figures})
-            self.kl.update(round_.kl())
-        return "finished", figures
-
-    def _judge(self, round_: Round) -> tuple[list[Tensor], list[Tensor]]:
-        """Fill in the advantages; return what the value model guessed, and what came."""
-        old = self._guesses(round_.replies)
+    def judge(self, round_: Round) -> None:
+        self.guessed = self._guesses(round_.replies)
         advantages = []
         for number, reward in enumerate(round_.rewards):
             rewards = -self.kl.coef * (round_.logprobs[number] - round_.reference[number])
             rewards[-1] += reward
-            advantages.append(generalized_advantages(rewards, old[number], self.config.gae_lambda))
+            advantages.append(generalized_advantages(rewards, self.guessed[number], self.config.gae_lambda))
         round_.advantages = whitened(advantages)
-        return old, [a + v for a, v in zip(advantages, old, strict=True)]
+        self.came = [a + v for a, v in zip(advantages, self.guessed, strict=True)]
 
     @torch.inference_mode()
     def _guesses(self, replies: Sequence[Reply]) -> list[Tensor]:
-        sequences = pairs_of(replies)
-        values: list[Tensor] = [torch.empty(0)] * len(replies)
-        device = self.stage.picked.device
-        for group in groups_of_replies(sequences, self.block_size, self.config.micro_batch_rows):
-            scored = score_rows([sequences[i] for i in group], self.block_size)
+        def values_of(scored: Scored) -> Tensor:
+            there = scored.to(self.stage.picked.device)
             with self.stage.picked.autocast():
-                rows_BT = self.values(scored.idx_BT.to(device), scored.numbers_BT.to(device)).cpu()
-            for number, said in zip(group, scored.said_only(rows_BT), strict=True):
-                values[number] = said.clone()
-        return values
+                values_BT: Tensor = self.values(there.idx_BT, there.numbers_BT)
+            return values_BT.cpu()
 
-    def _learn(self, round_: Round, old: list[Tensor], returns: list[Tensor], step: int) -> None:
-        config, n_rows = self.config, self.config.micro_batch_rows
-        factor = config.schedule.factor(step, config.steps)
-        for number in range(config.passes):
-            for part in minibatches_of(len(round_.replies), config.minibatches, config.seed, step, number):
-                batches = policy_batches(round_, part, self.block_size, n_rows)
-                train_step(self.objective, batches, self.optimizers, lr_factor=factor, max_norm=config.grad_clip)
-                train_step(
-                    self.value_objective,
-                    _value_batches(round_, part, old, returns, self.block_size, n_rows),
-                    self.value_optimizers,
-                    lr_factor=factor,
-                    max_norm=config.grad_clip,
-                )
+        return said_values(replies, self.block_size, self.config.micro_batch_rows, values_of)
 
+    def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
+        values = (self.guessed, self.came)
+        packed = packed_values(round_.replies, values, numbers, self.block_size, self.config.micro_batch_rows)
+        batches = [ValueBatch(scored, *rows) for scored, rows in packed]
+        self.update(self.value_objective, batches, self.value_optimizers, step)
 
-def _value_batches(
-    round_: Round, numbers: Sequence[int], old: list[Tensor], returns: list[Tensor], block_size: int, n_rows: int
-) -> list[ValueBatch]:
-    sequences = pairs_of([round_.replies[i] for i in numbers])
-    batches = []
-    for group in groups_of_replies(sequences, block_size, n_rows):
-        scored = score_rows([sequences[i] for i in group], block_size)
-        chosen = [numbers[i] for i in group]
-        batches.append(
-            ValueBatch(
-                scored, scored.spread_said([old[i] for i in chosen]), scored.spread_said([returns[i] for i in chosen])
-            )
-        )
-    return batches
+    def more_figures(self) -> dict[str, float]:
+        explained = explained_variance(torch.cat(self.guessed), torch.cat(self.came))
+        return {"kl_coef": self.kl.coef, "explained_variance": explained}
+
+    def end_round(self, round_: Round) -> None:
+        self.kl.update(round_.kl())
 
 
 def explained_variance(guesses: Tensor, came: Tensor) -> float:

@@ -29,10 +29,9 @@ class Reply:
     ended: bool
     text: str
 
-    @property
-    def ids(self) -> list[int]:
-        """The whole conversation."""
-        return [*self.prompt, *self.said]
+
+Rewards = Callable[[Sequence[Reply]], list[float]]
+"""What replies are worth: any function of what was asked and said."""
 
 
 class Speaker:
@@ -61,9 +60,7 @@ class Speaker:
         self._engine = Engine(model, decode, AT_ONCE, n_ids=chat.n_sayable())
         self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, end_ids=(chat.end,))
 
-    def reply(
-        self, prompts: Sequence[list[int]], seed: int, each: int = 1, asked_to_stop: Callable[[], bool] = lambda: False
-    ) -> list[list[Reply]]:
+    def reply(self, prompts: Sequence[list[int]], seed: int, each: int = 1) -> list[list[Reply]]:
         """`each` replies to every prompt, as ids that end where the assistant is to speak.
 
         A reply follows from the model, its prompt, the seed and its number, whatever else is asked for.
@@ -75,10 +72,6 @@ class Speaker:
         ]
         while self._engine.is_busy:
             self._engine.step()
-            if asked_to_stop():
-                for sample in samples:
-                    if not sample.finished:
-                        self._engine.stop(sample)
         replies = [self._reply(sample.tokens, sample.n_prompt) for sample in samples]
         return [replies[i : i + each] for i in range(0, len(replies), each)]
 

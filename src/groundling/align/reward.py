@@ -25,6 +25,7 @@ from groundling.align.feed import ExampleFeed
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import Judge
 from groundling.align.judgements import Judgement
+from groundling.align.packing import Exchange, groups_of_size
 from groundling.align.rankings import Rankings
 from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, save_reward_model, scores_of
 from groundling.align.stage import Stage, StageConfig, learn, open_stage
@@ -74,7 +75,7 @@ class RewardConfig(StageConfig):
 class Ranked:
     """The candidates of one answer as ids, and what was said about which two."""
 
-    sequences: list[tuple[list[int], list[int]]]
+    sequences: list[Exchange]
     """Prompt and reply of each; nothing where the reply is too long."""
     texts: list[str]
     pairs: list[tuple[int, int, float]]
@@ -197,7 +198,7 @@ def ranked(
     return answers, n_dropped
 
 
-def shortened(prompt: list[int], reply: list[int], block_size: int) -> tuple[list[int], list[int]] | None:
+def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange | None:
     """A prompt and a reply that fit together: the prompt loses its beginning, but not the id it begins with.
 
     None if the reply alone is too long.
@@ -232,16 +233,9 @@ def _prompt_key(answer: Ranked) -> tuple[int, ...]:
 
 def pair_batches(answers: Sequence[Ranked], block_size: int, n_rows: int) -> list[PairBatch]:
     """Answers in batches of about `n_rows` rows; those of one answer stay together."""
-    groups: list[list[Ranked]] = []
-    n_taken = 0
-    for answer in answers:
-        n_ids = sum(len(prompt) + len(said) for prompt, said in answer.sequences)
-        if not groups or n_taken + n_ids > n_rows * block_size:
-            groups.append([])
-            n_taken = 0
-        groups[-1].append(answer)
-        n_taken += n_ids
-    return [_pair_batch(group, block_size) for group in groups]
+    sizes = [sum(len(prompt) + len(said) for prompt, said in answer.sequences) for answer in answers]
+    groups = groups_of_size(sizes, n_rows * block_size)
+    return [_pair_batch([answers[number] for number in group], block_size) for group in groups]
 
 
 def _pair_batch(answers: Sequence[Ranked], block_size: int) -> PairBatch:
@@ -309,9 +303,10 @@ def calibration(gaps: Sequence[float], n_bins: int = 10) -> list[dict[str, float
 
 @torch.no_grad()
 def _settle(model: RewardModel, answers: Sequence[Ranked], stage: Stage, most: int = 500) -> None:
-    """Move the head so that replies like those it learned from get 0 on average and 1 as the spread.
+    """Scale the head so that the rewards of replies like those it learned from have a spread of 1.
 
-    Only differences were learned; a reward needs a place and a scale that do not change from run to run.
+    Only differences were learned, on whatever scale; a reward needs one that does not change from run to run. Their
+    mean stays what it is: added up over a reply, no bias is the same for long and short ones.
     """
     scores = torch.tensor(
         scores_of(model, [each for answer in answers[:most] for each in answer.sequences], stage.picked.autocast)
@@ -319,5 +314,4 @@ def _settle(model: RewardModel, answers: Sequence[Ranked], stage: Stage, most: i
     mean, spread = scores.mean(), scores.std().clamp(min=1e-6)
     model.head_weight.div_(spread)
     model.head_bias.div_(spread)
-    # A sum has no bias that is the same for long and short replies: the place is added where rewards are used.
     stage.say(f"rewards     mean {mean:.3f}, spread {spread:.3f} before they were scaled")

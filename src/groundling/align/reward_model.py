@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundling.align.packing import Rows, groups_of_rows, pack
+from groundling.align.packing import Exchange, Rows, groups_of_exchanges, pack
 from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, read_tensors, save_bundle
 from groundling.errors import CheckpointError
 from groundling.model.gpt import GPT
@@ -92,26 +92,26 @@ def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
     return totals.index_add(0, owners_BT.flatten(), scores_BT.flatten())[:n_replies]
 
 
-def pack_replies(sequences: Sequence[tuple[list[int], list[int]]], block_size: int) -> tuple[Rows, Tensor]:
-    """(prompt, said) pairs in rows, and which positions are whose reply's (BT): those that have read what was said."""
-    rows = pack([[*prompt, *said] for prompt, said in sequences], block_size)
-    n = len(sequences)
-    owners = [[float(n)] * len(prompt) + [float(i)] * len(said) for i, (prompt, said) in enumerate(sequences)]
+def pack_replies(exchanges: Sequence[Exchange], block_size: int) -> tuple[Rows, Tensor]:
+    """Replies after their prompts in rows, and which positions are whose (BT): those that have read what was said."""
+    rows = pack([[*prompt, *said] for prompt, said in exchanges], block_size)
+    n = len(exchanges)
+    owners = [[n] * len(prompt) + [i] * len(said) for i, (prompt, said) in enumerate(exchanges)]
     return rows, rows.packing.spread(owners, n, torch.long)
 
 
 @torch.inference_mode()
 def scores_of(
     model: RewardModel,
-    sequences: Sequence[tuple[list[int], list[int]]],
+    exchanges: Sequence[Exchange],
     autocast: Callable[[], AbstractContextManager[Any]],
     n_rows: int = 32,
 ) -> list[float]:
-    """The rewards of (prompt, said) pairs."""
+    """The rewards of replies to their prompts."""
     width, device = model.gpt.config.block_size, model.head_bias.device
     scores: list[float] = []
-    for group in groups_of_rows([len(prompt) + len(said) for prompt, said in sequences], width, n_rows):
-        rows, owners_BT = pack_replies([sequences[i] for i in group], width)
+    for group in groups_of_exchanges(exchanges, width, n_rows):
+        rows, owners_BT = pack_replies([exchanges[i] for i in group], width)
         with autocast():
             scores_BT = model(rows.idx_BT.to(device), rows.numbers_BT.to(device))
         scores += rewards_of(scores_BT.cpu(), owners_BT, len(group)).tolist()

@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from groundling.align.replies import Reply
+from groundling.align.policy import exchanges_of
+from groundling.align.replies import Reply, Rewards
 from groundling.align.reward_model import load_reward_model, scores_of
-from groundling.align.rollout import Rewards
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError
 from groundling.runtime import Runtime
@@ -21,13 +21,18 @@ def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
         ConfigError: it names nothing, or the reward model reads other ids than the policy writes.
         CheckpointError: the reward model is damaged.
     """
-    if ":" in name and "/" not in name:
+    if is_function(name):
         return from_function(_imported(name), bundle)
     model, theirs = load_reward_model(name, picked.device)
     same = theirs.chat == bundle.chat and fingerprint(theirs.tokenizer) == fingerprint(bundle.tokenizer)
     if not same or theirs.config.block_size < bundle.config.block_size:
         raise ConfigError(f"the reward model {name} reads other ids, or less of them, than the policy writes")
-    return lambda replies: scores_of(model, [(reply.prompt, reply.said) for reply in replies], picked.autocast)
+    return lambda replies: scores_of(model, exchanges_of(replies), picked.autocast)
+
+
+def is_function(name: str) -> bool:
+    """Whether a setting of rewards names a function, as MODULE:FUNCTION, and not a folder."""
+    return ":" in name and "/" not in name
 
 
 def from_function(function: Callable[[str, str], float], bundle: Bundle) -> Rewards:

@@ -5,10 +5,9 @@ Shapes: B rows, T positions, V vocabulary, N replies.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +15,18 @@ import tyro
 from torch import Tensor, nn
 
 from groundling.align.conversations import ChatDataConfig
+from groundling.align.feed import ShuffledNumbers
 from groundling.align.gold import measure_by_name
-from groundling.align.policy import Policy, Scored, entropy_of, groups_of_replies, pairs_of, score_rows
-from groundling.align.replies import Reply, Speaker
+from groundling.align.policy import Policy, Scored, entropy_of, said_values, scored_groups
+from groundling.align.replies import Reply, Rewards, Speaker
 from groundling.align.stage import StageConfig
 from groundling.bundle import Bundle
+from groundling.data.batches import counted_generator
 from groundling.errors import require
 from groundling.model.loss import IGNORE, token_logprobs
 from groundling.sample.engine import DecodeConfig
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
-
-Rewards = Callable[[Sequence[Reply]], list[float]]
-"""What replies are worth: any function of what was asked and said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,28 +180,26 @@ def clipped_loss(log_ratio_BT: Tensor, advantages_BT: Tensor, clip: float) -> Te
 
 def policy_batches(round_: Round, numbers: Sequence[int], block_size: int, n_rows: int) -> list[PolicyBatch]:
     """Some replies of a round in batches of at most `n_rows` rows."""
-    sequences = pairs_of([round_.replies[i] for i in numbers])
-    batches = []
-    for group in groups_of_replies(sequences, block_size, n_rows):
-        scored = score_rows([sequences[i] for i in group], block_size)
-        chosen = [numbers[i] for i in group]
-        old, reference, advantages = (
-            scored.spread_said([values[i] for i in chosen])
-            for values in (round_.logprobs, round_.reference, round_.advantages)
-        )
-        batches.append(PolicyBatch(scored, old, reference, advantages))
-    return batches
+    values = (round_.logprobs, round_.reference, round_.advantages)
+    packed = packed_values(round_.replies, values, numbers, block_size, n_rows)
+    return [PolicyBatch(scored, *rows) for scored, rows in packed]
+
+
+def packed_values(
+    replies: Sequence[Reply],
+    values: Sequence[Sequence[Tensor]],
+    numbers: Sequence[int],
+    block_size: int,
+    n_rows: int,
+) -> Iterator[tuple[Scored, list[Tensor]]]:
+    """Some replies packed in at most `n_rows` rows at a time, and several values of their said ids with them (BT)."""
+    for group, scored in scored_groups([replies[number] for number in numbers], block_size, n_rows):
+        yield scored, [scored.spread_said([each[numbers[place]] for place in group]) for each in values]
 
 
 def scored_by(policy: Policy, replies: Sequence[Reply], block_size: int, n_rows: int) -> list[Tensor]:
     """The log-probability of each id of each reply."""
-    sequences = pairs_of(replies)
-    values: list[Tensor] = [torch.empty(0)] * len(replies)
-    for group in groups_of_replies(sequences, block_size, n_rows):
-        scored = score_rows([sequences[i] for i in group], block_size)
-        for number, said in zip(group, scored.said_only(policy.score(scored)), strict=True):
-            values[number] = said.clone()
-    return values
+    return said_values(replies, block_size, n_rows, policy.score)
 
 
 class Drawer:
@@ -218,6 +214,7 @@ class Drawer:
 
     def __init__(self, config: RolloutConfig, bundle: Bundle, prompts: Sequence[list[int]], rewards: Rewards) -> None:
         self._config, self._bundle, self._prompts, self._rewards = config, bundle, prompts, rewards
+        self._order = ShuffledNumbers(len(prompts), config.seed, purpose=3)
 
     def draw(self, policy: Policy, reference: Policy, step: int, each: int) -> Round:
         """The replies of round `step`: `each` to every one of its prompts."""
@@ -231,7 +228,8 @@ class Drawer:
             temperature=config.temperature,
             decode=DecodeConfig(weights="bfloat16"),
         )
-        prompts = self._of_round(step, config.replies // each)
+        n_prompts = config.replies // each
+        prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
         replies = [r for group in speaker.reply(prompts, config.seed + 7919 * (step + 1), each) for r in group]
         rewards = [
             value if reply.ended else config.no_end
@@ -245,25 +243,14 @@ class Drawer:
             scored_by(reference, replies, block_size, n_rows),
         )
 
-    def _of_round(self, step: int, n: int) -> list[list[int]]:
-        """Prompts in shuffled epochs."""
-        first, chosen = step * n, []
-        for number in range(first, first + n):
-            epoch, place = divmod(number, len(self._prompts))
-            order = np.random.Generator(np.random.Philox(key=self._config.seed, counter=[0, 0, 3, epoch])).permutation(
-                len(self._prompts)
-            )
-            chosen.append(self._prompts[int(order[place])])
-        return chosen
-
 
 def minibatches_of(n: int, count: int, seed: int, step: int, number: int) -> list[list[int]]:
     """The numbers of a round's replies, shuffled and cut into `count` parts."""
-    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, number, 4, step]))
+    generator = counted_generator(seed, purpose=4, number=step, part=number)
     return [part.tolist() for part in np.array_split(generator.permutation(n), count)]
 
 
-def whitened(values: Sequence[Tensor], *, keep_mean: bool = False) -> list[Tensor]:
+def whitened(values: Sequence[Tensor]) -> list[Tensor]:
     """Values moved and scaled, all together, to mean 0 and variance 1; equal ones become zeros, never NaN."""
     flat = torch.cat(list(values))
     if len(flat) == 0:
@@ -271,13 +258,7 @@ def whitened(values: Sequence[Tensor], *, keep_mean: bool = False) -> list[Tenso
     mean, spread = flat.mean(), flat.std(unbiased=False)
     if not spread > 1e-8:
         return [torch.zeros_like(each) for each in values]
-    return [(each - mean) / spread + (mean if keep_mean else 0) for each in values]
-
-
-class Saved(Protocol):
-    """Writes a policy down."""
-
-    def __call__(self, folder: Path) -> None: ...
+    return [(each - mean) / spread for each in values]
 
 
 def figures_of(round_: Round, started: float, gold: str | None = None) -> dict[str, float]:

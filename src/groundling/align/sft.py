@@ -18,7 +18,7 @@ from groundling import dist
 from groundling.align.adapters import LoraConfig, adapt, merged_state
 from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations
 from groundling.align.feed import ExampleFeed
-from groundling.align.packing import Rows, groups_of_rows, pack
+from groundling.align.packing import groups_of_rows, pack
 from groundling.align.replies import Speaker
 from groundling.align.stage import Stage, StageConfig, learn, open_stage
 from groundling.align.vocabulary import with_chat
@@ -115,9 +115,7 @@ def sft(config: SftConfig) -> int:
         stage.begin()
         objective = SftObjective(bundle.model, stage.picked.autocast)
         measure = _Measure(config, stage, bundle, data, objective)
-        ended, figures = learn(
-            stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure, eval_every=None
-        )
+        ended, figures = learn(stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure)
         if dist.is_first():
             _save(config, bundle, figures)
         return stage.finish({"ended": ended, **figures})
@@ -140,14 +138,8 @@ def sft_batches(examples: Sequence[Encoded], block_size: int, n_rows: int) -> li
 
 def _batch(examples: Sequence[Encoded], block_size: int) -> SftBatch:
     rows = pack([example.ids for example in examples], block_size)
-    said_BT = rows.packing.spread([example.said[1:] for example in examples], 0, torch.bool)
-    targets_BT = said_targets(rows, said_BT)
+    targets_BT = rows.said_targets([example.said for example in examples])
     return SftBatch(rows.idx_BT, rows.numbers_BT, targets_BT, int((targets_BT != IGNORE).sum()))
-
-
-def said_targets(rows: Rows, said_BT: Tensor) -> Tensor:
-    """The targets that the assistant said; IGNORE for all others."""
-    return torch.where(said_BT, rows.targets_BT, IGNORE)
 
 
 class _Measure:

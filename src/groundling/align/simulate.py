@@ -11,12 +11,12 @@ from pathlib import Path
 import tyro
 
 from groundling.align.conversations import ChatDataConfig, prepare_conversations
-from groundling.align.dpo import require_chat
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import Judge, named_generator
 from groundling.align.judgements import Candidate, Judgement, name_of, now_utc
 from groundling.align.rankings import Rankings
 from groundling.align.replies import Reply, Speaker
+from groundling.align.vocabulary import require_chat
 from groundling.bundle import load_bundle
 from groundling.config import parse
 from groundling.data.examples import Counts as ExampleCounts

@@ -25,9 +25,7 @@ from groundling.train.schedule import ScheduleConfig
 from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats
-from groundling.train.watch import make_deterministic
-
-ASKED_TO_STOP = "asked to stop"
+from groundling.train.watch import ASKED_TO_STOP, make_deterministic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +132,6 @@ def learn(
     feed: Feed,
     n_steps: int,
     evaluate: Callable[[], dict[str, float]],
-    eval_every: int | None = None,
 ) -> tuple[str, dict[str, float]]:
     """Train `model` through `objective`; return how it ended ("finished" or why) and the last evaluation.
 
@@ -145,7 +142,7 @@ def learn(
     torch.manual_seed(config.seed + dist.rank())
     optimizers = Optimizers(model, config.optim, picked.compute_dtype)
     state = TrainState(model, dist.wrap(objective), optimizers, feed)
-    watcher = _Watch(stage, n_steps, evaluate, eval_every)
+    watcher = _Watch(stage, n_steps, evaluate)
     try:
         reason = train(state, n_steps=n_steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher)
     except TrainingError as error:
@@ -156,20 +153,17 @@ def learn(
 
 
 class _Watch(Watcher):
-    """Evaluates before the first step, at times, and after the last; records."""
+    """Evaluates before the first step and after the last; records."""
 
-    def __init__(
-        self, stage: Stage, n_steps: int, evaluate: Callable[[], dict[str, float]], eval_every: int | None
-    ) -> None:
-        self._stage, self._n_steps, self._evaluate, self._every = stage, n_steps, evaluate, eval_every
+    def __init__(self, stage: Stage, n_steps: int, evaluate: Callable[[], dict[str, float]]) -> None:
+        self._stage, self._n_steps, self._evaluate = stage, n_steps, evaluate
         self.newest: dict[str, float] = {}
         self._stopping = False
 
     def before_step(self, state: TrainState) -> None:
         self._stopping = self._stage.asked_to_stop()
         step = state.progress.step
-        due = step in (0, self._n_steps) or (self._every is not None and step % self._every == 0)
-        if due and not self._stopping:
+        if step in (0, self._n_steps) and not self._stopping:
             with state.ready_to_judge():
                 self.newest = self._evaluate()
             self._stage.record({"step": step, **self.newest})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from groundling.bundle import Bundle
+from groundling.errors import ConfigError
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 from groundling.text.chat import ChatFormat
@@ -21,6 +22,17 @@ def with_chat(bundle: Bundle) -> Bundle:
     chat = ChatFormat.after(bundle.tokenizer.vocab_size)
     model = with_rows(bundle.model, bundle.tokenizer.vocab_size, max(chat.special_ids()) + 1)
     return Bundle(model.config, model, bundle.tokenizer, chat)
+
+
+def require_chat(bundle: Bundle, path: str) -> Bundle:
+    """The bundle, if it chats.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if bundle.chat is None:
+        raise ConfigError(f"{path} was never taught to answer; `groundling sft {path}` does that first")
+    return bundle
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ class RandomOffsets:
         """The offset of sample number `sample`."""
         block, place = divmod(sample, DRAWS_AT_ONCE)
         if block != self._block:
-            draws = _generator(self._seed, purpose=0, number=block).integers(0, self._n_starts, DRAWS_AT_ONCE)
+            draws = counted_generator(self._seed, purpose=0, number=block).integers(0, self._n_starts, DRAWS_AT_ONCE)
             self._block, self._draws = block, draws
         return int(self._draws[place])
 
@@ -112,15 +112,18 @@ class ShuffledEpochs:
         """The offset of sample number `sample`."""
         epoch, place = divmod(sample, self.n_windows)
         if epoch != self._epoch:
-            generator = _generator(self._seed, purpose=1, number=epoch)
+            generator = counted_generator(self._seed, purpose=1, number=epoch)
             self._shift = int(generator.integers(0, self._n_shifts))
             self._epoch, self._order = epoch, generator.permutation(self.n_windows)
         return self._shift + int(self._order[place]) * self._block_size
 
 
-def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """A counter-based generator (Philox, Salmon et al. 2011): its draws follow from its key and counter alone."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, purpose, number]))
+def counted_generator(seed: int, purpose: int, number: int, part: int = 0) -> np.random.Generator:
+    """A counter-based generator (Philox, Salmon et al. 2011): its draws follow from its key and counter alone.
+
+    Purposes in use: 0 and 1 here, 2 the order of examples, 3 of prompts, 4 of a round's replies (`align`).
+    """
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, part, purpose, number]))
 
 
 Teacher = Callable[[list[int], int], Tensor]

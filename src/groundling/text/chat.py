@@ -8,6 +8,7 @@ What is learned from a conversation is what the assistant said, with the end of 
 so a model that is trained on it learns to stop.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -73,7 +74,7 @@ class ChatFormat:
 
     def to_json(self) -> dict[str, int]:
         """The ids by name."""
-        return {"end": self.end, **{role: self.role_id(role) for role in ROLES}}
+        return dataclasses.asdict(self)
 
     def special_ids(self) -> tuple[int, ...]:
         """All ids that are structure."""
