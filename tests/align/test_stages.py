@@ -1,18 +1,21 @@
 """The stages on a model that trains in seconds: each does what it is for, and refuses what it cannot do."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from stagekit import FAST, e_share, write_base, write_conversations, write_rankings
 
-from groundling.align import dpo, grpo, ppo, reward, sft
+from groundling.align import dpo, grpo, learner, ppo, reward, sft
 from groundling.align.chat import Chat
 from groundling.align.replies import Speaker
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import load_bundle
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.sample.choose import SamplingConfig
+from groundling.train import loop
+from groundling.train.watch import ASKED_TO_STOP
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +111,36 @@ def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, s
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert rows[0]["first_ratio_off"] < 1e-5
     assert rows[-1]["kl"] > 0
+    assert summary(tmp_path / name)["ended"] == "finished"
     assert share_of_e(tmp_path / name) > share_of_e(folder / "sft") + 0.05
     if method is ppo:
         assert {"explained_variance", "kl_coef", "entropy", "clip_fraction", "length"} <= rows[-1].keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("method", [sft, grpo], ids=["sft", "grpo"])
+def test_a_stage_that_was_asked_to_stop_keeps_what_it_has_and_says_so(folder, tmp_path, monkeypatch, method, number):
+    """After its first update; whoever started it sees by the exit code that it is not finished."""
+    module = learner if method is grpo else loop
+    monkeypatch.setattr(module, "train_step", stop_after_one(module.train_step, number))
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--out-dir", str(tmp_path / "run"), *FAST]
+    if method is grpo:
+        argv = [str(folder / "sft"), "--reward", "stagekit:reward", "--replies", "16", "--max-new-tokens", "12"]
+        argv += ["--minibatches", "1", *flags]
+    else:
+        argv = [str(folder / "base"), *flags]
+    assert method.main(argv) == 128 + number
+    assert summary(tmp_path / "run")["ended"] == ASKED_TO_STOP
+    assert load_bundle(tmp_path / "run").chat is not None
+
+
+def stop_after_one(train_step, number):
+    def step(*args, **named):
+        stats = train_step(*args, **named)
+        signal.raise_signal(number)
+        return stats
+
+    return step
 
 
 def test_the_same_seed_gives_the_same_policy(folder, tmp_path):

@@ -166,7 +166,7 @@ def dpo(config: DpoConfig) -> int:
         ended, figures = learn(stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure)
         if dist.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
-        return stage.finish({"ended": ended, **figures})
+        return stage.finish(ended, figures)
 
 
 def pairs_from_rankings(

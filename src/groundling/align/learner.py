@@ -114,4 +114,4 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Le
         ended, figures = learner.run()
         if dist.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": name}, bundle.chat)
-        return stage.finish({"ended": ended, **figures})
+        return stage.finish(ended, figures)

@@ -173,7 +173,7 @@ def reward(config: RewardConfig) -> int:
         if dist.is_first():
             _settle(model, train, stage)
             save_reward_model(config.out_dir / "bundle", model, bundle, figures)
-        return stage.finish({"ended": ended, **figures, "calibration": measure.calibration})
+        return stage.finish(ended, {**figures, "calibration": measure.calibration})
 
 
 def ranked(

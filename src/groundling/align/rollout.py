@@ -272,7 +272,7 @@ def figures_of(round_: Round, started: float, gold: str | None = None) -> dict[s
         **measured,
         "reward": math.fsum(round_.rewards) / n,
         "kl": round_.kl(),
-        "ended": sum(reply.ended for reply in round_.replies) / n,
+        "replies_ended": sum(reply.ended for reply in round_.replies) / n,
         "length": sum(len(reply.said) for reply in round_.replies) / n,
         "seconds": round(time.perf_counter() - started, 2),
     }

@@ -118,7 +118,7 @@ def sft(config: SftConfig) -> int:
         ended, figures = learn(stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure)
         if dist.is_first():
             _save(config, bundle, figures)
-        return stage.finish({"ended": ended, **figures})
+        return stage.finish(ended, figures)
 
 
 def conversation_feed(examples: Sequence[Encoded], block_size: int, config: StageConfig) -> ExampleFeed:

@@ -91,18 +91,19 @@ class Stage:
         """Whether some rank was asked to stop; all ranks get the same answer."""
         return dist.any_rank(bool(self.stop), self.picked.device)
 
-    def finish(self, what: dict[str, Any]) -> int:
-        """Write the summary; return the exit code."""
-        interrupted = what.get("ended") == ASKED_TO_STOP
+    def finish(self, ended: str, figures: dict[str, Any]) -> int:
+        """Write the summary: how the stage ended, and its last figures; return the exit code."""
         summary = {
             "stage": self.name,
             "wall_s": round(time.perf_counter() - self.started, 1),
             "config": to_dict(self.config),
-            **what,
+            "ended": ended,
+            **figures,
         }
         if dist.is_first():
             atomicio.write_json(self.config.out_dir / "summary.json", summary)
-        return SIGTERM_EXIT_CODE if interrupted else 0
+        # Another rank may have been the one that was asked.
+        return (self.stop.exit_code or SIGTERM_EXIT_CODE) if ended == ASKED_TO_STOP else 0
 
 
 @contextmanager
