@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from groundling.align.adapters import LoraConfig, adapt, merged_state
 from groundling.align.dpo import DpoObjective, Pair, dpo_batches, dpo_loss, with_reference
 from groundling.align.grpo import group_advantages
-from groundling.align.packing import groups_of_rows, pack, plan
+from groundling.align.packing import groups_of_exchanges, groups_of_rows, pack, packed_size, plan
 from groundling.align.policy import Policy, score_rows
 from groundling.align.ppo import generalized_advantages
 from groundling.align.replies import Reply
@@ -124,6 +124,23 @@ def test_replies_are_scored_as_alone(gpt: GPT) -> None:
         logprobs = gpt(torch.tensor([[*prompt, *said]]))[0, :, :11].log_softmax(-1)
         expected = sum(logprobs[len(prompt) - 1 + i, id].item() for i, id in enumerate(said))
         assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
+    """As many as fit read it once; a prompt of one id, and a group that is longer than a row, work too."""
+    shared = [([1, 2, 3], [n % 10 + 1] * (n % 4 + 1)) for n in range(9)]
+    pairs = [*shared, ([7], [1, 2]), ([7], [3]), ([1, 2, 3], [5, 5]), ([1, 2], [10])]
+    assert packed_size(pairs, T) < sum(len(prompt) + len(said) for prompt, said in pairs)
+    policy, scored = Policy(gpt, V, plainly), score_rows(pairs, T)
+    values = scored.said_only(policy.score(scored))
+    for pair, found in zip(pairs, values, strict=True):
+        alone = score_rows([pair], T)
+        torch.testing.assert_close(found, alone.said_only(policy.score(alone))[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scored.spread_said(values), policy.score(scored).float())
+    for n_rows in (1, 2):
+        groups = groups_of_exchanges(pairs, T, n_rows)
+        assert [i for group in groups for i in group] == list(range(len(pairs)))
+        assert all(score_rows([pairs[i] for i in group], T).idx_BT.size(0) <= n_rows for group in groups)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 50])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from groundling import dist
 from groundling.align.feed import ExampleFeed
 from groundling.align.judgements import Judgement
-from groundling.align.packing import Exchange, groups_of_size
+from groundling.align.packing import Exchange, groups_of_size, packed_size
 from groundling.align.policy import Policy, Scored, score_rows
 from groundling.align.rankings import Rankings
 from groundling.align.stage import StageConfig, learn, open_stage
@@ -116,7 +116,7 @@ class DpoObjective(nn.Module):
 
     def forward(self, scored: Scored, reference_N: Tensor, lengths_N: Tensor) -> Tensor:
         """The loss of a batch."""
-        logprobs_N = scored.sums(self.policy(scored.idx_BT, scored.numbers_BT, scored.targets_BT))
+        logprobs_N = scored.sums(self.policy(scored.idx_BT, scored.layout, scored.targets_BT))
         gains_N = logprobs_N - reference_N
         if self.kind == "ipo":
             gains_N = gains_N / lengths_N
@@ -222,7 +222,7 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_row
 
 def dpo_batches(pairs: Sequence[Pair], block_size: int, n_rows: int) -> list[DpoBatch]:
     """Pairs in batches of about `n_rows` rows, in their order."""
-    sizes = [sum(len(ids) for side in (pair.chosen, pair.rejected) for ids in side) for pair in pairs]
+    sizes = [packed_size((pair.chosen, pair.rejected), block_size) for pair in pairs]
     groups = groups_of_size(sizes, n_rows * block_size)
     return [_batch([pairs[number] for number in group], block_size) for group in groups]
 

@@ -38,6 +38,11 @@ class GrpoConfig(RolloutConfig):
             self.replies % self.group == 0,
             f"replies {self.replies} is not a multiple of group {self.group}; change one",
         )
+        require(
+            self.minibatches <= self.replies // self.group,
+            f"minibatches is {self.minibatches}, and a round has {self.replies // self.group} groups; fewer of them, "
+            "or more replies",
+        )
 
 
 def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> Tensor:

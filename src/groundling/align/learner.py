@@ -81,7 +81,8 @@ class Learner(ABC, Generic[C]):
                 return f"the KL went beyond {config.stop_kl}", figures
             self.judge(round_)
             for number in range(config.passes):
-                for part in minibatches_of(len(round_.replies), config.minibatches, config.seed, step, number):
+                n, count = len(round_.replies), config.minibatches
+                for part in minibatches_of(n, count, config.seed, step, number, self.each):
                     batches = policy_batches(round_, part, self.block_size, config.micro_batch_rows)
                     self.update(self.objective, batches, self.optimizers, step)
                     self.learn_besides(round_, part, step)

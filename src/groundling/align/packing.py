@@ -1,19 +1,22 @@
 """Sequences of any lengths in rows of one width, so that little of a batch is padding; none sees another.
 
 A sequence of n ids takes n positions. The target of each is its next id; the last has none, but what is read there
-may be scored. Values that belong to positions go into rows and come back by the same plan.
+may be scored. Values that belong to positions go into rows and come back by the same plan. Replies to one prompt share
+it: it is read once, and each reply sees it and itself.
 
 Shapes: B rows, T positions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from groundling.model.loss import IGNORE
+from groundling.model.packed import Layout
 
 Exchange = tuple[list[int], list[int]]
 """A prompt and what was said to it, as ids."""
@@ -61,7 +64,7 @@ class Rows:
     """Packed sequences as a model reads them."""
 
     idx_BT: Tensor
-    numbers_BT: Tensor
+    layout: Layout
     """Which sequence of its row a position belongs to; padding is the last."""
     targets_BT: Tensor
     """The next id of the same sequence, or IGNORE."""
@@ -106,12 +109,73 @@ def pack(sequences: Sequence[Sequence[int]], width: int) -> Rows:
     packing = plan([len(ids) for ids in sequences], width)
     order = sorted(range(len(sequences)), key=packing.seats.__getitem__)
     number_of = {number: place for place, number in enumerate(order)}
+    numbers = [[number_of[i]] * len(ids) for i, ids in enumerate(sequences)]
+    numbers_BT = packing.spread(numbers, len(sequences), torch.long)
     return Rows(
         packing.spread(sequences, 0, torch.long),
-        packing.spread([[number_of[i]] * len(ids) for i, ids in enumerate(sequences)], len(sequences), torch.long),
+        Layout(numbers_BT, torch.zeros_like(numbers_BT)),
         packing.spread([ids[1:] for ids in sequences], IGNORE, torch.long),
         packing,
     )
+
+
+def pack_exchanges(exchanges: Sequence[Exchange], width: int) -> Rows:
+    """Put replies into rows, those to one prompt behind it as far as they fit; a reply's targets are what it says.
+
+    The prompt's last id stands before each reply, since that is where its first id is guessed. The packing's sequences
+    are these: one id of the prompt, and the reply.
+
+    Raises:
+        ValueError: an exchange is longer than a row.
+    """
+    trees = _trees(exchanges, width)
+    packing = plan([_tree_size(exchanges, tree) for tree in trees], width)
+    seats = [Seat(0, 0)] * len(exchanges)
+    idx_BT = torch.zeros(packing.shape, dtype=torch.long)
+    numbers_BT = torch.full(packing.shape, len(trees), dtype=torch.long)
+    branches_BT = torch.zeros(packing.shape, dtype=torch.long)
+    for number, (tree, (row, start)) in enumerate(zip(trees, packing.seats, strict=True)):
+        shared, place = exchanges[tree[0]][0][:-1], start
+        pieces = [shared] if shared else []
+        for i in tree:
+            seats[i] = Seat(row, start + sum(map(len, pieces)))
+            pieces.append(_branch(exchanges[i]))
+        for branch, ids in enumerate(pieces):
+            here = slice(place, place := place + len(ids))
+            idx_BT[row, here] = torch.tensor(ids, dtype=torch.long)
+            numbers_BT[row, here], branches_BT[row, here] = number, branch
+    said = Packing(seats, [1 + len(said) for _, said in exchanges], packing.shape)
+    targets_BT = said.spread([said for _, said in exchanges], IGNORE, torch.long)
+    return Rows(idx_BT, Layout(numbers_BT, branches_BT), targets_BT, said)
+
+
+def _branch(exchange: Exchange) -> list[int]:
+    prompt, said = exchange
+    return [prompt[-1], *said]
+
+
+def _trees(exchanges: Sequence[Exchange], width: int) -> list[list[int]]:
+    """The numbers of exchanges that share a prompt and a row: neighbours, as many as fit.
+
+    A prompt of one id has nothing to share.
+    """
+    trees: list[list[int]] = []
+    for _, group in groupby(range(len(exchanges)), key=lambda i: exchanges[i][0]):
+        numbers = list(group)
+        shared = len(exchanges[numbers[0]][0]) - 1
+        sizes = [1 + len(exchanges[i][1]) for i in numbers]
+        parts = groups_of_size(sizes, width - shared if shared else 0)
+        trees += [[numbers[place] for place in part] for part in parts]
+    return trees
+
+
+def packed_size(exchanges: Sequence[Exchange], width: int) -> int:
+    """How many positions exchanges take in rows, padding aside."""
+    return sum(_tree_size(exchanges, tree) for tree in _trees(exchanges, width))
+
+
+def _tree_size(exchanges: Sequence[Exchange], tree: Sequence[int]) -> int:
+    return len(exchanges[tree[0]][0]) - 1 + sum(1 + len(exchanges[i][1]) for i in tree)
 
 
 def groups_of_rows(lengths: Sequence[int], width: int, n_rows: int) -> list[list[int]]:
@@ -129,8 +193,10 @@ def groups_of_rows(lengths: Sequence[int], width: int, n_rows: int) -> list[list
 
 
 def groups_of_exchanges(exchanges: Sequence[Exchange], width: int, n_rows: int) -> list[list[int]]:
-    """`groups_of_rows` for prompts with what was said to them."""
-    return groups_of_rows([len(prompt) + len(said) for prompt, said in exchanges], width, n_rows)
+    """Cut prompts with what was said to them, in their order, into groups that fill at most `n_rows` rows."""
+    trees = _trees(exchanges, width)
+    groups = groups_of_rows([_tree_size(exchanges, tree) for tree in trees], width, n_rows)
+    return [[i for number in group for i in trees[number]] for group in groups]
 
 
 def groups_of_size(sizes: Sequence[int], most: int) -> list[list[int]]:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundling.align.packing import Exchange, Packing, groups_of_exchanges, pack
+from groundling.align.packing import Exchange, Packing, groups_of_exchanges, pack_exchanges
 from groundling.align.replies import Reply
 from groundling.model.gpt import GPT
 from groundling.model.layers import at_least_float32
 from groundling.model.loss import IGNORE, token_logprobs
-from groundling.model.packed import Packed
+from groundling.model.packed import Layout, Packed
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,14 @@ class Scored:
     """Packed replies: at each position that says something, what it says and whose it is."""
 
     idx_BT: Tensor
-    numbers_BT: Tensor
+    layout: Layout
     targets_BT: Tensor
     """What the assistant said next, or IGNORE."""
     owners_BT: Tensor
     """The number of the reply that a position belongs to; N for padding."""
     n_replies: int
     packing: Packing
-    first_said: list[int]
-    """Of each reply, the position that says its first id, counted from the sequence's beginning."""
+    """Of each reply with the id before it."""
 
     @property
     def n_said(self) -> int:
@@ -48,7 +47,7 @@ class Scored:
         return dataclasses.replace(
             self,
             idx_BT=self.idx_BT.to(device),
-            numbers_BT=self.numbers_BT.to(device),
+            layout=self.layout.to(device),
             targets_BT=self.targets_BT.to(device),
             owners_BT=self.owners_BT.to(device),
         )
@@ -61,25 +60,19 @@ class Scored:
 
     def said_only(self, rows_BT: Tensor) -> list[Tensor]:
         """The values of each reply at the positions that said something."""
-        return [
-            values[first : len(values) - 1]
-            for values, first in zip(self.packing.collect(rows_BT), self.first_said, strict=True)
-        ]
+        return [values[:-1] for values in self.packing.collect(rows_BT)]
 
     def spread_said(self, values: Sequence[Tensor]) -> Tensor:
         """The inverse of `said_only` (BT); 0 elsewhere."""
-        whole = [torch.cat([each.new_zeros(first), each]) for each, first in zip(values, self.first_said, strict=True)]
-        return self.packing.spread(whole, 0.0, torch.float32)
+        return self.packing.spread(values, 0.0, torch.float32)
 
 
 def score_rows(exchanges: Sequence[Exchange], block_size: int) -> Scored:
     """Pack prompts with what was said to them, for scoring."""
-    rows = pack([[*prompt, *said] for prompt, said in exchanges], block_size)
-    first_said = [len(prompt) - 1 for prompt, _ in exchanges]
-    targets_BT = rows.said_targets([[False] * len(prompt) + [True] * len(said) for prompt, said in exchanges])
+    rows = pack_exchanges(exchanges, block_size)
     owners = [[number] * length for number, length in enumerate(rows.packing.lengths)]
     owners_BT = rows.packing.spread(owners, len(exchanges), torch.long)
-    return Scored(rows.idx_BT, rows.numbers_BT, targets_BT, owners_BT, len(exchanges), rows.packing, first_said)
+    return Scored(rows.idx_BT, rows.layout, rows.targets_BT, owners_BT, len(exchanges), rows.packing)
 
 
 def exchanges_of(replies: Sequence[Reply]) -> list[Exchange]:
@@ -125,21 +118,21 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.n_sayable, self.autocast, self.temperature = model, n_sayable, autocast, temperature
 
-    def logits(self, idx_BT: Tensor, numbers_BT: Tensor) -> Tensor:
+    def logits(self, idx_BT: Tensor, layout: Layout) -> Tensor:
         """What replies are drawn from (BTV), in float32."""
         with self.autocast():
-            logits_BTV = self.model(idx_BT, Packed(numbers_BT))[..., : self.n_sayable]
+            logits_BTV = self.model(idx_BT, Packed(layout))[..., : self.n_sayable]
         return at_least_float32(logits_BTV) / self.temperature
 
-    def forward(self, idx_BT: Tensor, numbers_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:
         """The log-probability of each target (BT); 0 where there is none."""
-        return token_logprobs(self.logits(idx_BT, numbers_BT), targets_BT)
+        return token_logprobs(self.logits(idx_BT, layout), targets_BT)
 
     @torch.inference_mode()
     def score(self, scored: Scored) -> Tensor:
         """`forward` for packed replies, without gradients, on the CPU."""
         there = scored.to(next(self.parameters()).device)
-        logprobs_BT: Tensor = self(there.idx_BT, there.numbers_BT, there.targets_BT)
+        logprobs_BT: Tensor = self(there.idx_BT, there.layout, there.targets_BT)
         return logprobs_BT.cpu().clone()
 
 

@@ -72,7 +72,7 @@ class ValueObjective(nn.Module):
     def forward(self, scored: Scored, old_BT: Tensor, returns_BT: Tensor) -> Tensor:
         """The loss of a batch."""
         with self.autocast():
-            values_BT = self.model(scored.idx_BT, scored.numbers_BT)
+            values_BT = self.model(scored.idx_BT, scored.layout)
         near_BT = old_BT + (values_BT - old_BT).clamp(-self.clip, self.clip)
         loss_BT = torch.maximum((values_BT - returns_BT).square(), (near_BT - returns_BT).square())
         return 0.5 * (loss_BT * (scored.targets_BT != IGNORE)).sum()
@@ -172,7 +172,7 @@ class _Ppo(Learner[PpoConfig]):
         def values_of(scored: Scored) -> Tensor:
             there = scored.to(self.stage.picked.device)
             with self.stage.picked.autocast():
-                values_BT: Tensor = self.values(there.idx_BT, there.numbers_BT)
+                values_BT: Tensor = self.values(there.idx_BT, there.layout)
             return values_BT.cpu()
 
         return said_values(replies, self.block_size, self.config.micro_batch_rows, values_of)

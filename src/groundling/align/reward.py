@@ -25,7 +25,7 @@ from groundling.align.feed import ExampleFeed
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import Judge
 from groundling.align.judgements import Judgement
-from groundling.align.packing import Exchange, groups_of_size
+from groundling.align.packing import Exchange, groups_of_size, packed_size
 from groundling.align.rankings import Rankings
 from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, save_reward_model, scores_of
 from groundling.align.stage import Stage, StageConfig, learn, open_stage
@@ -33,6 +33,7 @@ from groundling.align.vocabulary import with_chat
 from groundling.bundle import load_bundle
 from groundling.config import parse
 from groundling.errors import DataError, require
+from groundling.model.packed import Layout
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim import OptimConfig
@@ -87,7 +88,7 @@ class PairBatch:
     """Packed candidates, and pairs of them."""
 
     idx_BT: Tensor
-    numbers_BT: Tensor
+    layout: Layout
     owners_BT: Tensor
     n_replies: int
     pairs_P2: Tensor
@@ -98,13 +99,13 @@ class PairBatch:
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same on another device."""
-        rows = (self.idx_BT.to(device), self.numbers_BT.to(device), self.owners_BT.to(device))
+        rows = (self.idx_BT.to(device), self.layout.to(device), self.owners_BT.to(device))
         pairs = (self.pairs_P2.to(device), self.wins_P.to(device), self.weights_P.to(device))
         return PairBatch(*rows, self.n_replies, *pairs, self.n_targets)
 
     def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
         """What the objective is called with."""
-        where = (self.idx_BT, self.numbers_BT, self.owners_BT, self.n_replies)
+        where = (self.idx_BT, self.layout, self.owners_BT, self.n_replies)
         return (*where, self.pairs_P2, self.wins_P, self.weights_P)
 
 
@@ -118,7 +119,7 @@ class RewardObjective(nn.Module):
     def forward(
         self,
         idx_BT: Tensor,
-        numbers_BT: Tensor,
+        layout: Layout,
         owners_BT: Tensor,
         n_replies: int,
         pairs_P2: Tensor,
@@ -127,7 +128,7 @@ class RewardObjective(nn.Module):
     ) -> Tensor:
         """The loss of a batch."""
         with self.autocast():
-            scores_BT = self.model(idx_BT, numbers_BT)
+            scores_BT = self.model(idx_BT, layout)
         scores_N = rewards_of(scores_BT, owners_BT, n_replies)
         return (weights_P * bradley_terry(scores_N, pairs_P2, wins_P)).sum()
 
@@ -233,7 +234,7 @@ def _prompt_key(answer: Ranked) -> tuple[int, ...]:
 
 def pair_batches(answers: Sequence[Ranked], block_size: int, n_rows: int) -> list[PairBatch]:
     """Answers in batches of about `n_rows` rows; those of one answer stay together."""
-    sizes = [sum(len(prompt) + len(said) for prompt, said in answer.sequences) for answer in answers]
+    sizes = [packed_size(answer.sequences, block_size) for answer in answers]
     groups = groups_of_size(sizes, n_rows * block_size)
     return [_pair_batch([answers[number] for number in group], block_size) for group in groups]
 
@@ -249,7 +250,7 @@ def _pair_batch(answers: Sequence[Ranked], block_size: int) -> PairBatch:
             weights.append(1 / len(answer.pairs))
         first += len(answer.sequences)
     numbers = (torch.tensor(pairs), torch.tensor(wins), torch.tensor(weights))
-    where = (rows.idx_BT, rows.numbers_BT, owners_BT, len(sequences))
+    where = (rows.idx_BT, rows.layout, owners_BT, len(sequences))
     return PairBatch(*where, *numbers, n_targets=len(answers))
 
 

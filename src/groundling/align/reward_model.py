@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundling.align.packing import Exchange, Rows, groups_of_exchanges, pack
+from groundling.align.packing import Exchange, Rows, groups_of_exchanges, pack_exchanges
 from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, read_tensors, save_bundle
 from groundling.errors import CheckpointError
 from groundling.model.gpt import GPT
 from groundling.model.layers import at_least_float32
-from groundling.model.packed import Packed
+from groundling.model.packed import Layout, Packed
 
 SCALE = 1 / 16
 """Numbers are small, so that their sum over a reply begins in the range in which preferences are learned."""
@@ -44,9 +44,9 @@ class RewardModel(nn.Module):
         if not gpt.config.tie_weights:
             gpt.lm_head.weight.requires_grad_(False)
 
-    def forward(self, idx_BT: Tensor, numbers_BT: Tensor) -> Tensor:
+    def forward(self, idx_BT: Tensor, layout: Layout) -> Tensor:
         """A number for each position of packed sequences (BT)."""
-        x_BTC = at_least_float32(self.gpt.features(idx_BT, Packed(numbers_BT)))
+        x_BTC = at_least_float32(self.gpt.features(idx_BT, Packed(layout)))
         return F.linear(x_BTC, self.head_weight.type_as(x_BTC), self.head_bias.type_as(x_BTC)).squeeze(-1) * self.scale
 
 
@@ -94,9 +94,9 @@ def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
 
 def pack_replies(exchanges: Sequence[Exchange], block_size: int) -> tuple[Rows, Tensor]:
     """Replies after their prompts in rows, and which positions are whose (BT): those that have read what was said."""
-    rows = pack([[*prompt, *said] for prompt, said in exchanges], block_size)
+    rows = pack_exchanges(exchanges, block_size)
     n = len(exchanges)
-    owners = [[n] * len(prompt) + [i] * len(said) for i, (prompt, said) in enumerate(exchanges)]
+    owners = [[n] + [i] * len(said) for i, (_, said) in enumerate(exchanges)]
     return rows, rows.packing.spread(owners, n, torch.long)
 
 
@@ -113,6 +113,6 @@ def scores_of(
     for group in groups_of_exchanges(exchanges, width, n_rows):
         rows, owners_BT = pack_replies([exchanges[i] for i in group], width)
         with autocast():
-            scores_BT = model(rows.idx_BT.to(device), rows.numbers_BT.to(device))
+            scores_BT = model(rows.idx_BT.to(device), rows.layout.to(device))
         scores += rewards_of(scores_BT.cpu(), owners_BT, len(group)).tolist()
     return scores

@@ -138,7 +138,7 @@ class ClippedObjective(nn.Module):
 
     def forward(self, scored: Scored, old_BT: Tensor, reference_BT: Tensor, advantages_BT: Tensor) -> Tensor:
         """The loss of a batch."""
-        logits_BTV = self.policy.logits(scored.idx_BT, scored.numbers_BT)
+        logits_BTV = self.policy.logits(scored.idx_BT, scored.layout)
         new_BT = token_logprobs(logits_BTV, scored.targets_BT)
         said_BT = scored.targets_BT != IGNORE
         log_ratio_BT = torch.where(said_BT, new_BT - old_BT, 0)
@@ -244,10 +244,11 @@ class Drawer:
         )
 
 
-def minibatches_of(n: int, count: int, seed: int, step: int, number: int) -> list[list[int]]:
-    """The numbers of a round's replies, shuffled and cut into `count` parts."""
+def minibatches_of(n: int, count: int, seed: int, step: int, number: int, each: int = 1) -> list[list[int]]:
+    """The numbers of a round's replies, shuffled and cut into `count` parts; the `each` to a prompt stay together."""
     generator = counted_generator(seed, purpose=4, number=step, part=number)
-    return [part.tolist() for part in np.array_split(generator.permutation(n), count)]
+    parts = np.array_split(generator.permutation(n // each), count)
+    return [[place * each + i for place in part.tolist() for i in range(each)] for part in parts]
 
 
 def whitened(values: Sequence[Tensor]) -> list[Tensor]:

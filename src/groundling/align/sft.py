@@ -29,7 +29,7 @@ from groundling.errors import require
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, loss_sum
-from groundling.model.packed import Packed
+from groundling.model.packed import Layout, Packed
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
 
@@ -65,18 +65,18 @@ class SftBatch:
     """Packed conversations; targets are what the assistant said."""
 
     idx_BT: Tensor
-    numbers_BT: Tensor
+    layout: Layout
     targets_BT: Tensor
     n_targets: int
 
     def to(self, device: torch.device) -> "SftBatch":
         """The same on another device."""
-        tensors = (self.idx_BT.to(device), self.numbers_BT.to(device), self.targets_BT.to(device))
+        tensors = (self.idx_BT.to(device), self.layout.to(device), self.targets_BT.to(device))
         return SftBatch(*tensors, self.n_targets)
 
     def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
         """What the objective is called with."""
-        return self.idx_BT, self.numbers_BT, self.targets_BT
+        return self.idx_BT, self.layout, self.targets_BT
 
 
 class SftObjective(nn.Module):
@@ -86,10 +86,10 @@ class SftObjective(nn.Module):
         super().__init__()
         self.model, self.autocast = model, autocast
 
-    def forward(self, idx_BT: Tensor, numbers_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:
         """The loss of a batch."""
         with self.autocast():
-            logits_BTV = self.model(idx_BT, Packed(numbers_BT))
+            logits_BTV = self.model(idx_BT, Packed(layout))
         return loss_sum(logits_BTV, targets_BT)
 
 
@@ -139,7 +139,7 @@ def sft_batches(examples: Sequence[Encoded], block_size: int, n_rows: int) -> li
 def _batch(examples: Sequence[Encoded], block_size: int) -> SftBatch:
     rows = pack([example.ids for example in examples], block_size)
     targets_BT = rows.said_targets([example.said for example in examples])
-    return SftBatch(rows.idx_BT, rows.numbers_BT, targets_BT, int((targets_BT != IGNORE).sum()))
+    return SftBatch(rows.idx_BT, rows.layout, targets_BT, int((targets_BT != IGNORE).sum()))
 
 
 class _Measure:

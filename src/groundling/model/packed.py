@@ -1,7 +1,9 @@
-"""Several short sequences in one row, none of which sees another.
+"""Several short sequences in one row, none of which sees another; and several ways on from one beginning.
 
 Shapes: B rows, T positions, H heads, D head_size.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,30 +11,48 @@ from torch import Tensor
 from groundling.model.cache import KVCache, Places
 
 
+class Layout(NamedTuple):
+    """Who stands where in packed rows."""
+
+    numbers_BT: Tensor
+    """Which sequence of its row each position belongs to; those of one sequence stand together."""
+    branches_BT: Tensor
+    """0: of the sequence's beginning, which all that follows sees; n > 0: of its n-th way on, which no other sees. A
+    sequence has a beginning of at least one position."""
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same on another device."""
+        return Layout(self.numbers_BT.to(device), self.branches_BT.to(device))
+
+
 class Packed(KVCache):
     """Given to a GPT in place of a cache: it remembers nothing, and says who stands where and may see what.
 
     Args:
-        numbers_BT: which sequence of its row each position belongs to; those of one sequence stand together.
+        layout: of the rows.
     """
 
-    def __init__(self, numbers_BT: Tensor) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.length = 0
-        T = numbers_BT.size(1)
-        here_T = torch.arange(T, device=numbers_BT.device)
-        begins_BT = torch.ones_like(numbers_BT, dtype=torch.bool)
-        begins_BT[:, 1:] = numbers_BT[:, 1:] != numbers_BT[:, :-1]
-        start_BT = torch.where(begins_BT, here_T, 0).cummax(1).values
-        self._places_BT = here_T - start_BT
+        numbers_BT, branches_BT = layout
+        here_T = torch.arange(numbers_BT.size(1), device=numbers_BT.device)
+        new_sequence_BT = _changes(numbers_BT)
+        start_BT = _last(new_sequence_BT, here_T)
+        # A way on counts from the end of the beginning, wherever it stands.
+        fork_BT = _last((branches_BT == 0) | new_sequence_BT, here_T)
+        branch_BT = _last(new_sequence_BT | _changes(branches_BT), here_T)
+        shared_BT = fork_BT - start_BT + 1
+        self._places_BT = torch.where(branches_BT == 0, here_T - start_BT, here_T - branch_BT + shared_BT)
+        seen_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, :, None] == branches_BT[:, None, :])
         same_BTT = numbers_BT[:, :, None] == numbers_BT[:, None, :]
-        self._mask_B1TT = (same_BTT & (here_T[:, None] >= here_T))[:, None]
+        self._mask_B1TT = (same_BTT & seen_BTT & (here_T[:, None] >= here_T))[:, None]
 
     def places(self, n_new: int) -> Places:  # noqa: ARG002
         """Where each position stands in its own sequence (BT)."""
         return self._places_BT
 
     def mask(self, n_new: int) -> Tensor | None:  # noqa: ARG002
-        """True where a position may look: at itself and earlier ones of its own sequence (B1TT)."""
+        """True where a position may look: at itself and what came before it in its own sequence (B1TT)."""
         return self._mask_B1TT
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -41,3 +61,14 @@ class Packed(KVCache):
 
     def advance(self, n_positions: int) -> None:
         """Nothing is kept."""
+
+
+def _changes(values_BT: Tensor) -> Tensor:
+    changes_BT = torch.ones_like(values_BT, dtype=torch.bool)
+    changes_BT[:, 1:] = values_BT[:, 1:] != values_BT[:, :-1]
+    return changes_BT
+
+
+def _last(true_BT: Tensor, here_T: Tensor) -> Tensor:
+    """The last position so far at which it was true."""
+    return torch.where(true_BT, here_T, 0).cummax(1).values
