@@ -29,6 +29,10 @@ VERBS = {
     "ppo": Verb("groundling.align.ppo", "optimise a model against rewards, with a value model"),
     "dpo": Verb("groundling.align.dpo", "optimise a model by preferences directly"),
     "grpo": Verb("groundling.align.grpo", "optimise a model against rewards, by groups of replies"),
+    "align-report": Verb("groundling.align.report", "compare the stages on held-out prompts, in a page with pictures"),
+    "chatgpt": Verb(
+        "groundling.align.pipeline", "run every stage of a small ChatGPT, from a pretrained model to the report"
+    ),
     "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
     "import": Verb("groundling.export.importing", "make a bundle of a model from Hugging Face or nanoGPT"),
     "plot": Verb("groundling.train.plot", "draw the loss curves of runs to a PNG"),

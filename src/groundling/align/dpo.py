@@ -25,7 +25,7 @@ from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_size, packed_size
 from groundling.align.policy import Policy, Scored, score_rows
 from groundling.align.rankings import Rankings
-from groundling.align.stage import StageConfig, learn, open_stage
+from groundling.align.stage import ExamplesConfig, learn, open_stage
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import load_bundle, save_bundle
 from groundling.config import parse
@@ -40,7 +40,7 @@ Kind = Literal["sigmoid", "ipo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoConfig(StageConfig):
+class DpoConfig(ExamplesConfig):
     """Learn from preferences directly: groundling dpo BUNDLE --rankings FILE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
@@ -71,8 +71,7 @@ class DpoConfig(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require((self.rankings is None) != (self.preferences is None), "give either rankings or preferences")
-        for name in ("epochs", "beta"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
+        require(self.beta > 0, f"beta is {self.beta}; it must be positive")
         require(0 <= self.label_smoothing < 0.5, f"label_smoothing is {self.label_smoothing}; it must be in [0, 0.5)")
         require(self.loss == "sigmoid" or self.label_smoothing == 0, "label_smoothing is for the sigmoid loss")
         require(self.pairs_per_answer >= 1, f"pairs_per_answer is {self.pairs_per_answer}; it must be at least 1")
@@ -163,7 +162,7 @@ def dpo(config: DpoConfig) -> int:
         stage.begin()
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
         measure = _Measure(policy, dpo_batches(held_out, block_size, n_rows) if held_out else [])
-        ended, figures = learn(stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure)
+        ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if dist.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
         return stage.finish(ended, figures)

@@ -27,8 +27,15 @@ from groundling.align.judge import Judge
 from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_size, packed_size
 from groundling.align.rankings import Rankings
-from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, save_reward_model, scores_of
-from groundling.align.stage import Stage, StageConfig, learn, open_stage
+from groundling.align.reward_model import (
+    RewardModel,
+    first_blocks,
+    pack_replies,
+    rewards_of,
+    save_reward_model,
+    scores_of,
+)
+from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import load_bundle
 from groundling.config import parse
@@ -41,7 +48,7 @@ from groundling.train.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(StageConfig):
+class RewardConfig(ExamplesConfig):
     """Teach a model to tell better replies from worse: groundling reward BUNDLE --rankings FILE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
@@ -50,8 +57,8 @@ class RewardConfig(StageConfig):
     """What people, or simulated ones, have said."""
     out_dir: Path = Path("runs/reward")
     """The stage's folder."""
-    epochs: float = 2.0
-    """How often each answer is seen."""
+    n_layer: int | None = None
+    """Keep only so many of the model's blocks, the first ones: a smaller judge learns faster. None: all."""
     held_out: float = 0.1
     """The part of the prompts that is kept for measuring."""
     gold: str | None = None
@@ -65,7 +72,6 @@ class RewardConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.epochs > 0, f"epochs is {self.epochs}; it must be positive")
         require(0 < self.held_out < 1, f"held_out is {self.held_out}; it must be between 0 and 1")
         require(self.gold_noise >= 0, f"gold_noise is {self.gold_noise}; it must be at least 0")
         if self.gold is not None:
@@ -160,7 +166,8 @@ def reward(config: RewardConfig) -> int:
             f"answers     {len(train):,} to learn from, {len(held_out):,} to measure by"
             + (f"; {n_dropped:,} said nothing about two replies that fit" if n_dropped else "")
         )
-        model = RewardModel(bundle.model)
+        n_layer = bundle.config.n_layer if config.n_layer is None else config.n_layer
+        model = RewardModel(first_blocks(bundle.model, n_layer))
 
         def make(numbers: list[int]) -> list[PairBatch]:
             return pair_batches([train[i] for i in numbers], bundle.config.block_size, config.micro_batch_rows)
@@ -170,7 +177,7 @@ def reward(config: RewardConfig) -> int:
         objective = RewardObjective(model, stage.picked.autocast)
         judge = None if config.gold is None else Judge(measure_by_name(config.gold), config.gold_noise, 0)
         measure = _Measure(stage, model, held_out, judge)
-        ended, figures = learn(stage, model, objective, feed, feed.n_steps(config.epochs), measure)
+        ended, figures = learn(stage, config, model, objective, feed, measure)
         if dist.is_first():
             _settle(model, train, stage)
             save_reward_model(config.out_dir / "bundle", model, bundle, figures)

@@ -6,6 +6,7 @@ models adding up learned faster (docs/log.md).
 Shapes: B rows, T positions, C n_embd, N sequences.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from groundling.align.packing import Exchange, Rows, groups_of_exchanges, pack_exchanges
 from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, read_tensors, save_bundle
-from groundling.errors import CheckpointError
+from groundling.errors import CheckpointError, require
+from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 from groundling.model.layers import at_least_float32
 from groundling.model.packed import Layout, Packed
@@ -48,6 +50,24 @@ class RewardModel(nn.Module):
         """A number for each position of packed sequences (BT)."""
         x_BTC = at_least_float32(self.gpt.features(idx_BT, Packed(layout)))
         return F.linear(x_BTC, self.head_weight.type_as(x_BTC), self.head_bias.type_as(x_BTC)).squeeze(-1) * self.scale
+
+
+def first_blocks(gpt: GPT, n: int) -> GPT:
+    """The same model cut off after its first `n` blocks: enough to judge, and faster than the one that speaks.
+
+    Raises:
+        ConfigError: it has fewer blocks.
+    """
+    require(
+        1 <= n <= gpt.config.n_layer,
+        f"n_layer is {n}, and the model has {gpt.config.n_layer} blocks; keep at least 1 and not more than these",
+    )
+    if n == gpt.config.n_layer:
+        return gpt
+    shorter = blank_gpt(dataclasses.replace(gpt.config, n_layer=n))
+    known = gpt.state_dict()
+    shorter.load_state_dict({name: known[name] for name in shorter.state_dict()})
+    return shorter.to(gpt.wte.weight.device)
 
 
 def save_reward_model(folder: Path, model: RewardModel, bundle: Bundle, about: dict[str, Any]) -> None:

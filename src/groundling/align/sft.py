@@ -20,7 +20,7 @@ from groundling.align.conversations import ChatDataConfig, Conversations, prepar
 from groundling.align.feed import ExampleFeed
 from groundling.align.packing import groups_of_rows, pack
 from groundling.align.replies import Speaker
-from groundling.align.stage import Stage, StageConfig, learn, open_stage
+from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.config import parse
@@ -38,15 +38,13 @@ REPLY_TOKENS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(StageConfig):
+class SftConfig(ExamplesConfig):
     """Teach a model to answer: groundling sft BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
     """A bundle, a checkpoint, or the folder of a training run."""
     out_dir: Path = Path("runs/sft")
     """The stage's folder."""
-    epochs: float = 2.0
-    """How often each conversation is seen."""
     n_replies: int = 64
     """Replies by which it is measured, before and after, how many end by themselves."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
@@ -56,7 +54,6 @@ class SftConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.epochs > 0, f"epochs is {self.epochs}; it must be positive")
         require(self.n_replies >= 0, f"n_replies is {self.n_replies}; it must be at least 0")
 
 
@@ -115,13 +112,13 @@ def sft(config: SftConfig) -> int:
         stage.begin()
         objective = SftObjective(bundle.model, stage.picked.autocast)
         measure = _Measure(config, stage, bundle, data, objective)
-        ended, figures = learn(stage, bundle.model, objective, feed, feed.n_steps(config.epochs), measure)
+        ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if dist.is_first():
             _save(config, bundle, figures)
         return stage.finish(ended, figures)
 
 
-def conversation_feed(examples: Sequence[Encoded], block_size: int, config: StageConfig) -> ExampleFeed:
+def conversation_feed(examples: Sequence[Encoded], block_size: int, config: ExamplesConfig) -> ExampleFeed:
     """Steps of packed conversations."""
 
     def make(numbers: list[int]) -> list[SftBatch]:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from groundling import atomicio, dist, runtime
+from groundling.align.feed import ExampleFeed
 from groundling.config import to_dict, to_toml
-from groundling.data.batches import Feed
 from groundling.errors import TrainingError, require
 from groundling.log import JsonlSink, Record, say
+from groundling.model.gpt import GPT
 from groundling.runtime import Runtime, RuntimeConfig
 from groundling.train import rundir
 from groundling.train.loop import Watcher, train
@@ -55,6 +56,21 @@ class StageConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesConfig(StageConfig):
+    """What every stage that learns from examples can be told."""
+
+    epochs: float = 2.0
+    """How often each example is seen."""
+    dropout: float = 0.0
+    """Of the model while it learns. A few passes over data of some size need none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epochs > 0, f"epochs is {self.epochs}; it must be positive")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1)")
 
 
 class Stage:
@@ -128,10 +144,10 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
 
 def learn(
     stage: Stage,
+    config: ExamplesConfig,
     model: nn.Module,
     objective: nn.Module,
-    feed: Feed,
-    n_steps: int,
+    feed: ExampleFeed,
     evaluate: Callable[[], dict[str, float]],
 ) -> tuple[str, dict[str, float]]:
     """Train `model` through `objective`; return how it ended ("finished" or why) and the last evaluation.
@@ -139,7 +155,10 @@ def learn(
     Raises:
         TrainingError: a loss or gradient is not finite.
     """
-    config, picked = stage.config, stage.picked
+    picked, n_steps = stage.picked, feed.n_steps(config.epochs)
+    for module in model.modules():
+        if isinstance(module, GPT):
+            module.set_dropout(config.dropout)
     torch.manual_seed(config.seed + dist.rank())
     optimizers = Optimizers(model, config.optim, picked.compute_dtype)
     state = TrainState(model, dist.wrap(objective), optimizers, feed)

@@ -236,6 +236,12 @@ class GPT(nn.Module):
         """
         return self.lm_head(self.features(idx_BT, cache))  # type: ignore[no-any-return]
 
+    def set_dropout(self, p: float) -> None:
+        """Drop this part of the values from now on, in training, in the embedding and the blocks; not in attention."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.p = p
+
     def features(self, idx_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return x_BTC: what the logits are read from; another head may read it too. Takes what `forward` takes."""
         T = idx_BT.size(1)

@@ -1,0 +1,300 @@
+"""`groundling align-report`: what each stage was good for, on prompts that no stage has seen.
+
+Every way to reply is drawn anew for the held-out prompts with several seeds, and judged by the gold measure beside
+the fine-tuned model's replies. Best-of-n is the baseline: n replies of that model, of which the reward model picks one.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from groundling import atomicio
+from groundling.align import report_page
+from groundling.align.conversations import ChatDataConfig, prepare_conversations
+from groundling.align.evaluate import Verdict, best_of, best_of_kl, judge_replies
+from groundling.align.gold import measure_by_name
+from groundling.align.policy import Policy, exchanges_of
+from groundling.align.replies import Reply, Speaker
+from groundling.align.reward_model import load_reward_model, scores_of
+from groundling.align.rollout import scored_by
+from groundling.align.vocabulary import require_chat, with_chat
+from groundling.bundle import Bundle, load_bundle
+from groundling.config import parse
+from groundling.errors import CheckpointError, ConfigError, require
+from groundling.log import say
+from groundling.runtime import environment
+from groundling.sample.engine import DecodeConfig
+from groundling.text.tokenizer import fingerprint
+
+ELSEWHERE = 1_000_003
+"""Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Compare stages on held-out prompts: groundling align-report SFT --reward MODEL --runs DIR ... [--field value]."""
+
+    path: tyro.conf.Positional[str]
+    """The fine-tuned model: what all are compared with."""
+    base: str | None = None
+    """The model before fine-tuning."""
+    reward: str = "runs/reward"
+    """The reward model."""
+    runs: tuple[Path, ...] = ()
+    """Folders of ppo, dpo and grpo; those of one kind are the seeds of one row."""
+    unpenalised: Path | None = None
+    """The folder of a run at kl_coef 0 with --gold: shown apart, as what goes wrong."""
+    out_dir: Path = Path("runs/report")
+    """Where the report goes: index.html, report.json, table.md and pictures."""
+    gold: str = "warm"
+    """The measure that judges (warm or verse)."""
+    prompts: int = 200
+    """Held-out prompts."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Of the replies; the n-th run of a kind gets the n-th."""
+    best_of: tuple[int, ...] = (4, 16)
+    """Of how many replies the reward model picks one."""
+    max_new_tokens: int = 128
+    """After which a reply is cut."""
+    data: ChatDataConfig = field(default_factory=ChatDataConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "max_new_tokens"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require(
+            len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, and none twice"
+        )
+        require(all(n >= 2 for n in self.best_of), f"best_of is {self.best_of}; the best of one is that one")
+        measure_by_name(self.gold)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to reply."""
+
+    name: str
+    verdict: Verdict
+    seconds: float | None
+    """Of training it, the mean over its seeds."""
+    replies: list[Reply]
+    """Of the first seed."""
+    gold_KL: list[list[tuple[float, float]]] = field(default_factory=list)
+    """Of each run, the way it took: nats and the measure, round by round."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `align-report`."""
+    return align_report(parse(ReportConfig, argv, "groundling align-report"))
+
+
+def align_report(config: ReportConfig) -> int:
+    """Write the report; return the exit code.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    started = time.perf_counter()
+    runs = [(folder, _summary(folder)) for folder in config.runs]
+    hacked = None if config.unpenalised is None else (config.unpenalised, _summary(config.unpenalised))
+    judge = _Judge(config)
+    rows = [judge.base(config.base)] if config.base is not None else []
+    rows += judge.fine_tuned(_seconds(Path(config.path)))
+    for name in dict.fromkeys(str(summary["stage"]) for _, summary in runs):
+        rows.append(judge.runs(name.upper(), [run for run in runs if run[1]["stage"] == name]))
+    failed = None if hacked is None else judge.runs(f"{str(hacked[1]['stage']).upper()} without KL", [hacked])
+    for row in [*rows, *([failed] if failed else [])]:
+        say(report_page.line(row.name, row.verdict, row.seconds))
+    figures = {
+        "gold": config.gold,
+        "prompts": len(judge.prompts),
+        "seeds": list(config.seeds),
+        "environment": environment(),
+        "rows": [{"name": r.name, **asdict(r.verdict), "seconds": r.seconds, "way": r.gold_KL} for r in rows],
+        "best_of": judge.best_curve,
+        "without_kl": None
+        if failed is None
+        else {"name": failed.name, **asdict(failed.verdict), "rounds": _rounds(config.unpenalised)},
+        "calibration": _calibration(Path(config.reward)),
+        "replies": [
+            {
+                "prompt": judge.text(prompt),
+                **{r.name: r.replies[i].text for r in [*rows, *([failed] if failed else [])]},
+            }
+            for i, prompt in enumerate(judge.prompts[:12])
+        ],
+        "wall_s": round(time.perf_counter() - started, 1),
+    }
+    atomicio.write_json(config.out_dir / "report.json", figures)
+    report_page.write(config.out_dir, figures)
+    say(f"the report: {config.out_dir / 'index.html'}")
+    return 0
+
+
+class _Judge:
+    """Draws replies to the held-out prompts, and judges them."""
+
+    def __init__(self, config: ReportConfig) -> None:
+        self.config, self.measure = config, measure_by_name(config.gold)
+        self.sft = require_chat(load_bundle(config.path), config.path)
+        self.reward_model, theirs = load_reward_model(config.reward)
+        require_same_ids(theirs, self.sft, config.reward)
+        chat, block_size = self.sft.chat, self.sft.config.block_size
+        assert chat is not None
+        require(
+            config.max_new_tokens < block_size - 1,
+            f"max_new_tokens is {config.max_new_tokens}; a prompt needs room too in a block_size of {block_size}",
+        )
+        data = prepare_conversations(config.data, chat, self.sft.tokenizer, block_size)
+        self.prompts = data.prompts(config.prompts, block_size - config.max_new_tokens)
+        self.reference = self._policy(self.sft)
+        self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]
+        self.best_curve: list[dict[str, float]] = []
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A prompt for people: what was said, turn by turn."""
+        turns: list[list[int]] = [[]]
+        for id in ids:
+            if id < self.sft.tokenizer.vocab_size:
+                turns[-1].append(id)
+            elif turns[-1]:
+                turns.append([])
+        return " / ".join(self.sft.tokenizer.decode(turn) for turn in turns if turn)
+
+    def base(self, path: str) -> Row:
+        """The model before fine-tuning. It has never seen a turn, so nats between it and the reference mean nothing."""
+        bundle = with_chat(load_bundle(path))
+        require_same_ids(bundle, self.sft, path)
+        replies = [[r for (r,) in self._draw(bundle, seed, 1)] for seed in self.config.seeds]
+        return self._row("base", replies, None, None)
+
+    def fine_tuned(self, seconds: float | None) -> list[Row]:
+        """The fine-tuned model, and the best of several of its replies."""
+        most = max(self.config.best_of, default=1)
+        groups_S = [self._draw(self.sft, seed, most) for seed in self.config.seeds]
+        rewards_S = []
+        for groups in groups_S:
+            values = iter(self._rewards([reply for group in groups for reply in group]))
+            rewards_S.append([[next(values) for _ in group] for group in groups])
+        rows = [self._row("SFT", [[group[0] for group in groups] for groups in groups_S], 0.0, seconds)]
+        for n in sorted({*_powers_of_two(most), *self.config.best_of}):
+            picked = [
+                [group[place] for group, place in zip(groups, best_of(n, groups, rewards), strict=True)]
+                for groups, rewards in zip(groups_S, rewards_S, strict=True)
+            ]
+            row = self._row(f"best of {n}", picked, best_of_kl(n), None)
+            self.best_curve.append({"n": n, "kl": best_of_kl(n), "gold": row.verdict.gold, "proxy": row.verdict.proxy})
+            if n in self.config.best_of:
+                rows.append(row)
+        return rows
+
+    def runs(self, name: str, runs: Sequence[tuple[Path, dict[str, Any]]]) -> Row:
+        """Trained policies: one for each seed, or one for all."""
+        if len(runs) not in (1, len(self.config.seeds)):
+            raise ConfigError(
+                f"{name} has {len(runs)} runs, and seeds are {len(self.config.seeds)}; give one run, or one for each"
+            )
+        replies, nats = [], []
+        for number, seed in enumerate(self.config.seeds):
+            folder = runs[number % len(runs)][0]
+            bundle = require_chat(load_bundle(folder), str(folder))
+            require_same_ids(bundle, self.sft, str(folder))
+            drawn = [r for (r,) in self._draw(bundle, seed, 1)]
+            replies.append(drawn)
+            nats.append(self._kl(bundle, drawn))
+        seconds = math.fsum(float(summary["wall_s"]) for _, summary in runs) / len(runs)
+        ways = [[(r["kl"], r["gold"]) for r in _rounds(folder) if "gold" in r] for folder, _ in runs]
+        return self._row(name, replies, math.fsum(nats) / len(nats), seconds, [way for way in ways if way])
+
+    def _row(
+        self,
+        name: str,
+        replies: list[list[Reply]],
+        kl: float | None,
+        seconds: float | None,
+        ways: list[list[tuple[float, float]]] | None = None,
+    ) -> Row:
+        proxy = [self._rewards(each) for each in replies]
+        verdict = judge_replies(replies, self.theirs, self.measure, proxy, kl)
+        return Row(name, verdict, seconds, replies[0], ways or [])
+
+    def _draw(self, bundle: Bundle, seed: int, each: int) -> list[list[Reply]]:
+        assert bundle.chat is not None
+        speaker = Speaker(
+            bundle.model,
+            bundle.chat,
+            bundle.tokenizer,
+            max_new_tokens=self.config.max_new_tokens,
+            decode=DecodeConfig(weights="bfloat16"),
+        )
+        return speaker.reply(self.prompts, seed, each)
+
+    def _rewards(self, replies: Sequence[Reply]) -> list[float]:
+        return scores_of(self.reward_model, exchanges_of(replies), nullcontext)
+
+    def _kl(self, bundle: Bundle, replies: Sequence[Reply]) -> float:
+        block_size = self.sft.config.block_size
+        new = scored_by(self._policy(bundle), replies, block_size, 16)
+        old = scored_by(self.reference, replies, block_size, 16)
+        return math.fsum(float((a - b).sum()) for a, b in zip(new, old, strict=True)) / len(replies)
+
+    @staticmethod
+    def _policy(bundle: Bundle) -> Policy:
+        assert bundle.chat is not None
+        return Policy(bundle.model, bundle.chat.n_sayable(), nullcontext)
+
+
+def require_same_ids(bundle: Bundle, other: Bundle, name: str) -> None:
+    """Check that two bundles mean the same by an id, and that one's context is not shorter.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    same = bundle.chat == other.chat and fingerprint(bundle.tokenizer) == fingerprint(other.tokenizer)
+    if not same or bundle.config.block_size < other.config.block_size:
+        raise ConfigError(f"{name} has another tokenizer, chat format or context than the fine-tuned model; compare "
+                          "models of one family")  # fmt: skip
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [2**k for k in range(1, most.bit_length()) if 2**k <= most]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    file = folder / "summary.json"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(summary, dict) and {"stage", "wall_s"} <= summary.keys():
+            return summary
+    except (OSError, ValueError):
+        pass
+    raise CheckpointError(f"{folder} is no finished run of a stage (no readable {file}); run the stage first")
+
+
+def _seconds(folder: Path) -> float | None:
+    try:
+        return float(_summary(folder)["wall_s"])
+    except CheckpointError:
+        return None  # a bundle of its own says nothing of its training
+
+
+def _rounds(folder: Path | None) -> list[dict[str, Any]]:
+    if folder is None or not (folder / "metrics.jsonl").is_file():
+        return []
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if "kl" in record]
+
+
+def _calibration(folder: Path) -> dict[str, Any] | None:
+    try:
+        summary = _summary(folder)
+    except CheckpointError:
+        return None
+    keys = ("accuracy", "accuracy_low", "accuracy_high", "ceiling", "of_the_margin", "pairs", "calibration", "wall_s")
+    return {key: summary[key] for key in keys if key in summary}

@@ -1,0 +1,183 @@
+"""The report as people see it: a table, pictures, and one HTML page that needs nothing else."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from groundling import atomicio
+from groundling.align.evaluate import Verdict
+from groundling.plotting import save_figure, subplots
+
+COLUMNS = (
+    "",
+    "gold",
+    "wins against SFT",
+    "by seed",
+    "KL, nats",
+    "reward",
+    "length",
+    "ended",
+    "distinct 1, 2",
+    "trained in",
+)
+
+STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 Georgia, serif; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+img { max-width: 100%; height: auto; background: #fff; }
+blockquote { margin: 1.5rem 0 .3rem; font-style: italic; }
+.replies td { text-align: left; vertical-align: top; white-space: pre-line; }
+small { opacity: .75; }
+"""
+
+
+def line(name: str, verdict: Verdict, seconds: float | None) -> str:
+    """One row for the terminal."""
+    kl = "" if verdict.kl is None else f", {verdict.kl:.1f} nats"
+    return (
+        f"{name:<16} gold {verdict.gold:+.3f}, wins {verdict.win_rate:.1%} "
+        f"({verdict.win_low:.1%} to {verdict.win_high:.1%}){kl}, {verdict.length:.0f} tokens"
+        + ("" if seconds is None else f", trained in {seconds:.0f} s")
+    )
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table, as text."""
+    return [
+        row["name"],
+        f"{row['gold']:+.3f}",
+        f"{row['win_rate']:.1%} ({row['win_low']:.1%} to {row['win_high']:.1%})",
+        ", ".join(f"{value:.0%}" for value in row["win_seeds"]),
+        "" if row["kl"] is None else f"{row['kl']:.2f}",
+        f"{row['proxy']:+.2f}",
+        f"{row['length']:.1f}",
+        f"{row['ended']:.1%}",
+        f"{row['distinct_1']:.2f}, {row['distinct_2']:.2f}",
+        "" if row.get("seconds") is None else f"{row['seconds']:.0f} s",
+    ]
+
+
+def write(folder: Path, figures: dict[str, Any]) -> None:
+    """Write table.md, the pictures, and index.html with all of it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        StorageError: a file could not be written.
+    """
+    rows = [*figures["rows"], *([figures["without_kl"]] if figures["without_kl"] else [])]
+    table = [cells(row) for row in rows]
+    atomicio.write_text(folder / "table.md", _markdown(table))
+    pictures = [(draw_frontier(folder / "frontier.png", figures), "What the measure gains for the nats it costs")]
+    if figures["without_kl"]:
+        pictures.append((draw_over_optimisation(folder / "over_optimisation.png", figures),
+                         "Without a price on KL the reward goes on rising; what it stood for does not"))  # fmt: skip
+    if figures["calibration"] and figures["calibration"].get("calibration"):
+        pictures.append((draw_calibration(folder / "calibration.png", figures["calibration"]),
+                         "How often the reward model's preferences are the rater's"))  # fmt: skip
+    atomicio.write_text(folder / "index.html", _page(figures, table, pictures))
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> str:
+    lines = [COLUMNS, ["---"] + ["---:"] * (len(COLUMNS) - 1), *table]
+    return "".join("| " + " | ".join(each) + " |\n" for each in lines)
+
+
+def draw_frontier(path: Path, figures: dict[str, Any]) -> Path:
+    """The measure against KL: each row, the way that its runs took, and the curve of best-of-n."""
+    figure, axes = subplots(1, 1, figsize=(8, 5))
+    sft = next((row for row in figures["rows"] if row["name"] == "SFT"), None)
+    start = [(0.0, sft["gold"])] if sft else []
+    curve = [*start, *((each["kl"], each["gold"]) for each in figures["best_of"])]
+    if len(curve) > 1:
+        axes.plot(*zip(*curve, strict=True), "k--", marker=".", label="best of n", linewidth=1)
+    trained = [row for row in figures["rows"] if row["name"] not in ("base", "SFT") and row["seconds"] is not None]
+    for number, row in enumerate(trained):
+        for way in row["way"]:
+            axes.plot(*zip(*way, strict=True), color=f"C{number}", alpha=0.3, linewidth=1)
+        axes.plot([row["kl"]], [row["gold"]], "o", color=f"C{number}", label=row["name"])
+    if sft:
+        axes.plot([0], [sft["gold"]], "ks", label="SFT")
+    axes.set_xlabel("KL to the fine-tuned model, nats a reply")
+    axes.set_ylabel(f"gold measure: {figures['gold']}")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.2)
+    save_figure(figure, path)
+    return path
+
+
+def draw_over_optimisation(path: Path, figures: dict[str, Any]) -> Path:
+    """Reward and measure along a run that nothing held back (after arXiv:2210.10760, figure 1)."""
+    rounds = figures["without_kl"]["rounds"]
+    figure, axes = subplots(1, 1, figsize=(8, 5))
+    nats = [max(0.0, each["kl"]) ** 0.5 for each in rounds]
+    axes.plot(nats, [each["reward"] for each in rounds], color="C3", label="reward model (left)")
+    axes.set_xlabel("square root of the KL to the fine-tuned model, nats a reply")
+    axes.set_ylabel("reward")
+    other = axes.twinx()
+    golds = [(x, each["gold"]) for x, each in zip(nats, rounds, strict=True) if "gold" in each]
+    if golds:
+        other.plot(*zip(*golds, strict=True), color="C0", label="gold measure (right)")
+    other.set_ylabel(figures["gold"])
+    handles = [*axes.get_lines(), *other.get_lines()]
+    axes.legend(handles, [handle.get_label() for handle in handles], frameon=False, loc="upper left")
+    axes.grid(alpha=0.2)
+    save_figure(figure, path)
+    return path
+
+
+def draw_calibration(path: Path, reward: dict[str, Any]) -> Path:
+    """What the reward model expects of a pair, and what the rater said."""
+    figure, axes = subplots(1, 1, figsize=(5.5, 5))
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as expected")
+    bins = reward["calibration"]
+    axes.plot([each["expected"] for each in bins], [each["preferred"] for each in bins], "o-", label="reward model")
+    axes.set_xlabel("expected: the first is preferred")
+    axes.set_ylabel("it was preferred")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.2)
+    save_figure(figure, path)
+    return path
+
+
+def _page(figures: dict[str, Any], table: Sequence[Sequence[str]], pictures: Sequence[tuple[Path, str]]) -> str:
+    def cells_of(tag: str, row: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+        f"<title>What each stage was good for</title><style>{STYLE}</style><h1>What each stage was good for</h1>",
+        f"<p>{figures['prompts']} held-out prompts, {len(figures['seeds'])} seeds, judged by the measure "
+        f"<em>{html.escape(figures['gold'])}</em>. A win is a reply that it puts above one of the fine-tuned model; "
+        "intervals are of 95 %, by resampling seeds and prompts.</p>",
+        f"<div class='wide'><table>{cells_of('th', COLUMNS)}",
+        *(cells_of("td", row) for row in table),
+        "</table></div>",
+    ]
+    reward = figures["calibration"]
+    if reward and "accuracy" in reward:
+        ceiling = f", where the rater's noise allows {reward['ceiling']:.1%}" if "ceiling" in reward else ""
+        parts.append(
+            f"<p>The reward model tells the better of two held-out replies in {reward['accuracy']:.1%} of "
+            f"{reward['pairs']:,.0f} pairs ({reward['accuracy_low']:.1%} to {reward['accuracy_high']:.1%})"
+            f"{ceiling}.</p>"
+        )
+    for path, caption in pictures:
+        picture = base64.b64encode(path.read_bytes()).decode("ascii")
+        text = html.escape(caption)
+        parts.append(
+            f"<figure><img alt='{text}' src='data:image/png;base64,{picture}'><figcaption>{text}.</figcaption></figure>"
+        )
+    parts.append("<h2>What they say</h2>")
+    for each in figures["replies"]:
+        said = [(name, text) for name, text in each.items() if name != "prompt"]
+        body = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>" for name, text in said)
+        parts.append(f"<blockquote>{html.escape(each['prompt'])}</blockquote><table class='replies'>{body}</table>")
+    machine = ", ".join(f"{name} {value}" for name, value in figures["environment"].items() if isinstance(value, str))
+    parts.append(f"<p><small>{html.escape(machine)}; made in {figures['wall_s']:.0f} s.</small></p></html>\n")
+    return "\n".join(parts)
