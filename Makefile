@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := runs/speedrun
+CHATGPT := runs/chatgpt
 
-.PHONY: help env env-dev shakespeare ladder check lint fast test docs clean
+.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test docs clean
 
 help:
 	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
 	@echo "make test         make the environment with its test tools, and run every check (under 15 minutes)"
+	@echo "make chatgpt      train a small ChatGPT in all its stages, and report what each was good for (25 minutes)"
 	@echo "make check        the fast checks (under 90 seconds)"
 	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
 	@echo "make docs         build the documentation into docs/_build/html"
@@ -22,7 +24,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[plot,text]'
+	$(PIP) --editable '.[align,plot,text]'
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -37,6 +39,12 @@ shakespeare: $(VENV)/.ready
 	@if test -f $(RUN)/speedrun.json; then cat $(RUN)/speedrun.json && echo; \
 		else $(BIN)/groundling speedrun --seeds 1337 --out-dir $(RUN) --overwrite; fi
 	@$(BIN)/groundling sample $(RUN) --prompt "ROMEO:" --max-new-tokens 400
+
+# The model that it starts from takes 5 minutes, and is kept. What has finished is not done again.
+chatgpt: $(VENV)/.ready
+	@test -d $(CHATGPT)/base/bundle || $(BIN)/groundling pretrain configs/shakespeare_bpe.toml \
+		--data.tokenizer.vocab-size 2048 --steps 900 --out-dir $(CHATGPT)/base --overwrite
+	@$(BIN)/groundling chatgpt $(CHATGPT)/base --out-dir $(CHATGPT)
 
 ladder: $(VENV)/.ready
 	$(BIN)/groundling ladder

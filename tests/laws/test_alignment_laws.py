@@ -12,7 +12,7 @@ from groundling.align.dpo import DpoObjective, Pair, dpo_batches, dpo_loss, with
 from groundling.align.grpo import group_advantages
 from groundling.align.packing import groups_of_exchanges, groups_of_rows, pack, packed_size, plan
 from groundling.align.policy import Policy, score_rows
-from groundling.align.ppo import generalized_advantages
+from groundling.align.ppo import KlControl, generalized_advantages
 from groundling.align.replies import Reply
 from groundling.align.reward import bradley_terry
 from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, scores_of
@@ -287,3 +287,14 @@ def _built(config: GPTConfig, state: dict[str, torch.Tensor]) -> GPT:
     model = GPT(config).double()
     unwrap(model).load_state_dict(state)
     return model
+
+
+def test_the_price_of_a_nat_is_turned_by_at_most_two_percent() -> None:
+    control = KlControl(0.1, target=6.0)
+    for kl, factor in ((600.0, 1.02), (6.6, 1.01), (6.0, 1.0), (5.4, 0.99), (0.0, 0.98)):
+        before = control.coef
+        control.update(kl)
+        assert control.coef == pytest.approx(before * factor)
+    fixed = KlControl(0.1, target=None)
+    fixed.update(600.0)
+    assert fixed.coef == 0.1

@@ -77,6 +77,20 @@ class Conversations:
         return different
 
 
+def prompt_room(block_size: int, max_new_tokens: int) -> int:
+    """How many ids a prompt may have where a reply may have so many.
+
+    Raises:
+        ConfigError: there is no room for one.
+    """
+    require(
+        max_new_tokens <= block_size - 3,
+        f"max_new_tokens is {max_new_tokens}, and the model's context has {block_size} positions, of which a prompt "
+        f"needs 3 at least; it can be {block_size - 3} at most",
+    )
+    return block_size - max_new_tokens
+
+
 def prepare_conversations(
     config: ChatDataConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int
 ) -> Conversations:

@@ -18,6 +18,7 @@ from groundling.bundle import find_bundle
 from groundling.config import parse
 from groundling.errors import require
 from groundling.log import say
+from groundling.train.watch import ASKED_TO_STOP
 
 Stage = tuple[str, Callable[[Sequence[str]], int], list[str]]
 """A verb, what runs it, and its arguments."""
@@ -62,7 +63,8 @@ def chatgpt(config: ChatgptConfig) -> int:
             say(f"\ngroundling {verb} {' '.join(argv)}: done before")
             continue
         say(f"\n$ groundling {verb} {' '.join(argv)}")
-        code = run(argv)
+        learns = verb not in ("rankings simulate", "align-report")
+        code = run([*argv, "--overwrite"] if learns else argv)  # what an interrupted stage left goes
         if code:
             return code
     say(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
@@ -112,11 +114,11 @@ def stages(config: ChatgptConfig) -> list[Stage]:
     return found
 
 
-REWARD = ["--n-layer", "1", "--epochs", "1.5", "--batch-size", "8", "--optim.lr", "2e-3"]
-DPO = ["--epochs", "1", "--optim.lr", "3e-4"]
-GRPO = ["--kl-coef", "0.02", "--optim.lr", "3e-4"]
-PPO = ["--kl-coef", "0.02", "--optim.lr", "3e-4"]
-FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "60", "--no-end", "0"]
+REWARD = ["--epochs", "3", "--batch-size", "8", "--optim.lr", "1e-3"]
+DPO = ["--epochs", "1", "--optim.lr", "2e-4"]
+GRPO = ["--kl-coef", "0.1", "--optim.lr", "3e-4", "--steps", "20"]
+PPO = ["--kl-coef", "0.15", "--optim.lr", "3e-4", "--steps", "20", "--stop-kl", "9"]
+FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "50", "--no-end", "0"]
 
 
 def _is_done(verb: str, argv: Sequence[str]) -> bool:
@@ -131,6 +133,6 @@ def _is_done(verb: str, argv: Sequence[str]) -> bool:
             return any(True for _ in rankings)
     file = Path(argv[list(argv).index("--out-dir") + 1]) / "summary.json"
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["ended"] == "finished")
+        return bool(json.loads(file.read_text(encoding="utf-8"))["ended"] != ASKED_TO_STOP)
     except (OSError, ValueError, KeyError):
         return False

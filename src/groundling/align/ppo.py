@@ -114,7 +114,7 @@ def generalized_advantages(rewards: Tensor, values: Tensor, lambda_: float) -> T
 
 
 class KlControl:
-    """What a nat costs: always the same, or turned by a fifth of the relative error (after arXiv:1909.08593, 2.2)."""
+    """What a nat costs: always the same, or turned by at most 2 % a round towards a target (arXiv:1909.08593, 2.2)."""
 
     def __init__(self, coef: float, target: float | None) -> None:
         self.coef, self._target = coef, target
@@ -122,7 +122,7 @@ class KlControl:
     def update(self, kl: float) -> None:
         """Take the KL of a round."""
         if self._target is not None:
-            self.coef *= 1 + 0.2 * max(-1.0, min(1.0, kl / self._target - 1))
+            self.coef *= 1 + 0.1 * max(-0.2, min(0.2, kl / self._target - 1))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ import tyro
 
 from groundling import atomicio
 from groundling.align import report_page
-from groundling.align.conversations import ChatDataConfig, prepare_conversations
+from groundling.align.conversations import ChatDataConfig, prepare_conversations, prompt_room
 from groundling.align.evaluate import Verdict, best_of, best_of_kl, judge_replies
 from groundling.align.gold import measure_by_name
 from groundling.align.policy import Policy, exchanges_of
@@ -101,6 +101,7 @@ def align_report(config: ReportConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     started = time.perf_counter()
+    atomicio.make_folder(config.out_dir)
     runs = [(folder, _summary(folder)) for folder in config.runs]
     hacked = None if config.unpenalised is None else (config.unpenalised, _summary(config.unpenalised))
     judge = _Judge(config)
@@ -147,12 +148,9 @@ class _Judge:
         require_same_ids(theirs, self.sft, config.reward)
         chat, block_size = self.sft.chat, self.sft.config.block_size
         assert chat is not None
-        require(
-            config.max_new_tokens < block_size - 1,
-            f"max_new_tokens is {config.max_new_tokens}; a prompt needs room too in a block_size of {block_size}",
-        )
+        room = prompt_room(block_size, config.max_new_tokens)
         data = prepare_conversations(config.data, chat, self.sft.tokenizer, block_size)
-        self.prompts = data.prompts(config.prompts, block_size - config.max_new_tokens)
+        self.prompts = data.prompts(config.prompts, room)
         self.reference = self._policy(self.sft)
         self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]
         self.best_curve: list[dict[str, float]] = []

@@ -159,7 +159,7 @@ def reward(config: RewardConfig) -> int:
     with open_stage(config, "reward") as stage:
         bundle = with_chat(load_bundle(config.path, stage.picked.device))
         assert bundle.chat is not None
-        with Rankings(config.rankings) as rankings:
+        with Rankings(config.rankings, must_exist=True) as rankings:
             answers, n_dropped = ranked(rankings, bundle.chat, bundle.tokenizer, bundle.config.block_size)
         train, held_out = split_by_prompt(answers, config.held_out)
         stage.say(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from groundling.align.conversations import ChatDataConfig, prepare_conversations
+from groundling.align.conversations import ChatDataConfig, prepare_conversations, prompt_room
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import Judge, named_generator
 from groundling.align.judgements import Candidate, Judgement, name_of, now_utc
@@ -72,8 +72,8 @@ def simulate(config: SimulateConfig) -> int:
     started = time.perf_counter()
     bundle = require_chat(load_bundle(config.path), config.path)
     assert bundle.chat is not None
+    room = prompt_room(bundle.config.block_size, config.max_new_tokens)
     data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
-    room = bundle.config.block_size - config.max_new_tokens
     asked, prompts = [], []
     for messages in data.messages(0)[: config.prompts]:
         ids = encode_prompt(messages, bundle.chat, bundle.tokenizer, room, ExampleCounts())

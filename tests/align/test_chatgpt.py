@@ -1,0 +1,92 @@
+"""All stages after one another on Tiny Shakespeare, from a model that knows nothing to the report."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from groundling.align import pipeline, report
+from groundling.bundle import save_bundle
+from groundling.data import sources
+from groundling.errors import CheckpointError, ConfigError
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.text.tokenizer import CharTokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke version of `make chatgpt`, with two seeds."""
+    root = tmp_path_factory.mktemp("chatgpt")
+    letters = "".join(sorted(set(sources.get("tiny_shakespeare").read_text("utf-8"))))
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=160, vocab_size=len(letters)))
+    save_bundle(root / "base", model, CharTokenizer(letters))
+    argv = [str(root / "base"), "--out-dir", str(root / "all"), "--seeds", "1", "2", "--smoke"]
+    assert pipeline.main(argv) == 0
+    return root
+
+
+def test_the_report_has_a_row_for_every_way_to_reply(folder: Path) -> None:
+    figures = json.loads((folder / "all/report/report.json").read_text("utf-8"))
+    assert [row["name"] for row in figures["rows"]] == ["base", "SFT", "best of 2", "DPO", "GRPO", "PPO"]
+    assert figures["without_kl"]["name"] == "GRPO without KL"
+    for row in figures["rows"]:
+        assert len(row["win_seeds"]) == 2
+        assert 0 <= row["win_low"] <= row["win_rate"] <= row["win_high"] <= 1
+    kl = {row["name"]: row["kl"] for row in figures["rows"]}
+    assert kl["base"] is None
+    assert kl["SFT"] == 0
+    assert len(figures["replies"]) == 8
+    assert set(figures["replies"][0]) == {"prompt", *kl, "GRPO without KL"}
+
+
+def test_the_page_stands_alone(folder: Path) -> None:
+    page = (folder / "all/report/index.html").read_text("utf-8")
+    sources_of = re.findall(r"(?:src|href)='([^']*)'", page)
+    assert len(sources_of) == 3
+    assert all(each.startswith("data:image/png;base64,") for each in sources_of)
+    assert "<script" not in page
+    assert "http" not in page
+    table = (folder / "all/report/table.md").read_text("utf-8").splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    assert [line.split("|")[1].strip() for line in table[2:]] == [
+        *("base", "SFT", "best of 2", "DPO", "GRPO", "PPO", "GRPO without KL"),
+    ]
+
+
+def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An interrupted stage is, from its beginning; those after it go on from what it leaves."""
+    (folder / "all/ppo-2/summary.json").write_text('{"ended": "asked to stop"}', "utf-8")
+    before = {name: (folder / f"all/{name}/metrics.jsonl").stat().st_mtime_ns for name in ("sft", "ppo-1", "ppo-2")}
+    argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--smoke"]
+    assert pipeline.main(argv) == 0
+    after = {name: (folder / f"all/{name}/metrics.jsonl").stat().st_mtime_ns for name in before}
+    assert [name for name in before if before[name] != after[name]] == ["ppo-2"]
+    assert capsys.readouterr().out.count("done before") == 3 + 2 * 3 + 1 - 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--runs", "nowhere"], "nowhere is no finished run"),
+        (["--max-new-tokens", "160"], "max_new_tokens is 160"),
+        (["--best-of", "1"], "the best of one"),
+        (["--seeds", "1", "1"], "none twice"),
+        (["--gold", "wram"], "did you mean 'warm'"),
+        (["--reward", "SFT"], "no reward model"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path, flags: list[str], complaint: str) -> None:
+    flags = [str(folder / "all/sft") if flag == "SFT" else flag for flag in flags]
+    argv = [str(folder / "all/sft"), "--reward", str(folder / "all/reward"), "--out-dir", str(tmp_path / "r"), *flags]
+    with pytest.raises((ConfigError, CheckpointError), match=re.escape(complaint)):
+        report.main(argv)
+
+
+def test_two_runs_do_not_go_with_three_seeds(folder: Path, tmp_path: Path) -> None:
+    runs = ["--runs", str(folder / "all/ppo-1"), str(folder / "all/ppo-2")]
+    argv = [str(folder / "all/sft"), "--reward", str(folder / "all/reward"), "--out-dir", str(tmp_path), *runs]
+    with pytest.raises(ConfigError, match="2 runs, and there are 3 seeds"):
+        report.main([*argv, "--prompts", "4", "--best-of", "2"])
