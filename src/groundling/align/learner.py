@@ -107,9 +107,9 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Le
     with open_stage(config, name) as stage:
         bundle = require_chat(load_bundle(config.path, stage.picked.device), config.path)
         assert bundle.chat is not None
-        room = prompt_room(bundle.config.block_size, config.max_new_tokens)
         rewards = make_rewards(config.reward, bundle, stage.picked)
         data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        room = prompt_room(bundle.config.block_size, config.max_new_tokens)
         prompts = data.train_prompts(room)
         learner = make(config, stage, bundle, Drawer(config, bundle, prompts, rewards))
         stage.begin()

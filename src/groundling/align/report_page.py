@@ -76,7 +76,7 @@ def write(folder: Path, figures: dict[str, Any]) -> None:
     pictures = [(draw_frontier(folder / "frontier.png", figures), "What the measure gains for the nats it costs")]
     if figures["without_kl"]:
         pictures.append((draw_over_optimisation(folder / "over_optimisation.png", figures),
-                         "Without a price on KL the reward goes on rising; what it stood for does not"))  # fmt: skip
+                         "Reward and measure where leaving the fine-tuned model costs nothing"))  # fmt: skip
     if figures["calibration"] and figures["calibration"].get("calibration"):
         pictures.append((draw_calibration(folder / "calibration.png", figures["calibration"]),
                          "How often the reward model's preferences are the rater's"))  # fmt: skip
