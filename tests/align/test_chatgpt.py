@@ -68,6 +68,31 @@ def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.Capture
     assert capsys.readouterr().err.count("done before") == 3 + 2 * 3 + 1 - 1
 
 
+def test_stages_of_another_recipe_are_not_mixed_with_these(folder: Path) -> None:
+    argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--gold", "verse", "--smoke"]
+    with pytest.raises(ConfigError, match="choose another --out-dir"):
+        pipeline.main(argv)
+
+
+def test_rankings_of_an_earlier_model_are_not_added_to(folder: Path, tmp_path: Path) -> None:
+    """Nor removed: somebody may have ranked."""
+    kept = tmp_path / "rankings.sqlite"
+    kept.write_bytes((folder / "all/rankings.sqlite").read_bytes())
+    argv = [str(folder / "base"), "--out-dir", str(tmp_path), "--seeds", "1", "--smoke"]
+    with pytest.raises(ConfigError, match="move it elsewhere"):
+        pipeline.main(argv)
+    assert kept.read_bytes() == (folder / "all/rankings.sqlite").read_bytes()
+
+
+def test_what_follows_a_stage_that_runs_again_runs_again_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "all/reward/summary.json").unlink()
+    argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--smoke"]
+    assert pipeline.main(argv) == 0
+    said = capsys.readouterr().err
+    assert [name for name in ("sft", "rankings simulate") if f"\ngroundling {name} " not in said] == []
+    assert said.count("done before") == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import tyro
 
+from groundling import atomicio
 from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
 from groundling.align.rankings import Rankings
 from groundling.bundle import find_bundle
 from groundling.config import parse
-from groundling.errors import require
+from groundling.errors import ConfigError, require
 from groundling.log import say
 from groundling.train.watch import ASKED_TO_STOP
 
@@ -57,19 +58,47 @@ def chatgpt(config: ChatgptConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     find_bundle(Path(config.path))
+    _require_same_recipe(config)
     started = time.perf_counter()
+    anew = False
     for verb, run, argv in stages(config):
-        if _is_done(verb, argv):
+        if not anew and _is_done(verb, argv):
             say(f"\ngroundling {verb} {' '.join(argv)}: done before")
             continue
+        if verb == "rankings simulate" and _has_rankings(argv):
+            raise ConfigError(
+                f"{_value(argv, '--rankings')} has rankings of an earlier model's replies; move it elsewhere"
+            )
         say(f"\n$ groundling {verb} {' '.join(argv)}")
         learns = verb not in ("rankings simulate", "align-report")
         code = run([*argv, "--overwrite"] if learns else argv)  # what an interrupted stage left goes
         if code:
             return code
+        # All that follows these was made of what they were before.
+        anew = anew or verb in ("sft", "rankings simulate", "reward")
     say(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
         f"groundling chat {config.out_dir / f'ppo-{config.seeds[0]}'}")  # fmt: skip
     return 0
+
+
+def _require_same_recipe(config: ChatgptConfig) -> None:
+    """Check that what lies in the folder was made in the same way; and leave a note of how, for the next time.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    file = config.out_dir / "chatgpt.json"
+    recipe = {"path": config.path, "gold": config.gold, "smoke": config.smoke}
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = recipe
+    require(
+        earlier == recipe,
+        f"{config.out_dir} holds stages made with {earlier}, and now it is {recipe}; choose another --out-dir",
+    )
+    atomicio.make_folder(config.out_dir)
+    atomicio.write_json(file, recipe)
 
 
 def stages(config: ChatgptConfig) -> list[Stage]:
@@ -98,16 +127,8 @@ def stages(config: ChatgptConfig) -> list[Stage]:
     free = [fine_tuned, "--reward", judge, "--gold", config.gold, *short, *cut, *FREE, *rounds]
     found.append(("grpo", grpo.main, [*free, "--out-dir", str(out / "without-kl")]))
     runs = [str(out / f"{name}-{seed}") for name in ("dpo", "grpo", "ppo") for seed in config.seeds]
-    compared = [
-        "--base",
-        config.path,
-        "--reward",
-        judge,
-        "--gold",
-        config.gold,
-        "--unpenalised",
-        str(out / "without-kl"),
-    ]
+    compared = ["--base", config.path, "--reward", judge, "--gold", config.gold]
+    compared += ["--unpenalised", str(out / "without-kl")]
     seeds = ["--seeds", *map(str, config.seeds), *(["--prompts", "8", "--best-of", "2"] if few else [])]
     report_argv = [fine_tuned, *compared, *short, *cut, *seeds, "--out-dir", str(out / "report"), "--runs", *runs]
     found.append(("align-report", report.main, report_argv))
@@ -121,17 +142,25 @@ PPO = ["--kl-coef", "0.15", "--optim.lr", "3e-4", "--steps", "20", "--stop-kl", 
 FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "50", "--no-end", "0"]
 
 
+def _value(argv: Sequence[str], flag: str) -> str:
+    return argv[list(argv).index(flag) + 1]
+
+
+def _has_rankings(argv: Sequence[str]) -> bool:
+    file = Path(_value(argv, "--rankings"))
+    if not file.is_file():
+        return False
+    with Rankings(file, must_exist=True) as rankings:
+        return any(True for _ in rankings)
+
+
 def _is_done(verb: str, argv: Sequence[str]) -> bool:
     """Whether a stage has left its result; the report is always made anew."""
     if verb == "align-report":
         return False
     if verb == "rankings simulate":
-        file = Path(argv[list(argv).index("--rankings") + 1])
-        if not file.is_file():
-            return False
-        with Rankings(file, must_exist=True) as rankings:
-            return any(True for _ in rankings)
-    file = Path(argv[list(argv).index("--out-dir") + 1]) / "summary.json"
+        return _has_rankings(argv)
+    file = Path(_value(argv, "--out-dir")) / "summary.json"
     try:
         return bool(json.loads(file.read_text(encoding="utf-8"))["ended"] != ASKED_TO_STOP)
     except (OSError, ValueError, KeyError):
