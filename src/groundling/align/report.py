@@ -23,15 +23,14 @@ from groundling.align.gold import measure_by_name
 from groundling.align.policy import Policy, exchanges_of
 from groundling.align.replies import Reply, Speaker
 from groundling.align.reward_model import load_reward_model, scores_of
-from groundling.align.rollout import scored_by
-from groundling.align.vocabulary import require_chat, with_chat
+from groundling.align.rollout import nats_a_reply, scored_by
+from groundling.align.vocabulary import reads_the_same, require_chat, with_chat
 from groundling.bundle import Bundle, load_bundle
 from groundling.config import parse
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.log import say
 from groundling.runtime import environment
 from groundling.sample.engine import DecodeConfig
-from groundling.text.tokenizer import fingerprint
 
 ELSEWHERE = 1_000_003
 """Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
@@ -240,7 +239,7 @@ class _Judge:
         block_size = self.sft.config.block_size
         new = scored_by(self._policy(bundle), replies, block_size, 16)
         old = scored_by(self.reference, replies, block_size, 16)
-        return math.fsum(float((a - b).sum()) for a, b in zip(new, old, strict=True)) / len(replies)
+        return nats_a_reply(new, old)
 
     @staticmethod
     def _policy(bundle: Bundle) -> Policy:
@@ -254,8 +253,7 @@ def require_same_ids(bundle: Bundle, other: Bundle, name: str) -> None:
     Raises:
         ConfigError: they do not.
     """
-    same = bundle.chat == other.chat and fingerprint(bundle.tokenizer) == fingerprint(other.tokenizer)
-    if not same or bundle.config.block_size < other.config.block_size:
+    if not reads_the_same(bundle, other):
         raise ConfigError(f"{name} has another tokenizer, chat format or context than the fine-tuned model; compare "
                           "models of one family")  # fmt: skip
 

@@ -8,10 +8,10 @@ from typing import Any
 from groundling.align.policy import exchanges_of
 from groundling.align.replies import Reply, Rewards
 from groundling.align.reward_model import load_reward_model, scores_of
+from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError
 from groundling.runtime import Runtime
-from groundling.text.tokenizer import fingerprint
 
 
 def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
@@ -24,8 +24,7 @@ def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
     if is_function(name):
         return from_function(_imported(name), bundle)
     model, theirs = load_reward_model(name, picked.device)
-    same = theirs.chat == bundle.chat and fingerprint(theirs.tokenizer) == fingerprint(bundle.tokenizer)
-    if not same or theirs.config.block_size < bundle.config.block_size:
+    if not reads_the_same(theirs, bundle):
         raise ConfigError(f"the reward model {name} reads other ids, or less of them, than the policy writes")
     return lambda replies: scores_of(model, exchanges_of(replies), picked.autocast)
 

@@ -92,8 +92,12 @@ class Round:
 
     def kl(self) -> float:
         """How far the policy has left the reference: nats a reply, as these replies tell."""
-        pairs = zip(self.logprobs, self.reference, strict=True)
-        return math.fsum(float((new - old).sum()) for new, old in pairs) / len(self.replies)
+        return nats_a_reply(self.logprobs, self.reference)
+
+
+def nats_a_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
+    """The KL of one policy to another, as replies of the first tell: what each gives their ids -> nats a reply."""
+    return math.fsum(float((ours - theirs).sum()) for ours, theirs in zip(new, old, strict=True)) / len(new)
 
 
 @dataclass(frozen=True)

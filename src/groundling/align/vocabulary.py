@@ -10,6 +10,7 @@ from groundling.errors import ConfigError
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import fingerprint
 
 
 def with_chat(bundle: Bundle) -> Bundle:
@@ -33,6 +34,12 @@ def require_chat(bundle: Bundle, path: str) -> Bundle:
     if bundle.chat is None:
         raise ConfigError(f"{path} was never taught to answer; `groundling sft {path}` does that first")
     return bundle
+
+
+def reads_the_same(reader: Bundle, writer: Bundle) -> bool:
+    """Whether one model means by an id what another does, and can read all that the other writes."""
+    same = reader.chat == writer.chat and fingerprint(reader.tokenizer) == fingerprint(writer.tokenizer)
+    return same and reader.config.block_size >= writer.config.block_size
 
 
 @torch.no_grad()
