@@ -2,6 +2,9 @@
 
     config.json  model.safetensors  tokenizer.json  manifest.json  and of a model that chats  chat.json
 
+An adapter is a bundle that has `adapter.safetensors` in place of the weights, and a manifest that says to which other
+bundle's weights it is to be added.
+
 A checkpoint holds all but the manifest in its folder `bundle`, and its own manifest vouches for them. A run:
 
     RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
@@ -10,8 +13,10 @@ A checkpoint holds all but the manifest in its folder `bundle`, and its own mani
 
 import dataclasses
 import math
+import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from groundling import atomicio
+from groundling.adapter import Adapter
 from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
@@ -37,6 +43,8 @@ CHAT = "chat.json"
 """Only in the bundle of a model that knows how a conversation is laid out."""
 HEAD = "head.safetensors"
 """Only in the bundle of a model that has another head besides the one of words."""
+ADAPTER = "adapter.safetensors"
+"""In place of the weights, in the bundle of what fine-tuning changed."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -49,6 +57,15 @@ class Bundle:
     tokenizer: Tokenizer
     chat: ChatFormat | None = None
     """How a conversation is laid out, if the model was taught to hold one."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The bundle that an adapter belongs to."""
+
+    folder: Path
+    sha256: str
+    """Of the file with its weights."""
 
 
 def save_bundle(
@@ -73,18 +90,69 @@ def save_bundle(
         CheckpointError: something else than a bundle is there.
         StorageError: it could not be written; the old one is as it was.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _looks_like_bundle(folder)):
-        raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
-    gpt, previous = unwrap(model), _previous(folder)
+    gpt = unwrap(model)
     if not isinstance(gpt, GPT):
         raise TypeError(f"a bundle holds a GPT, and this is a {type(gpt).__name__}")
-    with atomicio.new_folder(folder) as temporary:
+    with _new_bundle(folder) as temporary:
         write_bundle_files(temporary, plain_state_dict(gpt), gpt.config, tokenizer)
         if chat is not None:
             atomicio.write_json(temporary / CHAT, chat.to_json())
         if head is not None:
             atomicio.write_bytes(temporary / HEAD, safetensors.torch.save(dict(head)))
         write_manifest(temporary, extra or {})
+
+
+def save_adapter(
+    folder: Path, adapter: Adapter, base: Base, bundle: Bundle, extra: dict[str, Any] | None = None
+) -> None:
+    """Write what fine-tuning changed; `load_bundle` adds it to what it began from: the bits that were trained.
+
+    The base is found by its place as seen from the adapter: the two may be moved together.
+
+    Args:
+        folder: where; a bundle that is already there is replaced.
+        adapter: what was learned.
+        base: what it began from.
+        bundle: the fine-tuned model's config, tokenizer and chat are kept.
+        extra: what else the manifest says.
+
+    Raises:
+        CheckpointError: something else than a bundle is there.
+        StorageError: it could not be written; the old one is as it was.
+    """
+    where, here = base.folder.resolve(), folder.resolve()
+    try:
+        place = Path(os.path.relpath(where, here)).as_posix()
+    except ValueError:  # on another drive of Windows
+        place = where.as_posix()
+    note = {"base": place, "base_sha256": base.sha256, "scale": adapter.scale}
+    with _new_bundle(folder) as temporary:
+        atomicio.write_json(temporary / CONFIG, dataclasses.asdict(bundle.config))
+        atomicio.write_bytes(temporary / ADAPTER, safetensors.torch.save(adapter.to_tensors()))
+        save_tokenizer(bundle.tokenizer, temporary)
+        if bundle.chat is not None:
+            atomicio.write_json(temporary / CHAT, bundle.chat.to_json())
+        write_manifest(temporary, {**(extra or {}), **note})
+
+
+def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
+    """The bundle that is meant, and what its weights are known by.
+
+    Raises:
+        CheckpointError: there is no such thing, or it is damaged.
+    """
+    folder = find_bundle(Path(path), checkpoint)
+    return Base(folder, atomicio.sha256_of(folder / (ADAPTER if ADAPTER in _check_files(folder) else WEIGHTS)))
+
+
+@contextmanager
+def _new_bundle(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which then takes a bundle's place."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not looks_like_bundle(folder)):
+        raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
+    previous = _previous(folder)
+    with atomicio.new_folder(folder) as temporary:
+        yield temporary
         if folder.exists():
             if previous.exists():
                 atomicio.remove_tree(previous)
@@ -147,7 +215,7 @@ def load_bundle(
         outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
-    weights = read_weights(folder / WEIGHTS, outline)
+    weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
     model = blank_gpt(config)
     model.load_state_dict(weights, strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
@@ -173,11 +241,11 @@ def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
     if not path.is_dir():
         raise CheckpointError(f"there is no {path}; give the folder of a bundle, a checkpoint or a run")
     inner, steps = _standing(path / "bundle"), finished_checkpoints(path / "checkpoints")
-    if steps and not _looks_like_bundle(path) and not (checkpoint == "best" and inner.is_dir()):
+    if steps and not looks_like_bundle(path) and not (checkpoint == "best" and inner.is_dir()):
         return _choose(steps, str(checkpoint), path) / "bundle"
     if checkpoint != "best":
         raise CheckpointError(f"{path} has no checkpoints to choose {checkpoint!r} from; leave the choice out")
-    if _looks_like_bundle(path):
+    if looks_like_bundle(path):
         return path
     if inner.is_dir():
         return inner
@@ -217,6 +285,32 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
         CheckpointError: this is not a safetensors file, or it belongs to another model.
     """
     weights = read_tensors(file)
+    _require_fit(weights, model, file)
+    return weights
+
+
+def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
+    """An adapter's base with the adapter added: the weights of `model`."""
+    facts = read_manifest(folder)
+    place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
+    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
+        raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
+    where = Path(os.path.normpath(folder.resolve() / place))
+    if not where.is_dir():
+        raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
+    if (base := base_at(where)).sha256 != sha256:
+        raise CheckpointError(
+            f"{folder} is an adapter of another model than {where} holds now; "
+            f"the file with that one's weights has the SHA-256 {sha256}"
+        )
+    adapter = Adapter.from_tensors(read_tensors(folder / ADAPTER), scale)
+    before = load_bundle(base.folder).model
+    weights = adapter.applied_to(plain_state_dict(before), model.config.vocab_size)
+    _require_fit(weights, model, folder / ADAPTER)
+    return weights
+
+
+def _require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in plain_state_dict(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = [
@@ -227,7 +321,6 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
-    return weights
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -266,13 +359,14 @@ def _check_files(folder: Path) -> set[str]:
     own = (folder / MANIFEST).is_file() or not (folder.parent / MANIFEST).is_file()
     root, under = (folder, "") if own else (folder.parent, f"{folder.name}/")
     listed = check_manifest(root, under)["files"]
-    for name in FILES:
+    for name in (CONFIG, ADAPTER if under + ADAPTER in listed else WEIGHTS, TOKENIZER):
         if under + name not in listed:
             raise CheckpointError(f"{root / MANIFEST} does not list {under + name}; {folder} is not a whole bundle")
     return {name.removeprefix(under) for name in listed}
 
 
-def _looks_like_bundle(folder: Path) -> bool:
+def looks_like_bundle(folder: Path) -> bool:
+    """Whether a folder has a bundle's files, or some of them."""
     return any((folder / name).exists() for name in FILES)
 
 

@@ -5,14 +5,17 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from stagekit import FAST, e_share, write_base, write_conversations, write_rankings
 
 from groundling.align import dpo, grpo, learner, ppo, reward, sft
 from groundling.align.chat import Chat
 from groundling.align.replies import Speaker
 from groundling.align.vocabulary import with_chat
-from groundling.bundle import load_bundle
+from groundling.bundle import load_bundle, plain_state_dict, save_bundle
 from groundling.errors import CheckpointError, ConfigError, DataError
+from groundling.export.cli import main as export_main
+from groundling.model.gpt import GPT
 from groundling.sample.choose import SamplingConfig
 from groundling.train import loop
 from groundling.train.watch import ASKED_TO_STOP
@@ -38,6 +41,11 @@ def summary(run: Path) -> dict:
 
 def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def same_weights(a: GPT, b: GPT) -> bool:
+    ours, theirs = plain_state_dict(a), plain_state_dict(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def replies_of(bundle_folder: Path) -> list[str]:
@@ -81,6 +89,44 @@ def test_adapters_learn_too_and_leave_the_known_words_alone(folder, tmp_path):
     assert (before.wte.weight == after.wte.weight[:n]).all()
     assert not (before.h[0].attn.c_attn.weight == after.h[0].attn.c_attn.weight).all()
     assert summary(tmp_path / "sft")["replies_ended"] > 0.9
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_kept_apart_is_the_merged_model_to_the_last_bit(folder, tmp_path, tied, capsys):
+    """And loads wherever a model does: here it is fine-tuned again, and exported in one piece."""
+    base = write_base(tmp_path / "base", tie_weights=tied)
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--epochs", "1", "--lora.rank", "2", *FAST, "--n-replies", "0"]
+    assert sft.main([str(base), "--out-dir", str(tmp_path / "merged"), *flags]) == 0
+    assert sft.main([str(base), "--out-dir", str(tmp_path / "kept"), *flags, "--lora.keep"]) == 0
+    assert not list((tmp_path / "kept").rglob("model.safetensors"))
+    whole, kept = load_bundle(tmp_path / "merged"), load_bundle(tmp_path / "kept")
+    assert (whole.config, whole.chat) == (kept.config, kept.chat)
+    assert same_weights(whole.model, kept.model)
+    assert kept.model.lm_head.weight is kept.model.wte.weight or not tied
+
+    assert sft.main([str(tmp_path / "kept"), "--out-dir", str(tmp_path / "twice"), *flags, "--lora.keep"]) == 0
+    twice = load_bundle(tmp_path / "twice")
+    assert not same_weights(twice.model, kept.model)
+    assert export_main(["bundle", str(tmp_path / "twice"), str(tmp_path / "one")]) == 0
+    assert "parameters" in capsys.readouterr().out
+    (tmp_path / "merged").rename(tmp_path / "elsewhere")
+    assert same_weights(load_bundle(tmp_path / "one").model, twice.model)
+
+
+def test_an_adapter_says_what_it_misses(folder, tmp_path):
+    base = write_base(tmp_path / "a" / "base")
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--epochs", "0.1", "--lora.rank", "2", "--n-replies", "0"]
+    assert sft.main([str(base), "--out-dir", str(tmp_path / "a" / "kept"), *flags, *FAST, "--lora.keep"]) == 0
+    before = load_bundle(tmp_path / "a" / "kept").model
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert same_weights(load_bundle(tmp_path / "b" / "kept").model, before), "moved together"
+    (tmp_path / "b" / "base").rename(tmp_path / "b" / "gone")
+    with pytest.raises(CheckpointError, match="which is not there"):
+        load_bundle(tmp_path / "b" / "kept")
+    other = GPT(load_bundle(tmp_path / "b" / "gone").config)
+    save_bundle(tmp_path / "b" / "base", other, load_bundle(tmp_path / "b" / "gone").tokenizer)
+    with pytest.raises(CheckpointError, match="adapter of another model"):
+        load_bundle(tmp_path / "b" / "kept")
 
 
 def test_the_reward_model_learns_what_the_judge_likes(folder):
@@ -165,6 +211,7 @@ def test_the_same_seed_gives_the_same_policy(folder, tmp_path):
         (ppo, ["SFT", "--reward", "nowhere"], "nowhere"),
         (sft, ["BASE", "--data.path", "nowhere.jsonl"], "nowhere.jsonl"),
         (sft, ["BASE", "--lora.alpha", "2"], "needs lora.rank"),
+        (sft, ["BASE", "--lora.keep"], "needs lora.rank"),
         (reward, ["SFT", "--rankings", "RANKINGS", "--gold", "beauty"], "beauty"),
     ],
 )

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685): a small model's worth of numbers that change a large one.
 
 W stays as it is and B A is learned beside it; everything that reads `linear.weight` sees W + (alpha / rank) B A, so
-decoding, exporting and inspecting need to know nothing of adapters. Merging writes the sum down.
+decoding, exporting and inspecting need to know nothing of adapters. What is saved is the sum, or the adapter alone.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from groundling.adapter import Adapter, added
 from groundling.errors import require
 from groundling.model.gpt import GPT
 
@@ -24,11 +25,14 @@ class LoraConfig:
     """Train matrices of this rank beside those of the blocks, and the chat's own embeddings; None: train all."""
     alpha: float | None = None
     """What they are multiplied with is alpha / rank; None: twice the rank."""
+    keep: bool = False
+    """Save these alone, with a note of the model that they belong to; or else both as one model."""
 
     def __post_init__(self) -> None:
         require(self.rank is None or self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1, or None")
         require(self.alpha is None or self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive, or None")
         require(self.alpha is None or self.rank is not None, "lora.alpha needs lora.rank")
+        require(self.rank is not None or not self.keep, "lora.keep needs lora.rank: a model of its own has no adapter")
 
     def scale(self) -> float:
         """What B A is multiplied with."""
@@ -48,7 +52,7 @@ class LowRank(nn.Module):
         self.scale = scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.scale * (self.b @ self.a)
+        return added(weight, self.a, self.b, self.scale)
 
 
 class LearnedRows(nn.Module):
@@ -101,6 +105,21 @@ def merged_state(model: GPT) -> dict[str, Tensor]:
         elif tail == "original":
             state[f"{head}.weight"] = model.get_submodule(head).weight.detach()  # type: ignore[operator]
     return state
+
+
+def adapter_of(model: GPT, config: LoraConfig) -> Adapter:
+    """What `adapt` has let be learned, by itself."""
+    low_rank: dict[str, tuple[Tensor, Tensor]] = {}
+    rows: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        (learned,) = module.parametrizations.weight  # type: ignore[union-attr]
+        if isinstance(learned, LowRank):
+            low_rank[f"{name}.weight"] = (learned.a.detach(), learned.b.detach())
+        elif not (module is model.lm_head and model.config.tie_weights):
+            rows[f"{name}.weight"] = learned.rows.detach()
+    return Adapter(low_rank, rows, config.scale())
 
 
 def _block_linears(model: GPT) -> Iterator[nn.Linear]:

@@ -15,14 +15,14 @@ import tyro
 from torch import Tensor, nn
 
 from groundling import dist
-from groundling.align.adapters import LoraConfig, adapt, merged_state
+from groundling.align.adapters import LoraConfig, adapt, adapter_of, merged_state
 from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations
 from groundling.align.feed import ExampleFeed
 from groundling.align.packing import groups_of_rows, pack
 from groundling.align.replies import Speaker
 from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
 from groundling.align.vocabulary import with_chat
-from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.bundle import Base, Bundle, base_at, load_bundle, save_adapter, save_bundle
 from groundling.config import parse
 from groundling.data.examples import Encoded
 from groundling.errors import require
@@ -102,6 +102,7 @@ def sft(config: SftConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     with open_stage(config, "sft") as stage:
+        base = base_at(config.path)
         bundle = with_chat(load_bundle(config.path, stage.picked.device))
         assert bundle.chat is not None
         data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
@@ -114,7 +115,7 @@ def sft(config: SftConfig) -> int:
         measure = _Measure(config, stage, bundle, data, objective)
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if dist.is_first():
-            _save(config, bundle, figures)
+            _save(config, base, bundle, figures)
         return stage.finish(ended, figures)
 
 
@@ -167,7 +168,11 @@ class _Measure:
         return figures
 
 
-def _save(config: SftConfig, bundle: Bundle, figures: dict[str, float]) -> None:
+def _save(config: SftConfig, base: Base, bundle: Bundle, figures: dict[str, float]) -> None:
+    folder, facts = config.out_dir / "bundle", {"stage": "sft", **figures}
+    if config.lora.keep:
+        save_adapter(folder, adapter_of(bundle.model, config.lora), base, bundle, facts)
+        return
     model = blank_gpt(bundle.config)
     model.load_state_dict({name: tensor.cpu() for name, tensor in merged_state(bundle.model).items()}, strict=False)
-    save_bundle(config.out_dir / "bundle", model, bundle.tokenizer, {"stage": "sft", **figures}, bundle.chat)
+    save_bundle(folder, model, bundle.tokenizer, facts, bundle.chat)

@@ -1,4 +1,4 @@
-"""`groundling export hf|gguf`: a trained model for other programs."""
+"""`groundling export hf|gguf|bundle`: a trained model for other programs, or in one piece."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from groundling import atomicio, config
-from groundling.bundle import Bundle, load_bundle
+from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, looks_like_bundle, read_tensors, save_bundle
 from groundling.errors import StorageError
 
 
@@ -18,7 +18,7 @@ class Config:
     path: tyro.conf.Positional[Path]
     """A bundle, a checkpoint, or the folder of a training run."""
     out: tyro.conf.Positional[Path]
-    """What to write: a folder for hf, a file for gguf."""
+    """What to write: a folder for hf and bundle, a file for gguf."""
     checkpoint: str = "best"
     """Of a run: best, last, or a step."""
     overwrite: bool = False
@@ -26,10 +26,11 @@ class Config:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `groundling export hf|gguf`."""
+    """Run `groundling export hf|gguf|bundle`."""
     commands = {
         "hf": (_hf, "a folder for transformers and vLLM: GPT-2, Llama or Qwen3, with its tokenizer"),
         "gguf": (_gguf, "one file for llama.cpp and Ollama"),
+        "bundle": (_bundle, "a bundle that needs no other: an adapter added to its model, or one checkpoint of a run"),
     }
     return config.run_subcommand(argv, commands, "groundling export")
 
@@ -54,6 +55,17 @@ def _gguf(argv: list[str]) -> int:
     export_gguf(bundle, chosen.out)
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
     print(f"let it speak: llama-cli -m {chosen.out}")
+    return 0
+
+
+def _bundle(argv: list[str]) -> int:
+    chosen = config.parse(Config, argv, "groundling export bundle", "Write a bundle that needs no other.")
+    bundle = _load(chosen, looks_like_bundle)
+    head = find_bundle(chosen.path, chosen.checkpoint) / HEAD
+    save_bundle(
+        chosen.out, bundle.model, bundle.tokenizer, None, bundle.chat, read_tensors(head) if head.is_file() else None
+    )
+    print(f"{chosen.out}: {_said(bundle)}")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from groundling import atomicio, dist, runtime
-from groundling.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, save_bundle
+from groundling.bundle import Bundle, base_at, find_bundle, load_bundle, save_bundle
 from groundling.config import completed, differences, parse, to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
@@ -231,7 +231,7 @@ class _Run:
         """Of all that is learned from: the text as tokens, and the weights of the models that teach."""
         if not self.teachers:
             return self.corpus.fingerprint
-        weights = [atomicio.sha256_of(teacher / WEIGHTS) for teacher in self.teachers]
+        weights = [base_at(teacher).sha256 for teacher in self.teachers]
         return hashlib.sha256(" ".join([self.corpus.fingerprint, *weights]).encode()).hexdigest()
 
     def _say_estimate(self) -> None:

@@ -1,0 +1,69 @@
+"""What fine-tuning changed of a model (LoRA, arXiv:2106.09685), to be kept beside the model that it belongs to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from groundling.errors import CheckpointError
+
+A, B, ROWS = "|a", "|b", "|rows"
+"""Endings of the names under which an adapter's tensors are kept; before them stands the weight's own."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Matrices of low rank that are added to weights, and embeddings of ids that the model had not got."""
+
+    low_rank: dict[str, tuple[Tensor, Tensor]]
+    """Weight -> (A, B); it becomes W + scale B A."""
+    rows: dict[str, Tensor]
+    """Weight -> its last rows, in place of those that are there, or after them."""
+    scale: float
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All of it but the scale, by names."""
+        named = {name + ROWS: rows for name, rows in self.rows.items()}
+        for name, (a, b) in self.low_rank.items():
+            named |= {name + A: a, name + B: b}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], scale: float) -> "Adapter":
+        """What `to_tensors` gave.
+
+        Raises:
+            CheckpointError: a matrix is without its other one, or there is something else besides.
+        """
+        names = {ending: {n.removesuffix(ending) for n in tensors if n.endswith(ending)} for ending in (A, B, ROWS)}
+        n_known = sum(map(len, names.values()))
+        if names[A] != names[B] or n_known != len(tensors):
+            raise CheckpointError("these are not the tensors of an adapter: each weight has A and B, or rows")
+        low_rank = {name: (tensors[name + A], tensors[name + B]) for name in sorted(names[A])}
+        return cls(low_rank, {name: tensors[name + ROWS] for name in sorted(names[ROWS])}, scale)
+
+    def applied_to(self, weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
+        """The weights of the model that was fine-tuned.
+
+        Args:
+            weights: of the model that it began from.
+            n_rows: of the fine-tuned model's embeddings: its vocabulary.
+
+        Raises:
+            CheckpointError: they are another model's.
+        """
+        changed = dict(weights)
+        try:
+            for name, rows in self.rows.items():
+                changed[name] = torch.cat([weights[name][: n_rows - rows.size(0)], rows.to(weights[name])])
+            for name, (a, b) in self.low_rank.items():
+                changed[name] = added(weights[name], a.to(weights[name]), b.to(weights[name]), self.scale)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"the adapter does not fit its model: {str(error).splitlines()[0]}") from error
+        return changed
+
+
+def added(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale B A, in these operations: training, merging and loading have the same bits."""
+    return weight + scale * (b @ a)
