@@ -114,7 +114,7 @@ def adapter_of(model: GPT, config: LoraConfig) -> Adapter:
     for name, module in model.named_modules():
         if not parametrize.is_parametrized(module, "weight"):
             continue
-        (learned,) = module.parametrizations.weight  # type: ignore[union-attr]
+        (learned,) = module.parametrizations.weight
         if isinstance(learned, LowRank):
             low_rank[f"{name}.weight"] = (learned.a.detach(), learned.b.detach())
         elif not (module is model.lm_head and model.config.tie_weights):
