@@ -201,9 +201,29 @@ def packed_values(
         yield scored, [scored.spread_said([each[numbers[place]] for place in group]) for each in values]
 
 
-def scored_by(policy: Policy, replies: Sequence[Reply], block_size: int, n_rows: int) -> list[Tensor]:
-    """The log-probability of each id of each reply."""
-    return said_values(replies, block_size, n_rows, policy.score)
+def scored_by(
+    policy: Policy,
+    replies: Sequence[Reply],
+    block_size: int,
+    n_rows: int,
+    parts: Sequence[Sequence[int]] | None = None,
+) -> list[Tensor]:
+    """The log-probability of each id of each reply.
+
+    Args:
+        policy: whose.
+        replies: N.
+        block_size: of the rows that they are packed in.
+        n_rows: at a time.
+        parts: the numbers of replies that are packed together; None: all. In bfloat16 a number's last bits depend on
+            the shape of what it is computed with.
+    """
+    values: list[Tensor] = [torch.empty(0)] * len(replies)
+    for part in [range(len(replies))] if parts is None else parts:
+        found = said_values([replies[number] for number in part], block_size, n_rows, policy.score)
+        for number, each in zip(part, found, strict=True):
+            values[number] = each
+    return values
 
 
 class Drawer:
@@ -239,13 +259,10 @@ class Drawer:
             value if reply.ended else config.no_end
             for reply, value in zip(replies, self._rewards(replies), strict=True)
         ]
-        block_size, n_rows = bundle.config.block_size, config.micro_batch_rows
-        return Round(
-            replies,
-            rewards,
-            scored_by(policy, replies, block_size, n_rows),
-            scored_by(reference, replies, block_size, n_rows),
-        )
+        # Packed as the first pass will pack them: its first ratio is 1 to the last bit, whatever the precision.
+        parts = minibatches_of(len(replies), config.minibatches, config.seed, step, 0, each)
+        rows = (bundle.config.block_size, config.micro_batch_rows, parts)
+        return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
 
 
 def minibatches_of(n: int, count: int, seed: int, step: int, number: int, each: int = 1) -> list[list[int]]:
