@@ -1,6 +1,7 @@
 """All stages after one another on Tiny Shakespeare, from a model that knows nothing to the report."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_the_report_has_a_row_for_every_way_to_reply(folder: Path) -> None:
 def test_the_page_stands_alone(folder: Path) -> None:
     page = (folder / "all/report/index.html").read_text("utf-8")
     sources_of = re.findall(r"(?:src|href)='([^']*)'", page)
-    assert len(sources_of) == 3
+    assert len(sources_of) == 8, "frontier, over-optimisation, fine-tuning, rater, calibration, DPO, GRPO, PPO"
     assert all(each.startswith("data:image/png;base64,") for each in sources_of)
     assert "<script" not in page
     assert "http" not in page
@@ -55,6 +56,21 @@ def test_the_page_stands_alone(folder: Path) -> None:
     assert [line.split("|")[1].strip() for line in table[2:]] == [
         *("base", "SFT", "best of 2", "DPO", "GRPO", "PPO", "GRPO without KL"),
     ]
+
+
+def test_the_report_shows_what_the_rater_did(folder: Path) -> None:
+    """The smoke run's noise is 0.2: near gaps are tossed up, and of wide ones nearly all are got right."""
+    rater = json.loads((folder / "all/report/report.json").read_text("utf-8"))["rater"]
+    assert rater["noise"] == 0.2
+    assert len(rater["golds"]) == 24 * 4
+    assert all(-1 <= gold <= 1 for gold in rater["golds"])
+    pairs = sum(each["pairs"] for each in rater["preferred"])
+    right = sum(each["share"] * each["pairs"] for each in rater["preferred"])
+    expected = sum(each["pairs"] / (1 + math.exp(-each["gap"] / 0.2)) for each in rater["preferred"])
+    assert pairs > 20
+    assert abs(right - expected) < 3 * math.sqrt(pairs) / 2
+    courses = json.loads((folder / "all/report/report.json").read_text("utf-8"))["courses"]
+    assert {name: len(runs) for name, runs in courses.items()} == {"sft": 1, "dpo": 2, "grpo": 2, "ppo": 2}
 
 
 def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

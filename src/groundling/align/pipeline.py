@@ -128,7 +128,7 @@ def stages(config: ChatgptConfig) -> list[Stage]:
     found.append(("grpo", grpo.main, [*free, "--out-dir", str(out / "without-kl")]))
     runs = [str(out / f"{name}-{seed}") for name in ("dpo", "grpo", "ppo") for seed in config.seeds]
     compared = ["--base", config.path, "--reward", judge, "--gold", config.gold]
-    compared += ["--unpenalised", str(out / "without-kl")]
+    compared += ["--rankings", rankings, "--unpenalised", str(out / "without-kl")]
     seeds = ["--seeds", *map(str, config.seeds), *(["--prompts", "8", "--best-of", "2"] if few else [])]
     report_argv = [fine_tuned, *compared, *short, *cut, *seeds, "--out-dir", str(out / "report"), "--runs", *runs]
     found.append(("align-report", report.main, report_argv))

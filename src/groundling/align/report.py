@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from groundling.align import report_page
 from groundling.align.conversations import ChatDataConfig, prepare_conversations, prompt_room
 from groundling.align.evaluate import Verdict, best_of, best_of_kl, judge_replies
 from groundling.align.gold import measure_by_name
+from groundling.align.judge import SAME
 from groundling.align.policy import Policy, exchanges_of
+from groundling.align.rankings import Rankings
 from groundling.align.replies import Reply, Speaker
 from groundling.align.reward_model import load_reward_model, scores_of
 from groundling.align.rollout import nats_a_reply, scored_by
@@ -50,6 +54,10 @@ class ReportConfig:
     """Folders of ppo, dpo and grpo; those of one kind are the seeds of one row."""
     unpenalised: Path | None = None
     """The folder of a run at kl_coef 0 with --gold: shown apart, as what goes wrong."""
+    rankings: Path | None = None
+    """What the rater said: shown beside the measure."""
+    gold_noise: float = 0.2
+    """How noisy the rater was, if it was a simulated one."""
     out_dir: Path = Path("runs/report")
     """Where the report goes: index.html, report.json, table.md and pictures."""
     gold: str = "warm"
@@ -122,6 +130,8 @@ def align_report(config: ReportConfig) -> int:
         if failed is None
         else {"name": failed.name, **asdict(failed.verdict), "rounds": _rounds(config.unpenalised)},
         "calibration": _calibration(Path(config.reward)),
+        "rater": None if config.rankings is None else what_was_preferred(config),
+        "courses": _courses([Path(config.path), *config.runs]),
         "replies": [
             {
                 "prompt": judge.text(prompt),
@@ -281,10 +291,49 @@ def _seconds(folder: Path) -> float | None:
 
 
 def _rounds(folder: Path | None) -> list[dict[str, Any]]:
-    if folder is None or not (folder / "metrics.jsonl").is_file():
-        return []
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [record for record in records if "kl" in record]
+    return [record for record in _records(folder) if "kl" in record] if folder is not None else []
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def _courses(folders: Sequence[Path]) -> dict[str, list[list[dict[str, Any]]]]:
+    """What each stage wrote down as it learned: stage -> runs -> records."""
+    courses: dict[str, list[list[dict[str, Any]]]] = {}
+    for folder in folders:
+        if records := _records(folder):
+            courses.setdefault(str(_summary(folder)["stage"]), []).append(records)
+    return courses
+
+
+def what_was_preferred(config: ReportConfig, most: int = 300, n_bins: int = 12) -> dict[str, Any]:
+    """The measure of some ranked replies, and of two of them how often the higher one was preferred, by their gap."""
+    assert config.rankings is not None
+    measure = lru_cache(maxsize=None)(measure_by_name(config.gold))
+    with Rankings(config.rankings, must_exist=True) as rankings:
+        judgements = list(islice(rankings, most))
+    golds = [measure(candidate.text) for judgement in judgements for candidate in judgement.candidates]
+    gaps = [
+        measure(comparison.better.text) - measure(comparison.worse.text)
+        for judgement in judgements
+        for comparison in judgement.comparisons()
+        if not comparison.tie
+    ]
+    widest = max(map(abs, gaps), default=0.0)
+    bins: list[list[float]] = [[] for _ in range(n_bins)]
+    for gap in gaps:
+        if abs(gap) > SAME:
+            bins[min(int(abs(gap) / widest * n_bins), n_bins - 1)].append(gap)
+    preferred = [
+        {"gap": sum(map(abs, each)) / len(each), "share": sum(gap > 0 for gap in each) / len(each), "pairs": len(each)}
+        for each in bins
+        if each
+    ]
+    raters = {judgement.rater for judgement in judgements}
+    simulated = bool(raters) and all(rater.startswith("simulated-") for rater in raters)
+    return {"golds": golds, "preferred": preferred, "noise": config.gold_noise if simulated else None}
 
 
 def _calibration(folder: Path) -> dict[str, Any] | None:

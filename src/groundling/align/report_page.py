@@ -8,7 +8,7 @@ from typing import Any
 
 from groundling import atomicio
 from groundling.align.evaluate import Verdict
-from groundling.plotting import save_figure, subplots
+from groundling.align.report_pictures import draw_all
 
 COLUMNS = (
     "",
@@ -73,76 +73,12 @@ def write(folder: Path, figures: dict[str, Any]) -> None:
     rows = [*figures["rows"], *([figures["without_kl"]] if figures["without_kl"] else [])]
     table = [cells(row) for row in rows]
     atomicio.write_text(folder / "table.md", _markdown(table))
-    pictures = [(draw_frontier(folder / "frontier.png", figures), "What the measure gains for the nats it costs")]
-    if figures["without_kl"]:
-        pictures.append((draw_over_optimisation(folder / "over_optimisation.png", figures),
-                         "Reward and measure where leaving the fine-tuned model costs nothing"))  # fmt: skip
-    if figures["calibration"] and figures["calibration"].get("calibration"):
-        pictures.append((draw_calibration(folder / "calibration.png", figures["calibration"]),
-                         "How often the reward model's preferences are the rater's"))  # fmt: skip
-    atomicio.write_text(folder / "index.html", _page(figures, table, pictures))
+    atomicio.write_text(folder / "index.html", _page(figures, table, draw_all(folder, figures)))
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> str:
     lines = [COLUMNS, ["---"] + ["---:"] * (len(COLUMNS) - 1), *table]
     return "".join("| " + " | ".join(each) + " |\n" for each in lines)
-
-
-def draw_frontier(path: Path, figures: dict[str, Any]) -> Path:
-    """The measure against KL: each row, the way that its runs took, and the curve of best-of-n."""
-    figure, axes = subplots(1, 1, figsize=(8, 5))
-    sft = next((row for row in figures["rows"] if row["name"] == "SFT"), None)
-    start = [(0.0, sft["gold"])] if sft else []
-    curve = [*start, *((each["kl"], each["gold"]) for each in figures["best_of"])]
-    if len(curve) > 1:
-        axes.plot(*zip(*curve, strict=True), "k--", marker=".", label="best of n", linewidth=1)
-    trained = [row for row in figures["rows"] if row["name"] not in ("base", "SFT") and row["seconds"] is not None]
-    for number, row in enumerate(trained):
-        for way in row["way"]:
-            axes.plot(*zip(*way, strict=True), color=f"C{number}", alpha=0.3, linewidth=1)
-        axes.plot([row["kl"]], [row["gold"]], "o", color=f"C{number}", label=row["name"])
-    if sft:
-        axes.plot([0], [sft["gold"]], "ks", label="SFT")
-    axes.set_xlabel("KL to the fine-tuned model, nats a reply")
-    axes.set_ylabel(f"gold measure: {figures['gold']}")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.2)
-    save_figure(figure, path)
-    return path
-
-
-def draw_over_optimisation(path: Path, figures: dict[str, Any]) -> Path:
-    """Reward and measure along a run that nothing held back (after arXiv:2210.10760, figure 1)."""
-    rounds = figures["without_kl"]["rounds"]
-    figure, axes = subplots(1, 1, figsize=(8, 5))
-    nats = [max(0.0, each["kl"]) ** 0.5 for each in rounds]
-    axes.plot(nats, [each["reward"] for each in rounds], color="C3", label="reward model (left)")
-    axes.set_xlabel("square root of the KL to the fine-tuned model, nats a reply")
-    axes.set_ylabel("reward")
-    other = axes.twinx()
-    golds = [(x, each["gold"]) for x, each in zip(nats, rounds, strict=True) if "gold" in each]
-    if golds:
-        other.plot(*zip(*golds, strict=True), color="C0", label="gold measure (right)")
-    other.set_ylabel(figures["gold"])
-    handles = [*axes.get_lines(), *other.get_lines()]
-    axes.legend(handles, [handle.get_label() for handle in handles], frameon=False, loc="upper left")
-    axes.grid(alpha=0.2)
-    save_figure(figure, path)
-    return path
-
-
-def draw_calibration(path: Path, reward: dict[str, Any]) -> Path:
-    """What the reward model expects of a pair, and what the rater said."""
-    figure, axes = subplots(1, 1, figsize=(5.5, 5))
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as expected")
-    bins = reward["calibration"]
-    axes.plot([each["expected"] for each in bins], [each["preferred"] for each in bins], "o-", label="reward model")
-    axes.set_xlabel("expected: the first is preferred")
-    axes.set_ylabel("it was preferred")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.2)
-    save_figure(figure, path)
-    return path
 
 
 def _page(figures: dict[str, Any], table: Sequence[Sequence[str]], pictures: Sequence[tuple[Path, str]]) -> str:
