@@ -70,6 +70,8 @@ def test_the_report_shows_what_the_rater_did(folder: Path) -> None:
     assert pairs > 20
     assert abs(right - expected) < 3 * math.sqrt(pairs) / 2
     courses = json.loads((folder / "all/report/report.json").read_text("utf-8"))["courses"]
+    over = json.loads((folder / "all/report/report.json").read_text("utf-8"))["over_optimisation"]
+    assert [(course["gold"], len(course["rounds"])) for course in over] == [("warm", 2), ("verse", 2)]
     assert {name: len(runs) for name, runs in courses.items()} == {"sft": 1, "dpo": 2, "grpo": 2, "ppo": 2}
 
 
@@ -81,7 +83,7 @@ def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.Capture
     assert pipeline.main(argv) == 0
     after = {name: (folder / f"all/{name}/metrics.jsonl").stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == ["ppo-2"]
-    assert capsys.readouterr().err.count("done before") == 3 + 2 * 3 + 1 - 1
+    assert capsys.readouterr().err.count("done before") == 3 + 2 * 3 + 1 + 3 - 1
 
 
 def test_stages_of_another_recipe_are_not_mixed_with_these(folder: Path) -> None:
@@ -106,7 +108,19 @@ def test_what_follows_a_stage_that_runs_again_runs_again_too(folder: Path, capsy
     assert pipeline.main(argv) == 0
     said = capsys.readouterr().err
     assert [name for name in ("sft", "rankings simulate") if f"\ngroundling {name} " not in said] == []
-    assert said.count("done before") == 2
+    kept = [line.split()[1] for line in said.splitlines() if line.endswith("done before")]
+    verse = ["rankings", "reward", "grpo"]
+    assert kept == ["sft", "rankings", "dpo", "dpo", *verse], "what read nothing of the reward model"
+
+
+def test_rankings_are_refused_before_anything_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fine-tuning would be made anew, and with it all that follows; there are rankings of its replies."""
+    kept = (folder / "all/sft/summary.json").rename(folder / "all/sft/kept.json")
+    argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--smoke"]
+    with pytest.raises(ConfigError, match="move it elsewhere"):
+        pipeline.main(argv)
+    kept.rename(folder / "all/sft/summary.json")
+    assert "$ groundling" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

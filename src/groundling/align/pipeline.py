@@ -21,8 +21,44 @@ from groundling.errors import ConfigError, require
 from groundling.log import say
 from groundling.train.watch import ASKED_TO_STOP
 
-Stage = tuple[str, Callable[[Sequence[str]], int], list[str]]
-"""A verb, what runs it, and its arguments."""
+RANK = "rankings simulate"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command."""
+
+    verb: str
+    run: Callable[[Sequence[str]], int]
+    argv: list[str]
+
+    def output(self) -> str:
+        """The path that it writes."""
+        return _value(self.argv, "--rankings" if self.verb == RANK else "--out-dir")
+
+    def needs(self, path: str) -> bool:
+        """Whether it reads what another stage writes there."""
+        return path in self.argv and path != self.output()
+
+    def learns(self) -> bool:
+        """Whether it is a training, with a folder that an interrupted one leaves behind."""
+        return self.verb not in (RANK, "align-report")
+
+    def is_done(self) -> bool:
+        """Whether it has left its result; the report is always made anew."""
+        if self.verb == "align-report":
+            return False
+        if self.verb == RANK:
+            return _has_rankings(Path(self.output()))
+        file = Path(self.output()) / "summary.json"
+        try:
+            return bool(json.loads(file.read_text(encoding="utf-8"))["ended"] != ASKED_TO_STOP)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def line(self) -> str:
+        """As it is typed."""
+        return f"groundling {self.verb} {' '.join(self.argv)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +96,35 @@ def chatgpt(config: ChatgptConfig) -> int:
     find_bundle(Path(config.path))
     _require_same_recipe(config)
     started = time.perf_counter()
-    anew = False
-    for verb, run, argv in stages(config):
-        if not anew and _is_done(verb, argv):
-            say(f"\ngroundling {verb} {' '.join(argv)}: done before")
+    all_stages = stages(config)
+    missing = what_is_missing(all_stages)
+    for stage in all_stages:
+        if stage not in missing:
+            say(f"\n{stage.line()}: done before")
             continue
-        if verb == "rankings simulate" and _has_rankings(argv):
-            raise ConfigError(
-                f"{_value(argv, '--rankings')} has rankings of an earlier model's replies; move it elsewhere"
-            )
-        say(f"\n$ groundling {verb} {' '.join(argv)}")
-        learns = verb not in ("rankings simulate", "align-report")
-        code = run([*argv, "--overwrite"] if learns else argv)  # what an interrupted stage left goes
-        if code:
+        say(f"\n$ {stage.line()}")
+        # What an interrupted stage left goes.
+        if code := stage.run([*stage.argv, "--overwrite"] if stage.learns() else stage.argv):
             return code
-        # All that follows these was made of what they were before.
-        anew = anew or verb in ("sft", "rankings simulate", "reward")
     say(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
         f"groundling chat {config.out_dir / f'ppo-{config.seeds[0]}'}")  # fmt: skip
     return 0
+
+
+def what_is_missing(all_stages: Sequence[Stage]) -> list[Stage]:
+    """Those that have not finished, and those that finished with what these will make anew.
+
+    Raises:
+        ConfigError: there are rankings of a model that is to be made anew.
+    """
+    missing: list[Stage] = []
+    for stage in all_stages:
+        if stage.is_done() and not any(stage.needs(other.output()) for other in missing):
+            continue
+        if stage.verb == RANK and _has_rankings(Path(stage.output())):
+            raise ConfigError(f"{stage.output()} has rankings of an earlier model's replies; move it elsewhere")
+        missing.append(stage)
+    return missing
 
 
 def _require_same_recipe(config: ChatgptConfig) -> None:
@@ -110,58 +156,64 @@ def stages(config: ChatgptConfig) -> list[Stage]:
     few = config.smoke
     rounds = ["--steps", "2", "--replies", "16"] if few else []
     found: list[Stage] = [
-        ("sft", sft.main, [config.path, "--out-dir", fine_tuned, *short, *(["--epochs", "0.02"] if few else [])]),
-        ("rankings simulate", simulate.main,
+        Stage("sft", sft.main, [config.path, "--out-dir", fine_tuned, *short, *(["--epochs", "0.02"] if few else [])]),
+        Stage(RANK, simulate.main,
          [fine_tuned, "--rankings", rankings, "--gold", config.gold, *short, *cut,
           *(["--prompts", "24", "--candidates", "4"] if few else ["--prompts", "5000", "--candidates", "16"])]),
-        ("reward", reward.main,
+        Stage("reward", reward.main,
          [fine_tuned, "--rankings", rankings, "--gold", config.gold, "--out-dir", judge, *REWARD]),
     ]  # fmt: skip
     for seed in config.seeds:
         seeded = ["--seed", str(seed)]
         dpo_argv = [fine_tuned, "--rankings", rankings, *seeded, *DPO, *(["--epochs", "0.1"] if few else [])]
-        found.append(("dpo", dpo.main, [*dpo_argv, "--out-dir", str(out / f"dpo-{seed}")]))
+        found.append(Stage("dpo", dpo.main, [*dpo_argv, "--out-dir", str(out / f"dpo-{seed}")]))
         by_rewards = [fine_tuned, "--reward", judge, "--gold", config.gold, *seeded, *short, *cut]
-        found.append(("grpo", grpo.main, [*by_rewards, *GRPO, *rounds, "--out-dir", str(out / f"grpo-{seed}")]))
-        found.append(("ppo", ppo.main, [*by_rewards, *PPO, *rounds, "--out-dir", str(out / f"ppo-{seed}")]))
+        found.append(Stage("grpo", grpo.main, [*by_rewards, *GRPO, *rounds, "--out-dir", str(out / f"grpo-{seed}")]))
+        found.append(Stage("ppo", ppo.main, [*by_rewards, *PPO, *rounds, "--out-dir", str(out / f"ppo-{seed}")]))
     free = [fine_tuned, "--reward", judge, "--gold", config.gold, *short, *cut, *FREE, *rounds]
-    found.append(("grpo", grpo.main, [*free, "--out-dir", str(out / "without-kl")]))
+    found.append(Stage("grpo", grpo.main, [*free, "--out-dir", str(out / "without-kl")]))
+    found += _over_optimised(config, [*short, *cut], rounds)
     runs = [str(out / f"{name}-{seed}") for name in ("dpo", "grpo", "ppo") for seed in config.seeds]
     compared = ["--base", config.path, "--reward", judge, "--gold", config.gold]
     compared += ["--rankings", rankings, "--unpenalised", str(out / "without-kl")]
+    compared += ["--over-optimised", str(out / "over-optimised")]
     seeds = ["--seeds", *map(str, config.seeds), *(["--prompts", "8", "--best-of", "2"] if few else [])]
     report_argv = [fine_tuned, *compared, *short, *cut, *seeds, "--out-dir", str(out / "report"), "--runs", *runs]
-    found.append(("align-report", report.main, report_argv))
+    found.append(Stage("align-report", report.main, report_argv))
     return found
+
+
+def _over_optimised(config: ChatgptConfig, short: Sequence[str], rounds: Sequence[str]) -> list[Stage]:
+    """How a reward goes on rising while the measure falls: a small judge of verse, and nothing that holds back.
+
+    Lines of ten syllables are longer than most, so the judge learns that long is good, and cannot know where to stop.
+    """
+    out, few, gold = config.out_dir, config.smoke, ["--gold", "verse"]
+    fine_tuned, rankings, judge = str(out / "sft"), str(out / "verse.sqlite"), str(out / "reward-verse")
+    size = ["--prompts", "24", "--candidates", "4"] if few else ["--prompts", "600", "--candidates", "8"]
+    free = [*gold, *short, *FREE, *rounds]
+    return [
+        Stage(RANK, simulate.main, [fine_tuned, "--rankings", rankings, *gold, *short, *size]),
+        Stage("reward", reward.main,
+              [fine_tuned, "--rankings", rankings, *gold, "--out-dir", judge, *SMALL_REWARD]),
+        Stage("grpo", grpo.main, [fine_tuned, "--reward", judge, *free, "--out-dir", str(out / "over-optimised")]),
+    ]  # fmt: skip
 
 
 REWARD = ["--epochs", "3", "--batch-size", "8", "--optim.lr", "1e-3"]
 DPO = ["--epochs", "1", "--optim.lr", "2e-4"]
 GRPO = ["--kl-coef", "0.1", "--optim.lr", "3e-4", "--steps", "20"]
 PPO = ["--kl-coef", "0.15", "--optim.lr", "3e-4", "--steps", "20", "--stop-kl", "9"]
-FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "50", "--no-end", "0"]
+FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "20", "--no-end", "0"]
+SMALL_REWARD = ["--epochs", "2", "--batch-size", "8", "--optim.lr", "1e-3"]
 
 
 def _value(argv: Sequence[str], flag: str) -> str:
     return argv[list(argv).index(flag) + 1]
 
 
-def _has_rankings(argv: Sequence[str]) -> bool:
-    file = Path(_value(argv, "--rankings"))
+def _has_rankings(file: Path) -> bool:
     if not file.is_file():
         return False
     with Rankings(file, must_exist=True) as rankings:
         return any(True for _ in rankings)
-
-
-def _is_done(verb: str, argv: Sequence[str]) -> bool:
-    """Whether a stage has left its result; the report is always made anew."""
-    if verb == "align-report":
-        return False
-    if verb == "rankings simulate":
-        return _has_rankings(argv)
-    file = Path(_value(argv, "--out-dir")) / "summary.json"
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["ended"] != ASKED_TO_STOP)
-    except (OSError, ValueError, KeyError):
-        return False

@@ -7,6 +7,7 @@ the fine-tuned model's replies. Best-of-n is the baseline: n replies of that mod
 import json
 import math
 import time
+import tomllib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -54,6 +55,8 @@ class ReportConfig:
     """Folders of ppo, dpo and grpo; those of one kind are the seeds of one row."""
     unpenalised: Path | None = None
     """The folder of a run at kl_coef 0 with --gold: shown apart, as what goes wrong."""
+    over_optimised: tuple[Path, ...] = ()
+    """Folders of more such runs, with any measure: only their course is shown."""
     rankings: Path | None = None
     """What the rater said: shown beside the measure."""
     gold_noise: float = 0.2
@@ -110,6 +113,8 @@ def align_report(config: ReportConfig) -> int:
     started = time.perf_counter()
     atomicio.make_folder(config.out_dir)
     runs = [(folder, _summary(folder)) for folder in config.runs]
+    over_optimised = [config.unpenalised] if config.unpenalised is not None else []
+    over_optimisation = [course_of(folder) for folder in [*over_optimised, *config.over_optimised]]
     hacked = None if config.unpenalised is None else (config.unpenalised, _summary(config.unpenalised))
     judge = _Judge(config)
     rows = [judge.base(config.base)] if config.base is not None else []
@@ -126,9 +131,8 @@ def align_report(config: ReportConfig) -> int:
         "environment": environment(),
         "rows": [{"name": r.name, **asdict(r.verdict), "seconds": r.seconds, "way": r.gold_KL} for r in rows],
         "best_of": judge.best_curve,
-        "without_kl": None
-        if failed is None
-        else {"name": failed.name, **asdict(failed.verdict), "rounds": _rounds(config.unpenalised)},
+        "without_kl": None if failed is None else {"name": failed.name, **asdict(failed.verdict)},
+        "over_optimisation": over_optimisation,
         "calibration": _calibration(Path(config.reward)),
         "rater": None if config.rankings is None else what_was_preferred(config),
         "courses": _courses([Path(config.path), *config.runs]),
@@ -290,8 +294,8 @@ def _seconds(folder: Path) -> float | None:
         return None  # a bundle of its own says nothing of its training
 
 
-def _rounds(folder: Path | None) -> list[dict[str, Any]]:
-    return [record for record in _records(folder) if "kl" in record] if folder is not None else []
+def _rounds(folder: Path) -> list[dict[str, Any]]:
+    return [record for record in _records(folder) if "kl" in record]
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
@@ -306,6 +310,20 @@ def _courses(folders: Sequence[Path]) -> dict[str, list[list[dict[str, Any]]]]:
         if records := _records(folder):
             courses.setdefault(str(_summary(folder)["stage"]), []).append(records)
     return courses
+
+
+def course_of(folder: Path) -> dict[str, Any]:
+    """A run of rounds: its measure, and what each round was like.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    _summary(folder)
+    try:
+        gold = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))["gold"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} does not say which measure it was run with ({error})") from error
+    return {"gold": gold, "rounds": _rounds(folder)}
 
 
 def what_was_preferred(config: ReportConfig, most: int = 300, n_bins: int = 12) -> dict[str, Any]:

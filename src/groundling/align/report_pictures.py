@@ -19,8 +19,8 @@ def draw_all(folder: Path, figures: dict[str, Any]) -> list[tuple[Path, str]]:
     """
     courses, reward, rater = figures["courses"], figures["calibration"], figures["rater"]
     pictures = [(draw_frontier(folder / "frontier.png", figures), "What the measure gains for the nats it costs")]
-    if figures["without_kl"]:
-        pictures.append((draw_over_optimisation(folder / "over_optimisation.png", figures),
+    if runs := [course for course in figures["over_optimisation"] if course["rounds"]]:
+        pictures.append((draw_over_optimisation(folder / "over_optimisation.png", runs),
                          "Reward and measure where leaving the fine-tuned model costs nothing"))  # fmt: skip
     if courses.get("sft"):
         pictures.append((draw_fine_tuning(folder / "fine_tuning.png", courses["sft"][0]),
@@ -147,22 +147,22 @@ def draw_frontier(path: Path, figures: dict[str, Any]) -> Path:
     return path
 
 
-def draw_over_optimisation(path: Path, figures: dict[str, Any]) -> Path:
-    """Reward and measure along a run that nothing held back (after arXiv:2210.10760, figure 1)."""
-    rounds = figures["without_kl"]["rounds"]
-    figure, axes = subplots(1, 1, figsize=(8, 5))
-    nats = [max(0.0, each["kl"]) ** 0.5 for each in rounds]
-    axes.plot(nats, [each["reward"] for each in rounds], color="C3", label="reward model (left)")
-    axes.set_xlabel("square root of the KL to the fine-tuned model, nats a reply")
-    axes.set_ylabel("reward")
-    other = axes.twinx()
-    golds = [(x, each["gold"]) for x, each in zip(nats, rounds, strict=True) if "gold" in each]
-    if golds:
-        other.plot(*zip(*golds, strict=True), color="C0", label="gold measure (right)")
-    other.set_ylabel(figures["gold"])
-    handles = [*axes.get_lines(), *other.get_lines()]
-    axes.legend(handles, [handle.get_label() for handle in handles], frameon=False, loc="upper left")
-    axes.grid(alpha=0.2)
+def draw_over_optimisation(path: Path, courses: Sequence[dict[str, Any]]) -> Path:
+    """Reward and measure along runs that nothing held back (after arXiv:2210.10760, figure 1)."""
+    figure, (panels,) = subplots(1, len(courses), figsize=(5.6 * len(courses), 4.2), squeeze=False)
+    for axes, course in zip(panels, courses, strict=True):
+        nats = [max(0.0, each["kl"]) ** 0.5 for each in course["rounds"]]
+        axes.plot(nats, [each["reward"] for each in course["rounds"]], color="C3", label="reward model (left)")
+        axes.set_xlabel("square root of the KL, nats a reply")
+        axes.set_ylabel("reward")
+        other = axes.twinx()
+        golds = [(x, each["gold"]) for x, each in zip(nats, course["rounds"], strict=True) if "gold" in each]
+        if golds:
+            other.plot(*zip(*golds, strict=True), color="C0", label="gold measure (right)")
+        other.set_ylabel(course["gold"])
+        handles = [*axes.get_lines(), *other.get_lines()]
+        axes.legend(handles, [handle.get_label() for handle in handles], frameon=False)
+        axes.grid(alpha=0.2)
     save_figure(figure, path)
     return path
 
