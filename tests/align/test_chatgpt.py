@@ -10,6 +10,7 @@ import torch
 
 from groundling.align import pipeline, report
 from groundling.bundle import save_bundle
+from groundling.config import parse
 from groundling.data import sources
 from groundling.errors import CheckpointError, ConfigError
 from groundling.model.gpt import GPT, GPTConfig
@@ -90,6 +91,17 @@ def test_stages_of_another_recipe_are_not_mixed_with_these(folder: Path) -> None
     argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--gold", "verse", "--smoke"]
     with pytest.raises(ConfigError, match="choose another --out-dir"):
         pipeline.main(argv)
+
+
+def test_conversations_of_ones_own_go_to_every_stage(tmp_path: Path) -> None:
+    argv = ["base", "--data.path", "chats.jsonl", "--data.max-reply", "40", "--max-new-tokens", "77"]
+    config = parse(pipeline.ChatgptConfig, argv, "groundling chatgpt")
+    found = {stage.verb: stage.argv for stage in pipeline.stages(config)}
+    for verb in ("sft", "rankings simulate", "grpo", "ppo", "align-report"):
+        assert found[verb][found[verb].index("--data.path") + 1] == "chats.jsonl"
+        assert found[verb][found[verb].index("--data.max-reply") + 1] == "40"
+    assert "77" in found["ppo"]
+    assert "77" in found["align-report"]
 
 
 def test_rankings_of_an_earlier_model_are_not_added_to(folder: Path, tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ Each is a verb of its own, and is shown as one before it runs: what is done here
 finished is not run again, so that an interrupted pipeline goes on at the stage that it was in.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from groundling import atomicio
 from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
+from groundling.align.conversations import ChatDataConfig
+from groundling.align.gold import measure_by_name
 from groundling.align.rankings import Rankings
 from groundling.bundle import find_bundle
 from groundling.config import parse
@@ -69,6 +72,10 @@ class ChatgptConfig:
     """A pretrained model."""
     out_dir: Path = Path("runs/chatgpt")
     """Its stages' folders go here. What has finished there is kept."""
+    data: ChatDataConfig = field(default_factory=lambda: ChatDataConfig(max_prompt=60, max_reply=60))
+    """What all stages talk about."""
+    max_new_tokens: int = 48
+    """After which a reply is cut."""
     gold: str = "warm"
     """The measure that the simulated rater follows (warm or verse). No stage sees it, but the report."""
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -77,6 +84,8 @@ class ChatgptConfig:
     """A few steps of each stage, to see that all run; what they learn is nothing."""
 
     def __post_init__(self) -> None:
+        require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        measure_by_name(self.gold)
         require(
             len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, and none twice"
         )
@@ -135,6 +144,7 @@ def _require_same_recipe(config: ChatgptConfig) -> None:
     """
     file = config.out_dir / "chatgpt.json"
     recipe = {"path": config.path, "gold": config.gold, "smoke": config.smoke}
+    recipe |= {"data": _data_flags(config), "max_new_tokens": config.max_new_tokens}
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -151,8 +161,7 @@ def stages(config: ChatgptConfig) -> list[Stage]:
     """The recipe (docs/log.md says how its numbers were found)."""
     out = config.out_dir
     fine_tuned, rankings, judge = str(out / "sft"), str(out / "rankings.sqlite"), str(out / "reward")
-    short = ["--data.max-prompt", "60", "--data.max-reply", "60"]
-    cut = ["--max-new-tokens", "48"]
+    short, cut = _data_flags(config), ["--max-new-tokens", str(config.max_new_tokens)]
     few = config.smoke
     rounds = ["--steps", "2", "--replies", "16"] if few else []
     found: list[Stage] = [
@@ -181,6 +190,15 @@ def stages(config: ChatgptConfig) -> list[Stage]:
     report_argv = [fine_tuned, *compared, *short, *cut, *seeds, "--out-dir", str(out / "report"), "--runs", *runs]
     found.append(Stage("align-report", report.main, report_argv))
     return found
+
+
+def _data_flags(config: ChatgptConfig) -> list[str]:
+    data = dataclasses.asdict(config.data)
+    given = {name: value for name, value in data.items() if value is not None and value != _DATA[name]}
+    return [text for name, value in given.items() for text in (f"--data.{name.replace('_', '-')}", str(value))]
+
+
+_DATA = dataclasses.asdict(ChatDataConfig())
 
 
 def _over_optimised(config: ChatgptConfig, short: Sequence[str], rounds: Sequence[str]) -> list[Stage]:
