@@ -43,7 +43,7 @@ shakespeare: $(VENV)/.ready
 # The model that it starts from takes 5 minutes, and is kept. What has finished is not done again.
 chatgpt: $(VENV)/.ready
 	@test -d $(CHATGPT)/base/bundle || $(BIN)/groundling pretrain configs/shakespeare_bpe.toml \
-		--data.tokenizer.vocab-size 2048 --steps 900 --out-dir $(CHATGPT)/base --overwrite
+		--data.tokenizer.vocab-size 4096 --steps 900 --out-dir $(CHATGPT)/base --overwrite
 	@$(BIN)/groundling chatgpt $(CHATGPT)/base --out-dir $(CHATGPT)
 
 ladder: $(VENV)/.ready

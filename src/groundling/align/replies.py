@@ -15,7 +15,7 @@ from groundling.sample.sequences import row_generator
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 
-AT_ONCE = 64
+AT_ONCE = 32
 """Replies that are decoded together."""
 
 
