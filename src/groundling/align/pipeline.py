@@ -168,7 +168,7 @@ def stages(config: ChatgptConfig) -> list[Stage]:
         Stage("sft", sft.main, [config.path, "--out-dir", fine_tuned, *short, *(["--epochs", "0.02"] if few else [])]),
         Stage(RANK, simulate.main,
          [fine_tuned, "--rankings", rankings, "--gold", config.gold, *short, *cut,
-          *(["--prompts", "24", "--candidates", "4"] if few else ["--prompts", "5000", "--candidates", "36", "--temperature", "0.7"])]),
+          *(["--prompts", "24", "--candidates", "4"] if few else MANY)]),
         Stage("reward", reward.main,
          [fine_tuned, "--rankings", rankings, "--gold", config.gold, "--out-dir", judge, *REWARD]),
     ]  # fmt: skip
@@ -218,6 +218,7 @@ def _over_optimised(config: ChatgptConfig, short: Sequence[str], rounds: Sequenc
     ]  # fmt: skip
 
 
+MANY = ["--prompts", "5000", "--candidates", "36", "--temperature", "0.7"]
 REWARD = ["--epochs", "1", "--batch-size", "4", "--optim.lr", "1e-3", "--optim.weight-decay", "1"]
 DPO = ["--epochs", "1", "--optim.lr", "1.6e-4"]
 GRPO = ["--kl-coef", "0.1", "--optim.lr", "3e-4", "--steps", "20"]
