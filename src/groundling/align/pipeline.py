@@ -204,7 +204,8 @@ _DATA = dataclasses.asdict(ChatDataConfig())
 def _over_optimised(config: ChatgptConfig, short: Sequence[str], rounds: Sequence[str]) -> list[Stage]:
     """How a reward goes on rising while the measure falls: a small judge of verse, and nothing that holds back.
 
-    Lines of ten syllables are longer than most, so the judge learns that long is good, and cannot know where to stop.
+    Lines of ten syllables are longer than most, so a judge of one block, which adds up what it thinks of each token,
+    learns that long is good, and not where to stop.
     """
     out, few, gold = config.out_dir, config.smoke, ["--gold", "verse"]
     fine_tuned, rankings, judge = str(out / "sft"), str(out / "verse.sqlite"), str(out / "reward-verse")
@@ -220,11 +221,11 @@ def _over_optimised(config: ChatgptConfig, short: Sequence[str], rounds: Sequenc
 
 MANY = ["--prompts", "5000", "--candidates", "36", "--temperature", "0.7"]
 REWARD = ["--epochs", "1", "--batch-size", "4", "--optim.lr", "1e-3", "--optim.weight-decay", "1"]
-DPO = ["--epochs", "1", "--optim.lr", "1.6e-4"]
-GRPO = ["--kl-coef", "0.1", "--optim.lr", "3e-4", "--steps", "20"]
+DPO = ["--epochs", "1", "--optim.lr", "2e-4", "--beta", "0.2"]
+GRPO = ["--kl-coef", "0.1", "--optim.lr", "4e-4", "--steps", "20"]
 PPO = ["--kl-coef", "0.15", "--optim.lr", "3e-4", "--steps", "20", "--stop-kl", "8.5"]
-FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "20", "--no-end", "0"]
-SMALL_REWARD = ["--epochs", "2", "--batch-size", "8", "--optim.lr", "1e-3"]
+FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "24", "--no-end", "0"]
+SMALL_REWARD = ["--n-layer", "1", "--epochs", "2", "--batch-size", "8", "--optim.lr", "1e-3"]
 
 
 def _value(argv: Sequence[str], flag: str) -> str:
