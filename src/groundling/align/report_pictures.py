@@ -100,7 +100,7 @@ def draw_dpo(path: Path, runs: Sequence[Records]) -> Path:
     losses.axhline(math.log(2), color="0.6", linewidth=1, linestyle="--", label="ln 2")
     losses.set_ylabel("loss of a pair, nats")
     losses.legend(frameon=False)
-    right.set_ylabel("held-out pairs: the preferred reply gained more")
+    right.set_ylabel("held-out pairs told apart")
     for axes in (losses, right):
         axes.set_xlabel("step")
         axes.grid(alpha=0.2)
