@@ -16,7 +16,7 @@ SUB_COMMANDS = {
     "data": ("list", "get", "dialogues", "inspect"),
     "rankings": ("simulate", "export", "import", "stats"),
     "tokenizer": ("train", "show", "compare"),
-    "export": ("hf", "gguf"),
+    "export": ("hf", "gguf", "bundle"),
     "import": ("hf", "nanogpt"),
 }
 VERBS = [
