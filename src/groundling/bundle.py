@@ -127,9 +127,7 @@ def save_adapter(
         place = where.as_posix()
     note = {"base": place, "base_sha256": base.sha256, "scale": adapter.scale}
     with _new_bundle(folder) as temporary:
-        atomicio.write_json(temporary / CONFIG, dataclasses.asdict(bundle.config))
-        atomicio.write_bytes(temporary / ADAPTER, safetensors.torch.save(adapter.to_tensors()))
-        save_tokenizer(bundle.tokenizer, temporary)
+        write_bundle_files(temporary, adapter.to_tensors(), bundle.config, bundle.tokenizer, ADAPTER)
         if bundle.chat is not None:
             atomicio.write_json(temporary / CHAT, bundle.chat.to_json())
         write_manifest(temporary, {**(extra or {}), **note})
@@ -142,7 +140,8 @@ def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
         CheckpointError: there is no such thing, or it is damaged.
     """
     folder = find_bundle(Path(path), checkpoint)
-    return Base(folder, atomicio.sha256_of(folder / (ADAPTER if ADAPTER in _check_files(folder) else WEIGHTS)))
+    sha256s = _check_files(folder)
+    return Base(folder, sha256s[ADAPTER if ADAPTER in sha256s else WEIGHTS])
 
 
 @contextmanager
@@ -162,7 +161,9 @@ def _new_bundle(folder: Path) -> Iterator[Path]:
         atomicio.remove_tree(previous)
 
 
-def write_bundle_files(folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer) -> None:
+def write_bundle_files(
+    folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer, name: str = WEIGHTS
+) -> None:
     """Write a bundle's three files into a folder that the caller makes atomic and vouches for in a manifest.
 
     Args:
@@ -170,12 +171,13 @@ def write_bundle_files(folder: Path, weights: Mapping[str, Tensor], config: GPTC
         weights: as `plain_state_dict` gives them.
         config: what the model was built from.
         tokenizer: the one the model was trained with.
+        name: of the file with the weights.
 
     Raises:
         StorageError: a file could not be written.
     """
     atomicio.write_json(folder / CONFIG, dataclasses.asdict(config))
-    atomicio.write_bytes(folder / WEIGHTS, safetensors.torch.save(dict(weights)))
+    atomicio.write_bytes(folder / name, safetensors.torch.save(dict(weights)))
     save_tokenizer(tokenizer, folder)
 
 
@@ -354,15 +356,15 @@ def _read_chat(folder: Path, config: GPTConfig) -> ChatFormat:
     return chat
 
 
-def _check_files(folder: Path) -> set[str]:
-    """A bundle's files against its own manifest, or against that of the checkpoint it lies in; return their names."""
+def _check_files(folder: Path) -> dict[str, str]:
+    """A bundle's files against its own manifest, or that of the checkpoint it lies in; return name -> SHA-256."""
     own = (folder / MANIFEST).is_file() or not (folder.parent / MANIFEST).is_file()
     root, under = (folder, "") if own else (folder.parent, f"{folder.name}/")
     listed = check_manifest(root, under)["files"]
     for name in (CONFIG, ADAPTER if under + ADAPTER in listed else WEIGHTS, TOKENIZER):
         if under + name not in listed:
             raise CheckpointError(f"{root / MANIFEST} does not list {under + name}; {folder} is not a whole bundle")
-    return {name.removeprefix(under) for name in listed}
+    return {name.removeprefix(under): entry["sha256"] for name, entry in listed.items()}
 
 
 def looks_like_bundle(folder: Path) -> bool:

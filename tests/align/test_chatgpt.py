@@ -61,7 +61,8 @@ def test_the_page_stands_alone(folder: Path) -> None:
 
 def test_the_report_shows_what_the_rater_did(folder: Path) -> None:
     """The smoke run's noise is 0.2: near gaps are tossed up, and of wide ones nearly all are got right."""
-    rater = json.loads((folder / "all/report/report.json").read_text("utf-8"))["rater"]
+    figures = json.loads((folder / "all/report/report.json").read_text("utf-8"))
+    rater, courses, over = (figures[name] for name in ("rater", "courses", "over_optimisation"))
     assert rater["noise"] == 0.2
     assert len(rater["golds"]) == 24 * 4
     assert all(-1 <= gold <= 1 for gold in rater["golds"])
@@ -70,8 +71,6 @@ def test_the_report_shows_what_the_rater_did(folder: Path) -> None:
     expected = sum(each["pairs"] / (1 + math.exp(-each["gap"] / 0.2)) for each in rater["preferred"])
     assert pairs > 20
     assert abs(right - expected) < 3 * math.sqrt(pairs) / 2
-    courses = json.loads((folder / "all/report/report.json").read_text("utf-8"))["courses"]
-    over = json.loads((folder / "all/report/report.json").read_text("utf-8"))["over_optimisation"]
     assert [(course["gold"], len(course["rounds"])) for course in over] == [("warm", 2), ("verse", 2)]
     assert {name: len(runs) for name, runs in courses.items()} == {"sft": 1, "dpo": 2, "grpo": 2, "ppo": 2}
 

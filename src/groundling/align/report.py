@@ -7,7 +7,6 @@ the fine-tuned model's replies. Best-of-n is the baseline: n replies of that mod
 import json
 import math
 import time
-import tomllib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -113,8 +112,8 @@ def align_report(config: ReportConfig) -> int:
     started = time.perf_counter()
     atomicio.make_folder(config.out_dir)
     runs = [(folder, _summary(folder)) for folder in config.runs]
-    over_optimised = [config.unpenalised] if config.unpenalised is not None else []
-    over_optimisation = [course_of(folder) for folder in [*over_optimised, *config.over_optimised]]
+    unheld = [folder for folder in (config.unpenalised, *config.over_optimised) if folder is not None]
+    over_optimisation = [course_of(folder) for folder in unheld]
     hacked = None if config.unpenalised is None else (config.unpenalised, _summary(config.unpenalised))
     judge = _Judge(config)
     rows = [judge.base(config.base)] if config.base is not None else []
@@ -318,10 +317,9 @@ def course_of(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none.
     """
-    _summary(folder)
     try:
-        gold = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))["gold"]
-    except (OSError, ValueError, KeyError) as error:
+        gold = _summary(folder)["config"]["gold"]
+    except KeyError as error:
         raise CheckpointError(f"{folder} does not say which measure it was run with ({error})") from error
     return {"gold": gold, "rounds": _rounds(folder)}
 
