@@ -16,6 +16,8 @@ from groundling.errors import CheckpointError, ConfigError
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.text.vendors import train_bpe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

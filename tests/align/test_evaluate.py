@@ -17,6 +17,7 @@ def test_a_tie_is_half_a_win() -> None:
     assert wins([1.0, 0.0, 2.0], [0.0, 1.0, 2.0]) == [1.0, 0.0, 0.5]
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Coins of probability 0.7: 95 % of intervals hold it, give or take."""
     generator, covered = np.random.Generator(np.random.Philox(key=1)), 0

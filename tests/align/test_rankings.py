@@ -395,6 +395,7 @@ def test_bradley_terry_finds_the_strengths_again():
     assert sum(score.score for score in found) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_its_intervals_hold_the_truth_as_often_as_they_say():
     """300 repetitions of 200 games: 95 % within three standard deviations of such a count."""
     rng = np.random.default_rng(2)

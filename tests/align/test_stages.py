@@ -156,6 +156,7 @@ def test_the_first_ratio_is_one_in_bfloat16_too(folder, tmp_path, method):
     assert records(tmp_path / "run")[0]["kl"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [grpo, ppo], ids=["grpo", "ppo"])
 @pytest.mark.parametrize("source", ["model", "function"])
 def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, source):

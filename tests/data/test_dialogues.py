@@ -67,6 +67,7 @@ def test_the_cut_is_pretrainings(plays, tmp_path, monkeypatch):
     assert len(across) <= 1
 
 
+@pytest.mark.slow
 def test_nothing_of_the_validation_dialogues_lies_before_the_cut(plays):
     cut = int(0.9 * len(plays))
     for split, part in (("train", plays[:cut]), ("val", plays[cut:])):

@@ -139,6 +139,7 @@ def test_a_run_learns_what_its_teacher_says(finished_run, tiny_config):
     assert distance(taught.out_dir) < 0.5 * distance(alone.out_dir)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_teachers_it_began_with(finished_run, tiny_config, tmp_path):
     model = tmp_path / "teacher"
     shutil.copytree(finished_run / "bundle", model)

@@ -322,6 +322,7 @@ def test_a_folder_that_is_not_there_is_said_so(tmp_path, capfd, name):
     assert f"{name} is not a folder" in refused(capfd, name, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_ends_in_one_line(tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
     words = [sys.executable, "-m", "groundling", "import", "hf", "someone/some-model", str(tmp_path / "out")]

@@ -131,6 +131,7 @@ def test_pauses_double(server, target):
     assert len(server.ranges) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_kept_to(server, target, form):
     # A date has whole seconds: 2 s from now are at least 1.
@@ -170,6 +171,7 @@ def test_a_body_without_a_length_that_ends_early_is_continued(server, target):
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/input.txt", "http://name.invalid/input.txt"])
 def test_where_nobody_answers_it_says_so_soon(target, url):
     begin = time.monotonic()

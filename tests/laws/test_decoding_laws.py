@@ -189,6 +189,7 @@ def test_a_draft_may_see_less_than_the_model(library):
     assert generate_batch(engine, PROMPTS, sampling) == generate_batch(Engine(model, n_slots=2), PROMPTS, sampling)
 
 
+@pytest.mark.slow
 def test_the_distribution_of_guessed_text_is_the_model_s_by_enumeration():
     """All noise of a grid, three tokens of a vocabulary of two: each text comes out exactly as often with guessing as
     without, and about as often as the chain rule says (the grid is what makes it "about").

@@ -88,6 +88,7 @@ def test_how_it_is_decoded_is_up_to_the_user_and_guessing_says_the_same(folder, 
     assert engines[3].config == DecodeConfig(weights="int8", native="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--prompt", "-"]], ids=["piped", "dash"])
 def test_a_piped_prompt_is_taken_as_it_is(folder, bundle, words):
     done = run(str(folder), *words, "--max-new-tokens", "5", stdin="abé\n".encode())
@@ -106,6 +107,7 @@ def test_text_comes_while_it_is_generated_and_a_closed_pipe_ends_it(folder):
         assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.slow
 def test_a_terminal_is_told_the_speed(folder):
     terminal, process_end = pty.openpty()
     try:

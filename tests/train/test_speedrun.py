@@ -185,6 +185,7 @@ def test_a_signal_ends_the_run_in_its_own_way_and_a_second_at_once(times, preset
     assert times == 2 or not (out / "seed-1337" / ".lock.pid").exists(), "its own end has taken the lock away"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_that_came_too_late_for_one_run_starts_no_other(number, code):
     """The run itself ends well: it was saving already, or Ctrl-C went to us alone."""
