@@ -1,6 +1,7 @@
 """What all tests share: one thread (the tests themselves run side by side), and no colours in what is read back."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from groundling.data.corpus import DataConfig
 from groundling.model.gpt import GPTConfig
 from groundling.runtime import RuntimeConfig
 from groundling.train.pretrain import PretrainConfig, pretrain
+from servekit import Served, serving, write_models
 
 # Two busy threads on a shared core wait for each other; subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -67,3 +69,18 @@ def finished_run(story) -> Path:
         pretrain(_tiny(story, story.parent / "run"))
     torch.use_deterministic_algorithms(False)
     return story.parent / "run"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models to serve: base, talker and pairs; whoever changes something in one takes a copy."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def server(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of all of them, for tests that leave it as it was."""
+    folder = tmp_path_factory.mktemp("server")
+    words = (*models.values(), "--rankings", folder / "rankings.sqlite", "--runs", folder / "runs", "--safety", "off")
+    with serving(*words, "--max-tokens", 100_000) as served:
+        yield served

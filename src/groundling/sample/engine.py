@@ -122,6 +122,11 @@ class Engine:
         self._drafter = self._make_drafter(draft, n_slots, say)
 
     @property
+    def n_ids(self) -> int | None:
+        """Only ids below this can come out; None: not known."""
+        return self._n_ids
+
+    @property
     def is_native(self) -> bool:
         """Whether compiled code reads by now."""
         return self._reader.is_native

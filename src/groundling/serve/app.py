@@ -1,0 +1,267 @@
+"""The application: its routes, what stands before them, and what errors look like."""
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from groundling.errors import GroundlingError
+from groundling.serve import openai
+from groundling.serve.auth import keeper
+from groundling.serve.errors import ApiError
+from groundling.serve.guard import Bodies, Ledger, Origins, error_response
+from groundling.serve.logs import EventLog
+from groundling.serve.openai import Order, Performance
+from groundling.serve.registry import State, Theatre
+from groundling.serve.respond import EventStream, Gone, as_json, unless_gone
+from groundling.serve.schema import ChatRequest, CompletionRequest
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every error looks like this."""
+
+    error: ErrorFacts
+
+
+STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 500, 503)
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in STATUSES}
+
+
+def create_app(theatre: Theatre, log: EventLog) -> FastAPI:
+    """The application of one server. Its models are loaded when it starts, while it answers already."""
+    app = FastAPI(
+        title="Groundling",
+        version=version("groundling"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(theatre, log),
+        responses=ERRORS,
+    )
+    app.state.theatre = theatre
+    require_key = Depends(keeper(theatre.config.keys()))
+    app.include_router(_open_routes(theatre))
+    for routes in (_keyed_routes(app, theatre), _v1(theatre, log)):
+        app.include_router(routes, dependencies=[require_key])
+    _explain_errors(app, log)
+    config = theatre.config
+    app.add_middleware(Bodies, most_bytes=config.max_body_bytes, timeout_s=config.receive_timeout_s)
+    app.add_middleware(Origins, hosts=config.hosts(), allowed=config.cors_origins)
+    app.add_middleware(Ledger, when_over=_bookkeeper(theatre, log))
+    return app
+
+
+def _lifespan(theatre: Theatre, log: EventLog) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        theatre.worker.start()
+        loading = asyncio.create_task(_load(theatre, log))
+        yield
+        loading.cancel()
+        await theatre.worker.stop()
+
+    return lifespan
+
+
+async def _load(theatre: Theatre, log: EventLog) -> None:
+    """Read all models, one after the other; on an error, none is served."""
+    try:
+        for name, path in theatre.wanted.items():
+            served = await theatre.worker.call(lambda name=name, path=path: theatre.load(name, path))  # type: ignore[misc]
+            theatre.models.add(served)
+            log.write("loaded", model=name, native=served.engine.is_native)
+    except Exception as error:  # also our own bugs: a server that never gets ready would hide them
+        theatre.failure = error
+        return
+    if theatre.state is State.LOADING:
+        theatre.state = State.READY
+        log.write("ready", models=theatre.models.names())
+
+
+def _open_routes(theatre: Theatre) -> APIRouter:
+    routes = APIRouter(tags=["state"])
+
+    async def health() -> dict[str, str]:
+        """Whether the process is alive."""
+        return {"status": "alive"}
+
+    async def ready() -> dict[str, str]:
+        """Whether requests are taken."""
+        theatre.require_ready()
+        return {"status": "ready"}
+
+    for path, function in (("/health", health), ("/ready", ready)):
+        routes.add_api_route(path, function, methods=["GET"])
+        routes.add_api_route(path, function, methods=["HEAD"], include_in_schema=False)
+    return routes
+
+
+def _keyed_routes(app: FastAPI, theatre: Theatre) -> APIRouter:
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        return Response(theatre.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @routes.get("/openapi.json")
+    async def openapi_json() -> Response:
+        return Response(as_json(_schema(app)), media_type="application/json")
+
+    return routes
+
+
+def _schema(app: FastAPI) -> dict[str, Any]:
+    """The description of the API. What a framework would answer to a bad body (422) is a 400 here."""
+    schema = app.openapi()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema.get("components", {}).get("schemas", {}).pop(name, None)
+    return schema
+
+
+def _v1(theatre: Theatre, log: EventLog) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+
+    @routes.get("/models")
+    async def list_models() -> dict[str, Any]:
+        """All models."""
+        theatre.require_ready()
+        cards = [theatre.models.get(name).card() for name in theatre.models.names()]
+        return {"object": "list", "data": cards}
+
+    @routes.get("/models/{model}")
+    async def get_model(model: str) -> dict[str, Any]:
+        """One model."""
+        theatre.require_ready()
+        return theatre.models.get(model).card()
+
+    @routes.post("/completions", responses=streamed, response_class=Response)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Go on from a text."""
+        order = await openai.completion_order(theatre, body)
+        return await _answer(theatre, log, order, request, bool(body.stream))
+
+    @routes.post("/chat/completions", responses=streamed, response_class=Response)
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Reply in a conversation."""
+        order = await openai.chat_order(theatre, body)
+        return await _answer(theatre, log, order, request, bool(body.stream))
+
+    return routes
+
+
+async def _answer(theatre: Theatre, log: EventLog, order: Order, request: Request, streamed: bool) -> Response:
+    """Carry an order out, as long as somebody waits for it."""
+    performance = Performance(theatre, order, request.state.client)
+    notes = request.scope["notes"]
+    theatre.n_open += 1
+
+    def over(reason: str | None) -> None:
+        performance.close()
+        theatre.n_open -= 1
+        if reason is not None:
+            known = {"disconnect", "slow_reader"}
+            short = "deadline" if reason == "deadline_exceeded" else reason
+            theatre.metrics.aborted.labels(short if short in known | {"deadline"} else "error").inc()
+        performance.measure()
+        notes.update(model=order.served.name, aborted=reason, **performance.usage())
+        if theatre.config.log_text:
+            log.write("text", id=notes["id"], prompts=performance.prompts(), replies=performance.replies())
+
+    if streamed:
+        return EventStream(performance.chunks(), theatre.config.send_timeout_s, over)
+    reason: str | None = "error"
+    try:
+        answer = await unless_gone(request.receive, performance.whole())
+        reason = None
+        return Response(as_json(answer), media_type="application/json")
+    except Gone as gone:
+        reason = gone.reason
+        return Response(status_code=499)
+    except ApiError as error:
+        reason = error.code
+        raise
+    finally:
+        over(reason)
+
+
+def _explain_errors(app: FastAPI, log: EventLog) -> None:
+    """Let every error have OpenAI's shape."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error_response(error)
+
+    async def users(_: Request, error: Exception) -> Response:
+        return error_response(ApiError(400, " ".join(str(error).split()), "invalid_value"))
+
+    async def wrong_body(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return error_response(_first_fault(error))
+
+    async def of_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return error_response(ApiError(error.status_code, str(error.detail), _code(error.status_code)))
+
+    async def bug(request: Request, error: Exception) -> Response:
+        notes = request.scope.get("notes", {})
+        log.write("bug", "error", id=notes.get("id"), traceback="".join(traceback.format_exception(error)))
+        return error_response(ApiError(500, "the server failed; its log says how", "internal_error"))
+
+    app.add_exception_handler(ApiError, ours)
+    app.add_exception_handler(GroundlingError, users)
+    app.add_exception_handler(RequestValidationError, wrong_body)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, bug)
+
+
+def _code(status: int) -> str:
+    return {404: "not_found", 405: "method_not_allowed"}.get(status, "bad_request")
+
+
+def _first_fault(error: RequestValidationError) -> ApiError:
+    """The first field that is not as it has to be, by name; never what was in it."""
+    fault = error.errors()[0]
+    place = [str(part) for part in fault["loc"]]
+    if fault["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {fault['ctx']['error']}", "invalid_json")
+    field = place[1] if len(place) > 1 else None
+    if fault["type"] == "extra_forbidden":
+        named = ".".join(place[1:])
+        return ApiError(400, f"{named[:200]} is not supported here; leave it out", "unsupported_field", named[:200])
+    said = fault["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{field or 'the body'}: {said}", "invalid_value", field)
+
+
+def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float], None]:
+    def over(scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        theatre.metrics.requests.labels(route, str(status)).inc()
+        theatre.metrics.seconds.observe(seconds)
+        if route not in ("/health", "/ready", "/metrics"):
+            facts = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+            log.write("request", **facts, **scope["notes"])
+
+    return over

@@ -1,0 +1,70 @@
+"""`groundling serve`: models over HTTP, and pages to look at them."""
+
+import logging
+import socket
+
+from groundling.config import parse
+from groundling.errors import ConfigError, MissingExtraError
+from groundling.serve.config import ServeConfig
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; return the exit code."""
+    config = parse(ServeConfig, argv, "groundling serve")
+    config.require_safe()
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtraError(error.name or "fastapi", "serve") from error
+    from groundling.serve.app import create_app
+    from groundling.serve.guard import HEADER_BYTES
+    from groundling.serve.logs import EventLog, LibraryLog
+    from groundling.serve.protocol import FLUSH_S, Server, protocol_for
+    from groundling.serve.registry import Theatre, load_safety
+
+    log = EventLog()
+    logging.getLogger("uvicorn").handlers = [LibraryLog(log)]
+    logging.getLogger("uvicorn").propagate = False
+    theatre = Theatre(config)
+    theatre.safety = load_safety(config.safety)
+    settings = uvicorn.Config(
+        create_app(theatre, log),
+        http=protocol_for(config.receive_timeout_s, config.max_connections),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_graceful_shutdown=FLUSH_S,
+        timeout_keep_alive=30,
+    )
+    listening = _listen(config)
+
+    def say(port: int) -> None:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        names = ", ".join(theatre.wanted)
+        print(f"Groundling is at http://{host}:{port}/ with {names}; Ctrl-C ends it", flush=True)
+
+    Server(settings, theatre, say).run(sockets=[listening])
+    if theatre.failure is not None:
+        raise theatre.failure
+    return 0
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from error

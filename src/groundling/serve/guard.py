@@ -1,0 +1,214 @@
+"""What every request passes first, below all routes: who is asked, from which page, how large, how slow.
+
+Plain ASGI, so that no route can be forgotten. Each answers with an error of its own before anything else is read.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Collection
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from groundling.serve.errors import ApiError
+from groundling.serve.respond import as_json
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+CHANGING = ("POST", "PUT", "PATCH", "DELETE")
+WITH_BODY = ("POST", "PUT", "PATCH")
+HEADER_BYTES = 16_384
+"""Of a request, until its body."""
+
+
+def error_response(error: ApiError) -> Response:
+    """An error as an answer."""
+    return Response(as_json(error.body()), error.status, error.headers(), "application/json")
+
+
+class Ledger:
+    """Outermost: counts requests, gives each a name, and tells what came of it when it has ended."""
+
+    def __init__(self, app: ASGIApp, when_over: Callable[[Scope, int, float], None]) -> None:
+        self._app, self._when_over = app, when_over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+        notes: dict[str, Any] = {"id": uuid.uuid4().hex[:16]}
+        scope["notes"] = notes
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = notes["id"]
+                for name, value in SECURITY.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, with_headers)
+        finally:
+            self._when_over(scope, status, time.monotonic() - began)
+
+
+class Origins:
+    """Refuses requests to other hosts' names (DNS rebinding), and changes that foreign pages ask for (CSRF).
+
+    Args:
+        app: what comes after.
+        hosts: names that we go by; none: any.
+        allowed: origins of pages that may call; they get CORS headers.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], allowed: Collection[str]) -> None:
+        self._app, self._hosts, self._allowed = app, hosts, {origin.lower().rstrip("/") for origin in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._hosts and _name(host) not in self._hosts:
+            message = f"this server is not called {host[:100]!r}; allow the name with --allowed-hosts"
+            await error_response(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
+            return
+        n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        if n_bytes > HEADER_BYTES:
+            message = f"the headers have {n_bytes:,} bytes, and {HEADER_BYTES:,} are read at most"
+            await _closing(ApiError(431, message, "headers_too_large"))(scope, receive, send)
+            return
+        foreign = origin is not None and not self._is_own(origin, host)
+        may = origin is not None and origin.lower() in self._allowed
+        if foreign and not may and scope["method"] in CHANGING:
+            message = "a page of another site may not do this; allow its origin with --cors-origins"
+            await error_response(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
+            return
+        if not (foreign and may):
+            await self._app(scope, receive, send)
+            return
+        assert origin is not None
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            answer = Response(status_code=204, headers=_cors(origin))
+            answer.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
+            answer.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            await answer(scope, receive, send)
+            return
+
+        async def with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_cors(origin))
+            await send(message)
+
+        await self._app(scope, receive, with_cors)
+
+    @staticmethod
+    def _is_own(origin: str, host: str) -> bool:
+        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+
+
+def _cors(origin: str) -> dict[str, str]:
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "Vary": "Origin",
+    }
+
+
+def _name(host: str) -> str:
+    """A host's name without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+class Bodies:
+    """Takes in whole bodies of a bounded size, in a bounded time, and only JSON.
+
+    Args:
+        app: what comes after; it is handed the body in one piece.
+        most_bytes: of a body.
+        timeout_s: how long a client may take to send it.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int, timeout_s: float) -> None:
+        self._app, self._most_bytes, self._timeout_s = app, most_bytes, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http" or scope["method"] not in WITH_BODY:
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(Headers(scope=scope))
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(receive)
+        except TimeoutError:
+            error = ApiError(408, f"the body did not come within {self._timeout_s:g} s", "request_timeout")
+            await _closing(error)(scope, receive, send)
+            return
+        except ApiError as error:
+            await _closing(error)(scope, receive, send)
+            return
+        if body is None:  # the client has left
+            return
+        waiting = [body]
+
+        async def replay() -> Message:
+            if waiting:
+                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            return await receive()
+
+        await self._app(scope, replay, send)
+
+    def _check(self, headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self._most_bytes:
+            raise self._too_large()
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, f"the body is {kind[:100]!r}; send application/json", "unsupported_media_type")
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        pieces, n_bytes = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            pieces.append(message.get("body", b""))
+            n_bytes += len(pieces[-1])
+            if n_bytes > self._most_bytes:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body has more than {self._most_bytes:,} bytes; send less", "request_too_large")
+
+
+def _closing(error: ApiError) -> Response:
+    """What was not read cannot be told from a next request: the connection ends here."""
+    response = error_response(error)
+    response.headers["Connection"] = "close"
+    return response

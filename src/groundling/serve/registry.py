@@ -1,0 +1,221 @@
+"""All of the server's state: its models by name, the thread that owns them, and whether it is ready."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from groundling.bundle import Bundle, base_at, find_bundle, finished_checkpoints, load_bundle
+from groundling.errors import ConfigError, DataError
+from groundling.runtime import pick_device
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.sequences import row_generator
+from groundling.serve.config import ServeConfig
+from groundling.serve.errors import ApiError, not_ready
+from groundling.serve.forms import Words
+from groundling.serve.generation import Choice
+from groundling.serve.metrics import Metrics
+from groundling.serve.safety import Safety
+from groundling.serve.worker import Take, Worker
+from groundling.text.chat import Message
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class State(Enum):
+    """Where a server stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass
+class Served:
+    """One model under one name."""
+
+    name: str
+    path: Path
+    bundle: Bundle
+    run: Path | None
+    """The folder of the training run, if the path is one."""
+    worker: Worker
+    engine: Engine
+    words: Words
+    fingerprint: str
+    created: int
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text."""
+        return () if self.bundle.chat is None else (self.bundle.chat.end,)
+
+    def card(self) -> dict[str, Any]:
+        """What /v1/models tells."""
+        config = self.bundle.config
+        facts = {
+            "chat": self.bundle.chat is not None,
+            "n_params": sum(parameter.numel() for parameter in self.bundle.model.parameters()),
+            "block_size": config.block_size,
+            "vocab_size": config.vocab_size,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "tokenizer": self.bundle.tokenizer.kind,
+            "run": self.run is not None,
+        }
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "groundling",
+            "groundling": facts,
+        }
+
+
+class Registry:
+    """The models, by the names that clients may say: a name is looked up, and never a path."""
+
+    def __init__(self) -> None:
+        self._served: dict[str, Served] = {}
+
+    def add(self, served: Served) -> None:
+        """Serve one more."""
+        self._served[served.name] = served
+
+    def names(self) -> list[str]:
+        """In the order of the command line."""
+        return list(self._served)
+
+    def get(self, name: str) -> Served:
+        """The model of this name.
+
+        Raises:
+            ApiError: 404: there is none.
+        """
+        if name not in self._served:
+            raise ApiError(
+                404,
+                f"there is no model {name[:100]!r}; there are: {', '.join(self._served)}",
+                "model_not_found",
+                "model",
+            )
+        return self._served[name]
+
+
+class Theatre:
+    """What all requests share."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config, self.state = config, State.LOADING
+        self.models = Registry()
+        self.worker = Worker(config.slots, config.max_waiting)
+        self.metrics = Metrics(lambda: self.worker.load)
+        self.safety: Safety | None = None
+        """What looks at prompts and replies; None: nothing does."""
+        self.n_open = 0
+        """Requests for text that are being answered."""
+        self.failure: Exception | None = None
+        """Why the models could not be loaded."""
+        self.wanted = named_paths(config.paths)
+
+    def load(self, name: str, path: Path) -> Served:
+        """Read a model and make it ready; in the model thread.
+
+        Raises:
+            GroundlingError: it cannot be.
+        """
+        bundle = load_bundle(path, pick_device(self.config.device))
+        return Served(
+            name=name,
+            path=path,
+            bundle=bundle,
+            run=path if finished_checkpoints(path / "checkpoints") else None,
+            worker=self.worker,
+            engine=self._engine(bundle),
+            words=Words(bundle.tokenizer),
+            fingerprint=f"fp_{base_at(path).sha256[:12]}",
+            created=int((find_bundle(path) / "config.json").stat().st_mtime),
+        )
+
+    def _engine(self, bundle: Bundle) -> Engine:
+        """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
+        n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
+        try:
+            decode = DecodeConfig(weights=self.config.weights, native="on")
+            return Engine(bundle.model, decode, self.config.slots, n_ids)
+        except ConfigError:  # no compiler, or not a model for it
+            decode = DecodeConfig(weights=self.config.weights, native="off")
+            return Engine(bundle.model, decode, self.config.slots, n_ids)
+
+    def require_ready(self) -> None:
+        """Check that requests can be taken.
+
+        Raises:
+            ApiError: 503: not yet, or no longer.
+        """
+        if self.state is State.LOADING:
+            raise not_ready("the models are being loaded; ask /ready when that is done")
+        if self.state is not State.READY:
+            raise ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+
+    async def generate_reply(self, name: str, messages: Sequence[Message], seed: int, max_new_tokens: int) -> str:
+        """What a model that chats says next, at temperature 1.
+
+        Raises:
+            ApiError: it cannot.
+        """
+        self.require_ready()
+        served = self.models.get(name)
+        chat = served.bundle.chat
+        if chat is None:
+            raise ApiError(400, f"{name} was never taught to answer", "not_a_chat_model", "model")
+        try:
+            prompt = chat.prompt(messages, served.bundle.tokenizer)
+        except DataError as error:
+            raise ApiError(400, str(error), "invalid_value") from error
+        if len(prompt) >= served.bundle.config.block_size:
+            raise ApiError(400, "the conversation is longer than the model's context", "context_length_exceeded")
+        config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=1.0, end_ids=served.end_ids)
+        take = Take(0, prompt, config, row_generator(seed, 0))
+        generation = self.worker.submit(served.engine, "the theatre", [take], self.config.timeout_s)
+        choice = Choice(served.bundle.tokenizer, (), served.end_ids, None)
+        text = ""
+        async for parts in generation.parts():
+            for _, tokens, is_last in parts:
+                text += choice.push(tokens, is_last).text
+        return text
+
+
+def named_paths(words: Sequence[str]) -> dict[str, Path]:
+    """The models' names and places: `NAME=PATH`, or a path that is named after its folder.
+
+    Raises:
+        ConfigError: a name cannot be one, or names two.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or Path(word).exists():
+            resolved = Path(word).resolve()
+            name, path = (resolved.parent.name if resolved.name == "bundle" else resolved.name), word
+        if NAME.fullmatch(name) is None:
+            raise ConfigError(f"{name!r} cannot be a model's name (letters, digits, '.', '_', '-'); give NAME={path}")
+        if name in found:
+            raise ConfigError(f"two models are called {name!r}; give one another name: NAME={path}")
+        found[name] = Path(path)
+    return found
+
+
+def load_safety(what: str) -> Safety | None:
+    """The safety stage: "default", "off" (None), or a TOML file of rules.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not one of rules.
+    """
+    if what == "off":
+        return None
+    return Safety.from_file() if what == "default" else Safety.from_file(Path(what))

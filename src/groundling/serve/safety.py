@@ -1,0 +1,134 @@
+"""The safety stage: a visible step before the model and after it.
+
+It says what it did and why, and shows nothing that it blocks or hides, not even in part: of a text that comes in pieces
+it holds back what may be the beginning of something, and no more. What it says of a text is the same in whatever
+pieces that came. It is rules that people can read, and no guarantee.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from groundling.serve.safety_rules import CONTEXT, Action, Finder, Rule, Where, read_rules
+
+DEFAULT = Path(str(resources.files("groundling.serve") / "safety_default.toml"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule did."""
+
+    rule: str
+    reason: str
+    action: Action
+    where: Where
+
+
+class Segment(NamedTuple):
+    """What is shown for the next `n_raw` characters of a text."""
+
+    text: str
+    n_raw: int
+    redacted: bool
+
+
+class Safety:
+    """Some rules. Any number of threads may share them."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = tuple(rules)
+
+    @classmethod
+    def from_file(cls, path: Path = DEFAULT) -> "Safety":
+        """The rules of a TOML file.
+
+        Raises:
+            ConfigError: they cannot be read.
+        """
+        return cls(read_rules(path))
+
+    def check_prompt(self, text: str) -> tuple[str, list[Finding]]:
+        """The prompt as the model may see it, and what was found. If something blocks, the model is not asked."""
+        judge = ReplyFilter(self._rules, "prompt")
+        shown = [*judge.push(text), *judge.finish()]
+        return "".join(segment.text for segment in shown), judge.findings
+
+    def reply(self) -> "ReplyFilter":
+        """What looks at one reply."""
+        return ReplyFilter(self._rules, "reply")
+
+
+class ReplyFilter:
+    """Lets a text through, piece by piece.
+
+    `findings` are what was found so far; once `blocked`, nothing more is shown.
+    """
+
+    def __init__(self, rules: Sequence[Rule], where: Where) -> None:
+        self.findings: list[Finding] = []
+        self.blocked = False
+        self._where = where
+        self._finders: list[tuple[Rule, Finder]] = [(rule, rule.finder()) for rule in rules if where in rule.where]
+        self._text, self._place = "", 0  # some context, and what is held back from this place on
+
+    def push(self, text: str) -> list[Segment]:
+        """Take the next piece; return what may be shown now."""
+        if self.blocked or not text:
+            return []
+        self._text += text
+        return self._settle(ended=False)
+
+    def finish(self) -> list[Segment]:
+        """The text has ended; return what was held back and may be shown."""
+        return [] if self.blocked else self._settle(ended=True)
+
+    def _settle(self, *, ended: bool) -> list[Segment]:
+        """Decide on all that more text could not change."""
+        segments: list[Segment] = []
+        while not self.blocked:
+            undecided = len(self._text) + 1 if ended else self._undecided()
+            rule, start, end = self._first()
+            if rule is None or start >= undecided:
+                self._release(min(undecided, start, len(self._text)), segments)
+                break
+            self._release(start, segments)
+            self.findings.append(Finding(rule.name, rule.reason, rule.action, self._where))
+            if rule.action == "block":
+                self.blocked = True
+            else:
+                segments.append(Segment(rule.mark, end - start, True))
+                # What is hidden is no part of what follows: that is looked at as if it began there.
+                self._text = self._text[:start] + " " * (end - start) + self._text[end:]
+                self._place = end
+        self._forget()
+        return segments
+
+    def _undecided(self) -> int:
+        ends = (finder.undecided(self._text, self._place) for _, finder in self._finders)
+        return min(ends, default=len(self._text))
+
+    def _first(self) -> tuple[Rule | None, int, int]:
+        """The first thing that is found; of those that begin there, the longest; of these, that of the first rule."""
+        best: tuple[Rule | None, int, int] = (None, len(self._text) + 1, 0)
+        for rule, finder in self._finders:
+            span = finder.first(self._text, self._place)
+            if span is not None and span.start >= self._place:
+                end = len(self._text) if span.end is None else span.end
+                if (span.start, -end) < (best[1], -best[2]):
+                    best = (rule, span.start, end)
+        return best
+
+    def _release(self, end: int, segments: list[Segment]) -> None:
+        if end > self._place:
+            segments.append(Segment(self._text[self._place : end], end - self._place, False))
+            self._place = end
+
+    def _forget(self) -> None:
+        n = self._place - 4 * CONTEXT
+        if n > 0:
+            self._text, self._place = self._text[n:], self._place - n
+            for _, finder in self._finders:
+                if hasattr(finder, "forget"):
+                    finder.forget(n)

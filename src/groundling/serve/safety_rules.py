@@ -1,0 +1,359 @@
+"""The rules of the safety stage: what is looked for in a text, and how they are written in TOML.
+
+A finder tells the first place where its rule holds, and how much of a text's end may still be the beginning of such a
+place. From these two, texts that come in pieces are judged as if they had come whole (`safety.py`).
+"""
+
+import re
+import tomllib
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+
+from groundling.errors import ConfigError, near_name, require
+
+Action = Literal["block", "redact"]
+Where = Literal["prompt", "reply"]
+Personal = Literal["email", "phone", "card"]
+LONGEST_MATCH = 500
+"""Characters that a pattern may match at most: as many may have to be held back."""
+LONGEST_UNIT = 40
+"""Characters of what is found repeated."""
+CONTEXT = 16
+"""Characters before a place that finders may look at."""
+KINDS = ("words", "pattern", "personal", "longest", "repetition")
+KEYS = ("name", "reason", "action", "where", "mark", *KINDS)
+
+
+class Span(NamedTuple):
+    """A place in a text; `end` None: all that follows."""
+
+    start: int
+    end: int | None
+
+
+class Finder(Protocol):
+    """Looks at a text that grows. Places are those of the piece that it is handed."""
+
+    def first(self, text: str, start: int) -> Span | None:
+        """The first place at or after `start` where the rule holds, the longest of those that begin there."""
+        ...
+
+    def undecided(self, text: str, start: int) -> int:
+        """Where, at or after `start`, a place may begin that more text could complete, or change; the end if none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to do where a finder finds something."""
+
+    name: str
+    reason: str
+    action: Action
+    where: tuple[Where, ...]
+    mark: str
+    """What is shown in place of what is redacted."""
+    finder: Callable[[], Finder]
+    """Makes one for a text: some count as they go."""
+
+
+class Words:
+    """Whole words, or phrases; case, accents, width, and marks that cannot be seen make no difference."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        folded = sorted({_folded(word)[0].strip() for word in words}, key=len, reverse=True)
+        require(bool(folded) and all(folded), "words have to be a list of words that are not empty")
+        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, folded))})(?!\w)")
+        self._beginnings = {word[:n] for word in folded for n in range(1, len(word) + 1)}
+        self._longest = len(folded[0])
+
+    def first(self, text: str, start: int) -> Span | None:
+        """See `Finder`."""
+        begin = max(0, start - CONTEXT)
+        folded, places = _folded(text[begin:])
+        for match in self._pattern.finditer(folded):
+            first = begin + places[match.start()]
+            if first >= start:
+                last = match.end()
+                return Span(first, begin + places[last] if last < len(places) else len(text))
+        return None
+
+    def undecided(self, text: str, start: int) -> int:
+        """See `Finder`."""
+        begin = max(0, start - CONTEXT)
+        folded, places = _folded(text[begin:])
+        for n in range(min(self._longest, len(folded)), 0, -1):
+            at = len(folded) - n
+            if folded[at:] in self._beginnings and begin + places[at] >= start and not _is_word(folded, at - 1):
+                return begin + places[at]
+        return len(text)
+
+
+def _is_word(text: str, at: int) -> bool:
+    return at >= 0 and (text[at].isalnum() or text[at] == "_")
+
+
+def _folded(text: str) -> tuple[str, list[int]]:
+    """A text without what spelling may differ in, and the place that each of its characters comes from."""
+    pieces, places, after_space = [], [], False
+    for place, character in enumerate(text):
+        piece = _fold(character)
+        if piece == " " and after_space:
+            continue
+        if piece:
+            after_space = piece == " "
+        pieces.append(piece)
+        places += [place] * len(piece)
+    return "".join(pieces), places
+
+
+@lru_cache(maxsize=4096)
+def _fold(character: str) -> str:
+    if character.isspace():
+        return " "
+    plain = unicodedata.normalize("NFKD", character).casefold()
+    plain = unicodedata.normalize("NFKD", plain)
+    return "".join(c for c in plain if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
+
+
+class Pattern:
+    """A regular expression of bounded length, in which no repetition holds another."""
+
+    def __init__(self, pattern: str) -> None:
+        try:
+            tree = parser.parse(pattern)
+            self._pattern = re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ConfigError(f"the pattern {pattern!r} is not a regular expression: {error}") from error
+        least, most = tree.getwidth()
+        require(least > 0, f"the pattern {pattern!r} also matches nothing at all")
+        require(
+            most <= LONGEST_MATCH,
+            f"the pattern {pattern!r} may match more than {LONGEST_MATCH} characters; bound it: {{0,50}} in place of *",
+        )
+        for kind in _nodes(tree, False):
+            require(kind != "nested", f"the pattern {pattern!r} has a repetition within one, which can take for ever")
+            require(kind != "looks", f"the pattern {pattern!r} looks ahead or behind; only \\b may")
+        self._most = int(most)
+
+    def first(self, text: str, start: int) -> Span | None:
+        """See `Finder`."""
+        match = self._pattern.search(text, start)
+        return None if match is None else Span(*match.span())
+
+    def undecided(self, text: str, start: int) -> int:
+        """See `Finder`."""
+        return max(start, len(text) - self._most)
+
+
+def _nodes(tree: Any, in_repeat: bool) -> Iterator[str]:
+    """What stands in a parsed expression that is not to stand there."""
+    for op, value in tree:
+        name = str(op)
+        repeats = name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") and value[1] > 1
+        if repeats and in_repeat:
+            yield "nested"
+        if name in ("ASSERT", "ASSERT_NOT", "GROUPREF", "GROUPREF_EXISTS"):
+            yield "looks"
+            continue
+        for part in _subpatterns(value):
+            yield from _nodes(part, in_repeat or repeats)
+
+
+def _subpatterns(value: Any) -> Iterator[Any]:
+    if isinstance(value, parser.SubPattern):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _subpatterns(part)
+
+
+class _Candidates:
+    """What looks like something, and is if a test says so.
+
+    Args:
+        pattern: finds candidates.
+        run: what the beginning of a candidate looks like, at a text's end.
+        longest: characters of a candidate at most.
+        is_one: the test.
+    """
+
+    def __init__(self, pattern: str, run: str, longest: int, is_one: Callable[[str], bool]) -> None:
+        self._pattern, self._run = re.compile(pattern), re.compile(rf"{run}\Z")
+        self._longest, self._is_one = longest, is_one
+
+    def first(self, text: str, start: int) -> Span | None:
+        """See `Finder`."""
+        found = self._pattern.finditer(text, start)
+        return next((Span(*match.span()) for match in found if self._is_one(match[0])), None)
+
+    def undecided(self, text: str, start: int) -> int:
+        """See `Finder`."""
+        begin = max(0, len(text) - self._longest - 1)
+        match = self._run.search(text, begin)
+        if match is None or match.start() == begin > 0:  # a run that is longer than any candidate is none
+            return len(text)
+        return max(start, match.start())
+
+
+def _digits(text: str) -> str:
+    return "".join(character for character in text if character in "0123456789")
+
+
+def _is_phone(text: str) -> bool:
+    n = len(_digits(text))
+    return 8 <= n <= 15 if text.startswith("+") else (9 <= n <= 15 and text[0] in "0(")
+
+
+def _is_card(text: str) -> bool:
+    """Whether the digits of a number check (ISO/IEC 7812-1, annex B: Luhn's formula)."""
+    digits = [int(digit) for digit in reversed(_digits(text))]
+    total = sum(digits[0::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])
+    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and total % 10 == 0
+
+
+PERSONAL: dict[Personal, Callable[[], Finder]] = {
+    "email": lambda: _Candidates(
+        r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])",
+        r"[A-Za-z0-9._%+@-]+",
+        330,
+        lambda _: True,
+    ),
+    "phone": lambda: _Candidates(
+        r"(?<![\w+])[+(]?[0-9][0-9 ().\-/]{6,24}[0-9](?!\w)", r"[0-9+(][0-9 ().\-/]*", 40, _is_phone
+    ),
+    "card": lambda: _Candidates(r"(?<![\w-])[0-9](?:[ -]?[0-9]){12,18}(?![\w-])", r"[0-9][0-9 -]*", 40, _is_card),
+}
+
+
+class Longest:
+    """All that comes after so many characters."""
+
+    def __init__(self, n: int) -> None:
+        self._left = n
+
+    def first(self, text: str, start: int) -> Span | None:
+        """See `Finder`; it counts what it is handed for the first time."""
+        del start
+        return Span(self._left, None) if len(text) > self._left else None
+
+    def undecided(self, text: str, start: int) -> int:
+        """See `Finder`."""
+        del start
+        return len(text)
+
+    def forget(self, n: int) -> None:
+        """The first characters of the text are not handed over any more."""
+        self._left -= n
+
+
+class Repetition:
+    """All from where the same few characters have come again more than `times` times: what a lost model does."""
+
+    def __init__(self, times: int) -> None:
+        self._times = times
+        self._n_seen, self._found = 0, -1
+        self._last = np.zeros(LONGEST_UNIT, dtype=np.uint32)  # newest first
+        self._runs = np.zeros(LONGEST_UNIT, dtype=np.int64)
+        self._limits = np.arange(1, LONGEST_UNIT + 1) * times
+
+    def first(self, text: str, start: int) -> Span | None:
+        """See `Finder`."""
+        del start
+        for place in range(self._n_seen, len(text)):
+            if self._found >= 0:
+                break
+            code = ord(text[place])
+            self._runs = np.where(self._last == code, self._runs + 1, 0)
+            self._last[1:] = self._last[:-1]
+            self._last[0] = code
+            if (self._runs >= self._limits).any():
+                self._found = place
+        self._n_seen = max(self._n_seen, len(text))
+        return Span(self._found, None) if self._found >= 0 else None
+
+    def undecided(self, text: str, start: int) -> int:
+        """See `Finder`."""
+        del start
+        return len(text)
+
+    def forget(self, n: int) -> None:
+        """The first characters of the text are not handed over any more."""
+        self._n_seen -= n
+        if self._found >= 0:
+            self._found -= n
+
+
+def read_rules(path: Path) -> list[Rule]:
+    """The rules of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or a rule is none; the line names file and rule.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"the rules in {path} cannot be read: {error}") from error
+    unknown = sorted(set(table) - {"rule"})
+    require(not unknown, f"{path}: {unknown} is unknown; rules are tables that begin with [[rule]]")
+    given = table.get("rule", [])
+    require(
+        isinstance(given, list) and all(isinstance(one, dict) for one in given), f"{path}: write [[rule]], not [rule]"
+    )
+    rules: list[Rule] = []
+    for number, one in enumerate(given, 1):
+        where = f"{path}: rule {one.get('name', number)!r}"
+        try:
+            rules += _rules(one)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    names = [rule.name for rule in rules]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    require(not twice, f"{path}: two rules are called {twice}")
+    return rules
+
+
+def _rules(given: Mapping[str, Any]) -> Iterator[Rule]:
+    for key in given:
+        require(key in KEYS, f"{key!r} is unknown; {near_name(key, KEYS, 'a rule has')}")
+    name, reason, action = (given.get(key) for key in ("name", "reason", "action"))
+    for key, value in (("name", name), ("reason", reason)):
+        require(isinstance(value, str) and bool(value.strip()), f"{key} has to be a text that says something")
+    require(action in get_args(Action), f"action is {action!r}; it must be one of: {', '.join(get_args(Action))}")
+    where = given.get("where", list(get_args(Where)))
+    places = isinstance(where, list) and bool(where) and all(one in get_args(Where) for one in where)
+    require(places, f'where is {where!r}; it must be a list of "prompt", "reply", or both')
+    kinds = [kind for kind in KINDS if kind in given]
+    require(len(kinds) == 1, f"a rule has one of {', '.join(KINDS)}; this one has {kinds or 'none'}")
+    kind, mark = kinds[0], given.get("mark", f"[{name}]")
+    require(isinstance(mark, str), "mark has to be a text")
+    finder = _finder(kind, given[kind])
+    if kind in ("longest", "repetition"):
+        require(action == "block", f"{kind} can only block: it is about all that follows")
+    yield Rule(str(name), str(reason), action, tuple(where), mark, finder)  # type: ignore[arg-type]
+
+
+def _finder(kind: str, value: Any) -> Callable[[], Finder]:
+    if kind == "words":
+        require(
+            isinstance(value, list) and all(isinstance(one, str) for one in value), "words has to be a list of words"
+        )
+        words = Words(value)
+        return lambda: words
+    if kind == "pattern":
+        require(isinstance(value, str), "pattern has to be a regular expression, as a text")
+        pattern = Pattern(value)
+        return lambda: pattern
+    if kind == "personal":
+        require(value in PERSONAL, f"personal is {value!r}; it must be one of: {', '.join(PERSONAL)}")
+        personal = PERSONAL[value]()
+        return lambda: personal
+    require(type(value) is int and value >= 1, f"{kind} is {value!r}; it must be a whole number of at least 1")
+    return (lambda: Longest(value)) if kind == "longest" else (lambda: Repetition(value))

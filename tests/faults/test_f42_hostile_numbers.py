@@ -1,0 +1,39 @@
+"""Row 42: numbers that are none, or are far too large, are a 400 in OpenAI's shape."""
+
+import pytest
+
+from servekit import Served
+
+NUMBERS = {
+    "max_tokens": ["1000000000", "-1", "1e9", "true", "1.5", "NaN", '"5"', "1" + "0" * 5000],
+    "n": ["1000000", "0", "-1", "true"],
+    "temperature": ["NaN", "Infinity", "-Infinity", "-1", "1e400", "true", '"1"', "2.1"],
+    "top_p": ["0", "2", "NaN", "-0.5"],
+    "logprobs": ["65", "-1", "true", "NaN"],
+    "top_k": ["0", "-1", "NaN"],
+    "min_p": ["1", "NaN"],
+    "repetition_penalty": ["0", "-1", "Infinity"],
+    "presence_penalty": ["-2.5", "NaN"],
+    "seed": ["1.5", "99999999999999999999", "true"],
+    "logit_bias": ['{"1": NaN}', '{"1": 101}', '{"-1": 1}', '{"1": true}', '{"1e1": 1}', "[]"],
+    "prompt": ["[1.5]", "[-1]", "[99999999999]", "[true]", "[[]]", "[]", "{}", "5", "[1e3]", "[70000]"],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in NUMBERS.items() for value in values])
+def test_it_is_refused(server: Served, field: str, value: str) -> None:
+    others = {"model": '"base"', "prompt": '"a"', "max_tokens": "2"} | {field: value}
+    body = "{" + ", ".join(f'"{name}": {text}' for name, text in others.items()) + "}"
+    status, answer, _ = server.ask("POST", "/v1/completions", raw=body.encode())
+    assert status == 400
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    if len(value) < 100:  # a number of thousands of digits is no JSON for us
+        assert answer["error"]["param"] == field
+
+
+@pytest.mark.parametrize("absent", ["max_tokens", "temperature", "top_p", "n", "stop", "seed", "logit_bias", "suffix"])
+def test_null_means_the_default(server: Served, absent: str) -> None:
+    status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", absent: None})
+    assert status == 200
+    assert answer["usage"]["completion_tokens"] == 16

@@ -1,0 +1,66 @@
+"""Row 48: who does not read, or does not say what it wants, costs the others nothing, and is left after a while."""
+
+import socket
+import time
+
+import pytest
+
+from servekit import Served, serving, wait_until
+
+
+@pytest.fixture(scope="module")
+def impatient(models):
+    words = ("--send-timeout-s", 1, "--receive-timeout-s", 1, "--max-tokens", 200_000, "--safety", "off")
+    with serving(models["base"], *words) as server:
+        yield server
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    sock.settimeout(0.01)
+    try:
+        while data := sock.recv(4096):
+            assert data
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@pytest.mark.slow
+def test_who_never_reads_is_left(impatient: Served) -> None:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", impatient.port))
+    body = b'{"model": "base", "prompt": "a", "max_tokens": 200000, "logprobs": 20, "stream": true, "n": 8}'
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}"
+    sock.sendall(head.encode() + b"\r\n\r\n" + body)
+    wait_until(lambda: impatient.metric("groundling_active") == 8)
+    wait_until(lambda: impatient.metric("groundling_active") == 0, 60)
+    assert impatient.metric("groundling_aborted_total") == 1
+    assert "slow_reader" in [line.get("aborted") for line in impatient.log()]
+
+
+def test_half_open_connections_hinder_nobody_and_end(impatient: Served) -> None:
+    starts = [b"", b"POST", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"GET /health HTTP/1.1\r\n"]
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: 50\r\n\r\n{"
+    socks = []
+    for start in [*starts, head] * 10:
+        socks.append(socket.create_connection(("127.0.0.1", impatient.port)))
+        socks[-1].sendall(start)
+    begun = time.monotonic()
+    assert impatient.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", "max_tokens": 5})[0] == 200
+    assert time.monotonic() - begun < 1
+    wait_until(lambda: all(_is_closed(sock) for sock in socks), 10)
+
+
+def test_a_head_that_trickles_in_is_not_waited_for(impatient: Served) -> None:
+    sock = socket.create_connection(("127.0.0.1", impatient.port))
+    begun = time.monotonic()
+    with pytest.raises(OSError):  # noqa: PT012
+        for letter in b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X-Slow: a\r\n" * 100:
+            sock.sendall(bytes([letter]))
+            time.sleep(0.05)
+    assert time.monotonic() - begun < 3

@@ -1,0 +1,201 @@
+"""The client that everybody has, as it is, against a server of ours."""
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from groundling.bundle import load_bundle
+from groundling.sample.engine import DecodeConfig
+from groundling.sample.generate import generate
+from servekit import LETTERS, TALK, Served
+
+WAYS = [
+    {},
+    {"temperature": 0},
+    {"seed": 5, "n": 3},
+    {"stop": ["a"]},
+    {"stop": ["th", "he", "x "], "n": 2},
+    {"top_p": 0.5, "presence_penalty": 1, "frequency_penalty": 1},
+    {"logit_bias": {"40": 5, "41": -100}},
+    {"extra_body": {"top_k": 3, "repetition_penalty": 1.3}},
+]
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none is needed", max_retries=0)
+
+
+def test_models_are_listed_by_name(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["base", "talker", "pairs"]
+    assert client.models.retrieve("talker").id == "talker"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_streamed_chat_is_the_whole_one(client: openai.OpenAI, way: dict[str, Any]) -> None:
+    """Text, reasons, probabilities and counts are the same, in whatever pieces they come."""
+    asked = {"model": "talker", "messages": [TALK], "max_tokens": 40, "seed": 1, "logprobs": True, "top_logprobs": 2}
+    asked |= way
+    whole = client.chat.completions.create(**asked)
+    texts, tokens, reasons, usage = {}, {}, {}, None
+    for chunk in client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+        assert (chunk.model, chunk.object) == ("talker", "chat.completion.chunk")
+        usage = chunk.usage
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            tokens.setdefault(choice.index, []).extend(choice.logprobs.content if choice.logprobs else [])
+            reasons[choice.index] = choice.finish_reason
+    assert whole.usage == usage
+    assert len(whole.choices) == way.get("n", 1) == len(texts)
+    for choice in whole.choices:
+        assert choice.message.content == texts[choice.index]
+        assert choice.finish_reason == reasons[choice.index]
+        assert choice.logprobs.content == tokens[choice.index]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("echo", [False, True], ids=["", "echo"])
+def test_a_streamed_completion_is_the_whole_one(client: openai.OpenAI, way: dict[str, Any], echo: bool) -> None:
+    asked = {
+        "model": "pairs",
+        "prompt": ["the king", "fool "],
+        "max_tokens": 30,
+        "seed": 1,
+        "logprobs": 2,
+        "echo": echo,
+    }
+    asked |= way
+    whole = client.completions.create(**asked)
+    texts, offsets, reasons = {}, {}, {}
+    for chunk in client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + choice.text
+            offsets.setdefault(choice.index, []).extend(choice.logprobs.text_offset)
+            reasons[choice.index] = choice.finish_reason
+    assert len(whole.choices) == 2 * way.get("n", 1) == len(texts)
+    for choice in whole.choices:
+        assert choice.text == texts[choice.index]
+        assert choice.logprobs.text_offset == offsets[choice.index]
+        assert choice.finish_reason == reasons[choice.index]
+        if echo:
+            assert choice.text.startswith("the king" if choice.index < len(texts) // 2 else "fool ")
+            assert choice.logprobs.token_logprobs[0] is None
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_the_server_says_what_the_library_says(
+    client: openai.OpenAI, models: dict[str, Path], temperature: float
+) -> None:
+    said = client.completions.create(
+        model="base", prompt="Who?", max_tokens=150, seed=9, temperature=temperature, stop=["zz"]
+    )
+    ours = generate(
+        load_bundle(models["base"]),
+        "Who?",
+        decode=DecodeConfig(native="on"),
+        max_new_tokens=150,
+        seed=9,
+        temperature=temperature,
+        stop=("zz",),
+    )
+    assert said.choices[0].text == ours
+
+
+def test_seeds_repeat_and_differ(client: openai.OpenAI) -> None:
+    def say(**how: Any) -> list[str]:
+        answer = client.chat.completions.create(model="talker", messages=[TALK], max_tokens=60, **how)
+        return [choice.message.content for choice in answer.choices]
+
+    assert say(seed=3) == say(seed=3)
+    assert say(seed=3) != say(seed=4)
+    assert say() != say(), "without a seed, each answer is another"
+    three = say(seed=3, n=3)
+    assert len(set(three)) == 3
+    assert three[0] == say(seed=3)[0]
+
+
+def test_a_stop_string_is_not_part_of_the_text(client: openai.OpenAI) -> None:
+    free = client.completions.create(model="base", prompt="a", max_tokens=200, seed=2).choices[0].text
+    stop = free[100:103]
+    cut = client.completions.create(model="base", prompt="a", max_tokens=200, seed=2, stop=stop).choices[0]
+    assert cut.text == free[: free.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_what_a_token_was_worth_is_told_and_no_more_than_the_text(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="talker", messages=[TALK], max_tokens=100, seed=2, stop=["e"], logprobs=True, top_logprobs=3
+    )
+    choice = answer.choices[0]
+    assert "".join(entry.token for entry in choice.logprobs.content) == choice.message.content
+    for entry in choice.logprobs.content:
+        likely = [other.logprob for other in entry.top_logprobs]
+        assert likely == sorted(likely, reverse=True)
+        assert len(likely) == 3
+        assert entry.logprob <= likely[0]
+        assert bytes(entry.bytes).decode() == entry.token
+
+
+def test_the_probabilities_of_a_prompt_can_be_asked_for_alone(client: openai.OpenAI) -> None:
+    """So do harnesses that rate given answers: echo, and no new token."""
+    answer = client.completions.create(model="base", prompt="Who is there?", max_tokens=0, echo=True, logprobs=1)
+    choice = answer.choices[0]
+    assert (choice.text, choice.finish_reason) == ("Who is there?", "length")
+    assert choice.logprobs.tokens == list("Who is there?")
+    assert choice.logprobs.token_logprobs[0] is None
+    assert all(logprob < 0 for logprob in choice.logprobs.token_logprobs[1:])
+    assert answer.usage.completion_tokens == 0
+
+
+def test_ids_are_a_prompt_too(client: openai.OpenAI) -> None:
+    how = {"model": "base", "max_tokens": 20, "seed": 1}
+    ids = [LETTERS.index(letter) for letter in "Who"]
+    assert client.completions.create(prompt=ids, **how).choices[0].text == (
+        client.completions.create(prompt="Who", **how).choices[0].text
+    )
+    both = client.completions.create(prompt=[ids, ids[:2]], **how)
+    assert both.choices[0].text != both.choices[1].text
+    assert both.usage.prompt_tokens == 5
+
+
+def test_a_bias_forbids_or_decides(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="base", prompt="a", max_tokens=20, logit_bias={str(LETTERS.index("q")): 100}, temperature=0
+    )
+    assert answer.choices[0].text == "q" * 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "changes"),
+    [
+        (openai.NotFoundError, "model", {"model": "../base"}),
+        (openai.BadRequestError, "tools", {"tools": [{"type": "function"}]}),
+        (openai.BadRequestError, "response_format", {"response_format": {"type": "json_object"}}),
+        (openai.BadRequestError, "frequency_penalty", {"frequency_penalty": 3}),
+        (openai.BadRequestError, "max_tokens", {"max_tokens": 200_000}),
+        (openai.BadRequestError, "logit_bias", {"logit_bias": {"a": 1}}),
+        (openai.BadRequestError, "logit_bias", {"logit_bias": {"99": 1}}),
+        (openai.BadRequestError, "messages", {"messages": [{"role": "assistant", "content": "I"}]}),
+        (openai.BadRequestError, "messages", {"messages": [{"role": "user", "content": "Ж"}]}),
+        (openai.BadRequestError, "messages", {"messages": [{"role": "user", "content": "a" * 65}]}),
+        (openai.BadRequestError, "dance", {"extra_body": {"dance": True}}),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_is_refused_by_name(
+    client: openai.OpenAI, kind: type[openai.APIStatusError], field: str, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(kind) as caught:
+        client.chat.completions.create(**{"model": "talker", "messages": [TALK], "max_tokens": 5, **changes})
+    assert caught.value.param == field
+    assert caught.value.type == "invalid_request_error"
+    assert "\n" not in caught.value.message
+
+
+def test_who_was_never_taught_to_answer_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="never taught to answer"):
+        client.chat.completions.create(model="base", messages=[TALK])
