@@ -9,10 +9,11 @@ from groundling.errors import ConfigError
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
 from groundling.serve.logs import EventLog
+from groundling.serve.pages import PAGES
 from groundling.serve.registry import Theatre
 from servekit import Served, serving
 
-OPEN = {"/health", "/ready"}
+OPEN = {"/health", "/ready", "/static/{name}", *PAGES}
 KEY = "a-long-secret-key"
 
 
@@ -51,7 +52,7 @@ def test_each_route_needs_a_key(guarded: Served, models, tmp_path) -> None:
             assert method == "HEAD" or answer["error"]["code"] == "invalid_api_key"
 
 
-@pytest.mark.parametrize("path", sorted(OPEN))
+@pytest.mark.parametrize("path", sorted(OPEN - {"/static/{name}"}))
 def test_what_is_open_holds_nothing_of_anybody(guarded: Served, path: str) -> None:
     assert guarded.ask("GET", path)[0] == 200
 

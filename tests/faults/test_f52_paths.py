@@ -30,3 +30,9 @@ def test_a_model_is_known_by_its_name(server: Served, name: str) -> None:
     status, answer, _ = server.ask("POST", "/v1/completions", {"model": name, "prompt": "a"})
     assert status in (400, 404)
     assert answer["error"]["param"] == "model"
+
+
+def test_ranges_are_not_cut(server: Served) -> None:
+    ranges = "bytes=" + ",".join(f"{n}-{n + 1}" for n in range(1000))
+    status, body, _ = server.ask("GET", "/static/theatre.css", headers={"Range": ranges})
+    assert (status, body) == (200, server.ask("GET", "/static/theatre.css")[1])
