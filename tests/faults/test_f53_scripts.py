@@ -5,9 +5,8 @@ from importlib import resources
 
 import pytest
 
-from servekit import Served
-
 from groundling.serve.pages import PAGES
+from servekit import Served
 
 STATIC = resources.files("groundling.serve") / "static"
 FORBIDDEN = [
