@@ -135,9 +135,18 @@ def _speaker() -> Speak:
 
 def _questions_for_models(chosen: RankConfig, speak: Speak) -> list[Question]:
     assert chosen.prompts is not None
-    prompts = [_prompt_of_file(row.values, row.where) for row in rows(chosen.prompts)]
+    prompts = read_prompts(chosen.prompts)
     bundles = [chosen.bundles[number % len(chosen.bundles)] for number in range(chosen.n_candidates)]
     return [_question_for_models(messages, bundles, chosen.seed, speak) for messages in prompts]
+
+
+def read_prompts(path: Path) -> list[tuple[Message, ...]]:
+    """The conversations of a file of prompts.
+
+    Raises:
+        DataError: it cannot be read, or a line is none; the message names file and line.
+    """
+    return [_prompt_of_file(row.values, row.where) for row in rows(path)]
 
 
 def _prompt_of_file(value: Any, where: str) -> tuple[Message, ...]:
@@ -146,9 +155,14 @@ def _prompt_of_file(value: Any, where: str) -> tuple[Message, ...]:
     return messages_from_json(value["prompt"], where)
 
 
+def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:
+    """What a question to some models is called, and the seed of each one's reply: the same for whoever is asked."""
+    name = name_of([messages_to_json(messages), list(models), seed])
+    return name, [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(models))]
+
+
 def _question_for_models(messages: tuple[Message, ...], bundles: Sequence[Path], seed: int, speak: Speak) -> Question:
-    name = name_of([messages_to_json(messages), [str(bundle) for bundle in bundles], seed])
-    seeds = [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(bundles))]
+    name, seeds = name_and_seeds(messages, [str(bundle) for bundle in bundles], seed)
 
     def candidates() -> tuple[Candidate, ...]:
         return tuple(

@@ -151,7 +151,7 @@ class TextForm(_Envelope):
             offsets.append(self._offsets.get(number, 0))
             self._offsets[number] = offsets[-1] + len(text)
         return {
-            "tokens": texts,
+            "tokens": [self._name(token.id) for token in tokens],
             "token_logprobs": [_number(token.logprob) for token in tokens],
             "top_logprobs": [self._likely(token) for token in tokens],
             "text_offset": offsets,
@@ -160,7 +160,14 @@ class TextForm(_Envelope):
     def _likely(self, token: Token) -> dict[str, float | None] | None:
         if token.logprob is None:  # nothing comes before the first token of a prompt
             return None
-        return {self._words.of(id)[0]: _number(logprob) for id, logprob in reversed(token.likely)}
+        return {self._name(id): _number(logprob) for id, logprob in reversed(token.likely)}
+
+    def _name(self, id: int) -> str:
+        """An id's text; bytes that are none are spelled, for else many would have one name."""
+        text, data = self._words.of(id)
+        if data is None or text.encode() == bytes(data):
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 MakeForm = Callable[[str, str, Words, bool], Form]

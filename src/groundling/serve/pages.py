@@ -18,7 +18,7 @@ KINDS = {
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
 }
-PAGES = {"/": ("chat", "Chat")}
+PAGES = {"/": ("chat", "Chat"), "/xray": ("xray", "X-ray")}
 
 
 class _Asset:

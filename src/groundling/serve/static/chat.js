@@ -121,7 +121,7 @@ async function speak(model, number, column, signal) {
         const text = choice.delta ? choice.delta.content ?? "" : choice.text;
         addTokens(lines, text, pieces(choice));
         speech.text += text;
-        for (const note of choice.groundling?.safety ?? []) part.append(safetyNote(note));
+        for (const note of choice.groundling?.safety ?? []) noted(part, note);
         if (choice.finish_reason === "length") part.append(el("p", { class: "aside", text: "He is cut short: the most tokens were reached." }));
       }
       if (atEnd) scrollTo({ top: document.body.scrollHeight });
@@ -153,9 +153,18 @@ function addTokens(lines, text, tokens) {
   if (left) lines.append(left);
 }
 
+// A rule is told once, and how often it had to do something.
+function noted(part, note) {
+  const before = [...part.querySelectorAll(".hidden-text")].find((other) => other.dataset.rule === note.rule);
+  if (!before) { part.append(safetyNote(note)); return; }
+  const times = Number(before.dataset.times ?? 1) + 1;
+  before.dataset.times = times;
+  before.lastChild.textContent = ` ${times} times.`;
+}
+
 function safetyNote(note) {
   const did = note.action === "block" ? (note.where === "prompt" ? "Your words were not passed on" : "The reply ends here") : "Something is hidden";
-  return el("p", { class: "aside hidden-text", text: `${did}: ${note.reason} (rule “${note.rule}”).` });
+  return el("p", { class: "aside hidden-text", dataset: { rule: note.rule } }, `${did}: ${note.reason} (rule “${note.rule}”).`, el("span", {}));
 }
 
 const nearEnd = () => innerHeight + scrollY > document.body.scrollHeight - 80;

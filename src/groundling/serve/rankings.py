@@ -1,0 +1,282 @@
+"""Ranking over HTTP: questions, answers that are on disk before they are acknowledged, and a reward model of them."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import APIRouter, FastAPI, Query
+from pydantic import Field
+from starlette.responses import Response, StreamingResponse
+
+from groundling.align.judgements import SKIP, Choice, Judgement, best_of, now_utc, tie_of
+from groundling.align.rank import AT_MOST, read_prompts
+from groundling.data import dialogues
+from groundling.errors import DataError, StorageError
+from groundling.serve.book import Book
+from groundling.serve.errors import ApiError
+from groundling.serve.questions import Messages, Question, Questions, Speaker
+from groundling.serve.registry import Theatre
+from groundling.serve.reward_training import RewardTraining, require_enough
+from groundling.serve.schema import Body
+from groundling.text.chat import Message
+
+MOST_NEW_TOKENS = 200
+RETRY_S = 60.0
+Rater = Annotated[str, Field(min_length=1, max_length=100)]
+Place = Annotated[int, Field(ge=1, le=AT_MOST)]
+Groups = Annotated[
+    list[Annotated[list[Place], Field(min_length=1, max_length=AT_MOST)]], Field(min_length=1, max_length=AT_MOST)
+]
+
+
+class Best(Body):
+    """One reply is better than each of the others."""
+
+    best: Place
+
+
+class Answer(Body):
+    """What a rater says of a question. Places count from 1 in the order in which the replies were shown."""
+
+    question: str = Field(min_length=1, max_length=100)
+    choice: Literal["tie", "skip"] | Best | Groups
+    rater: Rater
+    key: str = Field(pattern=r"^[A-Za-z0-9._-]{8,100}$")
+
+
+class TrainRequest(Body):
+    """Which served model to begin with; the first that chats, if none is named."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class Prompts:
+    """What is asked: the lines of a file, or what is said in the last tenth of Tiny Shakespeare's plays."""
+
+    def __init__(self, theatre: Theatre) -> None:
+        file = theatre.config.prompts
+        self.source = "Tiny Shakespeare" if file is None else file.name
+        self._known: list[Messages] = [] if file is None else list(dict.fromkeys(read_prompts(file)))
+        self._failed_at, self._failure = -RETRY_S, ""
+
+    def get(self) -> list[Messages]:
+        """All of them; in a thread, for they may have to be fetched.
+
+        Raises:
+            ApiError: 409: there are none.
+        """
+        if not self._known and time.monotonic() - self._failed_at > RETRY_S:
+            try:
+                found = dialogues.prompts(dialogues.shakespeare_dialogues()[1])
+                self._known = list(dict.fromkeys(tuple(messages) for messages in found))
+            except (DataError, StorageError) as error:
+                self._failed_at, self._failure = time.monotonic(), " ".join(str(error).split())
+        if not self._known:
+            raise ApiError(409, f"there are no prompts ({self._failure}); type one, or give --prompts", "no_prompts")
+        return self._known
+
+
+def router(theatre: Theatre) -> APIRouter:
+    """All routes of the page to rank.
+
+    Raises:
+        DataError: the file of prompts is none.
+    """
+    book, prompts = Book(theatre.config.rankings), Prompts(theatre)
+    training = RewardTraining(theatre.config.runs, theatre.config.rankings)
+
+    async def speak(speaker: Speaker, messages: Messages, seed: int) -> str:
+        return await theatre.generate_reply(speaker.name, messages, seed, speaker.max_new_tokens)
+
+    questions = Questions(speak)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await training.stop()
+        book.close()
+
+    routes = APIRouter(prefix="/v1/groundling/rankings", tags=["rankings"], lifespan=lifespan)
+
+    @routes.get("/next")
+    async def ask(
+        rater: Annotated[str, Query(min_length=1, max_length=100)],
+        n: Annotated[int, Query(ge=2, le=AT_MOST)] = 2,
+        prompt: Annotated[str | None, Query(min_length=1, max_length=4000)] = None,
+    ) -> dict[str, Any]:
+        """A prompt and replies to it, without a word of who wrote them."""
+        theatre.require_ready()
+        speakers = _speakers(theatre)
+        given = [(Message("user", prompt),)] if prompt is not None else await to_thread.run_sync(prompts.get)
+        answered = await _of_disk(lambda: book.answered(rater))
+        question = await questions.ask(rater, n, given, speakers, answered)
+        messages = [{"role": message.role, "content": message.content} for message in question.messages]
+        replies = [{"place": place, "text": text} for place, text in enumerate(question.texts(), 1)]
+        return {"question": question.token, "messages": messages, "replies": replies}
+
+    @routes.post("")
+    async def keep(answer: Answer) -> dict[str, Any]:
+        """Keep an answer; when this says so, it is on disk. Sent again under its key, it is still there once."""
+        question = questions.get(answer.question)
+        known = await _of_disk(lambda: book.get(answer.key))
+        if known is None:
+            known = await _keep_new(book, question, answer)
+        return _told(_same(known, question, answer))
+
+    @routes.get("")
+    async def count(rater: Annotated[str | None, Query(min_length=1, max_length=100)] = None) -> dict[str, Any]:
+        """How much there is."""
+        counts, _ = await _of_disk(lambda: book.counts(rater))
+        chatting = [name for name in theatre.models.names() if theatre.models.get(name).bundle.chat is not None]
+        return {**counts, "prompts_from": prompts.source, "models": chatting}
+
+    @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
+    async def export() -> Response:
+        """All of it as lines of JSON, as `groundling rankings export` writes them."""
+        await _of_disk(lambda: book.counts(None))  # what is wrong with the file is told before the first byte
+        headers = {"Content-Disposition": 'attachment; filename="rankings.jsonl"', "Cache-Control": "no-store"}
+        return StreamingResponse(_lines(book), headers=headers, media_type="application/x-ndjson")
+
+    _add_training(routes, theatre, book, training)
+    return routes
+
+
+def _add_training(routes: APIRouter, theatre: Theatre, book: Book, training: RewardTraining) -> None:
+    @routes.post("/train")
+    async def train(request: TrainRequest) -> dict[str, Any]:
+        """Teach a reward model what was said."""
+        theatre.require_ready()
+        served = theatre.models.get(request.model or _speakers(theatre)[0].name)
+        if served.bundle.chat is None:
+            raise ApiError(
+                409, f"{served.name} was never taught to answer; begin with one that was", "not_a_chat_model"
+            )
+        counts, n_prompts = await _of_disk(lambda: book.counts(None))
+        require_enough(counts["pairs"], n_prompts)
+        await training.start(served.name, served.path, counts["useful"])
+        return await to_thread.run_sync(training.facts)
+
+    @routes.get("/train")
+    async def look() -> dict[str, Any]:
+        """How far the training has come."""
+        return await to_thread.run_sync(training.facts)
+
+    @routes.delete("/train")
+    async def stop() -> dict[str, Any]:
+        """End the training, if one runs."""
+        await training.stop()
+        return await to_thread.run_sync(training.facts)
+
+
+def _speakers(theatre: Theatre) -> list[Speaker]:
+    """All served models that answer; a reply may take half of a model's context.
+
+    Raises:
+        ApiError: 409: there is none.
+    """
+    served = [theatre.models.get(name) for name in theatre.models.names()]
+    found = [
+        Speaker(each.name, min(MOST_NEW_TOKENS, each.bundle.config.block_size // 2))
+        for each in served
+        if each.bundle.chat is not None
+    ]
+    if not found:
+        raise ApiError(
+            409, "none of the models was taught to answer; serve one that `groundling sft` made", "no_speaker"
+        )
+    return found
+
+
+async def _of_disk(work: Any) -> Any:
+    """Do something with the file of rankings, in a thread.
+
+    Raises:
+        ApiError: 503: it cannot be used.
+    """
+    try:
+        return await to_thread.run_sync(work)
+    except (DataError, StorageError) as error:
+        raise ApiError(503, " ".join(str(error).split()), "rankings_unusable", retry_after_s=5) from error
+
+
+async def _keep_new(book: Book, question: Question | None, answer: Answer) -> Judgement:
+    """Keep an answer whose key is new, or return the one that has come under this key meanwhile.
+
+    Raises:
+        ApiError: 404, 409: there is no such question, or it is not this one's to answer.
+    """
+    if question is None:
+        raise ApiError(404, "this question is not known, or too old; ask for another one", "no_question", "question")
+    if question.rater != answer.rater:
+        raise ApiError(409, "this question was put to another rater; ask for one of your own", "not_yours", "rater")
+    if question.key not in (None, answer.key):
+        raise ApiError(409, "this question has been answered; ask for another one", "answered", "question")
+    judgement = Judgement(
+        key=answer.key,
+        messages=question.messages,
+        candidates=question.candidates,
+        shown=question.shown,
+        choice=_meant(answer, question.shown),
+        rater=answer.rater,
+        time=now_utc(),
+    )
+    question.key = answer.key
+    try:
+        kept: Judgement = await _of_disk(lambda: book.keep(judgement))
+    except BaseException:
+        question.key = None
+        raise
+    return kept
+
+
+def _same(known: Judgement, question: Question | None, answer: Answer) -> Judgement:
+    """Check that what is kept under a key is what was said.
+
+    Raises:
+        ApiError: 409: it is something else.
+    """
+    same = known.rater == answer.rater and known.choice == _meant(answer, known.shown)
+    if question is not None:
+        asked = (question.messages, question.candidates, question.shown)
+        same = same and asked == (known.messages, known.candidates, known.shown)
+    if not same:
+        raise ApiError(409, "another answer was kept under this key; give each answer its own", "key_used", "key")
+    return known
+
+
+def _meant(answer: Answer, shown: tuple[int, ...]) -> Choice:
+    """The choice in the candidates' own numbers.
+
+    Raises:
+        ApiError: 400: a place is none, or is named twice.
+    """
+    choice = answer.choice
+    if isinstance(choice, str):
+        return tie_of(len(shown)) if choice == "tie" else SKIP
+    groups = [[choice.best]] if isinstance(choice, Best) else choice
+    places = [place for group in groups for place in group]
+    if len(set(places)) < len(places) or max(places) > len(shown):
+        message = f"choice: {places} has to be places from 1 to {len(shown)}, each once at most"
+        raise ApiError(400, message, "invalid_value", "choice")
+    if isinstance(choice, Best):
+        return best_of(shown[choice.best - 1], len(shown))
+    meant = tuple(tuple(sorted(shown[place - 1] for place in group)) for group in groups)
+    return best_of(meant[0][0], len(shown)) if len(meant) == len(meant[0]) == 1 else meant
+
+
+def _told(kept: Judgement) -> dict[str, Any]:
+    """What is said of an answer that is kept, and who wrote the replies."""
+    place_of = {number: place for place, number in enumerate(kept.shown, 1)}
+    named = {SKIP: "skip", tie_of(len(kept.candidates)): "tie"}
+    choice = named.get(kept.choice) or [[place_of[number] for number in group] for group in kept.choice]
+    shown = [kept.candidates[number] for number in kept.shown]
+    revealed = [{"place": place, "model": each.model, "seed": each.seed} for place, each in enumerate(shown, 1)]
+    return {"key": kept.key, "choice": choice, "rater": kept.rater, "time": kept.time, "revealed": revealed}
+
+
+def _lines(book: Book) -> Iterator[str]:
+    for judgement in book:
+        yield json.dumps(judgement.to_json(), ensure_ascii=False) + "\n"
