@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 RUN := runs/speedrun
 CHATGPT := runs/chatgpt
 
-.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test docs clean
+.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test browser docs clean
 
 help:
 	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
@@ -60,8 +60,15 @@ fast: $(VENV)/.ready-dev
 
 check: lint fast
 
-test: lint docs
+test: lint docs browser
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+
+# The pages are tested by Debian's Chromium, and by axe-core, which comes from npm.
+browser:
+	@if ! command -v chromium >/dev/null || ! command -v npm >/dev/null; then \
+		if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium npm >/dev/null; \
+		else echo "THE PAGES WILL NOT BE TESTED: install chromium and npm"; fi; fi
 
 docs: $(VENV)/.ready-dev
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from groundling.errors import GroundlingError
-from groundling.serve import openai, pages, xray
+from groundling.serve import openai, pages, rankings, runs, xray
 from groundling.serve.auth import keeper
 from groundling.serve.errors import ApiError
 from groundling.serve.guard import Bodies, Ledger, Origins, error_response
@@ -61,7 +61,8 @@ def create_app(theatre: Theatre, log: EventLog) -> FastAPI:
     require_key = Depends(keeper(theatre.config.keys()))
     app.include_router(_open_routes(theatre))
     app.include_router(pages.router())
-    for routes in (_keyed_routes(app, theatre), _v1(theatre, log), xray.router(theatre)):
+    ours = [module.router(theatre) for module in (xray, rankings, runs)]
+    for routes in (_keyed_routes(app, theatre), _v1(theatre, log), *ours):
         app.include_router(routes, dependencies=[require_key])
     _explain_errors(app, log)
     config = theatre.config

@@ -6,23 +6,21 @@ parent comes first.
 """
 
 import os
+import runpy
 import signal
-import sys
 import threading
 import time
-
-from groundling import cli
 
 GRACE_S = 10.0
 NICE = 5
 
 
-def main() -> int:
-    """Run the verb; return its exit code."""
+def main() -> None:
+    """Run the verb as `python -m groundling` does, and exit with its code."""
     if hasattr(os, "nice"):
         os.nice(NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    return cli.main(sys.argv[1:])
+    runpy.run_module("groundling", run_name="__main__", alter_sys=True)
 
 
 def _end_with_parent() -> None:
@@ -35,4 +33,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -18,7 +18,7 @@ KINDS = {
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
 }
-PAGES = {"/": ("chat", "Chat"), "/xray": ("xray", "X-ray")}
+PAGES = {"/": ("chat", "Chat"), "/xray": ("xray", "X-ray"), "/rank": ("rank", "Rank"), "/train": ("train", "Train")}
 
 
 class _Asset:

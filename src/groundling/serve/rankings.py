@@ -19,7 +19,7 @@ from groundling.serve.book import Book
 from groundling.serve.errors import ApiError
 from groundling.serve.questions import Messages, Question, Questions, Speaker
 from groundling.serve.registry import Theatre
-from groundling.serve.reward_training import RewardTraining, require_enough
+from groundling.serve.reward_training import LEAST_PAIRS, RewardTraining, require_enough
 from groundling.serve.schema import Body
 from groundling.text.chat import Message
 
@@ -61,6 +61,11 @@ class Prompts:
         self.source = "Tiny Shakespeare" if file is None else file.name
         self._known: list[Messages] = [] if file is None else list(dict.fromkeys(read_prompts(file)))
         self._failed_at, self._failure = -RETRY_S, ""
+
+    @property
+    def n_known(self) -> int | None:
+        """How many there are, as far as they were looked for."""
+        return len(self._known) or None
 
     def get(self) -> list[Messages]:
         """All of them; in a thread, for they may have to be fetched.
@@ -131,7 +136,8 @@ def router(theatre: Theatre) -> APIRouter:
         """How much there is."""
         counts, _ = await _of_disk(lambda: book.counts(rater))
         chatting = [name for name in theatre.models.names() if theatre.models.get(name).bundle.chat is not None]
-        return {**counts, "prompts_from": prompts.source, "models": chatting}
+        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": chatting}
+        return {**counts, **facts, "least_pairs": LEAST_PAIRS}
 
     @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
     async def export() -> Response:

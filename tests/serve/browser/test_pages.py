@@ -9,7 +9,7 @@ from groundling.serve.pages import PAGES
 
 pytestmark = pytest.mark.slow
 PAPER = {"light": "rgb(248, 243, 231)", "dark": "rgb(23, 18, 14)"}
-READY = {"/": "#cast input", "/xray": ".lens td"}
+READY = {"/": "#cast input", "/xray": ".lens td", "/rank": "#main h1", "/train": "#main h1"}
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
