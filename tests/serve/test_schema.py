@@ -17,7 +17,7 @@ def test_nothing_breaks_it(server: Served, mode: GenerationMode) -> None:
     n_asked = 0
     for found in described.get_all_operations():
         operation = found.ok()
-        if operation.method.upper() == "GET" and mode is GenerationMode.NEGATIVE and not operation.query:
+        if mode is GenerationMode.NEGATIVE and not (operation.query or operation.body):
             continue  # nothing of it can be wrong
 
         @given(case=operation.as_strategy(generation_mode=mode))
@@ -28,6 +28,8 @@ def test_nothing_breaks_it(server: Served, mode: GenerationMode) -> None:
             nonlocal n_asked
             n_asked += 1
             if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):  # what no schema can say
+                if case.path.endswith("/xray"):
+                    case.body = {**case.body, "messages": None, "prompt": case.body.get("prompt") or "a"}
                 for field, needs in (("stream_options", "stream"), ("top_logprobs", "logprobs")):
                     if not case.body.get(needs):
                         case.body.pop(field, None)

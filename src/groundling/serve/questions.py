@@ -144,7 +144,7 @@ class Questions:
         question = Question(token, rater, messages, candidates, shown, self.clock() + KEPT_S)
         self._forget()
         own = [held.token for held in self._held.values() if held.rater == rater and held.key is None]
-        for old in own[: len(own) + 1 - MOST_OF_ONE]:
+        for old in own[: max(0, len(own) + 1 - MOST_OF_ONE)]:
             del self._held[old]
         while len(self._held) >= MOST_HELD:
             self._held.popitem(last=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Query
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 
 from groundling.align.judgements import SKIP, Choice, Judgement, best_of, now_utc, tie_of
@@ -20,13 +20,13 @@ from groundling.serve.errors import ApiError
 from groundling.serve.questions import Messages, Question, Questions, Speaker
 from groundling.serve.registry import Theatre
 from groundling.serve.reward_training import LEAST_PAIRS, RewardTraining, require_enough
-from groundling.serve.schema import Body
+from groundling.serve.schema import Body, whole
 from groundling.text.chat import Message
 
 MOST_NEW_TOKENS = 200
 RETRY_S = 60.0
 Rater = Annotated[str, Field(min_length=1, max_length=100)]
-Place = Annotated[int, Field(ge=1, le=AT_MOST)]
+Place = Annotated[int, Field(ge=1, le=AT_MOST), BeforeValidator(whole)]
 Groups = Annotated[
     list[Annotated[list[Place], Field(min_length=1, max_length=AT_MOST)]], Field(min_length=1, max_length=AT_MOST)
 ]

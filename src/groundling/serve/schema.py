@@ -14,20 +14,20 @@ MOST_CHOICES = 128
 MOST_LIKELY = 20
 
 
-def _whole(value: object) -> object:
-    """JSON has one kind of number: 5.0 is the integer 5."""
+def whole(value: object) -> object:
+    """JSON has one kind of number: 5.0 is the integer 5. For `BeforeValidator`."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-Id = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
-Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(_whole)]
-Likely = Annotated[int, Field(ge=0, le=MOST_LIKELY), BeforeValidator(_whole)]
-Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES), BeforeValidator(_whole)]
-TopK = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(_whole)]
+Id = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(whole)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole)]
+Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(whole)]
+Likely = Annotated[int, Field(ge=0, le=MOST_LIKELY), BeforeValidator(whole)]
+Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES), BeforeValidator(whole)]
+TopK = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(whole)]
 
 
 class Body(BaseModel):
