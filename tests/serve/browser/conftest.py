@@ -29,7 +29,7 @@ def missing(reason: str) -> None:
     pytest.skip(f"THE PAGES WERE NOT LOOKED AT: {reason}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives, no other event loop can run in this thread
 def browser() -> Iterator[Browser]:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:

@@ -8,6 +8,7 @@ const BOTTOM = 24;
 const TABLE_ROWS = 40;
 let made = 0;
 
+const exact = new Intl.NumberFormat("en", { maximumFractionDigits: 3 });
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
 export function short(value) {
   const size = Math.abs(value);
@@ -66,7 +67,7 @@ export class Chart {
     made += 1;
     Object.assign(this, { title, height, onCursor, id: `chart-${made}`, lines: [], at: null, width: 0, names: null });
     this.svg = svg("svg", { class: "chart-picture", role: "img", "aria-labelledby": `${this.id}-title ${this.id}-desc` });
-    this.slider = el("div", { class: "chart-cursor", role: "slider", tabindex: "0", "aria-label": `${title}: values along the line` });
+    this.slider = el("div", { class: "chart-cursor", role: "slider", tabindex: "0", "aria-valuenow": "0", "aria-label": `${title}: values along the line` });
     this.readout = el("p", { class: "chart-readout" });
     this.table = el("details", { class: "chart-table" }, el("summary", { text: "As a table" }));
     this.node = el("figure", { class: "chart" },
@@ -238,19 +239,22 @@ export class Chart {
     this.#look(stops[Math.min(stops.length - 1, Math.max(0, moves[event.key]))]);
   }
 
-  // At most some rows, evenly taken, and only while somebody looks at them.
+  // Some rows, evenly taken, and all of lines that have few; and only while somebody looks at them.
   #tabulate() {
-    this.table.querySelector(".scroll")?.remove();
-    if (!this.table.open || !this.lines.length) return;
-    const stops = [...new Set(this.lines.flatMap((line) => line.points.map(([x]) => x)))].sort((a, b) => a - b);
+    const before = this.table.querySelector(".scroll");
+    if (!this.table.open || !this.lines.length) { before?.remove(); return; }
+    const rising = (numbers) => [...new Set(numbers)].sort((a, b) => a - b);
+    const along = (lines) => lines.flatMap((line) => line.points.map(([x]) => x));
+    const stops = rising(along(this.lines));
     const every = Math.max(1, Math.ceil(stops.length / TABLE_ROWS));
-    const rows = stops.filter((_, place) => place % every === 0 || place === stops.length - 1);
-    const head = el("tr", {}, el("th", { scope: "col", text: this.names ? "" : this.xName }), ...this.lines.map((line) => el("th", { scope: "col", text: line.name })));
-    const body = rows.map((x) => el("tr", {}, el("th", { scope: "row", text: this.names ? this.names[x] : short(x) }), ...this.lines.map((line) => {
+    const rows = rising([...stops.filter((_, place) => place % every === 0), stops.at(-1), ...along(this.lines.filter((line) => line.points.length <= TABLE_ROWS))]);
+    const head = el("tr", {}, el("th", { scope: "col", text: this.xName }), ...this.lines.map((line) => el("th", { scope: "col", text: line.name })));
+    const body = rows.map((x) => el("tr", {}, el("th", { scope: "row", text: this.names ? this.names[x] : exact.format(x) }), ...this.lines.map((line) => {
       const near = line.points[nearest(line.points, x)];
-      return el("td", { text: Math.abs(near[0] - x) <= this.xSpan / TABLE_ROWS ? short(near[1]) : "" });
+      return el("td", { text: near[0] === x ? short(near[1]) : "" });
     })));
-    this.table.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.title} as a table` },
-      el("table", {}, el("thead", {}, head), el("tbody", {}, ...body))));
+    const table = el("table", {}, el("thead", {}, head), el("tbody", {}, ...body));
+    if (before) before.replaceChildren(table);  // it keeps its place while it is read
+    else this.table.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.title} as a table` }, table));
   }
 }

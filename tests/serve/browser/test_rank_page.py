@@ -1,0 +1,199 @@
+"""The page to rank, with mouse, keys and ears."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from groundling.align.judgements import SKIP, Judgement, tie_of
+from groundling.align.rankings import Rankings
+from servekit import Served, serving
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "align"))
+from stagekit import write_rankings
+
+pytestmark = pytest.mark.slow
+NAMES = ("yorick", "ophelia")
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def theatre(models: dict[str, Path], folder: Path) -> Iterator[Served]:
+    """Two players, and prompts of our own; the first would be a picture if it were not text."""
+    prompts = ["[img src=x onerror='alert(1)']", *(f"Speak, {n}." for n in range(60))]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    players = [f"{name}={models['talker']}" for name in NAMES]
+    places = ("--rankings", folder / "kept.sqlite", "--prompts", folder / "prompts.jsonl", "--runs", folder / "runs")
+    with serving(*players, *places, "--safety", "off") as served:
+        yield served
+
+
+@pytest.fixture
+def seated(page_at: Callable[..., Page], request: pytest.FixtureRequest) -> Callable[..., Page]:
+    """Opens the page for a rater of this test's own, and waits for a question."""
+
+    def open_page(n: int = 2, **how: object) -> Page:
+        page = page_at("/rank", **how)
+        page.get_by_label("Your name").fill(request.node.name)
+        page.get_by_label("Your name").press("Tab")
+        page.get_by_label("Replies", exact=True).select_option(str(n))
+        expect(page.locator(".reply:not([disabled])")).to_have_count(n)
+        return page
+
+    return open_page
+
+
+def kept(folder: Path, rater: str) -> list[Judgement]:
+    with Rankings(folder / "kept.sqlite") as rankings:
+        return [row for row in rankings if row.rater == rater]
+
+
+def texts(page: Page) -> list[str]:
+    return [text.strip() for text in page.locator(".reply .said").all_text_contents()]
+
+
+def test_a_click_keeps_what_was_clicked_and_tells_who_it_was(seated, folder, request) -> None:
+    page = seated(4)
+    assert not any(name in page.locator("#question").inner_text() for name in NAMES)
+    shown, prompt = texts(page), page.locator("#prompt").inner_text()
+    page.locator(".reply").nth(2).click()
+    expect(page.locator("#kept")).to_contain_text("Kept: the third was best. It was")
+    expect(page.locator("#prompt")).not_to_have_text(prompt)
+    (row,) = kept(folder, request.node.name)
+    (best,) = row.choice[0]
+    assert row.candidates[best].text.strip() == shown[2]
+    assert [row.candidates[number].text.strip() for number in row.shown] == shown
+    assert row.messages[-1].content == prompt
+    expect(page.locator("#kept b").first).to_have_text(row.candidates[best].model)
+    expect(page.locator("#standing")).to_contain_text("1 of 61 answered")
+
+
+def test_the_keys_answer_unless_somebody_writes(seated, folder, request) -> None:
+    page = seated(2)
+    body = page.locator("#question-title")  # a list that has the focus takes keys for itself
+    for key, said in (("2", "the second was best"), ("t", "all are as good"), ("s", "skipped")):
+        prompt = page.locator("#prompt").inner_text()
+        body.press(key)
+        expect(page.locator("#kept")).to_contain_text(said)
+        expect(page.locator("#prompt")).not_to_have_text(prompt)
+        expect(page.locator(".reply:not([disabled])")).to_have_count(2)
+    page.locator("#own summary").click()
+    page.get_by_label("Your prompt").press_sequentially("1 t s 2")
+    body.press("3")  # there are two
+    body.press("Control+1")
+    page.get_by_label("Answer with the keys").uncheck()
+    body.press("1")
+    page.wait_for_timeout(300)
+    rows = kept(folder, request.node.name)
+    assert [row.choice for row in rows[1:]] == [tie_of(2), SKIP]
+    assert len(rows) == 3
+    assert rows[0].choice[0] == (rows[0].shown[1],)
+
+
+def test_a_prompt_of_ones_own_is_asked(seated, folder, request) -> None:
+    page = seated(2)
+    page.locator("#own summary").click()
+    page.get_by_label("Your prompt").fill("What news?")
+    page.get_by_role("button", name="Let them answer").click()
+    expect(page.locator("#prompt")).to_have_text("What news?")
+    expect(page.locator(".reply:not([disabled])")).to_have_count(2)
+    page.get_by_role("button", name="Skip").click()
+    expect(page.locator("#kept")).to_contain_text("Kept")
+    assert kept(folder, request.node.name)[0].messages[-1].content == "What news?"
+
+
+def test_an_answer_that_was_lost_on_the_way_is_sent_again_and_kept_once(seated, folder, request) -> None:
+    """The first time the answer is kept, and the page does not hear of it."""
+    page = seated(2)
+    lost: list[bool] = []
+
+    def lose_the_first(route: Route) -> None:
+        if route.request.method == "POST" and not lost:
+            lost.append(True)
+            route.fetch()
+            route.abort("aborted")
+        else:
+            route.continue_()
+
+    page.route(re.compile(r"/rankings$"), lose_the_first)
+    page.locator(".reply").first.click()
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    assert len(kept(folder, request.node.name)) == 1
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#kept")).to_contain_text("Kept: the first was best")
+    assert len(kept(folder, request.node.name)) == 1
+
+
+def test_what_models_and_people_write_is_text(page_at, folder) -> None:
+    """Of prompts and of replies; nothing of it becomes a picture, or is run."""
+    page = page_at("/rank")
+    question = {
+        "question": "x",
+        "messages": [{"role": "user", "content": HOSTILE}],
+        "replies": [{"place": 1, "text": HOSTILE}, {"place": 2, "text": ""}],
+    }
+    page.route(re.compile(r"/next\?"), lambda route: route.fulfill(json=question))
+    page.get_by_label("Your name").fill(HOSTILE)
+    page.get_by_label("Your name").press("Tab")
+    expect(page.locator("#prompt")).to_have_text(HOSTILE)
+    expect(page.locator(".reply .said").first).to_have_text(HOSTILE)
+    expect(page.locator(".reply .said").nth(1)).to_have_text("(says nothing)")
+    expect(page.locator("#standing")).to_contain_text(HOSTILE)
+    assert page.locator("img").count() == 0
+
+
+def test_it_can_be_used_without_a_mouse_and_heard(seated) -> None:
+    page = seated(2)
+    expect(page.locator("#announcer")).to_contain_text("Reply 1:")
+    page.locator(".reply").first.focus()
+    page.keyboard.press("Tab")
+    expect(page.locator(".reply").nth(1)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status").filter(has_text="Kept")).to_be_visible()
+    expect(page.locator("#question-title")).to_be_focused()
+
+
+def test_all_is_exported(seated, folder) -> None:
+    page = seated(2)
+    page.locator(".reply").first.click()
+    expect(page.locator("#kept")).to_contain_text("Kept")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    rows = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    with Rankings(folder / "kept.sqlite") as rankings:
+        assert [json.loads(row) for row in rows] == [row.to_json() for row in rankings]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_everybody_gets_in(seated, axe, keep_picture, width: int, theme: str) -> None:
+    page = seated(4, width=width, theme=theme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    axe(page)
+    keep_picture(page, f"rank-{width}-{theme}")
+
+
+def test_a_reward_model_is_trained_before_ones_eyes(seated, folder, axe) -> None:
+    """Last of all: it needs many answers, and the file keeps them."""
+    page = seated(2)
+    expect(page.get_by_role("button", name="Train the reward model")).to_be_disabled()
+    write_rankings(folder / "kept.sqlite")
+    page.reload()
+    page.get_by_role("button", name="Train the reward model").click()
+    expect(page.get_by_role("button", name="Stop it")).to_be_visible()
+    expect(page.locator("#training-line")).to_contain_text("Step", timeout=60_000)
+    expect(page.locator("#training-line")).to_contain_text("Done in", timeout=120_000)
+    expect(page.locator("#training-chart .line")).to_have_count(1)
+    axe(page)
+    page.get_by_role("link", name="reward-1").click()
+    expect(page.get_by_role("checkbox", name="reward-1")).to_be_checked()
+    expect(page.locator("#main-chart .line").first).to_be_visible()

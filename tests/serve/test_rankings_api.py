@@ -1,0 +1,450 @@
+"""Ranking over HTTP: blind, kept before it is said so, kept once, and learned from."""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from groundling.align.judgements import Candidate, Judgement
+from groundling.align.rankings import Rankings
+from groundling.serve.book import Book, preferences
+from groundling.serve.errors import ApiError
+from groundling.serve.questions import KEPT_S, MOST_HELD, MOST_OF_ONE, Questions, Speaker
+from groundling.text.chat import Message
+from servekit import Served, serving, wait_until
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
+from rankingkit import judgement
+from stagekit import write_rankings
+
+URL = "/v1/groundling/rankings"
+NAMES = ("yorick", "ophelia")
+N_PROMPTS = 60
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Speak, {n}."}) + "\n" for n in range(N_PROMPTS)))
+    return path
+
+
+@pytest.fixture
+def words(models: dict[str, Path], prompts: Path, tmp_path: Path) -> tuple[object, ...]:
+    """A server of two names that answer, with a file of rankings of its own."""
+    players = [f"{name}={models['talker']}" for name in NAMES]
+    places = ("--rankings", tmp_path / "kept.sqlite", "--runs", tmp_path / "runs", "--prompts", prompts)
+    return (*players, *places, "--safety", "off")
+
+
+@pytest.fixture(scope="module")
+def bench(models: dict[str, Path], prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the tests that only add answers."""
+    folder = tmp_path_factory.mktemp("bench")
+    players = [f"{name}={models['talker']}" for name in NAMES]
+    places = ("--rankings", folder / "kept.sqlite", "--runs", folder / "runs", "--prompts", prompts)
+    with serving(*players, *places, "--safety", "off") as served:
+        served.folder = folder  # type: ignore[attr-defined]
+        yield served
+
+
+@contextmanager
+def killed_at_the_end(*words: object) -> Iterator[Served]:
+    """A server that does not come to an end by itself: SIGKILL."""
+    running = serving(*words)
+    server = running.__enter__()
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        assert server.process.wait() == -signal.SIGKILL
+        with pytest.raises(AssertionError):  # it asks for a better end than that
+            running.__exit__(None, None, None)
+
+
+def ask(server: Served, rater: str = "ann", **query: object) -> dict[str, Any]:
+    line = "&".join(f"{name}={value}" for name, value in {"rater": rater, **query}.items())
+    status, question, _ = server.ask("GET", f"{URL}/next?{line}")
+    assert status == 200, question
+    return question
+
+
+def answer(server: Served, question: dict[str, Any], choice: Any, **changes: Any) -> tuple[int, Any]:
+    body = {"question": question["question"], "choice": choice, "rater": "ann", "key": os.urandom(16).hex()}
+    return server.ask("POST", URL, {**body, **changes})[:2]
+
+
+def refusal(told: tuple[int, Any]) -> tuple[int, str]:
+    return told[0], told[1]["error"]["code"]
+
+
+def test_a_question_does_not_tell_who_replies(bench: Served) -> None:
+    for n in (2, 3, 4):
+        question = ask(bench, n=n)
+        assert set(question) == {"question", "messages", "replies"}
+        assert [set(reply) for reply in question["replies"]] == [{"place", "text"}] * n
+        said = json.dumps({**question, "replies": [reply["place"] for reply in question["replies"]]})
+        assert not any(name in said for name in (*NAMES, "talker", "model", "seed"))
+    status, kept = answer(bench, question, {"best": 1})
+    assert status == 200
+    assert Counter(each["model"] for each in kept["revealed"]) == {"yorick": 2, "ophelia": 2}
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        ({"best": 2}, [[2]]),
+        ([[3]], [[3]]),
+        ([[3], [1], [2]], [[3], [1], [2]]),
+        ([[2, 3], [1]], [[2, 3], [1]]),
+        ("tie", "tie"),
+        ([[1, 2, 3]], "tie"),
+        ("skip", "skip"),
+    ],
+    ids=str,
+)
+def test_what_is_kept_is_what_was_chosen_on_the_screen(bench: Served, choice: Any, told: Any) -> None:
+    """Places on the screen become candidates: whichever order they were shown in, the texts are the right ones."""
+    for _ in range(4):
+        question = ask(bench, n=3)
+        texts = {reply["place"]: reply["text"] for reply in question["replies"]}
+        status, kept = answer(bench, question, choice)
+        assert status == 200
+        said = kept["choice"] if isinstance(told, str) else [sorted(group) for group in kept["choice"]]
+        assert said == told
+        with Rankings(bench.folder / "kept.sqlite") as rankings:  # type: ignore[attr-defined]
+            row = rankings.get(kept["key"])
+        assert row is not None
+        groups = [] if told == "skip" else [[1, 2, 3]] if told == "tie" else told
+        assert [{row.candidates[number].text for number in group} for group in row.choice] == [
+            {texts[place] for place in group} for group in groups
+        ]
+        assert [row.candidates[number].text for number in row.shown] == list(texts.values())
+        assert [row.candidates[number].model for number in row.shown] == [each["model"] for each in kept["revealed"]]
+
+
+def test_the_best_of_two_is_better_than_the_other(bench: Served) -> None:
+    _, kept = answer(bench, ask(bench), {"best": 1})
+    with Rankings(bench.folder / "kept.sqlite") as rankings:  # type: ignore[attr-defined]
+        row = rankings.get(kept["key"])
+    assert row is not None
+    (pair,) = row.comparisons()
+    assert (pair.better.model, pair.worse.model) == tuple(each["model"] for each in kept["revealed"])
+
+
+def test_an_answer_that_comes_twice_is_there_once(bench: Served) -> None:
+    question, key = ask(bench), os.urandom(16).hex()
+    before = bench.ask("GET", URL)[1]["judgements"]
+    first = answer(bench, question, {"best": 2}, key=key)
+    assert first[0] == 200
+    with ThreadPoolExecutor(8) as pool:
+        others = list(pool.map(lambda _: answer(bench, question, [[2], [1]], key=key), range(16)))
+    assert others == [first] * 16
+    assert bench.ask("GET", URL)[1]["judgements"] == before + 1
+    assert refusal(answer(bench, question, "tie", key=key)) == (409, "key_used")
+    assert refusal(answer(bench, question, {"best": 2}, key=key, rater="bob")) == (409, "key_used")
+    assert refusal(answer(bench, question, {"best": 2})) == (409, "answered")
+    assert refusal(answer(bench, ask(bench), {"best": 2}, key=key)) == (409, "key_used")
+    assert bench.ask("GET", URL)[1]["judgements"] == before + 1
+
+
+def test_of_many_answers_to_one_question_one_is_kept(bench: Served) -> None:
+    question = ask(bench)
+    before = bench.ask("GET", URL)[1]["judgements"]
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(lambda n: answer(bench, question, {"best": 1 + n % 2}), range(8)))
+    assert sorted(status for status, _ in told) == [200] + [409] * 7
+    assert bench.ask("GET", URL)[1]["judgements"] == before + 1
+
+
+def test_what_was_not_asked_cannot_be_answered(bench: Served) -> None:
+    question = ask(bench)
+    assert refusal(answer(bench, {"question": "x" * 24}, "skip")) == (404, "no_question")
+    assert refusal(answer(bench, question, "skip", rater="bob")) == (409, "not_yours")
+    for choice in ({"best": 3}, {"best": 0}, [[1, 1]], [[1], [1]], [], [[]], [[3]], "both", 1, None, {"best": True}):
+        status, told = answer(bench, question, choice)
+        assert (status, told["error"]["param"]) == (400, "choice"), choice
+    assert answer(bench, question, "skip")[0] == 200
+
+
+def test_a_foreign_page_cannot_answer(bench: Served) -> None:
+    question = ask(bench)
+    before = bench.ask("GET", URL)[1]["judgements"]
+    body = {"question": question["question"], "choice": "tie", "rater": "ann", "key": "a" * 32}
+    for headers, status in (({"Origin": "https://evil.example"}, 403), ({"Content-Type": "text/plain"}, 415)):
+        for path, said in ((URL, body), (f"{URL}/train", {})):
+            assert bench.ask("POST", path, raw=json.dumps(said).encode(), headers=headers)[0] == status
+    assert bench.ask("DELETE", f"{URL}/train", headers={"Origin": "https://evil.example"})[0] == 403
+    _, _, headers = bench.ask("GET", URL, headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in headers
+    assert bench.ask("GET", URL)[1]["judgements"] == before
+
+
+def test_each_rater_goes_through_all_prompts_and_sees_what_others_saw(bench: Served) -> None:
+    """The same replies for everybody, in an order of their own: what raters say can be compared."""
+    seen: dict[str, dict[str, list[str]]] = {"cat": {}, "dan": {}}
+    for rater, found in seen.items():
+        for _ in range(8):
+            question = ask(bench, rater)
+            texts = [reply["text"] for reply in question["replies"]]
+            assert question["messages"][-1]["content"] not in found
+            found[question["messages"][-1]["content"]] = texts
+            answer(bench, question, "skip", rater=rater)
+    assert {prompt: sorted(texts) for prompt, texts in seen["cat"].items()} == {
+        prompt: sorted(texts) for prompt, texts in seen["dan"].items()
+    }
+
+
+def test_a_prompt_of_the_raters_own_is_replied_to(bench: Served) -> None:
+    question = ask(bench, prompt="What+news?")
+    assert question["messages"] == [{"role": "user", "content": "What news?"}]
+    status, told, _ = bench.ask("GET", f"{URL}/next?rater=ann&prompt={'long' * 30}")
+    assert refusal((status, told)) == (409, "nothing_to_ask")
+    assert "context" in told["error"]["message"]
+
+
+def test_the_export_is_that_of_the_command(bench: Served, tmp_path: Path) -> None:
+    answer(bench, ask(bench, rater="z%C3%BC"), "tie", rater="zü")
+    status, text, headers = bench.ask("GET", f"{URL}/export")
+    assert status == 200
+    assert headers["content-disposition"] == 'attachment; filename="rankings.jsonl"'
+    with Rankings(bench.folder / "kept.sqlite") as rankings:  # type: ignore[attr-defined]
+        rankings.export_jsonl(tmp_path / "out.jsonl")
+    assert text == (tmp_path / "out.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_what_was_said_to_be_kept_outlives_the_server(words: tuple[object, ...], tmp_path: Path) -> None:
+    """Eight raters at once, and SIGKILL in the middle: each answer that was acknowledged is there, and whole."""
+    kept: list[dict[str, Any]] = []
+    last: dict[str, Any] = {}
+
+    def rate(server: Served, rater: str) -> None:
+        while True:
+            try:
+                question = ask(server, rater)
+                key = os.urandom(16).hex()
+                last[key] = body = {"question": question["question"], "choice": {"best": 1}, "rater": rater, "key": key}
+                status, told, _ = server.ask("POST", URL, body)
+            except (OSError, http.client.HTTPException):
+                return
+            assert status == 200
+            kept.append(told)
+
+    with killed_at_the_end(*words) as server, ThreadPoolExecutor(8) as pool:
+        raters = [pool.submit(rate, server, f"rater-{number}") for number in range(8)]
+        wait_until(lambda: len(kept) >= 60, 60)
+        server.process.kill()
+        for each in raters:
+            each.result()
+    with Rankings(tmp_path / "kept.sqlite") as rankings:
+        rows = {row.key: row for row in rankings}
+        assert {told["key"] for told in kept} <= set(rows)
+        assert set(rows) <= set(last)
+    assert sqlite3.connect(tmp_path / "kept.sqlite").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with serving(*words) as server:  # whoever does not know whether it was kept, sends it again
+        assert server.ask("POST", URL, last[kept[0]["key"]])[:2] == (200, kept[0])
+        unknown = {**last[kept[0]["key"]], "key": os.urandom(16).hex()}
+        assert refusal(server.ask("POST", URL, unknown)[:2]) == (404, "no_question")
+        assert server.ask("GET", URL)[1]["judgements"] == len(rows)
+
+
+def test_a_file_that_is_none_is_told_in_one_line(words: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "kept.sqlite").write_bytes(b"this is no database" * 100)
+    with serving(*words) as server:
+        for method, path in (("GET", URL), ("GET", f"{URL}/export"), ("GET", f"{URL}/next?rater=ann")):
+            status, told, _ = server.ask(method, path)
+            assert refusal((status, told)) == (503, "rankings_unusable")
+            assert "\n" not in told["error"]["message"]
+
+
+# Questions without a server.
+
+TWO = (Speaker("yorick", 20), Speaker("ophelia", 20))
+PROMPTS = [(Message("user", f"Speak {n}."),) for n in range(5)]
+
+
+def questions(speak: Any = None, clock: Any = time.monotonic) -> Questions:
+    async def by_seed(speaker: Speaker, messages: Any, seed: int) -> str:
+        return f"{speaker.name} {seed}"
+
+    return Questions(speak or by_seed, clock)
+
+
+def test_each_reply_is_as_often_in_each_place() -> None:
+    """And each order of four comes as often as another, by chance: 1,000 questions, 24 orders, 41.7 of each."""
+    found = questions()
+
+    async def all_of_them() -> list[tuple[int, ...]]:
+        return [(await found.ask("ann", 4, PROMPTS, TWO, Counter())).shown for _ in range(1000)]
+
+    orders = Counter(asyncio.run(all_of_them()))
+    for number in range(4):
+        places = Counter(order.index(number) for order in orders.elements())
+        assert all(abs(count - 250) < 5 * (1000 * 0.25 * 0.75) ** 0.5 for count in places.values())
+    assert len(orders) == 24
+    assert sum((count - 1000 / 24) ** 2 / (1000 / 24) for count in orders.values()) < 60  # chi square, 23 degrees
+
+
+def test_questions_are_forgotten_when_they_are_old_or_many() -> None:
+    now = [0.0]
+    found = questions(clock=lambda: now[0])
+    first = asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter()))
+    assert found.get(first.token) is first
+    now[0] = KEPT_S + 1
+    assert found.get(first.token) is None
+    own = [asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter())) for _ in range(MOST_OF_ONE + 3)]
+    assert [found.get(each.token) is not None for each in own] == [False] * 3 + [True] * MOST_OF_ONE
+    many = [asyncio.run(found.ask(f"rater {n}", 2, PROMPTS, TWO, Counter())) for n in range(MOST_HELD)]
+    assert found.get(own[-1].token) is None
+    assert all(found.get(each.token) is not None for each in many)
+
+
+def test_questions_that_are_open_or_coming_are_not_asked_again() -> None:
+    """A page asks for the next one while this one is read."""
+    found = questions()
+
+    async def at_once() -> set[tuple[Message, ...]]:
+        asked = await asyncio.gather(*(found.ask("ann", 2, PROMPTS, TWO, Counter()) for _ in range(len(PROMPTS))))
+        return {each.messages for each in asked}
+
+    assert len(asyncio.run(at_once())) == len(PROMPTS)
+
+
+def test_what_is_always_answered_alike_or_not_at_all_is_passed_over() -> None:
+    async def speak(speaker: Speaker, messages: Any, seed: int) -> str:
+        if messages == PROMPTS[0]:
+            raise ApiError(400, "too long", "context_length_exceeded")
+        return "aye" if messages == PROMPTS[1] else f"{seed}"
+
+    found = questions(speak)
+    assert asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter())).messages == PROMPTS[2]
+    for prompts, reason in ((PROMPTS[:1], "too long"), (PROMPTS[1:2], "the same")):
+        with pytest.raises(ApiError, match=reason):
+            asyncio.run(found.ask("ann", 2, prompts, TWO, Counter()))
+
+
+def test_a_busy_house_is_told_as_it_is() -> None:
+    async def speak(speaker: Speaker, messages: Any, seed: int) -> str:
+        raise ApiError(429, "full", "queue_full")
+
+    with pytest.raises(ApiError, match="full"):
+        asyncio.run(questions(speak).ask("ann", 2, PROMPTS, TWO, Counter()))
+
+
+def test_the_tally_is_that_of_the_rankings(tmp_path: Path) -> None:
+    """Also when another program writes to the file, and without reading it anew for what came from here."""
+    choices = [((0,), (1,)), ((0, 1, 2),), (), ((1,),), ((0, 2), (1,)), ((2,), (0, 1))]
+    rows = [judgement(key=f"key {n}", choice=choice, n=3, prompt=f"p {n % 4}") for n, choice in enumerate(choices)]
+    for row in rows:
+        assert preferences(row) == sum(not comparison.tie for comparison in row.comparisons())
+    book = Book(tmp_path / "kept.sqlite")
+    for n, row in enumerate(rows):
+        if n % 2:
+            with Rankings(tmp_path / "kept.sqlite") as other:
+                other.add(row)
+        else:
+            assert book.keep(row) == row
+        with Rankings(tmp_path / "kept.sqlite") as other:
+            counts, n_pairs = other.counts(), sum(1 for _ in other.pairs())
+        told, _ = book.counts("ann")
+        assert {name: told[name] for name in counts._fields} == counts._asdict()
+        assert told["pairs"] == n_pairs
+        assert told["by_you"] == n + 1
+    again = Judgement(**{**vars(rows[0]), "candidates": tuple(Candidate("x", "y") for _ in range(3))})
+    assert book.keep(again) == rows[0]
+    book.close()
+
+
+# The reward model.
+
+
+def test_too_few_rankings_are_not_learned_from(words: tuple[object, ...]) -> None:
+    with serving(*words) as server:
+        answer(server, ask(server), {"best": 1})
+        status, told, _ = server.ask("POST", f"{URL}/train", {})
+        assert refusal((status, told)) == (409, "too_few_rankings")
+        assert "there are 1 preferences" in told["error"]["message"]
+        assert server.ask("GET", f"{URL}/train")[1]["state"] == "idle"
+        assert server.ask("DELETE", f"{URL}/train")[1]["state"] == "idle"
+        assert server.ask("POST", f"{URL}/train", {"model": "../yorick"})[0] == 404
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found if b"leash" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_trained_one_at_a_time(words: tuple[object, ...], tmp_path: Path) -> None:
+    write_rankings(tmp_path / "kept.sqlite")
+    with serving(*words) as server:
+        status, told, _ = server.ask("POST", f"{URL}/train", {"model": "ophelia"})
+        assert (status, told["state"], told["model"], told["run"]) == (200, "running", "ophelia", "reward-1")
+        assert refusal(server.ask("POST", f"{URL}/train", {})[:2]) == (409, "is_training")
+        seen = []
+
+        def is_over() -> bool:
+            seen.append(server.ask("GET", f"{URL}/train")[1])
+            return seen[-1]["state"] != "running"
+
+        wait_until(is_over, 120)
+        assert seen[-1]["state"] == "done", seen[-1]
+        assert seen[-1]["share"] == 1
+        assert seen[-1]["losses"][-1] == [seen[-1]["step"], seen[-1]["loss"]]
+        assert 0 <= seen[-1]["accuracy"] <= 1
+        steps = [each["step"] or 0 for each in seen]
+        assert steps == sorted(steps)
+        assert (tmp_path / "runs/reward-1/bundle/config.json").is_file()
+        assert not children(server.process.pid)
+        assert "reward-1" in [run["name"] for run in server.ask("GET", "/v1/groundling/runs")[1]["data"]]
+        assert server.ask("POST", f"{URL}/train", {})[1]["run"] == "reward-2"
+        (child,) = children(server.process.pid)
+        assert server.ask("DELETE", f"{URL}/train")[1]["state"] == "stopped"
+        assert not is_alive(child)
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_tells_why(words: tuple[object, ...], tmp_path: Path) -> None:
+    write_rankings(tmp_path / "kept.sqlite", n=20)
+    (tmp_path / "runs").write_text("not a folder")
+    with serving(*words) as server:
+        assert server.ask("POST", f"{URL}/train", {})[0] == 200
+        wait_until(lambda: server.ask("GET", f"{URL}/train")[1]["state"] != "running", 60)
+        told = server.ask("GET", f"{URL}/train")[1]
+    assert told["state"] == "failed"
+    assert "runs" in told["error"]
+    assert "\n" not in told["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_training_ends_with_the_server(words: tuple[object, ...], tmp_path: Path, how: signal.Signals) -> None:
+    write_rankings(tmp_path / "kept.sqlite", n=1500)
+    with (serving if how is signal.SIGTERM else killed_at_the_end)(*words) as server:
+        assert server.ask("POST", f"{URL}/train", {})[0] == 200
+        wait_until(lambda: children(server.process.pid))
+        (child,) = children(server.process.pid)
+        wait_until(lambda: (tmp_path / "runs/reward-1/metrics.jsonl").exists(), 60)
+        server.process.send_signal(how)
+        server.process.wait(30)
+        wait_until(lambda: not is_alive(child), 20)
