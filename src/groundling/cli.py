@@ -34,6 +34,7 @@ VERBS = {
         "groundling.align.pipeline", "run every stage of a small ChatGPT, from a pretrained model to the report"
     ),
     "serve": Verb("groundling.serve.cli", "serve models over HTTP, and pages to chat, look inside, rank and watch"),
+    "safety": Verb("groundling.serve.safety_cli", "train and measure what looks at prompts and replies"),
     "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
     "import": Verb("groundling.export.importing", "make a bundle of a model from Hugging Face or nanoGPT"),
     "plot": Verb("groundling.train.plot", "draw the loss curves of runs to a PNG"),

@@ -15,6 +15,7 @@ from groundling import cli
 SUB_COMMANDS = {
     "data": ("list", "get", "dialogues", "inspect"),
     "rankings": ("simulate", "export", "import", "stats"),
+    "safety": ("train", "test"),
     "tokenizer": ("train", "show", "compare"),
     "export": ("hf", "gguf", "bundle"),
     "import": ("hf", "nanogpt"),

@@ -22,13 +22,14 @@ def main(argv: list[str]) -> int:
     from groundling.serve.guard import HEADER_BYTES
     from groundling.serve.logs import EventLog, LibraryLog
     from groundling.serve.protocol import FLUSH_S, Server, protocol_for
-    from groundling.serve.registry import Theatre, load_safety
+    from groundling.serve.registry import Theatre
+    from groundling.serve.safety_classifier import load_safety
 
     log = EventLog()
     logging.getLogger("uvicorn").handlers = [LibraryLog(log)]
     logging.getLogger("uvicorn").propagate = False
     theatre = Theatre(config)
-    theatre.safety = load_safety(config.safety)
+    theatre.safety = load_safety(config.safety, config.safety_classifier)
     settings = uvicorn.Config(
         create_app(theatre, log),
         http=protocol_for(config.receive_timeout_s, config.max_connections),

@@ -208,14 +208,3 @@ def named_paths(words: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"two models are called {name!r}; give one another name: NAME={path}")
         found[name] = Path(path)
     return found
-
-
-def load_safety(what: str) -> Safety | None:
-    """The safety stage: "default", "off" (None), or a TOML file of rules.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not one of rules.
-    """
-    if what == "off":
-        return None
-    return Safety.from_file() if what == "default" else Safety.from_file(Path(what))

@@ -49,6 +49,10 @@ class Safety:
         """
         return cls(read_rules(path))
 
+    def with_rule(self, rule: Rule) -> "Safety":
+        """These rules, and one more."""
+        return Safety([*self._rules, rule])
+
     def check_prompt(self, text: str) -> tuple[str, list[Finding]]:
         """The prompt as the model may see it, and what was found. If something blocks, the model is not asked."""
         judge = ReplyFilter(self._rules, "prompt")
@@ -82,7 +86,12 @@ class ReplyFilter:
 
     def finish(self) -> list[Segment]:
         """The text has ended; return what was held back and may be shown."""
-        return [] if self.blocked else self._settle(ended=True)
+        if self.blocked:
+            return []
+        for _, finder in self._finders:
+            if hasattr(finder, "end"):
+                finder.end(self._text)
+        return self._settle(ended=True)
 
     def _settle(self, *, ended: bool) -> list[Segment]:
         """Decide on all that more text could not change."""

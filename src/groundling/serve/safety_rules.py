@@ -100,6 +100,11 @@ def _is_word(text: str, at: int) -> bool:
     return at >= 0 and (text[at].isalnum() or text[at] == "_")
 
 
+def folded(text: str) -> str:
+    """A text without what spelling may differ in: case, accents, width, marks that cannot be seen, space."""
+    return _folded(text)[0]
+
+
 def _folded(text: str) -> tuple[str, list[int]]:
     """A text without what spelling may differ in, and the place that each of its characters comes from."""
     pieces, places, after_space = [], [], False
