@@ -63,12 +63,14 @@ check: lint fast
 test: lint docs browser
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
 
-# The pages are tested by Debian's Chromium, and by axe-core, which comes from npm.
+# The pages are tested by Debian's Chromium, and by axe-core, which comes from npm. Only what is missing is installed:
+# a Node.js of another source brings its own npm, which Debian's package of that name cannot stand beside.
 browser:
-	@if ! command -v chromium >/dev/null || ! command -v npm >/dev/null; then \
+	@missing="$$(for tool in chromium npm; do command -v $$tool >/dev/null || echo $$tool; done)"; \
+	if test -n "$$missing"; then \
 		if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium npm >/dev/null; \
-		else echo "THE PAGES WILL NOT BE TESTED: install chromium and npm"; fi; fi
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
+		else echo "THE PAGES WILL NOT BE TESTED: install" $$missing; fi; fi
 
 docs: $(VENV)/.ready-dev
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

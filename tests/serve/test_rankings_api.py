@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -434,6 +435,26 @@ def test_a_training_that_fails_tells_why(words: tuple[object, ...], tmp_path: Pa
     assert told["state"] == "failed"
     assert "runs" in told["error"]
     assert "\n" not in told["error"]
+
+
+@pytest.mark.slow
+def test_a_leashed_process_ends_with_who_holds_it(models: dict[str, Path], tmp_path: Path) -> None:
+    """Also when it never says a word that nobody reads."""
+    rankings, out = write_rankings(tmp_path / "kept.sqlite"), tmp_path / "out"
+    words = ("reward", models["talker"], "--rankings", rankings, "--out-dir", out, "--epochs", "100000")
+    command = [sys.executable, "-m", "groundling.serve.leash", *map(str, words)]
+    silent = subprocess.DEVNULL
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=silent, stderr=silent)
+    assert child.stdin is not None
+    try:
+        wait_until(lambda: (out / "metrics.jsonl").exists(), 60)
+        time.sleep(0.3)
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(9) == 128 + signal.SIGTERM
+    finally:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.slow

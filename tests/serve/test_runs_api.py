@@ -92,6 +92,7 @@ def test_a_file_that_was_begun_anew_is_told_apart(tmp_path: Path) -> None:
         news = read_news(path, seen.after, seen.mark)
         assert news.restarted
         assert steps_of(news) == list(range(n))
+    assert read_news(path, path.stat().st_size + 1).restarted, "too short, also where a client bears no mark"
     path.unlink()
     gone = read_news(path, seen.after, seen.mark)
     assert (gone.restarted, gone.after, gone.series) == (True, 0, {})
@@ -126,6 +127,8 @@ def test_a_long_series_keeps_its_shape(n: int) -> None:
     """The lowest, the highest, the first and the newest value are there, in order, in a bounded number of points."""
     values = [math.sin(step / 50) for step in range(n)]
     values[n // 3], values[n // 2] = 7.0, -7.0
+    if n > MOST_POINTS:  # the newest is neither the lowest nor the highest of its stretch
+        values[-1] = (values[-2] + values[-3]) / 2
     thinned = Thinned()
     for step, value in enumerate(values):
         thinned.add(step, value)
