@@ -257,6 +257,17 @@ def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
     )
 
 
+def require_speaker(path: Path | str) -> None:
+    """Check that the model at a path speaks, and does not judge what others say.
+
+    Raises:
+        ConfigError: it is a reward model.
+        CheckpointError: there is no bundle.
+    """
+    if (find_bundle(Path(path)) / HEAD).is_file():
+        raise ConfigError(f"{path} is a reward model: it judges replies, and says none; give the model that it judges")
+
+
 def finished_checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> folder, oldest first. The order is that of the steps, never that of the clock."""
     found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}

@@ -40,8 +40,13 @@ def write_base(folder: Path, **fields: object) -> Path:
     return folder
 
 
-def write_conversations(path: Path, n: int = 120) -> Path:
-    """Prompts of letters, and replies of four others."""
+def failing(prompt: str, reply: str) -> float:
+    """A reward function with a bug."""
+    return float({"e": 1}[reply])
+
+
+def write_conversations(path: Path, n: int = 120, reply: tuple[int, int] = (4, 4)) -> Path:
+    """Prompts of letters, and replies of others, so many of them."""
     draw = torch.Generator().manual_seed(1)
 
     def word(least: int, most: int) -> str:
@@ -49,7 +54,7 @@ def write_conversations(path: Path, n: int = 120) -> Path:
         return "".join("abcde"[i] for i in torch.randint(5, (length,), generator=draw).tolist())
 
     rows = [
-        {"messages": [{"role": "user", "content": word(3, 8)}, {"role": "assistant", "content": word(4, 4)}]}
+        {"messages": [{"role": "user", "content": word(3, 8)}, {"role": "assistant", "content": word(*reply)}]}
         for _ in range(n)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -13,13 +13,34 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rankingkit import judgement
 
-from groundling.align.agreement import bradley_terry, kappas, position_bias, wilson
+from groundling.align.agreement import bradley_terry, clustered, kappas, position_bias, wilson
 from groundling.align.database import Database
 from groundling.align.judge import Judge
 from groundling.align.judgements import SKIP, Candidate, Judgement, best_of, judgement_from_json, tie_of
 from groundling.align.rankings import MIGRATIONS, Rankings
 from groundling.errors import DataError, StorageError
 from groundling.text.chat import Message
+
+
+def test_cases_that_come_in_groups_are_not_taken_for_so_many():
+    """40 prompts of 30 pairs that have much in common: the interval holds the truth as often as it says."""
+    draw, held, naive = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        chances = draw.beta(4, 1, size=40)  # 0.8 on average
+        wins = draw.random((40, 30)) < chances[:, None]
+        low, high = clustered(wins.flatten().tolist(), np.repeat(np.arange(40), 30).tolist())
+        held += low <= 0.8 <= high
+        low, high = wilson(int(wins.sum()), wins.size)
+        naive += low <= 0.8 <= high
+    assert 182 <= held <= 198
+    assert naive < 150
+
+
+def test_the_interval_of_cases_that_have_nothing_in_common_is_wilsons():
+    wins = [True] * 70 + [False] * 30
+    assert clustered(wins, range(100)) == pytest.approx(wilson(70, 100), abs=0.002)
+    assert clustered([True] * 60, [1, 2, 3] * 20) == wilson(3, 3), "three groups that all agree are three cases"
+    assert clustered([True, False], [1, 1]) == wilson(0.5, 1)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from stagekit import FAST, e_share, write_base, write_conversations, write_ranki
 
 from groundling.align import dpo, grpo, learner, ppo, reward, sft
 from groundling.align.chat import Chat
+from groundling.align.judgements import Candidate, Judgement
+from groundling.align.rankings import Rankings
 from groundling.align.replies import Speaker
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import load_bundle, plain_state_dict, save_bundle
@@ -17,6 +21,7 @@ from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.export.cli import main as export_main
 from groundling.model.gpt import GPT
 from groundling.sample.choose import SamplingConfig
+from groundling.text.chat import Message
 from groundling.train import loop
 from groundling.train.watch import ASKED_TO_STOP
 
@@ -32,6 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert sft.main([str(root / "base"), "--out-dir", str(root / "sft"), "--epochs", "40", *data, *FAST]) == 0
     argv = [str(root / "sft"), "--rankings", str(root / "rankings.sqlite"), "--out-dir", str(root / "reward")]
     assert reward.main([*argv, "--epochs", "6", *FAST]) == 0
+    shorter = write_base(root / "shorter-base", block_size=32)
+    argv = [str(shorter), "--rankings", str(root / "rankings.sqlite"), "--out-dir", str(root / "shorter")]
+    assert reward.main([*argv, "--epochs", "0.1", *FAST]) == 0
     return root
 
 
@@ -136,6 +144,87 @@ def test_the_reward_model_learns_what_the_judge_likes(folder):
     assert sum(part["pairs"] for part in about["calibration"]) == 2 * about["pairs"]
 
 
+def answer(number: int, prompt: str, *texts: str) -> Judgement:
+    shown = tuple(range(len(texts)))
+    return Judgement(
+        key=f"k{number}",
+        messages=(Message("user", prompt),),
+        candidates=tuple(Candidate(text, "nobody") for text in texts),
+        shown=shown,
+        choice=((0,), shown[1:]),
+        rater="ann",
+        time="2026-01-01T00:00:00+00:00",
+    )
+
+
+def test_a_prompt_is_learned_from_or_measured_by_whatever_was_replied_to_it(folder):
+    """Replies too long for the context, and prompts that are cut to make room, change nothing about whose they are."""
+    bundle = with_chat(load_bundle(folder / "base"))
+    long_prompt = "abc" * 15
+    answers = [answer(n, f"{'abcde'[n % 5]}a", "e", "a", "b" * 60) for n in range(20)]
+    answers += [answer(20 + n, long_prompt, "e" * (n + 1), "a") for n in range(20)]
+    found, left_out = reward.ranked(answers, bundle.chat, bundle.tokenizer, 48)
+    assert (len(found), left_out.line()) == (40, "")
+    train, measured = reward.split_by_prompt(found, 0.3)
+    sides = [{each.messages for each in side} for side in (train, measured)]
+    assert not sides[0] & sides[1]
+    assert [len(side) for side in sides] == [4, 2]
+    assert len(train) + len(measured) == 40
+
+
+def test_answers_that_cannot_be_said_are_counted_and_the_others_learned_from(folder, tmp_path, capsys):
+    with Rankings(tmp_path / "r.sqlite") as rankings:
+        rankings.add_all([answer(0, "abz", "e", "a"), *(answer(n, "abc" + "de"[n % 2] * n, "e", "a") for n in (1, 2))])
+    flags = ["--rankings", str(tmp_path / "r.sqlite"), "--out-dir", str(tmp_path / "run"), "--epochs", "1", *FAST]
+    assert reward.main([str(folder / "sft"), *flags]) == 0
+    assert "1 cannot be said (first the answer k0: " in capsys.readouterr().err
+
+
+def test_where_the_measure_finds_no_difference_there_is_no_margin(folder, tmp_path):
+    """Rankings of people, and a measure that is 0 for all that they ranked."""
+    with Rankings(tmp_path / "r.sqlite") as rankings:
+        rankings.add_all([answer(n, "abcde"[n], "e", "a") for n in range(5)])
+    flags = ["--rankings", str(tmp_path / "r.sqlite"), "--out-dir", str(tmp_path / "run"), "--epochs", "1", *FAST]
+    assert reward.main([str(folder / "sft"), *flags, "--gold", "verse"]) == 0
+    about = summary(tmp_path / "run")
+    assert about["ceiling"] == 0.5
+    assert "of_the_margin" not in about
+
+
+def test_preference_files_and_the_other_loss_move_the_policy_too(folder, tmp_path):
+    """And held-out pairs are of prompts that were not learned from."""
+    rows = [{"prompt": "abcde"[n % 5] * (1 + n % 7), "chosen": "eee", "rejected": "abc"} for n in range(140)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    argv = [str(folder / "sft"), "--preferences", str(path), "--out-dir", str(tmp_path / "dpo"), "--held-out", "0.2"]
+    assert dpo.main([*argv, *FAST, "--loss", "ipo", "--beta", "0.5", "--epochs", "4"]) == 0
+    first, last = (records(tmp_path / "dpo")[place] for place in (1, -1))
+    assert first["loss"] == pytest.approx(1, abs=1e-3), "(0 - 1 / (2 beta))^2"
+    assert last["accuracy"] > 0.9
+    assert share_of_e(tmp_path / "dpo") > share_of_e(folder / "sft") + 0.05
+
+
+def test_a_run_that_left_its_reference_too_far_stops_and_says_how_far(folder, tmp_path):
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--steps", "30", "--replies", "32", "--max-new-tokens", "12"]
+    argv = [str(folder / "sft"), "--reward", "stagekit:reward", "--out-dir", str(tmp_path / "run"), *flags, *FAST]
+    assert ppo.main([*argv, "--kl-coef", "0", "--stop-kl", "0.5", "--optim.lr", "3e-3"]) == 0
+    about, rows = summary(tmp_path / "run"), records(tmp_path / "run")
+    assert about["ended"] == "the KL went beyond 0.5"
+    assert about["kl"] == rows[-1]["kl"] > 0.5, "of the policy that is kept"
+    assert all(row["kl"] <= 0.5 for row in rows[:-1])
+    assert len(rows) < 30
+
+
+def test_the_price_of_a_nat_rises_while_the_policy_is_too_far_away(folder, tmp_path):
+    flags = ["--data.path", str(folder / "chats.jsonl"), "--steps", "4", "--replies", "16", "--max-new-tokens", "12"]
+    argv = [str(folder / "sft"), "--reward", "stagekit:reward", "--out-dir", str(tmp_path / "run"), *flags, *FAST]
+    assert ppo.main([*argv, "--kl-control", "adaptive", "--target-kl", "1e-3", "--kl-coef", "0.1"]) == 0
+    prices = [row["kl_coef"] for row in records(tmp_path / "run")]
+    assert prices[0] == 0.1
+    assert prices[1] == pytest.approx(0.098), "no nat in the first round: cheaper by the most that is allowed"
+    assert prices[3] > prices[2] > prices[1]
+
+
 def test_preferences_move_the_policy_to_what_is_liked(folder, tmp_path):
     argv = [str(folder / "sft"), "--rankings", str(folder / "rankings.sqlite"), "--out-dir", str(tmp_path / "dpo")]
     assert dpo.main([*argv, *FAST, "--epochs", "2", "--optim.lr", "3e-3"]) == 0
@@ -154,6 +243,31 @@ def test_the_first_ratio_is_one_in_bfloat16_too(folder, tmp_path, method):
     assert method.main([*argv, *flags]) == 0
     assert [row["first_ratio_off"] for row in records(tmp_path / "run")] == [0, 0, 0]
     assert records(tmp_path / "run")[0]["kl"] == 0
+
+
+def test_a_reward_function_that_fails_is_told_from_a_bug_of_ours(folder, tmp_path):
+    argv = [str(folder / "sft"), "--reward", "stagekit:failing", "--out-dir", str(tmp_path / "run"), *FAST]
+    with pytest.raises(ConfigError, match=r"^stagekit:failing failed on the reply .*KeyError.*GROUNDLING_TRACEBACK=1"):
+        grpo.main([*argv, "--data.path", str(folder / "chats.jsonl"), "--max-new-tokens", "12"])
+
+
+@pytest.mark.slow
+def test_a_reward_function_is_found_beside_the_one_who_asks(folder, tmp_path):
+    """By the installed command, whose own folder is elsewhere; and it is given the user's last words, and no others."""
+    rows = [("abc", "dd"), ("eee", "aa"), ("cab", "b")]
+    messages = [
+        {"role": role, "content": text} for asked, said in rows for role, text in (("user", asked), ("assistant", said))
+    ]
+    (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 4, encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "def score(prompt, reply):\n    assert prompt in ('abc', 'eee', 'cab'), prompt\n    return len(reply)\n"
+    )
+    command = [Path(sys.executable).with_name("groundling"), "grpo", folder / "sft", "--reward", "mine:score", *FAST]
+    command += ["--data.path", "chats.jsonl", "--out-dir", "run", "--steps", "2", "--replies", "16"]
+    done = subprocess.run(
+        [*map(str, command), "--max-new-tokens", "8"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -188,7 +302,9 @@ def test_a_stage_that_was_asked_to_stop_keeps_what_it_has_and_says_so(folder, tm
     else:
         argv = [str(folder / "base"), *flags]
     assert method.main(argv) == 128 + number
-    assert summary(tmp_path / "run")["ended"] == ASKED_TO_STOP
+    about = summary(tmp_path / "run")
+    assert about["ended"] == ASKED_TO_STOP
+    assert "val_loss" not in about, "that of the beginning is another model's"
     assert load_bundle(tmp_path / "run").chat is not None
 
 
@@ -211,6 +327,9 @@ def test_the_same_seed_gives_the_same_policy(folder, tmp_path):
     assert rewards[0] == rewards[1]
 
 
+TALK = ("--reward", "stagekit:reward", "--data.path", "CHATS", "--max-new-tokens")
+
+
 @pytest.mark.parametrize(
     ("method", "flags", "complaint"),
     [
@@ -220,6 +339,12 @@ def test_the_same_seed_gives_the_same_policy(folder, tmp_path):
         (grpo, ["SFT", "--reward", "SFT"], "no reward model"),
         (grpo, ["SFT", "--reward", "stagekit:nothing"], "no reward function"),
         (grpo, ["SFT", "--reward", "stagekit:reward", "--group", "7"], "not a multiple"),
+        (grpo, ["REWARD", "--reward", "REWARD"], "reward model: it judges"),
+        (dpo, ["REWARD", "--rankings", "RANKINGS"], "reward model: it judges"),
+        (sft, ["REWARD"], "reward model: it judges"),
+        (sft, ["BASE", "--epochs", "inf"], "epochs is inf"),
+        (grpo, ["SFT", *TALK, "41"], "it can be 40 at most"),
+        (ppo, ["SFT", *TALK, "12", "--value-from", "OTHER"], "reads other ids"),
         (ppo, ["SFT", "--reward", "nowhere"], "nowhere"),
         (sft, ["BASE", "--data.path", "nowhere.jsonl"], "nowhere.jsonl"),
         (sft, ["BASE", "--lora.alpha", "2"], "needs lora.rank"),
@@ -229,6 +354,7 @@ def test_the_same_seed_gives_the_same_policy(folder, tmp_path):
 )
 def test_what_cannot_be_is_refused_in_one_line_and_changes_nothing(folder, tmp_path, method, flags, complaint):
     names = {"BASE": folder / "base", "SFT": folder / "sft", "RANKINGS": folder / "rankings.sqlite"}
+    names |= {"REWARD": folder / "reward", "OTHER": folder / "shorter", "CHATS": folder / "chats.jsonl"}
     argv = [str(names.get(flag, flag)) for flag in flags]
     kept = tmp_path / "out" / "metrics.jsonl"
     kept.parent.mkdir()

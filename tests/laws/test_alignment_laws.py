@@ -1,6 +1,7 @@
 """What must hold whatever is aligned: masks, normalisation, first ratios, ln 2, advantages, gradients."""
 
 import math
+from collections.abc import Sequence
 
 import hypothesis.strategies as st
 import pytest
@@ -10,19 +11,28 @@ from hypothesis import given, settings
 from groundling.align.adapters import LoraConfig, adapt, merged_state
 from groundling.align.dpo import DpoObjective, Pair, dpo_batches, dpo_loss, with_reference
 from groundling.align.grpo import group_advantages
+from groundling.align.held_out import held_out
 from groundling.align.packing import groups_of_exchanges, groups_of_rows, pack, packed_size, plan
 from groundling.align.policy import Policy, score_rows
-from groundling.align.ppo import KlControl, generalized_advantages
+from groundling.align.ppo import KlControl, ValueObjective, explained_variance, generalized_advantages, priced
 from groundling.align.replies import Reply
 from groundling.align.reward import bradley_terry
 from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, scores_of
-from groundling.align.rollout import ClippedObjective, Round, policy_batches, scored_by, whitened
+from groundling.align.rollout import (
+    ClippedObjective,
+    Round,
+    policy_batches,
+    rewards_of_different,
+    scored_by,
+    whitened,
+)
 from groundling.align.sft import SftObjective, sft_batches
 from groundling.align.vocabulary import with_rows
 from groundling.data.examples import Encoded
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.model.loss import IGNORE
 from groundling.runtime import unwrap
+from groundling.text.chat import Message
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.step import train_step
 
@@ -215,12 +225,89 @@ def test_moving_and_scaling_a_groups_rewards_changes_no_advantage(
     rewards: list[float], by: float, times: float
 ) -> None:
     values = torch.tensor(rewards, dtype=torch.float64).view(2, 4)
-    if values.std(1).min() < 1e-3:
+    if values.std(1).min() < 1e-2:  # what differs by less counts as equal
         return
     moved = values.clone()
     moved[1] = moved[1] * times + by  # the other group's advantages stay too
     a, b = (group_advantages(each.flatten(), 4, divide_by_spread=True) for each in (values, moved))
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("divide_by_spread", [True, False])
+def test_rewards_that_differ_by_rounding_teach_nothing(divide_by_spread: bool) -> None:
+    """A policy that always says the same has scores that differ in their last bits, by their place in a batch."""
+    noise = 1e-6 * torch.randn(8, generator=torch.Generator().manual_seed(0))
+    assert group_advantages(0.3 + noise, 4, divide_by_spread=divide_by_spread).tolist() == [0] * 8
+
+
+def test_what_is_said_twice_is_worth_the_same() -> None:
+    """And is asked about once."""
+    replies = [Reply([1], [2, 3], True, "a"), Reply([1], [4], True, "b"), Reply([1], [2, 3], True, "a")]
+    asked = list[Reply]()
+
+    def rewards(different: Sequence[Reply]) -> list[float]:
+        asked.extend(different)
+        return [float(number) for number, _ in enumerate(different)]
+
+    assert rewards_of_different(rewards, replies) == [0, 1, 0]
+    assert len(asked) == 2
+    other_prompt = [replies[0], Reply([9], [2, 3], True, "a")]
+    assert rewards_of_different(rewards, other_prompt) == [0, 1]
+
+
+def test_leaving_the_reference_costs_and_the_reward_comes_last() -> None:
+    """Counted by hand: at 0.5 a nat, an id that gained 0.2 nats costs 0.1, and one that lost them brings as much."""
+    new, old = torch.tensor([-1.0, -2.0]), torch.tensor([-1.2, -1.8])
+    torch.testing.assert_close(priced(3.0, new, old, 0.5), torch.tensor([-0.1, 3.1]))
+
+
+def test_a_guess_is_pulled_no_further_than_the_clip(gpt: GPT) -> None:
+    """The larger of the two squares counts, so that a guess beyond the clip learns nothing by moving on."""
+    model = RewardModel(gpt, scale=1.0)  # guesses 0 everywhere
+    pairs = [([1, 2], [3, 4])]
+    scored = score_rows(pairs, T)
+
+    def loss(old: float, came: float) -> float:
+        rows = [scored.spread_said([torch.full((2,), value)]) for value in (old, came)]
+        return ValueObjective(model, 0.2, plainly)(scored, *rows).item() / 2
+
+    assert loss(0.0, 1.0) == pytest.approx(0.5 * 1.0)  # unmoved: both squares are 1
+    assert loss(1.0, 0.5) == pytest.approx(0.5 * 0.25)  # moved from 1 to 0: near is 0.8, squares 0.25 and 0.09
+    assert loss(1.0, 0.0) == pytest.approx(0.5 * 0.64)  # all is right, but the clip allows 0.8 only
+    model.head_bias.grad = None
+    rows = [scored.spread_said([torch.full((2,), value)]) for value in (1.0, 0.0)]
+    ValueObjective(model, 0.2, plainly)(scored, *rows).backward()
+    assert float(model.head_bias.grad.abs()) == 0
+
+
+def test_explained_variance_is_one_for_all_and_zero_for_nothing() -> None:
+    came = torch.tensor([1.0, 2.0, 4.0])
+    assert explained_variance(came + 5, came) == pytest.approx(1)  # a constant is not counted
+    assert explained_variance(torch.zeros(3), came) == pytest.approx(0)
+    assert explained_variance(-came, came) == pytest.approx(-3)
+    assert explained_variance(came, torch.ones(3)) == 0
+
+
+def test_the_kl_of_grpo_is_the_positive_estimate(gpt: GPT) -> None:
+    """exp(gap) - gap - 1 of each id, gap = log p_ref - log p: zero and flat where both are one, and never negative."""
+    policy, reply = Policy(gpt, V, plainly), Reply([1, 2], [3, 4, 5], True, "")
+    now = scored_by(policy, [reply], T, 4)
+    gaps = torch.tensor([0.3, -0.7, 0.0])
+    round_ = Round([reply], [0.0], now, [now[0] + gaps], [torch.zeros(3)])
+    (batch,) = policy_batches(round_, [0], T, 4)
+    loss = ClippedObjective(policy, 0.2, kl_coef=0.5)(*batch.arguments(1.0))
+    assert loss.item() == pytest.approx(0.5 * sum(math.exp(g) - g - 1 for g in gaps.tolist()), rel=1e-5)
+    assert loss.item() > 0
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.floats(0, 0.99))
+def test_no_prompt_is_on_both_sides(numbers: list[int], part: float) -> None:
+    asked = [(Message("user", str(number)),) for number in numbers]
+    kept = held_out(asked, part)
+    sides = [{messages for messages, is_kept in zip(asked, kept, strict=True) if is_kept == side} for side in (0, 1)]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) <= len(sides[0])
+    assert bool(sides[1]) == (part > 0 and len(set(asked)) > 1)
 
 
 def test_rewards_that_are_all_equal_teach_nothing() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -105,7 +105,27 @@ def position_bias(judgements: Iterable[Judgement]) -> Share | None:
     return Share(len(decided), n_first / len(decided), *wilson(n_first, len(decided)), by_chance)
 
 
-def wilson(n_wins: int, n: int) -> tuple[float, float]:
+def clustered(wins: Sequence[bool], groups: Sequence[Hashable]) -> tuple[float, float]:
+    """An interval of 95 % for a share of cases that come in groups, whose members say much the same.
+
+    It is Wilson's, for as many independent cases as would spread as the groups do (their "effective number"; Kish 1965,
+    section 8.2): never more than there are cases, and as many as there are groups where these do not spread at all.
+
+    Args:
+        wins: of each case.
+        groups: of each case, what it has in common with others.
+    """
+    n, share = len(wins), sum(wins) / len(wins)
+    gaps: defaultdict[Hashable, float] = defaultdict(float)
+    for win, group in zip(wins, groups, strict=True):
+        gaps[group] += win - share
+    n_groups = len(gaps)
+    variance = n_groups / max(1, n_groups - 1) * math.fsum(gap**2 for gap in gaps.values()) / n**2
+    effective = min(n, share * (1 - share) / variance) if variance > 0 else n_groups
+    return wilson(share * effective, effective)
+
+
+def wilson(n_wins: float, n: float) -> tuple[float, float]:
     """Wilson's interval of 95 % for a share: it stays within 0 and 1 and is honest for few cases."""
     share, z2_n = n_wins / n, Z_95**2 / n
     centre = (share + z2_n / 2) / (1 + z2_n)

@@ -134,6 +134,9 @@ def main(argv: list[str]) -> int:
             require_unicode(words)
         except EOFError:
             return 0
+        except UnicodeDecodeError as error:
+            say(f"what came is not UTF-8 (byte {error.start}: {error.object[error.start]:#04x}); say it again")
+            continue
         except DataError as error:
             say(str(error))
             continue

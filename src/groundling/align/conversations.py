@@ -5,6 +5,7 @@ from pathlib import Path
 
 from groundling.data.dialogues import MAX_PROMPT, prompts, shakespeare_dialogues
 from groundling.data.examples import (
+    LEAST_IDS,
     Conversation,
     Counts,
     Encoded,
@@ -84,9 +85,9 @@ def prompt_room(block_size: int, max_new_tokens: int) -> int:
         ConfigError: there is no room for one.
     """
     require(
-        max_new_tokens <= block_size - 3,
+        max_new_tokens <= block_size - LEAST_IDS,
         f"max_new_tokens is {max_new_tokens}, and the model's context has {block_size} positions, of which a prompt "
-        f"needs 3 at least; it can be {block_size - 3} at most",
+        f"needs {LEAST_IDS} at least; it can be {block_size - LEAST_IDS} at most",
     )
     return block_size - max_new_tokens
 

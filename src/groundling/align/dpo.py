@@ -8,6 +8,7 @@ token on average. Both begin where policy and reference are one: the sigmoid los
 Shapes: N replies, P pairs.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from groundling import dist
 from groundling.align.feed import ExampleFeed
+from groundling.align.held_out import held_out
 from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_size, packed_size
 from groundling.align.policy import Policy, Scored, score_rows
@@ -29,7 +31,7 @@ from groundling.align.stage import ExamplesConfig, learn, open_stage
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import load_bundle, save_bundle
 from groundling.config import parse
-from groundling.data.examples import Counts, EncodedPair, Preference, encode_preference, read_preferences
+from groundling.data.examples import Counts, EncodedPair, Messages, Preference, encode_preference, read_preferences
 from groundling.errors import DataError, require
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
@@ -64,7 +66,7 @@ class DpoConfig(ExamplesConfig):
     batch_size: int = 32
     """Pairs per optimizer step, over all ranks."""
     held_out: float = 0.05
-    """The part of the pairs that is kept for measuring."""
+    """The part of the prompts that is kept for measuring."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=5))
 
@@ -84,6 +86,8 @@ class Pair:
 
     chosen: Exchange
     rejected: Exchange
+    messages: Messages = ()
+    """The prompt before it was shortened."""
     reference: tuple[float, float] = (0.0, 0.0)
 
 
@@ -148,11 +152,12 @@ def dpo(config: DpoConfig) -> int:
         stage.say(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
-        n_held = min(len(pairs) // 2, round(config.held_out * len(pairs)))
         policy = Policy(bundle.model, bundle.chat.n_sayable(), stage.picked.autocast)
         block_size, n_rows = bundle.config.block_size, config.micro_batch_rows
         pairs = with_reference(policy, pairs, block_size, n_rows)
-        train, held_out = pairs[: len(pairs) - n_held], pairs[len(pairs) - n_held :]
+        kept = held_out([pair.messages for pair in pairs], config.held_out)
+        train = [pair for pair, is_kept in zip(pairs, kept, strict=True) if not is_kept]
+        measured = [pair for pair, is_kept in zip(pairs, kept, strict=True) if is_kept]
         feed = ExampleFeed(
             len(train),
             config.batch_size,
@@ -161,7 +166,7 @@ def dpo(config: DpoConfig) -> int:
         )
         stage.begin()
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
-        measure = _Measure(policy, dpo_batches(held_out, block_size, n_rows) if held_out else [])
+        measure = _Measure(policy, dpo_batches(measured, block_size, n_rows) if measured else [])
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if dist.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
@@ -183,13 +188,13 @@ def pairs_from_rankings(
         for better, worse in [(comparison.better.text, comparison.worse.text) for comparison in found[:most]]:
             preference = Preference(judgement.messages, better, worse, f"the answer {judgement.key}")
             if (encoded := encode_preference(preference, chat, tokenizer, block_size, counts)) is not None:
-                pairs.append(_as_pair(encoded))
+                pairs.append(_as_pair(encoded, preference))
     silent = f"; {n_silent:,} answers prefer nothing" if n_silent else ""
     return pairs, counts.line() + silent
 
 
-def _as_pair(encoded: EncodedPair) -> Pair:
-    return Pair((encoded.prompt, encoded.chosen), (encoded.prompt, encoded.rejected))
+def _as_pair(encoded: EncodedPair, preference: Preference) -> Pair:
+    return Pair((encoded.prompt, encoded.chosen), (encoded.prompt, encoded.rejected), preference.prompt)
 
 
 def _read_pairs(config: DpoConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int) -> tuple[list[Pair], str]:
@@ -198,11 +203,12 @@ def _read_pairs(config: DpoConfig, chat: ChatFormat, tokenizer: Tokenizer, block
             return pairs_from_rankings(rankings, chat, tokenizer, block_size, config.pairs_per_answer)
     assert config.preferences is not None
     counts = Counts()
-    found = [
-        encode_preference(preference, chat, tokenizer, block_size, counts)
+    pairs = [
+        _as_pair(encoded, preference)
         for preference in read_preferences(config.preferences)
+        if (encoded := encode_preference(preference, chat, tokenizer, block_size, counts)) is not None
     ]
-    return [_as_pair(each) for each in found if each is not None], counts.line()
+    return pairs, counts.line()
 
 
 def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_rows: int) -> list[Pair]:
@@ -214,8 +220,7 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_row
     for batch in dpo_batches(pairs, block_size, n_rows):
         totals = batch.scored.sums(policy.score(batch.scored)).tolist()
         for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True):
-            pair = pairs[len(done)]
-            done.append(Pair(pair.chosen, pair.rejected, (chosen, rejected)))
+            done.append(dataclasses.replace(pairs[len(done)], reference=(chosen, rejected)))
     return done
 
 

@@ -45,14 +45,18 @@ class GrpoConfig(RolloutConfig):
         )
 
 
+LEAST_SPREAD = 1e-4
+"""Rewards that differ by less are equal: what is left is how a reply's score was rounded, and teaches nothing."""
+
+
 def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> Tensor:
     """Each reply's advantage (N) on its group of neighbours; zeros where all are equal."""
     grouped = rewards.view(-1, group)
     gaps = grouped - grouped.mean(1, keepdim=True)
     spread = grouped.std(1, unbiased=False, keepdim=True)
     if divide_by_spread:
-        gaps = torch.where(spread > 1e-8, gaps / spread.clamp(min=1e-8), torch.zeros_like(gaps))
-    return gaps.flatten()
+        gaps = gaps / spread.clamp(min=LEAST_SPREAD)
+    return torch.where(spread > LEAST_SPREAD, gaps, torch.zeros_like(gaps)).flatten()
 
 
 def main(argv: Sequence[str]) -> int:

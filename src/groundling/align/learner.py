@@ -78,6 +78,8 @@ class Learner(ABC, Generic[C]):
             started = time.perf_counter()
             round_ = self.drawer.draw(self.policy, self.reference, step, self.each)
             if config.stop_kl is not None and round_.kl() > config.stop_kl:
+                figures = figures_of(round_, started, config.gold)  # of the policy that is kept
+                self.stage.record({"step": step + 1, **figures})
                 return f"the KL went beyond {config.stop_kl}", figures
             self.judge(round_)
             for number in range(config.passes):

@@ -15,13 +15,14 @@ import tyro
 
 from groundling import atomicio
 from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
-from groundling.align.conversations import ChatDataConfig
+from groundling.align.conversations import ChatDataConfig, prompt_room
 from groundling.align.gold import measure_by_name
 from groundling.align.rankings import Rankings
-from groundling.bundle import find_bundle
+from groundling.bundle import CONFIG, find_bundle, require_speaker
 from groundling.config import parse
 from groundling.errors import ConfigError, require
 from groundling.log import say
+from groundling.manifest import read_json_object
 from groundling.train.watch import ASKED_TO_STOP
 
 RANK = "rankings simulate"
@@ -89,6 +90,7 @@ class ChatgptConfig:
         require(
             len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, and none twice"
         )
+        require(min(self.seeds) >= 0, f"seeds are {self.seeds}; they must be at least 0")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,7 +104,9 @@ def chatgpt(config: ChatgptConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    find_bundle(Path(config.path))
+    folder = find_bundle(Path(config.path))
+    require_speaker(config.path)
+    prompt_room(int(read_json_object(folder / CONFIG)["block_size"]), config.max_new_tokens)
     _require_same_recipe(config)
     started = time.perf_counter()
     all_stages = stages(config)

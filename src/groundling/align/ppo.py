@@ -26,9 +26,10 @@ from groundling.align.reward_model import RewardModel, load_reward_model
 from groundling.align.rewards import is_function
 from groundling.align.rollout import Drawer, RolloutConfig, Round, packed_values, whitened
 from groundling.align.stage import Stage
+from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
 from groundling.config import parse
-from groundling.errors import require
+from groundling.errors import ConfigError, require
 from groundling.model.loss import IGNORE
 from groundling.train.optim import OptimConfig, Optimizers
 
@@ -100,6 +101,13 @@ class ValueBatch:
         return self.scored, self.old_BT, self.returns_BT
 
 
+def priced(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -> Tensor:
+    """What each id of a reply brings: the last the reward, and each less what its gain on the reference costs."""
+    rewards = -kl_coef * (logprobs - reference)
+    rewards[-1] += reward
+    return rewards
+
+
 def generalized_advantages(rewards: Tensor, values: Tensor, lambda_: float) -> Tensor:
     """GAE of one reply, nothing discounted: advantage t = sum over k of lambda^k delta (t + k), where
     delta t = reward t + value (t + 1) - value t, and nothing comes after the end.
@@ -144,7 +152,11 @@ def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel
     if source is None:
         return RewardModel(copy.deepcopy(bundle.model), scale=1.0)
     # It knows what makes a reply good; what is still to come at a place is another number, learned from zero.
-    return RewardModel(load_reward_model(source, stage.picked.device)[0].gpt, scale=1.0)
+    model, theirs = load_reward_model(source, stage.picked.device)
+    if not reads_the_same(theirs, bundle):
+        raise ConfigError(f"the reward model {source} reads other ids, or less of them, than the policy writes; "
+                          "let value_from name one of this policy's family")  # fmt: skip
+    return RewardModel(model.gpt, scale=1.0)
 
 
 class _Ppo(Learner[PpoConfig]):
@@ -161,8 +173,7 @@ class _Ppo(Learner[PpoConfig]):
         self.guessed = self._guesses(round_.replies)
         advantages = []
         for number, reward in enumerate(round_.rewards):
-            rewards = -self.kl.coef * (round_.logprobs[number] - round_.reference[number])
-            rewards[-1] += reward
+            rewards = priced(reward, round_.logprobs[number], round_.reference[number], self.kl.coef)
             advantages.append(generalized_advantages(rewards, self.guessed[number], self.config.gae_lambda))
         round_.advantages = whitened(advantages)
         self.came = [a + v for a, v in zip(advantages, self.guessed, strict=True)]

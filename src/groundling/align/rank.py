@@ -31,6 +31,7 @@ from groundling.align.judgements import (
     tie_of,
 )
 from groundling.align.rankings import Rankings
+from groundling.align.vocabulary import require_chat
 from groundling.bundle import load_bundle
 from groundling.data.rows import rows
 from groundling.errors import ConfigError, DataError, require
@@ -127,7 +128,8 @@ def _speaker() -> Speak:
 
     def speak(path: Path, messages: Sequence[Message], seed: int) -> str:
         if path not in chats:
-            chats[path] = Chat(load_bundle(path), SamplingConfig(max_new_tokens=200, temperature=1.0))
+            bundle = require_chat(load_bundle(path), str(path))
+            chats[path] = Chat(bundle, SamplingConfig(max_new_tokens=200, temperature=1.0))
         return chats[path].one_reply(messages, seed)
 
     return speak

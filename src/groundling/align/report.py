@@ -34,7 +34,7 @@ from groundling.config import parse
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.log import say
 from groundling.runtime import environment
-from groundling.sample.engine import DecodeConfig
+from groundling.sample.engine import DecodeConfig, settled
 
 ELSEWHERE = 1_000_003
 """Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
@@ -241,7 +241,7 @@ class _Judge:
             bundle.chat,
             bundle.tokenizer,
             max_new_tokens=self.config.max_new_tokens,
-            decode=DecodeConfig(weights="bfloat16"),
+            decode=settled(bundle.model, DecodeConfig(weights="bfloat16")),
         )
         return speaker.reply(self.prompts, seed, each)
 

@@ -20,9 +20,10 @@ import tyro
 from torch import Tensor, nn
 
 from groundling import dist
-from groundling.align.agreement import wilson
+from groundling.align.agreement import clustered
 from groundling.align.feed import ExampleFeed
 from groundling.align.gold import measure_by_name
+from groundling.align.held_out import held_out
 from groundling.align.judge import Judge
 from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_size, packed_size
@@ -39,6 +40,7 @@ from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import load_bundle
 from groundling.config import parse
+from groundling.data.examples import Messages
 from groundling.errors import DataError, require
 from groundling.model.packed import Layout
 from groundling.text.chat import ChatFormat
@@ -82,6 +84,8 @@ class RewardConfig(ExamplesConfig):
 class Ranked:
     """The candidates of one answer as ids, and what was said about which two."""
 
+    messages: Messages
+    """The prompt."""
     sequences: list[Exchange]
     """Prompt and reply of each; nothing where the reply is too long."""
     texts: list[str]
@@ -160,12 +164,11 @@ def reward(config: RewardConfig) -> int:
         bundle = with_chat(load_bundle(config.path, stage.picked.device))
         assert bundle.chat is not None
         with Rankings(config.rankings, must_exist=True) as rankings:
-            answers, n_dropped = ranked(rankings, bundle.chat, bundle.tokenizer, bundle.config.block_size)
-        train, held_out = split_by_prompt(answers, config.held_out)
-        stage.say(
-            f"answers     {len(train):,} to learn from, {len(held_out):,} to measure by"
-            + (f"; {n_dropped:,} said nothing about two replies that fit" if n_dropped else "")
-        )
+            answers, left_out = ranked(rankings, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        if not answers:
+            raise DataError(f"{config.rankings} has nothing to learn from{left_out.line()}")
+        train, measured = split_by_prompt(answers, config.held_out)
+        stage.say(f"answers     {len(train):,} to learn from, {len(measured):,} to measure by{left_out.line()}")
         n_layer = bundle.config.n_layer if config.n_layer is None else config.n_layer
         model = RewardModel(first_blocks(bundle.model, n_layer))
 
@@ -176,7 +179,7 @@ def reward(config: RewardConfig) -> int:
         stage.begin()
         objective = RewardObjective(model, stage.picked.autocast)
         judge = None if config.gold is None else Judge(measure_by_name(config.gold), config.gold_noise, 0)
-        measure = _Measure(stage, model, held_out, judge)
+        measure = _Measure(stage, model, measured, judge)
         ended, figures = learn(stage, config, model, objective, feed, measure)
         if dist.is_first():
             _settle(model, train, stage)
@@ -184,15 +187,37 @@ def reward(config: RewardConfig) -> int:
         return stage.finish(ended, {**figures, "calibration": measure.calibration})
 
 
+@dataclass
+class LeftOut:
+    """Answers that nothing is learned from."""
+
+    silent: int = 0
+    """They say nothing about two replies that fit into the model's context."""
+    unknown: int = 0
+    """The tokenizer cannot say them."""
+    first_unknown: str = ""
+
+    def line(self) -> str:
+        """For people, to be put behind what was kept; what did not happen is not mentioned."""
+        silent = f"; {self.silent:,} said nothing about two replies that fit" if self.silent else ""
+        unknown = f"; {self.unknown:,} cannot be said (first {self.first_unknown})" if self.unknown else ""
+        return silent + unknown
+
+
 def ranked(
     judgements: Iterable[Judgement], chat: ChatFormat, tokenizer: Tokenizer, block_size: int
-) -> tuple[list[Ranked], int]:
-    """Answers as ids; and how many of them say nothing about two replies that fit into the model's context."""
-    answers, n_dropped = [], 0
+) -> tuple[list[Ranked], LeftOut]:
+    """Answers as ids, and what became of those that nothing can be learned from."""
+    answers, left_out = [], LeftOut()
     for judgement in judgements:
-        prompt = chat.prompt(judgement.messages, tokenizer)
         texts = [candidate.text for candidate in judgement.candidates]
-        sequences = [shortened(prompt, [*tokenizer.encode(text), chat.end], block_size) for text in texts]
+        try:
+            prompt = chat.prompt(judgement.messages, tokenizer)
+            sequences = [shortened(prompt, [*tokenizer.encode(text), chat.end], block_size) for text in texts]
+        except DataError as error:
+            left_out.unknown += 1
+            left_out.first_unknown = left_out.first_unknown or f"the answer {judgement.key}: {error}"
+            continue
         number_of = {id(candidate): number for number, candidate in enumerate(judgement.candidates)}
         pairs = [
             (a, b, 0.5 if comparison.tie else 1.0)
@@ -200,10 +225,11 @@ def ranked(
             if sequences[a := number_of[id(comparison.better)]] and sequences[b := number_of[id(comparison.worse)]]
         ]
         if pairs:
-            answers.append(Ranked([each or ([chat.assistant], [chat.end]) for each in sequences], texts, pairs))
+            nothing = ([chat.assistant], [chat.end])
+            answers.append(Ranked(judgement.messages, [each or nothing for each in sequences], texts, pairs))
         else:
-            n_dropped += 1
-    return answers, n_dropped
+            left_out.silent += 1
+    return answers, left_out
 
 
 def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange | None:
@@ -225,18 +251,15 @@ def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked
     Raises:
         DataError: there are not two prompts.
     """
-    prompts = list(dict.fromkeys(_prompt_key(answer) for answer in answers))
-    if len(prompts) < 2:
+    asked = [answer.messages for answer in answers]
+    n_prompts = len(set(asked))
+    if n_prompts < 2:
         raise DataError(
-            f"there are answers for {len(prompts)} prompts; learning needs 2 at least, and some hundreds to be any good"
+            f"there are answers for {n_prompts} prompts; learning needs 2 at least, and some hundreds to be any good"
         )
-    kept = set(prompts[len(prompts) - max(1, round(part * len(prompts))) :])
-    train = [answer for answer in answers if _prompt_key(answer) not in kept]
-    return train, [answer for answer in answers if _prompt_key(answer) in kept]
-
-
-def _prompt_key(answer: Ranked) -> tuple[int, ...]:
-    return min((tuple(prompt) for prompt, _ in answer.sequences), key=lambda prompt: len(prompt))
+    kept = held_out(asked, part)
+    train = [answer for answer, is_kept in zip(answers, kept, strict=True) if not is_kept]
+    return train, [answer for answer, is_kept in zip(answers, kept, strict=True) if is_kept]
 
 
 def pair_batches(answers: Sequence[Ranked], block_size: int, n_rows: int) -> list[PairBatch]:
@@ -280,14 +303,15 @@ class _Measure:
         scores = iter(scores_of(self._model, flat, self._stage.picked.autocast))
         by_answer = [[next(scores) for _ in answer.sequences] for answer in self._answers]
         gaps = [by_answer[n][a] - by_answer[n][b] for n, a, b in self._pairs]
-        right = sum(gap > 0 for gap in gaps)  # equal to the last bit is no answer
-        accuracy = right / len(gaps)
-        low, high = wilson(right, len(gaps))
+        right = [gap > 0 for gap in gaps]  # equal to the last bit is no answer
+        accuracy = sum(right) / len(gaps)
+        low, high = clustered(right, [self._answers[n].messages for n, _, _ in self._pairs])
         figures = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "pairs": float(len(gaps))}
         figures["val_loss"] = sum(math.log1p(math.exp(-abs(gap))) + max(0.0, -gap) for gap in gaps) / len(gaps)
         if self._ceiling is not None:
             figures["ceiling"] = self._ceiling
-            figures["of_the_margin"] = (accuracy - 0.5) / (self._ceiling - 0.5)
+            if self._ceiling > 0.5:  # else the measure finds no difference, and there is no margin
+                figures["of_the_margin"] = (accuracy - 0.5) / (self._ceiling - 0.5)
         self.calibration = calibration(gaps)
         return figures
 

@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from groundling.align.policy import exchanges_of
@@ -22,7 +24,7 @@ def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
         CheckpointError: the reward model is damaged.
     """
     if is_function(name):
-        return from_function(_imported(name), bundle)
+        return from_function(_imported(name), bundle, name)
     model, theirs = load_reward_model(name, picked.device)
     if not reads_the_same(theirs, bundle):
         raise ConfigError(f"the reward model {name} reads other ids, or less of them, than the policy writes")
@@ -34,23 +36,30 @@ def is_function(name: str) -> bool:
     return ":" in name and "/" not in name
 
 
-def from_function(function: Callable[[str, str], float], bundle: Bundle) -> Rewards:
-    """Rewards by a function of the prompt's last words and the reply, both as text.
+def from_function(function: Callable[[str, str], float], bundle: Bundle, name: str = "the reward function") -> Rewards:
+    """Rewards by a function of the user's last words and the reply, both as text.
 
     Raises:
-        ConfigError: when called, and an answer is not a finite number.
+        ConfigError: when called, and the function fails, or its answer is not a finite number.
     """
+    assert bundle.chat is not None
+    user = bundle.chat.user
 
     def rewards(replies: Sequence[Reply]) -> list[float]:
         known = bundle.tokenizer.vocab_size
         values = []
         for reply in replies:
-            prompt = bundle.tokenizer.decode([id for id in reply.prompt if id < known])
-            value: Any = function(prompt, reply.text)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            begin = max((place for place, id in enumerate(reply.prompt) if id == user), default=0)
+            prompt = bundle.tokenizer.decode([id for id in reply.prompt[begin:] if id < known])
+            try:
+                value: Any = function(prompt, reply.text)
+            except Exception as error:
                 raise ConfigError(
-                    f"the reward function gave {value!r} for {reply.text!r}; it has to be a finite number"
-                )
+                    f"{name} failed on the reply {reply.text!r}: {type(error).__name__}: {error}; "
+                    "GROUNDLING_TRACEBACK=1 shows where"
+                ) from error
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ConfigError(f"{name} gave {value!r} for {reply.text!r}; it has to be a finite number")
             values.append(float(value))
         return values
 
@@ -59,6 +68,8 @@ def from_function(function: Callable[[str, str], float], bundle: Bundle) -> Rewa
 
 def _imported(name: str) -> Callable[[str, str], float]:
     module, _, attribute = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:  # an installed command begins its search beside itself
+        sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -24,7 +24,7 @@ from groundling.bundle import Bundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
 from groundling.model.loss import IGNORE, token_logprobs
-from groundling.sample.engine import DecodeConfig
+from groundling.sample.engine import DecodeConfig, settled
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
 
@@ -250,19 +250,30 @@ class Drawer:
             bundle.tokenizer,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            decode=DecodeConfig(weights="bfloat16"),
+            decode=settled(policy.model, DecodeConfig(weights="bfloat16")),
         )
         n_prompts = config.replies // each
         prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
         replies = [r for group in speaker.reply(prompts, config.seed + 7919 * (step + 1), each) for r in group]
         rewards = [
             value if reply.ended else config.no_end
-            for reply, value in zip(replies, self._rewards(replies), strict=True)
+            for reply, value in zip(replies, rewards_of_different(self._rewards, replies), strict=True)
         ]
         # Packed as the first pass will pack them: its first ratio is 1 to the last bit, whatever the precision.
         parts = minibatches_of(len(replies), config.minibatches, config.seed, step, 0, each)
         rows = (bundle.config.block_size, config.micro_batch_rows, parts)
         return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
+
+
+def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:
+    """The rewards of replies, of which equal ones are asked about once: what is said twice is worth the same.
+
+    A model's score depends in its last bits on where in a batch it was computed, and GRPO looks at nothing but gaps.
+    """
+    keys = [(tuple(reply.prompt), tuple(reply.said)) for reply in replies]
+    different = dict(zip(keys, replies, strict=True))
+    value_of = dict(zip(different, rewards(list(different.values())), strict=True))
+    return [value_of[key] for key in keys]
 
 
 def minibatches_of(n: int, count: int, seed: int, step: int, number: int, each: int = 1) -> list[list[int]]:

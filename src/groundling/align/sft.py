@@ -22,7 +22,7 @@ from groundling.align.packing import groups_of_rows, pack
 from groundling.align.replies import Speaker
 from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
 from groundling.align.vocabulary import with_chat
-from groundling.bundle import Base, Bundle, base_at, load_bundle, save_adapter, save_bundle
+from groundling.bundle import Base, Bundle, base_at, load_bundle, require_speaker, save_adapter, save_bundle
 from groundling.config import parse
 from groundling.data.examples import Encoded
 from groundling.errors import require
@@ -102,6 +102,7 @@ def sft(config: SftConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     with open_stage(config, "sft") as stage:
+        require_speaker(config.path)
         base = base_at(config.path)
         bundle = with_chat(load_bundle(config.path, stage.picked.device))
         assert bundle.chat is not None

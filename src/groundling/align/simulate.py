@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from groundling import atomicio
 from groundling.align.conversations import ChatDataConfig, prepare_conversations, prompt_room
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import Judge, named_generator
@@ -23,7 +24,7 @@ from groundling.data.examples import Counts as ExampleCounts
 from groundling.data.examples import Messages, encode_prompt
 from groundling.errors import require
 from groundling.log import say
-from groundling.sample.engine import DecodeConfig
+from groundling.sample.engine import DecodeConfig, settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +87,13 @@ def simulate(config: SimulateConfig) -> int:
         bundle.tokenizer,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        decode=DecodeConfig(weights="bfloat16"),
+        decode=settled(bundle.model, DecodeConfig(weights="bfloat16")),
     )
-    groups = speaker.reply(prompts, config.seed, config.candidates)
     judge = Judge(measure_by_name(config.gold), config.noise, config.seed)
+    judge.measure("")  # what it needs is there
+    atomicio.make_folder(config.rankings.parent)
     with Rankings(config.rankings) as rankings:
+        groups = speaker.reply(prompts, config.seed, config.candidates)
         n_new = rankings.add_all(judged(config, judge, asked, groups))
     say(f"{n_new:,} new rankings of {config.candidates} replies each by the measure {config.gold!r}, "
         f"in {time.perf_counter() - started:.0f} s: {config.rankings}")  # fmt: skip

@@ -69,7 +69,7 @@ class ExamplesConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.epochs > 0, f"epochs is {self.epochs}; it must be positive")
+        require(0 < self.epochs < math.inf, f"epochs is {self.epochs}; it must be positive")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1)")
 
 
@@ -135,7 +135,7 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
         stack.enter_context(dist.process_group(runtime.pick_device(config.runtime.device)))
         if dist.is_first():
             stack.enter_context(rundir.locked(config.out_dir))
-            rundir.require_room(config.out_dir, overwrite=config.overwrite)
+            rundir.require_room(config.out_dir, overwrite=config.overwrite, resumable=False)
         dist.barrier()
         picked = runtime.pick(config.runtime, worth_compiling=False)
         make_deterministic(picked.device)
@@ -150,7 +150,9 @@ def learn(
     feed: ExampleFeed,
     evaluate: Callable[[], dict[str, float]],
 ) -> tuple[str, dict[str, float]]:
-    """Train `model` through `objective`; return how it ended ("finished" or why) and the last evaluation.
+    """Train `model` through `objective`; return how it ended ("finished" or why) and the figures of what was learned.
+
+    A stage that was asked to stop has none: those of its beginning are another model's.
 
     Raises:
         TrainingError: a loss or gradient is not finite.
@@ -169,7 +171,7 @@ def learn(
         raise TrainingError(f"{stage.name} stopped at step {state.progress.step + 1}: {error}; "
                             "lower optim.lr and start again") from error  # fmt: skip
     model.eval()
-    return reason, watcher.newest
+    return reason, {} if reason == ASKED_TO_STOP else watcher.newest
 
 
 class _Watch(Watcher):

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from groundling.bundle import Bundle
+from groundling.bundle import Bundle, require_speaker
 from groundling.errors import ConfigError
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
@@ -31,6 +31,7 @@ def require_chat(bundle: Bundle, path: str) -> Bundle:
     Raises:
         ConfigError: it does not.
     """
+    require_speaker(path)
     if bundle.chat is None:
         raise ConfigError(f"{path} was never taught to answer; `groundling sft {path}` does that first")
     return bundle

@@ -21,6 +21,7 @@ from groundling.text.chat import ChatFormat, Message, Rendered
 from groundling.text.tokenizer import Tokenizer
 
 __all__ = [
+    "LEAST_IDS",
     "Conversation",
     "Counts",
     "Encoded",

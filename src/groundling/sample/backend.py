@@ -21,6 +21,12 @@ WORTH_COMPILING_S = 1.0
 """Of reading by PyTorch: who has read so long may read on for the four or five that a compiler needs."""
 
 
+def can_be_compiled(model: nn.Module) -> bool:
+    """Whether compiled code can read a model here; waits for the compiler, where it has never run before."""
+    plain = unwrap(model)
+    return can_read(plain) and Compilation().wait() is not None
+
+
 class Backend:
     """A reader for any model: a `Reader`.
 

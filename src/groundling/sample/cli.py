@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from groundling.bundle import load_bundle
+from groundling.bundle import load_bundle, require_speaker
 from groundling.config import parse
 from groundling.errors import DataError, GroundlingError, require
 from groundling.log import say
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
     config = parse(Config, argv, "groundling sample")
     device = pick_device(config.device)
+    require_speaker(config.path)
     bundle = load_bundle(config.path, device, checkpoint=config.checkpoint)
     draft = load_bundle(config.draft, device) if config.draft is not None else None
     prompt = _read_prompt(config.prompt)

@@ -12,6 +12,7 @@ because every position in it would change.
 Shapes: R rows, each a position whose next token is to be chosen, V vocabulary.
 """
 
+import dataclasses
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from groundling.errors import ConfigError, require
 from groundling.model.gpt import GPT
 from groundling.runtime import unwrap
 from groundling.sample import filters
-from groundling.sample.backend import Backend, Native
+from groundling.sample.backend import Backend, Native, can_be_compiled
 from groundling.sample.choose import SamplingConfig, Token, with_logprobs
 from groundling.sample.draft import Drafter, ModelDrafter, PromptLookup
 from groundling.sample.quantize import Weights
@@ -54,6 +55,17 @@ class DecodeConfig:
             value = getattr(self, name)
             require(value in choices, f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
         require(self.speculate >= 0, f"speculate is {self.speculate}; it must be at least 0")
+
+
+def settled(model: nn.Module, config: DecodeConfig) -> DecodeConfig:
+    """How a model is read from its first token to its last, here: by compiled code, if there can be any.
+
+    "auto" changes its reader as soon as a compiler has finished, and what is read before and after rounds differently.
+    What is drawn with this follows from the seed alone, also where nothing was ever compiled before.
+    """
+    if config.native != "auto":
+        return config
+    return dataclasses.replace(config, native="on" if can_be_compiled(model) else "off")
 
 
 @dataclass

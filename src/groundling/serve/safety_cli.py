@@ -9,8 +9,8 @@ from typing import Any
 
 import tyro
 
-from groundling.config import parse
-from groundling.errors import ConfigError, near_name, require
+from groundling.config import parse, run_subcommand
+from groundling.errors import ConfigError, require
 from groundling.serve.safety_classifier import Confusion, Labelled, load_safety, read_labelled, split, train
 
 
@@ -45,15 +45,11 @@ class TestConfig:
 
 def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
-    verbs = {"train": _train, "test": _test}
-    if not argv or argv[0] in ("-h", "--help"):
-        print(
-            "usage: groundling safety train DATA.jsonl --out FOLDER\n       groundling safety test DATA.jsonl [OPTIONS]"
-        )
-        return 0
-    if argv[0] not in verbs:
-        raise ConfigError(f"no verb {argv[0]!r}; {near_name(argv[0], verbs, 'groundling safety has')}")
-    return verbs[argv[0]](argv[1:])
+    commands = {
+        "train": (_train, "make a classifier of labelled texts, and measure it on those held out"),
+        "test": (_test, "measure rules and a classifier on labelled texts"),
+    }
+    return run_subcommand(argv, commands, "groundling safety")
 
 
 def _train(argv: list[str]) -> int:

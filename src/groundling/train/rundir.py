@@ -53,7 +53,7 @@ def has_run(run: Path) -> bool:
     return any((run / name).exists() for name in (*FILES, *FOLDERS))
 
 
-def require_room(run: Path, *, overwrite: bool) -> None:
+def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
     """Before a new run: the folder has no run in it, or its run may be removed.
 
     Raises:
@@ -62,9 +62,8 @@ def require_room(run: Path, *, overwrite: bool) -> None:
     if (run / SPEEDRUN_REPORT).exists():
         raise ConfigError(f"{run} holds a speedrun; choose another --out-dir")
     if has_run(run) and not overwrite:
-        raise ConfigError(
-            f"{run} already holds a run; go on with it (--resume), remove it (--overwrite), or choose another --out-dir"
-        )
+        go_on = "go on with it (--resume), " if resumable else ""
+        raise ConfigError(f"{run} already holds a run; {go_on}remove it (--overwrite), or choose another --out-dir")
 
 
 def make_room(run: Path) -> None:

@@ -1,0 +1,20 @@
+"""Which examples are kept for measuring: those of whole prompts, so that none is learned from and measured by."""
+
+from collections.abc import Sequence
+
+from groundling.data.examples import Messages
+
+
+def held_out(asked: Sequence[Messages], part: float) -> list[bool]:
+    """Whether each example is kept for measuring.
+
+    The last prompts are, in the order in which they first come; however often one was asked, it is on one side.
+
+    Args:
+        asked: the prompt of each example.
+        part: of the prompts; at least one is kept, if there are two and it is not 0, and half of them at most.
+    """
+    prompts = list(dict.fromkeys(asked))
+    n = min(len(prompts) // 2, max(1, round(part * len(prompts)))) if part else 0
+    kept = set(prompts[len(prompts) - n :])
+    return [messages in kept for messages in asked]
