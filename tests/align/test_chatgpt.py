@@ -94,6 +94,24 @@ def test_stages_of_another_recipe_are_not_mixed_with_these(folder: Path) -> None
         pipeline.main(argv)
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--seeds", "1", "-2"], "must be at least 0"),
+        (["--max-new-tokens", "159"], "it can be 152 at most"),
+        (["--gold", "cold"], "cold"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
+    folder: Path, tmp_path: Path, flags: list[str], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        pipeline.main([str(folder / "base"), "--out-dir", str(tmp_path / "out"), *flags])
+    with pytest.raises(ConfigError, match="reward model: it judges"):
+        pipeline.main([str(folder / "all/reward"), "--out-dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_conversations_of_ones_own_go_to_every_stage(tmp_path: Path) -> None:
     argv = ["base", "--data.path", "chats.jsonl", "--data.max-reply", "40", "--max-new-tokens", "77"]
     config = parse(pipeline.ChatgptConfig, argv, "groundling chatgpt")

@@ -1,6 +1,7 @@
 """The stages on a model that trains in seconds: each does what it is for, and refuses what it cannot do."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from stagekit import FAST, e_share, write_base, write_conversations, write_ranki
 
 from groundling.align import dpo, grpo, learner, ppo, reward, sft
 from groundling.align.chat import Chat
+from groundling.align.conversations import ChatDataConfig, read_asked
 from groundling.align.judgements import Candidate, Judgement
 from groundling.align.rankings import Rankings
 from groundling.align.replies import Speaker
@@ -315,6 +317,41 @@ def stop_after_one(train_step, number):
         return stats
 
     return step
+
+
+@pytest.mark.parametrize("name", ["asked.jsonl", "asked.txt"])
+def test_prompts_alone_are_enough_to_draw_from(folder, tmp_path, name):
+    """What was never asked is never answered: the reward function sees the file's words and no others."""
+    asked = ["abc", "eee", "cab", "dad"]
+    lines = asked if name.endswith("txt") else [json.dumps({"prompt": each, "source": "here"}) for each in asked]
+    (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    seen = read_asked(ChatDataConfig(path=tmp_path / name))
+    assert [[messages[-1].content for messages in part] for part in (seen.train, seen.val)] == [asked[:3], asked[3:]]
+    flags = ["--data.path", str(tmp_path / name), "--steps", "1", "--replies", "16", "--max-new-tokens", "12", *FAST]
+    flags += ["--reward", "stagekit:reward", "--out-dir", str(tmp_path / "grpo")]
+    assert grpo.main([str(folder / "sft"), *flags]) == 0
+    with pytest.raises(DataError, match=r"asked\.\w+"):
+        sft.main([str(folder / "base"), "--data.path", str(tmp_path / name), "--out-dir", str(tmp_path / "s"), *FAST])
+
+
+def test_what_the_training_split_asks_is_not_measured_by(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]} for text in "abca"]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "val.jsonl").write_text('{"prompt": "b"}\n{"prompt": "e"}\n{"prompt": "e"}\n', encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "b"}\n{"prompt": "c"}\n', encoding="utf-8")
+    asked = read_asked(ChatDataConfig(path=tmp_path / "chats.jsonl"))
+    assert ([each[-1].content for each in asked.train], asked.val) == (["a", "b", "c"], [])
+    asked = read_asked(ChatDataConfig(path=tmp_path / "train.jsonl", val_path=tmp_path / "val.jsonl"))
+    assert [each[-1].content for each in asked.val] == ["e"]
+
+
+def test_what_is_not_utf_8_does_not_end_a_conversation(folder, tmp_path):
+    command = [sys.executable, "-m", "groundling", "chat", str(folder / "sft")]
+    environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, input=b"ab\xe9\nabc\n", capture_output=True, env=environment, check=False)
+    assert done.returncode == 0
+    assert b"U+DCE9" in done.stderr
+    assert done.stdout.strip(), "the next line was answered"
 
 
 def test_the_same_seed_gives_the_same_policy(folder, tmp_path):

@@ -1,6 +1,7 @@
 """`groundling chat`: talk with a model that was taught to answer."""
 
 import dataclasses
+import io
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,8 @@ def main(argv: list[str]) -> int:
     bundle = require_chat(load_bundle(config.path, pick_device(config.device)), config.path)
     chat = Chat(bundle, config.sampling, config.decode, config.system)
     is_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is told of, and the next one read
     if is_terminal:
         say(HELP)
     while True:
@@ -134,9 +137,6 @@ def main(argv: list[str]) -> int:
             require_unicode(words)
         except EOFError:
             return 0
-        except UnicodeDecodeError as error:
-            say(f"what came is not UTF-8 (byte {error.start}: {error.object[error.start]:#04x}); say it again")
-            continue
         except DataError as error:
             say(str(error))
             continue

@@ -1,7 +1,9 @@
-"""The conversations that a stage learns from or draws its prompts from, as ids: your own, or Shakespeare's."""
+"""What a stage learns from or draws its prompts from, as ids: your own conversations or prompts, or Shakespeare's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from groundling.data.dialogues import MAX_PROMPT, prompts, shakespeare_dialogues
 from groundling.data.examples import (
@@ -12,11 +14,15 @@ from groundling.data.examples import (
     Messages,
     encode_conversation,
     encode_prompt,
+    holds_prompts,
     read_conversations,
+    read_prompts,
 )
 from groundling.errors import DataError, require
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,9 @@ class ChatDataConfig:
     """Conversations."""
 
     path: Path | None = None
-    """JSONL of chats, or Alpaca's form; None: the speeches of Tiny Shakespeare's plays, each answered by the next."""
+    """JSONL of chats, or Alpaca's form; None: the speeches of Tiny Shakespeare's plays, each answered by the next.
+
+    Where only prompts are needed it may hold just these: {"prompt": ...}, or a .txt with one a line."""
     val_path: Path | None = None
     """What it is measured by; None: the last tenth of path."""
     max_prompt: int = MAX_PROMPT
@@ -42,40 +50,50 @@ class ChatDataConfig:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Both splits, as text and as ids."""
+    """Both splits as ids, and what is asked in them."""
 
-    chat: ChatFormat
-    tokenizer: Tokenizer
-    texts: tuple[list[Conversation], list[Conversation]]
     train: list[Encoded]
     val: list[Encoded]
     counts: tuple[Counts, Counts]
+    asked: "Asked"
 
     def lines(self) -> list[str]:
         """What became of the examples, for people."""
         return [f"{name:<12}{counts.line()}" for name, counts in zip(("train", "validation"), self.counts, strict=True)]
 
-    def train_prompts(self, max_ids: int) -> list[list[int]]:
-        """What is asked in the training split, as ids; none twice."""
-        return self._prompts(0, max_ids)
 
-    def prompts(self, n: int, max_ids: int) -> list[list[int]]:
-        """The first `n` different prompts of the validation split, as ids."""
-        return self._prompts(1, max_ids)[:n]
+@dataclass(frozen=True)
+class Asked:
+    """What users ask, as messages."""
 
-    def messages(self, split: int) -> list[Messages]:
-        """What is asked in a split (0: training, 1: validation), as messages; none twice."""
-        return list(dict.fromkeys(prompts(self.texts[split])))
+    train: list[Messages]
+    """None is there twice."""
+    val: list[Messages]
+    """None is there twice, or in `train`."""
 
-    def _prompts(self, split: int, max_ids: int) -> list[list[int]]:
-        counts = Counts()
-        found = [
-            encode_prompt(messages, self.chat, self.tokenizer, max_ids, counts) for messages in self.messages(split)
-        ]
-        different = [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in found if ids)]
-        if not different:
-            raise DataError(f"there is no prompt to reply to: {counts.line()}")
-        return different
+    @classmethod
+    def of(cls, train: Sequence[Messages], val: Sequence[Messages]) -> "Asked":
+        """Both splits, without what comes again."""
+        known = dict.fromkeys(train)
+        return cls(list(known), [messages for messages in dict.fromkeys(val) if messages not in known])
+
+
+def prompt_ids(
+    asked: Sequence[Messages], chat: ChatFormat, tokenizer: Tokenizer, max_ids: int
+) -> dict[tuple[int, ...], Messages]:
+    """Prompts as ids that a model can read, and what was asked; none twice.
+
+    Raises:
+        DataError: there is none.
+    """
+    counts, found = Counts(), dict[tuple[int, ...], Messages]()
+    for messages in asked:
+        ids = encode_prompt(messages, chat, tokenizer, max_ids, counts)
+        if ids is not None:
+            found.setdefault(tuple(ids), messages)
+    if not found:
+        raise DataError(f"there is no prompt to reply to: {counts.line()}")
+    return found
 
 
 def prompt_room(block_size: int, max_new_tokens: int) -> int:
@@ -112,7 +130,22 @@ def prepare_conversations(
     ]
     if not encoded[0]:
         raise DataError(f"no conversation is left to learn from: {counts[0].line()}")
-    return Conversations(chat, tokenizer, (train, val), encoded[0], encoded[1], counts)
+    return Conversations(encoded[0], encoded[1], counts, Asked.of(prompts(train), prompts(val)))
+
+
+def read_asked(config: ChatDataConfig) -> Asked:
+    """What users ask, in both splits: of conversations, or of files of prompts.
+
+    Raises:
+        DataError: a file cannot be read, or nothing is left of it.
+    """
+    if config.path is None or not holds_prompts(config.path):
+        return Asked.of(*(prompts(part) for part in _read(config)))
+    train = read_prompts(config.path)
+    if config.val_path is None:
+        return Asked.of(*_cut(train, config.path, "prompts"))
+    val = read_prompts(config.val_path) if holds_prompts(config.val_path) else None
+    return Asked.of(train, prompts(read_conversations(config.val_path)) if val is None else val)
 
 
 def _read(config: ChatDataConfig) -> tuple[list[Conversation], list[Conversation]]:
@@ -123,7 +156,12 @@ def _read(config: ChatDataConfig) -> tuple[list[Conversation], list[Conversation
     train = read_conversations(config.path)
     if config.val_path is not None:
         return train, read_conversations(config.val_path)
-    n_val = max(1, len(train) // 10)
-    if len(train) < 2:
-        raise DataError(f"{config.path} has {len(train)} conversations; one is kept to measure by, so 2 are needed")
-    return train[:-n_val], train[-n_val:]
+    return _cut(train, config.path, "conversations")
+
+
+def _cut(rows: list[T], path: Path, what: str) -> tuple[list[T], list[T]]:
+    """The last tenth is measured by."""
+    n_val = max(1, len(rows) // 10)
+    if len(rows) < 2:
+        raise DataError(f"{path} has {len(rows)} {what}; one is kept to measure by, so 2 are needed")
+    return rows[:-n_val], rows[-n_val:]

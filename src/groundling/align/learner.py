@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from groundling import dist
-from groundling.align.conversations import prepare_conversations, prompt_room
+from groundling.align.conversations import prompt_ids, prompt_room, read_asked
 from groundling.align.policy import Policy
 from groundling.align.rewards import make_rewards
 from groundling.align.rollout import (
@@ -110,9 +110,9 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Le
         bundle = require_chat(load_bundle(config.path, stage.picked.device), config.path)
         assert bundle.chat is not None
         rewards = make_rewards(config.reward, bundle, stage.picked)
-        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
         room = prompt_room(bundle.config.block_size, config.max_new_tokens)
-        prompts = data.train_prompts(room)
+        asked = prompt_ids(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
+        prompts = [list(ids) for ids in asked]
         learner = make(config, stage, bundle, Drawer(config, bundle, prompts, rewards))
         stage.begin()
         ended, figures = learner.run()

@@ -33,6 +33,7 @@ from groundling.align.judgements import (
 from groundling.align.rankings import Rankings
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import load_bundle
+from groundling.data.examples import read_prompts
 from groundling.data.rows import rows
 from groundling.errors import ConfigError, DataError, require
 from groundling.sample.choose import SamplingConfig
@@ -60,7 +61,7 @@ class RankConfig:
     bundles: tuple[Path, ...] = ()
     """Or the models that are to reply to --prompts, in turns."""
     prompts: Path | None = None
-    """A file of JSON lines for --bundles: {"prompt": a text or messages}."""
+    """A file of JSON lines for --bundles: {"prompt": a text or messages}; or a .txt with one a line."""
     n_candidates: int = 2
     """Replies to each of the --prompts, 2 to 4."""
     rater: str | None = None
@@ -140,21 +141,6 @@ def _questions_for_models(chosen: RankConfig, speak: Speak) -> list[Question]:
     prompts = read_prompts(chosen.prompts)
     bundles = [chosen.bundles[number % len(chosen.bundles)] for number in range(chosen.n_candidates)]
     return [_question_for_models(messages, bundles, chosen.seed, speak) for messages in prompts]
-
-
-def read_prompts(path: Path) -> list[tuple[Message, ...]]:
-    """The conversations of a file of prompts.
-
-    Raises:
-        DataError: it cannot be read, or a line is none; the message names file and line.
-    """
-    return [_prompt_of_file(row.values, row.where) for row in rows(path)]
-
-
-def _prompt_of_file(value: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, dict) or set(value) - {"id"} != {"prompt"}:
-        raise DataError(f"{where}: a row of prompts is an object with prompt and perhaps id")
-    return messages_from_json(value["prompt"], where)
 
 
 def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:

@@ -19,7 +19,7 @@ import tyro
 
 from groundling import atomicio
 from groundling.align import report_page
-from groundling.align.conversations import ChatDataConfig, prepare_conversations, prompt_room
+from groundling.align.conversations import ChatDataConfig, prompt_ids, prompt_room, read_asked
 from groundling.align.evaluate import Verdict, best_of, best_of_kl, judge_replies
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import SAME
@@ -161,8 +161,8 @@ class _Judge:
         chat, block_size = self.sft.chat, self.sft.config.block_size
         assert chat is not None
         room = prompt_room(block_size, config.max_new_tokens)
-        data = prepare_conversations(config.data, chat, self.sft.tokenizer, block_size)
-        self.prompts = data.prompts(config.prompts, room)
+        asked = prompt_ids(read_asked(config.data).val, chat, self.sft.tokenizer, room)
+        self.prompts = [list(ids) for ids in asked][: config.prompts]
         self.reference = self._policy(self.sft)
         self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]
         self.best_curve: list[dict[str, float]] = []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from groundling import dist
 from groundling.align.adapters import LoraConfig, adapt, adapter_of, merged_state
-from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations
+from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations, prompt_ids
 from groundling.align.feed import ExampleFeed
 from groundling.align.packing import groups_of_rows, pack
 from groundling.align.replies import Speaker
@@ -150,7 +150,10 @@ class _Measure:
         self._config, self._stage, self._bundle, self._objective = config, stage, bundle, objective
         block_size = bundle.config.block_size
         self._batches = sft_batches(data.val, block_size, config.micro_batch_rows)
-        self._prompts = data.prompts(config.n_replies, block_size - min(REPLY_TOKENS, block_size // 2))
+        chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
+        assert chat is not None
+        asked = data.asked.val[: config.n_replies]
+        self._prompts = [list(ids) for ids in prompt_ids(asked, chat, bundle.tokenizer, room)] if asked else []
 
     @torch.inference_mode()
     def __call__(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from groundling import atomicio
-from groundling.align.conversations import ChatDataConfig, prepare_conversations, prompt_room
+from groundling.align.conversations import ChatDataConfig, prompt_ids, prompt_room, read_asked
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import Judge, named_generator
 from groundling.align.judgements import Candidate, Judgement, name_of, now_utc
@@ -20,8 +20,7 @@ from groundling.align.replies import Reply, Speaker
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import load_bundle
 from groundling.config import parse
-from groundling.data.examples import Counts as ExampleCounts
-from groundling.data.examples import Messages, encode_prompt
+from groundling.data.examples import Messages
 from groundling.errors import require
 from groundling.log import say
 from groundling.sample.engine import DecodeConfig, settled
@@ -74,13 +73,7 @@ def simulate(config: SimulateConfig) -> int:
     bundle = require_chat(load_bundle(config.path), config.path)
     assert bundle.chat is not None
     room = prompt_room(bundle.config.block_size, config.max_new_tokens)
-    data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
-    asked, prompts = [], []
-    for messages in data.messages(0)[: config.prompts]:
-        ids = encode_prompt(messages, bundle.chat, bundle.tokenizer, room, ExampleCounts())
-        if ids is not None:
-            asked.append(messages)
-            prompts.append(ids)
+    asked = prompt_ids(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
     speaker = Speaker(
         bundle.model,
         bundle.chat,
@@ -93,8 +86,8 @@ def simulate(config: SimulateConfig) -> int:
     judge.measure("")  # what it needs is there
     atomicio.make_folder(config.rankings.parent)
     with Rankings(config.rankings) as rankings:
-        groups = speaker.reply(prompts, config.seed, config.candidates)
-        n_new = rankings.add_all(judged(config, judge, asked, groups))
+        groups = speaker.reply([list(ids) for ids in asked], config.seed, config.candidates)
+        n_new = rankings.add_all(judged(config, judge, list(asked.values()), groups))
     say(f"{n_new:,} new rankings of {config.candidates} replies each by the measure {config.gold!r}, "
         f"in {time.perf_counter() - started:.0f} s: {config.rankings}")  # fmt: skip
     return 0

@@ -83,6 +83,18 @@ def read_prompts(path: Path) -> list[Messages]:
     return [_prompt(_only(row, ("prompt", "messages")), row) for row in rows(path)]
 
 
+def holds_prompts(path: Path) -> bool:
+    """Whether the first row is a prompt alone, or the file is a text with one a line.
+
+    Raises:
+        DataError: there is no first row.
+    """
+    if ".txt" in path.suffixes:
+        return True
+    first = next(rows(path)).values
+    return "prompt" in first and not {"chosen", "rejected"} & first.keys()
+
+
 def holds_preferences(path: Path) -> bool:
     """Whether the first row is a preference pair.
 

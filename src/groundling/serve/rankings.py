@@ -12,8 +12,9 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 
 from groundling.align.judgements import SKIP, Choice, Judgement, best_of, now_utc, tie_of
-from groundling.align.rank import AT_MOST, read_prompts
+from groundling.align.rank import AT_MOST
 from groundling.data import dialogues
+from groundling.data.examples import read_prompts
 from groundling.errors import DataError, StorageError
 from groundling.serve.book import Book
 from groundling.serve.errors import ApiError
