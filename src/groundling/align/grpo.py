@@ -56,7 +56,7 @@ def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> 
     spread = grouped.std(1, unbiased=False, keepdim=True)
     if divide_by_spread:
         gaps = gaps / spread.clamp(min=LEAST_SPREAD)
-    return torch.where(spread > LEAST_SPREAD, gaps, torch.zeros_like(gaps)).flatten()
+    return torch.where(spread <= LEAST_SPREAD, torch.zeros_like(gaps), gaps).flatten()  # what is not finite stays
 
 
 def main(argv: Sequence[str]) -> int:

@@ -23,6 +23,8 @@ from groundling.align.stage import Stage, open_stage
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.data.batches import MicroBatch
+from groundling.errors import TrainingError
+from groundling.train.loop import FINISHED
 from groundling.train.optim import Optimizers
 from groundling.train.step import train_step
 from groundling.train.watch import ASKED_TO_STOP
@@ -71,27 +73,36 @@ class Learner(ABC, Generic[C]):
 
     def run(self) -> tuple[str, dict[str, Any]]:
         """All rounds; how they ended, and the figures of the last."""
-        config, figures = self.config, dict[str, Any]()
-        for step in range(config.steps):
+        figures = dict[str, Any]()
+        for step in range(self.config.steps):
             if self.stage.asked_to_stop():
                 return ASKED_TO_STOP, figures
             started = time.perf_counter()
             round_ = self.drawer.draw(self.policy, self.reference, step, self.each)
-            if config.stop_kl is not None and round_.kl() > config.stop_kl:
-                figures = figures_of(round_, started, config.gold)  # of the policy that is kept
+            limit = self.config.stop_kl
+            if limit is not None and round_.kl() > limit:
+                figures = figures_of(round_, started, self.config.gold)  # of the policy that is kept
                 self.stage.record({"step": step + 1, **figures})
-                return f"the KL went beyond {config.stop_kl}", figures
-            self.judge(round_)
-            for number in range(config.passes):
-                n, count = len(round_.replies), config.minibatches
-                for part in minibatches_of(n, count, config.seed, step, number, self.each):
-                    batches = policy_batches(round_, part, self.block_size, config.micro_batch_rows)
-                    self.update(self.objective, batches, self.optimizers, step)
-                    self.learn_besides(round_, part, step)
-            figures = {**figures_of(round_, started, config.gold), **self.objective.look(), **self.more_figures()}
+                return f"the KL went beyond {limit}", figures
+            try:
+                self._learn_from(round_, step)
+            except TrainingError as error:
+                return self.stage.fail(step + 1, error), figures
+            seen = {**self.objective.look(), **self.more_figures()}
+            figures = {**figures_of(round_, started, self.config.gold), **seen}
             self.stage.record({"step": step + 1, **figures})
             self.end_round(round_)
-        return "finished", figures
+        return FINISHED, figures
+
+    def _learn_from(self, round_: Round, step: int) -> None:
+        config = self.config
+        self.judge(round_)
+        for number in range(config.passes):
+            n, count = len(round_.replies), config.minibatches
+            for part in minibatches_of(n, count, config.seed, step, number, self.each):
+                batches = policy_batches(round_, part, self.block_size, config.micro_batch_rows)
+                self.update(self.objective, batches, self.optimizers, step)
+                self.learn_besides(round_, part, step)
 
     def update(self, objective: Any, batches: Sequence[MicroBatch], optimizers: Optimizers, step: int) -> None:
         """One update at the learning rate of a round."""

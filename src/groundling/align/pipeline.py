@@ -56,8 +56,9 @@ class Stage:
             return _has_rankings(Path(self.output()))
         file = Path(self.output()) / "summary.json"
         try:
-            return bool(json.loads(file.read_text(encoding="utf-8"))["ended"] != ASKED_TO_STOP)
-        except (OSError, ValueError, KeyError):
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            return bool(summary["ended"] != ASKED_TO_STOP and not summary["failed"])
+        except (OSError, ValueError, LookupError, TypeError):
             return False
 
     def line(self) -> str:

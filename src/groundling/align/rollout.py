@@ -284,12 +284,12 @@ def minibatches_of(n: int, count: int, seed: int, step: int, number: int, each: 
 
 
 def whitened(values: Sequence[Tensor]) -> list[Tensor]:
-    """Values moved and scaled, all together, to mean 0 and variance 1; equal ones become zeros, never NaN."""
+    """Values moved and scaled, all together, to mean 0 and variance 1; equal ones become zeros."""
     flat = torch.cat(list(values))
     if len(flat) == 0:
         return list(values)
     mean, spread = flat.mean(), flat.std(unbiased=False)
-    if not spread > 1e-8:
+    if spread <= 1e-8:
         return [torch.zeros_like(each) for each in values]
     return [(each - mean) / spread for each in values]
 

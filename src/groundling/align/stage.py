@@ -20,7 +20,7 @@ from groundling.log import JsonlSink, Record, say
 from groundling.model.gpt import GPT
 from groundling.runtime import Runtime, RuntimeConfig
 from groundling.train import rundir
-from groundling.train.loop import Watcher, train
+from groundling.train.loop import FINISHED, Watcher, train
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.schedule import ScheduleConfig
 from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
@@ -79,6 +79,8 @@ class Stage:
     def __init__(self, config: StageConfig, name: str, stop: StopRequest, picked: Runtime) -> None:
         self.config, self.name, self.stop, self.picked = config, name, stop, picked
         self.started = time.perf_counter()
+        self.failure: TrainingError | None = None
+        """Why it could not go on; what it had learned by then is kept."""
         self._sink: JsonlSink | None = None
 
     def say(self, text: str) -> None:
@@ -107,17 +109,30 @@ class Stage:
         """Whether some rank was asked to stop; all ranks get the same answer."""
         return dist.any_rank(bool(self.stop), self.picked.device)
 
+    def fail(self, step: int, error: TrainingError) -> str:
+        """Remember why no more can be learned, until what was learned is kept; return how the stage ended."""
+        reason = f"{self.name} stopped at step {step}: {error}"
+        self.failure = TrainingError(f"{reason}; what it had learned is in {self.config.out_dir}; lower optim.lr")
+        return reason
+
     def finish(self, ended: str, figures: dict[str, Any]) -> int:
-        """Write the summary: how the stage ended, and its last figures; return the exit code."""
+        """Write the summary: how the stage ended, and its last figures; return the exit code.
+
+        Raises:
+            TrainingError: it failed.
+        """
         summary = {
             "stage": self.name,
             "wall_s": round(time.perf_counter() - self.started, 1),
             "config": to_dict(self.config),
             "ended": ended,
+            "failed": self.failure is not None,
             **figures,
         }
         if dist.is_first():
             atomicio.write_json(self.config.out_dir / "summary.json", summary)
+        if self.failure is not None:
+            raise self.failure
         # Another rank may have been the one that was asked.
         return (self.stop.exit_code or SIGTERM_EXIT_CODE) if ended == ASKED_TO_STOP else 0
 
@@ -152,10 +167,8 @@ def learn(
 ) -> tuple[str, dict[str, float]]:
     """Train `model` through `objective`; return how it ended ("finished" or why) and the figures of what was learned.
 
-    A stage that was asked to stop has none: those of its beginning are another model's.
-
-    Raises:
-        TrainingError: a loss or gradient is not finite.
+    A stage that was asked to stop has none: those of its beginning are another model's. So has one that failed, since a
+    loss or a gradient was not finite; its weights are those of the last good step, and `Stage.finish` tells of it.
     """
     picked, n_steps = stage.picked, feed.n_steps(config.epochs)
     for module in model.modules():
@@ -168,10 +181,9 @@ def learn(
     try:
         reason = train(state, n_steps=n_steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher)
     except TrainingError as error:
-        raise TrainingError(f"{stage.name} stopped at step {state.progress.step + 1}: {error}; "
-                            "lower optim.lr and start again") from error  # fmt: skip
+        reason = stage.fail(state.progress.step + 1, error)
     model.eval()
-    return reason, {} if reason == ASKED_TO_STOP else watcher.newest
+    return reason, {} if reason != FINISHED else watcher.newest
 
 
 class _Watch(Watcher):

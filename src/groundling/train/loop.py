@@ -6,6 +6,9 @@ from groundling.train.schedule import ScheduleConfig
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats, train_step
 
+FINISHED = "finished"
+"""How a training ends that was not stopped."""
+
 
 class Watcher:
     """What happens around the updates. A subclass overrides what it needs; nothing here changes the training."""
@@ -42,7 +45,7 @@ def train(
         if reason := watcher.reason_to_stop(state):
             return reason
         if progress.step >= n_steps:
-            return "finished"
+            return FINISHED
         start = time.perf_counter()
         stats = train_step(
             state.objective,
