@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from elsewhere import PLACE, elsewhere, sent_there
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.sample.attention import look, score_heads, weights_of
@@ -58,20 +60,66 @@ def test_the_last_lens_is_the_model_and_the_parts_make_the_stream(model: GPT) ->
     seen = look(model, IDS)
     with torch.no_grad():
         logits_TV = model.eval()(torch.tensor([IDS]))[0]
-    assert torch.equal(seen.lens_LTV[-1], logits_TV)
-    assert seen.lens_LTV.shape == (4, len(IDS), 20)
+    logprobs_TV = logits_TV.log_softmax(-1)
+    assert torch.equal(seen.logits_V, logits_TV[-1])
+    assert torch.equal(seen.likely_LTK[-1], logprobs_TV.topk(5).indices)
+    assert torch.equal(seen.likely_logprobs_LTK[-1], logprobs_TV.topk(5).values)
+    own_T = logprobs_TV[:-1].gather(-1, torch.tensor(IDS[1:])[:, None])[:, 0].exp()
+    assert torch.equal(seen.following_LT[-1], own_T)
+    assert seen.likely_LTK.shape == seen.likely_logprobs_LTK.shape == (4, len(IDS), 5)
+    assert seen.following_LT.shape == (4, len(IDS) - 1)
     assert seen.stream_norms_LT.shape == (4, len(IDS))
     assert seen.attention_norms_LT.shape == seen.mlp_norms_LT.shape == (3, len(IDS))
     most = seen.stream_norms_LT[:-1] + seen.attention_norms_LT + seen.mlp_norms_LT
     assert (seen.stream_norms_LT[1:] <= most + 1e-5).all()
-    assert look(model, IDS, n_ids=18).lens_LTV.shape[-1] == 18
+
+
+def test_ids_that_mean_nothing_are_not_told(model: GPT) -> None:
+    ids = [3, 1, 4, 1, 19]
+    seen, whole = look(model, ids, n_ids=4), look(model, ids)
+    assert torch.equal(seen.logits_V, whole.logits_V[:4])
+    assert seen.likely_LTK.shape == (4, 5, 4)
+    assert seen.likely_LTK.max() == 3
+    torch.testing.assert_close(seen.likely_logprobs_LTK.exp().sum(-1), torch.ones(4, 5))
+    assert (seen.following_LT[:, 0] > 0).all()
+    assert (seen.following_LT[:, 1] == 0).all()
+    assert (seen.following_LT[:, 3] == 0).all()
+
+
+def test_a_text_of_one_token_has_nothing_that_follows(model: GPT) -> None:
+    assert look(model, [7]).following_LT.shape == (4, 0)
 
 
 def test_the_first_lens_knows_only_the_token_itself(model: GPT) -> None:
-    first = look(model, IDS).lens_LTV[0]
+    seen = look(model, IDS)
+    first, how_likely = seen.likely_LTK[0], seen.likely_logprobs_LTK[0]
     if model.config.position == "rotary":
-        assert torch.equal(first[1], first[3]), "two ones, before anything was read"
-    assert not torch.equal(first[1], first[2])
+        assert torch.equal(how_likely[1], how_likely[3]), "two ones, before anything was read"
+        assert torch.equal(first[1], first[3])
+    assert not torch.equal(how_likely[1], how_likely[2])
+
+
+class Watched(TorchDispatchMode):
+    """Notes the largest thing that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.most = max(self.most, made.numel())
+        return made
+
+
+def test_no_more_than_one_layers_logits_are_held_at_once() -> None:
+    """Of all 13 at once, GPT-2's would be 374 MB for 143 tokens."""
+    model = GPT(GPTConfig(n_layer=6, n_head=1, n_embd=8, block_size=32, vocab_size=5000))
+    with Watched() as watched:
+        seen = look(model, [1] * 32)
+    assert watched.most == 32 * 5000
+    assert seen.logits_V.untyped_storage().nbytes() == 5000 * 4, "the last place does not keep the others alive"
 
 
 def test_looking_leaves_no_trace(model: GPT) -> None:
@@ -121,6 +169,32 @@ def test_a_head_that_looks_at_the_token_before_is_found() -> None:
     assert scores.induction_LH.max() < 0.2
 
 
+def test_a_head_made_for_induction_scores_so() -> None:
+    """By hand, on 65 letters: the first layer notes at each token the one before, the second looks for itself there."""
+    size, n_ids = 96, 65
+    tokens, before = slice(size, size + n_ids), slice(size + n_ids, size + 2 * n_ids)
+    config = {"n_layer": 2, "n_head": 1, "n_embd": size + 2 * n_ids, "head_size": size, "block_size": size}
+    model = GPT(GPTConfig(**config, vocab_size=n_ids, bias=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.zero_()
+        model.wte.weight[:, tokens] = torch.eye(n_ids)
+        model.positions.wpe.weight[:, :size] = torch.eye(size)
+        first, second = model.h[0].attn, model.h[1].attn
+        first.c_attn.weight[torch.arange(size - 1), torch.arange(1, size)] = 100.0
+        first.c_attn.weight[size : 2 * size, :size] = torch.eye(size)
+        first.c_attn.weight[2 * size : 2 * size + n_ids, tokens] = torch.eye(n_ids)
+        first.c_proj.weight[before, :n_ids] = torch.eye(n_ids)
+        second.c_attn.weight[:n_ids, tokens] = 100.0 * torch.eye(n_ids)
+        second.c_attn.weight[size : size + n_ids, before] = torch.eye(n_ids)
+    scores = score_heads(model.eval(), n_ids)
+    assert scores is not None
+    assert scores.induction_LH[1, 0] > 0.95
+    assert scores.previous_LH[0, 0] > 0.95
+    assert scores.induction_LH[0, 0] < 0.1
+
+
 @pytest.mark.slow
 def test_an_induction_head_forms_where_sequences_repeat() -> None:
     """Two layers learn to go on with what came before: some head has to look where it came."""
@@ -150,3 +224,20 @@ def test_an_induction_head_forms_where_sequences_repeat() -> None:
 def test_a_context_of_three_is_too_short_to_score() -> None:
     assert score_heads(GPT(GPTConfig(**{**SIZES, "block_size": 3})), 20) is None
     assert math.isfinite(float(score_heads(GPT(GPTConfig(**{**SIZES, "block_size": 4})), 20).first_LH.sum()))
+
+
+def test_what_is_told_of_a_model_on_another_device_lies_in_memory(model: GPT) -> None:
+    here, heads_here = look(model, IDS, 18), score_heads(model, 18)
+    sent_there(model)
+    with elsewhere():
+        assert model.wte.weight.device == PLACE
+        with pytest.raises(RuntimeError, match="same device"):
+            model.wte.weight.sum(0) + torch.ones(32)
+        there, heads_there = look(model, IDS, 18), score_heads(model, 18)
+    for ours, theirs in ((here, there), (heads_here, heads_there)):
+        for name, value in vars(ours).items():
+            found = getattr(theirs, name)
+            assert type(found) is torch.Tensor, name
+            assert found.device.type == "cpu"
+            assert found.dtype in (torch.float32, torch.int64)
+            torch.testing.assert_close(found, value)
