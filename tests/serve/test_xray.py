@@ -1,14 +1,28 @@
 """The X-ray's answer is what the model computes, as far as its numbers are told."""
 
+import asyncio
 import base64
 import json
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from starlette.testclient import TestClient
 
-from groundling.bundle import load_bundle
-from groundling.sample.attention import look
+from groundling.bundle import Bundle, load_bundle
+from groundling.sample.attention import look, score_heads
+from groundling.serve import xray
+from groundling.serve.app import create_app
+from groundling.serve.config import ServeConfig
+from groundling.serve.logs import EventLog
+from groundling.serve.registry import State, Theatre
 from servekit import Served, serving
 
 PATH = "/v1/groundling/xray"
@@ -97,6 +111,166 @@ def test_the_checkpoints_of_a_run_can_be_looked_through(finished_run, tmp_path) 
         assert answers["6"]["next"] == answers["last"]["next"]
         assert server.ask("POST", PATH, {"model": "tale", "prompt": "a", "checkpoint": "4"})[0] == 404
         assert server.ask("GET", "/v1/groundling/checkpoints?model=nobody")[0] == 404
+
+
+def test_a_checkpoint_that_has_changed_is_read_again(finished_run, tmp_path) -> None:
+    """A run that is made anew, or goes on, has other weights under the same names."""
+    run = tmp_path / "tale"
+    shutil.copytree(finished_run, run)
+    words = ("--safety", "off", "--rankings", tmp_path / "r.sqlite")
+
+    with serving(run, *words) as server:
+
+        def next_of(checkpoint: str) -> Any:
+            body = {"model": "tale", "prompt": "the king", "checkpoint": checkpoint}
+            return server.ask("POST", PATH, body)[1]["next"]
+
+        third, sixth = next_of("3"), next_of("last")
+        assert third != sixth == next_of("6")
+        steps = run / "checkpoints"
+        shutil.copytree(steps / "step-00000003", steps / "step-00000009")
+        assert next_of("last") == third
+        shutil.rmtree(steps / "step-00000006")
+        shutil.copytree(steps / "step-00000003", steps / "step-00000006")
+        assert next_of("6") == third
+
+
+def test_nothing_is_asked_of_the_model_once_it_was_looked_through(models) -> None:
+    """What comes of it is worked out in another thread, in which a GPU's model has no business."""
+    bundle = load_bundle(models["talker"])
+    ids = bundle.tokenizer.encode("Who?")
+    nobody = replace(bundle, model=None)
+    told = json.loads(xray._answer("talker", None, nobody, ids, look(bundle.model, ids), score_heads(bundle.model, 60)))
+    assert told["tokens"] == ids
+
+
+def test_the_heads_of_a_model_are_scored_once(models, monkeypatch) -> None:
+    calls = counted(monkeypatch, "score_heads")
+    glass, bundle = xray._Glass(), load_bundle(models["base"])
+    first, second = glass.look(bundle, [1, 2]), glass.look(bundle, [3])
+    assert calls.total() == 1
+    assert first[1] is second[1] is not None
+    glass.look(load_bundle(models["base"]), [1])
+    assert calls.total() == 2
+
+
+def test_a_checkpoint_that_many_ask_for_is_loaded_once(finished_run, models, monkeypatch) -> None:
+    calls = counted(monkeypatch, "load_bundle")
+    theatre = Theatre(ServeConfig(paths=("x",), device="cpu"))
+    served = theatre.load("tale", finished_run)
+    shelf = xray._Shelf()
+
+    async def ask_together() -> list[Bundle]:
+        return await asyncio.gather(
+            *(shelf.get(served, "3") for _ in range(8)), *(shelf.get(served, "6") for _ in "ab")
+        )
+
+    found = asyncio.run(ask_together())
+    assert calls.total() == 2
+    assert len({id(bundle) for bundle in found}) == 2
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> "Counter[Any]":
+    """How often the X-ray has called something."""
+    calls: Counter[Any] = Counter()
+    function = getattr(xray, name)
+
+    def counting(*arguments: Any) -> Any:
+        calls[str(arguments[0])] += 1
+        return function(*arguments)
+
+    monkeypatch.setattr(xray, name, counting)
+    return calls
+
+
+@pytest.fixture
+def house(models, tmp_path) -> Iterator[tuple[TestClient, Theatre]]:
+    """A server in this process, whose model thread can be held."""
+    theatre = Theatre(ServeConfig(paths=(str(models["base"]),), safety="off", rankings=tmp_path / "r.sqlite"))
+    with TestClient(create_app(theatre, EventLog((tmp_path / "log").open("w"))), base_url="http://localhost") as client:
+        while theatre.state is not State.READY:
+            assert theatre.failure is None
+        yield client, theatre
+
+
+BODY = {"model": "base", "prompt": "the king"}
+
+
+def held(house: tuple[TestClient, Theatre], act: Callable[[threading.Event], Awaitable[None]]) -> None:
+    """Do something in the server's event loop, while its model thread waits for an event."""
+    client, theatre = house
+    go_on = threading.Event()
+
+    async def act_held() -> None:
+        waiting = asyncio.ensure_future(theatre.worker.call(lambda: go_on.wait(20)))
+        try:
+            await act(go_on)
+        finally:
+            go_on.set()
+            await waiting
+
+    assert client.portal is not None
+    client.portal.call(act_held)
+
+
+def test_two_are_looked_through_at_once_and_few_may_wait(house) -> None:
+    client, theatre = house
+
+    async def act(go_on: threading.Event) -> None:
+        transport = httpx.ASGITransport(client.app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            many = [asyncio.ensure_future(http.post(PATH, json=BODY)) for _ in range(xray.AT_ONCE + xray.MAY_WAIT)]
+            await asyncio.sleep(0.2)
+            assert len(theatre.worker._calls) == xray.AT_ONCE
+            refused = await http.post(PATH, json=BODY)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+            assert refused.headers["retry-after"] == "1"
+            go_on.set()
+            assert {answer.status_code for answer in await asyncio.gather(*many)} == {200}
+            assert (await http.post(PATH, json=BODY)).status_code == 200
+
+    held(house, act)
+
+
+def test_who_leaves_is_not_looked_for(house) -> None:
+    """His place is free when what cannot be broken off has ended; if he waited for one, nothing is done at all."""
+    client, theatre = house
+    n_read = 0
+
+    async def leave() -> None:
+        parts = [{"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if not parts:
+                await asyncio.sleep(0.1)
+            return parts.pop() if parts else {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                assert message["status"] == 499
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b""}
+        scope |= {"headers": headers, "client": ("127.0.0.1", 1), "server": ("localhost", 80), "scheme": "http"}
+        await client.app({**scope, "http_version": "1.1", "root_path": "", "asgi": {"version": "3.0"}}, receive, send)
+
+    def reading(*_: object) -> None:
+        nonlocal n_read
+        n_read += 1
+
+    async def act(go_on: threading.Event) -> None:
+        theatre.models.get("base").bundle.model.register_forward_hook(reading)
+        leaving = [asyncio.ensure_future(leave()) for _ in range(xray.AT_ONCE + 3)]
+        _, still = await asyncio.wait(leaving, timeout=0.4)
+        assert len(still) == xray.AT_ONCE, "only what has a place already"
+        assert theatre.n_open == xray.AT_ONCE
+        go_on.set()
+        await asyncio.gather(*leaving)
+
+    held(house, act)
+    assert theatre.n_open == 0
+    assert n_read == xray.AT_ONCE + 1, "once more, to score the heads"
+    assert 'groundling_aborted_total{reason="disconnect"} 5.0' in theatre.metrics.text().decode()
 
 
 def test_a_model_that_is_no_run_has_no_checkpoints(server: Served) -> None:

@@ -3,37 +3,48 @@
 Numbers that are many go as base64: attention as one byte for each weight (255 is 1), row after row of the lower
 triangle; logits of the last position as 32-bit floats, little-endian, of all ids, so that a page can show what
 temperature, top-k and top-p do to them without asking again.
+
+Few are looked through at once, and few more may wait: each takes megabytes, and the model thread's time.
 """
 
+import asyncio
 import base64
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 from torch import Tensor
 
-from groundling.bundle import Bundle, finished_checkpoints, load_bundle
+from groundling.bundle import Bundle, find_bundle, finished_checkpoints, load_bundle
 from groundling.errors import CheckpointError, DataError
-from groundling.manifest import read_manifest
+from groundling.manifest import MANIFEST, read_manifest
+from groundling.model.gpt import GPT
 from groundling.sample.attention import HeadScores, Look, look, score_heads
 from groundling.sample.generate import prompt_ids
 from groundling.serve.errors import ApiError
 from groundling.serve.registry import Served, Theatre
+from groundling.serve.respond import Gone, as_json, unless_gone
 from groundling.serve.schema import Body, ChatMessage, Text
 from groundling.text.chat import Message, check_messages
 
+T = TypeVar("T")
+AT_ONCE = 2
+"""Texts that are looked through at once."""
+MAY_WAIT = 6
+"""Besides."""
 MOST_TOKENS = 256
 MOST_BYTES = 1_500_000
 """Of attention, before base64."""
 KEPT = 4
 """Checkpoints that stay in memory."""
-N_LIKELY = 5
-"""Tokens that the lens tells at each place."""
 N_NEXT = 60
 """Next tokens whose text is told."""
 
@@ -57,7 +68,7 @@ class XrayRequest(Body):
 def router(theatre: Theatre) -> APIRouter:
     """The routes of the X-ray."""
     routes = APIRouter(prefix="/v1/groundling", tags=["groundling"])
-    shelf = _Shelf()
+    room, shelf, glass = _Room(), _Shelf(), _Glass()
 
     @routes.get("/checkpoints")
     async def checkpoints(model: str) -> dict[str, Any]:
@@ -67,43 +78,132 @@ def router(theatre: Theatre) -> APIRouter:
         found = await run_in_threadpool(_checkpoints, served)
         return {"model": model, "checkpoints": found}
 
-    @routes.post("/xray")
-    async def xray(body: XrayRequest) -> dict[str, Any]:
+    async def seen(body: XrayRequest, served: Served) -> bytes:
+        async with room.place():
+            bundle = await shelf.get(served, body.checkpoint)
+            ids = await run_in_threadpool(_ids, body, bundle)
+            _check_size(ids, bundle)
+            what = await _to_its_end(theatre.worker.call(lambda: glass.look(bundle, ids)))
+            return await run_in_threadpool(_answer, served.name, body.checkpoint, bundle, ids, *what)
+
+    @routes.post("/xray", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+    async def xray(body: XrayRequest, request: Request) -> Response:
         """What goes on inside a model while it reads a text."""
         theatre.require_ready()
         served = theatre.models.get(body.model)
-        bundle = await shelf.get(served, body.checkpoint)
-        ids = _ids(body, bundle)
-        _check_size(ids, bundle)
-        n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
-        seen = await theatre.worker.call(lambda: look(bundle.model, ids, n_ids))
-        scores = await theatre.worker.call(lambda: score_heads(bundle.model, bundle.tokenizer.vocab_size))
-        return await run_in_threadpool(_answer, served.name, body.checkpoint, bundle, ids, seen, scores)
+        theatre.n_open += 1
+        try:
+            return Response(await unless_gone(request.receive, seen(body, served)), media_type="application/json")
+        except Gone as gone:
+            theatre.metrics.aborted.labels(gone.reason).inc()
+            return Response(status_code=499)
+        finally:
+            theatre.n_open -= 1
 
     return routes
 
 
-class _Shelf:
-    """Checkpoints that were asked for of late; the others are loaded again."""
+class _Room:
+    """Some places, and a bounded queue for them."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str], Bundle] = OrderedDict()
+        self._places = asyncio.Semaphore(AT_ONCE)
+        self._n_here = 0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place, as long as the block lasts.
+
+        Raises:
+            ApiError: 429: the queue is full.
+        """
+        if self._n_here >= AT_ONCE + MAY_WAIT:
+            message = f"{self._n_here} texts are being looked through or wait, and there is no room for more; try later"
+            raise ApiError(429, message, "queue_full", retry_after_s=1)
+        self._n_here += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._n_here -= 1
+
+
+class _Glass:
+    """Looks through models; in the model thread. What kind of head each is, does not depend on the text."""
+
+    def __init__(self) -> None:
+        self._scores: WeakKeyDictionary[GPT, HeadScores | None] = WeakKeyDictionary()
+
+    def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[Look, HeadScores | None]:
+        """What goes on, and the scores of the heads."""
+        model = bundle.model
+        if model not in self._scores:
+            self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
+        n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
+        return look(model, ids, n_ids), self._scores[model]
+
+
+class _Shelf:
+    """Checkpoints that were asked for of late; the others, and those that have changed since, are loaded again."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Path, tuple[_Stamp, Bundle]] = OrderedDict()
+        self._loading: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, served: Served, checkpoint: str | None) -> Bundle:
+        """The served model itself, or another checkpoint of its run. However many ask for one, it is loaded once.
+
+        Raises:
+            ApiError: 404: it is no run, or has no such checkpoint.
+        """
         if checkpoint is None:
             return served.bundle
         if served.run is None:
             raise ApiError(404, f"{served.name} is not a run, and has no checkpoints", "no_checkpoint", "checkpoint")
-        key = (served.name, checkpoint)
-        if key not in self._kept:
-            try:
-                self._kept[key] = await run_in_threadpool(load_bundle, served.run, checkpoint=checkpoint)
-            except CheckpointError as error:
-                raise ApiError(404, str(error), "no_checkpoint", "checkpoint") from error
-        self._kept.move_to_end(key)
+        try:
+            folder, stamp = await run_in_threadpool(_on_disk, served.run, checkpoint)
+            lock = self._loading.setdefault(folder, asyncio.Lock())
+            async with lock:
+                if folder not in self._kept or self._kept[folder][0] != stamp:
+                    bundle = await _to_its_end(run_in_threadpool(load_bundle, folder))
+                    self._kept[folder] = stamp, bundle
+        except CheckpointError as error:
+            raise ApiError(404, str(error), "no_checkpoint", "checkpoint") from error
+        bundle = self._kept[folder][1]
+        self._kept.move_to_end(folder)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        return self._kept[key]
+        return bundle
+
+
+_Stamp = tuple[int, int, int]
+
+
+def _on_disk(run: Path, checkpoint: str) -> tuple[Path, _Stamp]:
+    """Where a checkpoint lies, and by what it is known that it is still the same: it ends with its manifest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = find_bundle(run, checkpoint)
+    manifest = folder / MANIFEST
+    try:
+        facts = (manifest if manifest.is_file() else folder.parent / MANIFEST).stat()
+    except OSError as error:
+        raise CheckpointError(f"{folder} was removed meanwhile") from error
+    return folder, (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+async def _to_its_end(work: Awaitable[T]) -> T:
+    """Wait for what cannot be broken off, also when nobody wants it any more: its place is free when it has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is there to be told
+        raise
 
 
 def _checkpoints(served: Served) -> list[dict[str, Any]]:
@@ -146,16 +246,10 @@ def _check_size(ids: Sequence[int], bundle: Bundle) -> None:
 
 def _answer(
     name: str, checkpoint: str | None, bundle: Bundle, ids: list[int], seen: Look, scores: HeadScores | None
-) -> dict[str, Any]:
-    lens_LTV = seen.lens_LTV.log_softmax(-1)
-    best = lens_LTV.topk(min(N_LIKELY, lens_LTV.size(-1)), dim=-1)
-    following = torch.tensor(ids[1:], dtype=torch.long)
-    known = following.clamp(max=lens_LTV.size(-1) - 1)
-    truth_LT = lens_LTV[:, :-1].exp().gather(-1, known.expand(lens_LTV.size(0), -1)[..., None])[..., 0]
-    truth_LT = truth_LT * (following < lens_LTV.size(-1))
-    next_ids = seen.lens_LTV[-1, -1].topk(min(N_NEXT, lens_LTV.size(-1))).indices.tolist()
-    named = {*ids, *next_ids, *best.indices.flatten().tolist()}
-    return {
+) -> bytes:
+    next_ids = seen.logits_V.topk(min(N_NEXT, len(seen.logits_V))).indices.tolist()
+    named = {*ids, *next_ids, *seen.likely_LTK.flatten().tolist()}
+    found = {
         "model": name,
         "checkpoint": checkpoint,
         "n_layer": bundle.config.n_layer,
@@ -170,13 +264,13 @@ def _answer(
             "mlp": _rounded(seen.mlp_norms_LT),
         },
         "lens": {
-            "ids": best.indices.tolist(),
-            "probabilities": _rounded(best.values.exp()),
-            "of_what_follows": _rounded(truth_LT),
+            "ids": seen.likely_LTK.tolist(),
+            "probabilities": _rounded(seen.likely_logprobs_LTK.exp()),
+            "of_what_follows": _rounded(seen.following_LT),
         },
         "next": {
             "ids": next_ids,
-            "logits": base64.b64encode(seen.lens_LTV[-1, -1].float().cpu().numpy().astype("<f4").tobytes()).decode(),
+            "logits": base64.b64encode(seen.logits_V.numpy().astype("<f4").tobytes()).decode(),
         },
         "scores": None
         if scores is None
@@ -186,6 +280,7 @@ def _answer(
             "first": _rounded(scores.first_LH),
         },
     }
+    return as_json(found)
 
 
 def _piece(bundle: Bundle, id: int) -> str:
@@ -199,7 +294,7 @@ def _packed(head_TS: Tensor) -> str:
     """The lower triangle of a head's attention, a byte for each weight."""
     rows, columns = torch.tril_indices(*head_TS.shape)
     quantised = (head_TS[rows, columns] * 255).round().to(torch.uint8)
-    return base64.b64encode(quantised.cpu().numpy().tobytes()).decode()
+    return base64.b64encode(quantised.numpy().tobytes()).decode()
 
 
 def _rounded(values: Tensor) -> Any:
