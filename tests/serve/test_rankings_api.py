@@ -8,21 +8,35 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import torch
+from housekit import House, comes_to_hold, house_of
 
 from groundling.align.judgements import Candidate, Judgement
 from groundling.align.rankings import Rankings
+from groundling.align.reward import RewardConfig
+from groundling.align.simulate import SimulateConfig
+from groundling.bundle import load_bundle, save_bundle
+from groundling.data import dialogues
+from groundling.errors import ConfigError
 from groundling.serve.book import Book, preferences
+from groundling.serve.config import ServeConfig
 from groundling.serve.errors import ApiError
-from groundling.serve.questions import KEPT_S, MOST_HELD, MOST_OF_ONE, Questions, Speaker
+from groundling.serve.prompts import Prompts
+from groundling.serve.questions import KEPT_S, MOST_HELD, MOST_OF_ONE, Questions, Speaker, turns
+from groundling.serve.registry import State, Theatre
+from groundling.serve.safety import Safety
 from groundling.text.chat import Message
 from servekit import Served, serving, wait_until
 
@@ -273,20 +287,24 @@ def test_a_file_that_is_none_is_told_in_one_line(words: tuple[object, ...], tmp_
 
 # Questions without a server.
 
-TWO = (Speaker("yorick", 20), Speaker("ophelia", 20))
+Speak = Callable[[Any, int], Awaitable[str | None]]
 PROMPTS = [(Message("user", f"Speak {n}."),) for n in range(5)]
 
 
-def questions(speak: Any = None, clock: Any = time.monotonic) -> Questions:
-    async def by_seed(speaker: Speaker, messages: Any, seed: int) -> str:
-        return f"{speaker.name} {seed}"
+async def by_seed(messages: Any, seed: int) -> str | None:
+    return f"{seed}"
 
-    return Questions(speak or by_seed, clock)
+
+def cast(speak: Speak = by_seed, n: int = 2) -> list[Speaker]:
+    return [Speaker(name, speak) for name in ("yorick", "ophelia", "romeo", "juliet")[:n]]
+
+
+TWO = cast()
 
 
 def test_each_reply_is_as_often_in_each_place() -> None:
     """And each order of four comes as often as another, by chance: 1,000 questions, 24 orders, 41.7 of each."""
-    found = questions()
+    found = Questions()
 
     async def all_of_them() -> list[tuple[int, ...]]:
         return [(await found.ask("ann", 4, PROMPTS, TWO, Counter())).shown for _ in range(1000)]
@@ -301,7 +319,7 @@ def test_each_reply_is_as_often_in_each_place() -> None:
 
 def test_questions_are_forgotten_when_they_are_old_or_many() -> None:
     now = [0.0]
-    found = questions(clock=lambda: now[0])
+    found = Questions(lambda: now[0])
     first = asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter()))
     assert found.get(first.token) is first
     now[0] = KEPT_S + 1
@@ -315,7 +333,7 @@ def test_questions_are_forgotten_when_they_are_old_or_many() -> None:
 
 def test_questions_that_are_open_or_coming_are_not_asked_again() -> None:
     """A page asks for the next one while this one is read."""
-    found = questions()
+    found = Questions()
 
     async def at_once() -> set[tuple[Message, ...]]:
         asked = await asyncio.gather(*(found.ask("ann", 2, PROMPTS, TWO, Counter()) for _ in range(len(PROMPTS))))
@@ -325,24 +343,74 @@ def test_questions_that_are_open_or_coming_are_not_asked_again() -> None:
 
 
 def test_what_is_always_answered_alike_or_not_at_all_is_passed_over() -> None:
-    async def speak(speaker: Speaker, messages: Any, seed: int) -> str:
+    async def speak(messages: Any, seed: int) -> str | None:
         if messages == PROMPTS[0]:
             raise ApiError(400, "too long", "context_length_exceeded")
-        return "aye" if messages == PROMPTS[1] else f"{seed}"
+        return {PROMPTS[1]: "aye", PROMPTS[3]: None}.get(messages, f"{seed}")
 
-    found = questions(speak)
-    assert asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter())).messages == PROMPTS[2]
-    for prompts, reason in ((PROMPTS[:1], "too long"), (PROMPTS[1:2], "the same")):
+    found = Questions()
+    assert asyncio.run(found.ask("ann", 2, PROMPTS, cast(speak), Counter())).messages == PROMPTS[2]
+    for prompt, reason in ((0, "too long"), (1, "the same"), (3, "safety stage blocks")):
         with pytest.raises(ApiError, match=reason):
-            asyncio.run(found.ask("ann", 2, prompts, TWO, Counter()))
+            asyncio.run(found.ask("ann", 2, [PROMPTS[prompt]], cast(speak), Counter()))
+
+
+@pytest.mark.parametrize("said", ["aye", None])
+@pytest.mark.parametrize("n_prompts", [1, 5])
+def test_replies_are_written_three_times_for_one_question_and_no_more(said: str | None, n_prompts: int) -> None:
+    seeds = []
+
+    async def speak(messages: Any, seed: int) -> str | None:
+        seeds.append(seed)
+        return said
+
+    with pytest.raises(ApiError, match="nothing to choose"):
+        asyncio.run(Questions().ask("ann", 4, PROMPTS[:n_prompts], cast(speak), Counter()))
+    assert len(set(seeds)) == len(seeds) == 3 * 4
+
+
+def test_a_prompt_is_tried_again_by_other_draws() -> None:
+    """Of one's own prompt there is only one."""
+    n_said = 0
+
+    async def speak(messages: Any, seed: int) -> str | None:
+        nonlocal n_said
+        n_said += 1
+        return "aye" if n_said <= 3 else f"{seed}"
+
+    assert asyncio.run(Questions().ask("ann", 2, PROMPTS[:1], cast(speak), Counter())).messages == PROMPTS[0]
+    assert n_said == 4
+
+
+def test_each_pair_of_models_is_compared() -> None:
+    """In both orders of the seeds, over many prompts and over rounds of one; and no model replies more than others."""
+    many = [(Message("user", f"Speak {n}."),) for n in range(200)]
+    for asked in (((messages, 0) for messages in many), ((many[0], n) for n in range(200))):
+        pairs = Counter(tuple(each.name for each in turns(messages, 2, cast(n=4), n)) for messages, n in asked)
+        assert len(pairs) == 12
+        assert max(pairs.values()) < 40
+    for n_models, n, counts in ((4, 4, [1] * 4), (2, 4, [2, 2]), (3, 4, [1, 1, 2]), (1, 2, [2])):
+        playing = turns(many[0], n, cast(n=n_models), 0)
+        assert sorted(Counter(each.name for each in playing).values()) == counts
 
 
 def test_a_busy_house_is_told_as_it_is() -> None:
-    async def speak(speaker: Speaker, messages: Any, seed: int) -> str:
+    async def speak(messages: Any, seed: int) -> str | None:
         raise ApiError(429, "full", "queue_full")
 
     with pytest.raises(ApiError, match="full"):
-        asyncio.run(questions(speak).ask("ann", 2, PROMPTS, TWO, Counter()))
+        asyncio.run(Questions().ask("ann", 2, PROMPTS, cast(speak), Counter()))
+
+
+def test_what_is_asked_by_default_was_said_where_models_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the plays is what the stages are measured on: nobody's answers may come from there."""
+    speeches = [f"{'AB'[n % 2]}:\nLine {n}.\n" for n in range(100)]
+    (tmp_path / "plays.txt").write_text("\n".join(speeches))
+    monkeypatch.setattr(dialogues.sources, "get", lambda name: tmp_path / "plays.txt")
+    learned, held_out = map(dialogues.prompts, dialogues.shakespeare_dialogues())
+    prompts = Prompts(None)
+    assert set(prompts.get()) == set(map(tuple, learned))
+    assert not set(prompts.get()) & set(map(tuple, held_out))
 
 
 def test_the_tally_is_that_of_the_rankings(tmp_path: Path) -> None:
@@ -364,12 +432,167 @@ def test_the_tally_is_that_of_the_rankings(tmp_path: Path) -> None:
         assert {name: told[name] for name in counts._fields} == counts._asdict()
         assert told["pairs"] == n_pairs
         assert told["by_you"] == n + 1
+        assert book.answered("ann").total() == n + 1
     again = Judgement(**{**vars(rows[0]), "candidates": tuple(Candidate("x", "y") for _ in range(3))})
     assert book.keep(again) == rows[0]
     book.close()
 
 
+def test_no_file_is_made_before_there_is_something_to_keep(tmp_path: Path) -> None:
+    path = tmp_path / "runs/of/mine/kept.sqlite"
+    book = Book(path)
+    row = judgement(key="key 1")
+    assert book.counts("ann")[0]["judgements"] == book.counts("ann")[0]["by_you"] == 0
+    assert book.get("key 1") is None
+    assert not book.answered("ann")
+    assert list(book) == []
+    assert list(tmp_path.iterdir()) == []
+    assert book.keep(row) == row
+    assert list(book) == [row]
+    book.close()
+
+
+def test_all_who_keep_or_read_rankings_mean_the_same_file() -> None:
+    ours = ServeConfig(paths=("x",)).rankings
+    assert ours == RewardConfig(path="x").rankings == SimulateConfig(path="x").rankings
+
+
+# A server in this process.
+
+
+@pytest.fixture
+def house(models: dict[str, Path], prompts: Path, tmp_path: Path) -> Iterator[House]:
+    with house_of(tmp_path, *(f"{name}={models['talker']}" for name in NAMES), prompts=prompts) as found:
+        yield found
+
+
+def rules(tmp_path: Path, text: str) -> Safety:
+    path = tmp_path / "rules.toml"
+    path.write_text(text)
+    return Safety.from_file(path)
+
+
+def test_replies_and_prompts_of_ones_own_go_past_the_safety_stage(house: House, tmp_path: Path) -> None:
+    def get(**query: str) -> tuple[int, Any]:
+        answer = house.client.get(f"{URL}/next", params={"rater": "ann", **query})
+        return answer.status_code, answer.json()
+
+    rule = '[[rule]]\nname = "{}"\nreason = "why"\naction = "{}"\nwhere = ["{}"]\n{}\n'
+    oath = rule.format("oath", "block", "prompt", 'words = ["zounds"]')
+    number = rule.format("number", "redact", "prompt", "pattern = '[0-9]{5}'\nmark = '[number]'")
+    vowel = rule.format("vowel", "redact", "reply", "pattern = '[aeiou]'\nmark = '*'")
+    house.theatre.safety = rules(tmp_path, oath + number + vowel)
+    status, told = get(prompt="Zounds, who?")
+    assert refusal((status, told)) == (400, "content_filter")
+    assert told["error"]["param"] == "prompt"
+    assert "oath" in told["error"]["message"]
+    status, told = get(prompt="Who is 12345?")
+    assert (status, told["messages"][0]["content"]) == (200, "Who is [number]?")
+    status, told = get()
+    said = "".join(reply["text"] for reply in told["replies"])
+    assert status == 200
+    assert "*" in said
+    assert not set(said) & set("aeiou")
+    house.theatre.safety = rules(tmp_path, rule.format("all", "block", "reply", "pattern = '.'"))
+    status, told = get()
+    assert refusal((status, told)) == (409, "nothing_to_ask")
+    assert "safety stage" in told["error"]["message"]
+    wait_until(lambda: house.theatre.worker.load == (0, 0))
+    metrics = house.theatre.metrics.text().decode()
+    assert 'groundling_filtered_total{action="block",where="prompt"} 1.0' in metrics
+    assert 'groundling_filtered_total{action="redact",where="reply"}' in metrics
+
+
+def test_who_leaves_is_not_replied_to(house: House) -> None:
+    async def act(go_on: threading.Event) -> None:
+        now = asyncio.Event()
+        leaving = asyncio.ensure_future(house.leave(now, "GET", f"{URL}/next?rater=ann&n=4"))
+        await comes_to_hold(lambda: house.theatre.worker.load.waiting == 4)
+        assert set(house.theatre.worker._waiting) == {"127.0.0.1"}, "raters take turns as all clients do"
+        assert house.theatre.n_open == 1
+        now.set()
+        await leaving
+        assert house.theatre.n_open == 0
+        go_on.set()
+
+    house.held(act)
+    wait_until(lambda: house.theatre.worker.load == (0, 0), 1.0)
+    assert 'groundling_aborted_total{reason="disconnect"} 1.0' in house.theatre.metrics.text().decode()
+
+
+def test_a_question_that_was_begun_is_put_also_when_the_server_drains(house: House) -> None:
+    async def act(go_on: threading.Event) -> None:
+        transport = httpx.ASGITransport(house.client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            asking = asyncio.ensure_future(http.get(f"{URL}/next?rater=ann"))
+            await comes_to_hold(lambda: house.theatre.worker.load.waiting == 2)
+            house.theatre.state = State.DRAINING
+            assert house.theatre.n_open == 1, "the server waits for it"
+            go_on.set()
+            assert (await asking).status_code == 200
+
+    house.held(act)
+
+
+def test_the_time_for_one_question_is_that_of_a_request(house: House) -> None:
+    """However often replies are written for it."""
+    house.theatre.config = replace(house.theatre.config, timeout_s=0.1)
+
+    async def act(go_on: threading.Event) -> None:
+        transport = httpx.ASGITransport(house.client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            answer = await http.get(f"{URL}/next?rater=ann")
+            assert house.theatre.n_open == 0
+            go_on.set()
+        assert refusal((answer.status_code, answer.json())) == (503, "deadline_exceeded")
+
+    house.held(act)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_foreign_page_cannot_have_replies_written(house: House, site: str) -> None:
+    """An image's address is asked for without an origin."""
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": "image"}
+    answer = house.client.get(f"{URL}/next?rater=ann", headers=headers)
+    assert refusal((answer.status_code, answer.json())) == (403, "origin_not_allowed")
+    for own in ({"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {}):
+        assert house.client.get(f"{URL}/next?rater=ann", headers=own).status_code == 200
+
+
+def test_a_friends_page_can_have_replies_written(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    friend = "https://friend.example"
+    with house_of(tmp_path, models["talker"], prompts=prompts, cors_origins=(friend,)) as house:
+        for origin, status in ((friend, 200), ("https://evil.example", 403)):
+            headers = {"Sec-Fetch-Site": "cross-site", "Origin": origin}
+            assert house.client.get(f"{URL}/next?rater=ann", headers=headers).status_code == status
+
+
+def test_progress_counts_prompts_and_not_answers(house: House) -> None:
+    def answered(**query: str) -> None:
+        question = house.client.get(f"{URL}/next", params={"rater": "ann", **query}).json()
+        body = {"question": question["question"], "choice": "skip", "rater": "ann", "key": os.urandom(16).hex()}
+        assert house.client.post(URL, json=body).status_code == 200
+
+    for _ in range(N_PROMPTS + 2):
+        answered()
+    answered(prompt="What news?")
+    counts = house.client.get(f"{URL}?rater=ann").json()
+    assert (counts["by_you"], counts["prompts_by_you"]) == (N_PROMPTS + 3, N_PROMPTS)
+    assert counts["to_ask"] == N_PROMPTS
+    assert house.client.get(f"{URL}?rater=bob").json()["prompts_by_you"] == 0
+
+
 # The reward model.
+
+
+def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Path) -> None:
+    bundle = load_bundle(models["talker"])
+    head = {"weight": torch.zeros(1, bundle.config.n_embd)}
+    save_bundle(tmp_path / "judge/bundle", bundle.model, bundle.tokenizer, chat=bundle.chat, head=head)
+    theatre = Theatre(ServeConfig(paths=("x",), device="cpu"))
+    for path in (tmp_path / "judge", tmp_path / "judge/bundle"):
+        with pytest.raises(ConfigError, match=r"judge.* is a reward model: .*; serve the model"):
+            theatre.load("judge", path)
 
 
 def test_too_few_rankings_are_not_learned_from(words: tuple[object, ...]) -> None:

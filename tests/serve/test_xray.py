@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from starlette.testclient import TestClient
+from housekit import House, comes_to_hold, house_of
 
 from groundling.bundle import Bundle, load_bundle
 from groundling.sample.attention import look, score_heads
 from groundling.serve import xray
-from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.logs import EventLog
-from groundling.serve.registry import State, Theatre
+from groundling.serve.registry import Theatre
 from servekit import Served, serving
 
 PATH = "/v1/groundling/xray"
@@ -184,44 +182,22 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> "Counter[Any]":
 
 
 @pytest.fixture
-def house(models, tmp_path) -> Iterator[tuple[TestClient, Theatre]]:
-    """A server in this process, whose model thread can be held."""
-    theatre = Theatre(ServeConfig(paths=(str(models["base"]),), safety="off", rankings=tmp_path / "r.sqlite"))
-    with TestClient(create_app(theatre, EventLog((tmp_path / "log").open("w"))), base_url="http://localhost") as client:
-        while theatre.state is not State.READY:
-            assert theatre.failure is None
-        yield client, theatre
+def house(models, tmp_path) -> Iterator[House]:
+    with house_of(tmp_path, models["base"]) as found:
+        yield found
 
 
 BODY = {"model": "base", "prompt": "the king"}
 
 
-def held(house: tuple[TestClient, Theatre], act: Callable[[threading.Event], Awaitable[None]]) -> None:
-    """Do something in the server's event loop, while its model thread waits for an event."""
-    client, theatre = house
-    go_on = threading.Event()
-
-    async def act_held() -> None:
-        waiting = asyncio.ensure_future(theatre.worker.call(lambda: go_on.wait(20)))
-        try:
-            await act(go_on)
-        finally:
-            go_on.set()
-            await waiting
-
-    assert client.portal is not None
-    client.portal.call(act_held)
-
-
-def test_two_are_looked_through_at_once_and_few_may_wait(house) -> None:
-    client, theatre = house
+def test_two_are_looked_through_at_once_and_few_may_wait(house: House) -> None:
 
     async def act(go_on: threading.Event) -> None:
-        transport = httpx.ASGITransport(client.app)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(house.client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             many = [asyncio.ensure_future(http.post(PATH, json=BODY)) for _ in range(xray.AT_ONCE + xray.MAY_WAIT)]
-            await asyncio.sleep(0.2)
-            assert len(theatre.worker._calls) == xray.AT_ONCE
+            await comes_to_hold(lambda: house.theatre.n_open == len(many) and len(house.theatre.worker._calls) > 1)
+            assert len(house.theatre.worker._calls) == xray.AT_ONCE
             refused = await http.post(PATH, json=BODY)
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
             assert refused.headers["retry-after"] == "1"
@@ -229,30 +205,12 @@ def test_two_are_looked_through_at_once_and_few_may_wait(house) -> None:
             assert {answer.status_code for answer in await asyncio.gather(*many)} == {200}
             assert (await http.post(PATH, json=BODY)).status_code == 200
 
-    held(house, act)
+    house.held(act)
 
 
-def test_who_leaves_is_not_looked_for(house) -> None:
+def test_who_leaves_is_not_looked_for(house: House) -> None:
     """His place is free when what cannot be broken off has ended; if he waited for one, nothing is done at all."""
-    client, theatre = house
-    n_read = 0
-
-    async def leave() -> None:
-        parts = [{"type": "http.request", "body": json.dumps(BODY).encode(), "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            if not parts:
-                await asyncio.sleep(0.1)
-            return parts.pop() if parts else {"type": "http.disconnect"}
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                assert message["status"] == 499
-
-        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b""}
-        scope |= {"headers": headers, "client": ("127.0.0.1", 1), "server": ("localhost", 80), "scheme": "http"}
-        await client.app({**scope, "http_version": "1.1", "root_path": "", "asgi": {"version": "3.0"}}, receive, send)
+    theatre, n_read = house.theatre, 0
 
     def reading(*_: object) -> None:
         nonlocal n_read
@@ -260,14 +218,17 @@ def test_who_leaves_is_not_looked_for(house) -> None:
 
     async def act(go_on: threading.Event) -> None:
         theatre.models.get("base").bundle.model.register_forward_hook(reading)
-        leaving = [asyncio.ensure_future(leave()) for _ in range(xray.AT_ONCE + 3)]
-        _, still = await asyncio.wait(leaving, timeout=0.4)
-        assert len(still) == xray.AT_ONCE, "only what has a place already"
-        assert theatre.n_open == xray.AT_ONCE
+        now, n_all = asyncio.Event(), xray.AT_ONCE + 3
+        leaving = [asyncio.ensure_future(house.leave(now, "POST", PATH, BODY)) for _ in range(n_all)]
+        await comes_to_hold(lambda: theatre.n_open == n_all and len(theatre.worker._calls) == xray.AT_ONCE)
+        now.set()
+        await comes_to_hold(lambda: sum(each.done() for each in leaving) == 3)
+        await asyncio.sleep(0.1)
+        assert theatre.n_open == xray.AT_ONCE, "who has a place already, keeps it"
         go_on.set()
         await asyncio.gather(*leaving)
 
-    held(house, act)
+    house.held(act)
     assert theatre.n_open == 0
     assert n_read == xray.AT_ONCE + 1, "once more, to score the heads"
     assert 'groundling_aborted_total{reason="disconnect"} 5.0' in theatre.metrics.text().decode()

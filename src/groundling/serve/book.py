@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from groundling import atomicio
 from groundling.align.judgements import SKIP, Judgement, tie_of
 from groundling.align.rankings import Rankings
 from groundling.text.chat import Message
@@ -58,7 +59,7 @@ class Book:
     """The rankings and their tally. Any number of threads may share it.
 
     Args:
-        path: the file; it is made by the first that needs it.
+        path: the file; it is made, with its folder, when there is something to keep.
 
     Each method raises DataError or StorageError as `Rankings` does.
     """
@@ -79,10 +80,13 @@ class Book:
 
     def get(self, key: str) -> Judgement | None:
         """The judgement of this key."""
-        return self._open().get(key)
+        rankings = self._if_there()
+        return None if rankings is None else rankings.get(key)
 
     def keep(self, judgement: Judgement) -> Judgement:
         """Keep a judgement, on disk when this returns; return the one of its key, which may be an older one."""
+        if self._if_there() is None:
+            atomicio.make_folder(self.path.parent)
         rankings = self._open()
         with self._lock:
             tally = self._current()
@@ -96,7 +100,7 @@ class Book:
 
     def counts(self, rater: str | None) -> tuple[dict[str, int], int]:
         """How much there is, and how many prompts there are with a preference."""
-        self._open()
+        self._if_there()
         with self._lock:
             tally = self._current()
             found = {name: getattr(tally, name) for name in ("judgements", "ties", "skips", "pairs", "useful")}
@@ -107,14 +111,18 @@ class Book:
 
     def answered(self, rater: str) -> "Counter[Messages]":
         """How often a rater has answered each prompt."""
-        self._open()
+        self._if_there()
         with self._lock:
             found = self._current().answered
             return Counter(found[rater]) if rater in found else Counter()
 
     def __iter__(self) -> Iterator[Judgement]:
         """All judgements in the order of their coming."""
-        return iter(self._open())
+        return iter(self._if_there() or ())
+
+    def _if_there(self) -> Rankings | None:
+        """The file, if somebody has made it."""
+        return self._open() if self._rankings is not None or self.path.exists() else None
 
     def _open(self) -> Rankings:
         with self._lock:
@@ -125,8 +133,7 @@ class Book:
     def _current(self) -> Tally:
         """The tally, counted anew if another program has written since."""
         signs = self._signs()
-        if signs != self._seen:
-            assert self._rankings is not None
+        if self._rankings is not None and signs != self._seen:
             self._tally = Tally()
             for judgement in self._rankings:
                 self._tally.add(judgement)

@@ -61,10 +61,10 @@ class ServeConfig:
     """The safety stage: default, off, or a TOML file of rules."""
     safety_classifier: Path | None = None
     """A classifier that `groundling safety train` made."""
-    rankings: Path = Path("rankings.sqlite")
-    """The file where rankings go."""
+    rankings: Path = Path("runs/rankings.sqlite")
+    """The file where rankings go; made, with its folder, when the first one comes."""
     prompts: Path | None = None
-    """Prompts to rank replies to: JSON lines, {"prompt": ...}; by default those of Tiny Shakespeare's last tenth."""
+    """Prompts to rank replies to: JSON lines, {"prompt": ...}; by default what is said in Tiny Shakespeare's plays."""
     runs: Path = Path("runs")
     """The folder whose training runs are shown."""
     log_text: bool = False

@@ -9,10 +9,10 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from groundling.align.judge import named_generator
-from groundling.align.judgements import Candidate
+from groundling.align.judgements import Candidate, messages_to_json, name_of
 from groundling.align.rank import name_and_seeds
 from groundling.serve.errors import ApiError
 from groundling.text.chat import Message
@@ -22,19 +22,21 @@ KEPT_S = 3600.0
 MOST_HELD = 1000
 MOST_OF_ONE = 16
 """Questions that one rater may leave open; older ones are forgotten."""
-TRIES = 20
-"""Prompts that are looked at for one question: some do not fit the models, some are answered in one way only."""
+LOOKS = 20
+"""Prompts that are looked at for one question: some do not fit the models."""
+TRIES = 3
+"""How often replies are written for one question: sometimes there is nothing to choose between them."""
+
+Speak = Callable[[Messages, int], Awaitable[str | None]]
+"""(conversation, seed) -> what is said next; None: it may not be shown. Raises ApiError 400 where there is no reply to
+that."""
 
 
 class Speaker(NamedTuple):
     """A model that replies."""
 
     name: str
-    max_new_tokens: int
-
-
-Speak = Callable[[Speaker, Messages, int], Awaitable[str]]
-"""(model, conversation, seed) -> what it says next. Raises ApiError 400 where it cannot reply to that."""
+    speak: Speak
 
 
 @dataclass(eq=False)
@@ -61,11 +63,9 @@ class Questions:
     """All that are open, and some that were answered.
 
     Args:
-        speak: lets a model reply.
         clock: seconds.
     """
 
-    speak: Speak
     clock: Callable[[], float] = time.monotonic
     _held: "OrderedDict[str, Question]" = field(default_factory=OrderedDict)
     _coming: "Counter[tuple[str, Messages]]" = field(default_factory=Counter)
@@ -73,7 +73,7 @@ class Questions:
     _unfit: dict[Messages, str] = field(default_factory=dict)
     """Prompts that the models cannot reply to, and why."""
     _dull: "Counter[Messages]" = field(default_factory=Counter)
-    """How often all replies to a prompt were the same."""
+    """How often there was nothing to choose between the replies to a prompt."""
 
     def get(self, token: str) -> Question | None:
         """The question of this name, if it is still held."""
@@ -92,7 +92,7 @@ class Questions:
 
         Args:
             rater: who is asked.
-            n: replies, of the models in turns.
+            n: replies.
             prompts: what may be asked.
             speakers: models that may reply.
             answered: how often he has answered each.
@@ -102,40 +102,48 @@ class Questions:
         """
         refusal = next((self._unfit[messages] for messages in prompts if messages in self._unfit), "no prompts")
         asked = answered + self._open_for(rater) + self._dull
-        left = [place for place, messages in enumerate(prompts) if messages not in self._unfit]
-        for place in sorted(left, key=lambda place: asked[prompts[place]])[:TRIES]:
-            messages = prompts[place]
-            turns = [speakers[(place * n + k) % len(speakers)] for k in range(n)]
+        left = sorted((messages for messages in prompts if messages not in self._unfit), key=lambda m: asked[m])[:LOOKS]
+        n_tries = 0
+        while left and n_tries < TRIES:
+            messages = left.pop(0)
+            n_before = asked[messages]
             try:
-                candidates = await self._replies(rater, messages, turns, asked[messages])
+                candidates = await self._replies(rater, messages, turns(messages, n, speakers, n_before), n_before)
             except ApiError as error:
                 if error.status != 400:
                     raise
-                refusal = error.message
-                if len(self._unfit) < MOST_HELD:
-                    self._unfit[messages] = error.message
+                refusal = self._unfit[messages] = error.message
+                _keep_newest(self._unfit)
                 continue
-            if len({candidate.text for candidate in candidates}) > 1:
+            if candidates is not None and len({candidate.text for candidate in candidates}) > 1:
                 return self._hold(rater, messages, candidates)
-            refusal = "all replies are the same"
-            if len(self._dull) < MOST_HELD:
-                self._dull[messages] += 1
+            refusal = "the safety stage blocks a reply" if candidates is None else "all replies are the same"
+            n_tries += 1
+            asked[messages] += 1
+            self._dull[messages] += 1
+            _keep_newest(self._dull)
+            left.append(messages)  # other draws may differ
         raise ApiError(409, f"there is nothing to choose: {refusal}; give other prompts", "nothing_to_ask")
 
     async def _replies(
-        self, rater: str, messages: Messages, turns: Sequence[Speaker], seed: int
-    ) -> tuple[Candidate, ...]:
-        """The same for every rater: what they say of them can be compared."""
-        _, seeds = name_and_seeds(messages, [speaker.name for speaker in turns], seed)
+        self, rater: str, messages: Messages, players: Sequence[Speaker], n_before: int
+    ) -> tuple[Candidate, ...] | None:
+        """The same for every rater: what they say of them can be compared. None: one of them may not be shown."""
+        _, seeds = name_and_seeds(messages, [speaker.name for speaker in players], n_before)
         self._coming[rater, messages] += 1
         try:
             texts = await _together(
-                [self.speak(*each) for each in zip(turns, [messages] * len(turns), seeds, strict=True)]
+                [speaker.speak(messages, seed) for speaker, seed in zip(players, seeds, strict=True)]
             )
         finally:
             self._coming[rater, messages] -= 1
             self._coming += Counter()  # without what is zero
-        return tuple(Candidate(text, speaker.name, own) for text, speaker, own in zip(texts, turns, seeds, strict=True))
+        said = [
+            Candidate(text, speaker.name, seed)
+            for text, speaker, seed in zip(texts, players, seeds, strict=True)
+            if text is not None
+        ]
+        return tuple(said) if len(said) == len(players) else None
 
     def _hold(self, rater: str, messages: Messages, candidates: tuple[Candidate, ...]) -> Question:
         token = secrets.token_urlsafe(18)
@@ -163,7 +171,21 @@ class Questions:
             self._held.popitem(last=False)
 
 
-async def _together(work: Sequence[Awaitable[str]]) -> list[str]:
+def turns(messages: Messages, n: int, speakers: Sequence[Speaker], n_before: int) -> list[Speaker]:
+    """Who replies to a prompt: each as often as another, and all pairs of them over many prompts.
+
+    It follows from the prompt, and from how often it was asked before: it is the same for every rater.
+    """
+    order = named_generator("turns", name_of(messages_to_json(messages)), n_before).permutation(len(speakers))
+    return [speakers[order[place % len(speakers)]] for place in range(n)]
+
+
+def _keep_newest(notes: dict[Messages, Any]) -> None:
+    while len(notes) > MOST_HELD:
+        del notes[next(iter(notes))]
+
+
+async def _together(work: Sequence[Awaitable[str | None]]) -> list[str | None]:
     """All at once; when one fails, none goes on."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:

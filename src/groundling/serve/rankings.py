@@ -1,31 +1,30 @@
 """Ranking over HTTP: questions, answers that are on disk before they are acknowledged, and a reward model of them."""
 
+import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from anyio import to_thread
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 
 from groundling.align.judgements import SKIP, Choice, Judgement, best_of, now_utc, tie_of
 from groundling.align.rank import AT_MOST
-from groundling.data import dialogues
-from groundling.data.examples import read_prompts
 from groundling.errors import DataError, StorageError
 from groundling.serve.book import Book
 from groundling.serve.errors import ApiError
-from groundling.serve.questions import Messages, Question, Questions, Speaker
+from groundling.serve.prompts import Prompts
+from groundling.serve.questions import Question, Questions, Speaker
 from groundling.serve.registry import Theatre
+from groundling.serve.respond import Gone, as_json, unless_gone
 from groundling.serve.reward_training import LEAST_PAIRS, RewardTraining, require_enough
 from groundling.serve.schema import Body, whole
 from groundling.text.chat import Message
 
-MOST_NEW_TOKENS = 200
-RETRY_S = 60.0
 Rater = Annotated[str, Field(min_length=1, max_length=100)]
 Place = Annotated[int, Field(ge=1, le=AT_MOST), BeforeValidator(whole)]
 Groups = Annotated[
@@ -54,50 +53,16 @@ class TrainRequest(Body):
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
-class Prompts:
-    """What is asked: the lines of a file, or what is said in the last tenth of Tiny Shakespeare's plays."""
-
-    def __init__(self, theatre: Theatre) -> None:
-        file = theatre.config.prompts
-        self.source = "Tiny Shakespeare" if file is None else file.name
-        self._known: list[Messages] = [] if file is None else list(dict.fromkeys(read_prompts(file)))
-        self._failed_at, self._failure = -RETRY_S, ""
-
-    @property
-    def n_known(self) -> int | None:
-        """How many there are, as far as they were looked for."""
-        return len(self._known) or None
-
-    def get(self) -> list[Messages]:
-        """All of them; in a thread, for they may have to be fetched.
-
-        Raises:
-            ApiError: 409: there are none.
-        """
-        if not self._known and time.monotonic() - self._failed_at > RETRY_S:
-            try:
-                found = dialogues.prompts(dialogues.shakespeare_dialogues()[1])
-                self._known = list(dict.fromkeys(tuple(messages) for messages in found))
-            except (DataError, StorageError) as error:
-                self._failed_at, self._failure = time.monotonic(), " ".join(str(error).split())
-        if not self._known:
-            raise ApiError(409, f"there are no prompts ({self._failure}); type one, or give --prompts", "no_prompts")
-        return self._known
-
-
 def router(theatre: Theatre) -> APIRouter:
     """All routes of the page to rank.
 
     Raises:
         DataError: the file of prompts is none.
     """
-    book, prompts = Book(theatre.config.rankings), Prompts(theatre)
+    book, prompts = Book(theatre.config.rankings), Prompts(theatre.config.prompts)
     training = RewardTraining(theatre.config.runs, theatre.config.rankings)
 
-    async def speak(speaker: Speaker, messages: Messages, seed: int) -> str:
-        return await theatre.generate_reply(speaker.name, messages, seed, speaker.max_new_tokens)
-
-    questions = Questions(speak)
+    questions = Questions()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -107,21 +72,41 @@ def router(theatre: Theatre) -> APIRouter:
 
     routes = APIRouter(prefix="/v1/groundling/rankings", tags=["rankings"], lifespan=lifespan)
 
-    @routes.get("/next")
+    async def asked(client: str, rater: str, n: int, prompt: str | None) -> Question:
+        speakers = _speakers(theatre, client)
+        try:
+            async with asyncio.timeout(theatre.config.timeout_s):
+                if prompt is None:
+                    given = await to_thread.run_sync(prompts.get)
+                else:
+                    given = [(Message("user", await theatre.check_prompt(prompt)),)]
+                answered = await _of_disk(lambda: book.answered(rater))
+                return await questions.ask(rater, n, given, speakers, answered)
+        except TimeoutError:
+            message = "the time for this request is up"
+            raise ApiError(503, message, "deadline_exceeded", retry_after_s=1) from None
+
+    @routes.get("/next", dependencies=[Depends(_require_own_page(theatre.config.cors_origins))])
     async def ask(
+        request: Request,
         rater: Annotated[str, Query(min_length=1, max_length=100)],
         n: Annotated[int, Query(ge=2, le=AT_MOST)] = 2,
         prompt: Annotated[str | None, Query(min_length=1, max_length=4000)] = None,
-    ) -> dict[str, Any]:
+    ) -> Response:
         """A prompt and replies to it, without a word of who wrote them."""
         theatre.require_ready()
-        speakers = _speakers(theatre)
-        given = [(Message("user", prompt),)] if prompt is not None else await to_thread.run_sync(prompts.get)
-        answered = await _of_disk(lambda: book.answered(rater))
-        question = await questions.ask(rater, n, given, speakers, answered)
+        theatre.n_open += 1
+        try:
+            question = await unless_gone(request.receive, asked(request.state.client, rater, n, prompt))
+        except Gone as gone:
+            theatre.metrics.aborted.labels(gone.reason).inc()
+            return Response(status_code=499)
+        finally:
+            theatre.n_open -= 1
         messages = [{"role": message.role, "content": message.content} for message in question.messages]
         replies = [{"place": place, "text": text} for place, text in enumerate(question.texts(), 1)]
-        return {"question": question.token, "messages": messages, "replies": replies}
+        told = {"question": question.token, "messages": messages, "replies": replies}
+        return Response(as_json(told), media_type="application/json")
 
     @routes.post("")
     async def keep(answer: Answer) -> dict[str, Any]:
@@ -136,6 +121,8 @@ def router(theatre: Theatre) -> APIRouter:
     async def count(rater: Annotated[str | None, Query(min_length=1, max_length=100)] = None) -> dict[str, Any]:
         """How much there is."""
         counts, _ = await _of_disk(lambda: book.counts(rater))
+        if rater is not None:
+            counts["prompts_by_you"] = prompts.n_among(await _of_disk(lambda: book.answered(rater)))
         chatting = [name for name in theatre.models.names() if theatre.models.get(name).bundle.chat is not None]
         facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": chatting}
         return {**counts, **facts, "least_pairs": LEAST_PAIRS}
@@ -156,7 +143,7 @@ def _add_training(routes: APIRouter, theatre: Theatre, book: Book, training: Rew
     async def train(request: TrainRequest) -> dict[str, Any]:
         """Teach a reward model what was said."""
         theatre.require_ready()
-        served = theatre.models.get(request.model or _speakers(theatre)[0].name)
+        served = theatre.models.get(request.model or _chatting(theatre)[0])
         if served.bundle.chat is None:
             raise ApiError(
                 409, f"{served.name} was never taught to answer; begin with one that was", "not_a_chat_model"
@@ -178,23 +165,40 @@ def _add_training(routes: APIRouter, theatre: Theatre, book: Book, training: Rew
         return await to_thread.run_sync(training.facts)
 
 
-def _speakers(theatre: Theatre) -> list[Speaker]:
-    """All served models that answer; a reply may take half of a model's context.
+def _require_own_page(allowed: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
+    """A dependency that refuses what a page of another site asks for, as if it changed something: replies are written.
+
+    An image's address carries no origin; but browsers say where the page is that it stands on.
+    """
+    friends = {origin.lower().rstrip("/") for origin in allowed}
+
+    async def require(request: Request) -> None:
+        is_foreign = request.headers.get("sec-fetch-site", "none").lower() in ("cross-site", "same-site")
+        if is_foreign and request.headers.get("origin", "").lower() not in friends:
+            message = "a page of another site may not do this; allow its origin with --cors-origins"
+            raise ApiError(403, message, "origin_not_allowed")
+
+    return require
+
+
+def _chatting(theatre: Theatre) -> list[str]:
+    """All served models that answer.
 
     Raises:
         ApiError: 409: there is none.
     """
-    served = [theatre.models.get(name) for name in theatre.models.names()]
-    found = [
-        Speaker(each.name, min(MOST_NEW_TOKENS, each.bundle.config.block_size // 2))
-        for each in served
-        if each.bundle.chat is not None
-    ]
+    found = [name for name in theatre.models.names() if theatre.models.get(name).bundle.chat is not None]
     if not found:
         raise ApiError(
             409, "none of the models was taught to answer; serve one that `groundling sft` made", "no_speaker"
         )
     return found
+
+
+def _speakers(theatre: Theatre, client: str) -> list[Speaker]:
+    """All models that answer, when it is this client's turn."""
+    reply = partial(theatre.generate_reply, client=client)
+    return [Speaker(name, partial(reply, name)) for name in _chatting(theatre)]
 
 
 async def _of_disk(work: Any) -> Any:

@@ -7,7 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from groundling.bundle import Bundle, base_at, find_bundle, finished_checkpoints, load_bundle
+from starlette.concurrency import run_in_threadpool
+
+from groundling.bundle import HEAD, Bundle, base_at, find_bundle, finished_checkpoints, load_bundle
 from groundling.errors import ConfigError, DataError
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
@@ -18,11 +20,13 @@ from groundling.serve.errors import ApiError, not_ready
 from groundling.serve.forms import Words
 from groundling.serve.generation import Choice
 from groundling.serve.metrics import Metrics
-from groundling.serve.safety import Safety
+from groundling.serve.safety import Finding, Safety
 from groundling.serve.worker import Take, Worker
 from groundling.text.chat import Message
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MOST_NEW_TOKENS = 200
+"""Of a reply that is to be ranked; it takes half of the model's context at most."""
 
 
 class State(Enum):
@@ -128,6 +132,7 @@ class Theatre:
         Raises:
             GroundlingError: it cannot be.
         """
+        _require_speaker(path)
         bundle = load_bundle(path, pick_device(self.config.device))
         return Served(
             name=name,
@@ -162,32 +167,79 @@ class Theatre:
         if self.state is not State.READY:
             raise ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
 
-    async def generate_reply(self, name: str, messages: Sequence[Message], seed: int, max_new_tokens: int) -> str:
-        """What a model that chats says next, at temperature 1.
+    async def check_prompt(self, text: str) -> str:
+        """A prompt as a model may see it.
+
+        Raises:
+            ApiError: 400: the safety stage blocks it.
+        """
+        if self.safety is None:
+            return text
+        shown, findings = await run_in_threadpool(self.safety.check_prompt, text)
+        self._count(findings)
+        for finding in findings:
+            if finding.action == "block":
+                message = (
+                    f"the safety stage blocks this prompt (rule {finding.rule!r}: {finding.reason}); ask otherwise"
+                )
+                raise ApiError(400, message, "content_filter", "prompt")
+        return shown
+
+    async def generate_reply(self, name: str, messages: Sequence[Message], seed: int, *, client: str) -> str | None:
+        """What a model that chats says next, at temperature 1; None: the safety stage blocks it.
+
+        Args:
+            name: of the model.
+            messages: the conversation; the last message is the user's.
+            seed: of the reply.
+            client: whose turn it is in the queue.
 
         Raises:
             ApiError: it cannot.
         """
-        self.require_ready()
         served = self.models.get(name)
-        chat = served.bundle.chat
+        chat, block_size = served.bundle.chat, served.bundle.config.block_size
         if chat is None:
             raise ApiError(400, f"{name} was never taught to answer", "not_a_chat_model", "model")
         try:
             prompt = chat.prompt(messages, served.bundle.tokenizer)
         except DataError as error:
             raise ApiError(400, str(error), "invalid_value") from error
-        if len(prompt) >= served.bundle.config.block_size:
+        if len(prompt) >= block_size:
             raise ApiError(400, "the conversation is longer than the model's context", "context_length_exceeded")
-        config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=1.0, end_ids=served.end_ids)
+        n_most = min(MOST_NEW_TOKENS, block_size // 2, self.config.max_tokens)
+        config = SamplingConfig(max_new_tokens=n_most, temperature=1.0, end_ids=served.end_ids)
         take = Take(0, prompt, config, row_generator(seed, 0))
-        generation = self.worker.submit(served.engine, "the theatre", [take], self.config.timeout_s)
-        choice = Choice(served.bundle.tokenizer, (), served.end_ids, None)
-        text = ""
-        async for parts in generation.parts():
-            for _, tokens, is_last in parts:
-                text += choice.push(tokens, is_last).text
-        return text
+        generation = self.worker.submit(served.engine, client, [take], self.config.timeout_s)
+        filter = None if self.safety is None else self.safety.reply()
+        choice, text = Choice(served.bundle.tokenizer, (), served.end_ids, filter), ""
+        try:
+            async for parts in generation.parts():
+                for _, tokens, is_last in parts:
+                    shown = choice.push(tokens, is_last)
+                    self._count(shown.findings)
+                    text += shown.text
+                if choice.finish_reason == "content_filter":
+                    break
+        finally:
+            generation.cancel()
+        return None if choice.finish_reason == "content_filter" else text
+
+    def _count(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            self.metrics.filtered.labels(finding.where, finding.action).inc()
+
+
+def _require_speaker(path: Path) -> None:
+    """Check that a bundle is a model of words.
+
+    Raises:
+        ConfigError: it is one that judges.
+    """
+    if (find_bundle(path) / HEAD).is_file():
+        raise ConfigError(
+            f"{path} is a reward model: it judges replies and writes none; serve the model that it was made from"
+        )
 
 
 def named_paths(words: Sequence[str]) -> dict[str, Path]:

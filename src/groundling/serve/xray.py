@@ -11,7 +11,7 @@ import asyncio
 import base64
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -209,9 +209,11 @@ async def _to_its_end(work: Awaitable[T]) -> T:
 def _checkpoints(served: Served) -> list[dict[str, Any]]:
     if served.run is None:
         return []
-    steps = finished_checkpoints(Path(served.run) / "checkpoints")
-    losses = {step: read_manifest(folder).get("val_loss") for step, folder in steps.items()}
-    return [{"checkpoint": str(step), "step": step, "val_loss": losses[step]} for step in steps]
+    found = []
+    for step, folder in finished_checkpoints(Path(served.run) / "checkpoints").items():
+        with suppress(CheckpointError):  # a run that goes on removes old ones
+            found.append({"checkpoint": str(step), "step": step, "val_loss": read_manifest(folder).get("val_loss")})
+    return found
 
 
 def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
