@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from groundling.data.examples import read_prompts
 from groundling.data import dialogues
+from groundling.data.examples import read_prompts
 from groundling.errors import DataError, StorageError
 from groundling.serve.errors import ApiError
 from groundling.serve.questions import Messages

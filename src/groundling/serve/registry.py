@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from groundling.bundle import HEAD, Bundle, base_at, find_bundle, finished_checkpoints, load_bundle
+from groundling.bundle import Bundle, base_at, find_bundle, finished_checkpoints, load_bundle, require_speaker
 from groundling.errors import ConfigError, DataError
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
@@ -132,7 +132,7 @@ class Theatre:
         Raises:
             GroundlingError: it cannot be.
         """
-        _require_speaker(path)
+        require_speaker(path)
         bundle = load_bundle(path, pick_device(self.config.device))
         return Served(
             name=name,
@@ -228,18 +228,6 @@ class Theatre:
     def _count(self, findings: Sequence[Finding]) -> None:
         for finding in findings:
             self.metrics.filtered.labels(finding.where, finding.action).inc()
-
-
-def _require_speaker(path: Path) -> None:
-    """Check that a bundle is a model of words.
-
-    Raises:
-        ConfigError: it is one that judges.
-    """
-    if (find_bundle(path) / HEAD).is_file():
-        raise ConfigError(
-            f"{path} is a reward model: it judges replies and writes none; serve the model that it was made from"
-        )
 
 
 def named_paths(words: Sequence[str]) -> dict[str, Path]:
