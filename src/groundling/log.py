@@ -39,6 +39,8 @@ class JsonlSink:
         self.path = path
         kept = [] if resumed_at is None else [r for r in read_records(path) if r["step"] <= resumed_at]
         atomicio.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.sampled_at = max((record["step"] for record in kept if "sample" in record), default=0)
+        """The step of the newest sample that was kept; 0: there is none. A run that goes on does not speak twice."""
 
     def write(self, record: Record) -> None:
         """Append one line."""
@@ -85,7 +87,9 @@ class ConsoleSink:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def write(self, record: Record) -> None:
-        """Show one record."""
+        """Show one record. A sample is none of its figures: whoever took it says it."""
+        if "sample" in record:
+            return
         text = describe(record)
         if self._progress is None:
             self._seen += 1
@@ -153,7 +157,7 @@ class WandbSink:
         self._run = wandb.init(project="groundling", dir=str(folder), config=config, id=run_id, resume="allow")
 
     def write(self, record: Record) -> None:
-        """Log the record at its step."""
+        """Log the figures of the record at its step."""
         self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from groundling.serve.curves import MOST_POINTS, MOST_SAMPLES, MOST_SERIES, News, Thinned, last_values, read_news
 from groundling.serve.run_folders import RunFolder, describe, find_runs, ladder_of
+from groundling.train.pretrain import pretrain
 from servekit import Served, serving
 
 URL = "/v1/groundling/runs"
@@ -120,6 +121,17 @@ def test_samples_come_as_they_are_written(tmp_path: Path) -> None:
     news = read_news(path, 0)
     assert [sample["step"] for sample in news.samples] == list(range(50 - MOST_SAMPLES, 50))
     assert all(len(sample["text"]) == 4000 for sample in news.samples)
+
+
+def test_what_a_run_says_while_it_learns_is_told(tiny_config) -> None:
+    config = tiny_config(sample_every=3, sample_prompt="the king")
+    pretrain(config)
+    first, last = read_news(config.out_dir / "metrics.jsonl", 0).samples
+    assert (first["step"], last["step"]) == (3, 6)
+    assert first["text"].startswith("the king")
+    assert len(last["text"]) == len("the king") + config.sample_tokens
+    told = describe(RunFolder("run", config.out_dir))
+    assert told["last"].keys() >= {"loss", "val_loss"}, "a sample hides no figures"
 
 
 @pytest.mark.parametrize("n", [1, 2, 1999, 2000, 2001, 4001, 100_000])

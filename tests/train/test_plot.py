@@ -8,6 +8,7 @@ from groundling.config import parse
 from groundling.errors import ConfigError, DataError, MissingExtraError, StorageError
 from groundling.train import plot
 from groundling.train.plot import PlotConfig, _position
+from groundling.train.pretrain import pretrain
 
 
 def size_of_png(path) -> tuple[int, int]:
@@ -47,6 +48,17 @@ def test_a_run_without_evaluations_has_one_curve(finished_run, tmp_path):
     (run / "metrics.jsonl").write_text("\n".join(line for line in lines if "val_loss" not in line), "utf-8")
     plot.draw(PlotConfig(runs=(run,), out=tmp_path / "one.png"))
     assert size_of_png(tmp_path / "one.png")
+
+
+def test_samples_leave_the_curves_as_they_are(tiny_config, tmp_path):
+    pictures = []
+    for name, every in (("silent", None), ("speaks", 2)):
+        config = tiny_config(name, sample_every=every, seed=1)
+        pretrain(config)
+        shutil.copyfile(config.out_dir / "metrics.jsonl", tmp_path / "metrics.jsonl")
+        plot.draw(PlotConfig(runs=(tmp_path,), out=tmp_path / f"{name}.png"))
+        pictures.append((tmp_path / f"{name}.png").read_bytes())
+    assert pictures[0] == pictures[1]
 
 
 def test_an_evaluation_lies_between_the_records_around_it():

@@ -2,9 +2,12 @@
 
 import json
 import math
+import signal
+from dataclasses import replace
 
 import pytest
 
+from groundling import atomicio
 from groundling.bundle import load_bundle
 from groundling.data.corpus import prepare
 from groundling.errors import ConfigError, TrainingError
@@ -113,6 +116,36 @@ def test_samples_go_to_people_and_begin_with_the_prompt(tiny_config, capsys):
     pretrain(tiny_config(steps=2, eval_every=None, save_every=None, sample_every=1, sample_prompt="the king"))
     samples = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the king")]
     assert len(samples) == 2
+
+
+def samples(config) -> list[tuple[int, str]]:
+    return [(r["step"], r["sample"]) for r in records(config) if "sample" in r]
+
+
+def test_a_run_that_goes_on_says_each_sample_once_and_as_if_it_had_never_stopped(tiny_config, monkeypatch, capsys):
+    """Stopped by a signal just where a sample is due: it is neither lost nor said twice."""
+    often = {"eval_every": None, "save_every": 4, "sample_every": 2}
+    whole, pieces = tiny_config("whole", steps=8, **often), tiny_config("pieces", steps=8, **often)
+    pretrain(whole)
+    assert [step for step, _ in samples(whole)] == [2, 4, 6, 8]
+    said = capsys.readouterr().err
+    assert all(text.strip() in said for _, text in samples(whole))
+    assert not [line for line in said.splitlines() if line.endswith(": ")], "a sample has no figures"
+    n_lines: list[int] = []
+
+    def stop_at_the_fourth_step(operation: str, path) -> None:
+        n_lines.append(1) if operation == "append" and path.name == "metrics.jsonl" else None
+        if len(n_lines) == 5:  # four losses and the sample of step 2
+            n_lines.append(1)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(atomicio, "observers", [stop_at_the_fourth_step])
+    assert pretrain(pieces).steps == 4
+    assert [step for step, _ in samples(pieces)] == [2]
+    monkeypatch.setattr(atomicio, "observers", [])
+    for _ in range(2):  # the second time there is nothing left to do
+        pretrain(replace(pieces, resume=True))
+        assert samples(pieces) == samples(whole)
 
 
 def test_a_folder_with_a_run_is_not_trained_over_by_accident(tiny_config, capsys):

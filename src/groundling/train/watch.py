@@ -11,7 +11,7 @@ from torch import nn
 from groundling import dist, runtime
 from groundling.data.batches import Tokens
 from groundling.evals.loss import Interrupted, whole_split_loss
-from groundling.log import Record, Sink
+from groundling.log import JsonlSink, Record, Sink
 from groundling.runtime import Runtime
 from groundling.train.loop import Watcher
 from groundling.train.signals import StopRequest
@@ -89,7 +89,9 @@ class RunWatcher(Watcher):
         if self.plan.due(self.plan.sample_every, step) and self._sampled_at != step and dist.is_first():
             self._sampled_at = step
             with state.ready_to_judge():
-                self.say(self._speak())
+                text = self._speak()
+            self.say(text)
+            self._record({"step": step, "sample": text})
 
     def reason_to_stop(self, state: TrainState) -> str | None:
         """A signal, or no progress for `patience` evaluations."""
@@ -122,7 +124,7 @@ class RunWatcher(Watcher):
     def resume_at(self, state: TrainState) -> None:
         """Go on from a state that was restored: it is saved already, and the next record's speed counts from here."""
         self._mark = (state.progress.n_tokens, state.progress.train_s)
-        self._sampled_at = state.progress.step
+        self._sampled_at = max((sink.sampled_at for sink in self.sinks if isinstance(sink, JsonlSink)), default=0)
 
     def _evaluate(self, state: TrainState) -> None:
         start = time.perf_counter()
