@@ -1,12 +1,12 @@
 """The chat page: said, streamed, stopped, said again, changed, and looked at word by word."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from servekit import serving
+from servekit import Served, serving
 
 pytestmark = pytest.mark.slow
 Open = Callable[..., Page]
@@ -53,6 +53,45 @@ def test_a_conversation(page_at: Open) -> None:
     expect(page.locator("#empty")).to_be_visible()
 
 
+def test_a_turn_that_came_to_nothing_is_not_told_again(page_at: Open) -> None:
+    """Blocked, or failed on the way: it stands on the page, and the conversation goes on without it."""
+    page = page_at("/", width=360, theme="dark")
+    set_up(page, "talker", tokens=6)
+    say(page, "Zounds!")
+    expect(page.locator(".hidden-text")).to_have_count(1)
+    failed = json.dumps({"error": {"message": "no luck", "type": "x", "param": None, "code": "x"}})
+    page.route("**/completions", lambda route: route.fulfill(status=200, body=f"data: {failed}\n\n"), times=1)
+    say(page, "What is it?")
+    expect(page.locator(".columns .error")).to_have_text("no luck")
+    with page.expect_request("**/v1/chat/completions") as asked:
+        say(page, "Who?")
+    assert [message["content"] for message in asked.value.post_data_json["messages"]] == ["Who?"]
+    assert replies(page)[2]
+    with page.expect_request("**/v1/chat/completions") as asked:
+        say(page, "And now?")
+    contents = [message["content"] for message in asked.value.post_data_json["messages"]]
+    assert contents == ["Who?", page.locator(".columns .lines").nth(2).text_content(), "And now?"]
+    expect(page.locator(".hidden-text")).to_have_count(1)
+    assert replies(page)[3]
+
+
+def test_a_conversation_that_has_become_too_long_goes_on_without_its_beginning(browser, theatre) -> None:
+    page = browser.new_page()
+    page.goto(theatre.url)
+    set_up(page, "talker", tokens=12)
+    asked = []
+    page.on("request", lambda request: asked.append(request) if request.method == "POST" else None)
+    for words in ("Who is there in the dark?", "And who else?", "Why?"):
+        say(page, words)
+    assert all(replies(page))
+    notes = page.locator(".turn").nth(2).locator(".aside").filter(has_text="The oldest turns were left out")
+    expect(notes).to_have_count(1)
+    expect(page.locator("#announcer")).to_contain_text("The oldest turns were left out")
+    assert len(asked) == 3 + 1, "asked again without the first turn, and no oftener than it needs"
+    assert [message["content"] for message in asked[-1].post_data_json["messages"]][::2] == ["And who else?", "Why?"]
+    page.close()
+
+
 def test_the_same_seed_says_the_same(page_at: Open) -> None:
     page = page_at("/")
     set_up(page, "base")
@@ -82,6 +121,37 @@ def test_a_reply_can_be_stopped(page_at: Open, theatre) -> None:
     )
 
 
+def test_the_button_stops_and_hands_the_focus_on(page_at: Open) -> None:
+    page = page_at("/")
+    set_up(page, "base", tokens=4096)
+    page.fill("#words", "Who is there?")
+    page.click("#send")
+    expect(page.locator("#stop")).to_be_focused()
+    expect(page.locator(".columns .token").nth(5)).to_be_visible()
+    page.click("#stop")
+    expect(page.locator("#again")).to_be_focused()
+    expect(page.locator("#announcer")).to_contain_text("Stopped.")
+    page.fill("#max_tokens", "3")
+    page.click("#again")
+    expect(page.locator("#announcer")).to_contain_text("He is cut short")
+    expect(page.locator("#again")).to_be_focused()
+
+
+def test_a_change_can_be_left(page_at: Open) -> None:
+    page = page_at("/")
+    set_up(page, "talker", tokens=4)
+    say(page, "Who is there?")
+    for leave in (lambda: page.keyboard.press("Escape"), lambda: page.click("#leave")):
+        page.fill("#words", "half a thought")
+        page.locator(".you button").click()
+        expect(page.locator("#words")).to_have_value("Who is there?")
+        leave()
+        expect(page.locator("#words")).to_have_value("half a thought")
+        expect(page.locator("#leave")).to_be_hidden()
+    say(page, "And now?")
+    assert len(replies(page)) == 2
+
+
 def test_several_speak_side_by_side(page_at: Open) -> None:
     page = page_at("/")
     set_up(page, "talker", "base", "pairs")
@@ -108,6 +178,38 @@ def test_a_token_tells_what_else_was_weighed(page_at: Open) -> None:
     expect(page.locator("#weighed")).to_be_visible()
     page.check("#shade")
     expect(page.locator("#play")).to_have_class("play shaded")
+
+
+def test_a_finger_can_read_what_was_weighed(browser, theatre) -> None:
+    page = browser.new_page(has_touch=True, viewport={"width": 360, "height": 740})
+    page.goto(theatre.url)
+    set_up(page, "pairs")
+    say(page, "the king")
+    page.locator(".columns .token").nth(3).tap()
+    page.wait_for_timeout(100)
+    expect(page.locator("#weighed")).to_be_visible()
+    expect(page.locator("#weighed .chosen")).to_have_count(1)
+    page.locator("h1").tap()
+    expect(page.locator("#weighed")).to_be_hidden()
+    page.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everybody_gets_in(page_at: Open, axe, theme: str) -> None:
+    """A conversation of two, what was weighed for a token, and an error."""
+    page = page_at("/", theme=theme)
+    set_up(page, "talker", "pairs", tokens=12)
+    say(page, "Zounds, the king!")
+    page.check("#shade")
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body="data: [DONE]\n\n"))
+    page.route("**/v1/completions", lambda route: route.fulfill(status=200, body=""))
+    say(page, "the king")
+    page.unroute("**/v1/completions")
+    expect(page.locator(".columns .error")).to_have_count(1)
+    say(page, "the fool")
+    page.locator(".columns .token").first.focus()
+    expect(page.locator("#weighed")).to_be_visible()
+    axe(page)
 
 
 def test_the_text_is_the_text_whatever_the_tokens_are(page_at: Open, theatre) -> None:
@@ -182,20 +284,61 @@ def test_errors_are_said_in_words(browser, theatre, status: int, headers: dict, 
     set_up(page, "base")
     say(page, "Who")
     expect(page.locator(".columns .error")).to_have_text(told)
+    expect(page.locator("#announcer")).to_contain_text(told)
     page.close()
 
 
-def test_a_key_is_asked_for_and_kept(browser, models) -> None:
-    with serving(models["base"], "--safety", "off", environment={"GROUNDLING_API_KEY": "a-secret-key"}) as server:
-        page = browser.new_page()
-        page.goto(server.url)
-        for given in ("not-the-key", "a-secret-key"):
-            expect(page.locator("#key-dialog")).to_be_visible()
-            page.fill("#key-input", given)
-            page.press("#key-input", "Enter")
-        page.wait_for_selector("#cast input")
-        set_up(page, "base")
-        say(page, "Who")
-        assert replies(page)[0]
-        assert page.evaluate("JSON.stringify(localStorage)").count("secret") == 0
-        page.close()
+@pytest.fixture(scope="module")
+def locked(models) -> Iterator[Served]:
+    with serving(models["base"], "--safety", "off", environment={"GROUNDLING_API_KEY": "a-secret-key"}) as served:
+        yield served
+
+
+NOTHING_IS_KEPT = """for (const name of ["localStorage", "sessionStorage"]) Object.defineProperty(window, name, {
+  get() { throw new DOMException("denied", "SecurityError"); } });"""
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_a_browser_may_keep_nothing(browser, locked) -> None:
+    page = browser.new_page()
+    page.add_init_script(NOTHING_IS_KEPT)
+    page.goto(locked.url)
+    page.fill("#key-input", "der Schlüssel …")
+    page.press("#key-input", "Enter")
+    page.wait_for_timeout(200)
+    expect(page.locator("#key-dialog")).to_be_visible()
+    page.fill("#key-input", " a-secret-key ")
+    page.press("#key-input", "Enter")
+    set_up(page, "base")
+    say(page, "Who")
+    assert replies(page)[0]
+    page.close()
+
+
+def test_who_gives_no_key_is_not_asked_again_and_again(browser, locked) -> None:
+    page = browser.new_page()
+    page.clock.install()
+    page.goto(f"{locked.url}/train")
+    page.get_by_role("button", name="Leave").click()
+    expect(page.get_by_role("alert")).to_have_text("A key is needed; load this page again to give one.")
+    for _ in range(8):
+        page.clock.run_for(1000)
+        page.wait_for_timeout(30)
+    expect(page.locator("#key-dialog")).to_be_hidden()
+    page.reload()
+    expect(page.locator("#key-dialog")).to_be_visible()
+    page.close()
+
+
+def test_a_key_is_asked_for_and_kept(browser, locked) -> None:
+    page = browser.new_page()
+    page.goto(locked.url)
+    for given in ("not-the-key", "a-secret-key"):
+        expect(page.locator("#key-dialog")).to_be_visible()
+        page.fill("#key-input", given)
+        page.press("#key-input", "Enter")
+    page.wait_for_selector("#cast input")
+    set_up(page, "base")
+    say(page, "Who")
+    assert replies(page)[0]
+    assert page.evaluate("JSON.stringify(localStorage)").count("secret") == 0
+    page.close()

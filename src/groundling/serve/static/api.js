@@ -2,6 +2,22 @@
 import { byId } from "./dom.js";
 
 const KEY = "groundling.key";
+const SAYABLE = /^[!-~]+$/;  // what a header can hold; anything else would make every request fail
+let key = keptKey();
+let left = false;            // somebody would not give a key: he is not asked again and again
+
+// A browser that keeps nothing forgets the key with the page.
+function keptKey() {
+  try {
+    const found = sessionStorage.getItem(KEY);
+    return found !== null && SAYABLE.test(found) ? found : null;
+  } catch { return null; }
+}
+
+function keepKey(given) {
+  key = given;
+  try { sessionStorage.setItem(KEY, given); } catch { /* then not */ }
+}
 
 export class ApiError extends Error {
   constructor(status, message, code = null, retryAfter = null) {
@@ -10,9 +26,8 @@ export class ApiError extends Error {
   }
 }
 
-async function request(path, { method = "GET", body, signal } = {}) {
+export async function request(path, { method = "GET", body, signal } = {}) {
   const headers = {};
-  const key = sessionStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
@@ -41,16 +56,18 @@ let asking = null;
 
 // Ask once, however many requests want to know; false: nobody gave a key.
 function askForKey() {
+  if (left) return false;
   asking ??= new Promise((resolve) => {
     const dialog = byId("key-dialog");
     const input = byId("key-input");
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {
-      const given = dialog.returnValue === "enter" && input.value.trim();
-      if (given) sessionStorage.setItem(KEY, input.value.trim());
+      const given = input.value.trim();
+      left = dialog.returnValue !== "enter" || !SAYABLE.test(given);
+      if (!left) keepKey(given);
       input.value = "";
       asking = null;
-      resolve(Boolean(given));
+      resolve(!left);
     }, { once: true });
     dialog.showModal();
   });
@@ -95,6 +112,6 @@ export function inWords(error) {
   if (error.status === 429) return `The house is full; try again in ${error.retryAfter ?? "a few"} seconds.`;
   if (error.code === "not_ready") return "The models are still being loaded; try again in a moment.";
   if (error.code === "draining") return "The server is shutting down.";
-  if (error.status === 401) return "A key is needed.";
+  if (error.status === 401) return "A key is needed; load this page again to give one.";
   return error.message;
 }

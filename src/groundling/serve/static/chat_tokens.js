@@ -1,10 +1,11 @@
 // Tokens of a reply, and what the model weighed for each.
 import { byId, clear, el } from "./dom.js";
+import { percent, visible } from "./token_text.js";
 
 const facts = new WeakMap();
 
-export function tokenSpan(token) {
-  const span = el("span", { class: "token", text: token.text });
+function tokenSpan(token) {
+  const span = el("span", { class: "token", tabindex: -1, text: token.text });  // a touch can choose it, and Tab reaches the first
   if (token.logprob !== null && token.logprob !== undefined) {
     span.style.setProperty("--doubt", (0.35 * (1 - Math.exp(token.logprob))).toFixed(3));
     facts.set(span, token);
@@ -13,11 +14,24 @@ export function tokenSpan(token) {
   return span;
 }
 
-const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") || "(nothing)";
-const share = (logprob) => {
-  const percent = 100 * Math.exp(logprob);
-  return percent >= 0.1 ? `${percent.toFixed(1)} %` : "< 0.1 %";
-};
+const share = (logprob) => percent(Math.exp(logprob));
+
+// What is shown is the text itself; tokens are laid over it as far as they are it.
+export function addTokens(lines, text, tokens) {
+  let left = text;
+  for (const token of tokens) {
+    if (token.text && left.startsWith(token.text)) {
+      lines.append(tokenSpan(token));
+      left = left.slice(token.text.length);
+    } else if (left) {  // part of a character, or hidden: its text stands without it
+      const next = tokens.slice(tokens.indexOf(token) + 1).find((other) => other.text && left.includes(other.text));
+      const until = next ? left.indexOf(next.text) : left.length;
+      lines.append(tokenSpan({ ...token, text: left.slice(0, until) }));
+      left = left.slice(until);
+    }
+  }
+  if (left) lines.append(left);
+}
 
 export function showWeighed(span) {
   const token = facts.get(span);

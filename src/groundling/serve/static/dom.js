@@ -18,11 +18,30 @@ export const svg = (tag, attributes = {}, ...children) => fill(document.createEl
 export const clear = (node) => (node.replaceChildren(), node);
 export const byId = (id) => document.getElementById(id);
 
-// Tell those who listen instead of looking.
+// Tell those who listen instead of looking; what several have to tell at once is all told.
+const TOLD_MS = 20000;
 export function announce(text) {
-  const place = byId("announcer");
-  place.textContent = "";
-  requestAnimationFrame(() => { place.textContent = text; });
+  const line = el("p", { text });
+  requestAnimationFrame(() => byId("announcer").append(line));
+  setTimeout(() => line.remove(), TOLD_MS);
+}
+
+// Of many things in a row one at a time can be reached by Tab; the arrow keys walk over them.
+export function roving(host, selector) {
+  const move = (from, to) => {
+    if (from) from.tabIndex = -1;
+    to.tabIndex = 0;
+    to.focus();
+  };
+  host.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step || !event.target.matches(selector)) return;
+    const all = [...event.target.parentNode.querySelectorAll(selector)];
+    const next = all[all.indexOf(event.target) + step];
+    if (!next) return;
+    event.preventDefault();
+    move(event.target, next);
+  });
 }
 
 // What is remembered between visits; a browser that forbids it forgets.

@@ -9,8 +9,7 @@ function isDark() {
   return root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
 }
 function show() {
-  button.textContent = isDark() ? "Daylight" : "Candlelight";
-  button.setAttribute("aria-pressed", String(isDark()));
+  button.textContent = isDark() ? "Daylight" : "Candlelight";  // what a click brings
 }
 
 const kept = remembered("theme", null);

@@ -1,6 +1,6 @@
 // What each layer would say, and how large the stream is that runs through them.
 import { clear, el, svg } from "./dom.js";
-import { percent, visible } from "./xray_text.js";
+import { percent, visible } from "./token_text.js";
 
 const SERIES = [["stream", "the stream", "var(--ink)"], ["attention", "what attention adds", "var(--accent)"], ["mlp", "what the MLP adds", "var(--good)"]];
 

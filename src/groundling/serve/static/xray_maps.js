@@ -1,6 +1,6 @@
 // Attention: a small map of every head, one of them large, and over the text where a token looks.
 import { announce, clear, el, svg } from "./dom.js";
-import { bytesOf, percent, visible, weight } from "./xray_text.js";
+import { bytesOf, percent, visible, weight } from "./token_text.js";
 
 const KINDS = [["previous", "P", "looks at the token before"], ["induction", "I", "looks at what followed the same token before"], ["first", "F", "looks at the first token"]];
 const STRONG = 0.5;

@@ -1,6 +1,6 @@
 // What comes next, and what temperature, top-k and top-p make of it: computed here, from all logits.
 import { clear, el } from "./dom.js";
-import { floatsOf, percent, visible } from "./xray_text.js";
+import { floatsOf, percent, visible } from "./token_text.js";
 
 const SHOWN = 14;
 
