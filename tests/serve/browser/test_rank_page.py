@@ -74,7 +74,85 @@ def test_a_click_keeps_what_was_clicked_and_tells_who_it_was(seated, folder, req
     assert [row.candidates[number].text.strip() for number in row.shown] == shown
     assert row.messages[-1].content == prompt
     expect(page.locator("#kept b").first).to_have_text(row.candidates[best].model)
-    expect(page.locator("#standing")).to_contain_text("1 of 61 answered")
+    expect(page.locator("#standing")).to_contain_text("1 answer by"), "and how many prompts there are"
+    expect(page.locator("#standing")).to_contain_text("61 prompts from prompts.jsonl")
+
+
+@pytest.mark.parametrize("twice", ["a double click", "a key that is hit twice"])
+def test_one_answer_is_given_at_a_time(seated, folder, request, twice: str) -> None:
+    """On a telephone, in the dark; the next question is there before the finger is up again."""
+    page = seated(2, width=360, theme="dark")
+    page.wait_for_timeout(300)  # the next question is here already
+    if twice == "a double click":
+        page.locator(".reply").first.dblclick()
+    else:
+        page.locator("#question-title").press("1")
+        page.locator("#question-title").press("1")
+    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator(".reply:not([disabled])")).to_have_count(2)
+    assert len(kept(folder, request.node.name)) == 1
+    page.locator(".reply").first.click()
+    expect(page.locator("#standing")).to_contain_text("2 answers by")
+
+
+def test_whoever_writes_is_left_in_peace(seated, folder, request) -> None:
+    page = seated(2)
+    page.locator("#own summary").click()
+    page.route(re.compile(r"/rankings$"), lambda route: (page.wait_for_timeout(200), route.continue_()))
+    page.locator(".reply").first.click()
+    page.get_by_label("Your prompt").focus()
+    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator(".reply:not([disabled])")).to_have_count(2)
+    page.keyboard.type("1st")
+    expect(page.get_by_label("Your prompt")).to_have_value("1st")
+    assert len(kept(folder, request.node.name)) == 1
+
+
+def test_a_question_of_a_server_that_has_gone_is_not_put(browser, theatre) -> None:
+    """The question on the page is not known any more; neither is the one that was fetched for later."""
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.method) if "/rankings" in request.url else None)
+    page.goto(f"{theatre.url}/rank")
+    page.get_by_label("Your name").fill("of-another-server")
+    page.get_by_label("Your name").press("Tab")
+    expect(page.locator(".reply:not([disabled])")).to_have_count(2)
+    page.wait_for_timeout(300)
+    later = page.locator("#prompt").inner_text()
+    gone = {"error": {"message": "not known", "type": "x", "param": None, "code": "no_question"}}
+    page.route(re.compile(r"/rankings$"), lambda route: route.fulfill(status=404, json=gone), times=1)
+    with page.expect_request(re.compile(r"/next\?")):
+        page.locator(".reply").first.click()
+        expect(page.locator("#prompt")).not_to_have_text(later)
+    assert asked[asked.index("POST") + 1] == "GET", "it was asked anew, and not taken from what was there"
+    page.close()
+
+
+def test_a_training_is_watched_on_after_a_look_that_failed(page_at) -> None:
+    page = page_at("/rank")
+    facts = {"state": "running", "model": "ophelia", "run": "reward-1", "error": None, "step": 3, "loss": 0.5}
+    facts |= {"accuracy": None, "share": 0.5, "seconds": 2.0, "losses": [[1, 0.7], [3, 0.5]]}
+    answers = ["abort", "answer"]
+
+    def answer(route: Route) -> None:
+        if answers and answers.pop(0) == "abort":
+            route.abort("aborted")
+        else:
+            route.fulfill(json=facts)
+
+    page.route("**/rankings/train", answer)
+    page.reload()
+    expect(page.locator("#training-line")).to_have_text("Step 3, loss 0.500 · 2 s · reward-1")
+    facts["step"] = 4
+    page.locator("#training-line a").focus()
+    expect(page.locator("#training-line")).to_contain_text("Step 4")
+    expect(page.locator("#training-line a")).to_be_focused()
+    assert page.locator("#training-line").get_attribute("role") is None, "not read aloud each second"
+    facts["state"] = "stopped"
+    page.locator("#stop").focus()
+    expect(page.locator("#training-line")).to_have_text("It was stopped: reward-1")
+    expect(page.locator("#stop")).not_to_be_focused()
+    assert page.evaluate("document.activeElement.id") in ("train", "base")
 
 
 def test_the_keys_answer_unless_somebody_writes(seated, folder, request) -> None:
@@ -189,7 +267,7 @@ def test_a_reward_model_is_trained_before_ones_eyes(seated, folder, axe) -> None
     write_rankings(folder / "kept.sqlite")
     page.reload()
     page.get_by_role("button", name="Train the reward model").click()
-    expect(page.get_by_role("button", name="Stop it")).to_be_visible()
+    expect(page.get_by_role("button", name="Stop it")).to_be_focused()
     expect(page.locator("#training-line")).to_contain_text("Step", timeout=60_000)
     expect(page.locator("#training-line")).to_contain_text("Done in", timeout=120_000)
     expect(page.locator("#training-chart .line")).to_have_count(1)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,6 +107,49 @@ def test_a_page_that_nobody_sees_does_not_ask(page_at) -> None:
     )
     page.wait_for_timeout(1500)
     assert any("metrics" in url for url in asked)
+
+
+LOOK_AGAIN = "() => document.dispatchEvent(new Event('visibilitychange'))"
+
+
+def look_again(page: Page) -> None:
+    """Let the page ask for the list of runs, as it does now and then."""
+    for _ in range(6):
+        page.evaluate(LOOK_AGAIN)
+        page.wait_for_timeout(60)
+
+
+def test_the_list_stays_where_it_is_while_it_is_looked_after(page_at, folder: Path) -> None:
+    """On a telephone: whoever has chosen a run and reads on is not thrown back to the list."""
+    page = opened(page_at, "live", width=360, theme="dark")
+    box = page.get_by_role("checkbox", name=re.compile("^old"))
+    box.check()
+    expect(figure(page, "Loss").locator(".line")).to_have_count(4)
+    node = box.element_handle()
+    page.evaluate("scrollTo({ top: document.body.scrollHeight, behavior: 'instant' })")
+    before = page.evaluate("scrollY")
+    assert before > 300
+    with (folder / "live/metrics.jsonl").open("a") as file:
+        file.write(rows(101, 121))
+    look_again(page)
+    expect(page.locator(".runs .facts").first).to_contain_text("step 120")
+    assert page.evaluate("scrollY") == before
+    assert node.evaluate("node => node.isConnected && document.activeElement === node")
+    (folder / "live/metrics.jsonl").write_text(rows(1, 101))
+
+
+def test_a_run_that_is_named_is_waited_for(page_at, folder: Path) -> None:
+    page = page_at("/train#reward-9")
+    expect(page.locator("#empty")).to_have_text("reward-9: nothing is recorded yet; it will come here by itself.")
+    assert page.locator(".runs input:checked").count() == 0, "not another one in its place"
+    try:
+        (folder / "reward-9").mkdir()
+        (folder / "reward-9/metrics.jsonl").write_text(rows(1, 5))
+        look_again(page)
+        expect(page.get_by_role("checkbox", name=re.compile("^reward-9"))).to_be_checked()
+        expect(figure(page, "Loss").locator(".line").first).to_be_visible()
+    finally:
+        shutil.rmtree(folder / "reward-9")
 
 
 def test_runs_lie_over_each_other_and_are_remembered(page_at) -> None:

@@ -1,10 +1,12 @@
 """The X-ray page: every picture of a text, its numbers live, its checkpoints one after the other, two models beside."""
 
+import base64
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Error, Page, Route, expect
 
 pytestmark = pytest.mark.slow
 Open = Callable[..., Page]
@@ -97,6 +99,161 @@ def test_a_slider_goes_over_the_checkpoints(page_at: Open) -> None:
     expect(page.locator(".slider output")).to_contain_text("step 6")
 
 
+def slide(page: Page, *values: int) -> None:
+    for value in values:
+        drag(page, "step", str(value))
+
+
+def test_a_slider_that_is_dragged_asks_once(page_at: Open) -> None:
+    page = page_at("/xray")
+    look(page, "tale", "the king")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    slide(page, 0, 1, 0, 1, 0)
+    expect(page.locator(".slider output")).to_contain_text("step 3")
+    expect(page.locator(".panel[aria-busy]")).to_have_count(0)
+    assert len(asked) == 1
+
+
+def test_a_play_can_be_stopped_and_disturbs_nobody(page_at: Open) -> None:
+    page = page_at("/xray", width=360, theme="dark")
+    look(page, "tale", "the king")
+    said = page.locator("#announcer p").count()
+    page.locator(".head").nth(2).click()
+    press = "button => button.click()"  # so that the focus stays at the head
+    page.get_by_role("button", name="Play").evaluate(press)
+    expect(page.locator(".slider output")).to_contain_text("step 3")
+    page.get_by_role("button", name="Stop").evaluate(press)
+    page.wait_for_timeout(600)
+    expect(page.locator(".slider output")).to_contain_text("step 3")
+    page.get_by_role("button", name="Play").evaluate(press)
+    expect(page.locator("#announcer")).to_contain_text("Played to step 6")
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+    expect(page.locator(".head").nth(2)).to_be_focused()
+    assert page.locator("#announcer p").count() == said + 1, "once, at the end"
+
+
+def test_a_list_of_checkpoints_that_comes_late_is_of_no_other_model(browser, theatre) -> None:
+    page = browser.new_page()
+    page.goto(f"{theatre.url}/xray")
+    look(page, "base", "the king")
+    held = []
+    page.route("**/v1/groundling/checkpoints*", lambda route: held.append(route))
+    page.select_option("#model-0", "tale")
+    page.wait_for_timeout(100)
+    page.click("#expose")  # it is looked through when the list has come
+    page.select_option("#model-0", "pairs")
+    expect(page.locator(".panel[aria-busy]")).to_have_count(0)
+    with suppress(Error):  # the page may have given it up
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator(".slider")).to_be_hidden()
+    tokens = page.locator(".reading .tok")
+    assert tokens.count() < len("the king") == len("".join(tokens.all_text_contents()))
+    page.close()
+
+
+def test_a_server_with_other_models_is_taken_as_it_is(browser, theatre) -> None:
+    page = browser.new_page()
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.goto(f"{theatre.url}/xray")
+    look(page, "base", "the king")
+    known = theatre.ask("GET", "/v1/models")[1]
+    known["data"] = [model for model in known["data"] if model["id"] == "pairs"]
+    page.route("**/v1/models", lambda route: route.fulfill(json=known))
+    gone = {"error": {"message": "there is no model 'base'", "type": "x", "param": None, "code": "model_not_found"}}
+    page.route("**/v1/groundling/xray", lambda route: route.fulfill(status=404, json=gone), times=1)
+    page.click("#expose")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#model-0")).to_have_value("pairs")
+    expect(page.locator(".lens td").first).to_be_visible()
+    expect(page.locator(".error")).to_have_count(0)
+    assert broken == []
+    page.close()
+
+
+def test_what_one_model_cannot_read_is_said_of_that_one(browser, theatre) -> None:
+    """The other one shows its pictures; those of the text before are gone."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(f"{theatre.url}/xray")
+    look(page, "base", "the king")
+    page.click("#beside")
+    page.select_option("#model-1", "pairs")
+    page.fill("#text", "the king and the fool " * 4)
+    page.click("#expose")
+    first, second = page.locator(".panel").nth(0), page.locator(".panel").nth(1)
+    expect(first.locator(".error")).to_contain_text("64 can be looked through")
+    expect(second.locator(".tok").nth(8)).to_be_visible()
+    expect(first.locator(".error")).to_be_visible()
+    expect(second.locator(".error")).to_have_count(0)
+    expect(first.locator(".maps, .bars, .lens").first).to_be_hidden()
+    page.fill("#text", "the king")
+    page.click("#expose")
+    expect(first.locator(".error")).to_have_count(0)
+    expect(first.locator(".maps")).to_be_visible()
+    page.close()
+
+
+def test_tokens_are_one_stop_and_all_of_them_stand_below_the_arcs(page_at: Open) -> None:
+    page = page_at("/xray")
+    text = "the king and the fool did speak of love, so well and so long"
+    look(page, "base", text)
+    expect(page.locator(".tok[tabindex='0']")).to_have_count(1)
+    page.locator(".tok[tabindex='0']").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".tok").nth(len(text) - 2)).to_be_focused()
+    expect(page.locator(".tok[tabindex='0']")).to_have_count(1)
+    expect(page.locator(".arcs text")).to_have_count(len(text))
+    seen = page.locator(".arcs").get_attribute("aria-label")
+    assert seen is not None
+    assert "looks at" in seen
+
+
+def test_the_norms_are_those_of_the_stream(page_at: Open, theatre) -> None:
+    page = page_at("/xray", width=360, theme="dark")
+    look(page, "pairs", "the king and the fool")
+    body = {"model": "pairs", "prompt": "the king and the fool"}
+    norms = theatre.ask("POST", "/v1/groundling/xray", body)[1]["norms"]["stream"]
+    means = [sum(row) / len(row) for row in norms]
+    expected = f"mean over the text: {', '.join(f'{mean:.2f}' for mean in means)} from the embeddings to layer 2."
+    label = page.locator(".norms").get_attribute("aria-label")
+    assert label is not None
+    assert label.endswith(expected)
+    points = page.locator(".norms polyline").evaluate_all("all => all.map((one) => one.points.length)")
+    assert points == [3, 2, 2], "the stream after the embeddings and each layer, and what each layer adds"
+
+
+def peaked(route: Route) -> None:
+    """What the server tells, as of a model that is sure of everything: the heaviest shades there are."""
+    seen = route.fetch().json()
+    n = len(seen["tokens"])
+    first = base64.b64encode(bytes(255 * (s in (0, t)) for t in range(n) for s in range(t + 1))).decode()
+    seen["attention"] = [[first] * seen["n_head"]] * seen["n_layer"]
+    seen["lens"]["probabilities"] = [[[1.0, *row[1:]] for row in layer] for layer in seen["lens"]["probabilities"]]
+    if seen["scores"]:
+        seen["scores"] = {name: [[1.0] * seen["n_head"]] * seen["n_layer"] for name in seen["scores"]}
+    route.fulfill(json=seen)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everybody_gets_in(page_at: Open, axe, theme: str) -> None:
+    page = page_at("/xray", theme=theme)
+    page.route("**/v1/groundling/xray", peaked)
+    look(page, "talker", "Who?")
+    page.check("#as-chat")
+    expect(page.locator(".tok.structure").first).to_be_visible()
+    page.click("#beside")
+    page.select_option("#model-1", "pairs")
+    drag(page, "k", "3")
+    expect(page.locator(".panel[aria-busy]")).to_have_count(0)
+    for summary in page.locator(".panel summary").all():
+        summary.click()
+    page.locator(".tok.structure").first.hover()
+    expect(page.locator(".tok.structure").first).to_have_attribute("aria-pressed", "true")
+    axe(page)
+
+
 def test_two_models_stand_beside_each_other(page_at: Open) -> None:
     page = page_at("/xray")
     look(page, "base", "the king")
@@ -121,5 +278,7 @@ def test_what_cannot_be_read_is_said(page_at: Open, browser, theatre) -> None:
     page = browser.new_page()
     page.goto(f"{theatre.url}/xray")
     look(page, "base", "a" * 65)
-    expect(page.locator("#trouble .error")).to_contain_text("the text has 65 tokens, and 64 can be looked through")
+    expect(page.locator(".panel .trouble .error")).to_contain_text(
+        "the text has 65 tokens, and 64 can be looked through"
+    )
     page.close()

@@ -1,8 +1,9 @@
 // Ranking: a prompt, replies without names, and one answer that is kept before the next question comes.
-import { api, inWords } from "./api.js";
+import { api, inWords, request } from "./api.js";
 import { announce, byId, clear, el, remember, remembered } from "./dom.js";
 import { watchTraining } from "./rank_training.js";
 
+const SETTLES_MS = 400;  // a question takes no answers before: they were meant for the one that stood there
 const ORDINALS = ["first", "second", "third", "fourth"];
 let current = null;      // the question on the page
 let pending = null;      // an answer that is not yet known to be kept: { body, button }
@@ -83,24 +84,39 @@ function showWaiting() {
   setBusy(true);
 }
 
+// The second half of a double click is no second answer.
+const clicked = (choice) => (event) => { if (event.detail < 2) answer(choice); };
+
 function replyButton(place, text) {
   const said = text.trim() === "" ? el("span", { class: "said silent", text: "(says nothing)" }) : el("span", { class: "said", text });
   return el("button", {
     type: "button", class: "reply", dataset: { place },
-    on: { click: () => answer({ best: place }) },
+    on: { click: clicked({ best: place }) },
   }, el("span", { class: "place", text: String(place) }), said);
 }
 
+// Whoever writes in a field, or is elsewhere on the page, stays there.
+function focusOn(node) {
+  const here = document.activeElement;
+  const waits = here === document.body || byId("question").contains(here) || here.matches("#own-form button");
+  if (waits) node.focus({ preventScroll: true });
+}
+
 function show(question, focus) {
-  current = question;
+  const number = asked;
   const prompt = clear(byId("prompt"));
   for (const message of question.messages) {
     if (question.messages.length > 1) prompt.append(el("p", { class: "speaker", text: message.role }));
     prompt.append(el("p", { text: message.content }));
   }
   clear(byId("replies")).append(...question.replies.map((reply) => el("li", {}, replyButton(reply.place, reply.text))));
-  setBusy(false);
-  if (focus) byId("question-title").focus({ preventScroll: true });
+  setBusy(true);
+  setTimeout(() => {
+    if (number !== asked) return;
+    current = question;
+    setBusy(false);
+  }, SETTLES_MS);
+  if (focus) focusOn(byId("question-title"));
   const said = question.replies.map((reply) => `Reply ${reply.place}: ${reply.text.trim() || "says nothing"}`).join(". ");
   announce(`Prompt: ${question.messages.at(-1).content}. ${said}.`);
   prefetch();
@@ -128,11 +144,12 @@ async function send(body) {
     trouble(error);
     if (error.status === 404 || error.status === 409) {
       tell("That answer was not kept: the question was too old, or answered elsewhere. Here is another one.");
+      coming = null;  // the server may be another one, which knows no more of that than of this
       await next({ focus: true });
       return;
     }
     byId("again").hidden = false;
-    byId("again").focus();
+    focusOn(byId("again"));
   }
 }
 
@@ -156,8 +173,8 @@ async function refresh() {
     const query = rater() ? `?${new URLSearchParams({ rater: rater() })}` : "";
     const counts = await api(`/v1/groundling/rankings${query}`);
     const mine = counts.by_you ?? 0;
-    const total = counts.to_ask ? ` of ${counts.to_ask.toLocaleString("en")}` : "";
-    byId("standing").textContent = rater() ? `${mine.toLocaleString("en")}${total} answered by ${rater()} · prompts from ${counts.prompts_from}` : "";
+    const prompts = counts.to_ask ? `${counted(counts.to_ask, "prompt")} from` : "prompts from";
+    byId("standing").textContent = rater() ? `${counted(mine, "answer")} by ${rater()} · ${prompts} ${counts.prompts_from}` : "";
     const told = [
       `${counted(counts.judgements, "answer")} by ${counted(counts.raters, "rater")}`,
       `${counted(counts.pairs, "preference")}, ${counted(counts.ties, "tie")}, ${counts.skips} skipped`,
@@ -177,12 +194,8 @@ async function refresh() {
 const counted = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
 async function exportAll() {
-  const key = sessionStorage.getItem("groundling.key");
   try {
-    await api("/v1/groundling/rankings");  // asks for a key, if one is needed
-    const headers = key ? { Authorization: `Bearer ${key}` } : {};
-    const response = await fetch("/v1/groundling/rankings/export", { headers });
-    if (!response.ok) throw new Error(`The server answered ${response.status}.`);
+    const response = await request("/v1/groundling/rankings/export");
     const link = el("a", { href: URL.createObjectURL(await response.blob()), download: "rankings.jsonl" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -211,8 +224,8 @@ function setUp() {
   byId("rater").addEventListener("change", () => { remember("rater", rater()); refresh(); next(); });
   byId("n").addEventListener("change", () => { remember("replies", places()); next(); });
   byId("keys").addEventListener("change", () => remember("rank-keys", byId("keys").checked));
-  byId("tie").addEventListener("click", () => answer("tie"));
-  byId("skip").addEventListener("click", () => answer("skip"));
+  byId("tie").addEventListener("click", clicked("tie"));
+  byId("skip").addEventListener("click", clicked("skip"));
   byId("again").addEventListener("click", () => (pending ? send(pending) : next({ focus: true })));
   byId("export").addEventListener("click", exportAll);
   byId("own-form").addEventListener("submit", (event) => {

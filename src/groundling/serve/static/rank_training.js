@@ -1,10 +1,11 @@
 // The reward model that is trained on the rankings: start it, watch it, stop it.
 import { api, inWords } from "./api.js";
-import { announce, byId, clear, el } from "./dom.js";
+import { announce, byId } from "./dom.js";
 import { Chart } from "./chart.js";
 
 const PATH = "/v1/groundling/rankings/train";
 const EVERY_MS = 1000;
+const AFTER_TROUBLE_MS = 2000;
 let timer = null;
 let last = "idle";
 let chart = null;
@@ -29,7 +30,19 @@ async function look() {
   try {
     show(await api(PATH));
   } catch (error) {
-    byId("training-line").textContent = inWords(error);
+    tell(inWords(error));
+    if (error.status !== 401 && !document.hidden) timer = setTimeout(look, AFTER_TROUBLE_MS);
+  }
+}
+
+// In place, so that whoever is at the link stays there.
+function tell(words, run = null) {
+  const [text, link] = byId("training-line").children;
+  text.textContent = words;
+  link.hidden = run === null;
+  if (run !== null && link.textContent !== run) {
+    link.textContent = run;
+    link.href = `/train#${encodeURIComponent(run)}`;
   }
 }
 
@@ -37,31 +50,30 @@ function show(facts) {
   clearTimeout(timer);
   const running = facts.state === "running";
   byId("training").hidden = facts.state === "idle";
-  byId("stop").hidden = !running;
-  byId("train").hidden = running;
-  const line = clear(byId("training-line"));
-  line.classList.toggle("error", facts.state === "failed");
-  line.append(...words(facts));
+  const [comes, goes] = running ? [byId("stop"), byId("train")] : [byId("train"), byId("stop")];
+  comes.hidden = false;
+  if (document.activeElement === goes) (comes.disabled ? byId("base") : comes).focus();
+  goes.hidden = true;
+  byId("training-line").classList.toggle("error", facts.state === "failed");
+  tell(words(facts), facts.state === "failed" ? null : facts.run);
   const bar = byId("training-bar");
   bar.hidden = !running;
   if (facts.share === null) bar.removeAttribute("value");
   else bar.value = facts.share;
   draw(facts);
-  if (facts.state !== last) announce(line.textContent);
+  if (facts.state !== last && facts.state !== "idle") announce(byId("training-line").textContent);
   last = facts.state;
   if (running && !document.hidden) timer = setTimeout(look, EVERY_MS);
 }
 
 function words(facts) {
-  const where = el("a", { href: `/train#${encodeURIComponent(facts.run ?? "")}`, text: facts.run ?? "" });
-  if (facts.state === "failed") return [`It failed: ${facts.error}`];
-  if (facts.state === "stopped") return ["It was stopped: ", where, "."];
+  if (facts.state === "failed") return `It failed: ${facts.error}`;
+  if (facts.state === "stopped") return "It was stopped: ";
   const loss = facts.loss === null ? "" : `loss ${facts.loss.toFixed(3)}`;
-  if (facts.state === "running") {
-    return [facts.step === null ? "The model is being read" : `Step ${facts.step}, ${loss}`, ` · ${Math.round(facts.seconds)} s · `, where];
-  }
+  const seconds = `${Math.round(facts.seconds)} s`;
+  if (facts.state === "running") return facts.step === null ? `The model is being read · ${seconds} · ` : `Step ${facts.step}, ${loss} · ${seconds} · `;
   const right = facts.accuracy === null ? "" : `, right about ${(100 * facts.accuracy).toFixed(0)} % of the preferences that it had not seen`;
-  return [`Done in ${Math.round(facts.seconds)} s: ${loss}${right}. Its curves: `, where];
+  return `Done in ${seconds}: ${loss}${right}. Its curves: `;
 }
 
 function draw(facts) {

@@ -12,3 +12,6 @@ export const floatsOf = (text) => new Float32Array(bytesOf(text).buffer);
 
 // Row after row of a lower triangle: the weight of column s in row t.
 export const weight = (triangle, t, s) => (s > t ? 0 : triangle[(t * (t + 1)) / 2 + s] / 255);
+
+// The strongest shade behind a text that can still be read: ink on it keeps 4.5 to 1, in both lights.
+export const HEAVIEST = 0.5;

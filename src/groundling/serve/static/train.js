@@ -21,6 +21,8 @@ const ALONG = { step: "step", n_tokens: "tokens", train_s: "seconds" };
 
 let runs = [];
 let chosen = [];             // names, by the place of their colour; null where one is free
+let awaited = [];            // names in the address of runs that have nothing to show yet
+const items = new Map();     // of the list, by name: they stay where they are, and so does who is at them
 const curves = new Map();
 const charts = new Map();
 const ladders = new Map();
@@ -46,42 +48,68 @@ function choose(name, wanted) {
     chosen[place] = null;
   }
   remember("runs", names());
-  history.replaceState(null, "", `#${names().map(encodeURIComponent).join(",")}`);
+  history.replaceState(null, "", `#${[...names(), ...awaited].map(encodeURIComponent).join(",")}`);
 }
 
+// What the address says; or what was looked at last; or what is worth a look. A run that is named waits to begin.
 function begin() {
-  const wanted = [fromAddress(), remembered("runs", [])].map((list) => list.filter(run)).find((list) => list.length);
+  const named = fromAddress().slice(0, MOST);
+  const kept = remembered("runs", []).filter(run).slice(0, MOST);
   const first = runs.find((each) => each.state === "live") ?? runs.find((each) => each.served.length) ?? runs[0];
-  chosen = (wanted ?? (first ? [first.name] : [])).slice(0, MOST);
+  awaited = named.filter((name) => !run(name));
+  chosen = named.length ? named.filter(run) : kept.length ? kept : first ? [first.name] : [];
+}
+
+function welcome() {
+  const come = awaited.filter(run);
+  awaited = awaited.filter((name) => !run(name));
+  for (const name of come) choose(name, true);
 }
 
 function listAll() {
   const words = byId("filter").value.trim().toLowerCase();
   const list = byId("runs");
-  const focused = document.activeElement?.dataset?.run;
   const order = [...runs.filter((each) => each.state === "live"), ...runs.filter((each) => each.state !== "live")];
-  clear(list).append(...order.filter((each) => each.name.toLowerCase().includes(words) || each.kind.includes(words)).map(item));
-  if (focused) [...list.querySelectorAll("input")].find((box) => box.dataset.run === focused)?.focus();
-  if (!list.children.length) list.append(el("li", { class: "faint", text: runs.length ? "No run is called so." : "There are no runs yet." }));
+  const wanted = order.filter((each) => each.name.toLowerCase().includes(words) || each.kind.includes(words)).map((each) => item(each).node);
+  if (!wanted.length) wanted.push(el("li", { class: "faint", text: runs.length ? "No run is called so." : "There are no runs yet." }));
+  if (wanted.length !== list.children.length || wanted.some((node, number) => list.children[number] !== node)) {
+    const here = list.contains(document.activeElement) ? document.activeElement : null;
+    list.replaceChildren(...wanted);
+    if (here?.isConnected) here.focus({ preventScroll: true });
+  }
   const live = runs.filter((each) => each.state === "live").length;
-  const said = `${runs.length} ${runs.length === 1 ? "run" : "runs"}${live ? `, ${live} of them live` : ""}`;
-  if (byId("standing").textContent !== said) byId("standing").textContent = said;
+  setText(byId("standing"), `${runs.length} ${runs.length === 1 ? "run" : "runs"}${live ? `, ${live} of them live` : ""}`);
 }
 
 function item(each) {
+  const one = items.get(each.name) ?? newItem(each.name);
   const place = chosen.indexOf(each.name);
-  const on = place >= 0;
-  const box = el("input", { type: "checkbox", checked: on, disabled: !on && names().length >= MOST, dataset: { run: each.name } });
-  box.addEventListener("change", () => { choose(each.name, box.checked); listAll(); tick(true); });
-  const loss = each.last.val_loss ?? each.last.loss;
-  const facts = [each.kind, each.step === null ? null : `step ${each.step.toLocaleString("en")}`,
-    loss === undefined ? null : `${each.last.val_loss === undefined ? "loss" : "val"} ${loss.toFixed(3)}`,
-    each.served.length ? `served as ${each.served.join(", ")}` : null];
-  const state = each.state === "live" ? "live" : each.state === "broken off" ? "broken off" : each.ended && each.ended !== "finished" ? each.ended : null;
-  return el("li", { class: on ? `chosen tint-${place}` : "" }, el("label", {}, box,
-    el("span", { class: "name", text: each.name }), el("span", { class: "swatch" }),
-    el("span", { class: `facts ${each.state === "live" ? "live" : ""}`, text: [state, ...facts].filter(Boolean).join(" · ") })));
+  one.node.className = place >= 0 ? `chosen tint-${place}` : "";
+  one.box.checked = place >= 0;
+  one.box.disabled = place < 0 && names().length >= MOST;
+  one.facts.classList.toggle("live", each.state === "live");
+  setText(one.facts, factsOf(each));
+  return one;
 }
+
+function newItem(name) {
+  const box = el("input", { type: "checkbox", dataset: { run: name } });
+  const facts = el("span", { class: "facts" });
+  box.addEventListener("change", () => { choose(name, box.checked); listAll(); tick(true); });
+  const node = el("li", {}, el("label", {}, box, el("span", { class: "name", text: name }), el("span", { class: "swatch" }), facts));
+  items.set(name, { node, box, facts });
+  return items.get(name);
+}
+
+function factsOf(each) {
+  const loss = each.last.val_loss ?? each.last.loss;
+  const state = each.state === "live" ? "live" : each.state === "broken off" ? "broken off" : each.ended && each.ended !== "finished" ? each.ended : null;
+  return [state, each.kind, each.step === null ? null : `step ${each.step.toLocaleString("en")}`,
+    loss === undefined ? null : `${each.last.val_loss === undefined ? "loss" : "val"} ${loss.toFixed(3)}`,
+    each.served.length ? `served as ${each.served.join(", ")}` : null].filter(Boolean).join(" · ");
+}
+
+const setText = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
 function trouble(error) {
   const words = error ? inWords(error) : "";
@@ -99,6 +127,7 @@ async function tick(now = false) {
       const fresh = runs.length === 0;
       runs = await listRuns();
       if (fresh) begin();
+      welcome();
       listAll();
     }
     const asked = names().filter((name) => run(name) && (now || round % LIST_EVERY === 0 || run(name).state === "live" || !curves.has(name)));
@@ -125,7 +154,7 @@ function settings() {
 
 function draw() {
   const set = settings();
-  const state = JSON.stringify([set, chosen, names().map((name) => curves.get(name)?.version), [...ladders.values()]]);
+  const state = JSON.stringify([set, chosen, awaited, names().map((name) => curves.get(name)?.version), [...ladders.values()]]);
   if (state === drawn) return;
   drawn = state;
   const known = names().filter((name) => curves.has(name));
@@ -140,8 +169,9 @@ function draw() {
   drawLadder(known);
   drawSamples(known);
   const silent = set.axis === "step" ? [] : known.filter((name) => curves.get(name).series.size && !curves.get(name).along([...curves.get(name).series.keys()][0], set.axis).length);
-  const nothing = !known.length ? "Choose a run from the bill." : !series.length && !ladders.size ? "Nothing is recorded yet; it will come here by itself." : "";
-  byId("empty").textContent = nothing || (silent.length ? `${silent.join(", ")}: no ${ALONG[set.axis]} recorded, so not drawn.` : "");
+  const nothing = !known.length && !awaited.length ? "Choose a run from the bill." : !series.length && !ladders.size ? "Nothing is recorded yet; it will come here by itself." : "";
+  const waits = awaited.length ? `${awaited.join(", ")}: nothing is recorded yet; it will come here by itself.` : "";
+  byId("empty").textContent = waits || nothing || (silent.length ? `${silent.join(", ")}: no ${ALONG[set.axis]} recorded, so not drawn.` : "");
   byId("empty").hidden = !byId("empty").textContent;
 }
 
@@ -239,6 +269,7 @@ function setUp() {
   byId("how").addEventListener("input", () => { tell(); draw(); });
   byId("filter").addEventListener("input", listAll);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) tick(); });
+  addEventListener("hashchange", () => { begin(); listAll(); tick(true); });
 }
 
 setUp();

@@ -1,6 +1,6 @@
 // What each layer would say, and how large the stream is that runs through them.
 import { clear, el, svg } from "./dom.js";
-import { percent, visible } from "./token_text.js";
+import { HEAVIEST, percent, visible } from "./token_text.js";
 
 const SERIES = [["stream", "the stream", "var(--ink)"], ["attention", "what attention adds", "var(--accent)"], ["mlp", "what the MLP adds", "var(--good)"]];
 
@@ -10,8 +10,8 @@ export class Lens {
     this.tell = el("p", { class: "tell faint", role: "status", text: "Each row is a layer, each column a place in the text: the token that would come next if the stream went to the end from there. Underlined: it is the one that does come." });
     this.chart = svg("svg", { class: "norms", role: "img", viewBox: "0 0 700 190" });
     this.node = el("section", {}, el("h2", { text: "What each layer would say" }),
-      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Logit lens" }, this.table), this.tell,
-      el("h2", { text: "How large the stream is" }), el("div", { class: "wide-picture", tabindex: 0, role: "region", "aria-label": "How large the stream is" }, this.chart),
+      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Logit lens, model ${number + 1}` }, this.table), this.tell,
+      el("h2", { text: "How large the stream is" }), el("div", { class: "wide-picture", tabindex: 0, role: "region", "aria-label": `How large the stream is, model ${number + 1}` }, this.chart),
       el("ul", { class: "key" }, SERIES.map(([, name, colour]) => {
         const mark = el("i", { "aria-hidden": "true" });
         mark.style.color = colour;
@@ -32,11 +32,17 @@ export class Lens {
       Array.from({ length: n }, (_, t) => {
         const best = ids[layer][t][0];
         const cell = el("td", { text: visible(seen.pieces[best]), class: t + 1 < n && best === seen.tokens[t + 1] ? "right" : "", tabindex: layer === ids.length - 1 && t === n - 1 ? 0 : -1, dataset: { layer, t } });
-        cell.style.setProperty("--weight", (0.6 * probabilities[layer][t][0]).toFixed(3));
+        cell.style.setProperty("--weight", (HEAVIEST * probabilities[layer][t][0]).toFixed(3));
         return cell;
       })));
+    const here = this.table.contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
     clear(this.table).append(el("thead", {}, head), el("tbody", {}, rows));
+    if (here) this.at(here.layer, here.t)?.focus({ preventScroll: true });
     this.drawNorms();
+  }
+
+  at(layer, t) {
+    return this.table.querySelector(`td[data-layer="${layer}"][data-t="${t}"]`);
   }
 
   explain(cell) {
@@ -52,7 +58,7 @@ export class Lens {
     const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [-1, 0], ArrowUp: [1, 0] }[event.key];
     if (!step || event.target.tagName !== "TD") return;
     const [layer, t] = [Number(event.target.dataset.layer) + step[0], Number(event.target.dataset.t) + step[1]];
-    const next = this.table.querySelector(`td[data-layer="${layer}"][data-t="${t}"]`);
+    const next = this.at(layer, t);
     if (!next) return;
     event.preventDefault();
     event.target.tabIndex = -1;

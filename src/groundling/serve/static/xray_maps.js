@@ -1,15 +1,15 @@
 // Attention: a small map of every head, one of them large, and over the text where a token looks.
-import { announce, clear, el, svg } from "./dom.js";
-import { bytesOf, percent, visible, weight } from "./token_text.js";
+import { announce, clear, el, roving, svg } from "./dom.js";
+import { bytesOf, HEAVIEST, percent, visible, weight } from "./token_text.js";
 
 const KINDS = [["previous", "P", "looks at the token before"], ["induction", "I", "looks at what followed the same token before"], ["first", "F", "looks at the first token"]];
 const STRONG = 0.5;
-const MOST_LABELS = 40;
 
 export class Maps {
   constructor(number) {
     this.chosen = [0, 0];
     this.token = null;
+    this.by = 1;  // which score the table is sorted by
     this.grid = el("div", { class: "heads", role: "listbox", "aria-label": "Attention heads, a row for each layer" });
     this.title = el("h3", {});
     this.canvas = el("canvas", { role: "img" });
@@ -17,12 +17,14 @@ export class Maps {
     this.reading = el("p", { class: "reading", role: "group", "aria-label": "Tokens; choose one to see where it looks" });
     this.arcs = svg("svg", { class: "arcs", role: "img", "aria-label": "Where the chosen token looks" });
     this.scores = el("details", {}, el("summary", { text: "All heads by what they do" }));
+    this.strip = el("div", { class: "wide-picture strip", tabindex: 0, role: "region", "aria-label": `Where the chosen token looks, model ${number + 1}` }, this.arcs);
     this.node = el("section", {}, el("h2", { text: "Where each head looks" }),
       el("div", { class: "maps" }, el("div", {}, this.grid, el("p", { class: "faint tell", text: "P previous token · I induction · F first token, each above one half on a random text that is read twice" }), this.scores),
         el("div", { class: "big" }, this.title, this.canvas, this.links)),
-      this.reading, el("div", { class: "wide-picture", tabindex: 0, role: "region", "aria-label": "Where the chosen token looks" }, this.arcs));
+      this.reading, this.strip);
     this.node.id = `maps-${number}`;
     this.grid.addEventListener("keydown", (event) => this.walk(event));
+    roving(this.reading, ".tok");
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
   }
 
@@ -30,8 +32,11 @@ export class Maps {
     this.seen = seen;
     this.heads = seen.attention.map((layer) => layer.map(bytesOf));
     this.chosen = [Math.min(this.chosen[0], seen.n_layer - 1), Math.min(this.chosen[1], seen.n_head - 1)];
-    if (this.token === null || this.token >= seen.tokens.length) this.token = seen.tokens.length - 1;
+    const before = this.pieces;
     this.pieces = seen.tokens.map((id) => seen.pieces[id]);
+    this.isNew = before?.length !== this.pieces.length || this.structure.some((is, t) => is !== seen.structure[t]) || before.some((piece, t) => piece !== this.pieces[t]);
+    this.structure = seen.structure;
+    if (this.isNew) this.token = this.pieces.length - 1;
     this.drawGrid();
     this.drawScores();
     this.drawTokens();
@@ -50,33 +55,48 @@ export class Maps {
     return `layer ${layer + 1}, head ${head + 1}${strong.length ? `: ${strong.join(", ")}` : ""}`;
   }
 
+  // In place while the shape is the same: whoever is at a head stays there while checkpoints go by.
   drawGrid() {
     const { n_layer, n_head } = this.seen;
-    clear(this.grid).style.gridTemplateColumns = `auto repeat(${n_head}, minmax(34px, 96px))`;
-    for (let layer = 0; layer < n_layer; layer++) {
-      this.grid.append(el("span", { class: "layer", "aria-hidden": "true", text: `${layer + 1}` }));
-      for (let head = 0; head < n_head; head++) {
-        const canvas = el("canvas", { "aria-hidden": "true" });
-        paint(canvas, this.heads[layer][head], this.pieces.length);
-        const marks = this.scoresOf(layer, head).filter((score) => score.value > STRONG).map((score) => score.letter).join("");
-        const isChosen = this.chosen[0] === layer && this.chosen[1] === head;
-        this.grid.append(el("button", {
-          class: "head", type: "button", role: "option", "aria-selected": String(isChosen), tabindex: isChosen ? 0 : -1,
-          "aria-label": this.nameOf(layer, head), title: this.nameOf(layer, head), dataset: { layer, head },
-          on: { click: () => this.choose(layer, head) },
-        }, canvas, marks ? el("span", { class: "mark", "aria-hidden": "true", text: marks }) : null));
+    const shape = `${n_layer} ${n_head}`;
+    if (this.grid.dataset.shape !== shape) {
+      this.grid.dataset.shape = shape;
+      clear(this.grid).style.gridTemplateColumns = `auto repeat(${n_head}, minmax(34px, 96px))`;
+      for (let layer = 0; layer < n_layer; layer++) {
+        this.grid.append(el("span", { class: "layer", "aria-hidden": "true", text: `${layer + 1}` }));
+        for (let head = 0; head < n_head; head++) this.grid.append(this.headButton(layer, head));
       }
+    }
+    for (const button of this.grid.querySelectorAll(".head")) {
+      const [layer, head] = [Number(button.dataset.layer), Number(button.dataset.head)];
+      const [canvas, mark] = button.children;
+      paint(canvas, this.heads[layer][head], this.pieces.length);
+      mark.textContent = this.scoresOf(layer, head).filter((score) => score.value > STRONG).map((score) => score.letter).join("");
+      mark.hidden = !mark.textContent;
+      button.title = this.nameOf(layer, head);
+      button.setAttribute("aria-label", button.title);
+    }
+    this.mark();
+  }
+
+  headButton(layer, head) {
+    return el("button", { class: "head", type: "button", role: "option", dataset: { layer, head }, on: { click: () => this.choose(layer, head) } },
+      el("canvas", { "aria-hidden": "true" }), el("span", { class: "mark", "aria-hidden": "true" }));
+  }
+
+  // Which head is chosen; Tab reaches that one.
+  mark() {
+    for (const button of this.grid.querySelectorAll(".head")) {
+      const is = Number(button.dataset.layer) === this.chosen[0] && Number(button.dataset.head) === this.chosen[1];
+      button.setAttribute("aria-selected", String(is));
+      button.tabIndex = is ? 0 : -1;
     }
   }
 
   choose(layer, head, focus = false) {
     this.chosen = [layer, head];
-    for (const button of this.grid.querySelectorAll(".head")) {
-      const is = Number(button.dataset.layer) === layer && Number(button.dataset.head) === head;
-      button.setAttribute("aria-selected", String(is));
-      button.tabIndex = is ? 0 : -1;
-      if (is && focus) button.focus();
-    }
+    this.mark();
+    if (focus) this.grid.querySelector('.head[tabindex="0"]').focus();
     this.drawHead();
   }
 
@@ -101,6 +121,7 @@ export class Maps {
     }
     const body = el("tbody", {});
     const fill = (by) => {
+      this.by = by;
       rows.sort((a, b) => b.values[by] - a.values[by]);
       clear(body).append(...rows.map(({ layer, head, values }) => el("tr", {},
         el("td", {}, el("button", { type: "button", text: `${layer + 1}.${head + 1}`, "aria-label": `Show layer ${layer + 1}, head ${head + 1}`, on: { click: () => this.choose(layer, head) } })),
@@ -108,7 +129,7 @@ export class Maps {
     };
     const head = el("tr", {}, el("th", { scope: "col", text: "head" }), KINDS.map(([kind], by) => el("th", { scope: "col" },
       el("button", { type: "button", text: kind, "aria-label": `Sort by ${kind}`, on: { click: () => fill(by) } }))));
-    fill(1);
+    fill(this.by);
     this.scores.append(el("table", { class: "scores" }, el("thead", {}, head), body));
   }
 
@@ -138,9 +159,10 @@ export class Maps {
   }
 
   drawTokens() {
+    if (!this.isNew) return;
     clear(this.reading).append(...this.pieces.map((piece, t) => el("button", {
       class: this.seen.structure[t] ? "tok structure" : "tok", type: "button", text: piece === "\n" ? "↵\n" : piece,
-      "aria-label": `${visible(piece)}, token ${t + 1}`, "aria-pressed": String(t === this.token),
+      "aria-label": `${visible(piece)}, token ${t + 1}`,
       on: { pointerenter: () => this.pick(t, false), focus: () => this.pick(t, false), click: () => this.pick(t, true) },
     })));
   }
@@ -159,31 +181,33 @@ export class Maps {
     return `${visible(this.pieces[this.token])} looks at ${looks.slice(0, 3).map(([w, piece]) => `${visible(piece)} ${percent(w)}`).join(", ")}`;
   }
 
-  // Arcs from the chosen token to what it looks at, and the text shaded by it.
+  // Arcs from the chosen token to what it looks at, over the whole text, which is shaded by it.
   drawArcs() {
     const triangle = this.heads[this.chosen[0]][this.chosen[1]];
     [...this.reading.children].forEach((button, s) => {
       button.setAttribute("aria-pressed", String(s === this.token));
-      button.style.setProperty("--weight", (0.6 * weight(triangle, this.token, s)).toFixed(3));
+      button.tabIndex = s === this.token ? 0 : -1;
+      button.style.setProperty("--weight", (HEAVIEST * weight(triangle, this.token, s)).toFixed(3));
     });
-    const first = Math.max(0, Math.min(this.token - MOST_LABELS + 8, this.pieces.length - MOST_LABELS));
-    const shown = this.pieces.slice(first, first + MOST_LABELS);
-    const widths = shown.map((piece) => 7 * Math.min(14, visible(piece).length) + 10);
+    const labels = this.pieces.map((piece) => visible(piece).slice(0, 14));
     const starts = [];
     let width = 10;
-    for (const own of widths) { starts.push(width); width += own; }
-    const height = Math.min(120, 30 + width / 6);
-    clear(this.arcs).setAttribute("viewBox", `0 0 ${Math.max(width, 500)} ${height + 22}`);
+    for (const label of labels) { starts.push(width); width += 7 * label.length + 10; }
+    const middle = (s) => starts[s] + 3.5 * labels[s].length;
+    const height = Math.min(150, 34 + width / 8);
+    clear(this.arcs).setAttribute("viewBox", `0 0 ${width} ${height + 22}`);
+    this.arcs.style.width = `${(1.35 * width).toFixed(0)}px`;
     this.arcs.setAttribute("aria-label", this.sentence());
-    const middle = (s) => starts[s - first] + widths[s - first] / 2 - 5;
-    shown.forEach((piece, i) => this.arcs.append(svg("text", { x: starts[i], y: height + 16, "font-weight": first + i === this.token ? 700 : 400, text: visible(piece).slice(0, 14) })));
-    for (let s = first; s < this.token; s++) {
+    labels.forEach((label, s) => this.arcs.append(svg("text", { x: starts[s], y: height + 16, "font-weight": s === this.token ? 700 : 400, text: label })));
+    for (let s = 0; s < this.token; s++) {
       const w = weight(triangle, this.token, s);
       if (w < 0.02) continue;
       const [a, b] = [middle(s), middle(this.token)];
-      const rise = Math.min(height - 4, 12 + (b - a) / 2.5);
+      const rise = Math.min(1.3 * (height - 6), 16 + (b - a) / 2);
       this.arcs.append(svg("path", { d: `M${a} ${height} C${a} ${height - rise} ${b} ${height - rise} ${b} ${height}`, "stroke-width": (0.5 + 5 * w).toFixed(2), "stroke-opacity": (0.25 + 0.75 * w).toFixed(2) }));
     }
+    const at = 1.35 * middle(this.token);
+    if (at < this.strip.scrollLeft + 30 || at > this.strip.scrollLeft + this.strip.clientWidth - 30) this.strip.scrollLeft = at - this.strip.clientWidth * 0.75;
   }
 }
 
