@@ -153,6 +153,22 @@ def test_a_long_series_keeps_its_shape(n: int) -> None:
     assert all(values[int(step)] == value for step, value in zip(steps, found, strict=True))
 
 
+@pytest.mark.parametrize("n", [1, 1999, 2000, 4001, 9973])
+def test_the_means_of_a_long_series_add_up_to_it(n: int) -> None:
+    """The lowest and the highest of each stretch do not: of rare peaks they make half of all."""
+    values = [100.0 if step % 50 == 0 else 1.0 for step in range(n)]
+    thinned = Thinned()
+    for step, value in enumerate(values):
+        thinned.add(step, value)
+    steps, means, counts = thinned.means()
+    assert thinned.is_whole == (n < MOST_POINTS)
+    assert sum(counts) == n
+    assert sum(mean * count for mean, count in zip(means, counts, strict=True)) == pytest.approx(sum(values))
+    assert steps == [sum(counts[: place + 1]) - 1 for place in range(len(counts))]
+    shown = thinned.points()[1]
+    assert thinned.is_whole or sum(shown) / len(shown) > 2 * sum(values) / n
+
+
 def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
     """In several answers, each of a bounded size; also where a line has no end, and where a row has too many names."""
     path = tmp_path / "metrics.jsonl"
@@ -291,6 +307,7 @@ def test_a_run_is_listed_and_followed_over_http(house: Served) -> None:
     assert (status, news["series"]) == (200, {"kl": {"step": [6], "value": [0.5]}})
     assert (news["restarted"], news["not_finite"], news["rows"]) == (False, 1, 1)
     assert house.ask("GET", f"{address}?after={first['next']}&mark=wrong")[1]["restarted"] is True
+    assert "mean" not in first["series"]["loss"], "every value is there"
     assert house.ask("GET", f"{address}?after=-1")[0] == 400
     assert house.ask("GET", f"{URL}/ladder/ladder")[1]["rungs"][0]["val_loss"] == 2.5
 

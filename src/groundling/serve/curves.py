@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 CHUNK = 1 << 20
 MOST_BYTES = 32 << 20
@@ -26,39 +26,64 @@ Point = tuple[int, float, float]
 """(number of the value, step, value)"""
 
 
+class Stretch(NamedTuple):
+    """Values of a series that follow each other."""
+
+    low: Point
+    high: Point
+    last_step: float
+    total: float
+    n: int
+
+    def joined(self, later: "Stretch") -> "Stretch":
+        """This one and the one after it."""
+        low = self.low if self.low[2] <= later.low[2] else later.low
+        high = self.high if self.high[2] >= later.high[2] else later.high
+        return Stretch(low, high, later.last_step, self.total + later.total, self.n + later.n)
+
+
 class Thinned:
-    """A series that keeps its shape in a bounded number of points: of a stretch, the lowest and the highest value."""
+    """A series that keeps its shape in a bounded number of points: of a stretch, the lowest and the highest value.
+
+    Those are for the eye; who goes on to reckon with them takes the means.
+    """
 
     def __init__(self, most: int = MOST_POINTS) -> None:
         self._most, self._stride, self._n = most, 1, 0
-        self._stretches: list[tuple[Point, Point]] = []
+        self._stretches: list[Stretch] = []
         self._last: Point | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every value is there by itself."""
+        return self._stride == 1
 
     def add(self, step: float, value: float) -> None:
         """Take the next value."""
         point = self._last = (self._n, step, value)
+        one = Stretch(point, point, step, value, 1)
         if self._n % self._stride == 0:
-            self._stretches.append((point, point))
+            self._stretches.append(one)
         else:
-            self._stretches[-1] = _joined(self._stretches[-1], (point, point))
+            self._stretches[-1] = self._stretches[-1].joined(one)
         self._n += 1
         while len(self._stretches) > (self._most - 1) // (1 if self._stride == 1 else 2):
             pairs = [self._stretches[i : i + 2] for i in range(0, len(self._stretches), 2)]
-            self._stretches = [_joined(pair[0], pair[-1]) for pair in pairs]
+            self._stretches = [pair[0].joined(pair[1]) if len(pair) == 2 else pair[0] for pair in pairs]
             self._stride *= 2
 
     def points(self) -> tuple[list[float], list[float]]:
         """Steps and values in the order of their coming; the newest is always there."""
-        found = {point for stretch in self._stretches for point in stretch}
+        found = {point for stretch in self._stretches for point in (stretch.low, stretch.high)}
         if self._last is not None:
             found.add(self._last)
         ordered = sorted(found)
         return [step for _, step, _ in ordered], [value for _, _, value in ordered]
 
-
-def _joined(a: tuple[Point, Point], b: tuple[Point, Point]) -> tuple[Point, Point]:
-    low = a[0] if a[0][2] <= b[0][2] else b[0]
-    return low, (a[1] if a[1][2] >= b[1][2] else b[1])
+    def means(self) -> tuple[list[float], list[float], list[int]]:
+        """Of each stretch its last step, its mean, and how many values it has."""
+        rows = [(stretch.last_step, stretch.total / stretch.n, stretch.n) for stretch in self._stretches]
+        return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, Query
 
-from groundling.serve.curves import read_news
+from groundling.serve.curves import Thinned, read_news
 from groundling.serve.errors import ApiError
 from groundling.serve.registry import Theatre
 from groundling.serve.run_folders import METRICS, RunFolder, describe, find_runs, ladder_of
@@ -65,6 +65,14 @@ def _metrics(run: RunFolder, after: int, mark: str | None) -> dict[str, Any]:
         "more": news.more,
         "rows": news.n_rows,
         "not_finite": news.n_not_finite,
-        "series": {name: {"step": steps, "value": values} for name, (steps, values) in news.points().items()},
+        "series": {name: _series(thinned) for name, thinned in news.series.items()},
         "samples": news.samples,
     }
+
+
+def _series(thinned: Thinned) -> dict[str, Any]:
+    steps, values = thinned.points()
+    found: dict[str, Any] = {"step": steps, "value": values}
+    if not thinned.is_whole:
+        found["mean"] = dict(zip(("step", "value", "n"), thinned.means(), strict=True))
+    return found

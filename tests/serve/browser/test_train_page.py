@@ -224,6 +224,56 @@ def test_the_ladder_stands_beside_the_lecture(page_at) -> None:
     expect(chart.get_by_role("row", name="s3")).to_have_text("s32.42.42.4")
 
 
+def test_two_ladders_stand_on_the_same_rungs(page_at, folder: Path) -> None:
+    """By their names, not by their number; the lecture once."""
+    (folder / "second").mkdir()
+    rungs = [
+        {"rung": n, "val_loss": loss, "lecture_val_loss": 2.5} for n, loss in (("s1", 2.6), ("s1b", 2.5), ("s3", 2.3))
+    ]
+    (folder / "second/ladder.json").write_text(json.dumps({"rungs": rungs}))
+    try:
+        page = opened(page_at, "ladder", "second")
+        chart = figure(page, "The ladder")
+        chart.locator("summary").click()
+        heads = chart.get_by_role("columnheader").all_text_contents()
+        assert heads.count("the lecture") == 1
+        found = {
+            cells[0]: cells
+            for cells in (row.locator("th, td").all_text_contents() for row in chart.get_by_role("row").all())
+        }
+        assert list(found)[1:] == ["s1", "s1b", "s2", "s3"]
+        ours, theirs = (
+            heads.index("ladder, all of the validation text"),
+            heads.index("second, all of the validation text"),
+        )
+        assert [found[name][ours] for name in ("s1", "s1b", "s2", "s3")] == ["2.5", "", "2.51", "2.4"]
+        assert [found[name][theirs] for name in ("s1", "s1b", "s2", "s3")] == ["2.6", "2.5", "", "2.3"]
+    finally:
+        shutil.rmtree(folder / "second")
+
+
+def test_a_long_run_is_summed_and_smoothed_as_if_it_were_short(page_at, folder: Path) -> None:
+    """9,000 steps, of which every fiftieth takes 51 s and has a norm of 51, all others 1."""
+    (folder / "long").mkdir()
+    peaks = [51 if step % 50 == 0 else 1 for step in range(1, 9001)]
+    lines = [json.dumps({"step": step, "seconds": n, "grad_norm": n, "kl": -1.0}) for step, n in enumerate(peaks, 1)]
+    lines.insert(100, json.dumps({"step": 100, "loss": math.nan}))
+    (folder / "long/metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    try:
+        page = opened(page_at, "long")
+        expect(page.locator("#ill")).to_contain_text("long: 1 of its figures are no finite numbers")
+        page.locator("#smooth").fill("0.98")
+        last = figure(page, "Gradient norm").locator(".chart-readout b")
+        assert float(last.inner_text()) == pytest.approx(2, abs=0.75), "the mean, not that of the peaks"
+        page.get_by_label("Along", exact=True).select_option("train_s")
+        slider = figure(page, "Gradient norm").get_by_role("slider")
+        expect(slider).to_have_attribute("aria-valuemax", str(sum(peaks)))
+        page.get_by_label("Logarithmic").check()
+        assert "NaN" not in (figure(page, "KL").locator(".line").get_attribute("d") or "NaN"), "nothing is above 0"
+    finally:
+        shutil.rmtree(folder / "long")
+
+
 def test_a_sample_is_text(page_at) -> None:
     page = opened(page_at, "old")
     expect(page.locator(".sample p")).to_have_text(HOSTILE)

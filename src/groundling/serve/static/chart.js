@@ -87,7 +87,9 @@ export class Chart {
 
   // lines: { name, tint, points: [[x, y]], faint: [[x, y]], dots, dashed }; names: ticks along x by number.
   draw({ lines, xName, log = false, names = null }) {
-    Object.assign(this, { lines: lines.filter((line) => line.points.length), xName, log, names });
+    const drawn = lines.filter((line) => line.points.length);
+    const above = drawn.some((line) => [line.points, line.faint ?? []].some((points) => points.some(([, y]) => y > 0)));
+    Object.assign(this, { lines: drawn, xName, log: log && above, names });  // of what is not above 0 there is no logarithm
     this.#paint();
     this.#tabulate();
   }

@@ -2,7 +2,7 @@
 import { inWords } from "./api.js";
 import { Chart } from "./chart.js";
 import { byId, clear, el, remember, remembered } from "./dom.js";
-import { Curves, ladderOf, listRuns, smoothed } from "./train_data.js";
+import { Curves, ladderOf, listRuns } from "./train_data.js";
 
 const MOST = 6;
 const EVERY_MS = 1000;
@@ -170,6 +170,9 @@ function draw() {
   drawSamples(known);
   const silent = set.axis === "step" ? [] : known.filter((name) => curves.get(name).series.size && !curves.get(name).along([...curves.get(name).series.keys()][0], set.axis).length);
   const nothing = !known.length && !awaited.length ? "Choose a run from the bill." : !series.length && !ladders.size ? "Nothing is recorded yet; it will come here by itself." : "";
+  const ill = known.filter((name) => curves.get(name).notFinite).map((name) => `${name}: ${curves.get(name).notFinite.toLocaleString("en")} of its figures are no finite numbers (NaN, or infinite) and are not drawn.`);
+  setText(byId("ill"), ill.join(" "));
+  byId("ill").hidden = !ill.length;
   const waits = awaited.length ? `${awaited.join(", ")}: nothing is recorded yet; it will come here by itself.` : "";
   byId("empty").textContent = waits || nothing || (silent.length ? `${silent.join(", ")}: no ${ALONG[set.axis]} recorded, so not drawn.` : "");
   byId("empty").hidden = !byId("empty").textContent;
@@ -198,9 +201,9 @@ function pointAll(x) {
 function lossLines(known, { axis, weight }) {
   return known.flatMap((name) => {
     const tint = chosen.indexOf(name);
-    const raw = curves.get(name).along("loss", axis);
-    const lines = [{ name, tint, points: smoothed(raw, weight), faint: raw }];
-    lines.push({ name: `${name}, validation`, tint, points: curves.get(name).along("val_loss", axis), dashed: true, dots: true });
+    const own = curves.get(name);
+    const lines = [{ name, tint, points: own.smoothAlong("loss", axis, weight), faint: own.along("loss", axis) }];
+    lines.push({ name: `${name}, validation`, tint, points: own.along("val_loss", axis), dashed: true, dots: true });
     return lines;
   });
 }
@@ -209,30 +212,39 @@ function plainLines(series, known, { axis, weight }) {
   return known.map((name) => {
     const raw = curves.get(name).along(series, axis);
     const noisy = ["grad_norm", "tokens_per_s"].includes(series);
-    return { name, tint: chosen.indexOf(name), points: noisy ? smoothed(raw, weight) : raw, faint: noisy ? raw : undefined, dots: raw.length <= 3 };
+    return { name, tint: chosen.indexOf(name), points: noisy ? curves.get(name).smoothAlong(series, axis, weight) : raw, faint: noisy ? raw : undefined, dots: raw.length <= 3 };
   });
 }
 
+// Ladders beside each other, by the names of their rungs; the lecture's losses are the same for all, and stand once.
 function drawLadder(known) {
-  const lines = [];
-  let rungs = [];
-  for (const name of known.filter((each) => ladders.get(each)?.length)) {
-    const found = ladders.get(name);
-    if (found.length > rungs.length) rungs = found;
-    const line = (key, label, look) => ({
-      name: label, tint: chosen.indexOf(name), ...look,
-      points: found.map((rung, number) => [number, rung[key]]).filter(([, value]) => value !== null),
-    });
-    lines.push(line("val_loss", "ours, all of the validation text", { dots: true }));
-    lines.push(line("val_loss_random_batches", "ours, random batches", { dots: true, unjoined: true, shape: "cross" }));
-    lines.push({ ...line("lecture_val_loss", "the lecture", { dots: true, unjoined: true, shape: "diamond" }), tint: (chosen.indexOf(name) + 1) % MOST });
-  }
-  const key = "ladder";
-  if (!lines.length) { clear(byId("ladder")); return; }
-  if (!charts.has(key)) charts.set(key, new Chart({ title: "The ladder", note: "validation loss at the end of each rung, beside the lecture's", height: 300 }));
-  const chart = charts.get(key);
+  const climbed = known.filter((each) => ladders.get(each)?.length);
+  if (!climbed.length) { clear(byId("ladder")); return; }
+  const names = rungNames(climbed.map((name) => ladders.get(name)));
+  const points = (rungs, key) => rungs.filter((rung) => rung[key] !== null).map((rung) => [names.indexOf(rung.rung), rung[key]]).sort((a, b) => a[0] - b[0]);
+  const lines = climbed.flatMap((name) => {
+    const [tint, who] = [chosen.indexOf(name), climbed.length > 1 ? name : "ours"];
+    return [{ name: `${who}, all of the validation text`, tint, dots: true, points: points(ladders.get(name), "val_loss") },
+      { name: `${who}, random batches`, tint, dots: true, unjoined: true, shape: "cross", points: points(ladders.get(name), "val_loss_random_batches") }];
+  });
+  const lecture = new Map(climbed.flatMap((name) => ladders.get(name)).filter((rung) => rung.lecture_val_loss !== null).map((rung) => [rung.rung, rung]));
+  const free = [...Array(MOST).keys()].find((tint) => !climbed.some((name) => chosen.indexOf(name) === tint));
+  lines.push({ name: "the lecture", tint: free ?? 0, dots: true, unjoined: true, shape: "diamond", points: points([...lecture.values()], "lecture_val_loss") });
+  if (!charts.has("ladder")) charts.set("ladder", new Chart({ title: "The ladder", note: "validation loss at the end of each rung, beside the lecture's", height: 300 }));
+  const chart = charts.get("ladder");
   if (chart.node.parentNode !== byId("ladder")) clear(byId("ladder")).append(chart.node);
-  chart.draw({ lines, xName: "rung", names: rungs.map((rung) => rung.rung) });
+  chart.draw({ lines, xName: "rung", names });
+}
+
+// All rungs, each after the one that it follows in some ladder.
+function rungNames(ladders) {
+  const names = [];
+  for (const rungs of ladders) {
+    rungs.forEach(({ rung }, number) => {
+      if (!names.includes(rung)) names.splice(number ? names.indexOf(rungs[number - 1].rung) + 1 : 0, 0, rung);
+    });
+  }
+  return names;
 }
 
 // The newest of each run; what was said before is there for who asks.

@@ -13,7 +13,8 @@ export class Curves {
   }
 
   #forget() {
-    Object.assign(this, { after: 0, mark: null, series: new Map(), samples: [], axes: new Map() });
+    // series: what is drawn, of long stretches the lowest and the highest; means: [step, mean, how many], to reckon with
+    Object.assign(this, { after: 0, mark: null, series: new Map(), means: new Map(), samples: [], notFinite: 0, axes: new Map() });
   }
 
   // Ask for what is new; true if something is.
@@ -40,12 +41,13 @@ export class Curves {
   #take(news) {
     this.after = news.next;
     this.mark = news.mark;
-    for (const [name, { step, value }] of Object.entries(news.series)) {
-      let points = this.series.get(name) ?? [];
-      for (let i = 0; i < step.length; i += 1) points.push([step[i], value[i]]);
-      if (points.length > MOST_POINTS) points = points.filter((_, place) => place % 2 === 0 || place > points.length - 100);
-      this.series.set(name, points);
+    for (const [name, { step, value, mean }] of Object.entries(news.series)) {
+      const points = [...(this.series.get(name) ?? []), ...step.map((at, i) => [at, value[i]])];
+      const means = [...(this.means.get(name) ?? []), ...(mean ? mean.step.map((at, i) => [at, mean.value[i], mean.n[i]]) : step.map((at, i) => [at, value[i], 1]))];
+      this.series.set(name, points.length > MOST_POINTS ? points.filter((_, place) => place % 2 === 0 || place > points.length - 100) : points);
+      this.means.set(name, means.length > MOST_POINTS ? inPairs(means) : means);
     }
+    this.notFinite += news.not_finite;
     this.samples = [...this.samples, ...news.samples].slice(-20);
     this.axes = new Map();
     return news.rows > 0;
@@ -57,7 +59,15 @@ export class Curves {
 
   // The points of a series along steps, tokens or seconds; none where the run does not tell those.
   along(name, axis) {
-    const points = this.series.get(name) ?? [];
+    return this.#moved(this.series.get(name) ?? [], axis);
+  }
+
+  // The same, smoothed.
+  smoothAlong(name, axis, weight) {
+    return this.#moved(smoothed(this.means.get(name) ?? [], weight), axis);
+  }
+
+  #moved(points, axis) {
     if (axis === "step") return points;
     const known = this.#axis(axis);
     return known.length ? points.map(([step, value]) => [between(known, step), value]) : [];
@@ -68,7 +78,7 @@ export class Curves {
       let known = this.series.get(axis) ?? [];
       if (!known.length && axis === "train_s" && this.has("seconds")) {  // of each step, one by one
         let sum = 0;
-        known = this.series.get("seconds").map(([step, seconds]) => [step, sum += seconds]);
+        known = this.means.get("seconds").map(([step, seconds, n]) => [step, sum += n * seconds]);
       }
       this.axes.set(axis, known.length ? [[0, 0], ...known.filter(([step]) => step > 0)] : []);
     }
@@ -89,13 +99,24 @@ function between(known, step) {
   return b === a ? atA : atA + ((step - a) / (b - a)) * (atB - atA);
 }
 
+function inPairs(means) {
+  const half = [];
+  for (let i = 0; i < means.length; i += 2) {
+    const [[, a, n], [step, b, m]] = [means[i], means[i + 1] ?? [means[i][0], 0, 0]];
+    half.push([step, (n * a + m * b) / (n + m), n + m]);
+  }
+  return half;
+}
+
 // A mean that forgets: what is `weight` of the last one stays; the first values count as if there had been as many.
-export function smoothed(points, weight) {
+// A mean of n values counts as n of them.
+export function smoothed(means, weight) {
   let mean = 0;
   let share = 0;
-  return points.map(([x, y]) => {
-    mean = weight * mean + (1 - weight) * y;
-    share = weight * share + (1 - weight);
+  return means.map(([x, y, n]) => {
+    const stays = weight ** n;
+    mean = stays * mean + (1 - stays) * y;
+    share = stays * share + (1 - stays);
     return [x, mean / share];
   });
 }

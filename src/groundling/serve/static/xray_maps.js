@@ -196,7 +196,8 @@ export class Maps {
     const middle = (s) => starts[s] + 3.5 * labels[s].length;
     const height = Math.min(150, 34 + width / 8);
     clear(this.arcs).setAttribute("viewBox", `0 0 ${width} ${height + 22}`);
-    this.arcs.style.width = `${(1.35 * width).toFixed(0)}px`;
+    const scale = Math.min(2, Math.max(1.35, (this.strip.clientWidth - 4) / width));
+    this.arcs.style.width = `${(scale * width).toFixed(0)}px`;
     this.arcs.setAttribute("aria-label", this.sentence());
     labels.forEach((label, s) => this.arcs.append(svg("text", { x: starts[s], y: height + 16, "font-weight": s === this.token ? 700 : 400, text: label })));
     for (let s = 0; s < this.token; s++) {
@@ -206,7 +207,7 @@ export class Maps {
       const rise = Math.min(1.3 * (height - 6), 16 + (b - a) / 2);
       this.arcs.append(svg("path", { d: `M${a} ${height} C${a} ${height - rise} ${b} ${height - rise} ${b} ${height}`, "stroke-width": (0.5 + 5 * w).toFixed(2), "stroke-opacity": (0.25 + 0.75 * w).toFixed(2) }));
     }
-    const at = 1.35 * middle(this.token);
+    const at = scale * middle(this.token);
     if (at < this.strip.scrollLeft + 30 || at > this.strip.scrollLeft + this.strip.clientWidth - 30) this.strip.scrollLeft = at - this.strip.clientWidth * 0.75;
   }
 }

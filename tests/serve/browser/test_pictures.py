@@ -1,0 +1,110 @@
+"""The pictures of the pages in the documentation: each page in use, at 1,440 pixels.
+
+They are of tiny models that know nothing, unless GROUNDLING_STAGE is a folder with runs of real ones, `base` (with its
+checkpoints and samples) and `sft`:
+
+    GROUNDLING_STAGE=runs GROUNDLING_SCREENSHOTS=docs/images pytest tests/serve/browser/test_pictures.py
+"""
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from servekit import Served, serving
+
+pytestmark = pytest.mark.slow
+MOST_BYTES = 150_000
+Picture = Callable[[Page, str], None]
+SAID = ("Where is the king?", "What news from the battle?")
+PROMPTS = ("What say you to the duke?", "Why art thou so sad, my lord?", "Where is the king?")
+
+
+@pytest.fixture(scope="module")
+def theatre(models: dict[str, Path], finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("stage")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    places = ("--prompts", folder / "prompts.jsonl", "--rankings", folder / "kept.sqlite", "--safety", "off")
+    if stage := os.environ.get("GROUNDLING_STAGE"):
+        runs = Path(stage).resolve()
+        with serving(f"base={runs / 'base'}", f"sft={runs / 'sft'}", *places, "--runs", runs) as served:
+            yield served
+    else:
+        players = (f"base={finished_run}", f"sft={models['talker']}")
+        with serving(*players, *places, "--runs", finished_run.parent) as served:
+            yield served
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Picture:
+    """Keeps what is to be seen, in as few bytes as it takes."""
+    folder = Path(os.environ.get("GROUNDLING_SCREENSHOTS") or tmp_path)
+
+    def keep(page: Page, name: str) -> None:
+        page.mouse.move(0, 0) if not name.endswith("chat") else None
+        image = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
+        path = folder / f"page_{name}.png"
+        image.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        assert image.width == 1440
+        assert path.stat().st_size < MOST_BYTES
+
+    return keep
+
+
+def test_chat(page_at: Callable[..., Page], picture: Picture) -> None:
+    page = page_at("/")
+    page.set_viewport_size({"width": 1440, "height": 820})
+    page.locator("#cast label", has_text="sft").locator("input").check()
+    page.locator("#cast label", has_text="base").locator("input").check()
+    page.locator(".settings summary").click()
+    page.fill("#max_tokens", "44")
+    page.fill("#seed", os.environ.get("GROUNDLING_SEED", "4"))
+    page.locator(".settings summary").click()
+    page.check("#shade")
+    for words in SAID:
+        page.fill("#words", words)
+        page.press("#words", "Enter")
+        expect(page.locator("#stop")).to_be_hidden()
+    page.locator(".turn").last.locator(".token").nth(9).hover()
+    expect(page.locator("#weighed")).to_be_visible()
+    picture(page, "chat")
+
+
+def test_xray(page_at: Callable[..., Page], picture: Picture) -> None:
+    page = page_at("/xray")
+    page.set_viewport_size({"width": 1440, "height": 1500})
+    expect(page.locator(".lens td").first).to_be_visible()
+    page.fill("#text", "Good my lord, I am a")
+    page.click("#expose")
+    expect(page.locator(".panel[aria-busy]")).to_have_count(0)
+    page.locator(".head").nth(2).click()
+    page.mouse.move(0, 0)
+    picture(page, "xray")
+
+
+def test_rank(page_at: Callable[..., Page], picture: Picture) -> None:
+    page = page_at("/rank")
+    page.set_viewport_size({"width": 1440, "height": 800})
+    page.get_by_label("Your name").fill("Hippolyta")
+    page.get_by_label("Your name").press("Tab")
+    expect(page.locator(".reply:not([disabled])")).to_have_count(2)
+    page.locator(".reply").first.click()
+    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator(".reply:not([disabled])")).to_have_count(2)
+    page.locator(".reply").nth(1).hover()
+    picture(page, "rank")
+
+
+def test_train(page_at: Callable[..., Page], picture: Picture) -> None:
+    name = "base" if os.environ.get("GROUNDLING_STAGE") else "run"
+    also = ",sft" if os.environ.get("GROUNDLING_STAGE") else ""
+    page = page_at(f"/train#{name}{also}")
+    page.set_viewport_size({"width": 1440, "height": 1150})
+    expect(page.locator("#main-chart .line").first).to_be_visible()
+    expect(page.locator("#charts .line").first).to_be_visible()
+    picture(page, "train")
