@@ -1,7 +1,7 @@
 """The pictures of the pages in the documentation: each page in use, at 1,440 pixels.
 
-They are of tiny models that know nothing, unless GROUNDLING_STAGE is a folder with runs of real ones, `base` (with its
-checkpoints and samples) and `sft`:
+They are of tiny models that know nothing, unless GROUNDLING_STAGE is a folder with runs of real ones, `base` with its
+checkpoints and samples, and some that answer:
 
     GROUNDLING_STAGE=runs GROUNDLING_SCREENSHOTS=docs/images pytest tests/serve/browser/test_pictures.py
 """
@@ -21,8 +21,7 @@ from servekit import Served, serving
 pytestmark = pytest.mark.slow
 MOST_BYTES = 150_000
 Picture = Callable[[Page, str], None]
-SAID = ("Where is the king?", "What news from the battle?")
-PROMPTS = ("What say you to the duke?", "Why art thou so sad, my lord?", "Where is the king?")
+PROMPTS = ("What say you to the duke?", "What news, my lord?", "Where is the king?")
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +31,12 @@ def theatre(models: dict[str, Path], finished_run: Path, tmp_path_factory: pytes
     places = ("--prompts", folder / "prompts.jsonl", "--rankings", folder / "kept.sqlite", "--safety", "off")
     if stage := os.environ.get("GROUNDLING_STAGE"):
         runs = Path(stage).resolve()
-        with serving(f"base={runs / 'base'}", f"sft={runs / 'sft'}", *places, "--runs", runs) as served:
-            yield served
+        players = [f"{bundle.parent.name}={bundle.parent}" for bundle in sorted(runs.glob("*/bundle"))]
     else:
-        players = (f"base={finished_run}", f"sft={models['talker']}")
-        with serving(*players, *places, "--runs", finished_run.parent) as served:
-            yield served
+        runs = finished_run.parent
+        players = [f"base={finished_run}", f"sft={models['talker']}"]
+    with serving(*players, *places, "--runs", runs) as served:
+        yield served
 
 
 @pytest.fixture
@@ -46,10 +45,9 @@ def picture(tmp_path: Path) -> Picture:
     folder = Path(os.environ.get("GROUNDLING_SCREENSHOTS") or tmp_path)
 
     def keep(page: Page, name: str) -> None:
-        page.mouse.move(0, 0) if not name.endswith("chat") else None
         image = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
         path = folder / f"page_{name}.png"
-        image.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         assert image.width == 1440
         assert path.stat().st_size < MOST_BYTES
 
@@ -58,38 +56,38 @@ def picture(tmp_path: Path) -> Picture:
 
 def test_chat(page_at: Callable[..., Page], picture: Picture) -> None:
     page = page_at("/")
-    page.set_viewport_size({"width": 1440, "height": 820})
-    page.locator("#cast label", has_text="sft").locator("input").check()
-    page.locator("#cast label", has_text="base").locator("input").check()
+    page.set_viewport_size({"width": 1440, "height": 830})
+    page.wait_for_selector("#cast input")
+    for label in page.locator("#cast label").all():
+        label.locator("input").check()
     page.locator(".settings summary").click()
-    page.fill("#max_tokens", "44")
-    page.fill("#seed", os.environ.get("GROUNDLING_SEED", "4"))
+    page.fill("#max_tokens", "72")
+    page.fill("#seed", os.environ.get("GROUNDLING_SEED", "9"))
     page.locator(".settings summary").click()
-    page.check("#shade")
-    for words in SAID:
-        page.fill("#words", words)
-        page.press("#words", "Enter")
-        expect(page.locator("#stop")).to_be_hidden()
-    page.locator(".turn").last.locator(".token").nth(9).hover()
+    page.fill("#words", "Where is the king?")
+    page.press("#words", "Enter")
+    expect(page.locator("#stop")).to_be_hidden()
+    page.evaluate("scrollTo(0, 0)")
+    page.locator(".columns .speech").nth(1).locator(".token").nth(6).hover()
     expect(page.locator("#weighed")).to_be_visible()
     picture(page, "chat")
 
 
 def test_xray(page_at: Callable[..., Page], picture: Picture) -> None:
     page = page_at("/xray")
-    page.set_viewport_size({"width": 1440, "height": 1500})
+    page.set_viewport_size({"width": 1440, "height": 1640})
     expect(page.locator(".lens td").first).to_be_visible()
-    page.fill("#text", "Good my lord, I am a")
+    page.fill("#text", "Good my lord, I am a poor man. Good my lord, I am a")
     page.click("#expose")
     expect(page.locator(".panel[aria-busy]")).to_have_count(0)
-    page.locator(".head").nth(2).click()
+    page.locator(".head").nth(int(os.environ.get("GROUNDLING_HEAD", "2"))).click()
     page.mouse.move(0, 0)
     picture(page, "xray")
 
 
 def test_rank(page_at: Callable[..., Page], picture: Picture) -> None:
     page = page_at("/rank")
-    page.set_viewport_size({"width": 1440, "height": 800})
+    page.set_viewport_size({"width": 1440, "height": 880})
     page.get_by_label("Your name").fill("Hippolyta")
     page.get_by_label("Your name").press("Tab")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
@@ -100,11 +98,11 @@ def test_rank(page_at: Callable[..., Page], picture: Picture) -> None:
     picture(page, "rank")
 
 
-def test_train(page_at: Callable[..., Page], picture: Picture) -> None:
-    name = "base" if os.environ.get("GROUNDLING_STAGE") else "run"
-    also = ",sft" if os.environ.get("GROUNDLING_STAGE") else ""
-    page = page_at(f"/train#{name}{also}")
-    page.set_viewport_size({"width": 1440, "height": 1150})
+def test_train(page_at: Callable[..., Page], theatre: Served, picture: Picture) -> None:
+    names = [run["name"] for run in theatre.ask("GET", "/v1/groundling/runs")[1]["data"]]
+    page = page_at(f"/train#{','.join(names[:2])}")
+    page.set_viewport_size({"width": 1440, "height": 1250})
     expect(page.locator("#main-chart .line").first).to_be_visible()
     expect(page.locator("#charts .line").first).to_be_visible()
+    page.mouse.move(0, 0)
     picture(page, "train")

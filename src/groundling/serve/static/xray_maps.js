@@ -61,7 +61,7 @@ export class Maps {
     const shape = `${n_layer} ${n_head}`;
     if (this.grid.dataset.shape !== shape) {
       this.grid.dataset.shape = shape;
-      clear(this.grid).style.gridTemplateColumns = `auto repeat(${n_head}, minmax(34px, 96px))`;
+      clear(this.grid).style.gridTemplateColumns = `auto repeat(${n_head}, minmax(34px, ${n_head < 4 ? 128 : 96}px))`;
       for (let layer = 0; layer < n_layer; layer++) {
         this.grid.append(el("span", { class: "layer", "aria-hidden": "true", text: `${layer + 1}` }));
         for (let head = 0; head < n_head; head++) this.grid.append(this.headButton(layer, head));
@@ -194,7 +194,7 @@ export class Maps {
     let width = 10;
     for (const label of labels) { starts.push(width); width += 7 * label.length + 10; }
     const middle = (s) => starts[s] + 3.5 * labels[s].length;
-    const height = Math.min(150, 34 + width / 8);
+    const height = Math.min(70, 28 + width / 12);
     clear(this.arcs).setAttribute("viewBox", `0 0 ${width} ${height + 22}`);
     const scale = Math.min(2, Math.max(1.35, (this.strip.clientWidth - 4) / width));
     this.arcs.style.width = `${(scale * width).toFixed(0)}px`;
