@@ -59,3 +59,12 @@ def test_what_does_not_end_in_time_is_told_so(models, second: bool) -> None:
         assert last["error"]["code"] == "draining"
         assert server.process.wait(10) == 0
         assert time.monotonic() - begun < 8
+
+
+@pytest.mark.slow
+def test_asked_to_stop_while_models_are_loaded_it_leaves_well(models) -> None:
+    with serving(*models.values(), *(f"more{n}={models['base']}" for n in range(5)), ready=False) as server:
+        assert server.ask("GET", "/ready")[0] == 503
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert not [line for line in server.log() if line["event"] == "ready"]

@@ -8,7 +8,17 @@ BODY = {"model": "base", "prompt": "a", "max_tokens": 1}
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost.evil.example"]
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "http://[",
+        "",
+        "http://[::1",
+        "\u00ff",
+        "http://127.0.0.1:1",
+        "http://localhost.evil.example",
+    ],
 )
 def test_a_foreign_page_may_not(server: Served, origin: str) -> None:
     status, answer, headers = server.ask("POST", "/v1/completions", BODY, headers={"Origin": origin})

@@ -1,5 +1,6 @@
 """Row 57: a model that cannot be loaded ends the start in one line; until all are there, nothing is served."""
 
+import queue
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from faultkit import DAMAGE
-from servekit import serving, wait_until
+from servekit import Served, serving, wait_until
 
 COMMAND = [sys.executable, "-m", "groundling", "serve", "--port", "0"]
 
@@ -68,3 +69,18 @@ def test_until_all_is_there_nothing_is_served(models) -> None:
         assert server.ask("GET", "/health")[0] == 200
         wait_until(lambda: server.ask("GET", "/ready")[0] == 200, 60)
         assert len(server.ask("GET", "/v1/models")[1]["data"]) == len(models)
+
+
+@pytest.mark.slow
+def test_a_decoder_that_dies_ends_the_process(models) -> None:
+    """A server that lives and writes nothing any more would never be started anew."""
+    spoilt = "import sys; from groundling.sample.engine import Engine; from groundling.cli import main\n"
+    spoilt += "Engine.add = lambda *_: 1 / 0\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", spoilt, "serve", str(models["base"]), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split("http://")[1].split("/")[0].rsplit(":", 1)[1])
+        served = Served(process, port, queue.Queue())
+        wait_until(lambda: served.ask("GET", "/ready")[0] == 200, 60)
+        assert served.ask("POST", "/v1/completions", {"model": "base", "prompt": "a"})[0] == 500
+        assert process.wait(20) == 1

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from groundling.data import sources
 from groundling.errors import ConfigError
+from groundling.sample.choose import Token
+from groundling.serve.generation import Choice
 from groundling.serve.safety import Safety, Segment
 from groundling.serve.safety_rules import read_rules
+from groundling.text.vendors import GPT2Tokenizer
 
 RULES = """
 [[rule]]
@@ -272,3 +275,13 @@ def test_a_segment_says_what_it_stands_for(safety: Safety) -> None:
     segments, _ = judged(safety, ["I am Tom."])
     assert "".join(segment.text for segment in segments if not segment.redacted) == "I am ."
     assert [segment for segment in segments if segment.redacted] == [Segment("[name]", 3, True)]
+
+
+def test_what_is_blocked_is_said_to_be_though_a_stop_string_comes_with_it(safety: Safety) -> None:
+    """One token completes both."""
+    tokenizer = GPT2Tokenizer()
+    ids = tokenizer.encode("Well, zounds stop")
+    assert tokenizer.decode(ids[-1:]) == " stop"
+    choice = Choice(tokenizer, ("stop",), (), safety.reply())
+    shown = choice.push([Token(id) for id in ids], False)
+    assert (shown.text, shown.finish_reason) == ("Well, ", "content_filter")

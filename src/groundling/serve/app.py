@@ -64,18 +64,22 @@ def create_app(theatre: Theatre, log: EventLog) -> FastAPI:
     ours = [module.router(theatre) for module in (xray, rankings, runs)]
     for routes in (_keyed_routes(app, theatre), _v1(theatre, log), *ours):
         app.include_router(routes, dependencies=[require_key])
-    _explain_errors(app, log)
+    _explain_errors(app)
     config = theatre.config
     app.add_middleware(Bodies, most_bytes=config.max_body_bytes, timeout_s=config.receive_timeout_s)
     app.add_middleware(Origins, hosts=config.hosts(), allowed=config.cors_origins)
-    app.add_middleware(Ledger, when_over=_bookkeeper(theatre, log))
+    app.add_middleware(Ledger, when_over=_bookkeeper(theatre, log), when_failed=_confessor(log))
     return app
 
 
 def _lifespan(theatre: Theatre, log: EventLog) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        theatre.worker.start()
+        def failed(error: Exception) -> None:
+            theatre.failure, theatre.state = error, State.STOPPED
+            log.write("bug", "error", id=None, traceback="".join(traceback.format_exception(error)))
+
+        theatre.worker.start(failed)
         loading = asyncio.create_task(_load(theatre, log))
         yield
         loading.cancel()
@@ -89,14 +93,16 @@ async def _load(theatre: Theatre, log: EventLog) -> None:
     try:
         for name, path in theatre.wanted.items():
             served = await theatre.worker.call(lambda name=name, path=path: theatre.load(name, path))  # type: ignore[misc]
+            if theatre.state is not State.LOADING:  # it was told to end meanwhile
+                return
             theatre.models.add(served)
             log.write("loaded", model=name, native=served.engine.is_native)
     except Exception as error:  # also our own bugs: a server that never gets ready would hide them
-        theatre.failure = error
+        if theatre.state is State.LOADING:
+            theatre.failure = error
         return
-    if theatre.state is State.LOADING:
-        theatre.state = State.READY
-        log.write("ready", models=theatre.models.names())
+    theatre.state = State.READY
+    log.write("ready", models=theatre.models.names())
 
 
 def _open_routes(theatre: Theatre) -> APIRouter:
@@ -209,7 +215,7 @@ async def _answer(theatre: Theatre, log: EventLog, order: Order, request: Reques
         over(reason)
 
 
-def _explain_errors(app: FastAPI, log: EventLog) -> None:
+def _explain_errors(app: FastAPI) -> None:
     """Let every error have OpenAI's shape."""
 
     async def ours(_: Request, error: Exception) -> Response:
@@ -227,16 +233,10 @@ def _explain_errors(app: FastAPI, log: EventLog) -> None:
         assert isinstance(error, HTTPException)
         return error_response(ApiError(error.status_code, str(error.detail), _code(error.status_code)))
 
-    async def bug(request: Request, error: Exception) -> Response:
-        notes = request.scope.get("notes", {})
-        log.write("bug", "error", id=notes.get("id"), traceback="".join(traceback.format_exception(error)))
-        return error_response(ApiError(500, "the server failed; its log says how", "internal_error"))
-
     app.add_exception_handler(ApiError, ours)
     app.add_exception_handler(GroundlingError, users)
     app.add_exception_handler(RequestValidationError, wrong_body)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, bug)
 
 
 def _code(status: int) -> str:
@@ -267,3 +267,11 @@ def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float]
             log.write("request", **facts, **scope["notes"])
 
     return over
+
+
+def _confessor(log: EventLog) -> Callable[[Scope, Exception], ApiError]:
+    def failed(scope: Scope, error: Exception) -> ApiError:
+        log.write("bug", "error", id=scope["notes"]["id"], traceback="".join(traceback.format_exception(error)))
+        return ApiError(500, "the server failed; its log says how", "internal_error")
+
+    return failed

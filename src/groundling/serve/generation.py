@@ -63,7 +63,7 @@ class Choice:
             certain = self._text.push(token.id)
             self._held.append((token, self._places.end))
             self._show(certain, shown)
-            if self._text.stopped:
+            if self._text.stopped and self.finish_reason is None:  # what was blocked by the same token stays so
                 self._finish("stop", shown)
         if is_last and self.finish_reason is None:
             self._finish("length", shown)

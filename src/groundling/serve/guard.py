@@ -41,10 +41,21 @@ def error_response(error: ApiError) -> Response:
 
 
 class Ledger:
-    """Outermost: counts requests, gives each a name, and tells what came of it when it has ended."""
+    """Outermost: counts requests, gives each a name, and tells what came of it when it has ended.
 
-    def __init__(self, app: ASGIApp, when_over: Callable[[Scope, int, float], None]) -> None:
-        self._app, self._when_over = app, when_over
+    Args:
+        app: what comes after; what it fails with becomes an answer like any other.
+        when_over: is told a request's status, and how long it took.
+        when_failed: is told what nobody has caught, and says what to answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        when_over: Callable[[Scope, int, float], None],
+        when_failed: Callable[[Scope, Exception], ApiError],
+    ) -> None:
+        self._app, self._when_over, self._when_failed = app, when_over, when_failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -67,6 +78,11 @@ class Ledger:
 
         try:
             await self._app(scope, receive, with_headers)
+        except Exception as error:
+            answer = self._when_failed(scope, error)
+            if status:  # half of an answer is out, and no other can follow
+                raise
+            await error_response(answer)(scope, receive, with_headers)
         finally:
             self._when_over(scope, status, time.monotonic() - began)
 
@@ -125,7 +141,10 @@ class Origins:
 
     @staticmethod
     def _is_own(origin: str, host: str) -> bool:
-        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+        try:
+            return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+        except ValueError:  # no address at all
+            return False
 
 
 def _cors(origin: str) -> dict[str, str]:

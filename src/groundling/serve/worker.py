@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -81,11 +82,11 @@ class Generation:
                 inbox, self._inbox = self._inbox, []
                 if inbox:
                     yield _joined(inbox)
-                if self._error is not None:
-                    raise self._error
                 if pace_s and self._n_left:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._over.wait(), pace_s)
+            if self._error is not None:  # may have come at any time, also while nobody waited for news
+                raise self._error
         finally:
             self.cancel()
 
@@ -97,7 +98,9 @@ class Generation:
         self.worker.wake()
 
     def receive(self, parts: Sequence[Part], error: ApiError | None) -> None:
-        """In the event loop: what a step gave."""
+        """In the event loop: what a step gave. After an error, or when all samples have ended, nothing counts."""
+        if self._n_left <= 0:
+            return
         self._inbox += parts
         self._n_left -= sum(part.is_last for part in parts)
         if error is not None:
@@ -127,16 +130,18 @@ class Worker:
         self._changed = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
         self._waiting: OrderedDict[str, deque[tuple[Generation, Take]]] = OrderedDict()
+        self._generations: WeakSet[Generation] = WeakSet()
         self._active: dict[Sample, tuple[Generation, Take]] = {}
         self._n_open = 0
         self._stopping = False
         self._seconds_a_take = 1.0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._when_failed: Callable[[Exception], None] | None = None
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
-    def start(self) -> None:
-        """Begin, in a running event loop."""
-        self._loop = asyncio.get_running_loop()
+    def start(self, when_failed: Callable[[Exception], None]) -> None:
+        """Begin, in a running event loop, which is told if the thread itself fails: nothing is decoded then."""
+        self._loop, self._when_failed = asyncio.get_running_loop(), when_failed
         self._thread.start()
 
     async def stop(self) -> None:
@@ -182,7 +187,7 @@ class Worker:
 
         with self._changed:
             if self._stopping:
-                raise ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+                raise _draining()
             self._calls.append(run)
             self._changed.notify()
         return await future
@@ -196,11 +201,12 @@ class Worker:
         generation = Generation(engine, client, takes, time.monotonic() + timeout_s, self)
         with self._changed:
             if self._stopping:
-                raise ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+                raise _draining()
             if self._n_open + len(takes) > self.n_slots + self.max_waiting:
                 message = f"{self._n_open} texts are being written or wait, and there is no room for more; try later"
                 raise ApiError(429, message, "queue_full", retry_after_s=self._retry_after_s())
             self._n_open += len(takes)
+            self._generations.add(generation)
             self._waiting.setdefault(client, deque()).extend((generation, take) for take in takes)
             self._changed.notify()
         return generation
@@ -215,12 +221,30 @@ class Worker:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _run(self) -> None:
+        error = _draining()
+        try:
+            self._work()
+        except Exception as bug:  # a thread that ends unseen would leave everybody waiting
+            error = ApiError(500, f"the decoder failed: {type(bug).__name__}", "internal_error")
+            with self._changed:
+                self._stopping = True
+            assert self._when_failed is not None
+            self._tell(self._when_failed, bug)
+        while self._calls:
+            self._calls.popleft()()
+        with self._changed:
+            generations = list(self._generations)
+        for generation in generations:
+            self._tell(generation.receive, [], error)
+
+    def _work(self) -> None:
+        """Until it is told to stop."""
         while True:
             with self._changed:
                 while not (self._calls or self._active or self._waiting or self._stopping):
                     self._changed.wait()
                 if self._stopping:
-                    break
+                    return
                 call = self._calls.popleft() if self._calls else None
             if call is not None:
                 call()
@@ -228,13 +252,6 @@ class Worker:
             self._admit()
             for engine in {generation.engine for generation, _ in self._active.values()}:
                 self._step(engine)
-        while self._calls:
-            self._calls.popleft()()
-        error = ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
-        with self._changed:
-            left = [pair for pairs in self._waiting.values() for pair in pairs] + list(self._active.values())
-        for generation in {generation for generation, _ in left}:
-            self._tell(generation.receive, [], error)
 
     def _drop_who_left(self) -> None:
         """Free the places of those that were cancelled, or whose time is up."""
@@ -246,19 +263,20 @@ class Worker:
             self._end(take.sample)
         with self._changed:
             for client, pairs in list(self._waiting.items()):
-                over = [pair for pair in pairs if _is_over(*pair, now)]
-                if over:
-                    gone += over
-                    self._n_open -= len(over)
-                    self._waiting[client] = deque(pair for pair in pairs if not _is_over(*pair, now))
-                if not self._waiting[client]:
+                over, left = list[tuple[Generation, Take]](), deque[tuple[Generation, Take]]()
+                for pair in pairs:  # each is looked at once: it may be cancelled at any moment
+                    (over if _is_over(*pair, now) else left).append(pair)
+                gone += over
+                self._n_open -= len(over)
+                self._waiting[client] = left
+                if not left:
                     del self._waiting[client]
         late = {generation for generation, _ in gone if now > generation.deadline}
         for generation, take in gone:
-            self._tell(generation.receive, [Part(take.number, [], True)], None)
+            if generation not in late:  # else it would look as if it had ended well
+                self._tell(generation.receive, [Part(take.number, [], True)], None)
         for generation in late:
-            error = ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)
-            self._tell(generation.receive, [], error)
+            self._tell(generation.receive, [], deadline_exceeded())
 
     def _admit(self) -> None:
         """Give free slots to those who wait: a client's turn comes again when each other one has had his."""
@@ -319,6 +337,15 @@ class Worker:
     def _close(self, n: int) -> None:
         with self._changed:
             self._n_open -= n
+
+
+def deadline_exceeded() -> ApiError:
+    """What is said when `timeout_s` has gone by."""
+    return ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)
+
+
+def _draining() -> ApiError:
+    return ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
 
 
 def _joined(inbox: Sequence[Part]) -> list[Part]:
