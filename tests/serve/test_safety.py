@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,8 @@ from groundling.errors import ConfigError
 from groundling.sample.choose import Token
 from groundling.serve.generation import Choice
 from groundling.serve.safety import Safety, Segment
-from groundling.serve.safety_rules import read_rules
+from groundling.serve.safety_classifier import N_BUCKETS, Classifier, features
+from groundling.serve.safety_rules import Rule, Words, read_rules
 from groundling.text.vendors import GPT2Tokenizer
 
 RULES = """
@@ -76,6 +78,21 @@ def safety(tmp_path_factory) -> Safety:
     return Safety.from_file(path)
 
 
+def looks_for(word: str) -> Rule:
+    """A classifier that knows one word only."""
+    worth = np.zeros(N_BUCKETS)
+    worth[features(word)[0]] = 1.0
+    found = Classifier(worth, np.ones(N_BUCKETS), 0.0, 0.7)
+    assert found.is_unsafe(f"oh you {word}.")
+    assert not found.is_unsafe("hello, Tom")
+    return found.rule()
+
+
+@pytest.fixture(scope="module", params=["rules", "rules and a classifier"])
+def each_safety(safety: Safety, request) -> Safety:
+    return safety if request.param == "rules" else safety.with_rule(looks_for("knave"))
+
+
 def judged(safety: Safety, pieces: list[str]):
     reply = safety.reply()
     segments = [segment for piece in pieces for segment in reply.push(piece)]
@@ -109,6 +126,8 @@ WORDS = [
         "a@b.co",
         "@",
         "tom.x@mail.example.org",
+        "020 7946 0958 / ",
+        "knave",
         "+44 20 7946 0958",
         "(030) 123456 78",
     ),
@@ -130,18 +149,22 @@ TEXT = st.lists(st.one_of(st.sampled_from(WORDS), st.text(alphabet="aTomz@.1 +-\
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(TEXT, st.lists(st.integers(1, 9), min_size=1, max_size=40))
 @example("Tomas" * 40, [1])
 @example("a@b.com", [1])
-def test_pieces_make_no_difference(safety: Safety, text: str, sizes: list[int]) -> None:
+@example("x" * 330 + "@tom@example.com ", [1])
+@example("tom.knave@mail.example.org. knave. " + "hello. " * 9, [1])
+@example("hello tom.x@mail.example.org my knave hello. hello hello", [3])
+@example("020 7946 0958 / 020 7946 0958 4111 1111 1111 1111 020 7946 0958 / 020 7946 0958 ", [1])
+def test_pieces_make_no_difference(each_safety: Safety, text: str, sizes: list[int]) -> None:
     pieces, left, number = [], text, 0
     while left:
         size = sizes[number % len(sizes)]
         pieces.append(left[:size])
         left, number = left[size:], number + 1
-    whole, ended = judged(safety, [text])
-    segments, reply = judged(safety, pieces)
+    whole, ended = judged(each_safety, [text])
+    segments, reply = judged(each_safety, pieces)
     assert "".join(segment.text for segment in segments) == "".join(segment.text for segment in whole)
     assert [segment for segment in segments if segment.redacted] == [segment for segment in whole if segment.redacted]
     assert (reply.findings, reply.blocked) == (ended.findings, ended.blocked)
@@ -149,6 +172,7 @@ def test_pieces_make_no_difference(safety: Safety, text: str, sizes: list[int]) 
         assert sum(segment.n_raw for segment in segments) == len(text)
 
 
+SHOWN = ["well", "tomb", "12", "x@", "say so"]
 HIDDEN = [
     *("zounds", "Tom", "TOMAS", "by my faith", "a@b.co", "tom.x@mail.example.org", "+44 20 7946 0958", "no. 12"),
     *("(030) 123456 78", "4111 1111 1111 1111", "Strasse", "\uff34\uff4f\uff4d"),
@@ -156,13 +180,26 @@ HIDDEN = [
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([*HIDDEN, "well", "tomb", "12", "x@", "say so"]), max_size=12), st.integers(1, 5))
+@given(st.lists(st.sampled_from([*HIDDEN, *SHOWN]), max_size=12, unique=True), st.integers(1, 5))
 def test_what_is_hidden_is_not_shown(safety: Safety, items: list[str], size: int) -> None:
     text = ", ".join(items)
     segments, _ = judged(safety, [text[at : at + size] for at in range(0, len(text), size)])
     shown = "".join("|" if segment.redacted else segment.text for segment in segments).split(", ")
     assert not set(HIDDEN) & set(shown)
-    assert shown == [item for item in shown if item in ("well", "tomb", "12", "x@", "say so", "", "|")]
+    assert shown == [item for item in shown if item in (*SHOWN, "", "|")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from([*HIDDEN, *SHOWN]), max_size=12, unique=True), st.integers(1, 5))
+@example(["(030) 123456 78", "4111 1111 1111 1111"], 1)
+@example(["12", "4111 1111 1111 1111", "12"], 1)
+def test_what_touches_hides_nothing_from_the_rules(each_safety: Safety, items: list[str], size: int) -> None:
+    """Numbers side by side may be hidden together with what stands between them, but none is shown, not in part."""
+    text = " ".join(items)
+    segments, _ = judged(each_safety, [text[at : at + size] for at in range(0, len(text), size)])
+    shown = "".join(" | " if segment.redacted else segment.text for segment in segments)
+    allowed = {word for item in SHOWN for word in item.split()} | {"|"}
+    assert set(shown.split()) <= allowed
 
 
 @pytest.mark.parametrize(
@@ -182,10 +219,19 @@ def test_what_is_hidden_is_not_shown(safety: Safety, items: list[str], size: int
         ("pay 4111 1111 1111 1112 now", "pay 4111 1111 1111 1112 now", []),
         ("call +44 20 7946 0958!", "call [phone]!", ["phone"]),
         ("call (030) 1234 5678", "call [phone]", ["phone"]),
+        ("1. (555) 123-4567", "1. [phone]", ["phone"]),
+        ("1. 020 7946 0958", "1. [phone]", ["phone"]),
+        ("020 7946 0958 / 020 7946 0959", "[phone][phone]", ["phone"] * 2),
+        ("020 7946 0958, 020 7946 0959.", "[phone], [phone].", ["phone"] * 2),
+        ("4111 1111 1111 1111 123", "[card] 123", ["card"]),
+        ("visa 2 4111 1111 1111 1111", "visa 2 [card]", ["card"]),
+        ("(030) 123456 78 4111 1111 1111 1111", "[phone][card]", ["phone", "card"]),
+        ("0.12 0.345 0.6789 0.1234", "0.12 0.345 0.6789 0.1234", []),
+        ("no. 12Tom", "no. 12Tom", []),
         ("on 2026-11-24 at 12:30, 1,000,000 men", "on 2026-11-24 at 12:30, 1,000,000 men", []),
         ("ha " + "ho " * 9, "ha " + "ho " * 5 + "h", ["again"]),
         ("x" * 150, "x" * 5, ["again"]),
-        ("".join(f"{n:04d}." for n in range(50)), "".join(f"{n:04d}." for n in range(40)), ["long"]),
+        ("".join(f"{n:04d}," for n in range(50)), "".join(f"{n:04d}," for n in range(40)), ["long"]),
     ],
 )
 def test_what_each_rule_finds(safety: Safety, text: str, shown: str, rules: list[str]) -> None:
@@ -285,3 +331,63 @@ def test_what_is_blocked_is_said_to_be_though_a_stop_string_comes_with_it(safety
     choice = Choice(tokenizer, ("stop",), (), safety.reply())
     shown = choice.push([Token(id) for id in ids], False)
     assert (shown.text, shown.finish_reason) == ("Well, ", "content_filter")
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "shown"),
+    [
+        ("longest = 100", "x " * 45 + "tom.somebody@mail.example.org " + "y " * 100, "x " * 45 + "[mail]"),
+        ("longest = 100", "x " * 45 + "tom.somebody@mail.example.org", "x " * 45 + "[mail]"),
+        ("repetition = 20", "a" * 30 + "@example.com " + "ha" * 100, "[mail]"),
+        ("", "Mail bob@example.com and be a knave now. And a knave.", "Mail [mail]"),
+        ("", "Mail bob@example.com now. You knave. So.", "Mail [mail] now."),
+        ("", "Mail bob.knave.bob@example.com now. Well.", "Mail [mail] now. Well."),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_what_one_rule_hides_switches_no_other_off(tmp_path, rule: str, text: str, shown: str, size: int) -> None:
+    mail = "[[rule]]\nname = 'mail'\nreason = 'an address'\naction = 'redact'\npersonal = 'email'\n"
+    other = f"[[rule]]\nname = 'other'\nreason = 'other'\naction = 'block'\n{rule}\n"
+    path = tmp_path / "rules.toml"
+    path.write_text(mail + other * bool(rule), encoding="utf-8")
+    safety = Safety.from_file(path) if rule else Safety.from_file(path).with_rule(looks_for("knave"))
+    segments, reply = judged(safety, [text[at : at + size] for at in range(0, len(text), size)])
+    assert "".join(segment.text for segment in segments) == shown
+    assert reply.blocked == ("Well." not in text)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_an_unsafe_sentence_is_not_shown_because_a_pattern_waits(tmp_path, size: int) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text("[[rule]]\nname = 'p'\nreason = 'p'\naction = 'redact'\npattern = 'q[a-z ]{1,400}q'\n")
+    safety = Safety.from_file(path).with_rule(looks_for("knave"))
+    text = "hello hello. " * 40 + "You knave. " + "hello hello. " * 40
+    segments, reply = judged(safety, [text[at : at + size] for at in range(0, len(text), size)])
+    assert reply.blocked
+    assert "".join(segment.text for segment in segments) == ("hello hello. " * 40).rstrip()
+
+
+def test_one_letter_that_is_many_when_folded_is_found_as_one() -> None:
+    assert Words(["co"]).first("\u33c7 x", 0) == (0, 1)
+    assert Words(["o"]).first("\u33c7 x", 0) is None
+
+
+@pytest.mark.parametrize("gap", [0, 10, 300, 5000])
+def test_a_word_is_found_wherever_it_stands(gap: int) -> None:
+    """However much has to be folded until it comes, and however much is nothing when folded."""
+    words = Words(["by my faith", "by"])
+    text = "x " * gap + "by " + "\u200b " * gap + "my faith."
+    assert words.first(text, 0) == (2 * gap, len(text) - 1)
+    assert words.undecided(text[:-4], 0) == 2 * gap
+    assert words.first(text[:-4], 0) == (2 * gap, 2 * gap + 2)
+
+
+def test_what_is_hidden_again_and_again_costs_no_more_each_time(safety: Safety) -> None:
+    def seconds(n: int) -> float:
+        begun = time.perf_counter()
+        assert safety.check_prompt("Tom " * n)[0] == "[name] " * n
+        return time.perf_counter() - begun
+
+    seconds(100)
+    assert seconds(4000) < 8 * seconds(1000)
+    assert seconds(1000) < 0.5

@@ -5,7 +5,7 @@ it holds back what may be the beginning of something, and no more. What it says 
 pieces that came. It is rules that people can read, and no guarantee.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from groundling.serve.safety_rules import CONTEXT, Action, Finder, Rule, Where, read_rules
 
+PIECE = 256
+"""Characters of a prompt that are looked at together: each thing found costs another look at its piece."""
 DEFAULT = Path(str(resources.files("groundling.serve") / "safety_default.toml"))
 
 
@@ -32,6 +34,20 @@ class Segment(NamedTuple):
     text: str
     n_raw: int
     redacted: bool
+
+
+class Find(NamedTuple):
+    """What a rule finds first in what is left of a text."""
+
+    start: int
+    end: int
+    rule: Rule
+    finder: Finder
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing is shown from there on."""
+        return self.rule.action == "block"
 
 
 class Safety:
@@ -56,7 +72,8 @@ class Safety:
     def check_prompt(self, text: str) -> tuple[str, list[Finding]]:
         """The prompt as the model may see it, and what was found. If something blocks, the model is not asked."""
         judge = ReplyFilter(self._rules, "prompt")
-        shown = [*judge.push(text), *judge.finish()]
+        shown = [segment for at in range(0, len(text), PIECE) for segment in judge.push(text[at : at + PIECE])]
+        shown += judge.finish()
         return "".join(segment.text for segment in shown), judge.findings
 
     def reply(self) -> "ReplyFilter":
@@ -76,6 +93,7 @@ class ReplyFilter:
         self._where = where
         self._finders: list[tuple[Rule, Finder]] = [(rule, rule.finder()) for rule in rules if where in rule.where]
         self._text, self._place = "", 0  # some context, and what is held back from this place on
+        self._carried: Find | None = None  # began in what was hidden, and goes on from this place
 
     def push(self, text: str) -> list[Segment]:
         """Take the next piece; return what may be shown now."""
@@ -98,19 +116,22 @@ class ReplyFilter:
         segments: list[Segment] = []
         while not self.blocked:
             undecided = len(self._text) + 1 if ended else self._undecided()
-            rule, start, end = self._first()
-            if rule is None or start >= undecided:
-                self._release(min(undecided, start, len(self._text)), segments)
+            finds = self._finds()
+            # Of those that begin first, the longest; of these, that of the first rule.
+            first = self._carried or min(finds, key=lambda find: (find.start, -find.end), default=None)
+            # What is hidden waits for all that may begin in it, and go on after it.
+            if first is None or (first.start >= undecided if first.blocks else first.end > undecided):
+                until = len(self._text) if first is None else first.start
+                self._release(min(undecided, until, len(self._text)), segments)
                 break
-            self._release(start, segments)
+            self._release(first.start, segments)
+            rule = first.rule
             self.findings.append(Finding(rule.name, rule.reason, rule.action, self._where))
-            if rule.action == "block":
+            if first.blocks:
                 self.blocked = True
             else:
-                segments.append(Segment(rule.mark, end - start, True))
-                # What is hidden is no part of what follows: that is looked at as if it began there.
-                self._text = self._text[:start] + " " * (end - start) + self._text[end:]
-                self._place = end
+                segments.append(Segment(rule.mark, first.end - first.start, True))
+                self._hide(first, finds)
         self._forget()
         return segments
 
@@ -118,16 +139,34 @@ class ReplyFilter:
         ends = (finder.undecided(self._text, self._place) for _, finder in self._finders)
         return min(ends, default=len(self._text))
 
-    def _first(self) -> tuple[Rule | None, int, int]:
-        """The first thing that is found; of those that begin there, the longest; of these, that of the first rule."""
-        best: tuple[Rule | None, int, int] = (None, len(self._text) + 1, 0)
-        for rule, finder in self._finders:
-            span = finder.first(self._text, self._place)
-            if span is not None and span.start >= self._place:
-                end = len(self._text) if span.end is None else span.end
-                if (span.start, -end) < (best[1], -best[2]):
-                    best = (rule, span.start, end)
-        return best
+    def _finds(self) -> list[Find]:
+        finds = (self._find(rule, finder, self._place) for rule, finder in self._finders)
+        return [find for find in finds if find is not None]
+
+    def _find(self, rule: Rule, finder: Finder, start: int) -> Find | None:
+        span = finder.first(self._text, start)
+        if span is None:
+            return None
+        return Find(span.start, len(self._text) if span.end is None else span.end, rule, finder)
+
+    def _hide(self, first: Find, finds: Sequence[Find]) -> None:
+        """Go on after what is hidden, which is no part of what follows: that is looked at as if it began there.
+
+        But what begins in it and goes on after it is not shown because its beginning is hidden.
+        """
+        start, end = first.start, first.end
+        beyond = [find for each in finds for find in self._within(each, end) if find.end > end]
+        self._carried = None
+        if beyond:
+            self._carried = max(beyond, key=lambda find: (find.blocks, find.end))._replace(start=end)
+        self._text = self._text[:start] + " " * (end - start) + self._text[end:]
+        self._place = end
+
+    def _within(self, find: Find | None, end: int) -> Iterator[Find]:
+        """All of one rule that begin before `end`."""
+        while find is not None and find.start < end:
+            yield find
+            find = self._find(find.rule, find.finder, find.start + 1)
 
     def _release(self, end: int, segments: list[Segment]) -> None:
         if end > self._place:
@@ -138,6 +177,8 @@ class ReplyFilter:
         n = self._place - 4 * CONTEXT
         if n > 0:
             self._text, self._place = self._text[n:], self._place - n
+            if self._carried is not None:
+                self._carried = self._carried._replace(start=self._carried.start - n, end=self._carried.end - n)
             for _, finder in self._finders:
                 if hasattr(finder, "forget"):
                     finder.forget(n)

@@ -162,6 +162,13 @@ def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.in
     return buckets, values / length if length else values
 
 
+class Judged(NamedTuple):
+    """Where a sentence stands that is unsafe."""
+
+    start: int
+    end: int
+
+
 class Sentences:
     """Looks at whole sentences: a `Finder`.
 
@@ -172,40 +179,57 @@ class Sentences:
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
+        self._raw, self._n_seen = "", 0  # what is not judged yet, as it came: other rules hide some of it
         self._begin = 0
-        self._found: Span | None = None
+        self._found: Judged | None = None
+        self._ended = False
 
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`."""
-        del start
-        self._judge(text)
-        return self._found
+        self._take(text)
+        while self._found is not None and self._found.end <= start:  # all of it is hidden already
+            self._found = None
+            self._judge()
+        return None if self._found is None else Span(max(start, self._found.start), self._found.end)
 
     def undecided(self, text: str, start: int) -> int:
         """See `Finder`."""
-        self._judge(text)
+        self._take(text)
         return max(start, self._begin) if self._found is None else len(text)
 
     def end(self, text: str) -> None:
         """The text has ended, and with it its last sentence."""
-        self._judge(text)
-        if self._found is None and self._classifier.is_unsafe(text[self._begin :]):
-            self._found = Span(self._begin, len(text))
+        self._take(text)
+        self._ended = True
+        self._judge()
 
     def forget(self, n: int) -> None:
         """The first characters of the text are not handed over any more."""
         self._begin -= n
+        self._n_seen -= n
+        if self._found is not None:
+            self._found = Judged(self._found.start - n, self._found.end - n)
 
-    def _judge(self, text: str) -> None:
-        while self._found is None:
-            match = self._END.search(text, self._begin, self._begin + LONGEST_SENTENCE)
-            end = match.end() if match else self._begin + LONGEST_SENTENCE
-            if end > len(text):
-                return
-            if self._classifier.is_unsafe(text[self._begin : end]):
-                self._found = Span(self._begin, end)
-            else:
-                self._begin = end
+    def _take(self, text: str) -> None:
+        if self._n_seen < len(text):
+            self._raw += text[self._n_seen :]
+            self._n_seen = len(text)
+            self._judge()
+
+    def _judge(self) -> None:
+        """Until a sentence is unsafe."""
+        at = 0
+        while self._found is None and at < len(self._raw):
+            match = self._END.search(self._raw, at, at + LONGEST_SENTENCE)
+            end = match.end() if match else at + LONGEST_SENTENCE
+            if end > len(self._raw):
+                if not self._ended:
+                    break
+                end = len(self._raw)
+            if self._classifier.is_unsafe(self._raw[at:end]):
+                self._found = Judged(self._begin + at, self._begin + end)
+            at = end
+        self._raw, self._begin = self._raw[at:], self._begin + at
 
 
 def read_labelled(path: Path) -> list[Labelled]:

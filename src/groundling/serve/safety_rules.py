@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from re import _parser as parser  # type: ignore[attr-defined]
+from string import ascii_letters, digits
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -27,6 +28,8 @@ LONGEST_UNIT = 40
 """Characters of what is found repeated."""
 CONTEXT = 16
 """Characters before a place that finders may look at."""
+WINDOW = 64
+"""Characters that are folded at first, to find a word."""
 KINDS = ("words", "pattern", "personal", "longest", "repetition")
 KEYS = ("name", "reason", "action", "where", "mark", *KINDS)
 
@@ -42,7 +45,11 @@ class Finder(Protocol):
     """Looks at a text that grows. Places are those of the piece that it is handed."""
 
     def first(self, text: str, start: int) -> Span | None:
-        """The first place at or after `start` where the rule holds, the longest of those that begin there."""
+        """The first place at or after `start` where the rule holds, the longest of those that begin there.
+
+        A finder that counts or judges as it goes sees each character once; of what it has found before `start`, it
+        gives the rest.
+        """
         ...
 
     def undecided(self, text: str, start: int) -> int:
@@ -76,19 +83,32 @@ class Words:
 
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`."""
-        begin = max(0, start - CONTEXT)
-        folded, places = _folded(text[begin:])
-        for match in self._pattern.finditer(folded):
-            first = begin + places[match.start()]
-            if first >= start:
-                last = match.end()
-                return Span(first, begin + places[last] if last < len(places) else len(text))
-        return None
+        begin, n = max(0, start - CONTEXT), WINDOW
+        while True:  # most often something near is wanted, and all of a text is not folded for it
+            window = text[begin : start + n]
+            at_end = start + n >= len(text)
+            folded, places = _folded(window)
+            for match in self._pattern.finditer(folded):
+                if not at_end and match.start() + self._longest >= len(folded):
+                    break
+                first = begin + places[match.start()]
+                if first >= start:
+                    last = match.end()
+                    end = begin + places[last] if last < len(places) else len(text)
+                    return Span(first, max(end, begin + places[last - 1] + 1))  # one may be folded to several
+            if at_end:
+                return None
+            n *= 4
 
     def undecided(self, text: str, start: int) -> int:
         """See `Finder`."""
-        begin = max(0, start - CONTEXT)
-        folded, places = _folded(text[begin:])
+        tail = WINDOW
+        while True:
+            begin = max(0, start - CONTEXT, len(text) - tail)
+            folded, places = _folded(text[begin:])
+            if len(folded) > self._longest + 1 or begin <= max(0, start - CONTEXT):
+                break
+            tail *= 4
         for n in range(min(self._longest, len(folded)), 0, -1):
             at = len(folded) - n
             if folded[at:] in self._beginnings and begin + places[at] >= start and not _is_word(folded, at - 1):
@@ -180,61 +200,89 @@ def _subpatterns(value: Any) -> Iterator[Any]:
             yield from _subpatterns(part)
 
 
+Test = Callable[[str], bool]
+
+
 class _Candidates:
     """What looks like something, and is if a test says so.
 
     Args:
-        pattern: finds candidates.
-        run: what the beginning of a candidate looks like, at a text's end.
+        before: what must not stand before a candidate.
+        pattern: what one looks like, the longest first.
+        after: what must not stand after it.
+        begins: characters that a candidate begins with.
+        characters: characters that it is made of.
         longest: characters of a candidate at most.
         is_one: the test.
     """
 
-    def __init__(self, pattern: str, run: str, longest: int, is_one: Callable[[str], bool]) -> None:
-        self._pattern, self._run = re.compile(pattern), re.compile(rf"{run}\Z")
+    def __init__(
+        self, before: str, pattern: str, after: str, begins: str, characters: str, longest: int, is_one: Test
+    ) -> None:
+        self._pattern = re.compile(rf"(?<!{before}){pattern}(?!{after})")
+        self._part, self._after = re.compile(pattern), re.compile(after)
+        self._begins, self._characters = frozenset(begins), frozenset(characters)
         self._longest, self._is_one = longest, is_one
 
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`."""
-        found = self._pattern.finditer(text, start)
-        return next((Span(*match.span()) for match in found if self._is_one(match[0])), None)
+        while (match := self._pattern.search(text, start)) is not None:
+            begin, longest = match.span()
+            for end in range(longest, begin, -1):
+                if self._is_whole(text, begin, end) and self._is_one(text[begin:end]):
+                    return Span(begin, end)
+            start = begin + 1
+        return None
+
+    def _is_whole(self, text: str, begin: int, end: int) -> bool:
+        """Whether a part of the longest candidate is one, too."""
+        return self._after.match(text, end) is None and self._part.fullmatch(text, begin, end) is not None
 
     def undecided(self, text: str, start: int) -> int:
-        """See `Finder`."""
-        begin = max(0, len(text) - self._longest - 1)
-        match = self._run.search(text, begin)
-        if match is None or match.start() == begin > 0:  # a run that is longer than any candidate is none
-            return len(text)
-        return max(start, match.start())
+        """See `Finder`. What more text could make something of is the run at the end, as far as a candidate reaches."""
+        least = max(start, len(text) - self._longest - 1)
+        place = found = len(text)
+        while place > least and text[place - 1] in self._characters:
+            place -= 1
+            if text[place] in self._begins:
+                found = place
+        return found
 
 
 def _digits(text: str) -> str:
-    return "".join(character for character in text if character in "0123456789")
+    return "".join(character for character in text if character in digits)
 
 
 def _is_phone(text: str) -> bool:
+    """Whether it is as long as a telephone number (ITU-T E.164) and begins like one, not like 0.25 or 0001."""
     n = len(_digits(text))
-    return 8 <= n <= 15 if text.startswith("+") else (9 <= n <= 15 and text[0] in "0(")
+    if text.startswith("+"):
+        return 8 <= n <= 15
+    return 9 <= n <= 15 and re.match(r"\(|00? ?[1-9]", text) is not None
 
 
 def _is_card(text: str) -> bool:
     """Whether the digits of a number check (ISO/IEC 7812-1, annex B: Luhn's formula)."""
-    digits = [int(digit) for digit in reversed(_digits(text))]
-    total = sum(digits[0::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and total % 10 == 0
+    found = [int(digit) for digit in reversed(_digits(text))]
+    total = sum(found[0::2]) + sum(sum(divmod(2 * digit, 10)) for digit in found[1::2])
+    return 13 <= len(found) <= 19 and len(set(found)) > 1 and total % 10 == 0
 
 
+WORD = ascii_letters + digits
 PERSONAL: dict[Personal, Callable[[], Finder]] = {
     "email": lambda: _Candidates(
-        r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])",
-        r"[A-Za-z0-9._%+@-]+",
-        330,
+        r"[A-Za-z0-9._%+-]",
+        r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}",
+        r"[A-Za-z0-9-]",
+        WORD + "._%+-",
+        WORD + "._%+-@",
+        64 + 1 + 8 * 64 + 24,
         lambda _: True,
     ),
     "phone": lambda: _Candidates(
-        r"(?<![\w+])[+(]?[0-9][0-9 ().\-/]{6,24}[0-9](?!\w)", r"[0-9+(][0-9 ().\-/]*", 40, _is_phone
+        r"[\w+]", r"[+(]?[0-9][0-9 ().\-/]{6,24}[0-9]", r"\w", digits + "+(", digits + " ().-/+", 27, _is_phone
     ),
-    "card": lambda: _Candidates(r"(?<![\w-])[0-9](?:[ -]?[0-9]){12,18}(?![\w-])", r"[0-9][0-9 -]*", 40, _is_card),
+    "card": lambda: _Candidates(r"[\w-]", r"[0-9](?:[ -]?[0-9]){12,18}", r"[\w-]", digits, digits + " -", 37, _is_card),
 }
 
 
@@ -246,8 +294,7 @@ class Longest:
 
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`; it counts what it is handed for the first time."""
-        del start
-        return Span(self._left, None) if len(text) > self._left else None
+        return Span(max(start, self._left), None) if len(text) > self._left else None
 
     def undecided(self, text: str, start: int) -> int:
         """See `Finder`."""
@@ -265,24 +312,24 @@ class Repetition:
     def __init__(self, times: int) -> None:
         self._times = times
         self._n_seen, self._found = 0, -1
+        self._is_found = False  # places fall below 0 when what they are in is forgotten
         self._last = np.zeros(LONGEST_UNIT, dtype=np.uint32)  # newest first
         self._runs = np.zeros(LONGEST_UNIT, dtype=np.int64)
         self._limits = np.arange(1, LONGEST_UNIT + 1) * times
 
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`."""
-        del start
         for place in range(self._n_seen, len(text)):
-            if self._found >= 0:
+            if self._is_found:
                 break
             code = ord(text[place])
             self._runs = np.where(self._last == code, self._runs + 1, 0)
             self._last[1:] = self._last[:-1]
             self._last[0] = code
             if (self._runs >= self._limits).any():
-                self._found = place
+                self._found, self._is_found = place, True
         self._n_seen = max(self._n_seen, len(text))
-        return Span(self._found, None) if self._found >= 0 else None
+        return Span(max(start, self._found), None) if self._is_found else None
 
     def undecided(self, text: str, start: int) -> int:
         """See `Finder`."""
@@ -292,8 +339,7 @@ class Repetition:
     def forget(self, n: int) -> None:
         """The first characters of the text are not handed over any more."""
         self._n_seen -= n
-        if self._found >= 0:
-            self._found -= n
+        self._found -= n
 
 
 def read_rules(path: Path) -> list[Rule]:
