@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 RUN := runs/speedrun
 CHATGPT := runs/chatgpt
 
-.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test browser docs clean
+.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test coverage browser docs clean
 
 help:
 	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
 	@echo "make test         make the environment with its test tools, and run every check (under 15 minutes)"
 	@echo "make chatgpt      train a small ChatGPT in all its stages, and report what each was good for (25 minutes)"
 	@echo "make check        the fast checks (under 90 seconds)"
+	@echo "make coverage     the tests again, counting which lines they reach (at least 90 %)"
 	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make env          only make the environment, in .venv"
@@ -61,6 +62,10 @@ fast: $(VENV)/.ready-dev
 check: lint fast
 
 test: lint docs browser
+	$(BIN)/python -m pytest -n 2 --durations=25
+
+# Counting lines takes a third more time, too much for every run.
+coverage: $(VENV)/.ready-dev browser
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
 
 # The pages are tested by Debian's Chromium, and by axe-core, which comes from npm. Only what is missing is installed:
