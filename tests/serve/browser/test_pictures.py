@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -34,7 +35,7 @@ def theatre(models: dict[str, Path], finished_run: Path, tmp_path_factory: pytes
         players = [f"{bundle.parent.name}={bundle.parent}" for bundle in sorted(runs.glob("*/bundle"))]
     else:
         runs = finished_run.parent
-        players = [f"base={finished_run}", f"sft={models['talker']}"]
+        players = [f"base={models['base']}", f"sft={models['talker']}"]
     with serving(*players, *places, "--runs", runs) as served:
         yield served
 
@@ -87,7 +88,7 @@ def test_xray(page_at: Callable[..., Page], picture: Picture) -> None:
 
 def test_rank(page_at: Callable[..., Page], picture: Picture) -> None:
     page = page_at("/rank")
-    page.set_viewport_size({"width": 1440, "height": 880})
+    page.set_viewport_size({"width": 1440, "height": 720})
     page.get_by_label("Your name").fill("Hippolyta")
     page.get_by_label("Your name").press("Tab")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
@@ -100,7 +101,7 @@ def test_rank(page_at: Callable[..., Page], picture: Picture) -> None:
 
 def test_train(page_at: Callable[..., Page], theatre: Served, picture: Picture) -> None:
     names = [run["name"] for run in theatre.ask("GET", "/v1/groundling/runs")[1]["data"]]
-    page = page_at(f"/train#{','.join(names[:2])}")
+    page = page_at(f"/train#{','.join(map(quote, names[:2]))}")
     page.set_viewport_size({"width": 1440, "height": 1250})
     expect(page.locator("#main-chart .line").first).to_be_visible()
     expect(page.locator("#charts .line").first).to_be_visible()
