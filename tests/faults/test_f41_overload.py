@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from servekit import serving
+from servekit import serving, wait_until
 
 
 @pytest.mark.slow
@@ -50,3 +50,19 @@ def test_clients_take_turns(models, tmp_path) -> None:
         assert one.result()[0] == 200
         assert not many.done()
         assert many.result()[0] == 200
+
+
+def test_prompts_are_not_read_without_a_place(server) -> None:
+    """Also what asks for no new token takes its turn."""
+    rated = {"model": "base", "prompt": ["a", "Who"] * 10, "echo": True, "logprobs": 1, "max_tokens": 0}
+    assert server.ask("POST", "/v1/completions", rated)[0] == 200
+    streams = [server.open_stream({"model": "base", "prompt": "a", "max_tokens": 90_000, "n": 8}) for _ in range(9)]
+    wait_until(lambda: server.metric("groundling_queue") + server.metric("groundling_active") == 72)
+    try:
+        status, answer, headers = server.ask("POST", "/v1/completions", rated)
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        assert "retry-after" in headers
+    finally:
+        for stream in streams:
+            stream.close()
+    wait_until(lambda: server.metric("groundling_queue") + server.metric("groundling_active") == 0)

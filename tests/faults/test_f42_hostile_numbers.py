@@ -37,3 +37,21 @@ def test_null_means_the_default(server: Served, absent: str) -> None:
     status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", absent: None})
     assert status == 200
     assert answer["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("n", {"n": 81}),
+        ("n", {"n": 81, "max_tokens": 0}),
+        ("n", {"n": 128, "prompt": ["a"] * 80}),
+        ("prompt", {"prompt": ["a"] * 81, "echo": True, "logprobs": 1, "max_tokens": 0}),
+        ("prompt", {"prompt": ["a"] * 128, "n": 128}),
+        ("logprobs", {"n": 80, "max_tokens": 4096, "logprobs": 5}),
+        ("logprobs", {"n": 80, "max_tokens": 290, "logprobs": 20, "echo": True}),
+    ],
+)
+def test_what_could_never_be_served_is_refused(server: Served, field: str, changes: dict) -> None:
+    """A 429 would have it come again for ever."""
+    status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", **changes})
+    assert (status, answer["error"]["param"]) == (400, field)

@@ -76,8 +76,8 @@ def test_a_whole_answer_is_an_error(models, tmp_path, step: int) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_who_is_out_of_time_is_told_so(models, tmp_path, streamed: bool, n: int) -> None:
     """What was cut off by the clock is not a text that has reached its length."""
-    with theatre_of(models, tmp_path, timeout_s=0.3, max_tokens=100_000) as (theatre, client):
-        body = {**BODY, "max_tokens": 20_000, "n": n, "stream": streamed}
+    with theatre_of(models, tmp_path, timeout_s=0.8, max_tokens=100_000) as (theatre, client):
+        body = {**BODY, "max_tokens": 25_000, "n": n, "stream": streamed}
         answer = client.post("/v1/completions", json=body)
         if streamed:
             *chunks, last = events(answer.content)
@@ -88,6 +88,19 @@ def test_who_is_out_of_time_is_told_so(models, tmp_path, streamed: bool, n: int)
         assert last["error"]["code"] == "deadline_exceeded"
         assert b'aborted_total{reason="deadline"} 1.0' in theatre.metrics.text()
         assert theatre.worker.load == (0, 0)
+        assert client.post("/v1/completions", json=BODY).status_code == 200
+
+
+def test_who_is_out_of_time_before_his_prompt_is_read_is_told_so(models, tmp_path) -> None:
+    with theatre_of(models, tmp_path, timeout_s=0.5) as (theatre, client):
+        busy = client.portal.start_task_soon(theatre.worker.call, lambda: time.sleep(1))
+        body = {"model": "base", "prompt": ["a", "b"] * 10, "max_tokens": 0, "echo": True, "logprobs": 1}
+        answer = client.post("/v1/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "deadline_exceeded")
+        assert b'aborted_total{reason="deadline"} 1.0' in theatre.metrics.text()
+        busy.result()
+        assert theatre.worker.load == (0, 0)
+        assert theatre.n_open == 0
         assert client.post("/v1/completions", json=BODY).status_code == 200
 
 

@@ -1,7 +1,10 @@
 """Row 48: who does not read, or does not say what it wants, costs the others nothing, and is left after a while."""
 
+import json
+import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,19 +30,50 @@ def _is_closed(sock: socket.socket) -> bool:
     return True
 
 
+def _n_sockets(server: Served) -> int:
+    return sum(os.path.realpath(f).startswith(f"/proc/{server.process.pid}/fd/socket") for f in _files(server))
+
+
+def _files(server: Served) -> list[Path]:
+    return list(Path(f"/proc/{server.process.pid}/fd").iterdir())
+
+
 @pytest.mark.slow
-def test_who_never_reads_is_left(impatient: Served) -> None:
+@pytest.mark.parametrize("streamed", [True, False], ids=["a stream", "a whole answer"])
+def test_who_never_reads_is_left(impatient: Served, streamed: bool) -> None:
+    """Also when all is written: what waits to be sent costs memory, and the connection is one of few."""
+    n_before, aborted = _n_sockets(impatient), impatient.metric("groundling_aborted_total")
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", impatient.port))
-    body = b'{"model": "base", "prompt": "a", "max_tokens": 200000, "logprobs": 20, "stream": true, "n": 8}'
+    asked = {"model": "base", "prompt": "a", "max_tokens": 2900, "logprobs": 20, "stream": streamed, "n": 8}
+    body = json.dumps(asked).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(body)}"
     sock.sendall(head.encode() + b"\r\n\r\n" + body)
     wait_until(lambda: impatient.metric("groundling_active") == 8)
     wait_until(lambda: impatient.metric("groundling_active") == 0, 60)
-    assert impatient.metric("groundling_aborted_total") == 1
-    assert "slow_reader" in [line.get("aborted") for line in impatient.log()]
+    wait_until(lambda: _n_sockets(impatient) == n_before, 10)
+    if streamed:
+        assert impatient.metric("groundling_aborted_total") == aborted + 1
+        assert "slow_reader" in [line.get("aborted") for line in impatient.log()]
+    sock.close()
+
+
+@pytest.mark.slow
+def test_who_reads_slowly_gets_all_of_it(impatient: Served) -> None:
+    asked = {"model": "base", "prompt": "a", "max_tokens": 1000, "logprobs": 20, "n": 8}
+    sock = impatient.open_stream({**asked, "stream": False})
+    data = b""
+    begun = time.monotonic()
+    while piece := sock.recv(1 << 16):
+        data += piece
+        time.sleep(0.01)
+        head, _, body = data.partition(b"\r\n\r\n")
+        if len(body) == int(head.lower().partition(b"content-length: ")[2].split()[0]):
+            break
+    assert time.monotonic() - begun > 1
+    assert json.loads(body)["usage"]["completion_tokens"] == 8000
 
 
 def test_half_open_connections_hinder_nobody_and_end(impatient: Served) -> None:

@@ -44,7 +44,10 @@ def test_an_origin_that_was_named_may(models) -> None:
         status, _, headers = server.ask("POST", "/v1/completions", BODY, headers=named)
         assert (status, headers["access-control-allow-origin"]) == (200, "https://friend.example")
         assert "access-control-allow-credentials" not in headers
-        asked = {**named, "Access-Control-Request-Method": "POST"}
+        assert headers["access-control-expose-headers"] == "Retry-After, X-Request-Id"
+        wanted = {"Access-Control-Request-Headers": "authorization,x-stainless-os,x-other"}
+        asked = {**named, **wanted, "Access-Control-Request-Method": "POST"}
         status, _, headers = server.ask("OPTIONS", "/v1/completions", headers=asked)
         assert (status, headers["access-control-allow-origin"]) == (204, "https://friend.example")
+        assert headers["access-control-allow-headers"] == "Authorization, Content-Type, x-stainless-os"
         assert server.ask("POST", "/v1/completions", BODY, headers={"Origin": "https://evil.example"})[0] == 403

@@ -9,7 +9,7 @@ import pytest
 from groundling.bundle import load_bundle
 from groundling.sample.engine import DecodeConfig
 from groundling.sample.generate import generate
-from servekit import LETTERS, TALK, Served
+from servekit import LETTERS, TALK, Served, serving
 
 WAYS = [
     {},
@@ -151,6 +151,26 @@ def test_the_probabilities_of_a_prompt_can_be_asked_for_alone(client: openai.Ope
     assert answer.usage.completion_tokens == 0
 
 
+def test_offsets_say_where_in_the_text_a_token_stands(models: dict[str, Path], tmp_path: Path) -> None:
+    """Also of tokens that are a part of a character, and after what was hidden; and the one that came is told of."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[[rule]]\nname='the'\nreason='the'\naction='redact'\nwhere=['reply']\npattern='e'\n")
+    with serving(models["pairs"], "--safety", rules) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+        for seed in range(5):
+            how = {"model": "pairs", "prompt": "the \N{GRINNING FACE}", "echo": True, "logprobs": 2}
+            choice = client.completions.create(**how, max_tokens=60, seed=seed).choices[0]
+            told = choice.logprobs
+            assert len(told.tokens) == len(told.text_offset) > 20
+            assert "[the]" in choice.text
+            for name, offset in zip(told.tokens, told.text_offset, strict=True):
+                if not name.startswith("bytes:"):
+                    assert name in choice.text[offset : offset + 3 + len(name)]  # up to three lost bytes come with it
+            for name, likely in zip(told.tokens[1:], told.top_logprobs[1:], strict=True):
+                assert name in likely
+                assert len(likely) in (2, 3)
+
+
 def test_ids_are_a_prompt_too(client: openai.OpenAI) -> None:
     how = {"model": "base", "max_tokens": 20, "seed": 1}
     ids = [LETTERS.index(letter) for letter in "Who"]
@@ -177,6 +197,7 @@ def test_a_bias_forbids_or_decides(client: openai.OpenAI) -> None:
         (openai.BadRequestError, "response_format", {"response_format": {"type": "json_object"}}),
         (openai.BadRequestError, "frequency_penalty", {"frequency_penalty": 3}),
         (openai.BadRequestError, "max_tokens", {"max_tokens": 200_000}),
+        (openai.BadRequestError, "max_completion_tokens", {"max_completion_tokens": 200_000}),
         (openai.BadRequestError, "logit_bias", {"logit_bias": {"a": 1}}),
         (openai.BadRequestError, "logit_bias", {"logit_bias": {"99": 1}}),
         (openai.BadRequestError, "messages", {"messages": [{"role": "assistant", "content": "I"}]}),

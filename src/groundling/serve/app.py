@@ -1,8 +1,9 @@
 """The application: its routes, what stands before them, and what errors look like."""
 
 import asyncio
+import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -15,15 +16,17 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from groundling.errors import GroundlingError
-from groundling.serve import openai, pages, rankings, runs, xray
+from groundling.serve import orders, pages, rankings, runs, xray
 from groundling.serve.auth import keeper
 from groundling.serve.errors import ApiError
 from groundling.serve.guard import Bodies, Ledger, Origins, error_response
 from groundling.serve.logs import EventLog
-from groundling.serve.openai import Order, Performance
+from groundling.serve.openai import Performance
+from groundling.serve.orders import Order
 from groundling.serve.registry import State, Theatre
 from groundling.serve.respond import EventStream, Gone, as_json, unless_gone
 from groundling.serve.schema import ChatRequest, CompletionRequest
+from groundling.serve.worker import deadline_exceeded
 
 
 class ErrorFacts(BaseModel):
@@ -168,31 +171,45 @@ def _v1(theatre: Theatre, log: EventLog) -> APIRouter:
     @routes.post("/completions", responses=streamed, response_class=Response)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on from a text."""
-        order = await openai.completion_order(theatre, body)
-        return await _answer(theatre, log, order, request, bool(body.stream))
+        return await _answer(theatre, log, orders.completion_order(theatre, body), request, bool(body.stream))
 
     @routes.post("/chat/completions", responses=streamed, response_class=Response)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Reply in a conversation."""
-        order = await openai.chat_order(theatre, body)
-        return await _answer(theatre, log, order, request, bool(body.stream))
+        return await _answer(theatre, log, orders.chat_order(theatre, body), request, bool(body.stream))
 
     return routes
 
 
-async def _answer(theatre: Theatre, log: EventLog, order: Order, request: Request, streamed: bool) -> Response:
-    """Carry an order out, as long as somebody waits for it."""
-    performance = Performance(theatre, order, request.state.client)
-    notes = request.scope["notes"]
+async def _answer(
+    theatre: Theatre, log: EventLog, ordering: Coroutine[Any, Any, Order], request: Request, streamed: bool
+) -> Response:
+    """Take an order and carry it out, as long as somebody waits for it."""
+    notes, until = request.scope["notes"], time.monotonic() + theatre.config.timeout_s
     theatre.n_open += 1
+
+    def aborted(reason: str) -> None:
+        known = {"disconnect": "disconnect", "slow_reader": "slow_reader", "deadline_exceeded": "deadline"}
+        theatre.metrics.aborted.labels(known.get(reason, "error")).inc()
+
+    try:
+        order = await unless_gone(request.receive, _in_time(ordering, theatre.config.timeout_s))
+        performance = Performance(theatre, order, request.state.client, until - time.monotonic())
+    except BaseException as error:
+        theatre.n_open -= 1
+        if isinstance(error, Gone):
+            aborted(error.reason)
+            notes.update(aborted=error.reason)
+            return Response(status_code=499)
+        if isinstance(error, ApiError) and error.code == "deadline_exceeded":
+            aborted(error.code)
+        raise
 
     def over(reason: str | None) -> None:
         performance.close()
         theatre.n_open -= 1
         if reason is not None:
-            known = {"disconnect", "slow_reader"}
-            short = "deadline" if reason == "deadline_exceeded" else reason
-            theatre.metrics.aborted.labels(short if short in known | {"deadline"} else "error").inc()
+            aborted(reason)
         performance.measure()
         notes.update(model=order.served.name, aborted=reason, **performance.usage())
         if theatre.config.log_text:
@@ -204,7 +221,7 @@ async def _answer(theatre: Theatre, log: EventLog, order: Order, request: Reques
     try:
         answer = await unless_gone(request.receive, performance.whole())
         reason = None
-        return Response(as_json(answer), media_type="application/json")
+        return Response(answer, media_type="application/json")
     except Gone as gone:
         reason = gone.reason
         return Response(status_code=499)
@@ -213,6 +230,14 @@ async def _answer(theatre: Theatre, log: EventLog, order: Order, request: Reques
         raise
     finally:
         over(reason)
+
+
+async def _in_time(ordering: Coroutine[Any, Any, Order], timeout_s: float) -> Order:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await ordering
+    except TimeoutError:
+        raise deadline_exceeded() from None
 
 
 def _explain_errors(app: FastAPI) -> None:

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     theatre.safety = load_safety(config.safety, config.safety_classifier)
     settings = uvicorn.Config(
         create_app(theatre, log),
-        http=protocol_for(config.receive_timeout_s, config.max_connections),
+        http=protocol_for(config.receive_timeout_s, config.send_timeout_s, config.max_connections),
         ws="none",
         loop="asyncio",
         lifespan="on",

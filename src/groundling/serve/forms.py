@@ -124,14 +124,13 @@ class TextForm(_Envelope):
     def __init__(self, model: str, fingerprint: str, words: Words, with_logprobs: bool) -> None:
         super().__init__("cmpl", ("text_completion", "text_completion"), model, fingerprint)
         self._words, self._with_logprobs = words, with_logprobs
-        self._offsets: dict[int, int] = {}
 
     def whole(self, number: int, shown: Shown) -> dict[str, Any]:
         """A choice as a whole."""
         return {
             "index": number,
             "text": shown.text,
-            "logprobs": self._logprobs(number, shown.tokens) if self._with_logprobs else None,
+            "logprobs": self._logprobs(shown) if self._with_logprobs else None,
             "finish_reason": shown.finish_reason,
             **safety_note(shown.findings),
         }
@@ -145,22 +144,20 @@ class TextForm(_Envelope):
         """What is new of a choice."""
         return self.whole(number, shown)
 
-    def _logprobs(self, number: int, tokens: list[Token]) -> dict[str, Any]:
-        texts, offsets = [self._words.of(token.id)[0] for token in tokens], []
-        for text in texts:
-            offsets.append(self._offsets.get(number, 0))
-            self._offsets[number] = offsets[-1] + len(text)
+    def _logprobs(self, shown: Shown) -> dict[str, Any]:
         return {
-            "tokens": [self._name(token.id) for token in tokens],
-            "token_logprobs": [_number(token.logprob) for token in tokens],
-            "top_logprobs": [self._likely(token) for token in tokens],
-            "text_offset": offsets,
+            "tokens": [self._name(token.id) for token in shown.tokens],
+            "token_logprobs": [_number(token.logprob) for token in shown.tokens],
+            "top_logprobs": [self._likely(token) for token in shown.tokens],
+            "text_offset": shown.offsets,
         }
 
     def _likely(self, token: Token) -> dict[str, float | None] | None:
+        """The likeliest, and the one that came."""
         if token.logprob is None:  # nothing comes before the first token of a prompt
             return None
-        return {self._name(id): _number(logprob) for id, logprob in reversed(token.likely)}
+        likely = {self._name(id): _number(logprob) for id, logprob in reversed(token.likely)}
+        return {**likely, self._name(token.id): _number(token.logprob)}
 
     def _name(self, id: int) -> str:
         """An id's text; bytes that are none are spelled, for else many would have one name."""

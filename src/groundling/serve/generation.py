@@ -25,6 +25,16 @@ class Shown:
     tokens: list[Token] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    offsets: list[int] = field(default_factory=list)
+    """Where in the text, as it is shown, each token begins."""
+
+
+def offsets(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """Where in a text each of its ids begins."""
+    places = _Places(tokenizer.stream_decoder())
+    for id in ids:
+        places.push(id)
+    return [places.span(number)[0] for number in range(len(ids))]
 
 
 class Choice:
@@ -47,7 +57,7 @@ class Choice:
         self._text = TextStream(self._places, stop)
         self._held: deque[tuple[Token, int]] = deque()
         self._n_raw = 0
-        self._hidden: list[tuple[int, int]] = []
+        self._hidden: list[tuple[int, int, int]] = []  # from where to where, and how much longer its mark is
         self._n_findings = 0
 
     def push(self, tokens: Sequence[Token], is_last: bool) -> Shown:
@@ -86,7 +96,8 @@ class Choice:
         for segment in segments:
             shown.text += segment.text
             if segment.redacted:
-                self._hidden.append((self._n_raw, self._n_raw + segment.n_raw))
+                longer = len(segment.text) - segment.n_raw
+                self._hidden.append((self._n_raw, self._n_raw + segment.n_raw, longer))
             self._n_raw += segment.n_raw
         if self._safety is not None:
             shown.findings += self._safety.findings[self._n_findings :]
@@ -99,8 +110,9 @@ class Choice:
             if end is None or end > self._n_raw:
                 break
             self._held.popleft()
-            if not any(low < end and start < high for low, high in self._hidden):
+            if not any(low < end and start < high for low, high, _ in self._hidden):
                 shown.tokens.append(token)
+                shown.offsets.append(start + sum(longer for _, high, longer in self._hidden if high <= start))
 
 
 class _Places:

@@ -31,6 +31,8 @@ SECURITY = {
 }
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 WITH_BODY = ("POST", "PUT", "PATCH")
+CLIENTS_OWN = "x-stainless-"
+"""What the headers begin with in which OpenAI's client tells of itself."""
 HEADER_BYTES = 16_384
 """Of a request, until its body."""
 
@@ -128,7 +130,9 @@ class Origins:
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             answer = Response(status_code=204, headers=_cors(origin))
             answer.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
-            answer.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            asked = headers.get("access-control-request-headers", "").split(",")
+            told = [name for name in map(str.strip, asked) if name.lower().startswith(CLIENTS_OWN)]
+            answer.headers["Access-Control-Allow-Headers"] = ", ".join(["Authorization", "Content-Type", *told])
             await answer(scope, receive, send)
             return
 
@@ -150,6 +154,7 @@ class Origins:
 def _cors(origin: str) -> dict[str, str]:
     return {
         "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": "Retry-After, X-Request-Id",
         "Cross-Origin-Resource-Policy": "cross-origin",
         "Vary": "Origin",
     }

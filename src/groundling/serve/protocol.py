@@ -20,20 +20,26 @@ from groundling.serve.registry import State, Theatre
 FLUSH_S = 2
 """For the last errors to be sent, after all was broken off."""
 
+GRACE_S = 1.0
+"""A stream ends by itself when it is not read, and says why; the connection is broken off after that."""
 
-def protocol_for(receive_timeout_s: float, max_connections: int) -> type[H11Protocol]:
+
+def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connections: int) -> type[H11Protocol]:
     """HTTP/1.1, with limits."""
 
     class Limited(H11Protocol):
-        """Closes connections that do not say what they want, and those that are too many."""
+        """Closes connections that do not say what they want, that are not read, and those that are too many."""
 
         _timer: asyncio.TimerHandle | None = None
+        _send_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > max_connections:
                 transport.abort()
                 return
+            # Anything that the client has not taken is waited for, also the last of what was written before a close.
+            transport.set_write_buffer_limits(high=0)
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -42,7 +48,32 @@ def protocol_for(receive_timeout_s: float, max_connections: int) -> type[H11Prot
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._unwatch()
+            self._unwatch_sending()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_sending()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._unwatch_sending()
+
+        def _watch_sending(self) -> None:
+            n_left = self.transport.get_write_buffer_size()
+            self._send_timer = self.loop.call_later(send_timeout_s + GRACE_S, self._look_at_sending, n_left)
+
+        def _unwatch_sending(self) -> None:
+            if self._send_timer is not None:
+                self._send_timer.cancel()
+                self._send_timer = None
+
+        def _look_at_sending(self, n_before: int) -> None:
+            """Who has read nothing of it does not read; closing would wait for him, and keep all that is unsent."""
+            if self.transport.get_write_buffer_size() < n_before:
+                self._watch_sending()
+            else:
+                self.transport.abort()
 
         def _watch(self) -> None:
             """A request's head has to be there in time; how it trickles in makes no difference."""

@@ -8,8 +8,8 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
@@ -202,14 +202,36 @@ class Worker:
         with self._changed:
             if self._stopping:
                 raise _draining()
-            if self._n_open + len(takes) > self.n_slots + self.max_waiting:
-                message = f"{self._n_open} texts are being written or wait, and there is no room for more; try later"
-                raise ApiError(429, message, "queue_full", retry_after_s=self._retry_after_s())
-            self._n_open += len(takes)
+            self._take_places(len(takes))
             self._generations.add(generation)
             self._waiting.setdefault(client, deque()).extend((generation, take) for take in takes)
             self._changed.notify()
         return generation
+
+    @property
+    def n_places(self) -> int:
+        """Samples that are written or wait at most."""
+        return self.n_slots + self.max_waiting
+
+    @contextmanager
+    def places(self, n: int) -> Iterator[None]:
+        """Hold places for work that comes before samples, so that it is bounded as they are.
+
+        Raises:
+            ApiError: 429: there are none.
+        """
+        with self._changed:
+            self._take_places(n)
+        try:
+            yield
+        finally:
+            self._close(n)
+
+    def _take_places(self, n: int) -> None:
+        if self._n_open + n > self.n_places:
+            message = f"{self._n_open} texts are being written or wait, and there is no room for {n} more; try later"
+            raise ApiError(429, message, "queue_full", retry_after_s=self._retry_after_s())
+        self._n_open += n
 
     def _retry_after_s(self) -> int:
         """When a place may be free, by what texts have taken of late."""
