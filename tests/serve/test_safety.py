@@ -323,12 +323,13 @@ def test_a_segment_says_what_it_stands_for(safety: Safety) -> None:
     assert [segment for segment in segments if segment.redacted] == [Segment("[name]", 3, True)]
 
 
-def test_what_is_blocked_is_said_to_be_though_a_stop_string_comes_with_it(safety: Safety) -> None:
+def test_what_is_blocked_is_said_to_be_though_a_stop_string_comes_with_it() -> None:
     """One token completes both."""
     tokenizer = GPT2Tokenizer()
     ids = tokenizer.encode("Well, zounds stop")
     assert tokenizer.decode(ids[-1:]) == " stop"
-    choice = Choice(tokenizer, ("stop",), (), safety.reply())
+    oath = Rule("oath", "an oath", "block", ("reply",), "", lambda: Words(["zounds"]))
+    choice = Choice(tokenizer, ("stop",), (), Safety([oath]).reply())
     shown = choice.push([Token(id) for id in ids], False)
     assert (shown.text, shown.finish_reason) == ("Well, ", "content_filter")
 
