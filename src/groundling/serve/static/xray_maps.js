@@ -25,6 +25,7 @@ export class Maps {
     this.node.id = `maps-${number}`;
     this.grid.addEventListener("keydown", (event) => this.walk(event));
     roving(this.reading, ".tok");
+    new ResizeObserver(() => { if (this.seen && this.strip.clientWidth !== this.width) this.drawArcs(); }).observe(this.strip);
     this.canvas.addEventListener("pointermove", (event) => this.point(event));
   }
 
@@ -196,7 +197,8 @@ export class Maps {
     const middle = (s) => starts[s] + 3.5 * labels[s].length;
     const height = Math.min(70, 28 + width / 12);
     clear(this.arcs).setAttribute("viewBox", `0 0 ${width} ${height + 22}`);
-    const scale = Math.min(2, Math.max(1.35, (this.strip.clientWidth - 4) / width));
+    this.width = this.strip.clientWidth;
+    const scale = Math.min(2, Math.max(1.35, (this.width - 4) / width));
     this.arcs.style.width = `${(scale * width).toFixed(0)}px`;
     this.arcs.setAttribute("aria-label", this.sentence());
     labels.forEach((label, s) => this.arcs.append(svg("text", { x: starts[s], y: height + 16, "font-weight": s === this.token ? 700 : 400, text: label })));
@@ -208,7 +210,7 @@ export class Maps {
       this.arcs.append(svg("path", { d: `M${a} ${height} C${a} ${height - rise} ${b} ${height - rise} ${b} ${height}`, "stroke-width": (0.5 + 5 * w).toFixed(2), "stroke-opacity": (0.25 + 0.75 * w).toFixed(2) }));
     }
     const at = scale * middle(this.token);
-    if (at < this.strip.scrollLeft + 30 || at > this.strip.scrollLeft + this.strip.clientWidth - 30) this.strip.scrollLeft = at - this.strip.clientWidth * 0.75;
+    if (at < this.strip.scrollLeft + 30 || at > this.strip.scrollLeft + this.width - 30) this.strip.scrollLeft = at - this.width * 0.75;
   }
 }
 
