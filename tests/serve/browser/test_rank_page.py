@@ -75,7 +75,7 @@ def test_a_click_keeps_what_was_clicked_and_tells_who_it_was(seated, folder, req
     assert row.messages[-1].content == prompt
     expect(page.locator("#kept b").first).to_have_text(row.candidates[best].model)
     expect(page.locator("#standing")).to_contain_text("1 answer by"), "and how many prompts there are"
-    expect(page.locator("#standing")).to_contain_text("61 prompts from prompts.jsonl")
+    expect(page.locator("#standing")).to_contain_text("1 of 61 prompts from prompts.jsonl")
 
 
 @pytest.mark.parametrize("twice", ["a double click", "a key that is hit twice"])

@@ -173,8 +173,8 @@ async function refresh() {
     const query = rater() ? `?${new URLSearchParams({ rater: rater() })}` : "";
     const counts = await api(`/v1/groundling/rankings${query}`);
     const mine = counts.by_you ?? 0;
-    const prompts = counts.to_ask ? `${counted(counts.to_ask, "prompt")} from` : "prompts from";
-    byId("standing").textContent = rater() ? `${counted(mine, "answer")} by ${rater()} · ${prompts} ${counts.prompts_from}` : "";
+    const prompts = counts.to_ask ? `${counts.prompts_by_you ?? 0} of ${counted(counts.to_ask, "prompt")} from` : "prompts from";
+    byId("standing").textContent = rater() ? `${counted(mine, "answer")} by ${rater()}, to ${prompts} ${counts.prompts_from}` : "";
     const told = [
       `${counted(counts.judgements, "answer")} by ${counted(counts.raters, "rater")}`,
       `${counted(counts.pairs, "preference")}, ${counted(counts.ties, "tie")}, ${counts.skips} skipped`,
