@@ -3,7 +3,7 @@
 Decoding may round (bfloat16 weights, another order of sums); a ratio of new to old probabilities must not. So what
 was drawn is scored again, packed in the very rows that the update will use: the first ratio is 1 (a law in the tests).
 
-Shapes: B rows, T positions, V vocabulary, N replies.
+Shapes: B rows, T positions, N of them at which something is said, V vocabulary.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from groundling.align.replies import Reply
 from groundling.model.gpt import GPT
 from groundling.model.layers import at_least_float32
 from groundling.model.loss import IGNORE, token_logprobs
-from groundling.model.packed import Layout, Packed
+from groundling.model.packed import Layout, logits_at
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Scored:
         )
 
     def sums(self, values_BT: Tensor) -> Tensor:
-        """The sum of each reply's values over what it said (N)."""
+        """The sum of each reply's values over what it said, reply by reply."""
         said_BT = torch.where(self.targets_BT != IGNORE, values_BT, 0)
         totals = values_BT.new_zeros(self.n_replies + 1)
         return totals.index_add(0, self.owners_BT.flatten(), said_BT.flatten())[: self.n_replies]
@@ -118,15 +118,17 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.n_sayable, self.autocast, self.temperature = model, n_sayable, autocast, temperature
 
-    def logits(self, idx_BT: Tensor, layout: Layout) -> Tensor:
-        """What replies are drawn from (BTV), in float32."""
+    def logits(self, idx_BT: Tensor, layout: Layout, said_BT: Tensor) -> Tensor:
+        """What replies are drawn from, where something is said (NV), in float32."""
         with self.autocast():
-            logits_BTV = self.model(idx_BT, Packed(layout))[..., : self.n_sayable]
-        return at_least_float32(logits_BTV) / self.temperature
+            logits_NV = logits_at(self.model, idx_BT, layout, said_BT)[..., : self.n_sayable]
+        return at_least_float32(logits_NV) / self.temperature
 
     def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:
         """The log-probability of each target (BT); 0 where there is none."""
-        return token_logprobs(self.logits(idx_BT, layout), targets_BT)
+        said_BT = targets_BT != IGNORE
+        logprobs_N = token_logprobs(self.logits(idx_BT, layout, said_BT), targets_BT[said_BT])
+        return logprobs_N.new_zeros(targets_BT.shape).index_put((said_BT,), logprobs_N)
 
     @torch.inference_mode()
     def score(self, scored: Scored) -> Tensor:
@@ -136,7 +138,7 @@ class Policy(nn.Module):
         return logprobs_BT.cpu().clone()
 
 
-def entropy_of(logits_BTV: Tensor) -> Tensor:
-    """The entropy of each position's distribution, in nats (BT)."""
-    logprobs_BTV = logits_BTV.log_softmax(-1)
-    return -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
+def entropy_of(logits_NV: Tensor) -> Tensor:
+    """The entropy of each position's distribution, in nats (N)."""
+    logprobs_NV = logits_NV.log_softmax(-1)
+    return -(logprobs_NV.exp() * logprobs_NV).sum(-1)

@@ -1,6 +1,6 @@
 """What PPO and GRPO share: drawing replies, rewarding them, and one clipped update after another.
 
-Shapes: B rows, T positions, V vocabulary, N replies.
+Shapes: B rows, T positions, N of them at which something is said, V vocabulary.
 """
 
 import math
@@ -142,26 +142,26 @@ class ClippedObjective(nn.Module):
 
     def forward(self, scored: Scored, old_BT: Tensor, reference_BT: Tensor, advantages_BT: Tensor) -> Tensor:
         """The loss of a batch."""
-        logits_BTV = self.policy.logits(scored.idx_BT, scored.layout)
-        new_BT = token_logprobs(logits_BTV, scored.targets_BT)
         said_BT = scored.targets_BT != IGNORE
-        log_ratio_BT = torch.where(said_BT, new_BT - old_BT, 0)
-        loss_BT = clipped_loss(log_ratio_BT, advantages_BT, self.clip)
+        logits_NV = self.policy.logits(scored.idx_BT, scored.layout, said_BT)
+        new_N = token_logprobs(logits_NV, scored.targets_BT[said_BT])
+        log_ratio_N = new_N - old_BT[said_BT]
+        loss_N = clipped_loss(log_ratio_N, advantages_BT[said_BT], self.clip)
         if self.kl_coef:
-            gap_BT = torch.where(said_BT, reference_BT - new_BT, 0)
-            loss_BT = loss_BT + self.kl_coef * (gap_BT.exp() - gap_BT - 1)
+            gap_N = reference_BT[said_BT] - new_N
+            loss_N = loss_N + self.kl_coef * (gap_N.exp() - gap_N - 1)
         with torch.no_grad():
-            ratio_BT = log_ratio_BT.exp()
+            off_N = log_ratio_N.exp() - 1
             self.seen.append(
                 {
-                    "n": float(said_BT.sum()),
-                    "clipped": float(((ratio_BT - 1).abs() > self.clip).sum()),
-                    "entropy": float((entropy_of(logits_BTV) * said_BT).sum()),
-                    "step_kl": float(((ratio_BT - 1) - log_ratio_BT).sum()),
-                    "off_one": float((ratio_BT - 1).abs().max()),
+                    "n": float(len(off_N)),
+                    "clipped": float((off_N.abs() > self.clip).sum()),
+                    "entropy": float(entropy_of(logits_NV).sum()),
+                    "step_kl": float((off_N - log_ratio_N).sum()),
+                    "off_one": float(off_N.abs().max()) if len(off_N) else 0.0,
                 }
             )
-        return (loss_BT * said_BT).sum()
+        return loss_N.sum()
 
     def look(self) -> dict[str, float]:
         """Means over the ids seen since the last look: clip_fraction, entropy, step_kl; and the first ratio's error."""
@@ -176,10 +176,10 @@ class ClippedObjective(nn.Module):
         return figures
 
 
-def clipped_loss(log_ratio_BT: Tensor, advantages_BT: Tensor, clip: float) -> Tensor:
+def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: float) -> Tensor:
     """-min(ratio A, clip(ratio) A): beyond the clip there is nothing to gain, and all to lose."""
-    ratio_BT = log_ratio_BT.exp()
-    return -torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(1 - clip, 1 + clip) * advantages_BT)
+    ratio_N = log_ratio_N.exp()
+    return -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip, 1 + clip) * advantages_N)
 
 
 def policy_batches(round_: Round, numbers: Sequence[int], block_size: int, n_rows: int) -> list[PolicyBatch]:

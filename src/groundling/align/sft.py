@@ -29,7 +29,7 @@ from groundling.errors import require
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, loss_sum
-from groundling.model.packed import Layout, Packed
+from groundling.model.packed import Layout, logits_at
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
 
@@ -85,9 +85,10 @@ class SftObjective(nn.Module):
 
     def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:
         """The loss of a batch."""
+        said_BT = targets_BT != IGNORE
         with self.autocast():
-            logits_BTV = self.model(idx_BT, Packed(layout))
-        return loss_sum(logits_BTV, targets_BT)
+            logits_NV = logits_at(self.model, idx_BT, layout, said_BT)
+        return loss_sum(logits_NV, targets_BT[said_BT])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Several short sequences in one row, none of which sees another; and several ways on from one beginning.
 
-Shapes: B rows, T positions, H heads, D head_size.
+Shapes: B rows, T positions, N positions of them, C n_embd, H heads, D head_size, V vocabulary.
 """
 
 from typing import NamedTuple
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from groundling.model.cache import KVCache, Places
+from groundling.model.gpt import GPT
 
 
 class Layout(NamedTuple):
@@ -61,6 +62,21 @@ class Packed(KVCache):
 
     def advance(self, n_positions: int) -> None:
         """Nothing is kept."""
+
+
+def logits_at(model: GPT, idx_BT: Tensor, layout: Layout, counted_BT: Tensor) -> Tensor:
+    """The logits at some positions of packed sequences, in their order (NV): what is only read needs none.
+
+    Of a prompt with its reply that is less than half; and logits of thousands of ids are what takes the most memory.
+
+    Args:
+        model: a GPT.
+        idx_BT: rows of ids.
+        layout: who stands where in them.
+        counted_BT: True at N positions.
+    """
+    x_BTC = model.features(idx_BT, Packed(layout))
+    return model.lm_head(x_BTC[counted_BT])  # type: ignore[no-any-return]
 
 
 def _changes(values_BT: Tensor) -> Tensor:
