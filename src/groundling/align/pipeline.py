@@ -227,7 +227,7 @@ def _over_optimised(config: ChatgptConfig, short: Sequence[str], rounds: Sequenc
 MANY = ["--prompts", "5000", "--candidates", "36", "--temperature", "0.7"]
 REWARD = ["--epochs", "1", "--batch-size", "4", "--optim.lr", "1e-3", "--optim.weight-decay", "1"]
 DPO = ["--epochs", "1", "--optim.lr", "2e-4", "--beta", "0.2"]
-GRPO = ["--kl-coef", "0.1", "--optim.lr", "4e-4", "--steps", "20"]
+GRPO = ["--kl-coef", "0.1", "--optim.lr", "4e-4", "--steps", "20", "--stop-kl", "7.5"]
 PPO = ["--kl-coef", "0.15", "--optim.lr", "3e-4", "--steps", "20", "--stop-kl", "8.5"]
 FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "24", "--no-end", "0"]
 SMALL_REWARD = ["--n-layer", "1", "--epochs", "2", "--batch-size", "8", "--optim.lr", "1e-3"]
