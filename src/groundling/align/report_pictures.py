@@ -161,7 +161,9 @@ def draw_over_optimisation(path: Path, courses: Sequence[dict[str, Any]]) -> Pat
             other.plot(*zip(*golds, strict=True), color="C0", label="gold measure (right)")
         other.set_ylabel(course["gold"])
         handles = [*axes.get_lines(), *other.get_lines()]
-        axes.legend(handles, [handle.get_label() for handle in handles], frameon=False)
+        names = [handle.get_label() for handle in handles]
+        # Above: each curve has its own scale, and no corner is empty in all of them.
+        axes.legend(handles, names, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
         axes.grid(alpha=0.2)
     save_figure(figure, path)
     return path
