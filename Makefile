@@ -57,7 +57,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" --hypothesis-profile=fast
 
 check: lint fast
 

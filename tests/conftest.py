@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from groundling.data.corpus import DataConfig
 from groundling.model.gpt import GPTConfig
@@ -18,6 +19,30 @@ from servekit import Served, serving, write_models
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NO_COLOR"] = "1"
 torch.set_num_threads(1)
+
+settings.register_profile("fast", max_examples=20)
+"""What `make check` draws of each law; `make test` draws a hundred."""
+
+
+TESTS = Path(__file__).parent
+TAKES_SECONDS = {"models", "house", "classifier"}
+"""The fixtures of all who start a server, or train for it."""
+LONG_TO_IMPORT = ("serve/browser", "export/test_hf.py", "export/test_importing.py", "export/test_nanogpt.py")
+"""A browser's tests are slow anyway; the others bring transformers, and that each process of the tests imports it."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of `make check` what takes seconds to be looked at only."""
+    here = collection_path.relative_to(TESTS).as_posix() if TESTS in collection_path.parents else ""
+    return True if config.option.markexpr == "not slow" and here in LONG_TO_IMPORT else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what needs a server out of `make check`."""
+    for item in items:
+        if TAKES_SECONDS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

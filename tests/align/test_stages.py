@@ -345,6 +345,7 @@ def test_what_the_training_split_asks_is_not_measured_by(tmp_path):
     assert [each[-1].content for each in asked.val] == ["e"]
 
 
+@pytest.mark.slow
 def test_what_is_not_utf_8_does_not_end_a_conversation(folder, tmp_path):
     command = [sys.executable, "-m", "groundling", "chat", str(folder / "sft")]
     environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}

@@ -121,6 +121,7 @@ def test_a_text_shorter_than_a_window_can_be_taught(finished_run, corpus):
     torch.testing.assert_close(table_NV[7].float(), expected_V, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_learns_what_its_teacher_says(finished_run, tiny_config):
     """Taught by the other model alone, a student comes nearer to it than one that the text teaches."""
 
@@ -176,6 +177,7 @@ def test_a_teacher_that_is_not_there_costs_nothing(finished_run, tiny_config, tm
         dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=1.0, models=models))
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_alphabet_is_refused(finished_run, tiny_config, tmp_path):
     text = tmp_path / "other.txt"
     text.write_text("quite another alphabet: 0123456789. " * 200, encoding="utf-8")

@@ -97,6 +97,7 @@ def test_a_piped_prompt_is_taken_as_it_is(folder, bundle, words):
     assert done.stdout.decode() == f"abé\n{expected}\n"
 
 
+@pytest.mark.slow
 def test_text_comes_while_it_is_generated_and_a_closed_pipe_ends_it(folder):
     """So many tokens would take hours: what is read was flushed on the way, and the end is that of the pipe."""
     words = [str(folder), "--prompt", "abc", "--max-new-tokens", "1000000000", "--stop", "never"]
@@ -154,6 +155,7 @@ def test_bad_input_ends_in_one_clear_line(folder, tmp_path, capfd, words, said):
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_stdin_that_is_not_utf_8_ends_in_one_clear_line(folder):
     done = run(str(folder), stdin=b"abc\xff")
     assert (done.returncode, done.stdout) == (1, b"")
@@ -181,6 +183,7 @@ def test_help_names_every_flag_with_its_default(capsys):
     assert "(default: 0.8)" in said
 
 
+@pytest.mark.slow
 def test_the_public_names_need_torch_only_when_they_are_used():
     code = (
         "import sys, groundling as g; assert 'torch' not in sys.modules; assert set(g.__all__) <= set(dir(g));"

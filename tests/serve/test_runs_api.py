@@ -169,6 +169,7 @@ def test_the_means_of_a_long_series_add_up_to_it(n: int) -> None:
     assert thinned.is_whole or sum(shown) / len(shown) > 2 * sum(values) / n
 
 
+@pytest.mark.slow
 def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
     """In several answers, each of a bounded size; also where a line has no end, and where a row has too many names."""
     path = tmp_path / "metrics.jsonl"

@@ -262,6 +262,7 @@ def test_a_prompt_is_looked_at_as_a_whole(safety: Safety) -> None:
     assert safety.check_prompt("word " * 500)[1] == [], "what is about replies says nothing of prompts"
 
 
+@pytest.mark.slow
 def test_a_long_text_costs_no_more_a_character(tmp_path: Path) -> None:
     path = tmp_path / "rules.toml"
     path.write_text(RULES.replace("longest = 200", "longest = 10000000"), encoding="utf-8")
@@ -278,6 +279,7 @@ def test_a_long_text_costs_no_more_a_character(tmp_path: Path) -> None:
     assert seconds(30_000) < 8 * seconds(6000)
 
 
+@pytest.mark.slow
 def test_the_rules_that_come_along_leave_shakespeare_alone() -> None:
     text = sources.get("tiny_shakespeare").read_text("utf-8")
     reply = Safety.from_file().reply()
@@ -384,11 +386,13 @@ def test_a_word_is_found_wherever_it_stands(gap: int) -> None:
 
 
 def test_what_is_hidden_again_and_again_costs_no_more_each_time(safety: Safety) -> None:
+    """Sixteen times as much takes sixteen times as long, not 256 times."""
+
     def seconds(n: int) -> float:
         begun = time.perf_counter()
         assert safety.check_prompt("Tom " * n)[0] == "[name] " * n
         return time.perf_counter() - begun
 
     seconds(100)
-    assert seconds(4000) < 8 * seconds(1000)
-    assert seconds(1000) < 0.5
+    few = min(seconds(150) for _ in range(5))  # others' work on the machine only slows
+    assert seconds(2400) < 64 * few

@@ -50,6 +50,7 @@ def test_a_run_without_evaluations_has_one_curve(finished_run, tmp_path):
     assert size_of_png(tmp_path / "one.png")
 
 
+@pytest.mark.slow
 def test_samples_leave_the_curves_as_they_are(tiny_config, tmp_path):
     pictures = []
     for name, every in (("silent", None), ("speaks", 2)):

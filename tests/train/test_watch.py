@@ -122,6 +122,7 @@ def samples(config) -> list[tuple[int, str]]:
     return [(r["step"], r["sample"]) for r in records(config) if "sample" in r]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_says_each_sample_once_and_as_if_it_had_never_stopped(tiny_config, monkeypatch, capsys):
     """Stopped by a signal just where a sample is due: it is neither lost nor said twice."""
     often = {"eval_every": None, "save_every": 4, "sample_every": 2}
