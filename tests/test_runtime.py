@@ -165,6 +165,7 @@ def test_nothing_is_wrapped_where_nothing_is_compiled():
     assert runtime.Compiler(picked(), print)(function) is function
 
 
+@pytest.mark.slow
 def test_the_allocator_is_tuned_by_what_is_there(monkeypatch):
     code = "from groundling import runtime; print(runtime.tune_allocator())"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -93,6 +93,7 @@ def test_whatever_was_acknowledged_is_there_after_kill_9(tmp_path):
     assert pragma(path, "integrity_check") == "ok"
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_new_file_at_once_all_get_their_rows_in(tmp_path):
     writers = [start_writer(tmp_path / "r.db", 5) for _ in range(6)]
     outputs = [writer.communicate(timeout=100)[0].splitlines() for writer in writers]

@@ -76,6 +76,7 @@ def test_the_loss_that_is_written_down_is_that_of_the_saved_weights_on_the_whole
         assert whole_split_loss(model, val, 16) == pytest.approx(written, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_without_progress_it_stops_after_so_many_evaluations_and_leaves_the_best(tiny_config, capsys):
     """A learning rate that throws the weights about: after the first evaluations it only gets worse."""
     config = tiny_config(
@@ -149,6 +150,7 @@ def test_a_run_that_goes_on_says_each_sample_once_and_as_if_it_had_never_stopped
         assert samples(pieces) == samples(whole)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_trained_over_by_accident(tiny_config, capsys):
     config = tiny_config(steps=2, eval_every=None, save_every=2)
     pretrain(config)
