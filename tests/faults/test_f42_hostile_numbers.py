@@ -55,3 +55,11 @@ def test_what_could_never_be_served_is_refused(server: Served, field: str, chang
     """A 429 would have it come again for ever."""
     status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", **changes})
     assert (status, answer["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize("field", ["suffix", "tools"])
+def test_what_is_not_supported_is_said_to_be(server: Served, field: str) -> None:
+    status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", field: "x"})
+    assert status == 400
+    assert answer["error"]["message"] == f"{field} is not supported here; leave it out"
+    assert (answer["error"]["param"], answer["error"]["code"]) == (field, "unsupported_field")

@@ -275,7 +275,7 @@ def _first_fault(error: RequestValidationError) -> ApiError:
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {fault['ctx']['error']}", "invalid_json")
     field = place[1] if len(place) > 1 else None
-    if fault["type"] == "extra_forbidden":
+    if fault["type"] in ("extra_forbidden", "none_required"):
         named = ".".join(place[1:])
         return ApiError(400, f"{named[:200]} is not supported here; leave it out", "unsupported_field", named[:200])
     said = fault["msg"].removeprefix("Value error, ")
