@@ -144,8 +144,9 @@ def read_asked(config: ChatDataConfig) -> Asked:
     train = read_prompts(config.path)
     if config.val_path is None:
         return Asked.of(*_cut(train, config.path, "prompts"))
-    val = read_prompts(config.val_path) if holds_prompts(config.val_path) else None
-    return Asked.of(train, prompts(read_conversations(config.val_path)) if val is None else val)
+    if holds_prompts(config.val_path):
+        return Asked.of(train, read_prompts(config.val_path))
+    return Asked.of(train, prompts(read_conversations(config.val_path)))
 
 
 def _read(config: ChatDataConfig) -> tuple[list[Conversation], list[Conversation]]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from groundling import dist
 from groundling.align.feed import ExampleFeed
-from groundling.align.held_out import held_out
+from groundling.align.held_out import split
 from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_size, packed_size
 from groundling.align.policy import Policy, Scored, score_rows
@@ -155,9 +155,7 @@ def dpo(config: DpoConfig) -> int:
         policy = Policy(bundle.model, bundle.chat.n_sayable(), stage.picked.autocast)
         block_size, n_rows = bundle.config.block_size, config.micro_batch_rows
         pairs = with_reference(policy, pairs, block_size, n_rows)
-        kept = held_out([pair.messages for pair in pairs], config.held_out)
-        train = [pair for pair, is_kept in zip(pairs, kept, strict=True) if not is_kept]
-        measured = [pair for pair, is_kept in zip(pairs, kept, strict=True) if is_kept]
+        train, measured = split(pairs, config.held_out)
         feed = ExampleFeed(
             len(train),
             config.batch_size,

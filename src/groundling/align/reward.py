@@ -23,7 +23,7 @@ from groundling import dist
 from groundling.align.agreement import clustered
 from groundling.align.feed import ExampleFeed
 from groundling.align.gold import measure_by_name
-from groundling.align.held_out import held_out
+from groundling.align.held_out import split
 from groundling.align.judge import Judge
 from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_size, packed_size
@@ -251,15 +251,12 @@ def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked
     Raises:
         DataError: there are not two prompts.
     """
-    asked = [answer.messages for answer in answers]
-    n_prompts = len(set(asked))
+    n_prompts = len({answer.messages for answer in answers})
     if n_prompts < 2:
         raise DataError(
             f"there are answers for {n_prompts} prompts; learning needs 2 at least, and some hundreds to be any good"
         )
-    kept = held_out(asked, part)
-    train = [answer for answer, is_kept in zip(answers, kept, strict=True) if not is_kept]
-    return train, [answer for answer, is_kept in zip(answers, kept, strict=True) if is_kept]
+    return split(answers, part)
 
 
 def pair_batches(answers: Sequence[Ranked], block_size: int, n_rows: int) -> list[PairBatch]:

@@ -1,9 +1,10 @@
 """What the server counts, for Prometheus."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from groundling.serve.safety import Finding
 from groundling.serve.worker import Load
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -37,6 +38,11 @@ class Metrics:
         active.set_function(lambda: load().active)
         for reason in ("disconnect", "deadline", "slow_reader", "error"):
             self.aborted.labels(reason)
+
+    def count(self, findings: Sequence[Finding]) -> None:
+        """Count what the safety stage did."""
+        for finding in findings:
+            self.filtered.labels(finding.where, finding.action).inc()
 
     def text(self) -> bytes:
         """All counts, in Prometheus's text format."""

@@ -14,7 +14,6 @@ from groundling.serve.generation import Choice, Shown
 from groundling.serve.orders import Order
 from groundling.serve.registry import Theatre
 from groundling.serve.respond import as_json
-from groundling.serve.safety import Finding
 from groundling.serve.worker import PACE_S, Take
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class Performance:
                 shown = choice.push(tokens, is_last)
                 if echo := self._order.prompts[number // self._order.n].echo:
                     shown.offsets = [len(echo.text) + offset for offset in shown.offsets]
-                self._count(shown.findings)
+                self._theatre.metrics.count(shown.findings)
                 if shown.finish_reason is not None:
                     n_open -= 1
                     self._generation.cancel(number)
@@ -98,17 +97,13 @@ class Performance:
         for number in range(len(self._order.prompts) * self._order.n):
             prompt = self._order.prompts[number // self._order.n]
             if number % self._order.n == 0:
-                self._count(prompt.findings)
+                self._theatre.metrics.count(prompt.findings)
             if prompt.blocked:
                 found.append((number, Shown(findings=prompt.findings, finish_reason="content_filter")))
             elif prompt.echo is not None or prompt.findings:
                 echo = prompt.echo or Shown()
                 found.append((number, Shown(echo.text, list(echo.tokens), prompt.findings, None, list(echo.offsets))))
         return found
-
-    def _count(self, findings: Sequence[Finding]) -> None:
-        for finding in findings:
-            self._theatre.metrics.filtered.labels(finding.where, finding.action).inc()
 
     def usage(self) -> dict[str, int]:
         """Tokens read and written."""

@@ -23,6 +23,7 @@ from groundling.serve.registry import Theatre
 from groundling.serve.respond import Gone, as_json, unless_gone
 from groundling.serve.reward_training import LEAST_PAIRS, RewardTraining, require_enough
 from groundling.serve.schema import Body, whole
+from groundling.serve.worker import deadline_exceeded
 from groundling.text.chat import Message
 
 Rater = Annotated[str, Field(min_length=1, max_length=100)]
@@ -83,8 +84,7 @@ def router(theatre: Theatre) -> APIRouter:
                 answered = await _of_disk(lambda: book.answered(rater))
                 return await questions.ask(rater, n, given, speakers, answered)
         except TimeoutError:
-            message = "the time for this request is up"
-            raise ApiError(503, message, "deadline_exceeded", retry_after_s=1) from None
+            raise deadline_exceeded() from None
 
     @routes.get("/next", dependencies=[Depends(_require_own_page(theatre.config.cors_origins))])
     async def ask(

@@ -13,14 +13,14 @@ from groundling.bundle import Bundle, base_at, find_bundle, finished_checkpoints
 from groundling.errors import ConfigError, DataError
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
-from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.engine import DecodeConfig, Engine, settled
 from groundling.sample.sequences import row_generator
 from groundling.serve.config import ServeConfig
 from groundling.serve.errors import ApiError, not_ready
 from groundling.serve.forms import Words
 from groundling.serve.generation import Choice
 from groundling.serve.metrics import Metrics
-from groundling.serve.safety import Finding, Safety
+from groundling.serve.safety import Safety
 from groundling.serve.worker import Take, Worker
 from groundling.text.chat import Message
 
@@ -149,12 +149,8 @@ class Theatre:
     def _engine(self, bundle: Bundle) -> Engine:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
         n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
-        try:
-            decode = DecodeConfig(weights=self.config.weights, native="on")
-            return Engine(bundle.model, decode, self.config.slots, n_ids)
-        except ConfigError:  # no compiler, or not a model for it
-            decode = DecodeConfig(weights=self.config.weights, native="off")
-            return Engine(bundle.model, decode, self.config.slots, n_ids)
+        decode = settled(bundle.model, DecodeConfig(weights=self.config.weights))
+        return Engine(bundle.model, decode, self.config.slots, n_ids)
 
     def require_ready(self) -> None:
         """Check that requests can be taken.
@@ -176,7 +172,7 @@ class Theatre:
         if self.safety is None:
             return text
         shown, findings = await run_in_threadpool(self.safety.check_prompt, text)
-        self._count(findings)
+        self.metrics.count(findings)
         for finding in findings:
             if finding.action == "block":
                 message = (
@@ -217,17 +213,13 @@ class Theatre:
             async for parts in generation.parts():
                 for _, tokens, is_last in parts:
                     shown = choice.push(tokens, is_last)
-                    self._count(shown.findings)
+                    self.metrics.count(shown.findings)
                     text += shown.text
                 if choice.finish_reason == "content_filter":
                     break
         finally:
             generation.cancel()
         return None if choice.finish_reason == "content_filter" else text
-
-    def _count(self, findings: Sequence[Finding]) -> None:
-        for finding in findings:
-            self.metrics.filtered.labels(finding.where, finding.action).inc()
 
 
 def named_paths(words: Sequence[str]) -> dict[str, Path]:
