@@ -3,6 +3,7 @@
 Shapes: L n_layer, N slots, B batch, H n_kv_head, S block_size or the positions so far, T new positions, D head_size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from groundling.model.gpt import GPTConfig
+
+LINE_BYTES = 64
 
 Places = slice | Tensor
 """Where new positions stand: the same for all rows of a batch (slice), or each row's own (BT)."""
@@ -82,11 +85,17 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that take memory, in the main memory, only where something is written: most windows are never full."""
+    """Zeros that take memory, in the main memory, only where something is written: most windows are never full.
+
+    There they begin with a line of the processor's caches, for a vector that lies across two is read twice.
+    """
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     plain = {8: np.int64, 4: np.int32, 2: np.int16}[dtype.itemsize]
-    return torch.from_numpy(np.zeros(shape, dtype=plain)).view(dtype)
+    n = math.prod(shape)
+    with_room = np.zeros(n + LINE_BYTES // dtype.itemsize, dtype=plain)
+    start = -with_room.ctypes.data % LINE_BYTES // dtype.itemsize
+    return torch.from_numpy(with_room[start : start + n].reshape(shape)).view(dtype)
 
 
 class CacheRows(KVCache):

@@ -57,7 +57,7 @@ enum Precision { FLOAT32, BFLOAT16, INT8 };
 enum Norm { LAYERNORM, RMSNORM };
 enum Activation { RELU, GELU, RELU2, SWIGLU };
 
-constexpr int64_t BLOCK_ROWS = 60;  // rows whose inputs stay near while the weights stream by
+constexpr int64_t BLOCK_ROWS = 64;  // rows whose inputs stay near while the weights stream by
 
 Vec activate(Vec x, int64_t kind) {
     const Vec positive = x < 0.0f ? Vec{} : x;
@@ -110,7 +110,7 @@ struct Call {
         const int64_t widest = whole(std::max({m.n_embd, m.n_hidden, m.n_head * m.head_size}));
         const int64_t n_bytes = std::min(rows.n_rows, BLOCK_ROWS) * widest * int64_t(sizeof(float));
         for (int i = 0; i < n_threads; i++)
-            scratch.push_back({Floats(m.block_size), Floats(widest), std::vector<char>(n_bytes)});
+            scratch.push_back({Floats(whole(m.block_size)), Floats(widest), std::vector<char>(n_bytes)});
     }
 };
 
@@ -129,21 +129,23 @@ class Worker {
         share(c.rows.n_rows, [&](int64_t row) { embed(row); });
         for (int64_t layer = 0; layer < m.n_layer; layer++) {
             const Layer& l = m.layers[layer];
-            linear(l.c_attn, c.x, &l.ln_1, [&](const Tiled& t) { put(l.c_attn, t, c.qkv); });
+            linear(l.c_attn, nullptr, c.x, &l.ln_1, [&](const Tiled& t) { put(l.c_attn, t, c.qkv); });
             share(c.rows.n_rows * n_heads, [&](int64_t head) { remember(layer, head); });
             share(c.rows.n_rows * m.n_head, [&](int64_t head) { attend(layer, head); });
-            linear(l.attn_proj, c.y, nullptr, [&](const Tiled& t) { add(l.attn_proj, t, c.x); });
-            linear(l.c_fc, c.x, &l.ln_2, [&](const Tiled& t) { bend(l, t); });
-            linear(l.mlp_proj, c.hidden, nullptr, [&](const Tiled& t) { add(l.mlp_proj, t, c.x); });
+            const Linear& next = layer + 1 < m.n_layer ? m.layers[layer + 1].c_attn : m.lm_head;
+            linear(l.attn_proj, &l.c_fc, c.y, nullptr, [&](const Tiled& t) { add(l.attn_proj, t, c.x); });
+            linear(l.c_fc, &l.mlp_proj, c.x, &l.ln_2, [&](const Tiled& t) { bend(l, t); });
+            linear(l.mlp_proj, &next, c.hidden, nullptr, [&](const Tiled& t) { add(l.mlp_proj, t, c.x); });
         }
         which = c.rows.scored;
-        linear(m.lm_head, c.x, &m.ln_f, [&](const Tiled& t) { put(m.lm_head, t, c.logits); });
+        linear(m.lm_head, nullptr, c.x, &m.ln_f, [&](const Tiled& t) { put(m.lm_head, t, c.logits); });
     }
 
    private:
     // A tile whose sums are ready.
     struct Tiled {
         int64_t row, n_rows, panel, n_panels;
+        int64_t pass, n_passes;  // which whole tile of this piece it is; none is, if there are no such passes
         const char* inputs;
         Vec (*sums)[TILE_PANELS];
     };
@@ -172,34 +174,52 @@ class Worker {
         for (int64_t i = 0; i < m.n_embd; i++) x[i] += place[i];
     }
 
-    // A linear layer: `finish` gets each tile.
+    // A linear layer: `finish` gets each tile. `after` is the layer that is read next, if that is at once.
     template <class Finish>
-    void linear(const Linear& l, const float* x, const Gains* gains, Finish finish) {
+    void linear(const Linear& l, const Linear* after, const float* x, const Gains* gains, Finish finish) {
         const int64_t n_rows = which ? c.rows.n_scored : c.rows.n_rows;
-        const int64_t n_panels = (l.n_out + LANES - 1) / LANES, groups = (n_panels + TILE_PANELS - 1) / TILE_PANELS;
-        const int64_t blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-        share(blocks * groups, [&](int64_t piece) {
+        const int64_t blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS, groups = n_groups(l), n_pieces = blocks * groups;
+        share(n_pieces, [&](int64_t piece) {
             const int64_t block = piece / groups, panel = piece % groups * TILE_PANELS;
             const int64_t first = block * BLOCK_ROWS, end = std::min(first + BLOCK_ROWS, n_rows);
             if (prepared != block) prepare(x, first, end, gains, l.n_in);
             prepared = block;
+            const bool is_last = piece + 1 == c.phases.first(n_pieces, index + 1);
+            const Linear* next = is_last ? after : &l;
+            const int64_t group = is_last && after ? c.phases.first(blocks * n_groups(*after), index) : piece + 1;
             Vec sums[TILE_ROWS][TILE_PANELS];
             for (int64_t row = first; row < end; row += TILE_ROWS) {
                 const int64_t n = std::min<int64_t>(TILE_ROWS, end - row);
-                const int64_t n_wide = std::min<int64_t>(TILE_PANELS, n_panels - panel);
-                const Tiled t{row, n, panel, n_wide, scratch.inputs.data() + (row - first) * row_bytes, sums};
-                multiply(l, t);
+                const int64_t n_wide = std::min<int64_t>(TILE_PANELS, n_panels(l) - panel);
+                const int64_t pass = (row - first) / TILE_ROWS, n_passes = (end - first) / TILE_ROWS;
+                const char* inputs = scratch.inputs.data() + (row - first) * row_bytes;
+                const Tiled t{row, n, panel, n_wide, pass, n_passes, inputs, sums};
+                multiply(l, t, next, group);
                 finish(t);
             }
         });
     }
 
-    void multiply(const Linear& l, const Tiled& t) const {
+    static int64_t n_panels(const Linear& l) { return (l.n_out + LANES - 1) / LANES; }
+    static int64_t n_groups(const Linear& l) { return (n_panels(l) + TILE_PANELS - 1) / TILE_PANELS; }
+
+    // The products of a tile; meanwhile a group of panels is asked for, of the layer that is read next (or null).
+    void multiply(const Linear& l, const Tiled& t, const Linear* next, int64_t group) const {
         const int64_t bytes = tiles.panel_bytes(l.n_in);
         const char* panel = l.weights + t.panel * bytes;
-        if (t.n_panels == TILE_PANELS) return tiles.all[t.n_rows - 1](t.sums[0], panel, t.inputs, row_bytes, l.n_in);
+        const Ahead ahead = next && t.n_passes ? look_ahead(l, t, *next, group % n_groups(*next)) : Ahead{};
+        if (t.n_panels == TILE_PANELS)
+            return tiles.all[t.n_rows - 1](t.sums[0], panel, t.inputs, row_bytes, l.n_in, ahead);
         for (int64_t p = 0; p < t.n_panels; p++)
-            tiles.one[t.n_rows - 1](t.sums[0] + p, panel + p * bytes, t.inputs, row_bytes, l.n_in);
+            tiles.one[t.n_rows - 1](t.sums[0] + p, panel + p * bytes, t.inputs, row_bytes, l.n_in, Ahead{});
+    }
+
+    // A pass's part of what it takes to have the group near, or of as much as the memory gives meanwhile.
+    Ahead look_ahead(const Linear& l, const Tiled& t, const Linear& next, int64_t group) const {
+        const int64_t first = group * TILE_PANELS, end = std::min(first + TILE_PANELS, n_panels(next));
+        const int64_t bytes = tiles.panel_bytes(next.n_in), steps = t.n_passes * tiles.steps(l.n_in);
+        const int64_t rate = std::min(((end - first) * bytes + steps - 1) / steps, 2 * LINE);
+        return {next.weights + first * bytes + t.pass * rate * tiles.steps(l.n_in), rate};
     }
 
     // Rows `first` to `end` of x, normed if there are gains, as the products want them.
@@ -257,7 +277,7 @@ class Worker {
             return;
         }
         put(l.c_fc, t, c.hidden);
-        multiply(l.c_gate, t);
+        multiply(l.c_gate, t, &l.c_gate, t.panel / TILE_PANELS + 1);
         each(l.c_gate, t, [&](int64_t at, const Vec& values, int64_t n) {
             const Vec open = activate(values, SWIGLU);
             for (int64_t i = 0; i < n; i++) c.hidden[at + i] *= open[i];
@@ -296,41 +316,50 @@ class Worker {
         for (int64_t d = 0; d < D; d++) assign(to[d], from[d]);
     }
 
+    // Heads of the usual sizes are read twice as fast by code that knows the size.
     void attend(int64_t layer, int64_t item) {
-        const int64_t row = item / m.n_head, head = item % m.n_head, S = c.rows.places[row] + 1, D = m.head_size;
-        const int64_t kv_head = head / (m.n_head / m.n_kv_head);
+        switch (m.head_size) {
+            case 32: return attend<32>(layer, item);
+            case 64: return attend<64>(layer, item);
+            case 128: return attend<128>(layer, item);
+            default: return attend<0>(layer, item);
+        }
+    }
+
+    template <int64_t KNOWN>
+    void attend(int64_t layer, int64_t item) {
+        const int64_t row = item / m.n_head, head = item % m.n_head, S = c.rows.places[row] + 1;
+        const int64_t kv_head = head / (m.n_head / m.n_kv_head), D = KNOWN ? KNOWN : m.head_size;
         const float* q = c.qkv + (row * n_heads + head) * D;
         const T* keys = kept(c.cache.k, layer, row, kv_head);
         const float scale = 1.0f / std::sqrt(float(D));
         float* scores = scratch.scores.data();
-        float best = -INFINITY;
-        for (int64_t s = 0; s < S; s++) {
-            scores[s] = dot(q, keys + s * D, D) * scale;
-            best = scores[s] < best ? best : scores[s];
-        }
-        const float total = weigh(S, best);
-        mix(kept(c.cache.v, layer, row, kv_head), S, 1.0f / total, c.y + item * D);
+        int64_t s = 0;
+        for (; s + LANES <= S; s += LANES) store(&scores[s], dots(q, keys + s * D, D) * scale);
+        for (; s < S; s++) scores[s] = dot(q, keys + s * D, D) * scale;
+        const float total = weigh(S);
+        mix(kept(c.cache.v, layer, row, kv_head), D, S, 1.0f / total, c.y + item * D);
     }
 
     // Turn S scores into weights, not yet divided by their sum, which is returned.
-    float weigh(int64_t S, float best) {
+    float weigh(int64_t S) {
         float* scores = scratch.scores.data();
-        Vec sums{};
-        int64_t s = 0;
-        for (; s + LANES <= S; s += LANES) {
-            const Vec weights = exp_of(load(&scores[s]) - best);
+        std::fill(scores + S, scores + whole(S), -INFINITY);
+        Vec most = load(scores), sums{};
+        for (int64_t s = LANES; s < S; s += LANES) most = load(&scores[s]) < most ? most : load(&scores[s]);
+        float best = most[0];
+        for (int i = 1; i < LANES; i++) best = most[i] < best ? best : most[i];
+        for (int64_t s = 0; s < S; s += LANES) {
+            const Vec weights = exp_of(load(&scores[s]) - best);  // 1e-38 where there is no score
             store(&scores[s], weights);
             sums += weights;
         }
-        float total = sum_of(sums);
-        for (; s < S; s++) total += scores[s] = exp_of(all(scores[s] - best))[0];
-        return total;
+        return sum_of(sums);
     }
 
     // The weighted sum of S values.
-    void mix(const T* values, int64_t S, float factor, float* y) const {
+    INLINED void mix(const T* values, int64_t D, int64_t S, float factor, float* y) const {
         const float* scores = scratch.scores.data();
-        const int64_t D = m.head_size;
         int64_t d = 0;
         for (; d + 4 * LANES <= D; d += 4 * LANES) {
             Vec sums[4] = {};
@@ -351,8 +380,19 @@ class Worker {
     }
 };
 
+// While this lives, numbers below 1e-38 count as 0: a processor may take a hundred times as long for them, and the
+// weights of positions that are not looked at are such numbers.
+struct NothingTiny {
+#if defined(__x86_64__)
+    const unsigned before = _mm_getcsr();
+    NothingTiny() { _mm_setcsr(before | 0x8040); }
+    ~NothingTiny() { _mm_setcsr(before); }
+#endif
+};
+
 void work(void* call, int index) {
     Call& c = *static_cast<Call*>(call);
+    const NothingTiny nothing_tiny;
     if (c.cache.is_half) Worker<Half>(c, index).run();
     else Worker<float>(c, index).run();
 }
@@ -371,6 +411,7 @@ void* team_new(int size) {
         return nullptr;
     }
 }
+void team_wake(void* team) { static_cast<Team*>(team)->wake(); }
 void team_delete(void* team) { delete static_cast<Team*>(team); }
 
 // Read the rows: their keys and values go into the cache, and the logits of the scored ones to `logits` (n_scored V).

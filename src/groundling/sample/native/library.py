@@ -46,9 +46,11 @@ class Library:
         library = ctypes.CDLL(str(path))
         self.tile_panels = int(library.tile_panels())
         self.team_new: Callable[[int], int] = library.team_new
+        self.team_wake: Callable[[int], None] = library.team_wake
         self.team_delete: Callable[[int], None] = library.team_delete
         self.read_rows: Callable[..., int] = library.read_rows
         library.team_new.argtypes, library.team_new.restype = [ctypes.c_int], ctypes.c_void_p
+        library.team_wake.argtypes, library.team_wake.restype = [ctypes.c_void_p], None
         library.team_delete.argtypes, library.team_delete.restype = [ctypes.c_void_p], None
         library.read_rows.argtypes, library.read_rows.restype = [ctypes.c_void_p] * 5, ctypes.c_int
 

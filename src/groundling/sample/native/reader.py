@@ -10,10 +10,11 @@ from array import array
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from groundling.model.cache import KVCache
+from groundling.model.cache import LINE_BYTES, KVCache
 from groundling.model.gpt import GPT, Block
 from groundling.model.layers import LearnedPositions, Rotary, SwiGLU
 from groundling.sample.native.library import Library
@@ -87,12 +88,14 @@ class NativeReader:
 
     def __init__(self, model: GPT, cache: KVCache, weights: Weights, library: Library, n_threads: int) -> None:
         self.cache, self.block_size = cache, model.block_size
+        self._n_slots, self._vocab_size = cache.k_LNHSD.size(1), model.config.vocab_size
         self._library, self._weights = library, weights
         self._kept: list[Tensor] = []  # what the pointers point to
+        self._room = _Room()
         self._layers = (_Layer * len(model.h))(*(self._layer(block) for block in model.h))  # type: ignore[arg-type]
         self._model = self._describe(model)
         k, v = (self._pointer(kept) for kept in (cache.k_LNHSD, cache.v_LNHSD))
-        self._cache = _Cache(k, v, cache.k_LNHSD.size(1), cache.k_LNHSD.dtype == torch.bfloat16)
+        self._cache = _Cache(k, v, self._n_slots, cache.k_LNHSD.dtype == torch.bfloat16)
         self._n_threads = n_threads
         self._team, self._process = self._new_team(), os.getpid()
 
@@ -104,20 +107,21 @@ class NativeReader:
         """
         if self._process != os.getpid():  # a fork has no threads but its own
             self._team, self._process = self._new_team(), os.getpid()
-        ids, slots, places, scored = array("q"), array("q"), array("q"), array("q")
-        for piece in pieces:
-            end = piece.place + len(piece.ids)
+        self._library.team_wake(self._team)
+        ids, slots, places, scored = list[int](), list[int](), list[int](), list[int]()
+        for slot, place, new, n_scored in pieces:
             # What is wrong here would be a wild pointer there.
-            assert 0 <= piece.slot < self._cache.n_slots
-            assert 0 <= piece.place < end <= self.block_size
-            assert 1 <= piece.n_scored <= len(piece.ids)
-            assert 0 <= min(piece.ids) <= max(piece.ids) < self._model.vocab_size
-            ids.extend(piece.ids)
-            slots.extend([piece.slot] * len(piece.ids))
-            places.extend(range(piece.place, piece.place + len(piece.ids)))
-            scored.extend(range(len(ids) - piece.n_scored, len(ids)))
-        logits_RV = torch.empty(len(scored), self._model.vocab_size)
-        rows = _Rows(len(ids), len(scored), *(column.buffer_info()[0] for column in (ids, slots, places, scored)))
+            assert 0 <= slot < self._n_slots
+            assert 0 <= place < place + len(new) <= self.block_size
+            assert 1 <= n_scored <= len(new)
+            ids += new
+            slots += [slot] * len(new)
+            places += range(place, place + len(new))
+            scored += range(len(ids) - n_scored, len(ids))
+        assert 0 <= min(ids) <= max(ids) < self._vocab_size
+        logits_RV = torch.empty(len(scored), self._vocab_size)
+        columns = [array("q", column) for column in (ids, slots, places, scored)]
+        rows = _Rows(len(ids), len(scored), *(column.buffer_info()[0] for column in columns))
         failed = self._library.read_rows(
             self._team,
             ctypes.addressof(self._model),
@@ -177,7 +181,8 @@ class NativeReader:
             weight_NK = weight_NK.to(torch.bfloat16)
         if linear.bias is not None:
             bias[:n_out] = linear.bias.detach()
-        return _Linear(*map(self._pointer, (pack(weight_NK, self._library.tile_panels), scales, bias)), n_in, n_out)
+        packed = self._room.put(pack(weight_NK, self._library.tile_panels))
+        return _Linear(*map(self._pointer, (packed, scales, bias)), n_in, n_out)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -185,6 +190,30 @@ class NativeReader:
         whole = tensor.detach().contiguous()
         self._kept.append(whole)
         return whole.data_ptr()
+
+
+class _Room:
+    """Memory for matrices, side by side in few large pieces.
+
+    NumPy asks the system for large pages where an array is large, and what lies in these is found faster: all weights
+    are read in each step, and there would be thousands of small pages.
+    """
+
+    PIECE_BYTES = 1 << 25
+
+    def __init__(self) -> None:
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._n_used = 0
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """Copy a flat tensor here; return the copy."""
+        n_bytes = tensor.numel() * tensor.element_size()
+        if self._n_used + n_bytes > len(self._piece):
+            self._piece = torch.from_numpy(np.empty(max(n_bytes, self.PIECE_BYTES) + LINE_BYTES, dtype=np.uint8))
+            self._n_used = -self._piece.data_ptr() % LINE_BYTES
+        copy = self._piece[self._n_used : self._n_used + n_bytes].view(tensor.dtype).copy_(tensor)
+        self._n_used += _whole(n_bytes, LINE_BYTES)
+        return copy
 
 
 def _delete_in(process: int, library: Library, team: int) -> None:
@@ -213,6 +242,6 @@ def pack(weight_NK: Tensor, n_woven: int) -> Tensor:
     return torch.cat([woven.flatten(), panels[n_full:].flatten()])
 
 
-def _whole(n: int) -> int:
-    """So many and as many as are needed to fill the last panel."""
-    return -(-n // LANES) * LANES
+def _whole(n: int, part: int = LANES) -> int:
+    """So many and as many as are needed to fill the last part."""
+    return -(-n // part) * part

@@ -5,6 +5,7 @@
 // share of every phase, which keeps the weights it reads near it, and helps the others when it has finished.
 
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <system_error>
@@ -47,12 +48,13 @@ class Team {
 #endif
     }
 
-   private:
+    // Let threads that sleep get up, for a call that will come at once: this takes them longer than many a phase.
     void wake() {
         calls_.fetch_add(1);
         calls_.notify_all();
     }
 
+   private:
     void work(int index) {
         unsigned seen = 0;
         for (;;) {
@@ -80,22 +82,30 @@ class Phases {
    public:
     Phases(int64_t n_phases, int n_threads) : size_(n_threads), taken_(n_phases * n_threads), done_(n_phases) {}
 
+    // The first piece of a thread's own share.
+    int64_t first(int64_t n_pieces, int index) const { return n_pieces * index / size_; }
+
     // Do pieces of a phase until none is left, and return when all are done, by whomever.
     template <class Piece>
     void share(int64_t phase, int64_t n_pieces, int index, Piece piece) {
         std::atomic<int64_t>& done = done_[phase].value;
+        const int64_t handful = std::max<int64_t>(1, n_pieces / size_ / HANDFULS);
         int64_t mine = 0;
         for (int turn = 0; turn < size_; turn++) {
             const int owner = (index + turn) % size_;
-            const int64_t end = n_pieces * (owner + 1) / size_, first = n_pieces * owner / size_;
+            const int64_t begin = first(n_pieces, owner), end = first(n_pieces, owner + 1);
             std::atomic<int64_t>& taken = taken_[phase * size_ + owner].value;
-            for (int64_t i; (i = first + taken.fetch_add(1, std::memory_order_relaxed)) < end; mine++) piece(i);
+            for (int64_t i; (i = begin + taken.fetch_add(handful, std::memory_order_relaxed)) < end;)
+                for (const int64_t stop = std::min(i + handful, end); i < stop; i++, mine++) piece(i);
         }
         if (mine) done.fetch_add(mine, std::memory_order_acq_rel);
         for (int spins = 0; done.load(std::memory_order_acquire) < n_pieces; spins++) Team::rest(spins);
     }
 
    private:
+    // A thread takes a handful at once: taking makes the processor wait until all that it has written is written.
+    static constexpr int64_t HANDFULS = 32;
+
     struct alignas(64) Counter {  // a cache line each: threads would wait for each other's otherwise
         std::atomic<int64_t> value{0};
     };

@@ -9,11 +9,13 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace {
+
+#define INLINED inline __attribute__((always_inline))  // so that a size that the caller knows is known here
 
 constexpr int LANES = 16;
 typedef float Vec __attribute__((vector_size(64)));
@@ -71,6 +73,46 @@ inline float dot(const float* a, const T* b, int64_t n) {
     float sum = sum_of(sums);
     for (; i < n; i++) sum += a[i] * value_of(b[i]);
     return sum;
+}
+
+// The sum of each of 16 vectors, added up in the order of `sum_of`.
+inline Vec sums_of(const Vec (&of)[LANES]) {
+#if defined(__AVX512F__)
+    __m512 halves[8], quarters[4], pairs[2];  // a quarter holds four of each of four vectors: i, i + 4, i + 8, i + 12
+    for (int i = 0; i < 8; i++) {
+        const __m512 a = (__m512)of[i % 4 + i / 4 * 8], b = (__m512)of[i % 4 + i / 4 * 8 + 4];
+        halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = halves[i], b = halves[i + 4];
+        quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    for (int i = 0; i < 2; i++) {
+        const __m512 a = quarters[2 * i], b = quarters[2 * i + 1];
+        pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+    }
+    const __m512 a = pairs[0], b = pairs[1];
+    return (Vec)_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+#else
+    Vec sums;
+    for (int i = 0; i < LANES; i++) sums[i] = sum_of(of[i]);
+    return sums;
+#endif
+}
+
+// The products of `a` with 16 rows that follow each other.
+template <class T>
+INLINED Vec dots(const float* a, const T* rows, int64_t n) {
+    Vec sums[LANES];
+    for (int r = 0; r < LANES; r++) {
+        Vec sum{};
+        for (int64_t i = 0; i + LANES <= n; i += LANES) sum += load(a + i) * load(rows + r * n + i);
+        sums[r] = sum;
+    }
+    Vec all = sums_of(sums);
+    for (int64_t i = n / LANES * LANES; i < n; i++)
+        for (int r = 0; r < LANES; r++) all[r] += a[i] * value_of(rows[r * n + i]);
+    return all;
 }
 
 inline float sum(const float* a, int64_t n) {
@@ -167,16 +209,30 @@ struct Bfloat16 {
 
 // A tile's sums are kept in registers: rows of inputs times panels of weights.
 #if defined(__AVX512F__)
-constexpr int TILE_ROWS = 6, TILE_PANELS = 4;
+constexpr int TILE_ROWS = 8, TILE_PANELS = 3;
 #else
 constexpr int TILE_ROWS = 2, TILE_PANELS = 2;
 #endif
+constexpr int64_t LINE = 64;  // bytes that memory is read in
+
+// What will be needed next, and how many bytes of it are to be asked for in each step of a tile's loop. The processor
+// itself looks ahead only as far as memory is read in order, and reads nothing while the same weights meet more rows.
+struct Ahead {
+    const char* from;
+    int64_t rate;
+};
 
 // The products of ROWS rows of inputs with PANELS panels of weights; `sums` has a line of TILE_PANELS for each row.
+// Only whole tiles ask ahead: smaller ones wait for the memory in any case.
 template <class P, int ROWS, int PANELS>
-void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in) {
+void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead) {
     Vec kept[ROWS][PANELS] = {};
+    const char* wanted = ahead.from;
     for (int64_t k = 0, steps = P::steps(n_in); k < steps; k++) {
+        if constexpr (ROWS == TILE_ROWS) {
+            wanted += ahead.rate;
+            for (; ahead.from < wanted; ahead.from += LINE) __builtin_prefetch(ahead.from, 0, 2);
+        }
         typename P::Weights w[PANELS];
         for (int p = 0; p < PANELS; p++) w[p] = P::weights(panel, k * PANELS + p);
         for (int r = 0; r < ROWS; r++)
@@ -187,16 +243,17 @@ void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, i
 }
 
 // A precision's tiles: [rows - 1], of one panel or of TILE_PANELS.
-typedef void (*Tile)(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in);
+typedef void (*Tile)(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead);
 struct Tiles {
     Tile one[TILE_ROWS], all[TILE_ROWS];
     int64_t (*panel_bytes)(int64_t n_in);
+    int64_t (*steps)(int64_t n_in);
     bool rounds_inputs;
 };
 
 template <class P, int... ROWS>
 Tiles tiles_of(std::integer_sequence<int, ROWS...>) {
-    return {{tile<P, ROWS + 1, 1>...}, {tile<P, ROWS + 1, TILE_PANELS>...}, P::panel_bytes, P::rounds_inputs};
+    return {{tile<P, ROWS + 1, 1>...}, {tile<P, ROWS + 1, TILE_PANELS>...}, P::panel_bytes, P::steps, P::rounds_inputs};
 }
 template <class P>
 Tiles tiles_of() {
