@@ -306,8 +306,9 @@ class Engine:
         return Token(id) if n_likely is None else with_logprobs(id, logits_RV[row], n_likely)
 
     def _take(self, sample: Sample, guess: list[int], chosen: list[Token]) -> Chosen:
-        n_right = next((n for n, id in enumerate(guess) if chosen[n].id != id), len(guess))
-        n_right = next((n for n in range(n_right) if chosen[n].id in sample.config.end_ids), n_right)
+        n_right, ends = 0, sample.config.end_ids
+        while n_right < len(guess) and chosen[n_right].id == guess[n_right] and guess[n_right] not in ends:
+            n_right += 1
         tokens = chosen[: n_right + 1]
         sample.take([token.id for token in tokens])
         self._lane(sample).drop(len(guess) - n_right)

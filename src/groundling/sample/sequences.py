@@ -13,6 +13,9 @@ from torch import Tensor
 from groundling.sample.choose import Context, SamplingConfig, choose
 from groundling.sample.readers import Piece
 
+DRAWN_AT_ONCE = 2048
+"""Random numbers: few enough that drawing them takes no longer than the calls, and wakes no other thread."""
+
 
 def window_start(n_tokens: int, block_size: int) -> int:
     """The first token that a model sees when it has been given `n_tokens`.
@@ -60,12 +63,13 @@ class Sample:
     def noise(self, ahead: int, n_ids: int) -> Tensor:
         """The exponential draws (V) that decide the token `ahead` places after the next one.
 
-        They are drawn in the order of the tokens, and each is kept until its token is chosen: so a sample has the
-        same randomness at each place, however it is decoded.
+        They are drawn in the order of the tokens, for some tokens at once, and kept until these are chosen: so a sample
+        has the same randomness at each place, however it is decoded.
         """
         while len(self._noise) <= ahead:
-            uniform_V = torch.empty(n_ids, dtype=torch.float64).uniform_(generator=self._generator)
-            self._noise.append(uniform_V.log_().neg_().float())  # `exponential_` takes three times as long
+            n_tokens = max(1, min(DRAWN_AT_ONCE // n_ids, self.n_left - len(self._noise)))
+            uniform_NV = torch.empty(n_tokens, n_ids, dtype=torch.float64).uniform_(generator=self._generator)
+            self._noise.extend(uniform_NV.log_().neg_().float())  # `exponential_` takes three times as long
         return self._noise[ahead]
 
     def context(self, guess: Sequence[int], block_size: int, n_ids: int) -> Context:
