@@ -1,7 +1,8 @@
 """One thread owns all models, and decodes for everybody, step by step.
 
-Requests come from the event loop and wait in a bounded queue, in which clients take turns. Tokens go back in one call
-a step. Before each step the thread looks who is gone, and whose time is up.
+Requests come from the event loop and wait in a bounded queue, in which clients take turns. Tokens are put where their
+readers look for them at a pace of their own; only a reader that waits for its first, or its last ones, is woken.
+Before each step the thread looks who is gone, and whose time is up.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
@@ -24,7 +25,7 @@ from groundling.serve.errors import ApiError
 
 T = TypeVar("T")
 STOP_S = 10.0
-PACE_S = 0.04
+PACE_S = 0.05
 """Between two looks at what has come: sending tokens one by one would cost more than decoding them."""
 
 
@@ -50,7 +51,11 @@ class Take:
 
 @dataclass(eq=False)
 class Generation:
-    """All samples of one request, and the way back to who asked. Belongs to the event loop, but for `cancelled`."""
+    """All samples of one request, and the way back to who asked.
+
+    The model thread puts parts, and the event loop takes them. Each looks again at what the other has written after it
+    has written itself, so that nothing is slept through.
+    """
 
     engine: Engine
     client: str
@@ -58,11 +63,14 @@ class Generation:
     deadline: float
     """By `time.monotonic`."""
     worker: "Worker"
-    _inbox: list[Part] = field(default_factory=list)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
-    _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _inbox: deque[Part] = field(default_factory=deque)
+    _wanted: bool = False
+    """Whether the reader waits for whatever comes first."""
+    _alarm: asyncio.Future[None] | None = None
+    """What the reader sleeps on."""
     _error: ApiError | None = None
     _n_left: int = 0
+    """Samples whose last part has not been put."""
 
     def __post_init__(self) -> None:
         self._n_left = len(self.takes)
@@ -76,19 +84,36 @@ class Generation:
             ApiError: the model failed, or the time was up.
         """
         try:
-            while self._n_left or self._inbox:
-                await self._news.wait()
-                self._news.clear()
-                inbox, self._inbox = self._inbox, []
-                if inbox:
-                    yield _joined(inbox)
-                if pace_s and self._n_left:
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._over.wait(), pace_s)
-            if self._error is not None:  # may have come at any time, also while nobody waited for news
-                raise self._error
+            while self._n_left > 0 or self._inbox:
+                self._wanted = True
+                if not self._inbox and self._error is None:
+                    await self._sleep(None)
+                self._wanted = False
+                if self._inbox:
+                    yield _joined([self._inbox.popleft() for _ in range(len(self._inbox))])
+                if self._error is not None:  # may have come at any time
+                    raise self._error
+                if pace_s and self._n_left > 0:
+                    await self._sleep(pace_s)  # all readers get up together, for each waking costs
         finally:
             self.cancel()
+
+    async def _sleep(self, pace_s: float | None) -> None:
+        """Until the clock strikes a multiple of the pace, or somebody rings."""
+        loop = asyncio.get_running_loop()
+        self._alarm = loop.create_future()
+        timer = None if pace_s is None else loop.call_at((loop.time() // pace_s + 1) * pace_s, self.ring)
+        try:
+            await self._alarm
+        finally:
+            self._alarm = None
+            if timer is not None:
+                timer.cancel()
+
+    def ring(self) -> None:
+        """In the event loop: wake the reader."""
+        if self._alarm is not None and not self._alarm.done():
+            self._alarm.set_result(None)
 
     def cancel(self, number: int | None = None) -> None:
         """Stop one sample, or all: no token is decoded for them after the step under way."""
@@ -97,17 +122,17 @@ class Generation:
                 take.cancelled = True
         self.worker.wake()
 
-    def receive(self, parts: Sequence[Part], error: ApiError | None) -> None:
-        """In the event loop: what a step gave. After an error, or when all samples have ended, nothing counts."""
-        if self._n_left <= 0:
-            return
-        self._inbox += parts
+    def put(self, parts: Sequence[Part]) -> bool:
+        """In the model thread: hand over what a step gave; return whether the reader has to be woken."""
+        self._inbox.extend(parts)
         self._n_left -= sum(part.is_last for part in parts)
-        if error is not None:
-            self._error, self._n_left = error, 0
-        self._news.set()
-        if not self._n_left:
-            self._over.set()
+        return self._wanted or self._n_left <= 0
+
+    def fail(self, error: ApiError) -> None:
+        """In the event loop: nothing comes any more, and why."""
+        if self._n_left > 0 and self._error is None:
+            self._error = error
+        self.ring()
 
 
 class Load(NamedTuple):
@@ -257,7 +282,7 @@ class Worker:
         with self._changed:
             generations = list(self._generations)
         for generation in generations:
-            self._tell(generation.receive, [], error)
+            self._tell(generation.fail, error)
 
     def _work(self) -> None:
         """Until it is told to stop."""
@@ -296,9 +321,9 @@ class Worker:
         late = {generation for generation, _ in gone if now > generation.deadline}
         for generation, take in gone:
             if generation not in late:  # else it would look as if it had ended well
-                self._tell(generation.receive, [Part(take.number, [], True)], None)
+                self._give({generation: [Part(take.number, [], True)]})
         for generation in late:
-            self._tell(generation.receive, [], deadline_exceeded())
+            self._tell(generation.fail, deadline_exceeded())
 
     def _admit(self) -> None:
         """Give free slots to those who wait: a client's turn comes again when each other one has had his."""
@@ -316,11 +341,11 @@ class Worker:
                 sample = generation.engine.add(take.prompt, take.config, take.generator)
             except (GroundlingError, ValueError) as error:
                 self._close(1)
-                self._tell(generation.receive, [], ApiError(400, str(error), "invalid_value"))
+                self._tell(generation.fail, ApiError(400, str(error), "invalid_value"))
                 continue
             if sample.finished:
                 self._close(1)
-                self._tell(generation.receive, [Part(take.number, [], True)], None)
+                self._give({generation: [Part(take.number, [], True)]})
             else:
                 take.sample = sample
                 self._active[sample] = (generation, take)
@@ -340,8 +365,13 @@ class Worker:
                 self._end(sample)
                 spent = (time.monotonic() - start) * (len(sample.tokens) - sample.n_prompt)
                 self._seconds_a_take += 0.1 * (spent - self._seconds_a_take)
-        if parts:
-            self._tell(_deliver, parts)
+        self._give(parts)
+
+    def _give(self, parts: dict[Generation, list[Part]]) -> None:
+        """Hand over what has come, and wake those who wait for it."""
+        awaited = [generation for generation, own in parts.items() if generation.put(own)]
+        if awaited:
+            self._tell(_ring, awaited)
 
     def _fail(self, engine: Engine, error: Exception) -> None:
         said = str(error) if isinstance(error, GroundlingError) else f"the model failed: {type(error).__name__}"
@@ -350,7 +380,7 @@ class Worker:
             if generation.engine is engine:
                 engine.stop(sample)
                 self._end(sample)
-                self._tell(generation.receive, [], failed)
+                self._tell(generation.fail, failed)
 
     def _end(self, sample: Sample) -> None:
         del self._active[sample]
@@ -383,6 +413,6 @@ def _is_over(generation: Generation, take: Take, now: float) -> bool:
     return take.cancelled or now > generation.deadline
 
 
-def _deliver(parts: dict[Generation, list[Part]]) -> None:
-    for generation, own in parts.items():
-        generation.receive(own, None)
+def _ring(awaited: Sequence[Generation]) -> None:
+    for generation in awaited:
+        generation.ring()

@@ -179,7 +179,8 @@ class CharTokenizer:
 
     def piece(self, token: int) -> str:
         """Return the character of an id."""
-        return self.decode([token])
+        known = type(token) is int and 0 <= token < len(self.symbols)
+        return self.symbols[token] if known else self.decode([token])
 
     def stream_decoder(self) -> StreamDecoder:
         """Return a decoder that holds nothing back: each id is a whole character."""
