@@ -27,6 +27,8 @@ class TextStream:
         return text + held
 
     def _release(self, text: str) -> str:
+        if not self._stop:
+            return text
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:

@@ -77,6 +77,7 @@ class Choice:
                 self._finish("stop", shown)
         if is_last and self.finish_reason is None:
             self._finish("length", shown)
+        self._show_tokens(shown)
         shown.finish_reason = self.finish_reason
         return shown
 
@@ -88,22 +89,26 @@ class Choice:
 
     def _show(self, certain: str, shown: Shown) -> None:
         if self._safety is None:
-            self._take([Segment(certain, len(certain), False)], shown)
+            shown.text += certain
+            self._n_raw += len(certain)
         elif certain and not self._safety.blocked:
             self._take(self._safety.push(certain), shown)
 
     def _take(self, segments: Sequence[Segment], shown: Shown) -> None:
+        assert self._safety is not None
         for segment in segments:
             shown.text += segment.text
             if segment.redacted:
                 longer = len(segment.text) - segment.n_raw
                 self._hidden.append((self._n_raw, self._n_raw + segment.n_raw, longer))
             self._n_raw += segment.n_raw
-        if self._safety is not None:
-            shown.findings += self._safety.findings[self._n_findings :]
-            self._n_findings = len(self._safety.findings)
-            if self._safety.blocked:
-                self.finish_reason = "content_filter"
+        shown.findings += self._safety.findings[self._n_findings :]
+        self._n_findings = len(self._safety.findings)
+        if self._safety.blocked:
+            self.finish_reason = "content_filter"
+
+    def _show_tokens(self, shown: Shown) -> None:
+        """Those of whose text all is shown."""
         while self._held:
             token, place = self._held[0]
             start, end = self._places.span(place)

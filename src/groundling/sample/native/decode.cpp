@@ -157,6 +157,7 @@ class Worker {
     const int64_t n_heads = m.n_head + 2 * m.n_kv_head;
     const int64_t* which = nullptr;  // the rows that a linear layer reads; null: all
     int64_t phase = 0, prepared = -1, row_bytes = 0;
+    const char* inputs = nullptr;  // of the products, as they were prepared
     Scratch& scratch;
 
     template <class Piece>
@@ -192,8 +193,7 @@ class Worker {
                 const int64_t n = std::min<int64_t>(TILE_ROWS, end - row);
                 const int64_t n_wide = std::min<int64_t>(TILE_PANELS, n_panels(l) - panel);
                 const int64_t pass = (row - first) / TILE_ROWS, n_passes = (end - first) / TILE_ROWS;
-                const char* inputs = scratch.inputs.data() + (row - first) * row_bytes;
-                const Tiled t{row, n, panel, n_wide, pass, n_passes, inputs, sums};
+                const Tiled t{row, n, panel, n_wide, pass, n_passes, inputs + (row - first) * row_bytes, sums};
                 multiply(l, t, next, group);
                 finish(t);
             }
@@ -222,9 +222,14 @@ class Worker {
         return {next.weights + first * bytes + t.pass * rate * tiles.steps(l.n_in), rate};
     }
 
-    // Rows `first` to `end` of x, normed if there are gains, as the products want them.
+    // Rows `first` to `end` of x, normed if there are gains, as the products want them; where they are so, they stay.
     void prepare(const float* x, int64_t first, int64_t end, const Gains* gains, int64_t n) {
         row_bytes = whole(n) * (tiles.rounds_inputs ? 2 : 4);
+        inputs = scratch.inputs.data();
+        if (!gains && !which && !tiles.rounds_inputs && whole(n) == n) {
+            inputs = reinterpret_cast<const char*>(x + first * n);
+            return;
+        }
         float* normed = scratch.normed.data();
         std::fill(normed, normed + whole(n), 0.0f);
         for (int64_t r = first; r < end; r++) {
