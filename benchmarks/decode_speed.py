@@ -159,10 +159,8 @@ def race(
 
     Before that, all score what follows the ids of `probe`, which shows whether they hold the same model.
     """
-    environ = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    calm_waiting_threads(environ)  # for all, as the command `groundling` does it
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(each.name, each.argv, environ)) for each in contestants]
+        workers = [stack.enter_context(Worker(each.name, each.argv, environ(each))) for each in contestants]
         require_the_same_model(workers, probe)
         records = {
             (each.name, job): {
@@ -181,6 +179,14 @@ def race(
                 for worker in workers if number % 2 == 0 else reversed(workers):
                     turn(worker, job, number, options.budget, records[worker.name, job])
     return [decode_report.conclude(record) for record in records.values()]
+
+
+def environ(each: Contestant) -> dict[str, str]:
+    """What a contestant's process is told: threads that wait are calm where the command `groundling` makes them so."""
+    found = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if each.whose == "Groundling":
+        calm_waiting_threads(found)
+    return found
 
 
 def turn(worker: Worker, job: Job, number: int, budget_s: float, record: dict[str, Any]) -> None:

@@ -33,7 +33,6 @@ from train_speed import show_bars
 
 from groundling import runtime
 from groundling.bundle import Bundle, load_bundle, save_bundle
-from groundling.cli import calm_waiting_threads
 from groundling.export.gguf import export_gguf
 from groundling.log import say
 from groundling.model.gpt import GPT
@@ -143,10 +142,8 @@ async def watch(pid: int, seconds: float) -> list[float]:
 @contextmanager
 def running(name: str, argv: list[str], port: int, health: str) -> Iterator[Target]:
     """A server, until the block ends."""
-    environ = dict(os.environ)
-    calm_waiting_threads(environ)
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, env=environ)
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
         try:
             until = time.monotonic() + 120
             while not _answers(port, health):

@@ -129,6 +129,36 @@ def test_many_rows_are_read_in_blocks(library):
         assert torch.equal(one_by_one.read([Piece(0, place, ids[place : place + 1], 1)])[0], read_TV[place])
 
 
+@pytest.mark.parametrize("weights", BOUNDS)
+@pytest.mark.parametrize("head_size", [32, 48, 64, 128])
+def test_a_long_past_and_a_large_crowd_change_no_bit(library, head_size, weights):
+    """Many positions are looked at sixteen at a time, and many rows computed eight at a time, by code for the size."""
+    sizes = {"n_head": 2, "n_kv_head": 1, "head_size": head_size, "n_embd": 48, "block_size": 90}
+    model = make_gpt(dataclasses.replace(CONFIGS["llama, 6 heads on 2"], **sizes))
+    texts = [ids_of(90, 21, seed) for seed in range(21)]
+    crowd = native(model, library, weights, n_slots=21, n_threads=2)
+    crowd.read([Piece(slot, 0, ids[: 60 + slot], 1) for slot, ids in enumerate(texts)])
+    after_RV = crowd.read([Piece(slot, 60 + slot, ids[60 + slot :][:3], 2) for slot, ids in enumerate(texts)])
+    for slot, ids in enumerate(texts):
+        n_read = 63 + slot
+        alone_TV = whole(native(model, library, weights), ids[:n_read])
+        assert torch.equal(after_RV[2 * slot : 2 * slot + 2], alone_TV[-2:])
+    if weights == "float32":
+        with torch.inference_mode():
+            expected_TV = model(torch.tensor(texts[:1]))[0, :63]
+        torch.testing.assert_close(
+            whole(native(model, library), texts[0][:63]),
+            expected_TV,
+            rtol=0,
+            atol=1e-5 * expected_TV.abs().max().item(),
+        )
+
+
+def test_tiny_numbers_count_as_zero_in_compiled_code_alone(library):
+    whole(native(make_gpt(BASE), library, n_threads=2), [1, 2, 3])
+    assert torch.tensor(1e-39) * 0.5 > 0
+
+
 def test_scores_that_are_no_numbers_come_through(library):
     model = make_gpt(BASE)
     with torch.no_grad():

@@ -30,6 +30,17 @@ def config(n: int, **fields) -> SamplingConfig:
     return SamplingConfig(max_new_tokens=n, temperature=1.0, **fields)
 
 
+@pytest.mark.parametrize("n_ids", [3, 65, 1500, 5000])
+def test_noise_is_drawn_token_by_token_however_many_are_drawn_at_once(n_ids):
+    sample = Sample([1], config(90), row_generator(7, 0))
+    generator = row_generator(7, 0)
+    for ahead in (0, 3, 1, 40, 89):
+        sample.noise(ahead, n_ids)
+    for ahead in range(90):
+        uniform_V = torch.empty(n_ids, dtype=torch.float64).uniform_(generator=generator)
+        assert torch.equal(sample.noise(ahead, n_ids), -uniform_V.log().float())
+
+
 def test_those_who_wait_come_in_their_order_as_others_leave(model):
     engine = Engine(model, n_slots=2)
     samples = [engine.add([i], config(n), row_generator(0, i)) for i, n in enumerate((2, 4, 1, 3))]

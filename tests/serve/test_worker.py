@@ -1,0 +1,138 @@
+"""Between the thread that decodes and those who read: all tokens come, in order, and nobody sleeps through them."""
+
+import asyncio
+import functools
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import torch
+
+from groundling.sample.choose import SamplingConfig, Token
+from groundling.serve.errors import ApiError
+from groundling.serve.worker import Generation, Part, Take
+
+N_SAMPLES, N_TOKENS = 3, 40
+
+
+def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test that runs in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(**values: Any) -> None:
+        asyncio.run(test(**values))
+
+    return run
+
+
+class Thread:
+    """Stands for the worker: what it is told to put, it puts from a thread of its own, and wakes whom it has to."""
+
+    def __init__(self) -> None:
+        self.n_rings, self.n_wakes = 0, 0
+        self._loop = asyncio.get_running_loop()
+
+    def wake(self) -> None:
+        self.n_wakes += 1
+
+    def generation(self) -> Generation:
+        takes = [Take(number, [1], SamplingConfig(), torch.Generator()) for number in range(N_SAMPLES)]
+        return Generation(None, "client", takes, time.monotonic() + 60, self)  # type: ignore[arg-type]
+
+    def write(self, generation: Generation, draw: random.Random, pause_s: float) -> None:
+        for id in range(N_TOKENS):
+            for number in range(N_SAMPLES):
+                if generation.put([Part(number, [Token(id)], id == N_TOKENS - 1)]):
+                    self.n_rings += 1
+                    self._loop.call_soon_threadsafe(generation.ring)
+            if draw.random() < 0.5:
+                time.sleep(draw.random() * pause_s)
+
+
+async def _read(generation: Generation, pace_s: float) -> tuple[dict[int, list[int]], int]:
+    read: dict[int, list[int]] = {}
+    n_times = 0
+    async for parts in generation.parts(pace_s):
+        n_times += 1
+        assert len({part.number for part in parts}) == len(parts), "of each sample one part"
+        for number, tokens, _ in parts:
+            read.setdefault(number, []).extend(token.id for token in tokens)
+    return read, n_times
+
+
+@pytest.mark.parametrize("pace_s", [0, 0.001, 0.02])
+@pytest.mark.parametrize("pause_s", [0, 0.0005, 0.003])
+@in_a_loop
+async def test_every_token_comes_however_threads_take_turns(pace_s: float, pause_s: float) -> None:
+    for seed in range(20):
+        thread = Thread()
+        generation = thread.generation()
+        writer = threading.Thread(target=thread.write, args=(generation, random.Random(seed), pause_s))
+        writer.start()
+        async with asyncio.timeout(10):
+            read, _ = await _read(generation, pace_s)
+        writer.join()
+        assert read == {number: list(range(N_TOKENS)) for number in range(N_SAMPLES)}
+
+
+@in_a_loop
+async def test_who_rests_is_not_woken_for_each_token_but_for_the_last() -> None:
+    """A pace of ten minutes: the first tokens come at once, and the rest when all is there."""
+    thread = Thread()
+    generation = thread.generation()
+    reading = asyncio.create_task(_read(generation, 600.0))
+    await asyncio.sleep(0.02)
+    writer = threading.Thread(target=thread.write, args=(generation, random.Random(1), 0.01))
+    writer.start()
+    async with asyncio.timeout(10):
+        read, n_times = await reading
+    writer.join()
+    assert read == {number: list(range(N_TOKENS)) for number in range(N_SAMPLES)}
+    assert n_times == 2
+    assert thread.n_rings < 2 * N_SAMPLES
+
+
+@in_a_loop
+async def test_what_came_before_an_error_is_read_and_then_the_error() -> None:
+    thread = Thread()
+    generation = thread.generation()
+    generation.put([Part(0, [Token(5)], True)])
+    generation.fail(ApiError(503, "the time is up", "deadline_exceeded"))
+    parts = generation.parts()
+    seen = await anext(parts)
+    with pytest.raises(ApiError, match="the time is up"):
+        await anext(parts)
+    assert seen == [Part(0, [Token(5)], True)]
+    assert all(take.cancelled for take in generation.takes)
+
+
+@in_a_loop
+async def test_an_error_wakes_who_rests_and_comes_too_late_when_all_has_come() -> None:
+    thread = Thread()
+    generation = thread.generation()
+    generation.put([Part(0, [Token(5)], False)])
+    reading = asyncio.create_task(_read(generation, 600.0))
+    await asyncio.sleep(0.02)
+    generation.fail(ApiError(500, "the model failed", "model_failed"))
+    async with asyncio.timeout(5):
+        with pytest.raises(ApiError, match="the model failed"):
+            await reading
+    whole = thread.generation()
+    whole.put([Part(number, [Token(1)], True) for number in range(N_SAMPLES)])
+    whole.fail(ApiError(503, "the server is shutting down", "draining"))
+    assert (await _read(whole, 0.0))[0] == {number: [1] for number in range(N_SAMPLES)}
+
+
+@in_a_loop
+async def test_who_leaves_early_stops_all_samples() -> None:
+    thread = Thread()
+    generation = thread.generation()
+    generation.put([Part(0, [Token(5)], False)])
+    async with aclosing(generation.parts()) as parts:
+        await anext(parts)
+    assert all(take.cancelled for take in generation.takes)
+    assert thread.n_wakes >= 1
