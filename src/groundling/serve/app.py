@@ -18,7 +18,7 @@ from starlette.types import Scope
 from groundling.errors import GroundlingError
 from groundling.serve import orders, pages, rankings, runs, xray
 from groundling.serve.auth import keeper
-from groundling.serve.errors import ApiError
+from groundling.serve.errors import ApiError, in_time
 from groundling.serve.guard import Bodies, Ledger, Origins, error_response
 from groundling.serve.logs import EventLog
 from groundling.serve.openai import Performance
@@ -26,7 +26,6 @@ from groundling.serve.orders import Order
 from groundling.serve.registry import State, Theatre
 from groundling.serve.respond import EventStream, Gone, as_json, unless_gone
 from groundling.serve.schema import ChatRequest, CompletionRequest
-from groundling.serve.worker import deadline_exceeded
 
 
 class ErrorFacts(BaseModel):
@@ -193,7 +192,7 @@ async def _answer(
         theatre.metrics.aborted.labels(known.get(reason, "error")).inc()
 
     try:
-        order = await unless_gone(request.receive, _in_time(ordering, theatre.config.timeout_s))
+        order = await unless_gone(request.receive, in_time(ordering, theatre.config.timeout_s))
         performance = Performance(theatre, order, request.state.client, until - time.monotonic())
     except BaseException as error:
         theatre.n_open -= 1
@@ -230,14 +229,6 @@ async def _answer(
         raise
     finally:
         over(reason)
-
-
-async def _in_time(ordering: Coroutine[Any, Any, Order], timeout_s: float) -> Order:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await ordering
-    except TimeoutError:
-        raise deadline_exceeded() from None
 
 
 def _explain_errors(app: FastAPI) -> None:

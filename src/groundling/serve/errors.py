@@ -1,7 +1,10 @@
 """What goes wrong over HTTP, in the one shape that OpenAI's clients read."""
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -44,6 +47,24 @@ class ApiError(Exception):
 def not_ready(message: str) -> ApiError:
     """The server cannot do this now, and may be able to soon."""
     return ApiError(503, message, "not_ready", retry_after_s=2)
+
+
+def deadline_exceeded() -> ApiError:
+    """What is said when `timeout_s` has gone by."""
+    return ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)
+
+
+async def in_time(work: Awaitable[T], timeout_s: float) -> T:
+    """Do the work.
+
+    Raises:
+        ApiError: 503: it took longer.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError:
+        raise deadline_exceeded() from None
 
 
 def _sayable(text: str) -> str:

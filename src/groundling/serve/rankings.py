@@ -1,6 +1,5 @@
 """Ranking over HTTP: questions, answers that are on disk before they are acknowledged, and a reward model of them."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,14 +15,13 @@ from groundling.align.judgements import SKIP, Choice, Judgement, best_of, now_ut
 from groundling.align.rank import AT_MOST
 from groundling.errors import DataError, StorageError
 from groundling.serve.book import Book
-from groundling.serve.errors import ApiError
+from groundling.serve.errors import ApiError, in_time
 from groundling.serve.prompts import Prompts
 from groundling.serve.questions import Question, Questions, Speaker
 from groundling.serve.registry import Theatre
-from groundling.serve.respond import Gone, as_json, unless_gone
+from groundling.serve.respond import as_json
 from groundling.serve.reward_training import LEAST_PAIRS, RewardTraining, require_enough
 from groundling.serve.schema import Body, whole
-from groundling.serve.worker import deadline_exceeded
 from groundling.text.chat import Message
 
 Rater = Annotated[str, Field(min_length=1, max_length=100)]
@@ -73,18 +71,17 @@ def router(theatre: Theatre) -> APIRouter:
 
     routes = APIRouter(prefix="/v1/groundling/rankings", tags=["rankings"], lifespan=lifespan)
 
-    async def asked(client: str, rater: str, n: int, prompt: str | None) -> Question:
+    async def asked(client: str, rater: str, n: int, prompt: str | None) -> bytes:
         speakers = _speakers(theatre, client)
-        try:
-            async with asyncio.timeout(theatre.config.timeout_s):
-                if prompt is None:
-                    given = await to_thread.run_sync(prompts.get)
-                else:
-                    given = [(Message("user", await theatre.check_prompt(prompt)),)]
-                answered = await _of_disk(lambda: book.answered(rater))
-                return await questions.ask(rater, n, given, speakers, answered)
-        except TimeoutError:
-            raise deadline_exceeded() from None
+        if prompt is None:
+            given = await to_thread.run_sync(prompts.get)
+        else:
+            given = [(Message("user", await theatre.check_prompt(prompt)),)]
+        answered = await _of_disk(lambda: book.answered(rater))
+        question = await questions.ask(rater, n, given, speakers, answered)
+        messages = [{"role": message.role, "content": message.content} for message in question.messages]
+        replies = [{"place": place, "text": text} for place, text in enumerate(question.texts(), 1)]
+        return as_json({"question": question.token, "messages": messages, "replies": replies})
 
     @routes.get("/next", dependencies=[Depends(_require_own_page(theatre.config.cors_origins))])
     async def ask(
@@ -95,18 +92,8 @@ def router(theatre: Theatre) -> APIRouter:
     ) -> Response:
         """A prompt and replies to it, without a word of who wrote them."""
         theatre.require_ready()
-        theatre.n_open += 1
-        try:
-            question = await unless_gone(request.receive, asked(request.state.client, rater, n, prompt))
-        except Gone as gone:
-            theatre.metrics.aborted.labels(gone.reason).inc()
-            return Response(status_code=499)
-        finally:
-            theatre.n_open -= 1
-        messages = [{"role": message.role, "content": message.content} for message in question.messages]
-        replies = [{"place": place, "text": text} for place, text in enumerate(question.texts(), 1)]
-        told = {"question": question.token, "messages": messages, "replies": replies}
-        return Response(as_json(told), media_type="application/json")
+        asking = asked(request.state.client, rater, n, prompt)
+        return await theatre.attended(request, in_time(asking, theatre.config.timeout_s))
 
     @routes.post("")
     async def keep(answer: Answer) -> dict[str, Any]:
@@ -123,8 +110,7 @@ def router(theatre: Theatre) -> APIRouter:
         counts, _ = await _of_disk(lambda: book.counts(rater))
         if rater is not None:
             counts["prompts_by_you"] = prompts.n_among(await _of_disk(lambda: book.answered(rater)))
-        chatting = [name for name in theatre.models.names() if theatre.models.get(name).bundle.chat is not None]
-        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": chatting}
+        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": theatre.models.chatting()}
         return {**counts, **facts, "least_pairs": LEAST_PAIRS}
 
     @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
@@ -187,7 +173,7 @@ def _chatting(theatre: Theatre) -> list[str]:
     Raises:
         ApiError: 409: there is none.
     """
-    found = [name for name in theatre.models.names() if theatre.models.get(name).bundle.chat is not None]
+    found = theatre.models.chatting()
     if not found:
         raise ApiError(
             409, "none of the models was taught to answer; serve one that `groundling sft` made", "no_speaker"

@@ -1,13 +1,15 @@
 """All of the server's state: its models by name, the thread that owns them, and whether it is ready."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 
 from groundling.bundle import Bundle, base_at, find_bundle, finished_checkpoints, load_bundle, require_speaker
 from groundling.errors import ConfigError, DataError
@@ -20,6 +22,7 @@ from groundling.serve.errors import ApiError, not_ready
 from groundling.serve.forms import Words
 from groundling.serve.generation import Choice
 from groundling.serve.metrics import Metrics
+from groundling.serve.respond import Gone, unless_gone
 from groundling.serve.safety import Safety
 from groundling.serve.worker import Take, Worker
 from groundling.text.chat import Message
@@ -94,6 +97,10 @@ class Registry:
         """In the order of the command line."""
         return list(self._served)
 
+    def chatting(self) -> list[str]:
+        """Those that answer."""
+        return [name for name, served in self._served.items() if served.bundle.chat is not None]
+
     def get(self, name: str) -> Served:
         """The model of this name.
 
@@ -162,6 +169,17 @@ class Theatre:
             raise not_ready("the models are being loaded; ask /ready when that is done")
         if self.state is not State.READY:
             raise ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+
+    async def attended(self, request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
+        """The JSON that some work comes to, done as long as somebody waits for it; a server that drains waits too."""
+        self.n_open += 1
+        try:
+            return Response(await unless_gone(request.receive, work), media_type="application/json")
+        except Gone as gone:
+            self.metrics.aborted.labels(gone.reason).inc()
+            return Response(status_code=499)
+        finally:
+            self.n_open -= 1
 
     async def check_prompt(self, text: str) -> str:
         """A prompt as a model may see it.

@@ -21,7 +21,7 @@ from groundling.errors import GroundlingError
 from groundling.sample.choose import SamplingConfig, Token
 from groundling.sample.engine import Engine
 from groundling.sample.sequences import Sample
-from groundling.serve.errors import ApiError
+from groundling.serve.errors import ApiError, deadline_exceeded
 
 T = TypeVar("T")
 STOP_S = 10.0
@@ -389,11 +389,6 @@ class Worker:
     def _close(self, n: int) -> None:
         with self._changed:
             self._n_open -= n
-
-
-def deadline_exceeded() -> ApiError:
-    """What is said when `timeout_s` has gone by."""
-    return ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)
 
 
 def _draining() -> ApiError:

@@ -31,7 +31,7 @@ from groundling.sample.attention import HeadScores, Look, look, score_heads
 from groundling.sample.generate import prompt_ids
 from groundling.serve.errors import ApiError
 from groundling.serve.registry import Served, Theatre
-from groundling.serve.respond import Gone, as_json, unless_gone
+from groundling.serve.respond import as_json
 from groundling.serve.schema import Body, ChatMessage, Text
 from groundling.text.chat import Message, check_messages
 
@@ -91,14 +91,7 @@ def router(theatre: Theatre) -> APIRouter:
         """What goes on inside a model while it reads a text."""
         theatre.require_ready()
         served = theatre.models.get(body.model)
-        theatre.n_open += 1
-        try:
-            return Response(await unless_gone(request.receive, seen(body, served)), media_type="application/json")
-        except Gone as gone:
-            theatre.metrics.aborted.labels(gone.reason).inc()
-            return Response(status_code=499)
-        finally:
-            theatre.n_open -= 1
+        return await theatre.attended(request, seen(body, served))
 
     return routes
 
