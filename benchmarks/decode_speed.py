@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import trained
 from train_speed import show_bars
-from turns import Worker
+from turns import EndedError, Worker
 
 from groundling import runtime
 from groundling.bundle import Bundle, load_bundle, save_bundle
@@ -160,8 +160,8 @@ def race(
     Before that, all score what follows the ids of `probe`, which shows whether they hold the same model.
     """
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(each.name, each.argv, environ(each))) for each in contestants]
-        require_the_same_model(workers, probe)
+        started = [(each, stack.enter_context(Worker(each.name, each.argv, environ(each)))) for each in contestants]
+        contestants, workers = zip(*those_who_can(started, probe), strict=True)
         records = {
             (each.name, job): {
                 **{key: getattr(each, key) for key in ("name", "whose", "precision")},
@@ -198,13 +198,26 @@ def turn(worker: Worker, job: Job, number: int, budget_s: float, record: dict[st
         record["bandwidths"].append(worker.ask("bandwidth", length=job.prompt + tokens / 2))
 
 
-def require_the_same_model(workers: Sequence[Worker], ids: Sequence[int]) -> None:
-    """Raises SystemExit if a contestant's scores are not those of the first."""
-    scores = [worker.ask("logits", ids=ids)["logits"][:N_CHARACTERS] for worker in workers]
-    for worker, theirs in zip(workers, scores, strict=True):
-        alike = float(np.corrcoef(scores[0], theirs)[0, 1])
+def those_who_can(started: Sequence[tuple[Contestant, Worker]], ids: Sequence[int]) -> list[tuple[Contestant, Worker]]:
+    """All who can score what follows these ids. Somebody else's program that dies of it is left out, and it is said.
+
+    Raises SystemExit if a contestant's scores are not those of the first.
+    """
+    able, first = list[tuple[Contestant, Worker]](), list[float]()
+    for each, worker in started:
+        try:
+            scores = worker.ask("logits", ids=ids)["logits"][:N_CHARACTERS]
+        except EndedError as ended:
+            if each.whose == "Groundling":
+                raise
+            say(f"{ended}; it is left out")
+            continue
+        first = first or scores
+        alike = float(np.corrcoef(first, scores)[0, 1])
         if not alike > ALIKE:
-            raise SystemExit(f"{worker.name} computes another model than {workers[0].name}: correlation {alike:.3f}")
+            raise SystemExit(f"{each.name} computes another model than {started[0][0].name}: correlation {alike:.3f}")
+        able.append((each, worker))
+    return able
 
 
 def measure(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:

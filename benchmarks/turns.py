@@ -22,6 +22,10 @@ def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
         print(json.dumps(answers[request.pop("do")](**request)), file=replies, flush=True)
 
 
+class EndedError(SystemExit):
+    """A contestant's process ended before it answered."""
+
+
 class Worker:
     """A contestant in its own process: `with Worker(name, argv, environ) as worker: worker.ask("decode", new=8)`.
 
@@ -58,5 +62,5 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name}: its process ended with code {self._process.wait()}; see above why")
+            raise EndedError(f"{self.name}: its process ended with code {self._process.wait()}; see above why")
         return dict(json.loads(line))

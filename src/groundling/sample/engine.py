@@ -45,8 +45,8 @@ class DecodeConfig:
     native: Native = "auto"
     """Decode by compiled code: as soon as there is some (auto), wait for it (on), or never (off).
 
-    It agrees with PyTorch to rounding, so hardly ever in another token. With bfloat16 weights it rounds more, where the
-    processor multiplies bfloat16, and the text can be another one."""
+    It agrees with PyTorch to rounding, so hardly ever in another token. With bfloat16 weights it rounds more on AMD's
+    processors that multiply bfloat16, and the text can be another one."""
     speculate: int = 0
     """Tokens to guess ahead in each step, from the text itself or by a draft model."""
 

@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 
 from groundling.sample.sequences import row_generator
 from groundling.serve.generation import Choice, Shown
+from groundling.serve.handover import PACE_S, Take
 from groundling.serve.orders import Order
 from groundling.serve.registry import Theatre
 from groundling.serve.respond import as_json
-from groundling.serve.worker import PACE_S, Take
 
 T = TypeVar("T")
 MUCH = 2000

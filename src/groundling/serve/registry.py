@@ -21,10 +21,11 @@ from groundling.serve.config import ServeConfig
 from groundling.serve.errors import ApiError, not_ready
 from groundling.serve.forms import Words
 from groundling.serve.generation import Choice
+from groundling.serve.handover import Take
 from groundling.serve.metrics import Metrics
 from groundling.serve.respond import Gone, unless_gone
 from groundling.serve.safety import Safety
-from groundling.serve.worker import Take, Worker
+from groundling.serve.worker import Worker
 from groundling.text.chat import Message
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -115,7 +115,12 @@ struct Call {
 };
 
 Tiles tiles_for(int64_t precision) {
-    return precision == BFLOAT16 ? tiles_of<Bfloat16>() : precision == INT8 ? tiles_of<Int8>() : tiles_of<Float32>();
+    if (precision == INT8) return tiles_of<Int8>();
+    if (precision == FLOAT32) return tiles_of<Float32>();
+#if defined(__AVX512BF16__)
+    if (!__builtin_cpu_is("intel")) return tiles_of<Bfloat16Pairs>();  // Intel's are slower than plain products
+#endif
+    return tiles_of<Bfloat16>();
 }
 
 // One thread's way through a call. T is what the cache keeps keys and values in.

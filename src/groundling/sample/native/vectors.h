@@ -191,21 +191,24 @@ struct Bfloat16 {
         std::memcpy(&pairs, panel + k * sizeof pairs, sizeof pairs);
         return pairs;
     }
-#if defined(__AVX512BF16__)
-    static constexpr bool rounds_inputs = true;  // so that two products are half of one instruction
-    static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
-        const __m512i pair = _mm512_set1_epi32(read<int32_t>(inputs, k));
-        sum = (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)w, (__m512bh)pair);
-    }
-#else
     static constexpr bool rounds_inputs = false;
     static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
         const UintVec first = w << 16, second = w & 0xffff0000u;
         sum += (Vec)first * read<float>(inputs, 2 * k);
         sum += (Vec)second * read<float>(inputs, 2 * k + 1);
     }
-#endif
 };
+
+#if defined(__AVX512BF16__)
+// Two products in one instruction, whose inputs are rounded too.
+struct Bfloat16Pairs : Bfloat16 {
+    static constexpr bool rounds_inputs = true;
+    static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
+        const __m512i pair = _mm512_set1_epi32(read<int32_t>(inputs, k));
+        sum = (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)w, (__m512bh)pair);
+    }
+};
+#endif
 
 // A tile's sums are kept in registers: rows of inputs times panels of weights.
 #if defined(__AVX512F__)

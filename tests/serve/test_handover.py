@@ -14,7 +14,7 @@ import torch
 
 from groundling.sample.choose import SamplingConfig, Token
 from groundling.serve.errors import ApiError
-from groundling.serve.worker import Generation, Part, Take
+from groundling.serve.handover import Generation, Part, Take
 
 N_SAMPLES, N_TOKENS = 3, 40
 
@@ -41,7 +41,7 @@ class Thread:
 
     def generation(self) -> Generation:
         takes = [Take(number, [1], SamplingConfig(), torch.Generator()) for number in range(N_SAMPLES)]
-        return Generation(None, "client", takes, time.monotonic() + 60, self)  # type: ignore[arg-type]
+        return Generation(None, "client", takes, time.monotonic() + 60, self.wake)  # type: ignore[arg-type]
 
     def write(self, generation: Generation, draw: random.Random, pause_s: float) -> None:
         for id in range(N_TOKENS):
