@@ -5,9 +5,10 @@ Shapes: L n_layer, N slots, B batch, H n_kv_head, S block_size or the positions 
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -85,17 +86,22 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that take memory, in the main memory, only where something is written: most windows are never full.
-
-    There they begin with a line of the processor's caches, for a vector that lies across two is read twice.
-    """
+    """Zeros that take memory, in the main memory, only where something is written: most windows are never full."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     plain = {8: np.int64, 4: np.int32, 2: np.int16}[dtype.itemsize]
     n = math.prod(shape)
     with_room = np.zeros(n + LINE_BYTES // dtype.itemsize, dtype=plain)
-    start = -with_room.ctypes.data % LINE_BYTES // dtype.itemsize
-    return torch.from_numpy(with_room[start : start + n].reshape(shape)).view(dtype)
+    return from_a_line(with_room)[:n].view(dtype).view(shape)
+
+
+def from_a_line(array: npt.NDArray[Any]) -> Tensor:
+    """A flat array from where a line of the processor's caches begins, for a vector that lies across two is read twice.
+
+    Args:
+        array: up to `LINE_BYTES` longer than what is needed of it.
+    """
+    return torch.from_numpy(array[-array.ctypes.data % LINE_BYTES // array.itemsize :])
 
 
 class CacheRows(KVCache):

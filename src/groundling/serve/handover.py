@@ -130,8 +130,10 @@ class Generation:
 
 def _joined(inbox: Sequence[Part]) -> list[Part]:
     """Of each sample one part."""
-    joined: dict[int, Part] = {}
+    joined: dict[int, list[Token]] = {}
+    ended = set[int]()
     for number, tokens, is_last in inbox:
-        before = joined[number].tokens if number in joined else []
-        joined[number] = Part(number, before + tokens, is_last)
-    return list(joined.values())
+        joined.setdefault(number, []).extend(tokens)
+        if is_last:
+            ended.add(number)
+    return [Part(number, tokens, number in ended) for number, tokens in joined.items()]

@@ -150,7 +150,7 @@ class Worker {
     // A tile whose sums are ready.
     struct Tiled {
         int64_t row, n_rows, panel, n_panels;
-        int64_t pass, n_passes;  // which whole tile of this piece it is; none is, if there are no such passes
+        int64_t tile, whole_tiles;  // of the piece: which one this is, and how many have all TILE_ROWS
         const char* inputs;
         Vec (*sums)[TILE_PANELS];
     };
@@ -193,12 +193,12 @@ class Worker {
             const bool is_last = piece + 1 == c.phases.first(n_pieces, index + 1);
             const Linear* next = is_last ? after : &l;
             const int64_t group = is_last && after ? c.phases.first(blocks * n_groups(*after), index) : piece + 1;
+            const int64_t n_wide = std::min<int64_t>(TILE_PANELS, n_panels(l) - panel);
+            const int64_t whole_tiles = (end - first) / TILE_ROWS;
             Vec sums[TILE_ROWS][TILE_PANELS];
             for (int64_t row = first; row < end; row += TILE_ROWS) {
-                const int64_t n = std::min<int64_t>(TILE_ROWS, end - row);
-                const int64_t n_wide = std::min<int64_t>(TILE_PANELS, n_panels(l) - panel);
-                const int64_t pass = (row - first) / TILE_ROWS, n_passes = (end - first) / TILE_ROWS;
-                const Tiled t{row, n, panel, n_wide, pass, n_passes, inputs + (row - first) * row_bytes, sums};
+                const int64_t n = std::min<int64_t>(TILE_ROWS, end - row), tile = (row - first) / TILE_ROWS;
+                const Tiled t{row, n, panel, n_wide, tile, whole_tiles, inputs + (row - first) * row_bytes, sums};
                 multiply(l, t, next, group);
                 finish(t);
             }
@@ -212,19 +212,19 @@ class Worker {
     void multiply(const Linear& l, const Tiled& t, const Linear* next, int64_t group) const {
         const int64_t bytes = tiles.panel_bytes(l.n_in);
         const char* panel = l.weights + t.panel * bytes;
-        const Ahead ahead = next && t.n_passes ? look_ahead(l, t, *next, group % n_groups(*next)) : Ahead{};
+        const Ahead ahead = next && t.whole_tiles ? look_ahead(l, t, *next, group % n_groups(*next)) : Ahead{};
         if (t.n_panels == TILE_PANELS)
             return tiles.all[t.n_rows - 1](t.sums[0], panel, t.inputs, row_bytes, l.n_in, ahead);
         for (int64_t p = 0; p < t.n_panels; p++)
             tiles.one[t.n_rows - 1](t.sums[0] + p, panel + p * bytes, t.inputs, row_bytes, l.n_in, Ahead{});
     }
 
-    // A pass's part of what it takes to have the group near, or of as much as the memory gives meanwhile.
+    // A tile's part of what it takes to have the group near, or of as much as the memory gives meanwhile.
     Ahead look_ahead(const Linear& l, const Tiled& t, const Linear& next, int64_t group) const {
         const int64_t first = group * TILE_PANELS, end = std::min(first + TILE_PANELS, n_panels(next));
-        const int64_t bytes = tiles.panel_bytes(next.n_in), steps = t.n_passes * tiles.steps(l.n_in);
+        const int64_t bytes = tiles.panel_bytes(next.n_in), steps = t.whole_tiles * tiles.steps(l.n_in);
         const int64_t rate = std::min(((end - first) * bytes + steps - 1) / steps, 2 * LINE);
-        return {next.weights + first * bytes + t.pass * rate * tiles.steps(l.n_in), rate};
+        return {next.weights + first * bytes + t.tile * rate * tiles.steps(l.n_in), rate};
     }
 
     // Rows `first` to `end` of x, normed if there are gains, as the products want them; where they are so, they stay.
@@ -326,7 +326,7 @@ class Worker {
         for (int64_t d = 0; d < D; d++) assign(to[d], from[d]);
     }
 
-    // Heads of the usual sizes are read twice as fast by code that knows the size.
+    // Heads of the usual sizes are read faster by code that knows the size.
     void attend(int64_t layer, int64_t item) {
         switch (m.head_size) {
             case 32: return attend<32>(layer, item);

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from groundling.model.cache import LINE_BYTES, KVCache
+from groundling.model.cache import LINE_BYTES, KVCache, from_a_line
 from groundling.model.gpt import GPT, Block
 from groundling.model.layers import LearnedPositions, Rotary, SwiGLU
 from groundling.sample.native.library import Library
@@ -88,14 +88,13 @@ class NativeReader:
 
     def __init__(self, model: GPT, cache: KVCache, weights: Weights, library: Library, n_threads: int) -> None:
         self.cache, self.block_size = cache, model.block_size
-        self._n_slots, self._vocab_size = cache.k_LNHSD.size(1), model.config.vocab_size
         self._library, self._weights = library, weights
         self._kept: list[Tensor] = []  # what the pointers point to
         self._room = _Room()
         self._layers = (_Layer * len(model.h))(*(self._layer(block) for block in model.h))  # type: ignore[arg-type]
         self._model = self._describe(model)
         k, v = (self._pointer(kept) for kept in (cache.k_LNHSD, cache.v_LNHSD))
-        self._cache = _Cache(k, v, self._n_slots, cache.k_LNHSD.dtype == torch.bfloat16)
+        self._cache = _Cache(k, v, cache.k_LNHSD.size(1), cache.k_LNHSD.dtype == torch.bfloat16)
         self._n_threads = n_threads
         self._team, self._process = self._new_team(), os.getpid()
 
@@ -111,15 +110,15 @@ class NativeReader:
         ids, slots, places, scored = list[int](), list[int](), list[int](), list[int]()
         for slot, place, new, n_scored in pieces:
             # What is wrong here would be a wild pointer there.
-            assert 0 <= slot < self._n_slots
+            assert 0 <= slot < self._cache.n_slots
             assert 0 <= place < place + len(new) <= self.block_size
             assert 1 <= n_scored <= len(new)
             ids += new
             slots += [slot] * len(new)
             places += range(place, place + len(new))
             scored += range(len(ids) - n_scored, len(ids))
-        assert 0 <= min(ids) <= max(ids) < self._vocab_size
-        logits_RV = torch.empty(len(scored), self._vocab_size)
+        assert 0 <= min(ids) <= max(ids) < self._model.vocab_size
+        logits_RV = torch.empty(len(scored), self._model.vocab_size)
         columns = [array("q", column) for column in (ids, slots, places, scored)]
         rows = _Rows(len(ids), len(scored), *(column.buffer_info()[0] for column in columns))
         failed = self._library.read_rows(
@@ -209,8 +208,8 @@ class _Room:
         """Copy a flat tensor here; return the copy."""
         n_bytes = tensor.numel() * tensor.element_size()
         if self._n_used + n_bytes > len(self._piece):
-            self._piece = torch.from_numpy(np.empty(max(n_bytes, self.PIECE_BYTES) + LINE_BYTES, dtype=np.uint8))
-            self._n_used = -self._piece.data_ptr() % LINE_BYTES
+            self._piece = from_a_line(np.empty(max(n_bytes, self.PIECE_BYTES) + LINE_BYTES, dtype=np.uint8))
+            self._n_used = 0
         copy = self._piece[self._n_used : self._n_used + n_bytes].view(tensor.dtype).copy_(tensor)
         self._n_used += _whole(n_bytes, LINE_BYTES)
         return copy
