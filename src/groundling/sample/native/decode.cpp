@@ -57,6 +57,7 @@ enum Precision { FLOAT32, BFLOAT16, INT8 };
 enum Norm { LAYERNORM, RMSNORM };
 enum Activation { RELU, GELU, RELU2, SWIGLU };
 
+constexpr int MIXED = LANES == 16 ? 4 : 8;  // vectors of a weighted sum at once, in registers
 constexpr int64_t BLOCK_ROWS = 64;  // rows whose inputs stay near while the weights stream by
 
 Vec activate(Vec x, int64_t kind) {
@@ -260,7 +261,7 @@ class Worker {
         for (int64_t r = 0; r < t.n_rows; r++)
             for (int64_t p = 0; p < t.n_panels; p++) {
                 const int64_t n = (t.panel + p) * LANES;
-                const Vec values = t.sums[r][p] * load(l.scales + n) + load(l.bias + n);
+                const Vec values = fma(t.sums[r][p], load(l.scales + n), load(l.bias + n));
                 use((t.row + r) * l.n_out + n, values, std::min<int64_t>(LANES, l.n_out - n));
             }
     }
@@ -371,20 +372,21 @@ class Worker {
     INLINED void mix(const T* values, int64_t D, int64_t S, float factor, float* y) const {
         const float* scores = scratch.scores.data();
         int64_t d = 0;
-        for (; d + 4 * LANES <= D; d += 4 * LANES) {
-            Vec sums[4] = {};
+        for (; d + MIXED * LANES <= D; d += MIXED * LANES) {
+            Vec sums[MIXED] = {};
             for (int64_t s = 0; s < S; s++)
-                for (int i = 0; i < 4; i++) sums[i] += load(values + s * D + d + i * LANES) * scores[s];
-            for (int i = 0; i < 4; i++) store(y + d + i * LANES, sums[i] * factor);
+                for (int i = 0; i < MIXED; i++)
+                    sums[i] = fma(load(values + s * D + d + i * LANES), all(scores[s]), sums[i]);
+            for (int i = 0; i < MIXED; i++) store(y + d + i * LANES, sums[i] * factor);
         }
         for (; d + LANES <= D; d += LANES) {
             Vec sums{};
-            for (int64_t s = 0; s < S; s++) sums += load(values + s * D + d) * scores[s];
+            for (int64_t s = 0; s < S; s++) sums = fma(load(values + s * D + d), all(scores[s]), sums);
             store(y + d, sums * factor);
         }
         for (; d < D; d++) {
             float sum = 0.0f;
-            for (int64_t s = 0; s < S; s++) sum += value_of(values[s * D + d]) * scores[s];
+            for (int64_t s = 0; s < S; s++) sum = fma(value_of(values[s * D + d]), scores[s], sum);
             y[d] = sum * factor;
         }
     }
@@ -411,7 +413,8 @@ void work(void* call, int index) {
 
 extern "C" {
 
-// How many panels are woven together.
+// How the weights are packed: the outputs of a panel, and how many panels are woven together.
+int lanes() { return LANES; }
 int tile_panels() { return TILE_PANELS; }
 
 void* team_new(int size) {

@@ -21,7 +21,6 @@ from groundling.sample.native.library import Library
 from groundling.sample.quantize import Weights, to_int8
 from groundling.sample.readers import Piece
 
-LANES = 16
 PRECISIONS = ("float32", "bfloat16", "int8")
 NORMS = ("layernorm", "rmsnorm")
 ACTIVATIONS = ("relu", "gelu", "relu2", "swiglu")
@@ -173,14 +172,15 @@ class NativeReader:
     def _linear(self, linear: nn.Linear) -> _Linear:
         weight_NK = linear.weight.detach()
         n_out, n_in = weight_NK.shape
-        scales, bias = torch.ones(_whole(n_out)), torch.zeros(_whole(n_out))
+        n_padded = _whole(n_out, self._library.lanes)
+        scales, bias = torch.ones(n_padded), torch.zeros(n_padded)
         if self._weights == "int8":
             weight_NK, scales[:n_out] = to_int8(weight_NK)
         elif self._weights == "bfloat16":
             weight_NK = weight_NK.to(torch.bfloat16)
         if linear.bias is not None:
             bias[:n_out] = linear.bias.detach()
-        packed = self._room.put(pack(weight_NK, self._library.tile_panels))
+        packed = self._room.put(pack(weight_NK, self._library.lanes, self._library.tile_panels))
         return _Linear(*map(self._pointer, (packed, scales, bias)), n_in, n_out)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
@@ -221,26 +221,27 @@ def _delete_in(process: int, library: Library, team: int) -> None:
         library.team_delete(team)
 
 
-def pack(weight_NK: Tensor, n_woven: int) -> Tensor:
+def pack(weight_NK: Tensor, lanes: int, n_woven: int) -> Tensor:
     """Put a matrix into the order of vectors.h, flat.
 
     Args:
         weight_NK: float32, bfloat16 or int8.
+        lanes: the outputs of a panel.
         n_woven: how many panels are woven together.
     """
     n_out, n_in = weight_NK.shape
     n_together = 2 if weight_NK.dtype == torch.bfloat16 else 1
-    if n_out % LANES or n_in % n_together:
-        padded = weight_NK.new_zeros(_whole(n_out), n_in + n_in % n_together)
+    if n_out % lanes or n_in % n_together:
+        padded = weight_NK.new_zeros(_whole(n_out, lanes), n_in + n_in % n_together)
         padded[:n_out, :n_in] = weight_NK
         weight_NK = padded
-    n_panels = weight_NK.size(0) // LANES
-    panels = weight_NK.view(n_panels, LANES, -1, n_together).transpose(1, 2)  # panel, input, output, one of a pair
+    n_panels = weight_NK.size(0) // lanes
+    panels = weight_NK.view(n_panels, lanes, -1, n_together).transpose(1, 2)  # panel, input, output, one of a pair
     n_full = n_panels // n_woven * n_woven
     woven = panels[:n_full].reshape(-1, n_woven, *panels.shape[1:]).transpose(1, 2)
     return torch.cat([woven.flatten(), panels[n_full:].flatten()])
 
 
-def _whole(n: int, part: int = LANES) -> int:
+def _whole(n: int, part: int) -> int:
     """So many and as many as are needed to fill the last part."""
     return -(-n // part) * part

@@ -1,117 +1,37 @@
-// Vectors of 16 floats: the arithmetic that decode.cpp is made of. GCC and Clang turn them into what the CPU has.
+// The arithmetic that decode.cpp is made of, in vectors of LANES floats (simd.h).
 //
-// Weights are packed in panels of 16 outputs: for each input the 16 weights side by side (bfloat16: for each pair of
-// inputs 16 pairs). So one instruction serves 16 outputs. TILE_PANELS panels at a time are woven together, input by
-// input, and what panels are left follow one by one: so memory is read in order.
+// Weights are packed in panels of LANES outputs: for each input the LANES weights side by side (bfloat16: for each pair
+// of inputs LANES pairs). So one instruction serves LANES outputs. TILE_PANELS panels at a time are woven together,
+// input by input, and what panels are left follow one by one: so memory is read in order.
 
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <utility>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "simd.h"
 
 namespace {
-
-#define INLINED inline __attribute__((always_inline))  // so that a size that the caller knows is known here
-
-constexpr int LANES = 16;
-typedef float Vec __attribute__((vector_size(64)));
-typedef float Vec8 __attribute__((vector_size(32)));
-typedef float Vec4 __attribute__((vector_size(16)));
-typedef int32_t IntVec __attribute__((vector_size(64)));
-typedef uint32_t UintVec __attribute__((vector_size(64)));
-
-inline Vec load(const float* p) {
-    Vec v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline Vec all(float x) { return Vec{} + x; }
-
-inline float sum_of(Vec v) {
-    union { Vec whole; Vec8 half[2]; } a = {v};
-    union { Vec8 whole; Vec4 half[2]; } b = {a.half[0] + a.half[1]};
-    const Vec4 c = b.half[0] + b.half[1];
-    return (c[0] + c[1]) + (c[2] + c[3]);
-}
-
-// bfloat16, as the cache may keep keys and values: the upper half of a float.
-typedef uint16_t Half;
-inline float value_of(float x) { return x; }
-inline float value_of(Half x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-inline Vec load(const Half* p) {
-#if defined(__AVX512F__)
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
-#else
-    Vec v;
-    for (int i = 0; i < LANES; i++) v[i] = value_of(p[i]);
-    return v;
-#endif
-}
-inline void assign(float& to, float x) { to = x; }
-inline void assign(Half& to, float x) {  // to the nearest, and to the even one of two
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    to = x == x ? Half((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : Half(0x7fc0);
-}
 
 template <class T>
 inline float dot(const float* a, const T* b, int64_t n) {
     Vec sums{};
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sums += load(a + i) * load(b + i);
+    for (; i + LANES <= n; i += LANES) sums = fma(load(a + i), load(b + i), sums);
     float sum = sum_of(sums);
-    for (; i < n; i++) sum += a[i] * value_of(b[i]);
+    for (; i < n; i++) sum = fma(a[i], value_of(b[i]), sum);
     return sum;
 }
 
-// The sum of each of 16 vectors, added up in the order of `sum_of`.
-inline Vec sums_of(const Vec (&of)[LANES]) {
-#if defined(__AVX512F__)
-    __m512 halves[8], quarters[4], pairs[2];  // a quarter holds four of each of four vectors: i, i + 4, i + 8, i + 12
-    for (int i = 0; i < 8; i++) {
-        const __m512 a = (__m512)of[i % 4 + i / 4 * 8], b = (__m512)of[i % 4 + i / 4 * 8 + 4];
-        halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-    }
-    for (int i = 0; i < 4; i++) {
-        const __m512 a = halves[i], b = halves[i + 4];
-        quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-    }
-    for (int i = 0; i < 2; i++) {
-        const __m512 a = quarters[2 * i], b = quarters[2 * i + 1];
-        pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
-    }
-    const __m512 a = pairs[0], b = pairs[1];
-    return (Vec)_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
-#else
-    Vec sums;
-    for (int i = 0; i < LANES; i++) sums[i] = sum_of(of[i]);
-    return sums;
-#endif
-}
-
-// The products of `a` with 16 rows that follow each other.
+// The products of `a` with LANES rows that follow each other.
 template <class T>
 INLINED Vec dots(const float* a, const T* rows, int64_t n) {
     Vec sums[LANES];
     for (int r = 0; r < LANES; r++) {
         Vec sum{};
-        for (int64_t i = 0; i + LANES <= n; i += LANES) sum += load(a + i) * load(rows + r * n + i);
+        for (int64_t i = 0; i + LANES <= n; i += LANES) sum = fma(load(a + i), load(rows + r * n + i), sum);
         sums[r] = sum;
     }
     Vec all = sums_of(sums);
     for (int64_t i = n / LANES * LANES; i < n; i++)
-        for (int r = 0; r < LANES; r++) all[r] += a[i] * value_of(rows[r * n + i]);
+        for (int r = 0; r < LANES; r++) all[r] = fma(a[i], value_of(rows[r * n + i]), all[r]);
     return all;
 }
 
@@ -130,27 +50,16 @@ inline Vec exp_of(Vec x) {
     x = x < -87.0f ? all(-87.0f) : x;
     x = x > 88.0f ? all(88.0f) : x;
     const Vec rounding = all(12582912.0f);  // 1.5 * 2^23: no room is left for a fraction
-    const Vec n = (x * 1.44269504f + rounding) - rounding;
-    const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    const Vec n = fma(x, all(1.44269504f), rounding) - rounding;
+    const Vec r = fma(n, all(2.12194440e-4f), fma(n, all(-0.693359375f), x));
     Vec p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = fma(p, r, all(1.3981999507e-3f));
+    p = fma(p, r, all(8.3334519073e-3f));
+    p = fma(p, r, all(4.1665795894e-2f));
+    p = fma(p, r, all(1.6666665459e-1f));
+    p = fma(p, r, all(5.0000001201e-1f));
+    p = fma(p * r, r, r + 1.0f);
     return p * (Vec)((__builtin_convertvector(n, IntVec) + 127) << 23);
-}
-
-// Sixteen int8 as floats.
-inline Vec widen(const int8_t* p) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#else
-    Vec v;
-    for (int i = 0; i < LANES; i++) v[i] = float(p[i]);
-    return v;
-#endif
 }
 
 // The i-th number of some bytes.
@@ -161,7 +70,7 @@ inline T read(const char* bytes, int64_t i) {
     return number;
 }
 
-// A precision says how the 16 weights (or pairs) of a panel's input (or pair) k are read, and multiplied with a row's.
+// A precision says how the LANES weights (or pairs) of a panel's input (or pair) k are read, and multiplied with a row's.
 struct Float32 {
     typedef Vec Weights;
     static constexpr bool rounds_inputs = false;
@@ -171,7 +80,7 @@ struct Float32 {
         return load(reinterpret_cast<const float*>(panel) + k * LANES);
     }
     static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
-        sum += w * read<float>(inputs, k);
+        sum = fma(w, all(read<float>(inputs, k)), sum);
     }
 };
 
@@ -194,8 +103,8 @@ struct Bfloat16 {
     static constexpr bool rounds_inputs = false;
     static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
         const UintVec first = w << 16, second = w & 0xffff0000u;
-        sum += (Vec)first * read<float>(inputs, 2 * k);
-        sum += (Vec)second * read<float>(inputs, 2 * k + 1);
+        sum = fma((Vec)first, all(read<float>(inputs, 2 * k)), sum);
+        sum = fma((Vec)second, all(read<float>(inputs, 2 * k + 1)), sum);
     }
 };
 
@@ -211,10 +120,10 @@ struct Bfloat16Pairs : Bfloat16 {
 #endif
 
 // A tile's sums are kept in registers: rows of inputs times panels of weights.
-#if defined(__AVX512F__)
-constexpr int TILE_ROWS = 8, TILE_PANELS = 3;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int TILE_ROWS = 8, TILE_PANELS = 3;  // of 32 registers
 #else
-constexpr int TILE_ROWS = 2, TILE_PANELS = 2;
+constexpr int TILE_ROWS = 4, TILE_PANELS = 3;  // of 16
 #endif
 constexpr int64_t LINE = 64;  // bytes that memory is read in
 

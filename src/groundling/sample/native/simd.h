@@ -1,0 +1,179 @@
+// Vectors of LANES floats, as wide as the registers of the processor that this is compiled for: AVX-512, AVX2, NEON,
+// or four lanes of whatever GCC and Clang make of them (SSE2 on x86-64).
+//
+// Products are added by `fma` alone, and the compiler is told not to contract anything by itself
+// (-ffp-contract=off): whether a sum is rounded once or twice must not depend on the loop that it stands in.
+
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+#define INLINED inline __attribute__((always_inline))  // so that a size that the caller knows is known here
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Half;  // bfloat16: the upper half of a float
+
+inline Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline Vec all(float x) { return Vec{} + x; }
+
+inline float value_of(float x) { return x; }
+inline float value_of(Half x) {
+    const uint32_t bits = uint32_t(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline void assign(float& to, float x) { to = x; }
+inline void assign(Half& to, float x) {  // to the nearest, and to the even one of two
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    to = x == x ? Half((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : Half(0x7fc0);
+}
+
+// a * b + c, rounded once where the processor can do so.
+INLINED float fma(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+#if defined(__AVX512F__)
+
+INLINED Vec fma(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+
+inline Vec load(const Half* p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+}
+
+// LANES int8 as floats.
+inline Vec widen(const int8_t* p) {
+    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+// The sum of each of LANES vectors: halves are added until four numbers are left, (0 + 1) + (2 + 3).
+inline Vec sums_of(const Vec (&of)[LANES]) {
+    __m512 halves[8], quarters[4], pairs[2];  // a quarter holds four of each of four vectors: i, i + 4, i + 8, i + 12
+    for (int i = 0; i < 8; i++) {
+        const __m512 a = (__m512)of[i % 4 + i / 4 * 8], b = (__m512)of[i % 4 + i / 4 * 8 + 4];
+        halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = halves[i], b = halves[i + 4];
+        quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    for (int i = 0; i < 2; i++) {
+        const __m512 a = quarters[2 * i], b = quarters[2 * i + 1];
+        pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+    }
+    const __m512 a = pairs[0], b = pairs[1];
+    return (Vec)_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+
+#elif defined(__AVX2__)
+
+INLINED Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__FMA__)
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+inline Vec load(const Half* p) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+}
+
+inline Vec widen(const int8_t* p) {
+    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+inline Vec sums_of(const Vec (&of)[LANES]) {
+    __m256 halves[4];  // four numbers of each of two vectors: i, i + 4
+    for (int i = 0; i < 4; i++) {
+        const __m256 a = (__m256)of[i], b = (__m256)of[i + 4];
+        halves[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    const __m256 left = _mm256_hadd_ps(halves[0], halves[1]), right = _mm256_hadd_ps(halves[2], halves[3]);
+    return (Vec)_mm256_hadd_ps(left, right);
+}
+
+#elif defined(__aarch64__)
+
+INLINED Vec fma(Vec a, Vec b, Vec c) { return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+
+inline Vec load(const Half* p) { return (Vec)vshll_n_u16(vld1_u16(p), 16); }
+
+inline Vec widen(const int8_t* p) {
+    int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    const int16x8_t halves = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return (Vec)vcvtq_f32_s32(vmovl_s16(vget_low_s16(halves)));
+}
+
+inline Vec sums_of(const Vec (&of)[LANES]) {
+    const float32x4_t left = vpaddq_f32((float32x4_t)of[0], (float32x4_t)of[1]);
+    const float32x4_t right = vpaddq_f32((float32x4_t)of[2], (float32x4_t)of[3]);
+    return (Vec)vpaddq_f32(left, right);
+}
+
+#else
+
+INLINED Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+
+inline Vec load(const Half* p) {
+    UintVec bits;
+    for (int i = 0; i < LANES; i++) bits[i] = uint32_t(p[i]) << 16;
+    return (Vec)bits;
+}
+
+inline Vec widen(const int8_t* p) {
+    IntVec v;
+    for (int i = 0; i < LANES; i++) v[i] = p[i];
+    return __builtin_convertvector(v, Vec);
+}
+
+inline Vec sums_of(const Vec (&of)[LANES]) {
+    Vec column[LANES];
+    for (int i = 0; i < LANES; i++) column[i] = Vec{of[0][i], of[1][i], of[2][i], of[3][i]};
+    return (column[0] + column[1]) + (column[2] + column[3]);
+}
+
+#endif
+
+// The sum of one vector, added up as `sums_of` does.
+inline float sum_of(Vec v) {
+    float x[LANES];
+    store(x, v);
+    for (int n = LANES / 2; n >= 4; n /= 2)
+        for (int i = 0; i < n; i++) x[i] += x[i + n];
+    return (x[0] + x[1]) + (x[2] + x[3]);
+}
+
+}  // namespace
