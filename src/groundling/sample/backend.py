@@ -11,6 +11,7 @@ from groundling.errors import ConfigError, require
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
 from groundling.runtime import unwrap
+from groundling.sample.native.comparison import STREAMS, Comparison, kept_or_measured, measure, shape_key
 from groundling.sample.native.library import Compilation, Library
 from groundling.sample.native.reader import NativeReader, can_read
 from groundling.sample.quantize import Weights, with_rounded_weights
@@ -21,19 +22,43 @@ WORTH_COMPILING_S = 1.0
 """Of reading by PyTorch: who has read so long may read on for the four or five that a compiler needs."""
 
 
-def can_be_compiled(model: nn.Module) -> bool:
-    """Whether compiled code can read a model here; waits for the compiler, where it has never run before."""
+def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
+    """Whether compiled code can read a model here, and does so faster than PyTorch.
+
+    Waits for the compiler, where it has never run before.
+    """
     plain = unwrap(model)
-    return can_read(plain) and Compilation().wait() is not None
+    if not (isinstance(plain, GPT) and can_read(plain)):
+        return False
+    compilation = Compilation()
+    library = compilation.wait()
+    return library is not None and compare(plain, n_slots, weights, compilation, library).prefers_native
+
+
+def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation, library: Library) -> Comparison:
+    """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now.
+
+    Raises:
+        ConfigError: no memory holds the keys and values of a few short streams.
+    """
+
+    def measured_now() -> Comparison:
+        dtype = model.wte.weight.dtype if weights == "float32" else torch.bfloat16
+        caches = [_make_cache(model, min(n_slots, STREAMS), dtype) for _ in range(2)]
+        native = NativeReader(model, caches[0], weights, library, n_threads=1)
+        return measure(native, TorchReader(model, caches[1]), model.config, n_slots)
+
+    return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
 
 class Backend:
     """A reader for any model: a `Reader`.
 
-    A GPT on the CPU is read by compiled code, if there is some. If not, PyTorch reads, and when it has read for a
-    second, a compiler is started in the background, whose code takes over as soon as it is ready: both fill the same
-    cache, and agree to rounding. So nothing ever waits for a compiler, and short jobs do without. (With bfloat16
-    weights they round differently: compiled code then serves the next backend.)
+    A GPT on the CPU is read by compiled code, if there is some and it is the faster reader here (`compare`). If there
+    is none, PyTorch reads, and when it has read for a second, a compiler is started in the background, whose code
+    takes over as soon as it is ready: both fill the same cache, and agree to rounding. So nothing ever waits for a
+    compiler, and short jobs do without. (With bfloat16 weights they round differently: compiled code then serves the
+    next backend.)
 
     Args:
         model: a GPT, plain, compiled or wrapped; or any module from `idx_BT` to `logits_BTV` with a `block_size`.
@@ -59,6 +84,7 @@ class Backend:
         self._say = say
         self._compilation: Compilation | None = None
         self._compiled: Callable[[Library], Reader] | None = None
+        self._compare: Callable[[Library], Comparison]
         if isinstance(model, GPT):
             self._reader = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
@@ -99,13 +125,15 @@ class Backend:
             threads = torch.get_num_threads()
             compilation = Compilation()
             library = compilation.wait() if native == "on" else compilation.library()
-            if library is not None:
+            self._compare = lambda library: compare(model, n_slots, weights, compilation, library)
+            if library is not None and (native == "on" or self._prefers(library)):
                 return NativeReader(model, cache, weights, library, threads)
             require(native != "on", f"{compilation.reason}; leave native at auto, and PyTorch decodes")
-            # In bfloat16 compiled code may round more: a text that was begun without it ends without it.
-            self._takes_over = weights != "bfloat16"
-            self._compilation = compilation
-            self._compiled = lambda library: NativeReader(model, cache, weights, library, threads)
+            if library is None:
+                # In bfloat16 compiled code may round more: a text that was begun without it ends without it.
+                self._takes_over = weights != "bfloat16"
+                self._compilation = compilation
+                self._compiled = lambda library: NativeReader(model, cache, weights, library, threads)
         require(
             native != "on" or can_read(model), f"only float32 on a CPU is compiled, not {own.dtype} on {own.device}"
         )
@@ -113,6 +141,13 @@ class Backend:
             return TorchReader(model, cache)
         rounded = with_rounded_weights(model, weights)
         return TorchReader(rounded if own.device.type == "cpu" else rounded.to(torch.bfloat16), cache)
+
+    def _prefers(self, library: Library) -> bool:
+        """Whether compiled code is the faster reader; says so if it is not."""
+        comparison = self._compare(library)
+        if not comparison.prefers_native:
+            self._say(f"decoding with PyTorch, {1 / comparison.speedup:.1f} times as fast here as compiled code")
+        return comparison.prefers_native
 
     def _go_on_compiled(self, compilation: Compilation) -> None:
         """Start compiling, or take the compiled code if it is ready."""
@@ -122,7 +157,7 @@ class Backend:
             return
         if library is None:
             self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
-        elif self._takes_over:
+        elif self._takes_over and self._prefers(library):
             assert self._compiled is not None
             self._reader = self._compiled(library)
         self._compilation = self._compiled = None

@@ -26,9 +26,10 @@ from groundling.errors import ConfigError, require
 from groundling.model.gpt import GPT
 from groundling.runtime import unwrap
 from groundling.sample import filters
-from groundling.sample.backend import Backend, Native, can_be_compiled
+from groundling.sample.backend import Backend, Native, native_is_faster
 from groundling.sample.choose import SamplingConfig, Token, with_logprobs
 from groundling.sample.draft import Drafter, ModelDrafter, PromptLookup
+from groundling.sample.native.comparison import STREAMS
 from groundling.sample.quantize import Weights
 from groundling.sample.sequences import Lane, Sample, choose_alike, common_length
 
@@ -43,7 +44,7 @@ class DecodeConfig:
     weights: Weights = "float32"
     """Precision of the matrices: bfloat16 and int8 are smaller and faster, and nearly as good."""
     native: Native = "auto"
-    """Decode by compiled code: as soon as there is some (auto), wait for it (on), or never (off).
+    """Decode by compiled code: as soon as there is some and if it is faster here (auto), wait for it (on), never (off).
 
     It agrees with PyTorch to rounding, so hardly ever in another token. With bfloat16 weights it rounds more on AMD's
     processors that multiply bfloat16, and the text can be another one."""
@@ -57,15 +58,16 @@ class DecodeConfig:
         require(self.speculate >= 0, f"speculate is {self.speculate}; it must be at least 0")
 
 
-def settled(model: nn.Module, config: DecodeConfig) -> DecodeConfig:
-    """How a model is read from its first token to its last, here: by compiled code, if there can be any.
+def settled(model: nn.Module, config: DecodeConfig, n_slots: int = STREAMS) -> DecodeConfig:
+    """How a model is read from its first token to its last, here: by compiled code, if there is any and it is faster.
 
     "auto" changes its reader as soon as a compiler has finished, and what is read before and after rounds differently.
     What is drawn with this follows from the seed alone, also where nothing was ever compiled before.
     """
     if config.native != "auto":
         return config
-    return dataclasses.replace(config, native="on" if can_be_compiled(model) else "off")
+    faster = native_is_faster(model, config.weights, n_slots)
+    return dataclasses.replace(config, native="on" if faster else "off")
 
 
 @dataclass

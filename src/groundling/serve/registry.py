@@ -157,7 +157,7 @@ class Theatre:
     def _engine(self, bundle: Bundle) -> Engine:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
         n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
-        decode = settled(bundle.model, DecodeConfig(weights=self.config.weights))
+        decode = settled(bundle.model, DecodeConfig(weights=self.config.weights), self.config.slots)
         return Engine(bundle.model, decode, self.config.slots, n_ids)
 
     def require_ready(self) -> None:

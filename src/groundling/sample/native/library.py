@@ -90,6 +90,11 @@ class Compilation:
                 self._fail(str(error))
         return self._library
 
+    @property
+    def timings(self) -> Path:
+        """Where measurements of this library are kept; there need be none."""
+        return self._whole.with_suffix(".json")
+
     def start(self) -> None:
         """Let the compiler begin, if there is no library; it works in the background."""
         if not self._compiler:

@@ -1,0 +1,140 @@
+"""Whether compiled code is faster than PyTorch here: measured once per machine, model shape and precision, and kept.
+
+It nearly always is, by a factor of two to four. But the vectors that a compiler was allowed to use may be narrower
+than those that PyTorch finds at run time, and nobody should wait longer for having a compiler.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from groundling import atomicio
+from groundling.errors import GroundlingError
+from groundling.manifest import read_json_object
+from groundling.model.gpt import GPTConfig
+from groundling.sample.quantize import Weights
+from groundling.sample.readers import Piece, Reader
+
+PROMPT = 64
+"""Tokens of the prompt whose reading is timed."""
+STREAMS = 16
+"""Streams at once that are timed, at most."""
+MEASURED_S = 0.01
+"""Of each reader in each case; at least two forward passes."""
+
+_FORGOTTEN_KEYS = ("block_size", "dropout", "attention_dropout", "rope_theta", "norm_eps", "tie_weights")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of one core for a forward pass, by case ("1 stream", "16 streams", "prompt of 64")."""
+
+    native_s: dict[str, float]
+    torch_s: dict[str, float]
+
+    def speedups(self) -> dict[str, float]:
+        """How many times as fast as PyTorch compiled code is, by case."""
+        return {case: self.torch_s[case] / self.native_s[case] for case in self.native_s}
+
+    @property
+    def speedup(self) -> float:
+        """The geometric mean over the cases."""
+        ratios = self.speedups().values()
+        return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+    @property
+    def prefers_native(self) -> bool:
+        """Whether compiled code is to be used."""
+        return self.speedup > 1.0
+
+
+def cases(config: GPTConfig, n_slots: int) -> dict[str, list[Piece]]:
+    """What is timed: a step of one stream, one of all streams at once, and the reading of a prompt."""
+    place = min(PROMPT, config.block_size) - 1
+    streams = min(n_slots, STREAMS)
+    found = {"1 stream": [Piece(0, place, [0], 1)]}
+    if streams > 1:
+        found[f"{streams} streams"] = [Piece(slot, place, [0], 1) for slot in range(streams)]
+    found[f"prompt of {place + 1}"] = [Piece(0, 0, [0] * (place + 1), 1)]
+    return found
+
+
+def measure(native: Reader, by_torch: Reader, config: GPTConfig, n_slots: int) -> Comparison:
+    """Time both readers in turn, by one thread each and in the time that the thread had a core.
+
+    So the result is the same on a busy machine: by the clock, two threads that wait for each other can take a hundred
+    times as long there. What the slots of the readers held is lost.
+
+    Args:
+        native: compiled code of one thread.
+        by_torch: PyTorch.
+        config: of the model that both read.
+        n_slots: how many streams are meant to be decoded at once.
+    """
+    times: tuple[dict[str, float], dict[str, float]] = ({}, {})
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for case, pieces in cases(config, n_slots).items():
+            for seconds, reader in zip(times, (native, by_torch), strict=True):
+                seconds[case] = best_of(lambda reader=reader, pieces=pieces: reader.read(pieces))  # type: ignore[misc]
+    finally:
+        torch.set_num_threads(n_threads)
+    return Comparison(*times)
+
+
+def best_of(work: Callable[[], object]) -> float:
+    """Seconds of this thread's time that some work takes at best, after once that does not count."""
+    work()
+    best, spent, n = math.inf, 0.0, 0
+    while n < 2 or spent < MEASURED_S:
+        start = time.thread_time()
+        work()
+        seconds = time.thread_time() - start
+        best, spent, n = min(best, seconds), spent + seconds, n + 1
+    return best
+
+
+def shape_key(config: GPTConfig, weights: Weights, n_slots: int) -> str:
+    """What a measurement depends on besides the library, in a few characters."""
+    shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FORGOTTEN_KEYS}
+    parts = [shape, weights, list(cases(config, n_slots)), torch.__version__]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept_or_measured(kept: Path, key: str, measure_now: Callable[[], Comparison]) -> Comparison:
+    """The measurement under a key, from the file or made now and put there.
+
+    A file that cannot be read or written is no hindrance.
+    """
+    try:
+        found = read_json_object(kept)
+    except (GroundlingError, OSError):
+        found = {}
+    comparison = _parsed(found.get(key))
+    if comparison is None:
+        comparison = measure_now()
+        with suppress(GroundlingError, OSError):
+            atomicio.write_json(kept, {**found, key: dataclasses.asdict(comparison)})
+    return comparison
+
+
+def _parsed(entry: object) -> Comparison | None:
+    """A kept measurement; None if it is none."""
+    if not isinstance(entry, dict):
+        return None
+    native_s, torch_s = entry.get("native_s"), entry.get("torch_s")
+    if not (isinstance(native_s, dict) and isinstance(torch_s, dict) and native_s and native_s.keys() == torch_s.keys()):
+        return None
+    numbers = [*native_s.values(), *torch_s.values()]
+    if not all(isinstance(x, float) and math.isfinite(x) and x > 0 for x in numbers):
+        return None
+    return Comparison(native_s, torch_s)
