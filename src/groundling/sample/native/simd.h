@@ -37,7 +37,7 @@ inline Vec load(const float* p) {
     return v;
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline Vec all(float x) { return Vec{} + x; }
+inline Vec all(float x) { return x - Vec{}; }  // 0 + x would be an addition: it makes 0 of -0
 
 inline float value_of(float x) { return x; }
 inline float value_of(Half x) {

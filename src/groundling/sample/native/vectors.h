@@ -70,18 +70,20 @@ inline T read(const char* bytes, int64_t i) {
     return number;
 }
 
-// A precision says how the LANES weights (or pairs) of a panel's input (or pair) k are read, and multiplied with a row's.
+// A precision says how the LANES weights of a panel's input k are read (of a pair of inputs, where weights come in
+// pairs), in how many parts they are multiplied, and how a part is multiplied with a row's input.
 struct Float32 {
     typedef Vec Weights;
+    typedef Vec Part;
     static constexpr bool rounds_inputs = false;
+    static constexpr int parts = 1;
     static int64_t steps(int64_t n_in) { return n_in; }
     static int64_t panel_bytes(int64_t n_in) { return n_in * LANES * 4; }
     static Weights weights(const char* panel, int64_t k) {
         return load(reinterpret_cast<const float*>(panel) + k * LANES);
     }
-    static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
-        sum = fma(w, all(read<float>(inputs, k)), sum);
-    }
+    static Part part(Weights w, int) { return w; }
+    static void add(Vec& sum, Part w, const char* inputs, int64_t i) { sum = fma(w, all(read<float>(inputs, i)), sum); }
 };
 
 struct Int8 : Float32 {
@@ -91,8 +93,9 @@ struct Int8 : Float32 {
     }
 };
 
-struct Bfloat16 {
+struct Bfloat16 : Float32 {
     typedef UintVec Weights;
+    static constexpr int parts = 2;  // one after the other: both at once would need more registers than there are
     static int64_t steps(int64_t n_in) { return (n_in + 1) / 2; }
     static int64_t panel_bytes(int64_t n_in) { return steps(n_in) * LANES * 4; }
     static Weights weights(const char* panel, int64_t k) {
@@ -100,20 +103,18 @@ struct Bfloat16 {
         std::memcpy(&pairs, panel + k * sizeof pairs, sizeof pairs);
         return pairs;
     }
-    static constexpr bool rounds_inputs = false;
-    static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
-        const UintVec first = w << 16, second = w & 0xffff0000u;
-        sum = fma((Vec)first, all(read<float>(inputs, 2 * k)), sum);
-        sum = fma((Vec)second, all(read<float>(inputs, 2 * k + 1)), sum);
-    }
+    static Part part(Weights w, int second) { return (Vec)(second ? w & 0xffff0000u : w << 16); }
 };
 
 #if defined(__AVX512BF16__)
 // Two products in one instruction, whose inputs are rounded too.
 struct Bfloat16Pairs : Bfloat16 {
+    typedef UintVec Part;
     static constexpr bool rounds_inputs = true;
-    static void add(Vec& sum, Weights w, const char* inputs, int64_t k) {
-        const __m512i pair = _mm512_set1_epi32(read<int32_t>(inputs, k));
+    static constexpr int parts = 1;
+    static Part part(Weights w, int) { return w; }
+    static void add(Vec& sum, Part w, const char* inputs, int64_t i) {
+        const __m512i pair = _mm512_set1_epi32(read<int32_t>(inputs, i));
         sum = (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)w, (__m512bh)pair);
     }
 };
@@ -147,8 +148,13 @@ void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, i
         }
         typename P::Weights w[PANELS];
         for (int p = 0; p < PANELS; p++) w[p] = P::weights(panel, k * PANELS + p);
-        for (int r = 0; r < ROWS; r++)
-            for (int p = 0; p < PANELS; p++) P::add(kept[r][p], w[p], inputs + r * row_bytes, k);
+        for (int i = 0; i < P::parts; i++) {
+            typename P::Part part[PANELS];
+            for (int p = 0; p < PANELS; p++) part[p] = P::part(w[p], i);
+            for (int r = 0; r < ROWS; r++)
+                for (int p = 0; p < PANELS; p++)
+                    P::add(kept[r][p], part[p], inputs + r * row_bytes, k * P::parts + i);
+        }
     }
     for (int r = 0; r < ROWS; r++)
         for (int p = 0; p < PANELS; p++) sums[r * TILE_PANELS + p] = kept[r][p];
