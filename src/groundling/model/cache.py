@@ -1,28 +1,46 @@
 """The keys and values of the positions a model has read, so that a new token costs one position and not all.
 
-Shapes: L n_layer, N slots, B batch, H n_kv_head, S block_size or the positions so far, T new positions, D head_size.
+Memory follows use. Each slot has its own, which doubles when it is full, up to the slot's limit; what it holds moves bit
+by bit. A window of some ten thousand positions can take gigabytes, and most texts fill little of theirs.
+
+Shapes: L n_layer, N slots, B batch, H n_kv_head, S positions that a slot has memory for, or the positions so far, T new
+positions, D head_size; 2: keys, then values.
 """
 
 import math
+import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
     from groundling.model.gpt import GPTConfig
 
 LINE_BYTES = 64
+FIRST_POSITIONS = 256
+"""That a slot gets memory for at first: to grow from less costs more than it saves."""
+PIECE_BYTES = 1 << 25
+"""Memory is taken in pieces of about this size, each for one layer at least: while a slot grows, one piece is there twice."""
 
 Places = slice | Tensor
 """Where new positions stand: the same for all rows of a batch (slice), or each row's own (BT)."""
 
 
+class _Slot:
+    """One sequence's keys and values."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.capacity = limit, 0
+        self.layers: list[Tensor] = []
+        """Of each layer 2HSD, contiguous."""
+
+
 class KVCache:
-    """Room for one window of `block_size` positions in each of several slots, allocated once.
+    """Room for one window of `block_size` positions in each of several slots, taken as it is needed.
 
     A forward pass asks for the `places` of its new positions, hands over each layer's new keys and values with
     `extend`, and then calls `advance` once. Given to it as it is, the cache is a batch whose rows are all equally long;
@@ -36,14 +54,21 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.n_layer, batch_size, config.kv_heads(), config.block_size, config.head_width())
-        self.k_LNHSD, self.v_LNHSD = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+        self.config, self.dtype, self.device = config, dtype, torch.device(device)
+        self.n_moves = 0
+        """Counts how often a slot's memory became another: pointers to it have to be asked for anew then."""
         self.length = 0
+        self._slots = [_Slot(config.block_size) for _ in range(batch_size)]
+
+    @property
+    def n_slots(self) -> int:
+        """N."""
+        return len(self._slots)
 
     @property
     def room(self) -> int:
         """How many positions still fit."""
-        return self.k_LNHSD.size(3) - self.length
+        return self.config.block_size - self.length
 
     def places(self, n_new: int) -> Places:
         """Where the next `n_new` positions stand."""
@@ -56,16 +81,12 @@ class KVCache:
         """
         if n_new == 1 or self.length == 0:
             return None
-        seen_TS = torch.ones(n_new, self.length + n_new, dtype=torch.bool, device=self.k_LNHSD.device)
+        seen_TS = torch.ones(n_new, self.length + n_new, dtype=torch.bool, device=self.device)
         return seen_TS.tril(self.length)
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values; return views of all of its keys and values so far (BHSD)."""
-        end = self.length + k_BHTD.size(2)
-        self.k_LNHSD[layer, :, :, self.length : end] = k_BHTD
-        self.v_LNHSD[layer, :, :, self.length : end] = v_BHTD
-        seen = self.k_LNHSD[layer, :, :, :end], self.v_LNHSD[layer, :, :, :end]
-        return seen[0].type_as(k_BHTD), seen[1].type_as(v_BHTD)
+        """Store a layer's new keys and values; return all of its keys and values so far (BHSD)."""
+        return self._extend(layer, k_BHTD, v_BHTD, range(self.n_slots), [self.length] * self.n_slots)
 
     def advance(self, n_positions: int) -> None:
         """Count `n_positions` as read; every layer has stored them."""
@@ -81,18 +102,120 @@ class KVCache:
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """Let a slot begin with the first positions of another."""
-        for kept_LNHSD in (self.k_LNHSD, self.v_LNHSD):
-            kept_LNHSD[:, target, :, :n_positions] = kept_LNHSD[:, source, :, :n_positions]
+        self.reserve(target, n_positions)
+        for ours_2HSD, theirs_2HSD in zip(self._slots[target].layers, self._slots[source].layers, strict=True):
+            ours_2HSD[:, :, :n_positions] = theirs_2HSD[:, :, :n_positions]
+
+    def capacity(self, slot: int) -> int:
+        """Positions that a slot has memory for."""
+        return self._slots[slot].capacity
+
+    def layers(self, slot: int) -> Sequence[Tensor]:
+        """A slot's memory: of each layer 2HSD, contiguous; nothing where the slot has none."""
+        return self._slots[slot].layers
+
+    def n_bytes(self, n_positions: int) -> int:
+        """What a slot takes that has memory for so many positions, after rounding."""
+        c = self.config
+        return 2 * c.n_layer * c.kv_heads() * _rounded(n_positions) * c.head_width() * self.dtype.itemsize
+
+    def limit(self, slot: int, n_positions: int, n_kept: int = 0) -> None:
+        """Say how many positions a slot will need at most: it does not grow beyond that, and gives back far more.
+
+        Args:
+            slot: which.
+            n_positions: at most.
+            n_kept: what it holds of the sequence already.
+        """
+        own = self._slots[slot]
+        own.limit = n_positions
+        if own.capacity > 2 * max(n_positions, n_kept, FIRST_POSITIONS):
+            self._move(own, _rounded(max(n_positions, n_kept)))
+
+    def reserve(self, slot: int, n_positions: int) -> None:
+        """Have memory for the first `n_positions` of a slot; what it holds stays.
+
+        Raises:
+            MemoryError: there is not so much; the slot is as it was, or holds nothing.
+        """
+        own = self._slots[slot]
+        if n_positions > own.capacity:
+            wished = max(2 * own.capacity, FIRST_POSITIONS)
+            self._move(own, _rounded(max(n_positions, min(wished, own.limit))))
+
+    def release(self, slot: int) -> None:
+        """Give a slot's memory back; it holds nothing then."""
+        self._slots[slot].layers, self._slots[slot].capacity = [], 0
+        self.n_moves += 1
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _move(self, slot: _Slot, capacity: int) -> None:
+        """Let a slot have other memory, that holds what fits of the old."""
+        c = self.config
+        shape_2HSD = (2, c.kv_heads(), capacity, c.head_width())
+        n_together = max(1, PIECE_BYTES // (math.prod(shape_2HSD) * self.dtype.itemsize))
+        n_kept, old = min(slot.capacity, capacity), slot.layers
+        slot.layers, slot.capacity = [], 0  # should there be too little memory
+        self.n_moves += 1
+        for first in range(0, c.n_layer, n_together):
+            n = min(n_together, c.n_layer - first)
+            new_L2HSD = _zeros((n, *shape_2HSD), self.dtype, self.device)
+            if n_kept:
+                for new_2HSD, old_2HSD in zip(new_L2HSD, old[:n], strict=True):
+                    new_2HSD[:, :, :n_kept] = old_2HSD[:, :, :n_kept]
+                del old[:n], old_2HSD
+            slot.layers += new_L2HSD
+        slot.capacity = capacity
+
+    def _extend(
+        self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, slots: Sequence[int], lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """`extend` for some slots, each after a length of its own."""
+        n_new = k_BHTD.size(2)
+        end = max(lengths) + n_new
+        new_B2HTD = torch.stack((k_BHTD, v_BHTD), 1)
+        seen = []
+        for slot, length, new_2HTD in zip(slots, lengths, new_B2HTD, strict=True):
+            if layer == 0:
+                self.reserve(slot, length + n_new)
+            kept_2HSD = self._slots[slot].layers[layer]
+            kept_2HSD[:, :, length : length + n_new] = new_2HTD
+            seen.append(kept_2HSD[:, :, :end])
+        if len(seen) == 1:
+            seen_B2HSD = seen[0][None]
+        else:
+            # What lies behind a row's own positions is masked; it has to be numbers, and is: zeros, or once was read.
+            short = [F.pad(each, (0, 0, 0, end - each.size(2))) if each.size(2) < end else each for each in seen]
+            seen_B2HSD = torch.stack(short)
+        seen_B2HSD = seen_B2HSD.type_as(k_BHTD)
+        return seen_B2HSD[:, 0], seen_B2HSD[:, 1]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that take memory, in the main memory, only where something is written: most windows are never full."""
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    plain = {8: np.int64, 4: np.int32, 2: np.int16}[dtype.itemsize]
-    n = math.prod(shape)
-    with_room = np.zeros(n + LINE_BYTES // dtype.itemsize, dtype=plain)
-    return from_a_line(with_room)[:n].view(dtype).view(shape)
+def _rounded(n_positions: int) -> int:
+    """Positions that a slot has memory for are whole lines of the processor's caches, whatever the head size is."""
+    return -(-n_positions // 16) * 16
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros in memory of their own, which goes back to the system at once when it is free: an allocator may keep it.
+
+    All of it is written to: what is taken is seen to be taken by who asks how much is left.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    if device.type != "cpu":
+        try:
+            return torch.zeros(shape, dtype=dtype, device=device)
+        except RuntimeError as error:
+            raise MemoryError(str(error).splitlines()[0]) from error
+    own: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    try:
+        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **own)
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryError(str(error)) from error
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
 
 
 def from_a_line(array: npt.NDArray[Any]) -> Tensor:
@@ -105,18 +228,17 @@ def from_a_line(array: npt.NDArray[Any]) -> Tensor:
 
 
 class CacheRows(KVCache):
-    """Slots of a cache as a batch, whose rows may be of different lengths. Made by `KVCache.rows`.
+    """Slots of a cache as a batch, whose rows may be of different lengths. Made by `KVCache.rows`, for one pass.
 
     Each row's new positions follow on its own; the longest row says how far all are looked at, and a mask hides what
     lies behind the shorter ones.
     """
 
     def __init__(self, cache: KVCache, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        self.k_LNHSD, self.v_LNHSD = cache.k_LNHSD, cache.v_LNHSD
+        self._cache, self._chosen, self._lengths = cache, list(slots), list(lengths)
+        self.config, self.device = cache.config, cache.device
         self.length = max(lengths)
-        device = self.k_LNHSD.device
-        self._slots_B = torch.tensor(slots, device=device)
-        self._lengths_B1 = torch.tensor(lengths, device=device)[:, None]
+        self._lengths_B1 = torch.tensor(lengths, device=cache.device)[:, None]
         self._even = min(lengths) == self.length
 
     def places(self, n_new: int) -> Places:
@@ -127,18 +249,12 @@ class CacheRows(KVCache):
         """True where a new position may look (B1TS), or None as in `KVCache`."""
         if self._even:
             return super().mask(n_new)
-        seen_S = torch.arange(self.length + n_new, device=self.k_LNHSD.device)
+        seen_S = torch.arange(self.length + n_new, device=self.device)
         return (seen_S <= self._places_BT(n_new)[:, :, None])[:, None]
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values; return copies of all keys and values so far (BHSD)."""
-        n_new = k_BHTD.size(2)
-        rows_B1, places_BT = self._slots_B[:, None], self._places_BT(n_new)
-        seen = []
-        for kept_LNHSD, new_BHTD in ((self.k_LNHSD, k_BHTD), (self.v_LNHSD, v_BHTD)):
-            kept_LNHSD[layer].transpose(1, 2)[rows_B1, places_BT] = new_BHTD.transpose(1, 2).type_as(kept_LNHSD)
-            seen.append(kept_LNHSD[layer][self._slots_B, :, : self.length + n_new].type_as(new_BHTD))
-        return seen[0], seen[1]
+        """Store a layer's new keys and values; return all keys and values so far (BHSD)."""
+        return self._cache._extend(layer, k_BHTD, v_BHTD, self._chosen, self._lengths)
 
     def _places_BT(self, n_new: int) -> Tensor:
         return self._lengths_B1 + torch.arange(n_new, device=self._lengths_B1.device)

@@ -15,11 +15,15 @@ from groundling.sample.native.comparison import STREAMS, Comparison, kept_or_mea
 from groundling.sample.native.library import Compilation, Library
 from groundling.sample.native.reader import NativeReader, can_read
 from groundling.sample.quantize import Weights, with_rounded_weights
-from groundling.sample.readers import Piece, Reader, TorchReader, WindowReader
+from groundling.sample.readers import Piece, Reader, TorchReader, WindowReader, in_parts
 
 Native = Literal["auto", "on", "off"]
 WORTH_COMPILING_S = 1.0
 """Of reading by PyTorch: who has read so long may read on for the four or five that a compiler needs."""
+
+
+READ_AT_ONCE = 2048
+"""Positions: enough to compute as fast as with more."""
 
 
 def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
@@ -38,13 +42,11 @@ def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
 def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation, library: Library) -> Comparison:
     """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now.
 
-    Raises:
-        ConfigError: no memory holds the keys and values of a few short streams.
     """
 
     def measured_now() -> Comparison:
         dtype = model.wte.weight.dtype if weights == "float32" else torch.bfloat16
-        caches = [_make_cache(model, min(n_slots, STREAMS), dtype) for _ in range(2)]
+        caches = [KVCache(model.config, min(n_slots, STREAMS), dtype) for _ in range(2)]
         native = NativeReader(model, caches[0], weights, library, n_threads=1)
         return measure(native, TorchReader(model, caches[1]), model.config, n_slots)
 
@@ -85,6 +87,8 @@ class Backend:
         self._compilation: Compilation | None = None
         self._compiled: Callable[[Library], Reader] | None = None
         self._compare: Callable[[Library], Comparison]
+        self.cache: KVCache | None = None
+        """Keys and values of each slot; None where nothing is kept of what was read."""
         if isinstance(model, GPT):
             self._reader = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
@@ -104,11 +108,21 @@ class Backend:
         return isinstance(self._reader, NativeReader)
 
     def read(self, pieces: Sequence[Piece]) -> Tensor:
-        """See `Reader`."""
-        if self._compilation is None:
-            return self._reader.read(pieces)
+        """See `Reader`.
+
+        Raises:
+            ConfigError: there is not enough memory.
+        """
         start = time.perf_counter()
-        logits_RV = self._reader.read(pieces)
+        try:
+            logits_RV = self._read_in_parts(pieces)
+        except MemoryError as error:
+            raise ConfigError(
+                f"there is not enough memory to read on: {error}; decode fewer texts at a time, ask for fewer new tokens, "
+                "or load the model with a smaller --context"
+            ) from error
+        if self._compilation is None:
+            return logits_RV
         self._seconds += time.perf_counter() - start
         if self._seconds > WORTH_COMPILING_S:
             self._go_on_compiled(self._compilation)
@@ -118,9 +132,19 @@ class Backend:
         """See `Reader`."""
         self._reader.copy(source, target, n_positions)
 
+    def _read_in_parts(self, pieces: Sequence[Piece]) -> Tensor:
+        """Read some thousand positions at a time: each takes memory for all that the model computes of it."""
+        if self.cache is None or sum(len(piece.ids) for piece in pieces) <= READ_AT_ONCE:
+            return self._reader.read(pieces)
+        for slot, place, ids, _ in pieces:  # at once, so that a long prompt is not moved again and again
+            self.cache.reserve(slot, place + len(ids))
+        parts = in_parts(pieces, READ_AT_ONCE)
+        return torch.cat([scores for part, wanted in parts for scores in [self._reader.read(part)] if wanted])
+
     def _open(self, model: GPT, n_slots: int, weights: Weights, native: Native) -> Reader:
         own = model.wte.weight
-        cache = _make_cache(model, n_slots, own.dtype if weights == "float32" else torch.bfloat16)
+        cache = KVCache(model.config, n_slots, own.dtype if weights == "float32" else torch.bfloat16, own.device)
+        self.cache = cache
         if can_read(model) and native != "off":
             threads = torch.get_num_threads()
             compilation = Compilation()
@@ -161,20 +185,3 @@ class Backend:
             assert self._compiled is not None
             self._reader = self._compiled(library)
         self._compilation = self._compiled = None
-
-
-def _make_cache(model: GPT, n_slots: int, dtype: torch.dtype) -> KVCache:
-    """Room for the keys and values of the slots.
-
-    Raises:
-        ConfigError: no memory holds it.
-    """
-    c = model.config
-    n_bytes = 2 * c.n_layer * c.kv_heads() * c.block_size * c.head_width() * dtype.itemsize
-    try:
-        return KVCache(c, n_slots, dtype, model.wte.weight.device)
-    except (MemoryError, RuntimeError) as error:
-        raise ConfigError(
-            f"keys and values of {c.block_size:,} positions need {n_bytes / 1e9:.1f} GB for each of {n_slots} samples, "
-            "and there is not so much memory; decode fewer at a time, or import the model with a smaller context"
-        ) from error

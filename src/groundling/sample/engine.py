@@ -31,10 +31,11 @@ from groundling.sample.choose import SamplingConfig, Token, with_logprobs
 from groundling.sample.draft import Drafter, ModelDrafter, PromptLookup
 from groundling.sample.native.comparison import STREAMS
 from groundling.sample.quantize import Weights
-from groundling.sample.sequences import Lane, Sample, choose_alike, common_length
+from groundling.sample.sequences import Lane, Sample, choose_alike
+from groundling.sample.slots import CacheMemory, NoMemoryError, Slots
 
-WORTH_WAITING = 8
-"""Tokens that a prompt shares with one that is read in this step, for which it waits until it can copy them."""
+MAX_SLOTS = 1 << 16
+"""Each has a record, even if it is never used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ class Engine:
         n_ids: only ids below this can come out (a model's vocabulary may be padded); None: all can.
         draft: a smaller model of the same vocabulary, to guess by; None: guess from the text.
         say: prints a line for people.
+        memory: for keys and values, shared with other engines of the same thread; None: this one's own.
 
     Raises:
         ConfigError: what was asked for cannot be.
@@ -119,18 +121,18 @@ class Engine:
         n_ids: int | None = None,
         draft: nn.Module | None = None,
         say: Callable[[str], None] = lambda _: None,
+        memory: CacheMemory | None = None,
     ) -> None:
         self.config, self.counts = config or DecodeConfig(), Counts()
-        require(n_slots >= 1, f"n_slots is {n_slots}; it must be at least 1")
+        require(1 <= n_slots <= MAX_SLOTS, f"n_slots is {n_slots}; it must be from 1 to {MAX_SLOTS}")
         self._vocab_size = _vocab_size(model)
         known = self._vocab_size if self._vocab_size is not None else n_ids
         self._n_ids = known if n_ids is None else n_ids
         if n_ids is not None and known is not None:
             require(1 <= n_ids <= known, f"n_ids is {n_ids}; the model has {known} ids")
         self._reader = Backend(model, n_slots, self.config.weights, self.config.native, say)
-        self._lanes = [Lane(slot, self._reader.block_size) for slot in range(n_slots)]
+        self._slots = Slots(self._reader, n_slots, memory or CacheMemory())
         self.n_slots = n_slots
-        self._free = deque(range(n_slots))  # the one that was free longest first
         self._running: list[Sample] = []
         self._waiting: deque[Sample] = deque()
         self._drafter = self._make_drafter(draft, n_slots, say)
@@ -161,6 +163,7 @@ class Engine:
         Raises:
             ValueError: the prompt is empty, or has ids that the model does not know.
             ConfigError: a bias is for an id that cannot come out, or forbids all that can.
+            NoMemoryError: there cannot be memory for so long a text.
         """
         self.check(prompt, config)
         sample = Sample(prompt, config, generator)
@@ -182,6 +185,7 @@ class Engine:
             require(not outside, f"logit_bias has ids {outside}; there are only 0 to {self._n_ids - 1}")
             n_forbidden = sum(bias == -math.inf for bias in config.logit_bias.values())
             require(n_forbidden < self._n_ids, f"logit_bias forbids all of the {self._n_ids} ids")
+        self._slots.require(len(prompt), config.max_new_tokens)
 
     def stop(self, sample: Sample) -> None:
         """End a sample before its time; its slot is free for the next one.
@@ -200,12 +204,14 @@ class Engine:
 
         Raises:
             CheckpointError: the model's scores are not finite.
+            NoMemoryError: a sample cannot have the memory that it can come to need, now that no other has any.
         """
         try:
             return self._step()
+        except NoMemoryError:  # nothing was read
+            raise
         except BaseException:  # what the slots hold is not known now
-            for lane in self._lanes:
-                lane.forget()
+            self._slots.forget()
             if self._drafter is not None:
                 self._drafter.forget()
             raise
@@ -238,44 +244,26 @@ class Engine:
         theirs = _vocab_size(draft)
         if self._vocab_size is None or self._n_ids is None or theirs is None or theirs < self._vocab_size:
             raise ConfigError(f"a draft has to be a GPT that knows all ids of the model; it knows {theirs or 'none'}")
-        return ModelDrafter(Backend(draft, n_slots, native=self.config.native, say=say), n_slots, self._n_ids)
+        reader = Backend(draft, n_slots, native=self.config.native, say=say)
+        assert reader.cache is not None
+        self._slots.also(reader.cache)
+        return ModelDrafter(reader, n_slots, self._n_ids)
 
     def _lane(self, sample: Sample) -> Lane:
         assert sample.slot is not None
-        return self._lanes[sample.slot]
+        return self._slots.lanes[sample.slot]
 
     def _admit(self) -> None:
         """Give free slots to those who wait, in their order."""
-        while self._free and self._waiting:
+        while self._slots.are_left and self._waiting:
             sample = self._waiting[0]
-            lane = Lane(-1, self._reader.block_size)
-            lane.begin(sample.tokens, len(sample.tokens))
-            window = lane.held[:-1]  # its last token is read in any case, for its scores
-            shared = [common_length(other.held, window) for other in self._lanes]
-            best = max(range(len(shared)), key=shared.__getitem__)
-            soon = max((common_length(window, self._unread(other)) for other in self._running), default=0)
-            if soon >= shared[best] + WORTH_WAITING:
+            admitted = self._slots.admit(sample)
+            if admitted is None:
                 return
             self._waiting.popleft()
-            sample.slot = self._slot_for(best, shared[best])
-            self._lane(sample).begin(sample.tokens, shared[best])
-            self.counts.reused += shared[best]
+            sample.slot = admitted.slot
+            self.counts.reused += admitted.n_shared
             self._running.append(sample)
-
-    def _slot_for(self, best: int, n_shared: int) -> int:
-        """A free slot that holds the shared beginning: that of the best, or a copy if the best is wanted as it is."""
-        if best in self._free and 2 * n_shared >= len(self._lanes[best].held) > 0:
-            self._free.remove(best)
-            return best
-        slot = self._free.popleft()
-        if n_shared and slot != best:
-            self._reader.copy(best, slot, n_shared)
-        return slot
-
-    def _unread(self, sample: Sample) -> list[int]:
-        """The window of a sample that will be read in the next step as a whole, else nothing."""
-        lane = self._lane(sample)
-        return sample.tokens[lane.start :] if len(sample.tokens) == sample.n_prompt else []
 
     def _guess(self) -> list[list[int]]:
         if self._drafter is None:
@@ -325,7 +313,7 @@ class Engine:
         """Free the slot; what it holds stays, for a prompt that begins alike."""
         if sample.slot is not None:
             self._running.remove(sample)
-            self._free.append(sample.slot)
+            self._slots.leave(sample.slot)
             sample.slot = None
 
 

@@ -48,8 +48,32 @@ class Reader(Protocol):
         ...
 
 
+def in_parts(pieces: Sequence[Piece], n_at_once: int) -> Iterator[tuple[list[Piece], bool]]:
+    """Pieces cut up so that at most so many positions are read at once, and whether a part's scores are wanted.
+
+    Of those parts whose scores are wanted they are, in the order of the parts, the scores of the pieces.
+    """
+    together: list[Piece] = []
+    n_together = 0
+    for slot, place, ids, n_scored in pieces:
+        n_before = max(0, len(ids) - max(n_at_once, n_scored))
+        for first in range(0, n_before, n_at_once):
+            some = ids[first : min(first + n_at_once, n_before)]
+            yield [Piece(slot, place + first, some, 1)], False
+        last = Piece(slot, place + n_before, ids[n_before:], n_scored)
+        if together and n_together + len(last.ids) > n_at_once:
+            yield together, True
+            together, n_together = [], 0
+        together.append(last)
+        n_together += len(last.ids)
+    yield together, True
+
+
 class TorchReader:
     """Reads by PyTorch. Sequences that are equally long, or get one id each, are read together."""
+
+    ALIKE_POSITIONS = 1024
+    """Sequences that get one id each are read in a batch as wide as the longest: long ones not with short ones."""
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self.model, self.cache, self.block_size = model, cache, model.block_size
@@ -59,14 +83,18 @@ class TorchReader:
         """See `Reader`."""
         together = defaultdict(list)
         for number, piece in enumerate(pieces):
-            together[len(piece.ids), piece.place if len(piece.ids) > 1 else None].append(number)
+            self.cache.reserve(piece.slot, piece.place + len(piece.ids))
+            width = max(self.ALIKE_POSITIONS, self.cache.capacity(piece.slot))
+            together[len(piece.ids), piece.place if len(piece.ids) > 1 else width].append(number)
         scores: list[Tensor] = [torch.empty(0)] * len(pieces)
         for numbers in together.values():
             some = [pieces[number] for number in numbers]
+            n_scored = max(piece.n_scored for piece in some)
             rows = self.cache.rows([piece.slot for piece in some], [piece.place for piece in some])
             idx_BT = torch.tensor([list(piece.ids) for piece in some], device=self._device)
             with evaluation_mode(self.model):
-                logits_BTV = at_least_float32(self.model(idx_BT, rows).cpu())
+                x_BTC = self.model.features(idx_BT, rows)[:, -n_scored:]  # of a long prompt, only the last are scored
+                logits_BTV = at_least_float32(self.model.lm_head(x_BTC).cpu())
             for number, piece, logits_TV in zip(numbers, some, logits_BTV, strict=True):
                 scores[number] = logits_TV[-piece.n_scored :]
         return torch.cat(scores)

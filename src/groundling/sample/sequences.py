@@ -26,6 +26,14 @@ def window_start(n_tokens: int, block_size: int) -> int:
     return half * max(0, -((block_size - n_tokens) // half))
 
 
+def most_positions(n_tokens: int, n_new: int, block_size: int) -> int:
+    """How many positions of a window are read at most of a text that has `n_tokens`, until it has `n_new` more.
+
+    The last token is not read: nothing is to follow it.
+    """
+    return min(block_size, n_tokens - window_start(n_tokens, block_size) + max(0, n_new - 1))
+
+
 def row_generator(seed: int, row: int) -> torch.Generator:
     """The private generator of one of several samples.
 

@@ -40,7 +40,8 @@ struct Model {
     const Layer* layers;
 };
 struct Cache {
-    void *k, *v;  // n_layer n_slots n_kv_head block_size D
+    void* const* kv;            // of each layer and slot: keys, then values, each n_kv_head capacity D
+    const int64_t* capacities;  // of each slot: the positions that it has memory for
     int64_t n_slots, is_half;
 };
 struct Rows {
@@ -295,10 +296,11 @@ class Worker {
         });
     }
 
-    // Where the cache keeps a head's positions (S D).
-    T* kept(void* base, int64_t layer, int64_t row, int64_t head) const {
-        const int64_t slot = layer * c.cache.n_slots + c.rows.slots[row];
-        return static_cast<T*>(base) + (slot * m.n_kv_head + head) * m.block_size * m.head_size;
+    // Where the cache keeps the positions (S D) of a head of the keys, or of the values: they follow on the keys.
+    T* kept(bool is_key, int64_t layer, int64_t row, int64_t head) const {
+        const int64_t slot = c.rows.slots[row], before = is_key ? head : m.n_kv_head + head;
+        T* keys = static_cast<T*>(c.cache.kv[layer * c.cache.n_slots + slot]);
+        return keys + before * c.cache.capacities[slot] * m.head_size;
     }
 
     // Head norm and rotary positions, in place.
@@ -323,7 +325,7 @@ class Worker {
         const int64_t kv_head = (head - m.n_head) % m.n_kv_head;
         const bool is_key = head < m.n_head + m.n_kv_head;
         if (is_key) turn(from, place, l.k_norm);
-        T* to = kept(is_key ? c.cache.k : c.cache.v, layer, row, kv_head) + place * D;
+        T* to = kept(is_key, layer, row, kv_head) + place * D;
         for (int64_t d = 0; d < D; d++) assign(to[d], from[d]);
     }
 
@@ -342,14 +344,14 @@ class Worker {
         const int64_t row = item / m.n_head, head = item % m.n_head, S = c.rows.places[row] + 1;
         const int64_t kv_head = head / (m.n_head / m.n_kv_head), D = KNOWN ? KNOWN : m.head_size;
         const float* q = c.qkv + (row * n_heads + head) * D;
-        const T* keys = kept(c.cache.k, layer, row, kv_head);
+        const T* keys = kept(true, layer, row, kv_head);
         const float scale = 1.0f / std::sqrt(float(D));
         float* scores = scratch.scores.data();
         int64_t s = 0;
         for (; s + LANES <= S; s += LANES) store(&scores[s], dots(q, keys + s * D, D) * scale);
         for (; s < S; s++) scores[s] = dot(q, keys + s * D, D) * scale;
         const float total = weigh(S);
-        mix(kept(c.cache.v, layer, row, kv_head), D, S, 1.0f / total, c.y + item * D);
+        mix(kept(false, layer, row, kv_head), D, S, 1.0f / total, c.y + item * D);
     }
 
     // Turn S scores into weights, not yet divided by their sum, which is returned.

@@ -55,7 +55,30 @@ class _Model(ctypes.Structure):
 
 
 class _Cache(ctypes.Structure):
-    _fields_ = [("k", Pointer), ("v", Pointer), ("n_slots", Int), ("is_half", Int)]
+    _fields_ = [("kv", Pointer), ("capacities", Pointer), ("n_slots", Int), ("is_half", Int)]
+
+
+class _Slots:
+    """Where a cache's slots are, as the library is told; looked up again when one has moved."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache, self._n_moves = cache, -1
+        self._kv, self._capacities = array("Q"), array("q")
+        self._described = _Cache()
+
+    def address(self) -> int:
+        """Of a `_Cache` that holds until a slot moves."""
+        cache = self._cache
+        if self._n_moves != cache.n_moves:
+            slots = range(cache.n_slots)
+            layers = [[layer.data_ptr() for layer in cache.layers(slot)] for slot in slots]
+            none = [0] * cache.config.n_layer
+            self._kv = array("Q", [pointer for row in zip(*(own or none for own in layers), strict=True) for pointer in row])
+            self._capacities = array("q", [cache.capacity(slot) for slot in slots])
+            places = (self._kv.buffer_info()[0], self._capacities.buffer_info()[0])
+            self._described = _Cache(*places, cache.n_slots, cache.dtype == torch.bfloat16)
+            self._n_moves = cache.n_moves
+        return ctypes.addressof(self._described)
 
 
 class _Rows(ctypes.Structure):
@@ -92,8 +115,7 @@ class NativeReader:
         self._room = _Room()
         self._layers = (_Layer * len(model.h))(*(self._layer(block) for block in model.h))  # type: ignore[arg-type]
         self._model = self._describe(model)
-        k, v = (self._pointer(kept) for kept in (cache.k_LNHSD, cache.v_LNHSD))
-        self._cache = _Cache(k, v, cache.k_LNHSD.size(1), cache.k_LNHSD.dtype == torch.bfloat16)
+        self._slots = _Slots(cache)
         self._n_threads = n_threads
         self._team, self._process = self._new_team(), os.getpid()
 
@@ -109,9 +131,10 @@ class NativeReader:
         ids, slots, places, scored = list[int](), list[int](), list[int](), list[int]()
         for slot, place, new, n_scored in pieces:
             # What is wrong here would be a wild pointer there.
-            assert 0 <= slot < self._cache.n_slots
+            assert 0 <= slot < self.cache.n_slots
             assert 0 <= place < place + len(new) <= self.block_size
             assert 1 <= n_scored <= len(new)
+            self.cache.reserve(slot, place + len(new))
             ids += new
             slots += [slot] * len(new)
             places += range(place, place + len(new))
@@ -123,7 +146,7 @@ class NativeReader:
         failed = self._library.read_rows(
             self._team,
             ctypes.addressof(self._model),
-            ctypes.addressof(self._cache),
+            self._slots.address(),
             ctypes.addressof(rows),
             logits_RV.data_ptr(),
         )
