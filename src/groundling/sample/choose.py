@@ -80,6 +80,11 @@ class SamplingConfig:
             tuple(sorted(self.logit_bias.items())),
         )
 
+    def draws_from_all(self) -> bool:
+        """Whether the distribution is the model's own, but for the temperature."""
+        plain = self.top_k is None and self.top_p >= 1 and self.min_p == 0 and self.typical_p >= 1
+        return plain and not self.logit_bias and not self.looks_back()
+
     def looks_back(self) -> bool:
         """Whether a choice depends on earlier tokens by more than the model's scores."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
@@ -135,9 +140,11 @@ def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context
     Raises:
         CheckpointError: the scores are not finite.
     """
-    filters.require_scores(logits_BV)
+    best_B1 = filters.best_scores(logits_BV)
     if noise_BV is None:
         return filters.greedy(_penalized(logits_BV, config, contexts))
+    if config.draws_from_all():
+        return filters.race_of_all(logits_BV, best_B1, config.temperature, noise_BV)
     return filters.race(adjust(logits_BV, config, contexts), noise_BV)
 
 

@@ -16,19 +16,20 @@ from groundling.errors import CheckpointError
 DROPPED = -math.inf
 
 
-def require_scores(logits_BV: Tensor) -> Tensor:
-    """Return the logits, if each row has a best one to choose.
+def best_scores(logits_BV: Tensor) -> Tensor:
+    """The best score of each row (B1), which there has to be.
 
     Raises:
         CheckpointError: a row has NaN or infinity for a score, or nothing is left of it.
     """
-    for row, best in enumerate(logits_BV.amax(-1).tolist()):  # NaN wins
+    best_B1 = logits_BV.amax(-1, keepdim=True)
+    for row, (best,) in enumerate(best_B1.tolist()):  # NaN wins
         if not math.isfinite(best):
             raise CheckpointError(
                 f"the model's best score is {best} (sample {row}): "
                 "its weights are damaged, or its training diverged; use an earlier checkpoint"
             )
-    return logits_BV
+    return best_B1
 
 
 def below(logits_BV: Tensor, n_ids: int | None) -> Tensor:
@@ -73,7 +74,11 @@ def temperature(logits_BV: Tensor, t: float) -> Tensor:
 
     The best score becomes 0, so that nothing overflows however small `t` is.
     """
-    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(t, torch.finfo(logits_BV.dtype).tiny)
+    return _sharpened(logits_BV - logits_BV.amax(-1, keepdim=True), t)
+
+
+def _sharpened(shifted_BV: Tensor, t: float) -> Tensor:
+    return shifted_BV if t == 1 else shifted_BV / max(t, torch.finfo(shifted_BV.dtype).tiny)
 
 
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
@@ -130,5 +135,21 @@ def race(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
         logits_BV: after all filters.
         noise_BV: draws from the exponential distribution, above 0.
     """
-    weights_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).exp()  # who wins does not depend on their sum
-    return (weights_BV / noise_BV).argmax(-1)
+    return _race(logits_BV - logits_BV.amax(-1, keepdim=True), noise_BV)
+
+
+def race_of_all(logits_BV: Tensor, best_B1: Tensor, t: float, noise_BV: Tensor) -> Tensor:
+    """`race` at a temperature, with nothing dropped: the same ids in fewer operations, each of which costs as much as a
+    small model's layer.
+
+    Args:
+        logits_BV: as the model gave them.
+        best_B1: the best of each row.
+        t: the temperature, above 0.
+        noise_BV: draws from the exponential distribution, above 0.
+    """
+    return _race(_sharpened(logits_BV - best_B1, t), noise_BV)
+
+
+def _race(shifted_BV: Tensor, noise_BV: Tensor) -> Tensor:
+    return (shifted_BV.exp() / noise_BV).argmax(-1)  # who wins does not depend on the sum of the weights

@@ -108,7 +108,8 @@ def choose_alike(rows: Sequence[tuple[Sample, Sequence[int]]], logits_RV: Tensor
     config, n_ids = rows[0][0].config, logits_RV.size(-1)
     noise_RV, contexts = None, []
     if config.temperature > 0:
-        noise_RV = torch.stack([sample.noise(len(guess), n_ids) for sample, guess in rows])
+        noises = [sample.noise(len(guess), n_ids) for sample, guess in rows]
+        noise_RV = torch.stack(noises) if len(noises) > 1 else noises[0][None]
     if config.looks_back():
         contexts = [sample.context(guess, block_size, n_ids) for sample, guess in rows]
     ids: list[int] = choose(logits_RV, config, contexts, noise_RV).tolist()

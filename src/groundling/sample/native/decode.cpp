@@ -152,9 +152,9 @@ class Worker {
     // A tile whose sums are ready.
     struct Tiled {
         int64_t row, n_rows, panel, n_panels;
-        int64_t tile, whole_tiles;  // of the piece: which one this is, and how many have all TILE_ROWS
+        int64_t tile, whole_tiles;  // of the piece: which one this is, and how many are of full height
         const char* inputs;
-        Vec (*sums)[TILE_PANELS];
+        Vec (*sums)[MAX_PANELS];
     };
 
     Call& c;
@@ -188,18 +188,18 @@ class Worker {
         const int64_t n_rows = which ? c.rows.n_scored : c.rows.n_rows;
         const int64_t blocks = (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS, groups = n_groups(l), n_pieces = blocks * groups;
         share(n_pieces, [&](int64_t piece) {
-            const int64_t block = piece / groups, panel = piece % groups * TILE_PANELS;
+            const int64_t block = piece / groups, panel = piece % groups * tiles.panels;
             const int64_t first = block * BLOCK_ROWS, end = std::min(first + BLOCK_ROWS, n_rows);
             if (prepared != block) prepare(x, first, end, gains, l.n_in);
             prepared = block;
             const bool is_last = piece + 1 == c.phases.first(n_pieces, index + 1);
             const Linear* next = is_last ? after : &l;
             const int64_t group = is_last && after ? c.phases.first(blocks * n_groups(*after), index) : piece + 1;
-            const int64_t n_wide = std::min<int64_t>(TILE_PANELS, n_panels(l) - panel);
-            const int64_t whole_tiles = (end - first) / TILE_ROWS;
-            Vec sums[TILE_ROWS][TILE_PANELS];
-            for (int64_t row = first; row < end; row += TILE_ROWS) {
-                const int64_t n = std::min<int64_t>(TILE_ROWS, end - row), tile = (row - first) / TILE_ROWS;
+            const int64_t n_wide = std::min(tiles.panels, n_panels(l) - panel);
+            const int64_t whole_tiles = (end - first) / tiles.rows;
+            Vec sums[MAX_ROWS][MAX_PANELS];
+            for (int64_t row = first; row < end; row += tiles.rows) {
+                const int64_t n = std::min(tiles.rows, end - row), tile = (row - first) / tiles.rows;
                 const Tiled t{row, n, panel, n_wide, tile, whole_tiles, inputs + (row - first) * row_bytes, sums};
                 multiply(l, t, next, group);
                 finish(t);
@@ -208,22 +208,22 @@ class Worker {
     }
 
     static int64_t n_panels(const Linear& l) { return (l.n_out + LANES - 1) / LANES; }
-    static int64_t n_groups(const Linear& l) { return (n_panels(l) + TILE_PANELS - 1) / TILE_PANELS; }
+    int64_t n_groups(const Linear& l) const { return (n_panels(l) + tiles.panels - 1) / tiles.panels; }
 
     // The products of a tile; meanwhile a group of panels is asked for, of the layer that is read next (or null).
     void multiply(const Linear& l, const Tiled& t, const Linear* next, int64_t group) const {
         const int64_t bytes = tiles.panel_bytes(l.n_in);
         const char* panel = l.weights + t.panel * bytes;
         const Ahead ahead = next && t.whole_tiles ? look_ahead(l, t, *next, group % n_groups(*next)) : Ahead{};
-        if (t.n_panels == TILE_PANELS)
-            return tiles.all[t.n_rows - 1](t.sums[0], panel, t.inputs, row_bytes, l.n_in, ahead);
+        if (t.n_panels == tiles.panels)
+            return tiles.woven[t.n_rows - 1](t.sums[0], panel, t.inputs, row_bytes, l.n_in, ahead);
         for (int64_t p = 0; p < t.n_panels; p++)
             tiles.one[t.n_rows - 1](t.sums[0] + p, panel + p * bytes, t.inputs, row_bytes, l.n_in, Ahead{});
     }
 
     // A tile's part of what it takes to have the group near, or of as much as the memory gives meanwhile.
     Ahead look_ahead(const Linear& l, const Tiled& t, const Linear& next, int64_t group) const {
-        const int64_t first = group * TILE_PANELS, end = std::min(first + TILE_PANELS, n_panels(next));
+        const int64_t first = group * tiles.panels, end = std::min(first + tiles.panels, n_panels(next));
         const int64_t bytes = tiles.panel_bytes(next.n_in), steps = t.whole_tiles * tiles.steps(l.n_in);
         const int64_t rate = std::min(((end - first) * bytes + steps - 1) / steps, 2 * LINE);
         return {next.weights + first * bytes + t.tile * rate * tiles.steps(l.n_in), rate};
@@ -289,7 +289,7 @@ class Worker {
             return;
         }
         put(l.c_fc, t, c.hidden);
-        multiply(l.c_gate, t, &l.c_gate, t.panel / TILE_PANELS + 1);
+        multiply(l.c_gate, t, &l.c_gate, t.panel / tiles.panels + 1);
         each(l.c_gate, t, [&](int64_t at, const Vec& values, int64_t n) {
             const Vec open = activate(values, SWIGLU);
             for (int64_t i = 0; i < n; i++) c.hidden[at + i] *= open[i];
@@ -417,7 +417,7 @@ extern "C" {
 
 // How the weights are packed: the outputs of a panel, and how many panels are woven together.
 int lanes() { return LANES; }
-int tile_panels() { return TILE_PANELS; }
+int woven_panels(int precision) { return int(tiles_for(precision).panels); }
 
 void* team_new(int size) {
     try {

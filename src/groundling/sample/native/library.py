@@ -44,7 +44,9 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        self.lanes, self.tile_panels = int(library.lanes()), int(library.tile_panels())
+        self.lanes = int(library.lanes())
+        self.woven_panels: Callable[[int], int] = library.woven_panels
+        library.woven_panels.argtypes, library.woven_panels.restype = [ctypes.c_int], ctypes.c_int
         self.team_new: Callable[[int], int] = library.team_new
         self.team_wake: Callable[[int], None] = library.team_wake
         self.team_delete: Callable[[int], None] = library.team_delete

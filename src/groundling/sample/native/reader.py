@@ -113,6 +113,7 @@ class NativeReader:
         self._library, self._weights = library, weights
         self._kept: list[Tensor] = []  # what the pointers point to
         self._room = _Room()
+        self._n_woven = library.woven_panels(PRECISIONS.index(weights))
         self._layers = (_Layer * len(model.h))(*(self._layer(block) for block in model.h))  # type: ignore[arg-type]
         self._model = self._describe(model)
         self._slots = _Slots(cache)
@@ -141,14 +142,12 @@ class NativeReader:
             scored += range(len(ids) - n_scored, len(ids))
         assert 0 <= min(ids) <= max(ids) < self._model.vocab_size
         logits_RV = torch.empty(len(scored), self._model.vocab_size)
-        columns = [array("q", column) for column in (ids, slots, places, scored)]
-        rows = _Rows(len(ids), len(scored), *(column.buffer_info()[0] for column in columns))
+        columns = array("q", ids + slots + places + scored)
+        first, n_bytes = columns.buffer_info()[0], columns.itemsize * len(ids)
+        rows = _Rows(len(ids), len(scored), first, first + n_bytes, first + 2 * n_bytes, first + 3 * n_bytes)
+        address = ctypes.addressof
         failed = self._library.read_rows(
-            self._team,
-            ctypes.addressof(self._model),
-            self._slots.address(),
-            ctypes.addressof(rows),
-            logits_RV.data_ptr(),
+            self._team, address(self._model), self._slots.address(), address(rows), logits_RV.data_ptr()
         )
         if failed:
             raise MemoryError(f"not enough memory to read {len(ids)} positions at once")
@@ -203,7 +202,7 @@ class NativeReader:
             weight_NK = weight_NK.to(torch.bfloat16)
         if linear.bias is not None:
             bias[:n_out] = linear.bias.detach()
-        packed = self._room.put(pack(weight_NK, self._library.lanes, self._library.tile_panels))
+        packed = self._room.put(pack(weight_NK, self._library.lanes, self._n_woven))
         return _Linear(*map(self._pointer, (packed, scales, bias)), n_in, n_out)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:

@@ -1,8 +1,8 @@
 // The arithmetic that decode.cpp is made of, in vectors of LANES floats (simd.h).
 //
 // Weights are packed in panels of LANES outputs: for each input the LANES weights side by side (bfloat16: for each pair
-// of inputs LANES pairs). So one instruction serves LANES outputs. TILE_PANELS panels at a time are woven together,
-// input by input, and what panels are left follow one by one: so memory is read in order.
+// of inputs LANES pairs). So one instruction serves LANES outputs. Some panels at a time (TileOf) are woven
+// together, input by input, and what panels are left follow one by one: so memory is read in order.
 
 #pragma once
 #include <utility>
@@ -120,11 +120,17 @@ struct Bfloat16Pairs : Bfloat16 {
 };
 #endif
 
-// A tile's sums are kept in registers: rows of inputs times panels of weights.
+// A tile's sums are kept in registers: rows of inputs times panels of weights, of which as many are woven together.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int TILE_ROWS = 8, TILE_PANELS = 3;  // of 32 registers
+template <class P>
+struct TileOf { static constexpr int rows = 8, panels = 3; };  // of 32 registers
+constexpr int MAX_ROWS = 8, MAX_PANELS = 3;
 #else
-constexpr int TILE_ROWS = 4, TILE_PANELS = 3;  // of 16
+template <class P>
+struct TileOf { static constexpr int rows = 4, panels = 3; };  // of 16
+template <>
+struct TileOf<Bfloat16> { static constexpr int rows = 6, panels = 2; };  // whose pairs take registers too
+constexpr int MAX_ROWS = 6, MAX_PANELS = 3;
 #endif
 constexpr int64_t LINE = 64;  // bytes that memory is read in
 
@@ -135,14 +141,14 @@ struct Ahead {
     int64_t rate;
 };
 
-// The products of ROWS rows of inputs with PANELS panels of weights; `sums` has a line of TILE_PANELS for each row.
+// The products of ROWS rows of inputs with PANELS panels of weights; `sums` has a line of MAX_PANELS for each row.
 // Only whole tiles ask ahead: smaller ones wait for the memory in any case.
 template <class P, int ROWS, int PANELS>
 void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead) {
     Vec kept[ROWS][PANELS] = {};
     const char* wanted = ahead.from;
     for (int64_t k = 0, steps = P::steps(n_in); k < steps; k++) {
-        if constexpr (ROWS == TILE_ROWS) {
+        if constexpr (ROWS == TileOf<P>::rows) {
             wanted += ahead.rate;
             for (; ahead.from < wanted; ahead.from += LINE) __builtin_prefetch(ahead.from, 0, 2);
         }
@@ -157,13 +163,14 @@ void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, i
         }
     }
     for (int r = 0; r < ROWS; r++)
-        for (int p = 0; p < PANELS; p++) sums[r * TILE_PANELS + p] = kept[r][p];
+        for (int p = 0; p < PANELS; p++) sums[r * MAX_PANELS + p] = kept[r][p];
 }
 
-// A precision's tiles: [rows - 1], of one panel or of TILE_PANELS.
+// A precision's tiles: [rows - 1], of one panel or of as many as are woven together.
 typedef void (*Tile)(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead);
 struct Tiles {
-    Tile one[TILE_ROWS], all[TILE_ROWS];
+    Tile one[MAX_ROWS], woven[MAX_ROWS];
+    int64_t rows, panels;  // of the largest tile
     int64_t (*panel_bytes)(int64_t n_in);
     int64_t (*steps)(int64_t n_in);
     bool rounds_inputs;
@@ -171,11 +178,13 @@ struct Tiles {
 
 template <class P, int... ROWS>
 Tiles tiles_of(std::integer_sequence<int, ROWS...>) {
-    return {{tile<P, ROWS + 1, 1>...}, {tile<P, ROWS + 1, TILE_PANELS>...}, P::panel_bytes, P::steps, P::rounds_inputs};
+    constexpr int panels = TileOf<P>::panels;
+    return {{tile<P, ROWS + 1, 1>...}, {tile<P, ROWS + 1, panels>...}, sizeof...(ROWS), panels,
+            P::panel_bytes, P::steps, P::rounds_inputs};
 }
 template <class P>
 Tiles tiles_of() {
-    return tiles_of<P>(std::make_integer_sequence<int, TILE_ROWS>{});
+    return tiles_of<P>(std::make_integer_sequence<int, TileOf<P>::rows>{});
 }
 
 }  // namespace
