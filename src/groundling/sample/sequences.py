@@ -7,6 +7,7 @@ import hashlib
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,10 @@ class Sample:
         while len(self._noise) <= ahead:
             n_tokens = max(1, min(DRAWN_AT_ONCE // n_ids, self.n_left - len(self._noise)))
             uniform_NV = torch.empty(n_tokens, n_ids, dtype=torch.float64).uniform_(generator=self._generator)
-            self._noise.extend(uniform_NV.log_().neg_().float())  # `exponential_` takes three times as long
+            # `exponential_` takes three times as long. NumPy, for PyTorch's logarithm wakes other threads even for few
+            # numbers, and while these wait for more, they keep those of the compiled code from their cores.
+            log_NV = uniform_NV.log_() if n_ids > DRAWN_AT_ONCE else torch.from_numpy(np.log(uniform_NV.numpy()))
+            self._noise.extend(log_NV.neg_().float())
         return self._noise[ahead]
 
     def context(self, guess: Sequence[int], block_size: int, n_ids: int) -> Context:
