@@ -23,11 +23,11 @@ from groundling.model.gpt import GPTConfig
 from groundling.sample.quantize import Weights
 from groundling.sample.readers import Piece, Reader
 
-PROMPT = 64
+PROMPT = 32
 """Tokens of the prompt whose reading is timed."""
 STREAMS = 16
 """Streams at once that are timed, at most."""
-MEASURED_S = 0.01
+MEASURED_S = 0.005
 """Of each reader in each case; at least two forward passes."""
 
 _FORGOTTEN_KEYS = ("block_size", "dropout", "attention_dropout", "rope_theta", "norm_eps", "tie_weights")
@@ -35,7 +35,7 @@ _FORGOTTEN_KEYS = ("block_size", "dropout", "attention_dropout", "rope_theta", "
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of one core for a forward pass, by case ("1 stream", "16 streams", "prompt of 64")."""
+    """Seconds of one core for a forward pass, by case ("1 stream", "16 streams", "prompt of 32")."""
 
     native_s: dict[str, float]
     torch_s: dict[str, float]

@@ -147,17 +147,27 @@ inline Vec sums_of(const Vec (&of)[LANES]) {
 
 INLINED Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 
+#if defined(__x86_64__)
+
 inline Vec load(const Half* p) {
-    UintVec bits;
-    for (int i = 0; i < LANES; i++) bits[i] = uint32_t(p[i]) << 16;
-    return (Vec)bits;
+    const __m128i halves = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return (Vec)_mm_unpacklo_epi16(_mm_setzero_si128(), halves);
 }
 
 inline Vec widen(const int8_t* p) {
-    IntVec v;
-    for (int i = 0; i < LANES; i++) v[i] = p[i];
-    return __builtin_convertvector(v, Vec);
+    int32_t four;
+    std::memcpy(&four, p, sizeof four);
+    const __m128i bytes = _mm_cvtsi32_si128(four), pairs = _mm_unpacklo_epi8(bytes, bytes);
+    return (Vec)_mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(pairs, pairs), 24));
 }
+
+#else
+
+inline Vec load(const Half* p) { return Vec{value_of(p[0]), value_of(p[1]), value_of(p[2]), value_of(p[3])}; }
+
+inline Vec widen(const int8_t* p) { return Vec{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+
+#endif
 
 inline Vec sums_of(const Vec (&of)[LANES]) {
     Vec column[LANES];
