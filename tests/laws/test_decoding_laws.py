@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import platform
 from collections import Counter, deque
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,8 +52,29 @@ def ids_of(n: int, vocab_size: int, seed: int = 0) -> list[int]:
 
 @pytest.fixture(scope="module")
 def library():
-    compilation = Compilation()
-    library = compilation.wait()
+    return compiled_for("native")
+
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+OLDER = {"haswell": 8, "x86-64": 4} if X86 else {}
+"""Processors that the one here can stand for, with the floats in their vectors: AVX2, and SSE2 without fused products."""
+
+
+@pytest.fixture(scope="module", params=["native", *(pytest.param(name, marks=pytest.mark.slow) for name in OLDER)])
+def any_library(request):
+    """Compiled for this processor, and for older ones."""
+    if request.param == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        pytest.skip("this processor has no AVX2")
+    library = compiled_for(request.param)
+    assert library.lanes == OLDER.get(request.param, library.lanes)
+    return library
+
+
+def compiled_for(processor: str):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUNDLING_MARCH", processor)
+        compilation = Compilation()
+        library = compilation.wait()
     assert library is not None, compilation.reason
     return library
 
@@ -67,12 +90,12 @@ def whole(reader, ids: list[int], slot: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("weights", BOUNDS)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_compiled_code_gives_the_model_s_scores(library, config, weights):
+def test_compiled_code_gives_the_model_s_scores(any_library, config, weights):
     model = make_gpt(config)
     ids = ids_of(24, config.vocab_size)
     with torch.inference_mode():
         expected_TV = model(torch.tensor([ids]))[0]
-    difference_TV = whole(native(model, library, weights), ids) - expected_TV
+    difference_TV = whole(native(model, any_library, weights), ids) - expected_TV
     relative = (difference_TV.square().mean() / expected_TV.square().mean()).sqrt().item()
     assert relative <= BOUNDS[weights]
     if weights == "float32":
@@ -82,26 +105,26 @@ def test_compiled_code_gives_the_model_s_scores(library, config, weights):
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-def test_compiled_code_rounds_as_the_rounded_model_does(library, weights):
+def test_compiled_code_rounds_as_the_rounded_model_does(any_library, weights):
     """Tighter than the bounds above: the weights are the same ones, only inputs, keys and values are rounded too."""
     model = make_gpt(CONFIGS["qwen3, heads of 80"])
     ids = ids_of(24, 21)
     with torch.inference_mode():
         expected_TV = with_rounded_weights(model, weights)(torch.tensor([ids]))[0]
-    single = NativeReader(model, KVCache(model.config, 1), weights, library, 1)  # keys and values in float32
+    single = NativeReader(model, KVCache(model.config, 1), weights, any_library, 1)  # keys and values in float32
     bound = 1e-5 if weights == "int8" else 0.02
     torch.testing.assert_close(whole(single, ids), expected_TV, rtol=0, atol=bound * expected_TV.abs().max().item())
 
 
 @pytest.mark.parametrize("weights", BOUNDS)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_a_row_s_bits_depend_on_nothing_but_its_sequence(library, config, weights):
+def test_a_row_s_bits_depend_on_nothing_but_its_sequence(any_library, config, weights):
     """Read at once, one by one, in ragged pieces, in a crowd, by three threads, in another slot: the same bits."""
     model = make_gpt(config)
     ids, other = ids_of(24, config.vocab_size), ids_of(24, config.vocab_size, seed=1)
-    expected_TV = whole(native(model, library, weights), ids)
-    assert torch.equal(whole(native(model, library, weights, n_threads=3), ids, slot=2), expected_TV)
-    alone, crowd = native(model, library, weights), native(model, library, weights, n_threads=2)
+    expected_TV = whole(native(model, any_library, weights), ids)
+    assert torch.equal(whole(native(model, any_library, weights, n_threads=3), ids, slot=2), expected_TV)
+    alone, crowd = native(model, any_library, weights), native(model, any_library, weights, n_threads=2)
     place = 0
     for n_new in (1, 1, 5, 1, 9, 7):
         piece = Piece(1, place, ids[place : place + n_new], n_new)
@@ -110,44 +133,44 @@ def test_a_row_s_bits_depend_on_nothing_but_its_sequence(library, config, weight
         beside = [Piece(0, place, other[place : place + n_new], 1), piece, Piece(2, place, other[place : place + 1], 1)]
         assert torch.equal(crowd.read(beside)[1 : 1 + n_new], part_TV)
         place += n_new
-    copied = native(model, library, weights)
+    copied = native(model, any_library, weights)
     whole(copied, ids)
     copied.copy(0, 2, 11)
     assert torch.equal(copied.read([Piece(2, 11, ids[11:], 13)]), expected_TV[11:])
 
 
-def test_many_rows_are_read_in_blocks(library):
+def test_many_rows_are_read_in_blocks(any_library):
     """More rows than a block has, of a vocabulary that fills several panels and not the last one."""
     model = make_gpt(dataclasses.replace(BASE, block_size=150, vocab_size=75))
     ids = ids_of(150, 75)
     with torch.inference_mode():
         expected_TV = model(torch.tensor([ids]))[0]
-    read_TV = whole(native(model, library, n_threads=2), ids)
+    read_TV = whole(native(model, any_library, n_threads=2), ids)
     torch.testing.assert_close(read_TV, expected_TV, rtol=0, atol=1e-5 * expected_TV.abs().max().item())
-    one_by_one = native(model, library)
+    one_by_one = native(model, any_library)
     for place in range(150):
         assert torch.equal(one_by_one.read([Piece(0, place, ids[place : place + 1], 1)])[0], read_TV[place])
 
 
 @pytest.mark.parametrize("weights", BOUNDS)
 @pytest.mark.parametrize("head_size", [32, 48, 64, 128])
-def test_a_long_past_and_a_large_crowd_change_no_bit(library, head_size, weights):
+def test_a_long_past_and_a_large_crowd_change_no_bit(any_library, head_size, weights):
     """Many positions are looked at sixteen at a time, and many rows computed eight at a time, by code for the size."""
     sizes = {"n_head": 2, "n_kv_head": 1, "head_size": head_size, "n_embd": 48, "block_size": 90}
     model = make_gpt(dataclasses.replace(CONFIGS["llama, 6 heads on 2"], **sizes))
     texts = [ids_of(90, 21, seed) for seed in range(21)]
-    crowd = native(model, library, weights, n_slots=21, n_threads=2)
+    crowd = native(model, any_library, weights, n_slots=21, n_threads=2)
     crowd.read([Piece(slot, 0, ids[: 60 + slot], 1) for slot, ids in enumerate(texts)])
     after_RV = crowd.read([Piece(slot, 60 + slot, ids[60 + slot :][:3], 2) for slot, ids in enumerate(texts)])
     for slot, ids in enumerate(texts):
         n_read = 63 + slot
-        alone_TV = whole(native(model, library, weights), ids[:n_read])
+        alone_TV = whole(native(model, any_library, weights), ids[:n_read])
         assert torch.equal(after_RV[2 * slot : 2 * slot + 2], alone_TV[-2:])
     if weights == "float32":
         with torch.inference_mode():
             expected_TV = model(torch.tensor(texts[:1]))[0, :63]
         torch.testing.assert_close(
-            whole(native(model, library), texts[0][:63]),
+            whole(native(model, any_library), texts[0][:63]),
             expected_TV,
             rtol=0,
             atol=1e-5 * expected_TV.abs().max().item(),

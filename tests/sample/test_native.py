@@ -233,20 +233,20 @@ def test_the_training_mode_is_left_alone(model):
     assert engine.is_native
 
 
-@pytest.mark.parametrize("n_woven", [1, 2, 4])
+@pytest.mark.parametrize(("lanes", "n_woven"), [(16, 1), (16, 3), (8, 2), (8, 3), (4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(("n_out", "n_in"), [(16, 4), (64, 6), (5, 3), (49, 1), (70, 8)])
-def test_packing_puts_sixteen_outputs_side_by_side_and_fills_up_with_zeros(n_out, n_in, dtype, n_woven):
+def test_packing_puts_a_panel_s_outputs_side_by_side_and_fills_up_with_zeros(n_out, n_in, dtype, lanes, n_woven):
     weight_NK = torch.arange(1, n_out * n_in + 1).view(n_out, n_in).remainder(100).to(dtype)
     together = 2 if dtype == torch.bfloat16 else 1
-    n_panels, n_steps = -(-n_out // 16), -(-n_in // together)
+    n_panels, n_steps = -(-n_out // lanes), -(-n_in // together)
     n_full = n_panels // n_woven * n_woven
     expected = []
     for first, n_side in [(p, n_woven) for p in range(0, n_full, n_woven)] + [(p, 1) for p in range(n_full, n_panels)]:
-        for step, panel, lane, part in itertools.product(range(n_steps), range(n_side), range(16), range(together)):
-            n, k = (first + panel) * 16 + lane, step * together + part
+        for step, panel, lane, part in itertools.product(range(n_steps), range(n_side), range(lanes), range(together)):
+            n, k = (first + panel) * lanes + lane, step * together + part
             expected.append(weight_NK[n, k].item() if n < n_out and k < n_in else 0)
-    assert pack(weight_NK, n_woven).tolist() == expected
+    assert pack(weight_NK, lanes, n_woven).tolist() == expected
 
 
 def test_threads_do_not_outlive_their_reader(model):
