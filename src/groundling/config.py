@@ -83,6 +83,22 @@ def _one_line(framed: str) -> str:
     return f"{said.rstrip('.')}; did you mean {near[0]}?" if near else said.rstrip(".")
 
 
+def any_text() -> Any:
+    """For a field `Annotated[str | None, any_text()]`: each word on the command line is a text, also "" and "None".
+
+    The field is None only where nothing was given.
+    """
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [ABSENT if value is None else value],
+    )
+
+
 def load_preset(name: str) -> dict[str, Any]:
     """Read a TOML preset from a path, or by its file name from the presets that come with the package.
 
