@@ -45,14 +45,12 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
     first = error.errors()[0]
     where, *place = first["loc"]
     if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is not JSON: {first['ctx']['error']}, at character {place[0]}", "invalid_json"
-        )
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']}, at character {place[0]}", "invalid_json")
     model = _model_of(endpoint)
     if where != "body" or model is None:
         return _of_a_parameter(first)
     if not place and first["type"] == "missing":
-        text = f"the body is empty or null; it has to be {expected(_schema(model), _schema(model))}"
+        text = f"the body is empty; it has to be {expected(_schema(model), _schema(model))}"
         return ApiError(400, text, "invalid_value")
     fault = find_fault(error.body, model)
     if fault is None:  # fields that do not go together
@@ -67,7 +65,7 @@ def unreadable(cause: BaseException) -> str:
     """Why Python's JSON reader gave up on a body that is no broken JSON."""
     if isinstance(cause, RecursionError):
         return "the body cannot be read: its lists or objects are nested too deeply"
-    if isinstance(cause, ValueError):
+    if isinstance(cause, ValueError) and not isinstance(cause, UnicodeError):
         return "the body cannot be read: it has a number of too many digits"
     return "the body cannot be read; send JSON in UTF-8"
 
@@ -122,9 +120,16 @@ class _Search:
             return None
         if schema["type"] not in kinds(value):
             return self._other(value, schema, place)
-        by_kind = {"object": self._of_object, "array": self._of_list, "string": self._of_text}
-        look = by_kind.get(schema["type"], self._of_number)
-        return look(value, schema, place)
+        match schema["type"]:
+            case "object":
+                return self._of_object(value, schema, place)
+            case "array":
+                return self._of_list(value, schema, place)
+            case "string":
+                return self._of_text(value, schema, place)
+            case "integer" | "number":
+                return self._of_number(value, schema, place)
+        return None
 
     def _resolved(self, schema: Schema) -> Schema:
         while "$ref" in schema:
@@ -203,8 +208,6 @@ class _Search:
         return None
 
     def _of_number(self, value: Any, schema: Schema, place: Place) -> Fault | None:
-        if schema["type"] not in ("integer", "number"):
-            return None
         holds = (
             math.isfinite(value)
             and schema.get("minimum", value) <= value <= schema.get("maximum", value)
@@ -212,4 +215,3 @@ class _Search:
             and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
         )
         return None if holds else self._other(value, schema, place)
-

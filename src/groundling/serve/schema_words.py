@@ -16,7 +16,7 @@ def kinds(value: Any) -> frozenset[str]:
         return frozenset(["boolean"])
     if isinstance(value, (int, float)):
         return frozenset(["number", "integer"] if isinstance(value, int) or value.is_integer() else ["number"])
-    return frozenset([{str: "string", list: "array", dict: "object"}[type(value)]])
+    return frozenset(["string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"])
 
 
 def kind_of(schema: Schema) -> str | None:
@@ -53,7 +53,7 @@ def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
         options = [option for option in schema["anyOf"] if option.get("type") != "null"]
         return listed([expected(option, whole) for option in options])
     if "const" in schema or "enum" in schema:
-        return listed([_literal(value) for value in schema.get("enum", [schema.get("const")])], "or")
+        return listed([_literal(value) for value in schema.get("enum", [schema.get("const")])], " or ")
     if "description" in schema and schema["type"] == "string":
         return str(schema["description"])
     match schema.get("type"):
@@ -71,9 +71,9 @@ def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
     return "left out"
 
 
-def listed(words: Sequence[str], last: str = ", or") -> str:
+def listed(words: Sequence[str], last: str = ", or ") -> str:
     """Words in a row: "a, b, or c"."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}{last if last[0] == ',' else f' {last}'} {words[-1]}"
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}{last}{words[-1]}"
 
 
 def _resolved(schema: Schema, whole: Schema) -> Schema:
@@ -88,7 +88,7 @@ def _literal(value: Any) -> str:
 
 def _inside(schema: Schema, whole: Schema) -> str:
     if "properties" in schema:
-        return f"with {listed(schema.get('required') or list(schema['properties']), 'and')}"
+        return f"with {listed(schema.get('required') or list(schema['properties']), ' and ')}"
     return f"of {_plural(schema.get('additionalProperties', {}), whole)}"
 
 
