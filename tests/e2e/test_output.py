@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -366,6 +368,27 @@ def test_in_a_shell(things, line, code, said):
     command = line.format(f"{sys.executable} -m groundling", **things)
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stderr.decode()) == (code, said)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+def test_a_server_goes_on_where_its_address_cannot_be_written(things, tmp_path):
+    """It is said at once, and is its exit code in the end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "groundling", "serve", things["base"], "--port", str(port), "--safety", "off"]
+    command += ["--rankings", tmp_path / "r.sqlite", "--runs", tmp_path / "runs"]
+    with FULL.open("w") as full, subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = next(line for line in process.stderr if not line.startswith("{"))
+            assert said.startswith(UNWRITTEN)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as answer:
+                assert answer.status == 200
+            process.terminate()
+            assert "Traceback" not in process.stderr.read()
+            assert process.wait(30) == 1
+        finally:
+            process.kill()
 
 
 def test_descriptors_that_were_closed_are_taken_by_the_null_device(tmp_path):

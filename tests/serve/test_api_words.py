@@ -223,11 +223,12 @@ def test_names_that_a_client_made_up_are_cut():
     assert len(error.message) < 300
 
 
-LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("text") | st.just("user")
-)
-JSON = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("text")
+USUAL = st.sampled_from([1, 0.5, "a", ["a"], [1], [[1]], {"1": 0.5}, [], USER, [TEXT], 1.0, "user", "tie"])
+JSON = USUAL | st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
 )
 RICH = {
     **{name: None for model in VALID for name in model.model_fields},
