@@ -65,6 +65,7 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
                 description=description,
                 args=flags,
                 config=(tyro.conf.HelptextFromCommentsOff,),
+                registry=_with_real_paths(),
                 **below,
             )
             return config
@@ -72,6 +73,32 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
         if not stop.code:
             raise
         raise ConfigError(f"{_one_line(complaint.getvalue())}; {prog} --help tells more") from None
+
+
+def _with_real_paths() -> Any:
+    """For tyro: an empty path is refused. To Python it is the folder in which one stands, and is nobody's meaning."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    def make(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError('it is empty; give a path ("." is this folder)')
+        return Path(words[0])
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=make,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
+        )
+
+    return registry
 
 
 def _one_line(framed: str) -> str:

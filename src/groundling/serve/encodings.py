@@ -61,9 +61,7 @@ def check_text(body: bytes, headers: Headers) -> None:
     charset = found[1] if found else ""
     if charset and charset.lower() not in UTF_8 and not body.isascii():
         place = next(place for place, byte in enumerate(body) if byte > 127)
-        message = (
-            f"the body is in {charset[:40]!r}, and byte {place} is 0x{body[place]:02X}; send JSON in UTF-8"
-        )
+        message = f"the body is in {charset[:40]!r}, and byte {place} is 0x{body[place]:02X}; send JSON in UTF-8"
         raise ApiError(415, message, "unsupported_media_type")
     try:
         body.decode("utf-8")
