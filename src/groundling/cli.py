@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
             return guard.settle(_explained(argv))
         except SystemExit as stop:  # --help
             raise SystemExit(guard.settle(stop.code or 0) if not isinstance(stop.code, str) else stop.code) from None
+        except KeyboardInterrupt:  # while what is left was being written
+            return 130
 
 
 def _explained(argv: Sequence[str]) -> int:

@@ -40,6 +40,7 @@ class _SafeRaw(io.RawIOBase):
 
     def __init__(self, raw: io.RawIOBase | None, told: TextIO | None = None) -> None:
         self._raw, self._told = raw, told
+        self.name, self.mode = getattr(raw, "name", os.devnull), "wb"
         self.ended = raw is None
         self.failed = False
 

@@ -356,6 +356,8 @@ SHELL = [
     ("{} chat {talker} <&-", 0, ""),
     ("{} chat {talker} <&- >&- 2>&-", 0, ""),
     ("PYTHONIOENCODING=cp1252 {} tokenizer show {base} 2>/dev/null", 0, ""),
+    ("PYTHONUNBUFFERED=1 PYTHONIOENCODING=ascii {} tokenizer show {base} 2>/dev/null", 0, ""),
+    ("PYTHONUNBUFFERED=1 {} ladder show s2 >/dev/full", 1, UNWRITTEN + "; send it elsewhere\n"),
     ("LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 {} tokenizer show {base} 2>/dev/null", 0, ""),
     ("{{ {} data list; echo $? >&2; }} | true", 0, "0\n"),
 ]
