@@ -85,6 +85,19 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    """As /dev/null and /dev/stdout are for a user who may write there."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(StorageError, match="it is a device or a pipe; give the name of a file"):
+            atomicio.write_bytes(path, b"new")
+        assert path.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
+
+
 def test_a_folder_appears_when_it_is_whole(tmp_path, seen):
     target = tmp_path / "folder"
     with atomicio.new_folder(target) as new:

@@ -118,6 +118,8 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     with _clear_errors(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/null would hurt the whole machine
+            raise StorageError(f"cannot write {path}: it is a device or a pipe; give the name of a file and run again")
         try:
             _announce("open", temporary)
             yield temporary

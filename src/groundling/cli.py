@@ -6,6 +6,7 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
+from groundling import output
 from groundling.errors import ConfigError, GroundlingError, near_name
 
 
@@ -59,10 +60,18 @@ def main(argv: Sequence[str]) -> int:
 
     `GROUNDLING_TRACEBACK=1` shows the whole traceback of such an error instead.
     """
+    with output.guarded() as guard:
+        try:
+            return guard.settle(_explained(argv))
+        except SystemExit as stop:  # --help
+            raise SystemExit(guard.settle(stop.code or 0) if not isinstance(stop.code, str) else stop.code) from None
+        except KeyboardInterrupt:  # while what is left was being written
+            return 130
+
+
+def _explained(argv: Sequence[str]) -> int:
     try:
-        code = _run(argv)
-        sys.stdout.flush()
-        return code
+        return _run(argv)
     except GroundlingError as error:
         if os.environ.get("GROUNDLING_TRACEBACK"):
             raise
@@ -71,9 +80,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("groundling: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has seen enough; give the interpreter a place to flush what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except output.OutputEnded:
         return 0
 
 
@@ -106,4 +113,5 @@ def calm_waiting_threads(environment: MutableMapping[str, str]) -> None:
 
 def console() -> None:
     """The entry point of the command `groundling`."""
+    output.claim_descriptors()
     raise SystemExit(main(sys.argv[1:]))

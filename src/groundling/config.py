@@ -65,6 +65,7 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
                 description=description,
                 args=flags,
                 config=(tyro.conf.HelptextFromCommentsOff,),
+                registry=_with_real_paths(),
                 **below,
             )
             return config
@@ -74,6 +75,32 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
         raise ConfigError(f"{_one_line(complaint.getvalue())}; {prog} --help tells more") from None
 
 
+def _with_real_paths() -> Any:
+    """For tyro: an empty path is refused. To Python it is the folder in which one stands, and is nobody's meaning."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    def make(words: list[str]) -> Path:
+        if not words[0]:
+            raise ValueError('it is empty; give a path ("." is this folder)')
+        return Path(words[0])
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=make,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
+        )
+
+    return registry
+
+
 def _one_line(framed: str) -> str:
     """What tyro says in a frame, drawn in Unicode or in ASCII: its first part, and of its suggestions the flags."""
     body = "\n".join(line.strip("\u2502 ") for line in framed.strip().splitlines()[1:])  # the first is the title
@@ -81,6 +108,22 @@ def _one_line(framed: str) -> str:
     said, *more = [part for part in parts if part] or [" ".join(framed.split())]
     near = re.findall(r"--[\w.-]+", next((part for part in more if part.startswith("Perhaps you meant")), ""))
     return f"{said.rstrip('.')}; did you mean {near[0]}?" if near else said.rstrip(".")
+
+
+def any_text() -> Any:
+    """For a field `Annotated[str | None, any_text()]`: each word on the command line is a text, also "" and "None".
+
+    The field is None only where nothing was given.
+    """
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or isinstance(value, str),
+        str_from_instance=lambda value: [ABSENT if value is None else value],
+    )
 
 
 def load_preset(name: str) -> dict[str, Any]:

@@ -132,6 +132,11 @@ ERRORS = [
     (["data", "fetch"], 2, "groundling data has no command 'fetch'; it has: list, get"),
     (["ladder", "--rungs", "s0"], 2, "no rung 's0'"),
     (["tokenizer", "show", "nowhere"], 1, "nowhere"),
+    (["pretrain", "--out-dir", ""], 2, "out-dir: it is empty; give a path"),
+    (["plot", "a", "--out="], 2, "out: it is empty; give a path"),
+    (["export", "hf", "nowhere", ""], 2, "it is empty; give a path"),
+    (["rank", "a", "--candidates", ""], 2, "it is empty; give a path"),
+    (["rankings", "stats", ""], 2, "it is empty; give a path"),
 ]
 
 

@@ -29,7 +29,7 @@ def test_it_is_refused(server: Served, field: str, value: str) -> None:
     assert set(answer) == {"error"}
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     if len(value) < 100:  # a number of thousands of digits is no JSON for us
-        assert answer["error"]["param"] == field
+        assert answer["error"]["param"].split(".")[0] == field
 
 
 @pytest.mark.parametrize("absent", ["max_tokens", "temperature", "top_p", "n", "stop", "seed", "logit_bias", "suffix"])
@@ -57,9 +57,12 @@ def test_what_could_never_be_served_is_refused(server: Served, field: str, chang
     assert (status, answer["error"]["param"]) == (400, field)
 
 
-@pytest.mark.parametrize("field", ["suffix", "tools"])
-def test_what_is_not_supported_is_said_to_be(server: Served, field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("suffix", "is not supported here; leave it out"), ("tools", "are not supported here; leave them out")],
+)
+def test_what_is_not_supported_is_said_to_be(server: Served, field: str, said: str) -> None:
     status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", field: "x"})
     assert status == 400
-    assert answer["error"]["message"] == f"{field} is not supported here; leave it out"
+    assert answer["error"]["message"] == f"{field} {said}"
     assert (answer["error"]["param"], answer["error"]["code"]) == (field, "unsupported_field")

@@ -29,7 +29,7 @@ def test_a_prompt_beyond_the_context(server: Served) -> None:
 )
 def test_conversations_that_are_none(server: Served, messages: object) -> None:
     status, answer, _ = server.ask("POST", CHAT, {"model": "talker", "messages": messages})
-    assert (status, answer["error"]["param"]) == (400, "messages")
+    assert (status, answer["error"]["param"].split(".")[0]) == (400, "messages")
 
 
 @pytest.mark.parametrize("deep", ["[" * 100_000, '{"a":' * 100_000, "[" * 50_000 + "]" * 50_000])

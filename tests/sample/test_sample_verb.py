@@ -1,5 +1,6 @@
 """`groundling sample`, as a user types it."""
 
+import io
 import os
 import pty
 import re
@@ -95,6 +96,46 @@ def test_a_piped_prompt_is_taken_as_it_is(folder, bundle, words):
     assert done.returncode == 0, done.stderr
     expected = generate(bundle, "abé\n", max_new_tokens=5)
     assert done.stdout.decode() == f"abé\n{expected}\n"
+
+
+class Unread(io.RawIOBase):
+    """A standard input that nobody ever closes: to read it would be to wait for ever."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, data) -> int:
+        raise AssertionError(f"{len(data)} bytes were waited for")
+
+
+def test_an_empty_prompt_is_a_prompt_and_stdin_is_left_alone(folder, bundle, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Unread()), encoding="utf-8"))
+    for words in (["--prompt", ""], ["--prompt="]):
+        assert main(["sample", str(folder), *words, "--max-new-tokens", "9"]) == 0
+        assert capsys.readouterr().out == f"{generate(bundle, '', max_new_tokens=9)}\n"
+
+
+def test_without_a_prompt_what_is_piped_in_is_read_and_a_terminal_is_not(folder, bundle, monkeypatch, capsys):
+    def say(stdin: io.TextIOBase | None, *words: str) -> str:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["sample", str(folder), *words, "--max-new-tokens", "5"]) == 0
+        return capsys.readouterr().out
+
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    def piped(kind=io.TextIOWrapper) -> io.TextIOBase:
+        return kind(io.BytesIO(b"abc"), encoding="utf-8")
+
+    after_abc, after_nothing = (f"{p}{generate(bundle, p, max_new_tokens=5)}\n" for p in ("abc", ""))
+    assert say(piped()) == say(piped(), "--prompt", "-") == say(piped(Terminal), "--prompt", "-") == after_abc
+    assert say(piped(Terminal)) == say(None) == say(None, "--prompt", "-") == after_nothing
+
+
+def test_the_word_none_is_a_prompt_like_any_other(folder, capsys):
+    assert main(["sample", str(folder), "--prompt", "None"]) == 1
+    assert "the character 'N'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """The client that everybody has, as it is, against a server of ours."""
 
+import gzip
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from groundling.bundle import load_bundle
 from groundling.sample.engine import DecodeConfig
 from groundling.sample.generate import generate
-from servekit import LETTERS, TALK, Served, serving
+from servekit import LETTERS, TALK, Served, events, serving
 
 WAYS = [
     {},
@@ -21,6 +24,7 @@ WAYS = [
     {"logit_bias": {"40": 5, "41": -100}},
     {"extra_body": {"top_k": 3, "repetition_penalty": 1.3}},
 ]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
 @pytest.fixture(scope="module")
@@ -194,14 +198,20 @@ def test_a_bias_forbids_or_decides(client: openai.OpenAI) -> None:
     [
         (openai.NotFoundError, "model", {"model": "../base"}),
         (openai.BadRequestError, "tools", {"tools": [{"type": "function"}]}),
-        (openai.BadRequestError, "response_format", {"response_format": {"type": "json_object"}}),
+        (openai.BadRequestError, "response_format.type", {"response_format": {"type": "json_object"}}),
         (openai.BadRequestError, "frequency_penalty", {"frequency_penalty": 3}),
         (openai.BadRequestError, "max_tokens", {"max_tokens": 200_000}),
         (openai.BadRequestError, "max_completion_tokens", {"max_completion_tokens": 200_000}),
         (openai.BadRequestError, "logit_bias", {"logit_bias": {"a": 1}}),
         (openai.BadRequestError, "logit_bias", {"logit_bias": {"99": 1}}),
-        (openai.BadRequestError, "messages", {"messages": [{"role": "assistant", "content": "I"}]}),
-        (openai.BadRequestError, "messages", {"messages": [{"role": "user", "content": "Ж"}]}),
+        (openai.BadRequestError, "stop.1", {"stop": ["x", ""]}),
+        (openai.BadRequestError, "messages.0.role", {"messages": [{"role": "assistant", "content": "I"}]}),
+        (openai.BadRequestError, "messages.1.role", {"messages": [TALK, TALK]}),
+        (openai.BadRequestError, "messages.1", {"messages": [{"role": "system", "content": "I"}]}),
+        (openai.BadRequestError, "messages.1.role", {"messages": [TALK, {"role": "assistant", "content": "I"}]}),
+        (openai.BadRequestError, "messages.1.content", {"messages": [TALK, {"role": "assistant", "content": None}]}),
+        (openai.BadRequestError, "messages.0.content", {"messages": [{"role": "user", "content": "Ж"}]}),
+        (openai.BadRequestError, "messages.0.content.0.type", {"messages": [{"role": "user", "content": [IMAGE]}]}),
         (openai.BadRequestError, "messages", {"messages": [{"role": "user", "content": "a" * 65}]}),
         (openai.BadRequestError, "dance", {"extra_body": {"dance": True}}),
     ],
@@ -215,6 +225,63 @@ def test_what_cannot_be_is_refused_by_name(
     assert caught.value.param == field
     assert caught.value.type == "invalid_request_error"
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("param", "prompt", "words"),
+    [
+        ("prompt", [], "prompt is an empty list; it has to be a text, a list of texts,"),
+        ("prompt.1", [1, -1], "prompt.1 is -1; it has to be a whole number from 0 to"),
+        ("prompt.1", [1, 70_000], "prompt.1 is 70000; the model's tokens are 0 to"),
+        ("prompt.1.0", [[1], [70_000]], "prompt.1.0 is 70000; the model's tokens are 0 to"),
+        ("prompt.1", ["a", "Ж"], "prompt.1: the character 'Ж'"),
+        ("prompt.1", ["a", "a" * 65], "prompt.1 has 65 tokens, and base reads 64 at most"),
+        ("prompt", "Ж", "prompt: the character 'Ж'"),
+        ("prompt", "a" * 65, "the prompt has 65 tokens, and base reads 64 at most"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_prompt_that_cannot_be_is_named_by_its_place(
+    client: openai.OpenAI, param: str, prompt: Any, words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="base", prompt=prompt, max_tokens=2)
+    assert caught.value.param == param
+    assert caught.value.body["message"].startswith(words)
+
+
+def test_a_client_that_packs_its_requests_is_served(server: Served, client: openai.OpenAI) -> None:
+    """As many gateways and SDKs do, with bodies beyond some size."""
+    asked = {"model": "base", "prompt": "Who?", "max_tokens": 9, "seed": 4}
+    data = gzip.compress(json.dumps(asked).encode())
+    status, answer, _ = server.ask("POST", "/v1/completions", raw=data, headers={"Content-Encoding": "gzip"})
+    assert status == 200
+    assert answer["choices"][0]["text"] == client.completions.create(**asked).choices[0].text
+
+
+def _by_hand(server: Served, request: str) -> tuple[str, bytes]:
+    """The first line of an answer, and its body up to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        sock.sendall(request.replace("\n", "\r\n").encode())
+        data = b"".join(iter(lambda: sock.recv(65536), b""))
+    head, _, body = data.partition(b"\r\n\r\n")
+    return head.decode().splitlines()[0], body
+
+
+def test_http_1_0_without_a_host_is_answered(server: Served) -> None:
+    """So ask the probes of load balancers; the connection ends with the answer, also a stream's."""
+    for path in ("/health", "/ready"):
+        for method in ("GET", "HEAD"):
+            status, body = _by_hand(server, f"{method} {path} HTTP/1.0\n\n")
+            assert status.split()[1] == "200"
+            assert (body == b"") == (method == "HEAD")
+    assert _by_hand(server, "GET /health HTTP/1.1\nConnection: close\n\n")[0].split()[1] == "400", "there it is needed"
+    for stream in (False, True):
+        asked = json.dumps({"model": "base", "prompt": "a", "max_tokens": 5, "stream": stream})
+        head = f"POST /v1/completions HTTP/1.0\nContent-Type: application/json\nContent-Length: {len(asked)}\n\n"
+        status, body = _by_hand(server, head + asked)
+        assert status.split()[1] == "200"
+        assert events(body)[-1] == "[DONE]" if stream else json.loads(body)["usage"]["completion_tokens"] == 5
 
 
 def test_who_was_never_taught_to_answer_says_so(client: openai.OpenAI) -> None:

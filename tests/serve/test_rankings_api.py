@@ -190,7 +190,7 @@ def test_what_was_not_asked_cannot_be_answered(bench: Served) -> None:
     assert refusal(answer(bench, question, "skip", rater="bob")) == (409, "not_yours")
     for choice in ({"best": 3}, {"best": 0}, [[1, 1]], [[1], [1]], [], [[]], [[3]], "both", 1, None, {"best": True}):
         status, told = answer(bench, question, choice)
-        assert (status, told["error"]["param"]) == (400, "choice"), choice
+        assert (status, told["error"]["param"].split(".")[0]) == (400, "choice"), choice
     assert answer(bench, question, "skip")[0] == 200
 
 

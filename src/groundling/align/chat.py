@@ -15,6 +15,7 @@ from groundling.config import parse
 from groundling.data.examples import Counts, encode_prompt
 from groundling.errors import ConfigError, DataError
 from groundling.log import say
+from groundling.output import put
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
@@ -32,7 +33,7 @@ class ChatConfig:
     path: tyro.conf.Positional[str]
     """A bundle, a checkpoint, or the folder of a stage."""
     system: str = ""
-    """What the model is told before the conversation begins."""
+    """What the model is told before the conversation begins; empty: nothing."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = field(
@@ -158,7 +159,7 @@ def _answer(chat: Chat, words: str) -> None:
         return
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            put(piece)
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined]
-    print(flush=True)
+    put("\n")

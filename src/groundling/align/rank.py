@@ -36,6 +36,7 @@ from groundling.bundle import load_bundle
 from groundling.data.examples import read_prompts
 from groundling.data.rows import rows
 from groundling.errors import ConfigError, DataError, require
+from groundling.output import put
 from groundling.sample.choose import SamplingConfig
 from groundling.text.chat import Message
 
@@ -174,7 +175,7 @@ def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed
             continue
         key = key_of[question.name]
         shown = tuple(named_generator("shown", seed, key).permutation(len(candidates)).tolist())
-        print(f"\n[{number} of {len(left)}]\n{_on_screen(question.messages, [candidates[i].text for i in shown])}")
+        put(f"\n[{number} of {len(left)}]\n{_on_screen(question.messages, [candidates[i].text for i in shown])}\n")
         choice = _ask(shown)
         if choice is None:
             break

@@ -91,7 +91,7 @@ class CompareConfig:
     """Ids at most, for those that are trained: bpe, unigram, sp_bpe."""
     kinds: tuple[Kind, ...] = get_args(Kind)
     """Which tokenizers."""
-    text: str | None = None
+    text: Annotated[str | None, config.any_text()] = None
     """The line to cut; the first long one of the validation part when absent."""
 
 

@@ -5,14 +5,15 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from groundling.bundle import load_bundle, require_speaker
-from groundling.config import parse
+from groundling.config import any_text, parse
 from groundling.errors import DataError, GroundlingError, require
 from groundling.log import say
+from groundling.output import put
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import Counts, DecodeConfig
@@ -30,8 +31,8 @@ class Config:
 
     path: tyro.conf.Positional[str]
     """A bundle, a checkpoint, or the folder of a training run."""
-    prompt: str = ""
-    """What the text goes on from; "-", or none and something piped in, reads it from stdin."""
+    prompt: Annotated[str | None, any_text()] = None
+    """What the text goes on from; empty: the beginning of a line; "-": what is in stdin; absent: what is piped in."""
     num_samples: int = 1
     """Different texts to generate from the prompt; the first is shown as it comes."""
     checkpoint: str = "best"
@@ -78,15 +79,17 @@ def _summary(counts: Counts, seconds: float) -> str:
     return text
 
 
-def _read_prompt(prompt: str) -> str:
-    """The prompt as given, or from stdin.
+def _read_prompt(prompt: str | None) -> str:
+    """The prompt as given, or from stdin: with "-" whatever that is, without a prompt only where it is no terminal.
 
     Raises:
         DataError: it is not UTF-8.
     """
-    if sys.stdin is None or (prompt != "-" and (prompt or sys.stdin.isatty())):
+    if prompt not in (None, "-"):
         require_unicode(prompt)
         return prompt
+    if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
+        return ""
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -96,14 +99,14 @@ def _read_prompt(prompt: str) -> str:
 def _speak(pieces: Iterator[TextPiece], prompt: str, num_samples: int) -> None:
     """Print each text after its prompt, in order: one as it comes, and what others say meanwhile when it has ended."""
     now, held, ended = 0, defaultdict[int, list[str]](list), set[int]()
-    print(prompt, end="", flush=True)
+    put(prompt)
     for number, text, is_last in pieces:
         held[number].append(text)
         if is_last:
             ended.add(number)
         while now < num_samples:
-            print("".join(held.pop(now, [])), end="", flush=True)
+            put("".join(held.pop(now, [])))
             if now not in ended:
                 break
             now += 1
-            print(f"\n{SEPARATOR}\n{prompt}" if now < num_samples else "\n", end="", flush=True)
+            put(f"\n{SEPARATOR}\n{prompt}" if now < num_samples else "\n")

@@ -19,6 +19,7 @@ from groundling.errors import GroundlingError
 from groundling.serve import orders, pages, rankings, runs, xray
 from groundling.serve.auth import keeper
 from groundling.serve.errors import ApiError, in_time
+from groundling.serve.faults import explain, unreadable
 from groundling.serve.guard import Bodies, Ledger, Origins, error_response
 from groundling.serve.logs import EventLog
 from groundling.serve.openai import Performance
@@ -241,13 +242,14 @@ def _explain_errors(app: FastAPI) -> None:
     async def users(_: Request, error: Exception) -> Response:
         return error_response(ApiError(400, " ".join(str(error).split()), "invalid_value"))
 
-    async def wrong_body(_: Request, error: Exception) -> Response:
+    async def wrong_body(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return error_response(_first_fault(error))
+        return error_response(explain(error, request.scope.get("endpoint")))
 
     async def of_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(ApiError(error.status_code, str(error.detail), _code(error.status_code)))
+        detail = str(error.detail) if error.__cause__ is None else unreadable(error.__cause__)
+        return error_response(ApiError(error.status_code, detail, _code(error.status_code)))
 
     app.add_exception_handler(ApiError, ours)
     app.add_exception_handler(GroundlingError, users)
@@ -257,20 +259,6 @@ def _explain_errors(app: FastAPI) -> None:
 
 def _code(status: int) -> str:
     return {404: "not_found", 405: "method_not_allowed"}.get(status, "bad_request")
-
-
-def _first_fault(error: RequestValidationError) -> ApiError:
-    """The first field that is not as it has to be, by name; never what was in it."""
-    fault = error.errors()[0]
-    place = [str(part) for part in fault["loc"]]
-    if fault["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {fault['ctx']['error']}", "invalid_json")
-    field = place[1] if len(place) > 1 else None
-    if fault["type"] in ("extra_forbidden", "none_required"):
-        named = ".".join(place[1:])
-        return ApiError(400, f"{named[:200]} is not supported here; leave it out", "unsupported_field", named[:200])
-    said = fault["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{field or 'the body'}: {said}", "invalid_value", field)
 
 
 def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float], None]:

@@ -41,6 +41,8 @@ class ApiError(Exception):
         """What goes with it."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
+        if self.code == "unsupported_encoding":
+            return {"Accept-Encoding": "gzip"}
         return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 

@@ -4,16 +4,19 @@ Plain ASGI, so that no route can be forgotten. Each answers with an error of its
 """
 
 import asyncio
+import ipaddress
 import time
 import uuid
 from collections.abc import Callable, Collection
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from groundling.serve.encodings import check_encodings, check_text, unpacked
 from groundling.serve.errors import ApiError
 from groundling.serve.respond import as_json
 
@@ -30,6 +33,8 @@ SECURITY = {
     "X-Frame-Options": "DENY",
 }
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
+PROBES = ("/health", "/ready")
+"""What a load balancer asks, by whatever name or address it knows; the answer is nobody's secret."""
 WITH_BODY = ("POST", "PUT", "PATCH")
 CLIENTS_OWN = "x-stainless-"
 """What the headers begin with in which OpenAI's client tells of itself."""
@@ -92,6 +97,8 @@ class Ledger:
 class Origins:
     """Refuses requests to other hosts' names (DNS rebinding), and changes that foreign pages ask for (CSRF).
 
+    A request without a Host (HTTP/1.0) is not refused for it: every browser sends one.
+
     Args:
         app: what comes after.
         hosts: names that we go by; none: any.
@@ -99,7 +106,8 @@ class Origins:
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], allowed: Collection[str]) -> None:
-        self._app, self._hosts, self._allowed = app, hosts, {origin.lower().rstrip("/") for origin in allowed}
+        self._app, self._hosts = app, {host_name(host) for host in hosts if host}
+        self._allowed = {origin.lower().rstrip("/") for origin in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -108,7 +116,7 @@ class Origins:
             return
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._hosts and _name(host) not in self._hosts:
+        if not self._goes_by(headers, scope["path"]):
             message = f"this server is not called {host[:100]!r}; allow the name with --allowed-hosts"
             await error_response(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
             return
@@ -143,6 +151,11 @@ class Origins:
 
         await self._app(scope, receive, with_cors)
 
+    def _goes_by(self, headers: Headers, path: str) -> bool:
+        """Whether a request calls us by a name of ours, or needs none."""
+        given = headers.getlist("host")
+        return not self._hosts or path in PROBES or not given or host_name(given[0]) in self._hosts
+
     @staticmethod
     def _is_own(origin: str, host: str) -> bool:
         try:
@@ -160,11 +173,19 @@ def _cors(origin: str) -> dict[str, str]:
     }
 
 
-def _name(host: str) -> str:
-    """A host's name without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+def host_name(host: str) -> str:
+    """A host's name, in one spelling, without its port: of `LOCALHOST.:8000`, `[0:0::1]` and `::1`.
+
+    What is no host is returned as it is, and is nobody's name.
+    """
+    name, has_port, port = host.rpartition(":")
+    if not has_port or not port.isdecimal() or (":" in name and not name.endswith("]")):
+        name = host
+    inside = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    try:
+        return str(ipaddress.ip_address(inside.partition("%")[0]))
+    except ValueError:
+        return name.lower().removesuffix(".")
 
 
 class Bodies:
@@ -184,10 +205,15 @@ class Bodies:
         if scope["type"] != "http" or scope["method"] not in WITH_BODY:
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         try:
-            self._check(Headers(scope=scope))
+            self._check(headers)
+            is_packed = check_encodings(headers)
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(receive)
+            if is_packed and body:
+                body = await run_in_threadpool(unpacked, body, self._most_bytes)
+            check_text(body or b"", headers)
         except TimeoutError:
             error = ApiError(408, f"the body did not come within {self._timeout_s:g} s", "request_timeout")
             await _closing(error)(scope, receive, send)

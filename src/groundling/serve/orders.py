@@ -16,13 +16,14 @@ from groundling.errors import ConfigError, DataError
 from groundling.model.layers import at_least_float32
 from groundling.sample.choose import SamplingConfig, Token
 from groundling.sample.generate import prompt_ids
+from groundling.serve.conversation import conversation, not_sayable
 from groundling.serve.errors import ApiError
 from groundling.serve.forms import ChatForm, Form, TextForm
 from groundling.serve.generation import Shown, offsets
 from groundling.serve.registry import Served, Theatre
 from groundling.serve.safety import Finding
 from groundling.serve.schema import ChatRequest, CompletionRequest, Sampling
-from groundling.text.chat import Message, check_messages
+from groundling.text.chat import Message
 
 LONG_TEXT = 20_000
 """Characters from which on turning text into ids is left to another thread."""
@@ -76,7 +77,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
     limit = _limit(theatre, asked, theatre.config.max_tokens, field)
     n_likely = (body.top_logprobs or 0) if body.logprobs else None
     with _room(theatre, body, 1):
-        messages = [Message("system" if m.role == "developer" else m.role, m.text()) for m in body.messages]
+        messages = conversation(body.messages)
         ids = await _chat_ids(served, messages)
         findings: list[Finding] = []
         if theatre.safety is not None:
@@ -101,13 +102,14 @@ async def _chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
     """A conversation as the model reads it."""
     chat, tokenizer = served.bundle.chat, served.bundle.tokenizer
     assert chat is not None
+    if messages[-1].role != "user":
+        place = f"messages.{len(messages) - 1}.role"
+        message = f'{place} is "{messages[-1].role}"; the last message has to be the user\'s, for the reply follows it'
+        raise ApiError(400, message, "invalid_value", place)
     try:
-        check_messages(messages, "messages")
-        if messages[-1].role != "user":
-            raise DataError("messages: the last one has to be the user's, for the reply follows it")
         ids = await _encoded(lambda: chat.prompt(messages, tokenizer), sum(len(m.content) for m in messages))
     except DataError as error:
-        raise ApiError(400, str(error), "invalid_value", "messages") from error
+        raise await run_in_threadpool(not_sayable, messages, tokenizer, error) from error
     if len(ids) >= served.bundle.config.block_size:
         raise _too_long(len(ids), served, "messages")
     return ids
@@ -127,29 +129,34 @@ async def completion_order(theatre: Theatre, body: CompletionRequest) -> Order:
     _require_few_logprobs(body, len(given) * (limit + n_read), body.logprobs, "logprobs")
     config = _sampling(body, limit, body.logprobs, served)
     with _room(theatre, body, len(given)):
-        prompts = [await _prompt(theatre, served, one, body) for one in given]
+        several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+        places = [f"prompt.{number}" if several else "prompt" for number in range(len(given))]
+        prompts = [await _prompt(theatre, served, one, body, place) for one, place in zip(given, places, strict=True)]
     form = TextForm(served.name, served.fingerprint, served.words, body.logprobs is not None)
     return _order(served, prompts, config, body, form)
 
 
-async def _prompt(theatre: Theatre, served: Served, given: str | list[int], body: CompletionRequest) -> Prompt:
+async def _prompt(
+    theatre: Theatre, served: Served, given: str | list[int], body: CompletionRequest, place: str
+) -> Prompt:
     tokenizer, findings = served.bundle.tokenizer, list[Finding]()
 
     async def ids_of(text: str) -> list[int]:
-        return _that_fit(await _encoded(lambda: prompt_ids(tokenizer, text), len(text)), served)
+        return _that_fit(await _encoded(lambda: prompt_ids(tokenizer, text), len(text)), served, place)
 
     try:
         if isinstance(given, str):
             text, ids = given, await ids_of(given)
         else:
-            ids = _that_fit(given, served)
+            ids = _that_fit(given, served, place)
+            _require_known(ids, tokenizer.vocab_size, place)
             text = await run_in_threadpool(tokenizer.decode, ids)
         if theatre.safety is not None:
             checked, findings = await run_in_threadpool(theatre.safety.check_prompt, text)
             if checked != text:
                 text, ids = checked, await ids_of(checked)
     except DataError as error:
-        raise ApiError(400, str(error), "invalid_value", "prompt") from error
+        raise ApiError(400, f"{place}: {error}", "invalid_value", place) from error
     prompt = Prompt(ids, findings)
     if body.echo and not prompt.blocked:
         tokens = [Token(id) for id in ids]
@@ -160,10 +167,17 @@ async def _prompt(theatre: Theatre, served: Served, given: str | list[int], body
     return prompt
 
 
-def _that_fit(ids: list[int], served: Served) -> list[int]:
+def _that_fit(ids: list[int], served: Served, place: str) -> list[int]:
     if len(ids) > served.bundle.config.block_size:
-        raise _too_long(len(ids), served, "prompt")
+        raise _too_long(len(ids), served, place)
     return ids
+
+
+def _require_known(ids: Sequence[int], n_ids: int, place: str) -> None:
+    unknown = next((number for number, id in enumerate(ids) if id >= n_ids), None)
+    if unknown is not None:
+        message = f"{place}.{unknown} is {ids[unknown]}; the model's tokens are 0 to {n_ids - 1}"
+        raise ApiError(400, message, "invalid_value", f"{place}.{unknown}")
 
 
 @contextmanager
@@ -210,7 +224,8 @@ async def _encoded(encode: Any, n_characters: int) -> list[int]:
 
 def _too_long(n: int, served: Served, param: str) -> ApiError:
     size = served.bundle.config.block_size
-    message = f"the prompt has {n} tokens, and {served.name} reads {size} at most; shorten it"
+    what = param if "." in param else "the prompt"
+    message = f"{what} has {n} tokens, and {served.name} reads {size} at most; shorten it"
     return ApiError(400, message, "context_length_exceeded", param)
 
 

@@ -43,7 +43,9 @@ class Answer(Body):
     question: str = Field(min_length=1, max_length=100)
     choice: Literal["tie", "skip"] | Best | Groups
     rater: Rater
-    key: str = Field(pattern=r"^[A-Za-z0-9._-]{8,100}$")
+    key: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{8,100}$", description="8 to 100 letters, digits, dots, underscores or hyphens"
+    )
 
 
 class TrainRequest(Body):

@@ -29,11 +29,11 @@ from groundling.manifest import MANIFEST, read_manifest
 from groundling.model.gpt import GPT
 from groundling.sample.attention import HeadScores, Look, look, score_heads
 from groundling.sample.generate import prompt_ids
+from groundling.serve.conversation import conversation, not_sayable
 from groundling.serve.errors import ApiError
 from groundling.serve.registry import Served, Theatre
 from groundling.serve.respond import as_json
 from groundling.serve.schema import Body, ChatMessage, Text
-from groundling.text.chat import Message, check_messages
 
 T = TypeVar("T")
 AT_ONCE = 2
@@ -53,7 +53,9 @@ class XrayRequest(Body):
     """A text to be looked through: a prompt, or the messages of a conversation."""
 
     model: str = Field(min_length=1, max_length=200)
-    checkpoint: Annotated[str, Field(pattern=r"^(best|last|[0-9]{1,12})$")] | None = None
+    checkpoint: (
+        Annotated[str, Field(pattern=r"^(best|last|[0-9]{1,12})$", description='"best", "last", or a step')] | None
+    ) = None
     """Of a run: "best", "last", or a step."""
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000)
@@ -210,23 +212,22 @@ def _checkpoints(served: Served) -> list[dict[str, Any]]:
 
 
 def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
+    tokenizer = bundle.tokenizer
+    if body.prompt is not None:
+        try:
+            return prompt_ids(tokenizer, body.prompt)
+        except DataError as error:
+            raise ApiError(400, f"prompt: {error}", "invalid_value", "prompt") from error
+    if bundle.chat is None:
+        raise ApiError(400, f"{body.model} was never taught to answer; give a prompt", "not_a_chat_model", "messages")
+    assert body.messages is not None
+    messages = conversation(body.messages)
     try:
-        if body.prompt is not None:
-            return prompt_ids(bundle.tokenizer, body.prompt)
-        if bundle.chat is None:
-            raise ApiError(
-                400, f"{body.model} was never taught to answer; give a prompt", "not_a_chat_model", "messages"
-            )
-        assert body.messages is not None
-        roles = {"developer": "system"}
-        messages = [Message(roles.get(m.role, m.role), m.text()) for m in body.messages]  # type: ignore[arg-type]
-        check_messages(messages, "messages")
         if messages[-1].role == "assistant":  # what was said already is looked through, up to its last word
-            return bundle.chat.render(messages, bundle.tokenizer).ids[:-1]
-        return bundle.chat.prompt(messages, bundle.tokenizer)
+            return bundle.chat.render(messages, tokenizer).ids[:-1]
+        return bundle.chat.prompt(messages, tokenizer)
     except DataError as error:
-        param = "prompt" if body.messages is None else "messages"
-        raise ApiError(400, str(error), "invalid_value", param) from error
+        raise not_sayable(messages, tokenizer, error) from error
 
 
 def _check_size(ids: Sequence[int], bundle: Bundle) -> None:

@@ -119,6 +119,33 @@ class ChatFormat:
         return [*self.render(messages, tokenizer).ids, self.assistant]
 
 
+class WrongTurn(NamedTuple):
+    """A message that is not the one whose turn it is; as a text: "is the user's where ..."."""
+
+    number: int
+    """Of the message, from 0."""
+    role: Role | None
+    """None: there is no such message."""
+    expected: Role
+
+    def __str__(self) -> str:
+        came = "is missing" if self.role is None else f"is the {self.role}'s"
+        return (
+            f"{came} where the {self.expected}'s is expected; "
+            "after at most one system message, user and assistant speak in turns"
+        )
+
+
+def wrong_turn(messages: Sequence[Message]) -> WrongTurn | None:
+    """The first message out of turn: there may be a system message, then the user and the assistant in turns."""
+    n_system = int(bool(messages) and messages[0].role == "system")
+    for number, message in enumerate(messages[n_system:], n_system):
+        expected: Role = ("user", "assistant")[(number - n_system) % 2]
+        if message.role != expected:
+            return WrongTurn(number, message.role, expected)
+    return WrongTurn(n_system, None, "user") if len(messages) == n_system else None
+
+
 def check_messages(messages: Sequence[Message], where: str) -> None:
     """Check that a conversation is one: perhaps a system message, then the user and the assistant in turns.
 
@@ -127,14 +154,8 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
     """
     if not messages:
         raise DataError(f"{where}: there are no messages")
-    turns = [message.role for message in messages]
-    n_system = int(turns[0] == "system")
-    for number, role in enumerate(turns[n_system:]):
-        expected = ("user", "assistant")[number % 2]
-        if role != expected:
-            raise DataError(
-                f"{where}: message {n_system + number + 1} is the {role}'s where the {expected}'s is expected; "
-                "after at most one system message, user and assistant speak in turns"
-            )
-    if len(turns) == n_system:
+    wrong = wrong_turn(messages)
+    if wrong is not None and wrong.role is None:
         raise DataError(f"{where}: there is only a system message")
+    if wrong is not None:
+        raise DataError(f"{where}: message {wrong.number + 1} {wrong}")

@@ -1,0 +1,135 @@
+"""A value and a JSON schema in words: "null", "a list", "a number from 0 to 2", "a text, or a list of texts"."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Schema = Mapping[str, Any]
+MOST_DIGITS = 25
+
+
+def kinds(value: Any) -> frozenset[str]:
+    """The JSON types that a value is of: a whole number is a number, too, and 5.0 is the whole number 5."""
+    if value is None:
+        return frozenset(["null"])
+    if isinstance(value, bool):
+        return frozenset(["boolean"])
+    if isinstance(value, (int, float)):
+        return frozenset(["number", "integer"] if isinstance(value, int) or value.is_integer() else ["number"])
+    return frozenset(["string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"])
+
+
+def kind_of(schema: Schema) -> str | None:
+    """The JSON type that a schema asks for."""
+    found: str | None = schema.get("type")
+    return found
+
+
+def came(value: Any) -> str:
+    """What a value is. A text's or a list's content is not told, for it can be long, and private."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+    if isinstance(value, (int, float)):
+        text = f"{value}"
+        return text if len(text) <= MOST_DIGITS else f"a number of {len(text):,} digits"
+    if isinstance(value, str):
+        return "a text" if value else "empty"
+    name = "list" if isinstance(value, list) else "object"
+    return f"{'a' if value and name == 'list' else 'an'} {'' if value else 'empty '}{name}"
+
+
+def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
+    """What a schema asks for.
+
+    Args:
+        schema: of the value.
+        whole: holds the definitions that it refers to.
+        sizes: also tell how long texts and lists may be.
+    """
+    schema = _resolved(schema, whole)
+    if "anyOf" in schema:
+        options = [option for option in schema["anyOf"] if option.get("type") != "null"]
+        return listed([expected(option, whole) for option in options])
+    if "const" in schema or "enum" in schema:
+        return listed([_literal(value) for value in schema.get("enum", [schema.get("const")])], " or ")
+    if "description" in schema and schema["type"] == "string":
+        return str(schema["description"])
+    match schema.get("type"):
+        case "string":
+            return f"a text{_size(schema, 'Length', 'characters') if sizes else ''}"
+        case "integer" | "number":
+            return f"a {'whole ' if schema['type'] == 'integer' else ''}number{_range(schema)}"
+        case "boolean":
+            return "true or false"
+        case "array":
+            items = _plural(schema.get("items", {}), whole)
+            return f"a list of {_size(schema, 'Items', items)[4:] or items}" if sizes else f"a list of {items}"
+        case "object":
+            return f"an object {_inside(schema, whole)}"
+    return "left out"
+
+
+def listed(words: Sequence[str], last: str = ", or ") -> str:
+    """Words in a row: "a, b, or c"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}{last}{words[-1]}"
+
+
+def _resolved(schema: Schema, whole: Schema) -> Schema:
+    while "$ref" in schema:
+        schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def _literal(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else came(value)
+
+
+def _inside(schema: Schema, whole: Schema) -> str:
+    if "properties" in schema:
+        return f"with {listed(schema.get('required') or list(schema['properties']), ' and ')}"
+    return f"of {_plural(schema.get('additionalProperties', {}), whole)}"
+
+
+def _plural(schema: Schema, whole: Schema) -> str:
+    schema = _resolved(schema, whole)
+    if "const" in schema or "enum" in schema:
+        return expected(schema, whole)
+    match schema.get("type"):
+        case "string":
+            return "texts"
+        case "integer":
+            return "whole numbers"
+        case "number":
+            return "numbers"
+        case "array":
+            return f"lists of {_plural(schema.get('items', {}), whole)}"
+        case "object":
+            return f"objects {_inside(schema, whole)}"
+    return "values"
+
+
+def _size(schema: Schema, what: str, unit: str) -> str:
+    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
+    if most is None:
+        return f" of {least:,} or more {unit}" if least else ""
+    return f" of {least:,} to {most:,} {unit}" if least else f" of at most {most:,} {unit}"
+
+
+def _range(schema: Schema) -> str:
+    is_whole = schema["type"] == "integer"
+    least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    most, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if is_whole and below is not None:
+        most, below = int(below) - 1, None
+    if least is not None and most is not None:
+        return f" from {_number(least)} to {_number(most)}"
+    low = f"at least {_number(least)}" if least is not None else "" if above is None else f"above {_number(above)}"
+    high = f"at most {_number(most)}" if most is not None else "" if below is None else f"below {_number(below)}"
+    both = " and ".join(part for part in (low, high) if part)
+    return f" {both}" if both else ""
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
