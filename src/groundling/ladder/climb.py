@@ -201,8 +201,10 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
 def _state(rung: Rung, model: nn.Module, batches: Batches, picked: runtime.Runtime) -> TrainState:
     objective = Objective(model, autocast=picked.autocast)
     compile_objective(objective, picked, say)
-    # PyTorch's own defaults for AdamW, which the lecture does not change.
-    optimizers = Optimizers(model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), weight_decay=0.01))
+    # torch.optim.AdamW(model.parameters(), lr), as the lecture calls it: PyTorch's defaults, one decay for all tensors.
+    optimizers = Optimizers(
+        model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, decay_all=True)
+    )
     return TrainState(model, objective, optimizers, batches)
 
 
