@@ -5,7 +5,9 @@ The JSONL file is the record; the console, TensorBoard and Weights & Biases are 
 
 import importlib.util
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -64,16 +66,23 @@ def read_records(path: Path) -> list[Record]:
 
 
 class ConsoleSink:
-    """A bar with the newest figures on a terminal; a line for each evaluation, and now and then one, elsewhere."""
+    """A bar with the newest figures on a terminal; a line for each evaluation, and now and then one, elsewhere.
+
+    Args:
+        n_steps: of the whole run.
+        first_step: where it begins.
+        plain_every_s: without a terminal, also print a record that comes this many seconds after the last line.
+    """
 
     PLAIN_EVERY = 10
     """Without a terminal, print every n-th training record."""
 
-    def __init__(self, n_steps: int, first_step: int = 0) -> None:
+    def __init__(self, n_steps: int, first_step: int = 0, plain_every_s: float = math.inf) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._seen = 0
+        self._plain_every_s, self._said_at = plain_every_s, 0.0
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._progress = Progress(
@@ -93,7 +102,9 @@ class ConsoleSink:
         text = describe(record)
         if self._progress is None:
             self._seen += 1
-            if "val_loss" in record or (self._seen - 1) % self.PLAIN_EVERY == 0:
+            is_late = time.monotonic() - self._said_at >= self._plain_every_s
+            if "val_loss" in record or is_late or (self._seen - 1) % self.PLAIN_EVERY == 0:
+                self._said_at = time.monotonic()
                 eta = f"  ETA {record['eta_s']:.0f} s" if "eta_s" in record else ""
                 self.say(f"step {record['step']}: {text}{eta}")
             return

@@ -13,6 +13,7 @@ import torch
 
 from groundling.config import parse
 from groundling.data import corpus as corpora
+from groundling.data.batches import Batches
 from groundling.errors import ConfigError, TrainingError
 from groundling.evals.loss import whole_split_loss
 from groundling.ladder import chart, climb
@@ -70,7 +71,7 @@ def test_it_is_the_lectures_own_loop(name, corpus):
     torch.manual_seed(3)
     model = rung.build(corpus.tokenizer.vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rung.lr)
-    batches = climb.Batches(corpus.train.ids, block_size=8, batch_size=rung.batch_size, order="random", seed=3)
+    batches = Batches(corpus.train.ids, block_size=8, batch_size=rung.batch_size, order="random", seed=3)
     for _ in range(5):
         (batch,) = batches.next_step()
         loss = loss_sum(model(batch.idx_BT), batch.targets_BT) / batch.n_targets
