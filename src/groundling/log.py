@@ -125,6 +125,8 @@ def describe(record: Record) -> str:
     parts = []
     if "val_loss" in record:
         parts.append(f"validation loss {record['val_loss']:.4f} (best {record['best_val_loss']:.4f})")
+    if "train_loss" in record:
+        parts.append(f"training loss {record['train_loss']:.4f}")
     if "loss" in record:
         parts.append(f"loss {record['loss']:.4f}")
     if "tokens_per_s" in record:

@@ -23,7 +23,7 @@ from groundling.ladder.s8_scaled import ScaledModel
 from groundling.ladder.s9_production import production_gpt
 from groundling.log import ConsoleSink, JsonlSink, Sink, read_records
 from groundling.model.gpt import GPT
-from groundling.runtime import Runtime
+from groundling.runtime import Peak, Runtime
 from groundling.train import rundir
 from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, restore
 from groundling.train.estimate import describe_seconds
@@ -153,7 +153,6 @@ class _RungWatcher(RunWatcher):
         self._started = started - state.progress.wall_s
         self._saved_s = time.perf_counter()
         self._console = ConsoleSink(n_steps, state.progress.step, plain_every_s=2.0)
-        self._peak = runtime.measure_matmul_peak(picked.device, picked.compute_dtype)
         super().__init__(
             plan=Plan(
                 n_steps=n_steps,
@@ -165,12 +164,13 @@ class _RungWatcher(RunWatcher):
             ),
             picked=picked,
             val_tokens=corpus.val.ids,
+            train_tokens=corpus.train.ids,
             save=self._write,
             speak=str,
             sinks=self._make_sinks(state, picked),
             stop=stop,
             flops_per_token=gpt.flops_per_token(),
-            peak_flops=self._peak,
+            peak=Peak(runtime.measure_matmul_peak(picked.device, picked.compute_dtype)),
             say=self._console.say,
         )
         self.resume_at(state)
@@ -206,11 +206,12 @@ class _RungWatcher(RunWatcher):
             train_s=round(progress.train_s, 3),
             wall_s=round(time.perf_counter() - self._started, 3),
             val_loss=progress.val_loss,
+            train_loss=progress.train_loss,
             best_val_loss=None if progress.best_step is None else progress.best_val_loss,
             best_step=progress.best_step,
             parameters=sum(parameter.numel() for parameter in state.model.parameters()),
             tokens_per_s=None if speed is None else round(speed, 1),
-            utilisation=None if speed is None else round(speed * self._flops_per_token / self._peak, 4),
+            utilisation=None if speed is None else round(self._peak.share(speed * self._flops_per_token), 4),
             memory_mb=round(runtime.peak_memory_bytes(self.picked.device) / 1e6, 1),
         )
         if stopped:
