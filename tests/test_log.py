@@ -128,6 +128,17 @@ def test_people_are_spoken_to_on_stderr(capsys):
     assert capsys.readouterr() == ("", "hello\n")
 
 
+def test_what_takes_a_while_is_said_before_it_begins(capsys, monkeypatch):
+    with log.busy("measuring ..."):
+        assert capsys.readouterr() == ("", "measuring ...\n")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with log.busy("measuring ..."):
+        pass
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "measuring ..." in said.err
+
+
 def test_a_missing_extra_reaches_the_parent_of_a_worker_as_it_was_raised():
     error = copy.copy(MissingExtraError("wandb", "track"))  # in the way that a pickle takes
     assert type(error) is MissingExtraError

@@ -8,7 +8,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -205,6 +206,18 @@ def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_
 def say(text: str) -> None:
     """Print one line for people, on stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Say what takes a while; on a terminal it stands there, moving, until the block ends."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        say(text)
+        yield
+        return
+    with console.status(text):
+        yield
 
 
 def print_table(table: Table) -> None:

@@ -22,21 +22,18 @@ from groundling import atomicio
 from groundling.config import parse
 from groundling.data.corpus import Corpus, DataConfig, prepare
 from groundling.errors import require
-from groundling.evals.loss import random_batches_loss, whole_split_loss
-from groundling.ladder.begin import SMALL, begin
-from groundling.ladder.long_run import LongRun, RungStoppedError, Trained, train_recorded
+from groundling.evals.loss import random_batches_loss
+from groundling.ladder.begin import SMALL
+from groundling.ladder.long_run import LongRun, RungStoppedError, train_recorded
 from groundling.ladder.rungs import RUNGS, Rung, find_rung
+from groundling.ladder.short_run import Trained, train_unrecorded
 from groundling.ladder.side_by_side import n_cores, side_by_side
-from groundling.log import print_table, say
+from groundling.log import busy, print_table, say
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate_ids
 from groundling.sample.sequences import row_generator
 from groundling.text.tokenizer import Tokenizer
 from groundling.train import rundir
-from groundling.train.loop import Watcher, train
-from groundling.train.schedule import ScheduleConfig
-from groundling.train.state import TrainState
-from groundling.train.step import StepStats
 
 NOTE = (
     "val_loss is over the whole validation split; the lecture estimates its own on 200 random batches, "
@@ -116,29 +113,6 @@ class RungResult:
         return {name: getattr(self, name) for name in RECORDED}
 
 
-class _Curves(Watcher):
-    """Keeps the losses of a rung on its way, and counts only the time of training."""
-
-    def __init__(self, n_steps: int, evaluate: Callable[[], float]) -> None:
-        # Ever further apart, as a curve flattens: the whole split takes as long as seventy steps of a small rung.
-        self.evaluated_steps = {round(n_steps * (k / 6) ** 2) for k in range(7)}
-        self.evaluate, self._record_every = evaluate, max(1, n_steps // 100)
-        self.losses: list[tuple[int, float]] = []
-        self.val_losses: list[tuple[int, float]] = []
-        self._since: list[float] = []
-
-    def before_step(self, state: TrainState) -> None:
-        step = state.progress.step
-        if step in self.evaluated_steps:
-            self.val_losses.append((step, self.evaluate()))
-
-    def after_step(self, state: TrainState, stats: StepStats) -> None:
-        self._since.append(stats.loss)
-        if len(self._since) == self._record_every:
-            self.losses.append((state.progress.step, sum(self._since) / len(self._since)))
-            self._since.clear()
-
-
 @contextmanager
 def _same_threads_afterwards() -> Iterator[None]:
     n_threads = torch.get_num_threads()
@@ -170,18 +144,22 @@ def train_rung(
     corpus = corpus or prepare(DataConfig(), block_size=8)
     n_steps = rung.steps if steps is None else steps
     if run is None or name in SMALL:
-        trained = _train_unrecorded(rung, corpus, n_steps, seed)
-    else:
-        trained = train_recorded(run, rung, corpus, n_steps=n_steps, seed=seed)
+        return _result(rung, train_unrecorded(rung, corpus, n_steps, seed), corpus, seed)
+    trained = train_recorded(run, rung, corpus, n_steps=n_steps, seed=seed)
+    with busy(f"{name}: the loss on random batches, and a sample ..."):
+        return _result(rung, trained, corpus, seed)
+
+
+def _result(rung: Rung, trained: Trained, corpus: Corpus, seed: int) -> RungResult:
     model = trained.state.model
     block_size = int(model.block_size)  # type: ignore[arg-type]
     return RungResult(
-        rung=name,
+        rung=rung.name,
         adds=rung.adds,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         val_loss=trained.val_losses[-1][1],
         val_loss_random_batches=random_batches_loss(
-            model, corpus.val.ids, block_size, n_batches=200 if name in SMALL else 20, batch_size=rung.batch_size
+            model, corpus.val.ids, block_size, n_batches=200 if rung.name in SMALL else 20, batch_size=rung.batch_size
         ),
         lecture_val_loss=rung.lecture_val_loss,
         seconds=round(trained.seconds, 2),
@@ -190,19 +168,6 @@ def train_rung(
         val_losses=trained.val_losses,
         model=model,
     )
-
-
-def _train_unrecorded(rung: Rung, corpus: Corpus, n_steps: int, seed: int) -> Trained:
-    state, picked = begin(rung, corpus, seed)
-    start = time.perf_counter()
-    block_size = int(state.model.block_size)  # type: ignore[arg-type]
-
-    def evaluate() -> float:
-        return whole_split_loss(state.model, corpus.val.ids, block_size, picked.autocast)
-
-    curves = _Curves(n_steps, evaluate)
-    train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=curves)
-    return Trained(state, picked, curves.losses, curves.val_losses, time.perf_counter() - start)
 
 
 def sample_of(model: nn.Module, tokenizer: Tokenizer, seed: int, n_tokens: int = 120) -> str:

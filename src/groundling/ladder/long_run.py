@@ -21,6 +21,7 @@ from groundling.ladder.begin import begin
 from groundling.ladder.rungs import Rung
 from groundling.ladder.s8_scaled import ScaledModel
 from groundling.ladder.s9_production import production_gpt
+from groundling.ladder.short_run import Trained
 from groundling.log import ConsoleSink, JsonlSink, Sink, read_records
 from groundling.model.gpt import GPT
 from groundling.runtime import Peak, Runtime
@@ -57,17 +58,6 @@ class LongRun:
     """Remove it."""
     save_every_s: float = 120.0
     """Seconds between checkpoints: what a crash can cost."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run leaves: the state, and the losses on the way as (step, loss)."""
-
-    state: TrainState
-    picked: Runtime
-    losses: list[tuple[int, float]]
-    val_losses: list[tuple[int, float]]
-    seconds: float
 
 
 def train_recorded(run: LongRun, rung: Rung, corpus: Corpus, *, n_steps: int, seed: int) -> Trained:
