@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from groundling.runtime import Peak
+
 Record = dict[str, Any]
 
 PEERS = {
@@ -23,7 +25,7 @@ def conclude(record: Record) -> Record:
     share = None
     if record["bandwidths"]:
         peak = max(each["bytes_per_s"] for each in record["bandwidths"])
-        share = record["bandwidths"][-1]["bytes"] * speed / peak
+        share = Peak(peak).share(record["bandwidths"][-1]["bytes"] * speed)
     return {
         **record,
         "how": best["how"],

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from groundling import runtime
-from groundling.ladder.climb import SMALL, train_rung
+from groundling.ladder.begin import SMALL
+from groundling.ladder.climb import train_rung
 from groundling.ladder.rungs import RUNGS
 
 MOST_APART = 0.06

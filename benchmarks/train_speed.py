@@ -286,7 +286,7 @@ class Worker:
             "tokens_per_s": tokens_per_s,
             "flops_per_s": flops_per_s,
             "peaks_flops_per_s": self.peaks,
-            "utilisation": flops_per_s / median(self.peaks),
+            "utilisation": runtime.Peak(median(self.peaks)).share(flops_per_s),
             "peak_memory_mb": max(step["memory_mb"] for step in [self.ready["first_step"], *self.steps]),
             "compile_s": self.ready["first_step"]["seconds"],
             "notes": self.ready["notes"],

@@ -66,6 +66,7 @@ EVALUATED = {"val_loss": 1.5, "best_val_loss": 1.25}
 def test_a_record_in_words():
     assert describe(TRAINED) == "loss 2.3457, 12,346 tokens/s, utilisation 50%, 1,234 MB"
     assert describe(EVALUATED) == "validation loss 1.5000 (best 1.2500)"
+    assert describe({**EVALUATED, "train_loss": 1.25}) == "validation loss 1.5000 (best 1.2500), training loss 1.2500"
     assert describe({}) == ""
 
 
@@ -82,6 +83,15 @@ def test_without_a_terminal_a_line_now_and_then_and_one_for_each_evaluation(caps
     assert [line.split(":")[0] for line in lines] == ["step 1", "step 5", "step 10", "step 20"]
     assert lines[1] == "step 5: validation loss 1.5000 (best 1.2500)"
     assert lines[0].endswith("1,234 MB  ETA 100 s")
+
+
+def test_without_a_terminal_slow_steps_are_each_a_line(capsys, monkeypatch):
+    clock = iter([0.0, 0.0, 3.0, 3.0, 4.0, 6.0, 6.0])
+    monkeypatch.setattr("groundling.log.time.monotonic", lambda: next(clock))
+    sink = ConsoleSink(n_steps=9, plain_every_s=2.0)
+    for step in range(1, 5):
+        sink.write({"step": step, **TRAINED})
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["step 1", "step 2", "step 4"]
 
 
 def test_on_a_terminal_a_bar_with_the_newest_figures(capsys, monkeypatch):
@@ -116,6 +126,17 @@ def test_a_package_that_is_not_installed_names_its_extra(tmp_path, monkeypatch, 
 def test_people_are_spoken_to_on_stderr(capsys):
     log.say("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_what_takes_a_while_is_said_before_it_begins(capsys, monkeypatch):
+    with log.busy("measuring ..."):
+        assert capsys.readouterr() == ("", "measuring ...\n")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with log.busy("measuring ..."):
+        pass
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "measuring ..." in said.err
 
 
 def test_a_missing_extra_reaches_the_parent_of_a_worker_as_it_was_raised():

@@ -182,12 +182,18 @@ def test_the_plain_module_is_found_in_what_is_around_it():
     assert runtime.unwrap(plain) is plain
 
 
+def test_what_was_reached_raises_a_peak():
+    peak = runtime.Peak(100.0)
+    assert [peak.share(speed) for speed in (50.0, 100.0, 200.0, 100.0)] == [0.5, 1.0, 1.0, 0.5]
+    assert peak.per_s == 200.0
+    assert runtime.Peak(0.0).share(0.0) == 0.0
+
+
 def test_figures_of_this_machine():
     peak = runtime.measure_matmul_peak(CPU, torch.float32, seconds=0.05)
     assert 1e8 < peak < 1e15
     assert runtime.peak_memory_bytes(CPU) > 50e6
     assert runtime.memory_total_bytes() > 1e8
-    assert 0 < runtime.process_age_s() < 24 * 3600
     about = runtime.environment()
     assert list(about) == ["python", "torch", "system", "processor", "cores", "memory_gb"]
     assert all(about.values())

@@ -298,7 +298,7 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
         CheckpointError: this is not a safetensors file, or it belongs to another model.
     """
     weights = read_tensors(file)
-    _require_fit(weights, model, file)
+    require_fit(weights, model, file)
     return weights
 
 
@@ -319,11 +319,16 @@ def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
     adapter = Adapter.from_tensors(read_tensors(folder / ADAPTER), scale)
     before = load_bundle(base.folder).model
     weights = adapter.applied_to(plain_state_dict(before), model.config.vocab_size)
-    _require_fit(weights, model, folder / ADAPTER)
+    require_fit(weights, model, folder / ADAPTER)
     return weights
 
 
-def _require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:
+def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:
+    """Check that the names and shapes of weights are exactly those of `model`'s `plain_state_dict`.
+
+    Raises:
+        CheckpointError: they are not; `file` is where they were read.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in plain_state_dict(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = [

@@ -5,8 +5,11 @@ The JSONL file is the record; the console, TensorBoard and Weights & Biases are 
 
 import importlib.util
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -64,16 +67,23 @@ def read_records(path: Path) -> list[Record]:
 
 
 class ConsoleSink:
-    """A bar with the newest figures on a terminal; a line for each evaluation, and now and then one, elsewhere."""
+    """A bar with the newest figures on a terminal; a line for each evaluation, and now and then one, elsewhere.
+
+    Args:
+        n_steps: of the whole run.
+        first_step: where it begins.
+        plain_every_s: without a terminal, also print a record that comes this many seconds after the last line.
+    """
 
     PLAIN_EVERY = 10
     """Without a terminal, print every n-th training record."""
 
-    def __init__(self, n_steps: int, first_step: int = 0) -> None:
+    def __init__(self, n_steps: int, first_step: int = 0, plain_every_s: float = math.inf) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._seen = 0
+        self._plain_every_s, self._said_at = plain_every_s, 0.0
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._progress = Progress(
@@ -93,7 +103,9 @@ class ConsoleSink:
         text = describe(record)
         if self._progress is None:
             self._seen += 1
-            if "val_loss" in record or (self._seen - 1) % self.PLAIN_EVERY == 0:
+            is_late = time.monotonic() - self._said_at >= self._plain_every_s
+            if "val_loss" in record or is_late or (self._seen - 1) % self.PLAIN_EVERY == 0:
+                self._said_at = time.monotonic()
                 eta = f"  ETA {record['eta_s']:.0f} s" if "eta_s" in record else ""
                 self.say(f"step {record['step']}: {text}{eta}")
             return
@@ -114,6 +126,8 @@ def describe(record: Record) -> str:
     parts = []
     if "val_loss" in record:
         parts.append(f"validation loss {record['val_loss']:.4f} (best {record['best_val_loss']:.4f})")
+    if "train_loss" in record:
+        parts.append(f"training loss {record['train_loss']:.4f}")
     if "loss" in record:
         parts.append(f"loss {record['loss']:.4f}")
     if "tokens_per_s" in record:
@@ -192,6 +206,18 @@ def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_
 def say(text: str) -> None:
     """Print one line for people, on stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Say what takes a while; on a terminal it stands there, moving, until the block ends."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        say(text)
+        yield
+        return
+    with console.status(text):
+        yield
 
 
 def print_table(table: Table) -> None:

@@ -271,6 +271,25 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float
     return best
 
 
+class Peak:
+    """The most that a machine was seen to do, in FLOP/s or bytes/s, and the share of it that something reaches.
+
+    A measurement can fall below what is reached later, for example while other processes run. What was reached was
+    possible, so it raises the peak: no share is above 1.
+
+    Args:
+        measured: the peak as it was measured.
+    """
+
+    def __init__(self, measured: float) -> None:
+        self.per_s = measured
+
+    def share(self, reached_per_s: float) -> float:
+        """The part of the peak that `reached_per_s` is, from 0 to 1."""
+        self.per_s = max(self.per_s, reached_per_s)
+        return reached_per_s / self.per_s if self.per_s else 0.0
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given; a clock read before says nothing."""
     if device.type == "cuda":
@@ -285,16 +304,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def process_age_s() -> float:
-    """Seconds since this process started, imports and all, where the system tells (Linux); else 0."""
-    try:
-        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        uptime_s = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-        return max(0.0, uptime_s - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def memory_total_bytes() -> int:

@@ -19,6 +19,32 @@ def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[s
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=280, env=env)
 
 
+def test_no_share_of_a_bandwidth_is_above_all_of_it(monkeypatch):
+    """What was read at first came from a cache that something else had emptied."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decode_report
+
+    run = {"tokens": 100, "seconds": 1.0, "how": "", "right": 0, "guessed": 0}
+    record = {"runs": [run], "bandwidths": [{"bytes": 10, "bytes_per_s": 500.0}], "new": 100, "batch": 1}
+    assert decode_report.conclude(record)["bandwidth_share"] == 1.0
+    record["bandwidths"].append({"bytes": 10, "bytes_per_s": 4000.0})
+    assert decode_report.conclude(record)["bandwidth_share"] == 0.25
+
+
+def test_no_share_of_a_matrix_product_peak_is_above_all_of_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import train_speed
+
+    worker = train_speed.Worker.__new__(train_speed.Worker)
+    recipe = train_speed.Recipe(n_layer=1)
+    worker.contestant = train_speed.Contestant(whose="Groundling", dtype="float32", compiled=False, recipe=recipe)
+    step = {"seconds": 1.0, "loss": 4.0, "memory_mb": 1.0}
+    worker.ready, worker.steps = {"parameters": 1, "first_step": step, "notes": []}, [step]
+    for peak, share in ((1.0, 1.0), (4 * recipe.tokens_per_step() * recipe.flops_per_token(), 0.25)):
+        worker.peaks = [peak]
+        assert worker.record()["utilisation"] == share
+
+
 @pytest.fixture(scope="module")
 def tiny_race(tmp_path_factory) -> tuple[str, dict]:
     """One layer, without nanoGPT and, since compiling takes a minute, where no compiler is found."""

@@ -8,8 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from groundling.data.batches import Batch, whole_split
-from groundling.evals.loss import Interrupted, mean_loss, random_batches_loss, whole_split_loss
+from groundling.data.batches import Batch, RandomOffsets, whole_split
+from groundling.evals.loss import (
+    MOST_TRAIN_WINDOWS,
+    TOKENS_AT_ONCE,
+    Interrupted,
+    mean_loss,
+    random_batches_loss,
+    train_loss_estimate,
+    whole_split_loss,
+)
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.model.loss import IGNORE
 
@@ -76,6 +84,38 @@ def test_dropout_is_off(model):
 def test_random_batches_are_those_of_their_seed(model):
     one, again, other = (random_batches_loss(model, TOKENS, 6, n_batches=2, seed=seed) for seed in (1, 1, 2))
     assert one == again != other
+
+
+def test_the_training_loss_is_the_mean_over_random_windows_of_its_own(model):
+    generator = torch.get_rng_state()
+    loss = train_loss_estimate(model, TOKENS, 6, n_windows=10)
+    assert loss == train_loss_estimate(model, TOKENS, 6, n_windows=10)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert model.training
+    draws = np.random.Generator(np.random.Philox(key=0, counter=[0, 0, 5, 0])).integers(0, 94, 1024)[:10]
+    pieces = torch.from_numpy(np.stack([TOKENS[start : start + 7] for start in draws]).astype(np.int64))
+    model.eval()
+    with torch.no_grad():
+        expected = F.cross_entropy(model(pieces[:, :-1]).flatten(0, 1), pieces[:, 1:].flatten())
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_the_training_loss_is_not_estimated_on_the_windows_that_a_run_draws():
+    own, drawn = RandomOffsets(10_000, 8, 0, purpose=5), RandomOffsets(10_000, 8, 0)
+    assert [own(n) for n in range(5)] != [drawn(n) for n in range(5)]
+
+
+def test_the_training_loss_costs_no_more_than_so_many_windows():
+    shapes = []
+
+    class Counting(Uniform):
+        def forward(self, idx_BT):
+            shapes.append(idx_BT.shape)
+            return super().forward(idx_BT)
+
+    train_loss_estimate(Counting(), TOKENS, 90, n_windows=10_000)
+    assert sum(n for n, _ in shapes) == MOST_TRAIN_WINDOWS
+    assert max(n * length for n, length in shapes) <= TOKENS_AT_ONCE
 
 
 def test_it_computes_in_the_precision_that_was_asked_for(model):

@@ -153,6 +153,7 @@ def last_weights(run: Path) -> dict[str, torch.Tensor]:
 OFTEN = {
     "never": {"eval_every": None, "save_every": None, "log_every": 9},
     "every step": {"eval_every": 1, "save_every": 1, "sample_every": 1, "keep_checkpoints": 1},
+    "without the training loss": {"eval_every": 1, "save_every": 3, "estimate_train_loss": False, "log_every": 1},
     "now and then": {"eval_every": 4, "save_every": 3, "sample_every": 2, "patience": 50, "log_every": 5},
 }
 

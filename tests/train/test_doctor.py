@@ -1,6 +1,7 @@
 """`groundling doctor`: it tells what it should, and its speed is measured."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,26 @@ def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
     assert float(rows["decoding"].split()[0].replace(",", "")) > 10
     assert "tokens/s of that model, by " in rows["decoding"]
     assert "10.8 M parameters" in rows["training"] or "10.7 M parameters" in rows["training"]
+
+
+def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):
+    """Another process was busy while the peak was measured: it is measured again, and what training reached counts."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor, "measure_decoding", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "Engine", lambda model: SimpleNamespace(is_native=False))
+    monkeypatch.setattr(doctor, "measure_training", lambda *_: 1000.0)
+    reached = 1000.0 * GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256)).flops_per_token()
+    for measured, share, peak in (
+        ((1e9, 1e9), "100%", reached),
+        ((1e9, 2 * reached), "50%", 2 * reached),
+        ((4 * reached, 1e9), "25%", 4 * reached),
+    ):
+        peaks = iter(measured)
+        monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_, peaks=peaks: next(peaks))
+        assert doctor.main(["--device", "cpu"]) == 0
+        out = capsys.readouterr().out
+        assert f"1,000 tokens/s without compilation, {share} of the above" in out
+        assert f"{peak / 1e9:,.0f} GFLOP/s" in out
 
 
 def test_it_measures_whole_steps_for_as_long_as_asked():

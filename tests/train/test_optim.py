@@ -74,6 +74,19 @@ def test_it_is_pytorchs_adamw_with_two_groups():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15, msg=name)
 
 
+def test_with_decay_all_it_is_pytorchs_adamw_over_all_parameters():
+    ours, theirs = make_gpt().double(), make_gpt().double()
+    optimizers = Optimizers(ours, OptimConfig(lr=3e-3, betas=(0.9, 0.999), weight_decay=0.01, decay_all=True))
+    oracle = torch.optim.AdamW(theirs.parameters(), lr=3e-3)
+    for step in range(4):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizers.step(1.0)
+        oracle.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15, msg=name)
+
+
 def test_the_factor_is_of_both_optimizers_highest_rates():
     """At a factor of 0 nothing moves, decay included."""
     model = make_gpt()

@@ -32,12 +32,14 @@ def test_the_curves_are_the_records(finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "save_figure", lambda figure, path: figures.append(figure))
     for by in ("step", "n_tokens", "train_s"):
         plot.draw(PlotConfig(runs=(finished_run,), by=by))
-    training, validation = figures[0].axes[0].get_lines()
+    training, validation, estimate = figures[0].axes[0].get_lines()
     assert list(training.get_xdata()) == [1, 2, 3, 4, 5, 6]
     assert list(validation.get_xdata()) == [3, 6]
     assert list(figures[1].axes[0].get_lines()[1].get_xdata()) == [3 * 64, 6 * 64]
     records = plot.read_records(finished_run / "metrics.jsonl")
     assert list(training.get_ydata()) == [r["loss"] for r in records if "loss" in r]
+    assert list(estimate.get_xdata()) == [3, 6]
+    assert list(estimate.get_ydata()) == [r["train_loss"] for r in records if "train_loss" in r]
     assert list(validation.get_ydata()) == [r["val_loss"] for r in records if "val_loss" in r]
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from groundling import atomicio
+from groundling import atomicio, runtime
 from groundling.bundle import load_bundle
 from groundling.data.corpus import prepare
 from groundling.errors import ConfigError, TrainingError
-from groundling.evals.loss import whole_split_loss
+from groundling.evals.loss import train_loss_estimate, whole_split_loss
 from groundling.log import read_records
 from groundling.manifest import read_manifest
 from groundling.train import rundir
@@ -74,6 +74,35 @@ def test_the_loss_that_is_written_down_is_that_of_the_saved_weights_on_the_whole
         model = load_bundle(config.out_dir, checkpoint=step).model
         (written,) = (r["val_loss"] for r in records(config) if r["step"] == step and "val_loss" in r)
         assert whole_split_loss(model, val, 16) == pytest.approx(written, rel=1e-6)
+
+
+def test_the_training_loss_is_estimated_on_the_same_windows_at_each_evaluation(tiny_config, capsys):
+    config = tiny_config(steps=4, eval_every=2, save_every=2, average_decay=0.5, keep_checkpoints=9)
+    summary = pretrain(config)
+    corpus = prepare(config.data, config.model.block_size)
+    n_windows = math.ceil((len(corpus.val.ids) - 1) / 16)
+    for step in (2, 4):
+        model = load_bundle(config.out_dir, checkpoint=step).model
+        (record,) = (r for r in records(config) if r["step"] == step and "val_loss" in r)
+        expected = train_loss_estimate(model, corpus.train.ids, 16, n_windows)
+        assert record["train_loss"] == pytest.approx(expected, rel=1e-6)
+    assert summary.train_loss == record["train_loss"] != summary.val_loss
+    assert f"), training loss {record['train_loss']:.4f}" in capsys.readouterr().err
+    plain = pretrain(replace(tiny_config("plain", steps=2, eval_every=1), estimate_train_loss=False))
+    assert plain.train_loss is None
+    assert not any("train_loss" in r for r in read_records(config.out_dir.parent / "plain" / "metrics.jsonl"))
+
+
+def test_no_share_of_a_peak_is_above_all_of_it(tiny_config, monkeypatch):
+    """The peak was measured while something else ran: what is reached after that was possible all the time."""
+    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1.0)
+    config = tiny_config(steps=6, log_every=1)
+    summary = pretrain(config)
+    shares = [r["utilisation"] for r in records(config) if "utilisation" in r]
+    assert shares[0] == 1.0
+    assert all(0 < share <= 1 for share in (*shares, summary.utilisation))
+    speeds = [r["tokens_per_s"] for r in records(config) if "utilisation" in r]
+    assert shares == pytest.approx([s / max(speeds[: n + 1]) for n, s in enumerate(speeds)], abs=2e-4)
 
 
 @pytest.mark.slow

@@ -84,16 +84,16 @@ class Batch:
 class RandomOffsets:
     """Windows that start anywhere, drawn with replacement, as in the lecture."""
 
-    def __init__(self, n_tokens: int, block_size: int, seed: int) -> None:
+    def __init__(self, n_tokens: int, block_size: int, seed: int, purpose: int = 0) -> None:
         self._n_starts = n_tokens - block_size
-        self._seed = seed
+        self._seed, self._purpose = seed, purpose
         self._block, self._draws = -1, np.empty(0, np.int64)
 
     def __call__(self, sample: int) -> int:
         """The offset of sample number `sample`."""
         block, place = divmod(sample, DRAWS_AT_ONCE)
         if block != self._block:
-            draws = counted_generator(self._seed, purpose=0, number=block).integers(0, self._n_starts, DRAWS_AT_ONCE)
+            draws = counted_generator(self._seed, self._purpose, block).integers(0, self._n_starts, DRAWS_AT_ONCE)
             self._block, self._draws = block, draws
         return int(self._draws[place])
 
@@ -121,7 +121,8 @@ class ShuffledEpochs:
 def counted_generator(seed: int, purpose: int, number: int, part: int = 0) -> np.random.Generator:
     """A counter-based generator (Philox, Salmon et al. 2011): its draws follow from its key and counter alone.
 
-    Purposes in use: 0 and 1 here, 2 the order of examples, 3 of prompts, 4 of a round's replies (`align`).
+    Purposes in use: 0 and 1 here, 2 the order of examples, 3 of prompts, 4 of a round's replies (`align`), 5 the
+    windows on which the training loss is estimated (`evals`).
     """
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, part, purpose, number]))
 

@@ -18,29 +18,23 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from groundling import atomicio, runtime
+from groundling import atomicio
 from groundling.config import parse
-from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, DataConfig, prepare
 from groundling.errors import require
-from groundling.evals.loss import random_batches_loss, whole_split_loss
+from groundling.evals.loss import random_batches_loss
+from groundling.ladder.begin import SMALL
+from groundling.ladder.long_run import LongRun, RungStoppedError, train_recorded
 from groundling.ladder.rungs import RUNGS, Rung, find_rung
+from groundling.ladder.short_run import Trained, train_unrecorded
 from groundling.ladder.side_by_side import n_cores, side_by_side
-from groundling.log import print_table, say
-from groundling.runtime import RuntimeConfig
+from groundling.log import busy, print_table, say
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate_ids
 from groundling.sample.sequences import row_generator
 from groundling.text.tokenizer import Tokenizer
-from groundling.train.compiled import compile_objective
-from groundling.train.loop import Watcher, train
-from groundling.train.optim import OptimConfig, Optimizers
-from groundling.train.schedule import ScheduleConfig
-from groundling.train.state import TrainState
-from groundling.train.step import Objective, StepStats
-from groundling.train.watch import make_deterministic
+from groundling.train import rundir
 
-SMALL = ("s1", "s2", "s3", "s4", "s5", "s6", "s7")
 NOTE = (
     "val_loss is over the whole validation split; the lecture estimates its own on 200 random batches, "
     "as val_loss_random_batches does."
@@ -75,12 +69,17 @@ class LadderConfig:
     at_once: int | None = None
     """How many of the small rungs are trained at the same time; None: as many as there are cores."""
     out_dir: Path = Path("runs/ladder")
-    """Where ladder.json and ladder.png go."""
+    """Where ladder.json and ladder.png go; s8 and s9 have a folder each in it, saved every two minutes."""
+    resume: bool = False
+    """Go on with the s8 or s9 that was stopped in out_dir; the small rungs are trained anew."""
+    overwrite: bool = False
+    """Remove the s8 or s9 that is in out_dir."""
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1, or None")
         at_once = self.at_once
         require(at_once is None or at_once >= 1, f"at_once is {at_once}; it must be at least 1, or None")
+        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
         require(bool(self.names()), "rungs is empty; name some, for example s3,s4")
         for name in self.names():
             find_rung(name)
@@ -114,29 +113,6 @@ class RungResult:
         return {name: getattr(self, name) for name in RECORDED}
 
 
-class _Curves(Watcher):
-    """Keeps the losses of a rung on its way, and counts only the time of training."""
-
-    def __init__(self, n_steps: int, evaluate: Callable[[], float]) -> None:
-        # Ever further apart, as a curve flattens: the whole split takes as long as seventy steps of a small rung.
-        self.evaluated_steps = {round(n_steps * (k / 6) ** 2) for k in range(7)}
-        self.evaluate, self._record_every = evaluate, max(1, n_steps // 100)
-        self.losses: list[tuple[int, float]] = []
-        self.val_losses: list[tuple[int, float]] = []
-        self._since: list[float] = []
-
-    def before_step(self, state: TrainState) -> None:
-        step = state.progress.step
-        if step in self.evaluated_steps:
-            self.val_losses.append((step, self.evaluate()))
-
-    def after_step(self, state: TrainState, stats: StepStats) -> None:
-        self._since.append(stats.loss)
-        if len(self._since) == self._record_every:
-            self.losses.append((state.progress.step, sum(self._since) / len(self._since)))
-            self._since.clear()
-
-
 @contextmanager
 def _same_threads_afterwards() -> Iterator[None]:
     n_threads = torch.get_num_threads()
@@ -147,7 +123,9 @@ def _same_threads_afterwards() -> Iterator[None]:
 
 
 @_same_threads_afterwards()
-def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus: Corpus | None = None) -> RungResult:
+def train_rung(
+    name: str, *, steps: int | None = None, seed: int = 1337, corpus: Corpus | None = None, run: LongRun | None = None
+) -> RungResult:
     """Train one rung as the lecture does: AdamW at a constant rate, on batches from random places.
 
     Args:
@@ -155,55 +133,41 @@ def train_rung(name: str, *, steps: int | None = None, seed: int = 1337, corpus:
         steps: None: as many as the lecture.
         seed: of the initial weights and the batches.
         corpus: the text; None: Tiny Shakespeare by characters.
+        run: where s8 or s9 is recorded, saved, and resumed; None: nowhere, as the small rungs.
 
     Raises:
-        ConfigError: there is no such rung.
+        ConfigError: there is no such rung, or `run` has one that is neither resumed nor removed.
+        CheckpointError: what `run` is to resume is not there.
+        RungStoppedError: with a `run`, a signal asked for it.
     """
     rung = find_rung(name)
     corpus = corpus or prepare(DataConfig(), block_size=8)
-    torch.manual_seed(seed)
-    model = rung.build(corpus.tokenizer.vocab_size)
-    block_size = int(model.block_size)  # type: ignore[arg-type]
     n_steps = rung.steps if steps is None else steps
-    # A small rung is nothing but the cost of calling its operations: neither threads, nor compiling, nor bfloat16 pay.
-    small = name in SMALL
-    as_small = RuntimeConfig(device="cpu", compile="off", dtype="float32", threads=1)
-    picked = runtime.pick(as_small if small else RuntimeConfig())
-    make_deterministic(picked.device)
-    model.to(picked.device)
-    start = time.perf_counter()
+    if run is None or name in SMALL:
+        return _result(rung, train_unrecorded(rung, corpus, n_steps, seed), corpus, seed)
+    trained = train_recorded(run, rung, corpus, n_steps=n_steps, seed=seed)
+    with busy(f"{name}: the loss on random batches, and a sample ..."):
+        return _result(rung, trained, corpus, seed)
 
-    def evaluate() -> float:
-        return whole_split_loss(model, corpus.val.ids, block_size, picked.autocast)
 
-    curves = _Curves(n_steps, evaluate)
-    batches = Batches(corpus.train.ids, block_size=block_size, batch_size=rung.batch_size, order="random", seed=seed)
-    state = _state(rung, model, batches, picked)
-    train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=curves)
-    seconds = time.perf_counter() - start
+def _result(rung: Rung, trained: Trained, corpus: Corpus, seed: int) -> RungResult:
+    model = trained.state.model
+    block_size = int(model.block_size)  # type: ignore[arg-type]
     return RungResult(
-        rung=name,
+        rung=rung.name,
         adds=rung.adds,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        val_loss=curves.val_losses[-1][1],
+        val_loss=trained.val_losses[-1][1],
         val_loss_random_batches=random_batches_loss(
-            model, corpus.val.ids, block_size, n_batches=200 if small else 20, batch_size=rung.batch_size
+            model, corpus.val.ids, block_size, n_batches=200 if rung.name in SMALL else 20, batch_size=rung.batch_size
         ),
         lecture_val_loss=rung.lecture_val_loss,
-        seconds=round(seconds, 2),
+        seconds=round(trained.seconds, 2),
         sample=sample_of(model, corpus.tokenizer, seed),
-        losses=curves.losses,
-        val_losses=curves.val_losses,
+        losses=trained.losses,
+        val_losses=trained.val_losses,
         model=model,
     )
-
-
-def _state(rung: Rung, model: nn.Module, batches: Batches, picked: runtime.Runtime) -> TrainState:
-    objective = Objective(model, autocast=picked.autocast)
-    compile_objective(objective, picked, say)
-    # PyTorch's own defaults for AdamW, which the lecture does not change.
-    optimizers = Optimizers(model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), weight_decay=0.01))
-    return TrainState(model, objective, optimizers, batches)
 
 
 def sample_of(model: nn.Module, tokenizer: Tokenizer, seed: int, n_tokens: int = 120) -> str:
@@ -240,6 +204,7 @@ def train_rungs(
     seed: int = 1337,
     data: DataConfig | None = None,
     at_once: int | None = None,
+    runs: Callable[[str], LongRun] | None = None,
 ) -> Generator[RungResult, None, None]:
     """Train rungs, the small ones side by side; give each result as it is done.
 
@@ -252,6 +217,7 @@ def train_rungs(
         seed: of the initial weights and the batches.
         data: the text; None: Tiny Shakespeare by characters.
         at_once: how many small rungs at the same time; None: as many as there are cores. 1 needs no workers.
+        runs: where s8 and s9 are recorded, by their names; None: nowhere.
 
     Raises:
         ConfigError: there is no such rung.
@@ -271,7 +237,8 @@ def train_rungs(
     for rung in rungs:
         if n_workers <= 1 or rung.name not in SMALL:
             say(f"{rung.name}: {rung.adds} ...")
-            yield train_rung(rung.name, steps=steps, seed=seed, corpus=corpus)
+            run = None if runs is None else runs(rung.name)
+            yield train_rung(rung.name, steps=steps, seed=seed, corpus=corpus, run=run)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -281,7 +248,11 @@ def main(argv: Sequence[str]) -> int:
 
         return show.main(list(argv[1:]))
     config = parse(LadderConfig, argv, "groundling ladder")
-    climb(config)
+    try:
+        climb(config)
+    except RungStoppedError as stopped:
+        say(str(stopped))
+        return stopped.exit_code
     return 0
 
 
@@ -290,12 +261,20 @@ def climb(config: LadderConfig) -> list[RungResult]:
 
     Raises:
         MissingExtraError: matplotlib is not installed; ladder.json is there all the same.
+        RungStoppedError: s8 or s9 was asked to stop.
     """
     atomicio.make_folder(config.out_dir)
     results: list[RungResult] = []
     start = time.perf_counter()
     names = config.names()
-    with closing(train_rungs(names, steps=config.steps, seed=config.seed, at_once=config.at_once)) as trained:
+
+    begun = [name for name in names if name not in SMALL and rundir.has_run(config.out_dir / name)]
+
+    def run(name: str) -> LongRun:
+        resume = config.resume and (name in begun or not begun)  # s9 is new where only s8 was stopped
+        return LongRun(folder=config.out_dir / name, resume=resume, overwrite=config.overwrite)
+
+    with closing(train_rungs(names, steps=config.steps, seed=config.seed, at_once=config.at_once, runs=run)) as trained:
         for new in trained:
             results = sorted([*results, new], key=lambda result: names.index(result.rung))
             atomicio.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step-00000250/
         bundle/                what sampling needs (groundling.bundle)
-        training.safetensors   optimizer, random generators of all ranks, plain weights where the bundle has averages
+        training.safetensors   optimizer, random generators of all ranks, the trained weights where the bundle's differ
         state.json             step, data position, the config, whose run this is
         manifest.json          size and SHA-256 of each file, written last
 
@@ -11,6 +11,7 @@ Order of writing: a temporary folder, its files, the manifest, fsync, a rename; 
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundling import atomicio, dist
 from groundling.bundle import (
@@ -26,11 +27,12 @@ from groundling.bundle import (
     plain_state_dict,
     read_tensors,
     read_weights,
+    require_fit,
     write_bundle_files,
 )
 from groundling.errors import CheckpointError, StorageError
 from groundling.manifest import change_facts, check_manifest, read_json_object, read_manifest, write_manifest
-from groundling.model.gpt import GPTConfig
+from groundling.model.gpt import GPT, GPTConfig
 from groundling.text.tokenizer import Tokenizer, fingerprint
 from groundling.train.state import Progress, TrainState
 
@@ -56,10 +58,12 @@ class Checkpoints:
     Args:
         folder: `RUN/checkpoints`.
         keep: how many of the newest stay; the one with the lowest validation loss stays besides.
+        as_gpt: of a model that is no GPT, the GPT that computes the same: what the bundle holds. The model's own
+            weights are then kept beside the bundle.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, as_gpt: Callable[[nn.Module], GPT] | None = None) -> None:
+        self.folder, self.keep, self.as_gpt = folder, keep, as_gpt
 
     def path_of(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -75,7 +79,7 @@ class Checkpoints:
         Raises:
             StorageError: it could not be written, and all older checkpoints are still there.
         """
-        tensors, failure = _training_tensors(state), ""
+        tensors, failure = _training_tensors(state, with_weights=self.as_gpt is not None), ""
         target = self.path_of(state.progress.step)
         if dist.is_first():
             try:
@@ -122,7 +126,7 @@ class Checkpoints:
         with atomicio.new_folder(target) as new:
             (new / "bundle").mkdir()
             with state.ready_to_judge():
-                weights = plain_state_dict(state.model)
+                weights = plain_state_dict(self.as_gpt(state.model) if self.as_gpt else state.model)
                 write_bundle_files(new / "bundle", weights, model_config, tokenizer)
             atomicio.write_bytes(new / "training.safetensors", safetensors.torch.save(tensors))
             record = {
@@ -211,12 +215,7 @@ def restore(path: Path, state: TrainState) -> None:
     """
     record = read_state(path)
     tensors = read_tensors(path / "training.safetensors")
-    state.model.load_state_dict(read_weights(path / "bundle" / "model.safetensors", state.model), strict=False)
-    with torch.no_grad():
-        for name, parameter in state.model.named_parameters():
-            if state.average is not None:
-                state.average.mean[name].copy_(parameter)
-                parameter.copy_(tensors.pop(f"weights|{name}"))
+    _restore_weights(path, state, _with_prefix(tensors, "weights|"))
     if state.average is not None:
         state.average.n_updates = record["progress"]["step"]
     state.optimizers.load_state_tensors(_with_prefix(tensors, "optimizer|"))
@@ -227,9 +226,24 @@ def restore(path: Path, state: TrainState) -> None:
         _set_generators(_with_prefix(tensors, f"generator|{dist.rank()}|"))
 
 
-def _training_tensors(state: TrainState) -> dict[str, Tensor]:
+def _restore_weights(path: Path, state: TrainState, trained: dict[str, Tensor]) -> None:
+    """The bundle's weights are the average's, if there is one, else the model's, unless it keeps its own beside."""
+    if trained and state.average is None:
+        require_fit(trained, state.model, path / "training.safetensors")
+        state.model.load_state_dict(trained, strict=False)
+        return
+    state.model.load_state_dict(read_weights(path / "bundle" / "model.safetensors", state.model), strict=False)
+    if state.average is None:
+        return
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            state.average.mean[name].copy_(parameter)
+            parameter.copy_(trained[name])
+
+
+def _training_tensors(state: TrainState, *, with_weights: bool) -> dict[str, Tensor]:
     tensors = {f"optimizer|{key}": value for key, value in state.optimizers.state_tensors().items()}
-    if state.average is not None:
+    if with_weights or state.average is not None:
         for name, parameter in state.model.named_parameters():
             tensors[f"weights|{name}"] = parameter.detach().contiguous()
     device = next(state.model.parameters()).device

@@ -23,7 +23,9 @@ class OptimConfig:
     eps: float = 1e-8
     """Added to AdamW's denominator."""
     weight_decay: float = 0.1
-    """AdamW's decay of matrices and embeddings; norms and biases never decay."""
+    """AdamW's decay of matrices and embeddings; of norms and biases only with decay_all."""
+    decay_all: bool = False
+    """Decay every tensor AdamW updates, norms and biases too, as torch.optim.AdamW(model.parameters()) does."""
     muon_lr: float = 0.02
     """Muon's highest learning rate."""
     muon_momentum: float = 0.95
@@ -61,7 +63,7 @@ class Optimizers:
         matrices, decayed, others = split_parameters(model, muon=config.kind == "muon")
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": others, "weight_decay": config.weight_decay if config.decay_all else 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         self._parts: list[torch.optim.Optimizer] = []

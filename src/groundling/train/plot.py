@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def draw(config: PlotConfig) -> None:
-    """Draw training losses as thin lines and validation losses with marks.
+    """Draw training losses as thin lines, their estimates and validation losses with marks.
 
     Raises:
         DataError: a run has no records.
@@ -55,20 +55,21 @@ def draw(config: PlotConfig) -> None:
             [record["loss"] for record in training],
             linewidth=0.8,
             alpha=0.6,
-            label=f"{run}: loss",
+            label=f"{run}: loss of the batch",
         )
-        measured = [record for record in records if "val_loss" in record]
-        if measured:
-            axes.plot(
-                [_position(along, record["step"]) for record in measured],
-                [record["val_loss"] for record in measured],
-                "o-",
-                color=line.get_color(),
-                markersize=4,
-                label=f"{run}: validation loss",
-            )
-    words = {"step": "step", "n_tokens": "tokens", "train_s": "seconds of training"}
-    axes.set(xlabel=words[config.by], ylabel="nats per token")
+        for kind, words, marks in (("val_loss", "validation loss", "o-"), ("train_loss", "training loss", "x--")):
+            measured = [record for record in records if kind in record]
+            if measured:
+                axes.plot(
+                    [_position(along, record["step"]) for record in measured],
+                    [record[kind] for record in measured],
+                    marks,
+                    color=line.get_color(),
+                    markersize=4,
+                    label=f"{run}: {words}",
+                )
+    axis = {"step": "step", "n_tokens": "tokens", "train_s": "seconds of training"}
+    axes.set(xlabel=axis[config.by], ylabel="nats per token")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     save_figure(figure, config.out)

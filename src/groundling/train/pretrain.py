@@ -20,7 +20,7 @@ from groundling.data.teacher import TableTeacher, learn, require_teachable
 from groundling.errors import CheckpointError, ConfigError, TrainingError
 from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks, require_packages
 from groundling.model.gpt import GPT
-from groundling.runtime import Runtime
+from groundling.runtime import Peak, Runtime
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate
 from groundling.text.tokenizer import require_unicode
@@ -66,7 +66,7 @@ def pretrain(config: PretrainConfig) -> RunSummary:
     Raises:
         GroundlingError: one of its kinds, in one line; what was saved before is still there.
     """
-    started = time.perf_counter() - runtime.process_age_s()
+    started = time.perf_counter()
     device = runtime.pick_device(config.runtime.device)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
@@ -110,7 +110,8 @@ class _Run:
             if dist.is_first():
                 rundir.make_room(config.out_dir)
             dist.barrier()
-        peak = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
+        measured = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
+        peak = Peak(measured * dist.world_size())
         state = self._state()
         if self.resume_from is not None:
             restore(self.resume_from, state)
@@ -288,7 +289,7 @@ class _Run:
             self.say(f"teacher     the mean of {', '.join(how.models)}")
         return learn(corpus.train.ids, corpus.tokenizer, how, self.teachers, picked.device, picked.autocast)
 
-    def _watcher(self, state: TrainState, peak: float) -> RunWatcher:
+    def _watcher(self, state: TrainState, peak: Peak) -> RunWatcher:
         config = self.config
         watcher = RunWatcher(
             plan=Plan(
@@ -301,12 +302,13 @@ class _Run:
             ),
             picked=self.picked,
             val_tokens=self.corpus.val.ids,
+            train_tokens=self.corpus.train.ids if config.estimate_train_loss else None,
             save=self._save,
             speak=self._speak,
             sinks=self._sinks(state.progress.step),
             stop=self.stop,
             flops_per_token=self.model.flops_per_token(),
-            peak_flops=peak * dist.world_size(),
+            peak=peak,
             say=self.say,
         )
         watcher.resume_at(state)
@@ -340,7 +342,7 @@ class _Run:
     def _wall_s(self) -> float:
         return self.wall_before + time.perf_counter() - self.started
 
-    def _finish(self, state: TrainState, reason: str, peak: float) -> RunSummary:
+    def _finish(self, state: TrainState, reason: str, peak: Peak) -> RunSummary:
         """Leave the best model as the run's bundle, and the summary last: where it is, the run is over."""
         progress, run = state.progress, self.config.out_dir
         interrupted = reason == ASKED_TO_STOP  # perhaps by a signal to another rank only
@@ -355,13 +357,12 @@ class _Run:
             train_s=round(progress.train_s, 3),
             wall_s=round(self._wall_s(), 3),
             val_loss=progress.val_loss,
+            train_loss=progress.train_loss,
             best_val_loss=None if progress.best_step is None else progress.best_val_loss,
             best_step=progress.best_step,
             parameters=self.model.n_parameters(),
             tokens_per_s=None if speed is None else round(speed, 1),
-            utilisation=None
-            if speed is None
-            else round(speed * self.model.flops_per_token() / (peak * dist.world_size()), 4),
+            utilisation=None if speed is None else round(peak.share(speed * self.model.flops_per_token()), 4),
             memory_mb=round(runtime.peak_memory_bytes(self.picked.device) / 1e6, 1),
         )
         if dist.is_first():

@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "steps",
     "micro_batch_size",
     "eval_every",
+    "estimate_train_loss",
     "save_every",
     "keep_checkpoints",
     "patience",
@@ -68,6 +69,8 @@ class PretrainConfig:
     """Evaluate, save and sample an exponential moving average of the weights, for example 0.999; None: the weights."""
     eval_every: int | None = 250
     """Steps between evaluations on the whole validation split; None: never."""
+    estimate_train_loss: bool = True
+    """At each evaluation, also estimate the training loss, on as many random windows (at most 512)."""
     save_every: int | None = 250
     """Steps between checkpoints; None: none, not even at the end."""
     keep_checkpoints: int = 2

@@ -75,7 +75,7 @@ class _Job:
         """What a user would type for it: the recipe, and one evaluation at the end, which can decide nothing."""
         words = ["pretrain", self.preset, f"--seed={self.seed}", f"--out-dir={self.run}", "--overwrite"]
         words += [f"--eval-every={self.recipe.steps}", f"--save-every={self.recipe.steps}"]
-        words += ["--patience=None", "--sample-every=None"]
+        words += ["--patience=None", "--sample-every=None", "--no-estimate-train-loss"]
         words += ["--teacher.models", *map(str, self.teachers)] if self.teachers else []
         return [sys.executable, "-m", "groundling", *words]
 

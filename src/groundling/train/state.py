@@ -23,9 +23,11 @@ class Progress:
     train_s: float = 0.0
     """Time spent in updates."""
     wall_s: float = 0.0
-    """Time since the process started, all of its resumptions together, at the last checkpoint."""
+    """Time since the call that trains, all of its resumptions together, at the last checkpoint."""
     val_loss: float | None = None
     """The newest validation loss."""
+    train_loss: float | None = None
+    """The estimate of the training loss that was made with it."""
     evaluated_step: int | None = None
     """When it was measured."""
     best_val_loss: float = math.inf
@@ -35,9 +37,9 @@ class Progress:
     n_evals_since_best: int = 0
     """Evaluations since then."""
 
-    def record_evaluation(self, val_loss: float) -> None:
-        """Take a validation loss, measured now."""
-        self.val_loss, self.evaluated_step = val_loss, self.step
+    def record_evaluation(self, val_loss: float, train_loss: float | None = None) -> None:
+        """Take a validation loss, measured now, and the estimate of the training loss beside it."""
+        self.val_loss, self.train_loss, self.evaluated_step = val_loss, train_loss, self.step
         if val_loss < self.best_val_loss:
             self.best_val_loss, self.best_step, self.n_evals_since_best = val_loss, self.step, 0
         else:

@@ -17,7 +17,10 @@ class RunSummary:
     tokens: int
     train_s: float
     wall_s: float
+    """Seconds from the call of `pretrain` to its end, all resumptions together; not from the start of the process."""
     val_loss: float | None
+    train_loss: float | None
+    """The estimate at the newest evaluation; None where it is not asked for."""
     best_val_loss: float | None
     best_step: int | None
     parameters: int

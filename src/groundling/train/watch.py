@@ -10,9 +10,9 @@ from torch import nn
 
 from groundling import dist, runtime
 from groundling.data.batches import Tokens
-from groundling.evals.loss import Interrupted, whole_split_loss
+from groundling.evals.loss import Interrupted, train_loss_estimate, whole_split_loss
 from groundling.log import JsonlSink, Record, Sink
-from groundling.runtime import Runtime
+from groundling.runtime import Peak, Runtime
 from groundling.train.loop import Watcher
 from groundling.train.signals import StopRequest
 from groundling.train.state import TrainState
@@ -45,12 +45,13 @@ class RunWatcher(Watcher):
         plan: when.
         picked: precision and device.
         val_tokens: the validation split.
+        train_tokens: the training split, whose loss is estimated at each evaluation; None: no estimate.
         save: writes a checkpoint.
         speak: returns a sample of the model.
         sinks: where records go; only the first rank has any.
         stop: set by signals.
         flops_per_token: of training.
-        peak_flops: the measured matrix-product peak, FLOP/s.
+        peak: of matrix products, FLOP/s over all ranks.
         say: prints a line for people.
     """
 
@@ -60,17 +61,18 @@ class RunWatcher(Watcher):
         plan: Plan,
         picked: Runtime,
         val_tokens: Tokens,
+        train_tokens: Tokens | None,
         save: Callable[[TrainState], None],
         speak: Callable[[], str],
         sinks: list[Sink],
         stop: StopRequest,
         flops_per_token: float,
-        peak_flops: float,
+        peak: Peak,
         say: Callable[[str], None],
     ) -> None:
         self.plan, self.picked, self.stop, self.say, self.sinks = plan, picked, stop, say, sinks
-        self._val_tokens, self._save, self._speak = val_tokens, save, speak
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._val_tokens, self._train_tokens, self._save, self._speak = val_tokens, train_tokens, save, speak
+        self._flops_per_token, self._peak = flops_per_token, peak
         self._mark = (0, 0.0)  # tokens and seconds at the last record
         self._saved_at = self._sampled_at = 0
         self._asked_to_stop = False
@@ -114,7 +116,7 @@ class RunWatcher(Watcher):
                 "n_tokens": progress.n_tokens,
                 "train_s": round(progress.train_s, 3),
                 "tokens_per_s": round(tokens_per_s, 1),
-                "utilisation": round(tokens_per_s * self._flops_per_token / self._peak_flops, 4),
+                "utilisation": round(self._peak.share(tokens_per_s * self._flops_per_token), 4),
                 "memory_mb": round(runtime.peak_memory_bytes(self.picked.device) / 1e6, 1),
                 "eta_s": round(steps_left * progress.train_s / progress.step, 1),
                 "lr_factor": stats.lr_factor,
@@ -130,25 +132,36 @@ class RunWatcher(Watcher):
         start = time.perf_counter()
         try:
             with state.ready_to_judge():
-                val_loss = whole_split_loss(
-                    state.model,
-                    self._val_tokens,
-                    _block_size(state.model),
-                    self.picked.autocast,
-                    asked_to_stop=lambda: bool(self.stop),
-                )
+                val_loss = self._val_loss(state.model)
+                train_loss = self._train_loss(state.model)
         except Interrupted:
             self._asked_to_stop = True
             return
         progress = state.progress
-        progress.record_evaluation(val_loss)
+        progress.record_evaluation(val_loss, train_loss)
         self._record(
             {
                 "step": progress.step,
                 "val_loss": val_loss,
                 "best_val_loss": progress.best_val_loss,
+                **({} if train_loss is None else {"train_loss": train_loss}),
                 "eval_s": round(time.perf_counter() - start, 3),
             }
+        )
+
+    def _val_loss(self, model: nn.Module) -> float:
+        return whole_split_loss(
+            model, self._val_tokens, _block_size(model), self.picked.autocast, lambda: bool(self.stop)
+        )
+
+    def _train_loss(self, model: nn.Module) -> float | None:
+        """On as many windows as the validation split has, within bounds: it costs as much as the validation loss."""
+        if self._train_tokens is None:
+            return None
+        block_size = _block_size(model)
+        n_windows = math.ceil((len(self._val_tokens) - 1) / block_size)
+        return train_loss_estimate(
+            model, self._train_tokens, block_size, n_windows, self.picked.autocast, lambda: bool(self.stop)
         )
 
     def _save_once(self, state: TrainState) -> None:

@@ -167,6 +167,20 @@ def test_runs_lie_over_each_other_and_are_remembered(page_at) -> None:
     expect(page.get_by_role("checkbox", name=re.compile("^group.ppo"))).to_be_checked()
 
 
+def test_the_estimate_of_the_training_loss_stands_among_the_losses(page_at, folder: Path) -> None:
+    """Crosses in the chart of losses, and no chart of its own."""
+    (folder / "both").mkdir()
+    both = [{"step": step, "val_loss": 2.0, "train_loss": 1.5} for step in (20, 40)]
+    (folder / "both/metrics.jsonl").write_text(rows(1, 61) + "".join(json.dumps(row) + "\n" for row in both))
+    try:
+        page = opened(page_at, "both")
+        expect(figure(page, "Loss").locator(".dot.cross")).to_have_count(2)
+        expect(figure(page, "Loss").locator(".chart-readout")).to_contain_text("both, training estimate 1.5")
+        expect(figure(page, "train loss")).to_have_count(0)
+    finally:
+        shutil.rmtree(folder / "both")
+
+
 def test_whatever_a_run_records_is_drawn(page_at) -> None:
     page = opened(page_at, "group/ppo")
     for title in ("Reward", "KL", "Entropy"):

@@ -15,7 +15,7 @@ const TITLES = {
   replies_ended: ["Replies that ended"], explained_variance: ["Explained variance"], step_kl: ["KL of a step"], kl_coef: ["KL coefficient"],
 };
 const FIRST = ["reward", "kl", "gold", "accuracy", "margin", "lr_factor", "grad_norm", "tokens_per_s", "entropy", "length"];
-const MAIN = ["loss", "val_loss"];
+const MAIN = ["loss", "val_loss", "train_loss"];
 const AXES = ["n_tokens", "train_s"];
 const ALONG = { step: "step", n_tokens: "tokens", train_s: "seconds" };
 
@@ -184,7 +184,7 @@ function place(id, wanted, drawOne) {
   const made = wanted.map((name) => {
     const key = `${id} ${name}`;
     if (!charts.has(key)) {
-      const [title, note] = id === "main-chart" ? ["Loss", "in nats: training smoothed, and as it came; validation dotted"] : TITLES[name] ?? [name.replaceAll("_", " ")];
+      const [title, note] = id === "main-chart" ? ["Loss", "in nats: training smoothed, and as it came; validation dotted; crosses estimate the training loss as validation is measured"] : TITLES[name] ?? [name.replaceAll("_", " ")];
       charts.set(key, new Chart({ title, note, height: id === "main-chart" ? 340 : 170, onCursor: pointAll }));
     }
     return [charts.get(key), name];
@@ -204,6 +204,7 @@ function lossLines(known, { axis, weight }) {
     const own = curves.get(name);
     const lines = [{ name, tint, points: own.smoothAlong("loss", axis, weight), faint: own.along("loss", axis) }];
     lines.push({ name: `${name}, validation`, tint, points: own.along("val_loss", axis), dashed: true, dots: true });
+    lines.push({ name: `${name}, training estimate`, tint, points: own.along("train_loss", axis), dots: true, unjoined: true, shape: "cross" });
     return lines;
   });
 }

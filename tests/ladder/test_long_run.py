@@ -1,0 +1,171 @@
+"""A rung that takes hours is resumed where it was stopped, and ends with the bits of one that was not."""
+
+import dataclasses
+import itertools
+import json
+import signal
+
+import pytest
+import torch
+
+from groundling import atomicio, runtime
+from groundling.bundle import load_bundle
+from groundling.data import corpus as corpora
+from groundling.errors import CheckpointError, ConfigError
+from groundling.evals.loss import whole_split_loss
+from groundling.ladder import climb, s8_scaled
+from groundling.ladder.climb import train_rung
+from groundling.ladder.long_run import LongRun, RungStoppedError
+from groundling.ladder.rungs import RUNGS
+from groundling.log import read_records
+from groundling.runtime import RuntimeConfig
+from groundling.train import plot
+from groundling.train.verify import main as verify
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def corpus(story):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
+        return corpora.prepare(corpora.DataConfig(path=str(story)), block_size=8)
+
+
+@pytest.fixture(autouse=True)
+def small_s8(monkeypatch):
+    """s8 with its dropout, in sizes that train in milliseconds, and no measurement of the machine."""
+
+    def build(vocab_size: int) -> s8_scaled.ScaledModel:
+        return s8_scaled.ScaledModel(vocab_size, block_size=16, n_embd=96, n_head=3, n_layer=2)
+
+    monkeypatch.setattr(s8_scaled, "Small", build, raising=False)
+    monkeypatch.setitem(RUNGS, "s8", dataclasses.replace(RUNGS["s8"], model="Small", batch_size=4))
+    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1e10)
+    picks = runtime.pick
+    monkeypatch.setattr(runtime, "pick", lambda config, *_: picks(dataclasses.replace(config, tune_allocator=False)))
+    yield
+    atomicio.observers.clear()
+
+
+def stop_at_record(number, how=signal.SIGTERM):
+    """Be sent a signal as soon as this many records are written."""
+    count = itertools.count(1)
+
+    def watch(operation, path):
+        if operation == "append" and path.name == "metrics.jsonl" and next(count) == number:
+            signal.raise_signal(how)
+
+    atomicio.observers[:] = [watch]
+
+
+def stopped(run, corpus, number, how=signal.SIGTERM):
+    stop_at_record(number, how)
+    with pytest.raises(RungStoppedError, match=r"^s8 stopped after \d steps, .*; continue with groundling") as refused:
+        train_rung("s8", steps=STEPS, corpus=corpus, run=run)
+    atomicio.observers.clear()
+    return refused.value
+
+
+def assert_same(one, other):
+    assert (one.losses, one.val_losses, one.sample) == (other.losses, other.val_losses, other.sample)
+    assert one.val_loss_random_batches == other.val_loss_random_batches
+    mine, theirs = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("save_every_s", [0.0, 3600.0], ids=["a checkpoint at each step", "only when stopped"])
+def test_stopped_twice_and_resumed_is_not_stopped(save_every_s, corpus, tmp_path):
+    whole = train_rung("s8", steps=STEPS, corpus=corpus, run=LongRun(folder=tmp_path / "whole"))
+    run = LongRun(folder=tmp_path / "pieces", save_every_s=save_every_s)
+    assert stopped(run, corpus, 4).exit_code == 143
+    again = dataclasses.replace(run, resume=True)
+    assert stopped(again, corpus, 5, signal.SIGINT).exit_code == 130
+    assert_same(train_rung("s8", steps=STEPS, corpus=corpus, run=again), whole)
+    # Resumed once more, it has nothing left to do.
+    assert_same(train_rung("s8", steps=STEPS, corpus=corpus, run=again), whole)
+
+
+def test_recorded_or_not_the_weights_are_the_same(corpus, tmp_path):
+    plain = train_rung("s8", steps=STEPS, corpus=corpus)
+    recorded = train_rung("s8", steps=STEPS, corpus=corpus, run=LongRun(folder=tmp_path / "run", save_every_s=0.0))
+    mine, theirs = recorded.model.state_dict(), plain.model.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert (recorded.val_loss, recorded.sample) == (plain.val_loss, plain.sample)
+    assert recorded.losses == plain.losses
+
+
+def test_a_crash_costs_what_came_after_the_last_checkpoint(corpus, tmp_path):
+    """As after `kill -9`: nothing more is saved. The record's lines after the checkpoint go."""
+
+    class Crash(BaseException):
+        pass
+
+    def crash(operation, path):
+        if operation == "append" and path.name == "metrics.jsonl" and len(read_records(path)) == 7:
+            raise Crash
+
+    whole = train_rung("s8", steps=STEPS, corpus=corpus, run=LongRun(folder=tmp_path / "whole"))
+    run = LongRun(folder=tmp_path / "run", save_every_s=0.0)
+    atomicio.observers[:] = [crash]
+    with pytest.raises(Crash):
+        train_rung("s8", steps=STEPS, corpus=corpus, run=run)
+    atomicio.observers.clear()
+    assert_same(train_rung("s8", steps=STEPS, corpus=corpus, run=dataclasses.replace(run, resume=True)), whole)
+
+
+def test_what_a_run_leaves_is_read_by_the_other_verbs(corpus, tmp_path, capsys):
+    run = LongRun(folder=tmp_path / "run")
+    result = train_rung("s8", steps=STEPS, corpus=corpus, run=run)
+    assert [step for step, _ in result.losses] == list(range(1, STEPS + 1))
+    assert [step for step, _ in result.val_losses] == list(range(1, STEPS + 1))
+    bundle = load_bundle(run.folder)
+    autocast = runtime.pick(RuntimeConfig(compile="off")).autocast
+    assert whole_split_loss(bundle.model, corpus.val.ids, 16, autocast) == pytest.approx(result.val_loss, abs=5e-3)
+    summary = json.loads((run.folder / "summary.json").read_text("utf-8"))
+    assert (summary["steps"], summary["reason"]) == (STEPS, "finished")
+    assert summary["tokens"] == STEPS * 4 * 16
+    assert json.loads((run.folder / "env.json").read_text("utf-8"))["stage"] == "ladder"
+    assert verify([str(run.folder)]) == 0
+    assert plot.main([str(run.folder), "--out", str(tmp_path / "losses.png")]) == 0
+    said = capsys.readouterr().err
+    assert "step 1: loss" in said
+    assert "ETA" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed", "error", "said"),
+    [
+        ({}, 1, ConfigError, r"already holds a run; go on with it \(--resume\), remove it \(--overwrite\)"),
+        ({"resume": True}, 2, CheckpointError, r"other settings \(seed: 1 -> 2\); start a new run in another"),
+        ({"resume": True, "folder": "empty"}, 1, CheckpointError, "no finished checkpoint to resume from"),
+    ],
+)
+def test_a_run_is_neither_lost_nor_mixed(changes, seed, error, said, corpus, tmp_path):
+    run = LongRun(folder=tmp_path / "run")
+    train_rung("s8", steps=2, seed=1, corpus=corpus, run=run)
+    kept = {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
+    if "folder" in changes:
+        changes["folder"] = tmp_path / changes["folder"]
+    with pytest.raises(error, match=said):
+        train_rung("s8", steps=2, seed=seed, corpus=corpus, run=dataclasses.replace(run, **changes))
+    assert kept == {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
+    train_rung("s8", steps=1, seed=2, corpus=corpus, run=dataclasses.replace(run, overwrite=True))
+
+
+def test_the_verb_goes_on_where_it_was_stopped(story, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
+    monkeypatch.setattr(climb, "DataConfig", lambda: corpora.DataConfig(path=str(story)))
+    words = ["--rungs", "s1,s8", "--steps", str(STEPS), "--out-dir", str(tmp_path), "--at-once", "1"]
+    stop_at_record(5)
+    assert climb.main(words) == 143
+    atomicio.observers.clear()
+    advice = capsys.readouterr().err.rpartition("continue with groundling ladder ")[2].split()
+    assert [rung["rung"] for rung in json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rungs"]] == ["s1"]
+    stop_at_record(3)
+    assert climb.main(advice) == 143
+    atomicio.observers.clear()
+    assert climb.main([*words, "--resume"]) == 0
+    rungs = json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rungs"]
+    assert [rung["rung"] for rung in rungs] == ["s1", "s8"]
+    assert read_records(tmp_path / "s8" / "metrics.jsonl")[-1]["step"] == STEPS
