@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import decode_check
 import decode_report
 import numpy as np
 import torch
@@ -128,8 +129,10 @@ def line_up(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Iterat
     threads, native = options.threads, folder / "bundle"
     save_bundle(native, bundle.model, bundle.tokenizer)
     for weights in ("float32", "bfloat16", "int8"):
-        yield ours(native, threads, weights, weights)
-    yield ours(native, threads, "float32, PyTorch only", native=False)
+        yield ours(native, threads, weights, weights, native="on" if options.check else "auto")
+    yield ours(native, threads, "float32, PyTorch only", native="off")
+    if options.check:
+        return
     if options.nanogpt:
         values = {"kind": "nanogpt", "bundle": str(native), "checkout": str(options.nanogpt), "threads": threads}
         yield contestant("nanoGPT", "nanoGPT", "float32", "decoders.py", **values)
@@ -268,6 +271,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--prompt", default="ROMEO:", help="for the trained model")
     parser.add_argument("--text", metavar="FILE", help="what it was trained on, if not Tiny Shakespeare")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
+    words = "only compare our compiled code with PyTorch, and exit with 1 where it is not ahead"
+    parser.add_argument("--check", action="store_true", help=words)
     options = parser.parse_args()
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
@@ -279,6 +284,8 @@ def read_options() -> argparse.Namespace:
         parser.error(f"--nanogpt {options.nanogpt} has no model.py; give a checkout of github.com/karpathy/nanoGPT")
     if options.draft and not options.bundle:
         parser.error("--draft guesses for a trained model; give this with --bundle RUN")
+    if options.check and (options.nanogpt or options.llama_cpp or options.bundle or options.json):
+        parser.error("--check compares our own decoders only; leave out --nanogpt, --llama-cpp, --bundle and --json")
     options.llama_cpp_version = None
     if options.llama_cpp:
         options.llama_cpp_version = version_of_llama_cpp(options.llama_cpp)
@@ -313,6 +320,8 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     options = read_options()
+    if options.check:
+        return decode_check.check(options.sizes, lambda size: measure(size, options))
     about = facts(options)
     decode_report.head(about)
     records: list[dict[str, Any]] = []

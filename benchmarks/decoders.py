@@ -53,13 +53,13 @@ class Ours:
     """Groundling's engine, in one precision, with or without compiled code and guessing."""
 
     def __init__(
-        self, bundle: str, weights: str, *, native: bool = True, speculate: int = 0, draft: str | None = None
+        self, bundle: str, weights: str, *, native: str = "auto", speculate: int = 0, draft: str | None = None
     ) -> None:
         self._bundle = load_bundle(bundle)
         self._draft = load_bundle(draft).model if draft else None
-        if native:
+        if native == "auto":
             Compilation().wait()
-        config: dict[str, Any] = {"weights": weights, "native": "auto" if native else "off", "speculate": speculate}
+        config: dict[str, Any] = {"weights": weights, "native": native, "speculate": speculate}
         self._config = DecodeConfig(**config)
         self._engine, self._n_slots = self._new_engine(1), 1
 

@@ -40,9 +40,7 @@ def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
 
 
 def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation, library: Library) -> Comparison:
-    """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now.
-
-    """
+    """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now."""
 
     def measured_now() -> Comparison:
         dtype = model.wte.weight.dtype if weights == "float32" else torch.bfloat16

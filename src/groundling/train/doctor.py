@@ -14,10 +14,15 @@ from rich.table import Table
 from groundling import atomicio, runtime
 from groundling.config import parse
 from groundling.data.batches import Batches
+from groundling.log import say
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import Peak, Runtime, RuntimeConfig
+from groundling.sample.backend import compare
 from groundling.sample.choose import SamplingConfig
-from groundling.sample.engine import Engine
+from groundling.sample.engine import DecodeConfig, Engine, settled
+from groundling.sample.native.comparison import STREAMS
+from groundling.sample.native.library import Compilation
+from groundling.sample.native.reader import PRECISIONS, can_read
 from groundling.sample.sequences import row_generator
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
@@ -71,8 +76,9 @@ def main(argv: Sequence[str]) -> int:
         f"{tokens_per_s:,.0f} tokens/s without compilation, {share:.0%} of the above, "
         f"for a GPT of {model.n_parameters() / 1e6:.1f} M parameters (6 layers, width 384, context 256)",
     )
-    engine = Engine(model)
-    how = "by compiled code" if engine.is_native else "by PyTorch; a compiler is asked when a text takes long"
+    grid.add_row("compiled code", describe_compiled_code(model))
+    engine = Engine(model, settled(model, DecodeConfig(), n_slots=1))
+    how = "by compiled code" if engine.is_native else "by PyTorch"
     grid.add_row("decoding", f"{measure_decoding(engine, config.seconds / 3):,.0f} tokens/s of that model, {how}")
     Console().print(grid)
     return 0
@@ -90,6 +96,24 @@ def measure_training(model: GPT, picked: Runtime, seconds: float, batch_size: in
     while n_tokens == 0 or time.perf_counter() - start < seconds:
         n_tokens += train_step(objective, batches.next_step(), optimizers).n_targets
     return n_tokens / (time.perf_counter() - start)
+
+
+def describe_compiled_code(model: GPT) -> str:
+    """How compiled code compares with PyTorch in decoding a model here, for each precision; compiles it if need be."""
+    if not can_read(model):
+        return "none: it reads models in float32 on a CPU"
+    compilation = Compilation()
+    if compilation.library() is None and not compilation.reason:
+        say("compiling the decoding step for this machine, once; it takes some seconds")
+    library = compilation.wait()
+    if library is None:
+        return f"none: {compilation.reason}"
+    lines = [f"vectors of {library.lanes} floats; beside PyTorch, on one core:"]
+    for weights in PRECISIONS:
+        found = compare(model, STREAMS, weights, compilation, library)
+        speeds = ", ".join(f"{case} {speedup:.1f} times as fast" for case, speedup in found.speedups().items())
+        lines.append(f"{weights}: {speeds}; {'used' if found.prefers_native else 'PyTorch is used'}")
+    return "\n".join(lines)
 
 
 def measure_decoding(engine: Engine, seconds: float) -> float:

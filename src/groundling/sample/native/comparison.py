@@ -132,7 +132,9 @@ def _parsed(entry: object) -> Comparison | None:
     if not isinstance(entry, dict):
         return None
     native_s, torch_s = entry.get("native_s"), entry.get("torch_s")
-    if not (isinstance(native_s, dict) and isinstance(torch_s, dict) and native_s and native_s.keys() == torch_s.keys()):
+    if not (
+        isinstance(native_s, dict) and isinstance(torch_s, dict) and native_s and native_s.keys() == torch_s.keys()
+    ):
         return None
     numbers = [*native_s.values(), *torch_s.values()]
     if not all(isinstance(x, float) and math.isfinite(x) and x > 0 for x in numbers):

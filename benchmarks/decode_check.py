@@ -1,0 +1,33 @@
+"""`decode_speed.py --check`: is compiled code ahead of PyTorch on this machine?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import decode_report
+
+Record = dict[str, Any]
+TORCH = "Groundling float32, PyTorch only"
+
+
+def check(sizes: Sequence[str], measure: Callable[[str], Sequence[Record]]) -> int:
+    """Print what was measured; 1 where compiled code is not ahead of PyTorch in some precision and job."""
+    behind = []
+    for size in sizes:
+        records = measure(size)
+        decode_report.show_size(size, records)
+        behind += [f"{size}, {found}" for found in slower(records)]
+    for found in behind:
+        print(f"NOT AHEAD: {found}")
+    print("compiled code is behind PyTorch" if behind else "compiled code is ahead of PyTorch in all of it")
+    return 1 if behind else 0
+
+
+def slower(records: Sequence[Record]) -> list[str]:
+    """Where compiled code is not faster than PyTorch."""
+    torch_speeds = {decode_report.title(r): r["tokens_per_s"] for r in records if r["name"] == TORCH}
+    found = []
+    for record in records:
+        ratio = record["tokens_per_s"] / torch_speeds[decode_report.title(record)]
+        if record["name"] != TORCH and ratio <= 1:
+            found.append(f"{record['name']}, {decode_report.title(record)}: {ratio:.2f} times PyTorch's speed")
+    return found
