@@ -91,7 +91,7 @@ def kind_of(value: Any) -> str:
 
 def _pieces(path: Path) -> Iterator[str]:
     try:
-        yield from reading.TextFiles([path]).pieces()
+        yield from reading.TextFiles([path], expected="rows").pieces()
     except DataError as error:
         # Pretraining can go on with U+FFFD in the place of a flaw; an example with a flaw is better left out.
         raise DataError(str(error).replace(", or use --data.errors replace to put U+FFFD there", "")) from error
