@@ -12,6 +12,7 @@ from typing import NamedTuple
 PACKED = (".gz", ".zst")
 """Endings of what is unpacked while it is read."""
 GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
+SQLITE = b"SQLite format 3\0"
 PICKLED = frozenset(bytes([code]) for code in b"}](cXCUKJGNM)\x8a\x8c\x95")
 """How a pickle goes on after the number of its protocol."""
 HEAD_BYTES = 1 << 12
@@ -32,7 +33,7 @@ _BY_MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"FEA1", "a Feather table", TABLE),
     (0, b"ORC", "an ORC table", TABLE),
     (0, b"Obj\x01", "an Avro table", TABLE),
-    (0, b"SQLite format 3\0", "an SQLite database", TABLE),
+    (0, SQLITE, "an SQLite database", TABLE),
     (0, b"BZh", "packed with bzip2", "bz2"),
     (0, b"\xfd7zXZ\0", "packed with xz", "lzma"),
     (0, b"\x5d\0\0", "packed with LZMA", "lzma"),
@@ -156,7 +157,8 @@ def binary_format(path: Path, head: bytes) -> Format | None:
     """
     for offset, magic, name, advice in _BY_MAGIC:
         if head.startswith(magic, offset) and _is_likely(magic, head):
-            name, advice = _BY_ZIP_NAME.get(inner_suffix(path), (name, advice)) if magic[:2] == b"PK" else (name, advice)
+            if magic.startswith(b"PK"):
+                name, advice = _BY_ZIP_NAME.get(inner_suffix(path), (name, advice))
             return Format(name, _advice(advice, path))
     if head[:4] in (b"RIFF", b"RIFX") and head[8:12] in (b"WAVE", b"AVI ", b"WEBP"):
         return Format({b"WAVE": "a sound", b"AVI ": "a video", b"WEBP": "an image"}[head[8:12]], NO_WORDS)

@@ -137,7 +137,8 @@ class TextFiles:
         found = formats.binary_format(path, head) or formats.named_format(path) or formats.unknown_binary(head)
         if found is not None:
             is_other = self.expected == "rows" and not found.advice.startswith(("unpack", "convert"))
-            raise DataError(f"{path} is {found.name}; {EXPECTED_ROWS if is_other else found.advice}")
+            hint = "; rankings are given with --rankings" if is_other and head.startswith(formats.SQLITE) else ""
+            raise DataError(f"{path} is {found.name}; {EXPECTED_ROWS + hint if is_other else found.advice}")
 
     def _require_words(self, path: Path, text: str) -> None:
         """Refuse rows where words to be learned are expected; where only the content looks so, remember it."""

@@ -13,6 +13,7 @@ from typing import Any
 from groundling.errors import ConfigError, MissingExtraError
 from groundling.text import vendors
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
+from groundling.text.trainers import BLANK
 
 ONE_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -128,7 +129,7 @@ def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
     library = _sentencepiece().SentencePieceProcessor()
     library.LoadFromSerializedProto(serialized)
     tokens = range(library.GetPieceSize())
-    ordinary = {t: library.IdToPiece(t).replace(vendors.BLANK, " ") for t in tokens if not library.IsByte(t)}
+    ordinary = {t: library.IdToPiece(t).replace(BLANK, " ") for t in tokens if not library.IsByte(t)}
     ordinary[0] = unknown = "\N{REPLACEMENT CHARACTER} "
     names = {token: ordinary.get(token) or library.IdToPiece(token) for token in tokens}
     cuts = [r" ?[^ \n]+|[ \n]"]
