@@ -35,8 +35,6 @@ def split_shared(chosen: str, rejected: str, where: str) -> SharedPrompt:
     shared = chosen[:n_shared] if n_shared is not None else min(chosen, rejected, key=len)
     if _TURN.match(chosen) and _TURN.match(rejected):
         return _by_turns(chosen, rejected, shared, where)
-    if chosen == rejected:
-        raise DataError(f"{where}: chosen and rejected are the same text; give a prompt, or leave the row out")
     cut = max((place for place, sign in enumerate(shared) if sign.isspace()), default=0)
     prompt, replies = shared[:cut].strip(), [text[cut:].strip() for text in (chosen, rejected)]
     if not prompt:

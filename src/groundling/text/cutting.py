@@ -31,7 +31,7 @@ def chunks(pieces: Iterable[str], n_chars: int = CHUNK_CHARS) -> Iterator[str]:
         n_waiting += len(piece)
         if n_waiting < n_chars:
             continue
-        text, start = "".join(waiting), 0
+        text, start = waiting[0] if len(waiting) == 1 else "".join(waiting), 0
         while len(text) - start >= n_chars:
             stop = last_safe_cut(text, start, start + n_chars) or start + n_chars
             yield text[start:stop]

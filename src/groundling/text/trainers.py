@@ -81,7 +81,7 @@ def _result(answer: bytes, code: int, complaints: IO[bytes]) -> bytes:
     said = complaints.read().decode("utf-8", "replace").strip().splitlines()
     how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
     reason = (said or ["without a reason"])[-1]
-    hint = "if memory was short, train on less: --data.tokenizer.train-chars" if code < 0 else reason
+    hint = "if memory was short, look at fewer characters: train_chars" if code < 0 else reason
     raise TrainingError(f"the process that trained the tokenizer {how}; {hint}")
 
 
