@@ -31,7 +31,7 @@ class ChatDataConfig:
     """Conversations."""
 
     path: Path | None = None
-    """JSONL of chats in any of the usual forms; None: the speeches of Tiny Shakespeare's plays, each answered by the next.
+    """JSONL of chats in any usual form; None: the speeches of Tiny Shakespeare's plays, each answered by the next.
 
     Where only prompts are needed it may hold just these: {"prompt": ...}, or a .txt with one a line."""
     val_path: Path | None = None
