@@ -1,6 +1,7 @@
 """Our tokenizers as `tokenizer.json` of Hugging Face's `tokenizers`, with which `transformers` and vLLM encode.
 
-Each gives, for any text that ours can say, the ids that ours gives, and takes nothing in a text for a special token.
+Each gives, for any text that ours can say, the ids that ours gives, and takes nothing in a text for a special token;
+but a run without a blank that ours cuts because of its length (`text/cutting.py`) it encodes in one piece.
 The JSON is written here, so that an export needs no library but the tokenizer's own.
 """
 
