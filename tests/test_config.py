@@ -140,6 +140,13 @@ def test_a_wrong_key_in_a_preset_is_one_line_too(preset, text, said):
     assert str(refused.value).startswith(f"preset {preset('')}: ") or "not valid TOML" in str(refused.value)
 
 
+def test_a_preset_with_a_byte_order_mark_is_read_as_without(tmp_path):
+    """Windows' editors put one there."""
+    for name, mark in (("plain.toml", b""), ("marked.toml", b"\xef\xbb\xbf")):
+        (tmp_path / name).write_bytes(mark + b"n_wheels = 7\r\n")
+    assert parsed(str(tmp_path / "marked.toml")) == parsed(str(tmp_path / "plain.toml"))
+
+
 def test_a_preset_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(ConfigError, match=r"no preset 'x\.toml'; give the path .*shakespeare_char\.toml"):
         parsed("x.toml")

@@ -22,6 +22,9 @@ from groundling.errors import StorageError
 PIECE_BYTES = 1 << 16
 """Files are written in pieces of this size, each announced: a crash in mid-file can be tested."""
 
+HASHED_BYTES = 1 << 20
+"""Files are hashed in pieces of this size."""
+
 TEMPORARY_PREFIX = ".tmp-"
 """What starts with this was never finished; whoever owns the folder may remove it."""
 
@@ -247,10 +250,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as a hex string."""
+def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """Return the SHA-256 of a file as a hex string; `advance` is called with numbers of bytes that are done."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(HASHED_BYTES):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

@@ -139,7 +139,7 @@ def load_preset(name: str) -> dict[str, Any]:
             raise ConfigError(f"no preset {name!r}; give the path of a TOML file, or one of: {', '.join(known)}")
         path = known[path.name]
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the preset {path} is not valid TOML: {error}") from error
 

@@ -265,7 +265,7 @@ def with_bytes_that_are_no_text(path):
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (not_a_database, "is damaged .*not a database"),
+        (not_a_database, "is not a database; an SQLite file of rankings is expected"),
         (of_another_program, "is an SQLite file of another program"),
         (a_newer_one, "has version 2 of its schema, .* knows up to 1; .*update groundling"),
         (with_a_zeroed_page, r"is damaged \("),

@@ -135,7 +135,7 @@ BAD_ROWS = {
     "unknown keys": (b'{"text": "a", "source": 1}', "the keys are 'text', 'source'; 'messages' or 'instruction'"),
     "both kinds": (b'{"messages": [], "instruction": "a"}', "both are there"),
     "no output": (b'{"instruction": "a"}', "'output' is missing"),
-    "output null": (b'{"instruction": "a", "output": null}', "output is null, a text is expected"),
+    "output null": (b'{"instruction": "a", "output": null}', "'output' is missing or null"),
     "input a list": (b'{"instruction": "a", "input": [], "output": "b"}', "input is an array"),
     "messages a text": (b'{"messages": "a"}', "messages is a text, a list of messages is expected"),
     "no messages": (b'{"messages": []}', "no messages"),

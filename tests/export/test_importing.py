@@ -427,7 +427,7 @@ def word_piece():
 
 
 REFUSED_TOKENIZERS = [
-    (lambda text: byte_level(text, prefix=True), "that does not work on bytes"),
+    (lambda text: byte_level(text, prefix=True), "tokenizer.json asks for add_prefix_space, a space before each text"),
     (
         lambda text: byte_level(text, normalizer=tokenizers.normalizers.Lowercase()),
         "changes text before it is cut (Low",
@@ -442,6 +442,26 @@ REFUSED_TOKENIZERS = [
 def test_a_tokenizer_that_is_not_byte_level_bpe_is_refused(tmp_path, with_tokenizer, story, capfd, make, said):
     folder = with_tokenizer(make(story.read_text(encoding="utf-8")))
     assert re.search(re.escape(said), refused(capfd, folder, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_space_before_each_text_is_refused_by_name_and_without_it_the_ids_are_theirs(
+    tmp_path, with_tokenizer, story, capfd, where
+):
+    """The advice, followed: only the first word is then cut otherwise. `transformers` obeys either file."""
+    text = story.read_text(encoding="utf-8")
+    folder = with_tokenizer(byte_level(text, prefix=where == "tokenizer.json"))
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": where == "tokenizer_config.json"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert f"{folder / where} asks for add_prefix_space" in refused(capfd, folder, tmp_path / "out")
+    file = folder / where
+    file.write_text(re.sub(r'("add_prefix_space": ?)true', r"\1false", file.read_text()))
+    assert main(["import", "hf", str(folder), str(tmp_path / "b")]) == 0
+    ours = load_bundle(tmp_path / "b").tokenizer
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for string in ("a", " a", text[:500], TEXT):
+        assert ours.encode(string) == theirs.encode(string, add_special_tokens=False).ids
+        assert ours.decode(ours.encode(string)) == string
 
 
 def test_a_sentencepiece_model_of_others_is_not_taken_for_ours(tmp_path, with_tokenizer, story, capfd):

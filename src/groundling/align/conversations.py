@@ -19,6 +19,7 @@ from groundling.data.examples import (
     read_prompts,
 )
 from groundling.errors import DataError, require
+from groundling.progress import Progress
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ class ChatDataConfig:
     """Conversations."""
 
     path: Path | None = None
-    """JSONL of chats, or Alpaca's form; None: the speeches of Tiny Shakespeare's plays, each answered by the next.
+    """JSONL of chats in any usual form; None: the speeches of Tiny Shakespeare's plays, each answered by the next.
 
     Where only prompts are needed it may hold just these: {"prompt": ...}, or a .txt with one a line."""
     val_path: Path | None = None
@@ -120,14 +121,13 @@ def prepare_conversations(
     """
     train, val = _read(config)
     counts = Counts(), Counts()
-    encoded = [
-        [
-            example
-            for conversation in part
-            if (example := encode_conversation(conversation, chat, tokenizer, block_size, count)) is not None
-        ]
-        for part, count in zip((train, val), counts, strict=True)
-    ]
+    with Progress("encoding the conversations", len(train) + len(val)) as progress:
+        encoded: list[list[Encoded]] = [[], []]
+        for part, examples, count in zip((train, val), encoded, counts, strict=True):
+            for conversation in part:
+                example = encode_conversation(conversation, chat, tokenizer, block_size, count)
+                examples += [] if example is None else [example]
+                progress.advance(1)
     if not encoded[0]:
         raise DataError(f"no conversation is left to learn from: {counts[0].line()}")
     return Conversations(encoded[0], encoded[1], counts, Asked.of(prompts(train), prompts(val)))

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from groundling.data.formats import HEAD_BYTES, SQLITE, binary_format
 from groundling.errors import DataError, StorageError
 
 BUSY_S = 5.0
@@ -139,6 +140,8 @@ class Database:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 reason = f"another program has been writing to it for {BUSY_S:g} s; end it, or try again"
+            elif code == sqlite3.SQLITE_NOTADB and not _begins_as_database(self.path):
+                raise DataError(f"{self.path} {not_a_database(self.path)}") from error
             elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or "decode" in str(error):
                 raise DataError(self.damaged(str(error))) from error
             elif code == sqlite3.SQLITE_FULL:
@@ -148,3 +151,33 @@ class Database:
             else:
                 raise
             raise StorageError(f"cannot use {self.path}: {reason}") from error
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _begins_as_database(path: Path) -> bool:
+    return _head(path).startswith(SQLITE)
+
+
+def not_a_database(path: Path) -> str:
+    """What to say of a file that does not begin as a database does: what it is, and where it belongs."""
+    expected = "an SQLite file of rankings is expected, as groundling rank and groundling rankings make them"
+    head = _head(path)
+    found = binary_format(path, head)
+    if found is not None:
+        return f"is {found.name}; {expected}"
+    text = head.decode("utf-8", "replace")
+    begin = text.lstrip("\ufeff \t\r\n")
+    if not begin.startswith(("{", "[")):
+        return f"is not a database; {expected}"
+    if '"candidates"' in text:
+        return f"is lines of JSON; {expected}: groundling rankings import FILE.sqlite {path} makes one of exported ones"
+    if '"chosen"' in text or '"label"' in text:
+        return f"is lines of JSON; {expected}; preferences are given with --preferences"
+    return f"is lines of JSON; {expected}"

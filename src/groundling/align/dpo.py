@@ -33,6 +33,7 @@ from groundling.bundle import load_bundle, save_bundle
 from groundling.config import parse
 from groundling.data.examples import Counts, EncodedPair, Messages, Preference, encode_preference, read_preferences
 from groundling.errors import DataError, require
+from groundling.progress import Progress
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim import OptimConfig
@@ -201,11 +202,13 @@ def _read_pairs(config: DpoConfig, chat: ChatFormat, tokenizer: Tokenizer, block
             return pairs_from_rankings(rankings, chat, tokenizer, block_size, config.pairs_per_answer)
     assert config.preferences is not None
     counts = Counts()
-    pairs = [
-        _as_pair(encoded, preference)
-        for preference in read_preferences(config.preferences)
-        if (encoded := encode_preference(preference, chat, tokenizer, block_size, counts)) is not None
-    ]
+    preferences = read_preferences(config.preferences)
+    with Progress("encoding the preferences", len(preferences)) as progress:
+        pairs = []
+        for preference in preferences:
+            encoded = encode_preference(preference, chat, tokenizer, block_size, counts)
+            pairs += [] if encoded is None else [_as_pair(encoded, preference)]
+            progress.advance(1)
     return pairs, counts.line()
 
 
@@ -215,10 +218,12 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_row
     It is scored in the rows of its pair alone or in a crowd with the same result, so the first loss is ln 2.
     """
     done: list[Pair] = []
-    for batch in dpo_batches(pairs, block_size, n_rows):
-        totals = batch.scored.sums(policy.score(batch.scored)).tolist()
-        for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True):
-            done.append(dataclasses.replace(pairs[len(done)], reference=(chosen, rejected)))
+    with Progress("scoring the pairs before the first step", len(pairs)) as progress:
+        for batch in dpo_batches(pairs, block_size, n_rows):
+            totals = batch.scored.sums(policy.score(batch.scored)).tolist()
+            for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True):
+                done.append(dataclasses.replace(pairs[len(done)], reference=(chosen, rejected)))
+            progress.done = len(done)
     return done
 
 

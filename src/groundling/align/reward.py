@@ -8,7 +8,7 @@ Shapes: B rows, T positions, N sequences, P pairs.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ from groundling.align.feed import ExampleFeed
 from groundling.align.gold import measure_by_name
 from groundling.align.held_out import split
 from groundling.align.judge import Judge
-from groundling.align.judgements import Judgement
-from groundling.align.packing import Exchange, groups_of_size, packed_size
+from groundling.align.packing import groups_of_size, packed_size
+from groundling.align.ranked import NOTHING, LeftOut, Ranked, ranked, ranked_rows
 from groundling.align.rankings import Rankings
 from groundling.align.reward_model import (
     RewardModel,
@@ -40,7 +40,6 @@ from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import load_bundle
 from groundling.config import parse
-from groundling.data.examples import Messages
 from groundling.errors import DataError, require
 from groundling.model.packed import Layout
 from groundling.text.chat import ChatFormat
@@ -56,7 +55,9 @@ class RewardConfig(ExamplesConfig):
     path: tyro.conf.Positional[str]
     """The model to start from, after fine-tuning."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """What people, or simulated ones, have said."""
+    """What people, or simulated ones, have said; not looked at when preferences are given."""
+    preferences: Path | None = None
+    """Or a JSONL file of prompt, chosen and rejected; or of prompt, completion and label (true or false)."""
     out_dir: Path = Path("runs/reward")
     """The stage's folder."""
     n_layer: int | None = None
@@ -76,21 +77,12 @@ class RewardConfig(ExamplesConfig):
         super().__post_init__()
         require(0 < self.held_out < 1, f"held_out is {self.held_out}; it must be between 0 and 1")
         require(self.gold_noise >= 0, f"gold_noise is {self.gold_noise}; it must be at least 0")
+        require(
+            self.gold is None or self.preferences is None,
+            "gold is given with preferences, which no simulated rater made; leave one of them out",
+        )
         if self.gold is not None:
             measure_by_name(self.gold)
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """The candidates of one answer as ids, and what was said about which two."""
-
-    messages: Messages
-    """The prompt."""
-    sequences: list[Exchange]
-    """Prompt and reply of each; nothing where the reply is too long."""
-    texts: list[str]
-    pairs: list[tuple[int, int, float]]
-    """(a, b, the part of preferences that a has): 1, or 0.5 for a tie."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +131,8 @@ class RewardObjective(nn.Module):
         """The loss of a batch."""
         with self.autocast():
             scores_BT = self.model(idx_BT, layout)
-        scores_N = rewards_of(scores_BT, owners_BT, n_replies)
+        # One place more, for what a labelled reply is compared with.
+        scores_N = F.pad(rewards_of(scores_BT, owners_BT, n_replies), (0, 1))
         return (weights_P * bradley_terry(scores_N, pairs_P2, wins_P)).sum()
 
 
@@ -163,10 +156,9 @@ def reward(config: RewardConfig) -> int:
     with open_stage(config, "reward") as stage:
         bundle = with_chat(load_bundle(config.path, stage.picked.device))
         assert bundle.chat is not None
-        with Rankings(config.rankings, must_exist=True) as rankings:
-            answers, left_out = ranked(rankings, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        answers, left_out = _read(config, bundle.chat, bundle.tokenizer, bundle.config.block_size)
         if not answers:
-            raise DataError(f"{config.rankings} has nothing to learn from{left_out.line()}")
+            raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")
         train, measured = split_by_prompt(answers, config.held_out)
         stage.say(f"answers     {len(train):,} to learn from, {len(measured):,} to measure by{left_out.line()}")
         n_layer = bundle.config.n_layer if config.n_layer is None else config.n_layer
@@ -187,62 +179,13 @@ def reward(config: RewardConfig) -> int:
         return stage.finish(ended, {**figures, "calibration": measure.calibration})
 
 
-@dataclass
-class LeftOut:
-    """Answers that nothing is learned from."""
-
-    silent: int = 0
-    """They say nothing about two replies that fit into the model's context."""
-    unknown: int = 0
-    """The tokenizer cannot say them."""
-    first_unknown: str = ""
-
-    def line(self) -> str:
-        """For people, to be put behind what was kept; what did not happen is not mentioned."""
-        silent = f"; {self.silent:,} said nothing about two replies that fit" if self.silent else ""
-        unknown = f"; {self.unknown:,} cannot be said (first {self.first_unknown})" if self.unknown else ""
-        return silent + unknown
-
-
-def ranked(
-    judgements: Iterable[Judgement], chat: ChatFormat, tokenizer: Tokenizer, block_size: int
+def _read(
+    config: RewardConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int
 ) -> tuple[list[Ranked], LeftOut]:
-    """Answers as ids, and what became of those that nothing can be learned from."""
-    answers, left_out = [], LeftOut()
-    for judgement in judgements:
-        texts = [candidate.text for candidate in judgement.candidates]
-        try:
-            prompt = chat.prompt(judgement.messages, tokenizer)
-            sequences = [shortened(prompt, [*tokenizer.encode(text), chat.end], block_size) for text in texts]
-        except DataError as error:
-            left_out.unknown += 1
-            left_out.first_unknown = left_out.first_unknown or f"the answer {judgement.key}: {error}"
-            continue
-        number_of = {id(candidate): number for number, candidate in enumerate(judgement.candidates)}
-        pairs = [
-            (a, b, 0.5 if comparison.tie else 1.0)
-            for comparison in judgement.comparisons()
-            if sequences[a := number_of[id(comparison.better)]] and sequences[b := number_of[id(comparison.worse)]]
-        ]
-        if pairs:
-            nothing = ([chat.assistant], [chat.end])
-            answers.append(Ranked(judgement.messages, [each or nothing for each in sequences], texts, pairs))
-        else:
-            left_out.silent += 1
-    return answers, left_out
-
-
-def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange | None:
-    """A prompt and a reply that fit together: the prompt loses its beginning, but not the id it begins with.
-
-    None if the reply alone is too long.
-    """
-    room = block_size - len(reply)
-    if room < 2:
-        return None
-    if len(prompt) > room:
-        prompt = [prompt[0], *prompt[len(prompt) - room + 1 :]]
-    return prompt, reply
+    if config.preferences is not None:
+        return ranked_rows(config.preferences, chat, tokenizer, block_size)
+    with Rankings(config.rankings, must_exist=True) as rankings:
+        return ranked(rankings, chat, tokenizer, block_size)
 
 
 def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked], list[Ranked]]:
@@ -272,7 +215,7 @@ def _pair_batch(answers: Sequence[Ranked], block_size: int) -> PairBatch:
     pairs, wins, weights, first = [], [], [], 0
     for answer in answers:
         for a, b, win in answer.pairs:
-            pairs.append((first + a, first + b))
+            pairs.append(tuple(len(sequences) if each == NOTHING else first + each for each in (a, b)))
             wins.append(win)
             weights.append(1 / len(answer.pairs))
         first += len(answer.sequences)
@@ -298,7 +241,7 @@ class _Measure:
             return {}
         flat = [each for answer in self._answers for each in answer.sequences]
         scores = iter(scores_of(self._model, flat, self._stage.picked.autocast))
-        by_answer = [[next(scores) for _ in answer.sequences] for answer in self._answers]
+        by_answer = [[*(next(scores) for _ in answer.sequences), 0.0] for answer in self._answers]  # NOTHING is last
         gaps = [by_answer[n][a] - by_answer[n][b] for n, a, b in self._pairs]
         right = [gap > 0 for gap in gaps]  # equal to the last bit is no answer
         accuracy = sum(right) / len(gaps)

@@ -106,7 +106,8 @@ class Stage:
             self.say(f"{self.name} step {record['step']}: {describe(record)}")
 
     def asked_to_stop(self) -> bool:
-        """Whether some rank was asked to stop; all ranks get the same answer."""
+        """Whether some rank was asked to stop; all ranks get the same answer. From then on what is learned is kept."""
+        self.stop.can_save = True
         return dist.any_rank(bool(self.stop), self.picked.device)
 
     def fail(self, step: int, error: TrainingError) -> str:
@@ -198,8 +199,10 @@ class _Watch(Watcher):
         self._stopping = self._stage.asked_to_stop()
         step = state.progress.step
         if step in (0, self._n_steps) and not self._stopping:
+            self._stage.stop.can_save = step > 0
             with state.ready_to_judge():
                 self.newest = self._evaluate()
+            self._stage.stop.can_save = True
             self._stage.record({"step": step, **self.newest})
 
     def reason_to_stop(self, state: TrainState) -> str | None:  # noqa: ARG002

@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import filelock
 from groundling import atomicio
 from groundling.config import to_dict
 from groundling.data import reading, sources
+from groundling.data.folders import Found, find_files
 from groundling.data.tokenfile import TokenFile, dtype_for, open_token_file, write_token_file
 from groundling.errors import DataError, require
+from groundling.progress import Progress
 from groundling.text import tokenizer as tokenizers
 from groundling.text.cutting import chunks
 from groundling.text.tokenizer import CharTokenizer, Ids, Tokenizer
@@ -36,7 +39,7 @@ __all__ = [
     "write_token_file",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same text and settings would give other files, so that old ones are not found."""
 SAMPLE_CHARS = 1 << 16
 """A tokenizer is trained on parts of this size, from all over the text when that is long."""
@@ -69,8 +72,8 @@ class TextConfig:
         Raises:
             DataError: there is no such text.
         """
-        paths = [sources.get(self.name)] if self.path is None else reading.find_files(self.path)
-        return reading.TextFiles(paths, self.errors)
+        found = Found([sources.get(self.name)]) if self.path is None else find_files(self.path)
+        return reading.TextFiles(found.paths, self.errors, passed_over=found.passed_over())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,8 @@ class Corpus:
     """A SHA-256 of the tokens of both parts and of the tokenizer."""
     replaced: int
     """How many flaws of the text were replaced by U+FFFD."""
+    doubts: tuple[str, ...]
+    """Files that seem to be written in another language than people's, and were read all the same."""
 
 
 def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -128,11 +133,14 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         StorageError: the token files could not be written.
     """
     text = config.text_files()
+    if text.passed_over:
+        _say(f"passed over in {config.path}: {text.passed_over}")
+    text.require_text()  # also where the same bytes were prepared under another name
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())
     home = atomicio.cache_folder() / "tokens" / _key(config, text, tokenizer)
     atomicio.make_folder(home)
-    with filelock.FileLock(home / ".lock"):
+    with _alone(home / ".lock"):
         corpus = _open_if_sound(home / "corpus")
         if corpus is None:
             atomicio.sweep_temporaries(home)
@@ -141,7 +149,20 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     _require_length(corpus.train_part.n_tokens, corpus.val_part.n_tokens, config, block_size)
     if corpus.replaced:
         _say(f"{corpus.replaced:,} flaws of the text were replaced by U+FFFD")
+    for doubt in corpus.doubts:
+        _say(f"{doubt}; it is learned as it stands, signs and all")
     return corpus
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(path)
+    with Progress("waiting for another process that prepares this text"):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _key(config: DataConfig, text: reading.TextFiles, tokenizer: Tokenizer | None) -> str:
@@ -149,7 +170,8 @@ def _key(config: DataConfig, text: reading.TextFiles, tokenizer: Tokenizer | Non
     how = to_dict(config.tokenizer) if tokenizer is None else tokenizers.fingerprint(tokenizer)
     packings = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
     try:
-        contents = [atomicio.sha256_of(path) for path in text.paths]
+        with Progress("looking whether this text was prepared before", text.n_bytes) as progress:
+            contents = [atomicio.sha256_of(path, progress.advance) for path in text.paths]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     made_of = [FORMAT, contents, packings, config.errors, config.val_fraction, how]
@@ -160,7 +182,8 @@ def _open_if_sound(folder: Path) -> Corpus | None:
     if not folder.exists():
         return None
     try:
-        return _open(folder)
+        with Progress("checking the text that was prepared before"):
+            return _open(folder)
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         _say(f"the prepared text in {folder} is damaged and is made again ({error})")
         atomicio.remove_tree(folder)
@@ -177,6 +200,7 @@ def _open(folder: Path) -> Corpus:
         tokenizer=tokenizers.load_tokenizer(folder),
         fingerprint=facts["fingerprint"],
         replaced=facts["replaced"],
+        doubts=tuple(facts["doubts"]),
     )
     if corpus.fingerprint != _fingerprint(corpus.train, corpus.val, corpus.tokenizer):
         raise DataError("its parts do not belong together")
@@ -191,10 +215,12 @@ def _build(
     folder: Path, config: DataConfig, text: reading.TextFiles, block_size: int, tokenizer: Tokenizer | None
 ) -> None:
     n_chars, symbols = 0, set[str]()
-    for piece in text.pieces():
-        n_chars += len(piece)
-        symbols.update(piece)
-    replaced = text.replaced
+    with Progress("reading the text", text.n_bytes) as progress:
+        for piece in text.pieces():
+            n_chars += len(piece)
+            symbols.update(piece)
+            progress.advance(len(piece))
+    replaced, doubts = text.replaced, [f"{path} looks like {language}" for path, language in text.doubts.items()]
     n_train = int((1 - config.val_fraction) * n_chars)
     # A character is a token or, at worst, four bytes that are a token each.
     most = 1 if config.tokenizer.kind == "char" and tokenizer is None else 4
@@ -205,10 +231,10 @@ def _build(
     _require_symbols(tokenizer, symbols)
     atomicio.require_room(folder.parent, n_chars * dtype_for(tokenizer.vocab_size).itemsize)
     with atomicio.new_folder(folder) as new:
-        facts: dict[str, Any] = {"replaced": replaced}
+        facts: dict[str, Any] = {"replaced": replaced, "doubts": doubts}
         files = []
         for name, start, stop in (("train", 0, n_train), ("val", n_train, n_chars)):
-            encoder = _Encoder(tokenizer, reading.span(text.pieces(), start, stop))
+            encoder = _Encoder(tokenizer, reading.span(text.pieces(), start, stop), stop - start)
             files.append(write_token_file(new / f"{name}.tok", encoder, tokenizer.vocab_size))
             facts[name] = {"n_chars": encoder.n_chars, "n_bytes": encoder.n_bytes, "n_tokens": len(files[-1])}
         tokenizers.save_tokenizer(tokenizer, new)
@@ -231,15 +257,17 @@ def _require_symbols(tokenizer: Tokenizer, symbols: set[str]) -> None:
 class _Encoder:
     """Encodes chunks as they are asked for, and counts what went through."""
 
-    def __init__(self, tokenizer: Tokenizer, pieces: Iterator[str]) -> None:
-        self._tokenizer, self._chunks = tokenizer, chunks(pieces)
+    def __init__(self, tokenizer: Tokenizer, pieces: Iterator[str], n_expected: int) -> None:
+        self._tokenizer, self._chunks, self._n_expected = tokenizer, chunks(pieces), n_expected
         self.n_chars = self.n_bytes = 0
 
     def __iter__(self) -> Iterator[Ids]:
-        for chunk in self._chunks:
-            self.n_chars += len(chunk)
-            self.n_bytes += len(chunk.encode())
-            yield self._tokenizer.encode_array(chunk)
+        with Progress("encoding the text", self._n_expected) as progress:
+            for chunk in self._chunks:
+                self.n_chars += len(chunk)
+                self.n_bytes += len(chunk.encode())
+                yield self._tokenizer.encode_array(chunk)
+                progress.advance(len(chunk))
 
 
 def _require_length(n_train: int, n_val: int, config: DataConfig, block_size: int) -> None:

@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from groundling.data import sources
-from groundling.data.example_files import Conversation, Messages
+from groundling.data.example_files import Conversation
+from groundling.data.row_messages import Messages
 from groundling.errors import DataError, require
 from groundling.text.chat import Message
 

@@ -1,12 +1,15 @@
 """Conversations, preference pairs and prompts in the files that people have; the kind of a row is told by its keys.
 
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
-    {"instruction": "...", "input": "...", "output": "..."}                 Alpaca's; `input` may be left out
-    {"prompt": "...", "chosen": "...", "rejected": "..."}                   each a text or a list of messages
+    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}     ShareGPT's
+    {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}   Alpaca's
+    {"prompt": "...", "completion": "..."}                                  TRL's; each a text or a list of messages
+    {"prompt": "...", "chosen": "...", "rejected": "..."}                   or without a prompt, if both begin with it
+    {"prompt": "...", "completion": "...", "label": true}                   KTO's: one reply, and whether it is good
     {"prompt": "..."}                                                       or a .txt with one prompt a line
 
-Other keys of a row (an id, a source) are passed over. Those of a message are not: who writes `weight` or `tool_calls`
-means something by it that would get lost.
+`system` and `history` may stand beside any prompt. Other keys of a row (an id, a source) are passed over, but not those
+that change what is said (`tools`, `images`), nor any key of a message but its two.
 """
 
 from collections.abc import Iterator
@@ -14,11 +17,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from groundling.data.row_messages import (
+    LISTS,
+    Messages,
+    keys_of,
+    messages_of,
+    require_prompt,
+    with_context,
+    with_keys,
+)
 from groundling.data.rows import Row, kind_of, lines, rows, text_of
+from groundling.data.shared_prompts import split_shared
 from groundling.errors import DataError
-from groundling.text.chat import ROLES, Message, check_messages
+from groundling.progress import Progress
+from groundling.text.chat import Message, check_messages
 
-Messages = tuple[Message, ...]
+INPUTS, OUTPUTS, LABELS = ("input", "context"), ("output", "response"), ("label", "kto_tag")
+"""What the parts of an instruction and a label are called: by Alpaca and Dolly, by TRL and LLaMA-Factory."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +43,13 @@ class Conversation:
     messages: Messages
     where: str = field(default="", compare=False)
     """The words that name its place in a file."""
+    only_last: bool = False
+    """Only the last reply is to be learned; those before it belong to the prompt."""
 
     def to_row(self) -> dict[str, Any]:
         """The row that `read_conversations` reads back."""
-        return {"messages": [{"role": message.role, "content": message.content} for message in self.messages]}
+        rows = [{"role": message.role, "content": message.content} for message in self.messages]
+        return {"prompt": rows[:-1], "completion": rows[-1:]} if self.only_last else {"messages": rows}
 
 
 @dataclass(frozen=True)
@@ -45,19 +63,37 @@ class Preference:
     where: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A reply to a prompt, and whether it is a good one."""
+
+    prompt: Messages
+    """Ends with the user's message."""
+    reply: str
+    is_good: bool
+    where: str = field(default="", compare=False)
+
+
 def read_conversations(path: Path) -> list[Conversation]:
-    """Read chat messages or Alpaca's instructions: JSON lines, or one JSON array.
+    """Read conversations, instructions or prompts with completions: JSON lines, or one JSON array.
 
     Raises:
         DataError: the file cannot be read, or a row is wrong; the message names file and line.
     """
-    return list(iterate_conversations(path))
+    with Progress(f"reading {path}"):
+        return list(iterate_conversations(path))
 
 
 def iterate_conversations(path: Path) -> Iterator[Conversation]:
     """What `read_conversations` returns, one by one."""
-    for row in rows(path):
-        yield Conversation(_conversation(row), row.where)
+    for row in map(with_keys, rows(path)):
+        for name in LABELS:
+            if isinstance(row.values.get(name), bool):
+                raise DataError(
+                    f"{row.where}: {name!r} tells good replies from bad ones; train a reward model on such rows "
+                    "(groundling reward --preferences), or keep the good ones and remove the key"
+                )
+        yield _conversation(row)
 
 
 def read_preferences(path: Path) -> list[Preference]:
@@ -66,21 +102,35 @@ def read_preferences(path: Path) -> list[Preference]:
     Raises:
         DataError: the file cannot be read, or a row is wrong; the message names file and line.
     """
-    return [_preference(row) for row in rows(path)]
+    with Progress(f"reading {path}"):
+        return [_preference(with_keys(row)) for row in rows(path)]
 
 
-def read_prompts(path: Path) -> list[Messages]:
-    """Read prompts: rows with `prompt` or `messages`, or a .txt with one a line. Each ends with the user's message.
+def read_labelled(path: Path) -> list[Labelled]:
+    """Read replies with labels.
 
     Raises:
         DataError: the file cannot be read, or a row is wrong; the message names file and line.
     """
-    if ".txt" in path.suffixes:
-        prompts = [_of_user(text_of(line, f"{path}:{number}", "the line")) for number, line in lines(path)]
-        if not prompts:
-            raise DataError(f"{path} is empty; at least one prompt is expected, one a line")
-        return prompts
-    return [_prompt(_only(row, ("prompt", "messages")), row) for row in rows(path)]
+    with Progress(f"reading {path}"):
+        return [_labelled(with_keys(row)) for row in rows(path)]
+
+
+def read_prompts(path: Path) -> list[Messages]:
+    """Read prompts: rows with `prompt`, `messages` or `instruction`, or a .txt with one a line.
+
+    Each ends with the user's message.
+
+    Raises:
+        DataError: the file cannot be read, or a row is wrong; the message names file and line.
+    """
+    with Progress(f"reading {path}"):
+        if ".txt" in path.suffixes:
+            prompts = [_of_user(text_of(line, f"{path}:{number}", "the line")) for number, line in lines(path)]
+            if not prompts:
+                raise DataError(f"{path} is empty; at least one prompt is expected, one a line")
+            return prompts
+        return [_prompt(row, _only(row, ("prompt", *LISTS, "instruction"))) for row in map(with_keys, rows(path))]
 
 
 def holds_prompts(path: Path) -> bool:
@@ -91,8 +141,8 @@ def holds_prompts(path: Path) -> bool:
     """
     if ".txt" in path.suffixes:
         return True
-    first = next(rows(path)).values
-    return "prompt" in first and not {"chosen", "rejected"} & first.keys()
+    first = _first_keys(path)
+    return "prompt" in first and not {"chosen", "rejected", "completion"} & first
 
 
 def holds_preferences(path: Path) -> bool:
@@ -101,45 +151,137 @@ def holds_preferences(path: Path) -> bool:
     Raises:
         DataError: there is no first row.
     """
-    first = next(rows(path))
-    return "chosen" in first.values or "rejected" in first.values
+    return bool({"chosen", "rejected"} & _first_keys(path))
 
 
-def _conversation(row: Row) -> Messages:
-    if _only(row, ("messages", "instruction")) == "messages":
-        found = _messages(row.values["messages"], row.where, "messages")
-        check_messages(found, row.where)
-        return found
+def holds_labels(path: Path) -> bool:
+    """Whether the first row is a reply with a label.
+
+    Raises:
+        DataError: there is no first row.
+    """
+    first = _first_keys(path)
+    return bool(set(LABELS) & first) and not {"chosen", "rejected"} & first
+
+
+def _first_keys(path: Path) -> set[str]:
+    return set(with_keys(next(rows(path))).values)
+
+
+def _conversation(row: Row) -> Conversation:
+    values, where = row.values, row.where
+    if "prompt" in values and "completion" in values and not {*LISTS, "instruction"} & values.keys():
+        prompt = _prompt(row, "prompt")
+        reply = Message("assistant", _reply(values["completion"], prompt, where, "completion"))
+        return Conversation((*prompt, reply), where, only_last=True)
+    kind = _only(row, (*LISTS, "instruction"))
+    if kind == "instruction":
+        messages = (*_instruction(row), Message("assistant", _one_text(row, OUTPUTS)))
+    else:
+        messages = messages_of(values[kind], where, kind)
+        _require_no_other_prompt(row, messages, kind)
+    messages = with_context(row, messages)
+    check_messages(messages, where)
+    return Conversation(messages, where)
+
+
+def _require_no_other_prompt(row: Row, messages: Messages, kind: str) -> None:
+    """Some data sets repeat the first question as `prompt`; another one would get lost."""
+    prompt = row.values.get("prompt")
+    users = [message.content for message in messages if message.role == "user"]
+    if isinstance(prompt, list):
+        given = messages_of(prompt, row.where, "prompt")
+        is_known = messages[: len(given)] == given
+    else:
+        is_known = prompt is None or prompt in users[:1]
+    if not is_known or "completion" in row.values:
+        other = "completion" if "completion" in row.values else "prompt"
+        raise DataError(f"{row.where}: {kind!r} and {other!r} are both there and differ; one of them is expected")
+
+
+def _instruction(row: Row) -> Messages:
+    """The user's message of an instruction and what it is about."""
     instruction = text_of(row.values["instruction"], row.where, "instruction")
-    given = row.values.get("input")
-    given = "" if given is None else text_of(given, row.where, "input")
-    _require(row, "output")
-    reply = Message("assistant", text_of(row.values["output"], row.where, "output"))
-    return (Message("user", f"{instruction}\n\n{given}" if given.strip() else instruction), reply)
+    given = _one_text(row, INPUTS, default="")
+    parts = [part for part in (instruction, given) if part.strip()] or [instruction]
+    return _of_user("\n\n".join(parts))
+
+
+def _one_text(row: Row, names: tuple[str, ...], default: str | None = None) -> str:
+    """The text under the one of some names that a row has."""
+    there = [name for name in names if name in row.values]
+    if len(there) > 1:
+        raise DataError(f"{row.where}: {there[0]!r} and {there[1]!r} are both there; one of them is expected")
+    if not there and default is not None:
+        return default
+    name = there[0] if there else names[0]
+    _require(row, name)
+    return text_of(row.values[name], row.where, name)
 
 
 def _preference(row: Row) -> Preference:
     _require(row, "chosen", "rejected")
-    chosen = row.values["chosen"]
-    if "prompt" in row.values:
-        prompt = _prompt("prompt", row)
+    chosen, rejected = row.values["chosen"], row.values["rejected"]
+    named = [name for name in ("prompt", "question", "instruction", *LISTS) if name in row.values]
+    if named:
+        prompt = _prompt_of_pair(row, named)
     elif isinstance(chosen, list) and len(chosen) > 1:
         # Both are whole conversations, and what comes before their last messages is the prompt.
-        prompt = _messages(chosen, row.where, "chosen")[:-1]
-        _require_prompt(prompt, row.where, "chosen, without its last message,")
+        prompt = with_context(row, messages_of(chosen, row.where, "chosen")[:-1])
+        require_prompt(prompt, row.where, "chosen, without its last message,")
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        texts = [text_of(row.values[name], row.where, name) for name in ("chosen", "rejected")]
+        _require_no_input(row)
+        shared = split_shared(texts[0], texts[1], row.where)
+        return Preference(with_context(row, shared.prompt), shared.chosen, shared.rejected, row.where)
     else:
         raise DataError(f"{row.where}: there is no prompt; give one, or whole conversations as chosen and rejected")
     replies = [_reply(row.values[name], prompt, row.where, name) for name in ("chosen", "rejected")]
     return Preference(prompt, replies[0], replies[1], row.where)
 
 
+def _prompt_of_pair(row: Row, named: list[str]) -> Messages:
+    """The prompt of a pair; `messages` beside it may only repeat it, with or without the reply that was chosen."""
+    prompt = _prompt(row, named[0])
+    for other in named[1:]:
+        value = row.values[other]
+        given = _of_user(value) if isinstance(value, str) else messages_of(value, row.where, other)
+        chosen = row.values["chosen"]
+        reply = (Message("assistant", chosen),) if isinstance(chosen, str) else messages_of(chosen, row.where, "chosen")
+        if given not in (prompt, prompt + reply, reply):
+            raise DataError(f"{row.where}: {named[0]!r} and {other!r} are both there and differ; one is expected")
+    return prompt
+
+
+def _require_no_input(row: Row) -> None:
+    for name in (*INPUTS, "query"):
+        if name in row.values:
+            raise DataError(f"{row.where}: there is {name!r} and no prompt; call what the replies are to 'prompt'")
+
+
+def _labelled(row: Row) -> Labelled:
+    name = next((name for name in LABELS if name in row.values), LABELS[0])
+    _require(row, name)
+    label = row.values[name]
+    if not isinstance(label, bool) and not (type(label) is int and label in (0, 1)):
+        raise DataError(f"{row.where}: {name} is {kind_of(label)}, true or false is expected")
+    conversation = _conversation(row)
+    *prompt, reply = conversation.messages
+    if reply.role != "assistant":
+        raise DataError(f"{row.where}: it ends with the {reply.role}'s message; the assistant's is expected")
+    return Labelled(tuple(prompt), reply.content, bool(label), row.where)
+
+
 def _reply(value: Any, prompt: Messages, where: str, name: str) -> str:
     """A reply given as a text, as the assistant's message, or as a whole conversation that begins with the prompt."""
-    if not isinstance(value, list):
+    if isinstance(value, str) or not isinstance(value, (list, dict)):
         return text_of(value, where, name)
-    found = _messages(value, where, name)
+    found = messages_of(value, where, name)
     if len(found) > 1 and found[: len(prompt)] != prompt:
-        raise DataError(f"{where}: {name} does not begin with the prompt's messages; give its last message alone")
+        without = prompt[1:] if prompt[0].role == "system" else prompt
+        if found[: len(without)] != without:
+            raise DataError(f"{where}: {name} does not begin with the prompt's messages; give its last message alone")
+        prompt = without
     rest = found[len(prompt) :] if len(found) > 1 else found
     if [message.role for message in rest] != ["assistant"]:
         came = ", ".join(message.role for message in rest) or "nothing"
@@ -147,12 +289,16 @@ def _reply(value: Any, prompt: Messages, where: str, name: str) -> str:
     return rest[0].content
 
 
-def _prompt(key: str, row: Row) -> Messages:
+def _prompt(row: Row, key: str) -> Messages:
     value = row.values[key]
-    if key == "prompt" and isinstance(value, str):
-        return _of_user(text_of(value, row.where, key))
-    found = _messages(value, row.where, key)
-    _require_prompt(found, row.where, key)
+    if key == "instruction":
+        found = _instruction(row)
+    elif key in ("prompt", "question") and isinstance(value, str):
+        found = _of_user(text_of(value, row.where, key))
+    else:
+        found = messages_of(value, row.where, key)
+    found = with_context(row, found)
+    require_prompt(found, row.where, key)
     return found
 
 
@@ -160,49 +306,23 @@ def _of_user(text: str) -> Messages:
     return (Message("user", text),)
 
 
-def _require_prompt(messages: Messages, where: str, name: str) -> None:
-    check_messages(messages, where)
-    if messages[-1].role != "user":
-        raise DataError(f"{where}: {name} ends with the {messages[-1].role}'s message; the user's is expected")
-
-
-def _messages(value: Any, where: str, name: str) -> Messages:
-    if not isinstance(value, list):
-        wanted = "a text or a list of messages" if name != "messages" else "a list of messages"
-        raise DataError(f"{where}: {name} is {kind_of(value)}, {wanted} is expected")
-    return tuple(_message(item, where, f"{name}[{number}]") for number, item in enumerate(value))
-
-
-def _message(value: Any, where: str, name: str) -> Message:
-    expected = '{"role": ..., "content": ...} is expected'
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: {name} is {kind_of(value)}, {expected}")
-    if sorted(value) != ["content", "role"]:
-        raise DataError(f"{where}: {name} has the keys {_keys(value)}; {expected}")
-    role, content = value["role"], text_of(value["content"], where, f"{name}.content")
-    for known in ROLES:
-        if role == known:
-            return Message(known, content)
-    shown = ascii(role)[:40] if isinstance(role, str) else kind_of(role)
-    raise DataError(f"{where}: {name}.role is {shown}; {', '.join(ROLES[:-1])} or {ROLES[-1]} is expected")
-
-
 def _only(row: Row, names: tuple[str, ...]) -> str:
     """The one of some keys that a row has."""
     found = [name for name in names if name in row.values]
     if len(found) == 1:
         return found[0]
-    expected = " or ".join(map(repr, names))
-    few = "both are there" if found else f"the keys are {_keys(row.values)}"
-    raise DataError(f"{row.where}: {few}; {expected} is expected")
+    expected = "'prompt' or 'messages'" if names[0] == "prompt" else "'messages' or 'instruction'"
+    if found:
+        raise DataError(f"{row.where}: {found[0]!r} and {found[1]!r}: both are there; {expected} is expected")
+    hint = ""
+    if {"chosen", "rejected"} & row.values.keys():
+        hint = "; preferences are for groundling dpo and groundling reward: --preferences"
+    elif names[0] != "prompt":
+        expected += ", or 'conversations', or 'prompt' with 'completion',"
+    raise DataError(f"{row.where}: the keys are {keys_of(row.values)}; {expected} is expected{hint}")
 
 
 def _require(row: Row, *names: str) -> None:
     missing = [name for name in names if name not in row.values]
     if missing:
-        raise DataError(f"{row.where}: {missing[0]!r} is missing; the keys are {_keys(row.values)}")
-
-
-def _keys(values: dict[str, Any]) -> str:
-    shown = ", ".join(ascii(key)[:40] for key in list(values)[:8])
-    return shown + (", ..." if len(values) > 8 else "") if values else "none"
+        raise DataError(f"{row.where}: {missing[0]!r} is missing or null; the keys are {keys_of(row.values)}")

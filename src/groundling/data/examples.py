@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from groundling.data.example_files import (
     Conversation,
-    Messages,
     Preference,
     holds_prompts,
     iterate_conversations,
@@ -17,6 +16,7 @@ from groundling.data.example_files import (
     read_preferences,
     read_prompts,
 )
+from groundling.data.row_messages import Messages
 from groundling.errors import DataError, require
 from groundling.text.chat import ChatFormat, Message, Rendered
 from groundling.text.tokenizer import Tokenizer
@@ -148,7 +148,8 @@ def encode_conversation(
     room = max(max_ids - (len(reply.ids) - 1), _least_room(parts, max_ids))
     prompt = _fit(parts, chat, room)
     left = max_ids - len(prompt.ids)
-    ids, said = prompt.ids + reply.ids[1:][:left], prompt.said + reply.said[1:][:left]
+    before_said = [False] * len(prompt.said) if conversation.only_last else prompt.said
+    ids, said = prompt.ids + reply.ids[1:][:left], before_said + reply.said[1:][:left]
     _count_prompt(counts, prompt, len(before) < len(conversation.messages[:-1]))
     counts.n_cut += ids[-1] != chat.end
     return Encoded(ids, said)
@@ -229,9 +230,11 @@ def _fit(parts: list[Rendered], chat: ChatFormat, room: int) -> _Prompt:
     """The messages of a prompt in at most `room` ids, the last of which lets the assistant speak."""
     has_system = parts[0].ids[0] == chat.system
     head, turns = parts[: int(has_system)], parts[int(has_system) :]
-    n_parts = len(parts)
-    while len(turns) > 1 and _length(head + turns) + 1 > room:
-        turns = turns[2:]
+    n_parts, n_gone, length = len(parts), 0, _length(parts) + 1
+    while len(turns) - n_gone > 1 and length > room:
+        length -= _length(turns[n_gone : n_gone + 2])
+        n_gone += 2
+    turns = turns[n_gone:]
     if _length(head + turns) + 1 > room and _length(head) > min(room // 2, room - 3):
         head = []  # instructions that leave less room than they take
     over = _length(head + turns) + 1 - room

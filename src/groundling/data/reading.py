@@ -1,45 +1,30 @@
-"""Text files as one stream of characters: UTF-8, plain or packed, with every flaw named or counted."""
+"""Text files as one stream of characters: UTF-8, plain or packed, with every flaw named or counted.
+
+What is no text is refused, whatever is to become of flaws: nobody means to learn a table's or an archive's bytes.
+"""
 
 import codecs
-import glob
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from groundling.data import formats
 from groundling.errors import DataError, MissingExtraError
 from groundling.text.tokenizer import REPLACEMENT
 
 Errors = Literal["strict", "replace"]
-ENDINGS = (".txt", ".md", ".gz", ".zst")
-"""What is taken from a folder."""
+Expected = Literal["text", "rows"]
+"""Words to be learned as they stand; or rows of JSON, for a reader of those."""
 PIECE_BYTES = 1 << 18
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def find_files(path: str) -> list[Path]:
-    """Return the text files that a path means: a file, all of a folder, or what a glob matches; in a fixed order.
-
-    Raises:
-        DataError: there are none.
-    """
-    chosen = Path(path).expanduser()
-    if chosen.is_dir():
-        found = [file for file in chosen.rglob("*") if file.suffix in ENDINGS and file.is_file()]
-        visible = [file for file in found if not any(p.startswith(".") for p in file.relative_to(chosen).parts)]
-        if not visible:
-            raise DataError(f"the folder {path} holds no text; looked for files ending in {', '.join(ENDINGS)}")
-        return sorted(visible, key=lambda file: file.relative_to(chosen).as_posix())
-    if chosen.is_file():
-        return [chosen]
-    if chosen.exists():
-        raise DataError(f"{path} is not a file that can be read twice; save the text to a file first")
-    matches = sorted(glob.glob(str(chosen), recursive=True))  # noqa: PTH207 - `**` and absolute patterns alike
-    files = [Path(match) for match in matches if Path(match).is_file()]
-    if not files:
-        raise DataError(f"there is no text at {path!r}; give a file, a folder or a glob")
-    return files
+EXPECTED_ROWS = "JSON is expected here, one object a line or an array of them"
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins as UTF-16's does
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 class TextFiles:
@@ -48,13 +33,29 @@ class TextFiles:
     A byte-order mark is dropped, line ends are kept as they are, and a newline is put between two files where
     the first does not end in one.
 
+    Args:
+        paths: of the files.
+        errors: what becomes of bytes that are not UTF-8.
+        expected: what the files are to hold.
+        passed_over: what else was there when they were looked for, in words.
+
     Attributes:
         replaced: how many flaws the last reading has replaced by U+FFFD; 0 with errors="strict".
+        doubts: what the last reading found to be another language than people's, and was read all the same.
+        n_bytes: the size of all files, packed as they are.
     """
 
-    def __init__(self, paths: Iterable[Path], errors: Errors = "strict") -> None:
-        self.paths, self.errors = list(paths), errors
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        errors: Errors = "strict",
+        expected: Expected = "text",
+        passed_over: str | None = None,
+    ) -> None:
+        self.paths, self.errors, self.expected = list(paths), errors, expected
+        self.passed_over = passed_over
         self.replaced = 0
+        self.doubts: dict[Path, str] = {}
         self._stamps = self._look()
 
     def _look(self) -> list[tuple[int, int]]:
@@ -62,6 +63,11 @@ class TextFiles:
             return [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in self.paths)]
         except OSError as error:
             raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all files, packed as they are."""
+        return sum(size for size, _ in self._stamps)
 
     def require_unchanged(self) -> None:
         """Check that all readings were of the same text.
@@ -72,13 +78,23 @@ class TextFiles:
         if self._look() != self._stamps:
             raise DataError(f"the text at {self.paths[0]} changed while it was read; run again when it is at rest")
 
+    def require_text(self) -> None:
+        """Look at the beginning of each file.
+
+        Raises:
+            DataError: one is no text; the message says what it is and what to do.
+        """
+        for path in self.paths:
+            for _ in self._file(path):
+                break
+
     def pieces(self) -> Iterator[str]:
         """Read all characters, a few hundred thousand at a time.
 
         Raises:
             DataError: a file cannot be read or unpacked, or is not UTF-8; the message names the place.
         """
-        self.replaced = 0
+        self.replaced, self.doubts = 0, {}
         ends_line = True
         for path in self.paths:
             if not ends_line:
@@ -89,23 +105,51 @@ class TextFiles:
                 ends_line = piece.endswith("\n")
 
     def _file(self, path: Path) -> Iterator[str]:
-        offset, pending = 0, b""
-        for data in _unpacked(path):
+        offset, pending, is_first = 0, b"", True
+        for data in _whole_head(_unpacked(path)):
             head = pending + data
-            if offset == 0 and len(head) >= 3:
-                if head.startswith(UTF16_MARKS):
-                    raise DataError(
-                        f"{path} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.txt"
-                    )
+            if is_first:
+                self._require_text(path, head)
                 if head.startswith(codecs.BOM_UTF8):
                     head, offset = head[3:], 3
             text, used = self._decode(path, head, offset, final=False)
             offset, pending = offset + used, head[used:]
+            if is_first:
+                self._require_words(path, text)
+            is_first = False
             if text:
                 yield text
+        if is_first:
+            self._require_text(path, b"")
         text, _ = self._decode(path, pending, offset, final=True)
         if text:
             yield text
+
+    def _require_text(self, path: Path, head: bytes) -> None:
+        """Refuse what is not made of characters, or not of those of UTF-8."""
+        head = head[: formats.HEAD_BYTES]
+        for mark, encoding in MARKS.items():
+            if head.startswith(mark):
+                raise DataError(
+                    f"{path} is {encoding}; convert it first: "
+                    f"iconv -f {encoding} -t UTF-8 {path.name} > utf8{path.suffix or '.txt'}"
+                )
+        found = formats.binary_format(path, head) or formats.named_format(path) or formats.unknown_binary(head)
+        if found is not None:
+            is_other = self.expected == "rows" and not found.advice.startswith(("unpack", "convert"))
+            hint = "; rankings are given with --rankings" if is_other and head.startswith(formats.SQLITE) else ""
+            raise DataError(f"{path} is {found.name}; {EXPECTED_ROWS + hint if is_other else found.advice}")
+
+    def _require_words(self, path: Path, text: str) -> None:
+        """Refuse rows where words to be learned are expected; where only the content looks so, remember it."""
+        if self.expected == "rows":
+            return
+        found = formats.rows_format(path, text)
+        if found is not None:
+            raise DataError(f"{path} is {found.name}; {found.advice}")
+        doubt = formats.looks_like_rows(text)
+        if doubt is not None:
+            self.doubts[path] = doubt
 
     def _decode(self, path: Path, data: bytes, offset: int, final: bool) -> tuple[str, int]:
         """Decode as much of `data` as is whole; return it and the number of bytes used."""
@@ -121,7 +165,7 @@ class TextFiles:
             if flaw < 0 or error.start < flaw:
                 flaw, reason = error.start, f"bytes that are not UTF-8 ({data[error.start : error.end].hex(' ')})"
         if flaw >= 0:
-            where = "of the unpacked text " if path.suffix in (".gz", ".zst") else ""
+            where = "of the unpacked text " if path.suffix.lower() in formats.PACKED else ""
             raise DataError(
                 f"{path}: at byte offset {offset + flaw} {where}stand {reason}; "
                 "mend the file, or use --data.errors replace to put U+FFFD there"
@@ -129,12 +173,28 @@ class TextFiles:
         return text, used
 
 
+def _whole_head(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes; the first piece holds all that is looked at to tell what they are."""
+    head: list[bytes] = []
+    for piece in pieces:
+        head.append(piece)
+        if sum(map(len, head)) >= formats.HEAD_BYTES:
+            break
+    if head:
+        yield b"".join(head)
+    yield from pieces
+
+
 def _unpacked(path: Path) -> Iterator[bytes]:
     try:
-        if path.suffix == ".zst":
+        with path.open("rb") as file:
+            begin = file.read(4)
+        suffix = path.suffix.lower()
+        if begin.startswith(formats.ZSTD) or (suffix == ".zst" and begin):
             yield from _zst_pieces(path)
             return
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        is_gzip = begin.startswith(formats.GZIP) or suffix == ".gz"
+        with gzip.open(path) if is_gzip else path.open("rb") as file:
             while piece := file.read(PIECE_BYTES):
                 yield piece
     except (OSError, EOFError, zlib.error) as error:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,15 +29,19 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: the file cannot be read or is not UTF-8; the message names the byte.
     """
-    number, pending = 0, ""
+    number = 0
+    waiting: list[str] = []  # the parts of a line that is not over; joined once, however many they are
     for piece in _pieces(path):
-        *whole, pending = (pending + piece).split("\n")
-        for line in whole:
+        first, *others = piece.split("\n")
+        waiting.append(first)
+        for other in others:
             number += 1
+            line, waiting = "".join(waiting), [other]
             if line.strip():
                 yield number, line.removesuffix("\r")
-    if pending.strip():
-        yield number + 1, pending.removesuffix("\r")
+    line = "".join(waiting)
+    if line.strip():
+        yield number + 1, line.removesuffix("\r")
 
 
 def rows(path: Path, *, may_be_empty: bool = False) -> Iterator[Row]:
@@ -45,21 +50,22 @@ def rows(path: Path, *, may_be_empty: bool = False) -> Iterator[Row]:
     Raises:
         DataError: the file cannot be read, a row is not a JSON object, or there is none.
     """
-    is_array, found = None, False
-    for number, line in lines(path):
-        if is_array is None:
-            is_array = line.lstrip().startswith("[")
-            if is_array:
-                break
+    found = False
+    for row in _array(path, "".join(_pieces(path))) if _begins_array(path) else _of_lines(path):
         found = True
-        where = f"{path}:{number}"
-        yield _row(where, _Decoder(where).decode(line))
-    if is_array:
-        for row in _array(path, "".join(_pieces(path))):
-            found = True
-            yield row
+        yield row
     if not found and not may_be_empty:
         raise DataError(f"{path} is empty; at least one example is expected, as a JSON object on a line")
+
+
+def _begins_array(path: Path) -> bool:
+    return next((begin for piece in _pieces(path) if (begin := piece.lstrip()[:1])), "") == "["
+
+
+def _of_lines(path: Path) -> Iterator[Row]:
+    for number, line in lines(path):
+        where = f"{path}:{number}"
+        yield _row(where, _Decoder(where).decode(line))
 
 
 def text_of(value: Any, where: str, name: str) -> str:
@@ -91,7 +97,7 @@ def kind_of(value: Any) -> str:
 
 def _pieces(path: Path) -> Iterator[str]:
     try:
-        yield from reading.TextFiles([path]).pieces()
+        yield from reading.TextFiles([path], expected="rows").pieces()
     except DataError as error:
         # Pretraining can go on with U+FFFD in the place of a flaw; an example with a flaw is better left out.
         raise DataError(str(error).replace(", or use --data.errors replace to put U+FFFD there", "")) from error
@@ -158,8 +164,8 @@ class _Decoder(json.JSONDecoder):
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            seen: dict[str, int] = Counter(key for key, _ in pairs)
+            twice = next(key for key, _ in pairs if seen[key] > 1)
             raise DataError(f"{self._where}: the key {twice!a} stands there twice; once is expected")
         return values
 

@@ -9,6 +9,7 @@ import tyro
 from groundling import atomicio, config
 from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, looks_like_bundle, read_tensors, save_bundle
 from groundling.errors import StorageError
+from groundling.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         "gguf": (_gguf, "one file for llama.cpp and Ollama"),
         "bundle": (_bundle, "a bundle that needs no other: an adapter added to its model, or one checkpoint of a run"),
     }
-    return config.run_subcommand(argv, commands, "groundling export")
+    with Progress("exporting"):
+        return config.run_subcommand(argv, commands, "groundling export")
 
 
 def _hf(argv: list[str]) -> int:

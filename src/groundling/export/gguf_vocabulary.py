@@ -13,6 +13,7 @@ from typing import Any
 from groundling.errors import ConfigError
 from groundling.export.hf_tokenizer import merge_pairs
 from groundling.text.tokenizer import Tokenizer
+from groundling.text.trainers import BLANK
 from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_vocabulary
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
@@ -149,6 +150,11 @@ def _sentencepiece_pairs(model: bytes) -> Vocabulary:
     import sentencepiece  # it is there: the tokenizer was built with it
 
     library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    if library.PieceToId(BLANK) == library.unk_id():
+        raise ConfigError(
+            "this sp_bpe tokenizer has no piece for a space, and llama.cpp would write U+2581 for each; "
+            "train with --data.tokenizer.kind bpe, or export to Hugging Face"
+        )
     ids = range(library.GetPieceSize())
     types = [UNKNOWN if library.IsUnknown(i) else BYTE if library.IsByte(i) else NORMAL for i in ids]
     scores = [library.GetScore(i) for i in ids]

@@ -1,6 +1,7 @@
 """Our tokenizers as `tokenizer.json` of Hugging Face's `tokenizers`, with which `transformers` and vLLM encode.
 
-Each gives, for any text that ours can say, the ids that ours gives, and takes nothing in a text for a special token.
+Each gives, for any text that ours can say, the ids that ours gives, and takes nothing in a text for a special token;
+but a run without a blank that ours cuts because of its length (`text/cutting.py`) it encodes in one piece.
 The JSON is written here, so that an export needs no library but the tokenizer's own.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 from groundling.errors import ConfigError, MissingExtraError
 from groundling.text import vendors
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
+from groundling.text.trainers import BLANK
 
 ONE_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -128,7 +130,7 @@ def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
     library = _sentencepiece().SentencePieceProcessor()
     library.LoadFromSerializedProto(serialized)
     tokens = range(library.GetPieceSize())
-    ordinary = {t: library.IdToPiece(t).replace(vendors.BLANK, " ") for t in tokens if not library.IsByte(t)}
+    ordinary = {t: library.IdToPiece(t).replace(BLANK, " ") for t in tokens if not library.IsByte(t)}
     ordinary[0] = unknown = "\N{REPLACEMENT CHARACTER} "
     names = {token: ordinary.get(token) or library.IdToPiece(token) for token in tokens}
     cuts = [r" ?[^ \n]+|[ \n]"]

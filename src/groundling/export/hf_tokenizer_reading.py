@@ -15,6 +15,7 @@ from groundling.text.tokenizer import CharTokenizer, Tokenizer, Unknown
 from groundling.text.vendors import GPT2_SHA256, BPETokenizer, GPT2Tokenizer, SentencePieceTokenizer
 
 TOKENIZER, SENTENCEPIECE, VOCABULARY, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
+SETTINGS = "tokenizer_config.json"
 INSTEAD = "give another with --tokenizer"
 UNUSED = ("truncation", "padding", "post_processor")
 """Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
@@ -44,6 +45,7 @@ def read_tokenizer(folder: Path, is_gpt2: bool) -> Tokenizer:
     except Exception as error:  # the library raises Exception itself
         raise DataError(f"the tokenizer in {folder} cannot be read: {error}; {INSTEAD}") from error
     spec = json.loads(found.to_str())
+    _require_no_prefix_space(spec, folder)
     return _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec) or _bpe(spec, folder)
 
 
@@ -123,6 +125,29 @@ def _bpe(spec: dict[str, Any], folder: Path) -> Tokenizer:
         model["vocab"].pop(token["content"], None)
         model["vocab"][to_pieces.pre_tokenize_str(token["content"])[0][0]] = token["id"]
     return BPETokenizer(json.dumps({**spec, "added_tokens": [], **dict.fromkeys(UNUSED)}))
+
+
+def _require_no_prefix_space(spec: dict[str, Any], folder: Path) -> None:
+    """Refuse a tokenizer that puts a space before each text: what it encodes does not come back as it was.
+
+    `transformers` takes the word of tokenizer_config.json over that of tokenizer.json.
+    """
+    before = spec["pre_tokenizer"] or {}
+    steps = [step for step in before.get("pretokenizers", [before]) if step.get("type") == "ByteLevel"]
+    settings: dict[str, Any] = {}
+    if (folder / SETTINGS).is_file():
+        try:
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / SETTINGS} cannot be read: {error}; {INSTEAD}") from error
+    asked = [str(folder / TOKENIZER)] if any(step.get("add_prefix_space") for step in steps) else []
+    asked += [str(folder / SETTINGS)] if steps and settings.get("add_prefix_space") is True else []
+    if asked:
+        raise DataError(
+            f"{' and '.join(asked)} asks for add_prefix_space, a space before each text, so that a text does not come "
+            "back as it was; set it to false there (only the first word of a text is then cut otherwise), or "
+            f"{INSTEAD}"
+        )
 
 
 def _is_byte_level(spec: dict[str, Any]) -> bool:

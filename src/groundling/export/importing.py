@@ -15,6 +15,7 @@ from groundling.export.families import GPT2
 from groundling.manifest import MANIFEST, read_manifest
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPTConfig
+from groundling.progress import Progress
 from groundling.text.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 
 FACT = "imported_from"
@@ -65,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
         "hf": (_hf, "a GPT-2, Llama or Qwen3 from a folder of transformers, or from the hub"),
         "nanogpt": (_nanogpt, "a ckpt.pt of nanoGPT, read without running any code in it"),
     }
-    return config.run_subcommand(argv, commands, "groundling import")
+    with Progress("importing"):
+        return config.run_subcommand(argv, commands, "groundling import")
 
 
 def _hf(argv: list[str]) -> int:

@@ -90,7 +90,7 @@ class ServeConfig:
         keys = [*self.api_key, *os.environ.get(KEY_VARIABLE, "").split()]
         if self.api_key_file is not None:
             try:
-                lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+                lines = self.api_key_file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"the keys in {self.api_key_file} cannot be read: {error}") from error
             found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -349,7 +349,7 @@ def read_rules(path: Path) -> list[Rule]:
         ConfigError: it cannot be read, or a rule is none; the line names file and rule.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"the rules in {path} cannot be read: {error}") from error
     unknown = sorted(set(table) - {"rule"})

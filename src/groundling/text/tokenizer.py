@@ -331,7 +331,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     path = folder / FILE_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"there is no {FILE_NAME} in {folder}; `groundling tokenizer train` makes one") from None
     except (OSError, ValueError) as error:

@@ -5,14 +5,13 @@ stream and refuse foreign ids alike.
 """
 
 import base64
-import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +21,10 @@ import numpy as np
 
 from groundling import atomicio, fetch
 from groundling.errors import DataError, MissingExtraError
-from groundling.text.cutting import chunks
+from groundling.text import trainers
+from groundling.text.cutting import parts
 from groundling.text.tokenizer import BytePieces, Ids, Tokenizer, require_unicode
+from groundling.text.trainers import BLANK
 
 KINDS = ("gpt2", "bpe", "unigram", "sp_bpe")
 SentencePieceKind = Literal["unigram", "sp_bpe"]
@@ -103,9 +104,9 @@ class GPT2Tokenizer(BytePieces):
     def encode_array(self, text: str) -> Ids:
         """Return `encode(text)` as an array. Text that reads `<|endoftext|>` is ordinary text."""
         require_unicode(text)
-        return np.asarray(
-            self._encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=()), dtype=np.uint32
-        )
+        encode = self._encoding.encode_to_numpy
+        ids = [encode(part, allowed_special=set(), disallowed_special=()) for part in parts(text)]
+        return np.concatenate([np.zeros(0, np.uint32), *ids]).astype(np.uint32, copy=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the name and the hash: the vocabulary itself is fetched where it is needed."""
@@ -171,7 +172,8 @@ class BPETokenizer(BytePieces):
     """
 
     kind = "bpe"
-    PART_CHARS = 50_000  # in parts it is five times as fast, on two cores
+    PARTS_AT_ONCE = 16
+    """Threads encode parts side by side; more at once would only keep Ctrl-C waiting."""
 
     def __init__(self, serialized: str) -> None:
         library = _tokenizers()
@@ -187,9 +189,12 @@ class BPETokenizer(BytePieces):
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
         require_unicode(text)
-        parts = list(chunks(iter([text]), self.PART_CHARS))
-        encodings = self._library.encode_batch_fast(parts, add_special_tokens=False)
-        return [token for encoding in encodings for token in encoding.ids]
+        every, ids = parts(text), list[int]()
+        for first in range(0, len(every), self.PARTS_AT_ONCE):
+            some = every[first : first + self.PARTS_AT_ONCE]
+            for encoding in self._library.encode_batch_fast(some, add_special_tokens=False):
+                ids += encoding.ids
+        return ids
 
     def encode_array(self, text: str) -> Ids:
         """Return `encode(text)` as an array."""
@@ -209,21 +214,15 @@ def _tokenizers() -> Any:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Train byte-level BPE, cut and merged as GPT-2's; a short text may give fewer than `vocab_size` ids."""
-    library = _tokenizers()
-    tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
-    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return BPETokenizer(tokenizer.to_str())
+    """Train byte-level BPE, cut and merged as GPT-2's; a short text may give fewer than `vocab_size` ids.
+
+    Raises:
+        MissingExtraError: tokenizers is not installed.
+    """
+    _tokenizers()
+    return BPETokenizer(trainers.train("bpe", texts, vocab_size).decode())
 
 
-BLANK = "\u2581"
-"""SentencePiece writes a space as this character."""
 _SEGMENT = re.compile(rf" ?[^ \n{BLANK}]+|[ \n{BLANK}]")
 
 
@@ -251,6 +250,8 @@ class SentencePieceTokenizer(BytePieces):
         except RuntimeError as error:
             raise DataError(f"this {kind} tokenizer cannot be read: {error}") from error
         super().__init__([self._bytes_of(token) for token in range(self._library.GetPieceSize())])
+        self._space, unknown = self._library.PieceToId("<0x20>"), self._library.unk_id()
+        self._has_blank = self._library.PieceToId(BLANK) != unknown
         self._blank = [self._library.PieceToId(f"<0x{byte:02X}>") for byte in BLANK.encode()]
 
     def _bytes_of(self, token: int) -> bytes:
@@ -264,11 +265,21 @@ class SentencePieceTokenizer(BytePieces):
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
         require_unicode(text)
-        segments = _SEGMENT.findall(text)
-        distinct = list(dict.fromkeys(segments))
-        ids_of = dict(zip(distinct, self._library.Encode(distinct, num_threads=1), strict=True))
+        ids: list[int] = []
+        for part in parts(text):
+            segments = _SEGMENT.findall(part)
+            ids_of = self._ids_of(list(dict.fromkeys(segments)))
+            ids += [token for segment in segments for token in ids_of[segment]]
+        return ids
+
+    def _ids_of(self, segments: list[str]) -> dict[str, list[int]]:
+        ids_of = dict(zip(segments, self._library.Encode(segments, num_threads=1), strict=True))
+        if not self._has_blank:  # it spells the sign for a space, where a space is meant
+            bare = [segment for segment in segments if segment[0] == " "]
+            rest = self._library.Encode([segment[1:] for segment in bare], num_threads=1)
+            ids_of |= {segment: [self._space, *ids] for segment, ids in zip(bare, rest, strict=True)}
         ids_of[BLANK] = self._blank  # else it would come back as a space
-        return [token for segment in segments for token in ids_of[segment]]
+        return ids_of
 
     def encode_array(self, text: str) -> Ids:
         """Return `encode(text)` as an array."""
@@ -292,36 +303,7 @@ def train_sentencepiece(texts: Iterable[str], kind: SentencePieceKind, vocab_siz
 
     Raises:
         DataError: the text cannot make such a vocabulary; the library's reason is given.
+        MissingExtraError: sentencepiece is not installed.
     """
-    model = io.BytesIO()
-    try:
-        _sentencepiece().SentencePieceTrainer.Train(
-            sentence_iterator=_sentences(texts),
-            model_writer=model,
-            model_type="unigram" if kind == "unigram" else "bpe",
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            unk_id=0,
-            bos_id=-1,
-            eos_id=-1,
-            pad_id=-1,
-            num_threads=1,  # the order of its sums, and so its vocabulary, follows from this number
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        reason = str(error).rpartition("] ")[2].split(". Increase")[0]  # without its place in the C++ source
-        raise DataError(
-            f"no {kind} tokenizer of {vocab_size} ids can be trained on this text, try more ids: {reason}"
-        ) from error
-    return SentencePieceTokenizer(model.getvalue(), kind)
-
-
-def _sentences(texts: Iterable[str], most: int = 1000) -> Iterator[str]:
-    """Cut text into lines (a newline is one id anyhow, its byte), and long lines, which the trainer passes over."""
-    for text in texts:
-        for line in text.replace("\0", " ").replace(BLANK, " ").split("\n"):
-            yield from (line[start : start + most] for start in range(0, len(line), most))
+    _sentencepiece()
+    return SentencePieceTokenizer(trainers.train(kind, texts, vocab_size), kind)

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C ask training to stop; it does so at the next step boundary, after saving."""
+"""SIGTERM and Ctrl-C ask training to stop: at once before the first step, then at the next step boundary, after saving.
+
+Reading a text, training a tokenizer, compiling and the first step can take minutes, and leave nothing to be saved.
+"""
 
 import os
 import signal
@@ -15,6 +18,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.can_save = False
+        """Whether a step was made: from then on a signal waits for the end of the step under way."""
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -29,6 +34,17 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
+        if self.can_save:
+            _say("stopping when this step is done, and saved; once more ends it at once")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            _say("stopped as asked before the first step; there is nothing to save")
+            raise SystemExit(128 + number)
+
+
+def _say(line: str) -> None:
+    os.write(2, f"groundling: {line}\n".encode())  # `print` may be what the signal came into
 
 
 @contextmanager

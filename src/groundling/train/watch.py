@@ -101,6 +101,7 @@ class RunWatcher(Watcher):
 
     def after_step(self, state: TrainState, stats: StepStats) -> None:
         """Record the step where that is due."""
+        self.stop.can_save = True
         progress = state.progress
         if progress.step % self.plan.log_every and progress.step != 1 and progress.step < self.plan.n_steps:
             return

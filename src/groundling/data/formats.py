@@ -1,0 +1,294 @@
+"""Files that are no plain text: recognised by their first bytes or by their name, with what to do about each.
+
+A name decides where no bytes do (JSON, CSV), and where both speak, the bytes win. Of packed text (.gz, .zst) it is
+the unpacked content, and the name without the last ending, that counts.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+PACKED = (".gz", ".zst")
+"""Endings of what is unpacked while it is read."""
+GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
+SQLITE = b"SQLite format 3\0"
+PICKLED = frozenset(bytes([code]) for code in b"}](cXCUKJGNM)\x8a\x8c\x95")
+"""How a pickle goes on after the number of its protocol."""
+HEAD_BYTES = 1 << 12
+"""The most of a file's beginning that is looked at."""
+LEAST_BINARY_BYTES, BINARY_PART = 512, 0.02
+"""So many bytes, and such a part of them that no text has, make a file of an unknown kind binary."""
+CONTROLS = frozenset(range(0x1A)) - frozenset(b"\a\b\t\n\v\f\r")
+"""Bytes that hardly any text has: control characters other than layout. ESC and what follows it are left out."""
+
+NOT_TEXT = "save what it holds as plain text (UTF-8), and give that"
+TABLE = "write its text column to a .txt file, and give that"
+NO_WORDS = "there are no words in it; give a text file"
+
+_BY_MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"PAR1", "a Parquet table", TABLE),
+    (0, b"PARE", "an encrypted Parquet table", TABLE),
+    (0, b"ARROW1", "an Arrow table", TABLE),
+    (0, b"FEA1", "a Feather table", TABLE),
+    (0, b"ORC", "an ORC table", TABLE),
+    (0, b"Obj\x01", "an Avro table", TABLE),
+    (0, SQLITE, "an SQLite database", TABLE),
+    (0, b"BZh", "packed with bzip2", "bz2"),
+    (0, b"\xfd7zXZ\0", "packed with xz", "lzma"),
+    (0, b"\x5d\0\0", "packed with LZMA", "lzma"),
+    (0, b"LZIP", "packed with lzip", "unpack it first"),
+    (0, b"\x04\x22\x4d\x18", "packed with LZ4", "unpack it first"),
+    (0, b"\xff\x06\0\0sNaPpY", "packed with Snappy", "unpack it first"),
+    (0, b"\x1f\x9d", "packed with compress", "unpack it first"),
+    (0, GZIP, "packed with gzip twice", "unpack it first"),
+    (0, ZSTD, "packed with Zstandard twice", "unpack it first"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first, and give the folder"),
+    (0, b"Rar!\x1a\x07", "a RAR archive", "unpack it first, and give the folder"),
+    (257, b"ustar", "a tar archive", "tarfile"),
+    (0, b"PK\x03\x04", "a zip archive", "zipfile"),
+    (0, b"PK\x05\x06", "an empty zip archive", NO_WORDS),
+    (0, b"%PDF-", "a PDF document", NOT_TEXT),
+    (0, b"%!PS", "a PostScript document", NOT_TEXT),
+    (0, b"{\\rtf", "an RTF document", NOT_TEXT),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", NOT_TEXT),
+    (60, b"BOOKMOBI", "a Kindle book", NOT_TEXT),
+    (0, b"AT&TFORM", "a DjVu document", NOT_TEXT),
+    (0, b"\x93NUMPY", "a NumPy array", NO_WORDS),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", NO_WORDS),
+    (0, b"GGUF", "a GGUF model", NO_WORDS),
+    (0, b"ggml", "a GGML model", NO_WORDS),
+    (0, b"lmgg", "a GGML model", NO_WORDS),
+    (0, b"GRNDTOK\n", "a token file of Groundling", "give the text it was made of"),
+    (0, b"\x7fELF", "a program (ELF)", NO_WORDS),
+    (0, b"\xca\xfe\xba\xbe", "a Java class or a program", NO_WORDS),
+    (0, b"\xcf\xfa\xed\xfe", "a program (Mach-O)", NO_WORDS),
+    (0, b"\xce\xfa\xed\xfe", "a program (Mach-O)", NO_WORDS),
+    (0, b"\0asm", "a WebAssembly program", NO_WORDS),
+    (0, b"!<arch>\n", "a library of object files", NO_WORDS),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG image", NO_WORDS),
+    (0, b"GIF87a", "a GIF image", NO_WORDS),
+    (0, b"GIF89a", "a GIF image", NO_WORDS),
+    (0, b"\xff\xd8\xff", "a JPEG image", NO_WORDS),
+    (0, b"II*\0", "a TIFF image", NO_WORDS),
+    (0, b"MM\0*", "a TIFF image", NO_WORDS),
+    (0, b"8BPS", "a Photoshop image", NO_WORDS),
+    (4, b"ftyp", "a video, a sound or an image (MPEG-4)", NO_WORDS),
+    (0, b"ID3", "a sound (MP3)", NO_WORDS),
+    (0, b"\xff\xfb", "a sound (MP3)", NO_WORDS),
+    (0, b"\xff\xf3", "a sound (MP3)", NO_WORDS),
+    (0, b"OggS", "a sound (Ogg)", NO_WORDS),
+    (0, b"fLaC", "a sound (FLAC)", NO_WORDS),
+    (0, b"MThd", "a sound (MIDI)", NO_WORDS),
+    (0, b"\x1aE\xdf\xa3", "a video (Matroska)", NO_WORDS),
+    (0, b"wOFF", "a font", NO_WORDS),
+    (0, b"wOF2", "a font", NO_WORDS),
+    (0, b"OTTO", "a font", NO_WORDS),
+)
+
+_BY_NAME: dict[str, tuple[str, str]] = {
+    ending: (name, advice)
+    for endings, name, advice in (
+        (".parquet", "a Parquet table", TABLE),
+        (".arrow .feather .ipc", "an Arrow table", TABLE),
+        (".orc", "an ORC table", TABLE),
+        (".avro", "an Avro table", TABLE),
+        (".sqlite .sqlite3 .db", "a database", TABLE),
+        (".xls .xlsx .ods", "a spreadsheet", TABLE),
+        (".bz2 .tbz .tbz2", "packed with bzip2", "bz2"),
+        (".xz .txz", "packed with xz", "lzma"),
+        (".lzma", "packed with LZMA", "lzma"),
+        (".lz4 .lz .br .z .sz", "packed", "unpack it first"),
+        (".tar .tgz", "a tar archive", "tarfile"),
+        (".zip", "a zip archive", "zipfile"),
+        (".7z .rar", "an archive", "unpack it first, and give the folder"),
+        (".pdf", "a PDF document", NOT_TEXT),
+        (".doc .docx .odt .rtf .pages", "a document of a word processor", NOT_TEXT),
+        (".ppt .pptx .odp", "a presentation", NOT_TEXT),
+        (".epub .mobi .azw .azw3 .djvu", "a book", NOT_TEXT),
+        (".ipynb", "a notebook", NOT_TEXT),
+        (".npy .npz", "a NumPy array", NO_WORDS),
+        (".pkl .pickle .joblib", "a pickle", NO_WORDS),
+        (".safetensors .gguf .ggml .pt .pth .ckpt .onnx", "a model", NO_WORDS),
+        (".h5 .hdf5", "an HDF5 file", NO_WORDS),
+        (".tok", "a token file of Groundling", "give the text it was made of"),
+        (".exe .dll .so .dylib .o .a .class .jar .pyc .wasm", "a program", NO_WORDS),
+        (".png .gif .jpg .jpeg .webp .bmp .tif .tiff .ico .heic .avif .psd", "an image", NO_WORDS),
+        (".mp3 .wav .ogg .oga .opus .flac .m4a .aac .mid .midi .wma", "a sound", NO_WORDS),
+        (".mp4 .mkv .webm .mov .avi .m4v .wmv", "a video", NO_WORDS),
+        (".ttf .otf .woff .woff2", "a font", NO_WORDS),
+    )
+    for ending in endings.split()
+}
+_BY_ZIP_NAME = {
+    **{ending: _BY_NAME[ending] for ending in (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".jar")},
+    **{ending: _BY_NAME[ending] for ending in (".npz", ".pt", ".pth", ".ckpt")},
+}
+JSON_LINES, JSON_WHOLE, TABLES = (".jsonl", ".ndjson"), (".json",), {".csv": ",", ".tsv": "\\t"}
+
+
+class Format(NamedTuple):
+    """What a file is, and what to do about it."""
+
+    name: str
+    advice: str
+
+
+def inner_suffix(path: Path) -> str:
+    """The ending of a file's name, in lower case and without that of a packing: .jsonl of `A.JSONL.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def is_other_by_name(path: Path) -> bool:
+    """Whether a file's name alone says that it is no plain text."""
+    suffix = inner_suffix(path)
+    return suffix in _BY_NAME or suffix in (*JSON_LINES, *JSON_WHOLE, *TABLES)
+
+
+def binary_format(path: Path, head: bytes) -> Format | None:
+    """What a file is if it is not made of characters.
+
+    Args:
+        path: its name.
+        head: its first bytes, unpacked.
+    """
+    for offset, magic, name, advice in _BY_MAGIC:
+        if head.startswith(magic, offset) and _is_likely(magic, head):
+            if magic.startswith(b"PK"):
+                name, advice = _BY_ZIP_NAME.get(inner_suffix(path), (name, advice))
+            return Format(name, _advice(advice, path))
+    if head[:4] in (b"RIFF", b"RIFX") and head[8:12] in (b"WAVE", b"AVI ", b"WEBP"):
+        return Format({b"WAVE": "a sound", b"AVI ": "a video", b"WEBP": "an image"}[head[8:12]], NO_WORDS)
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[2:3] in PICKLED:
+        return Format("a pickle", NO_WORDS)
+    if head[:4] == b"\xff\xff\xff\xff" and 0 < int.from_bytes(head[4:8], "little") < 1 << 20 and len(head) > 16:
+        return Format("an Arrow stream", TABLE)
+    if head[:4] == b"\0\0\x01\0" and head[4:5] > b"\0" and len(head) > 22:
+        return Format("an icon", NO_WORDS)
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 1 << 30 and b"\0" in head[:8]:
+        return Format("a model (safetensors)", NO_WORDS)
+    if head[:2] in (b"MZ", b"BM") and b"\0" in head[:64]:
+        return Format("a program (Windows)" if head[:2] == b"MZ" else "an image (BMP)", NO_WORDS)
+    return None
+
+
+def _is_likely(magic: bytes, head: bytes) -> bool:
+    """Whether a file that begins with letters, as a text may too (ORC, OTTO), holds what no text has."""
+    return not magic.isalpha() or any(byte in CONTROLS for byte in head)
+
+
+def named_format(path: Path) -> Format | None:
+    """What a file's name says that it is, where that is not plain text."""
+    suffix = inner_suffix(path)
+    if suffix not in _BY_NAME:
+        return None
+    name, advice = _BY_NAME[suffix]
+    return Format(f"by its name {name}", f"{_advice(advice, path)}; if it is plain text, let its name end in .txt")
+
+
+def unknown_binary(head: bytes) -> Format | None:
+    """What to say of bytes of no known format that are no text in UTF-8; None: they may be."""
+    if len(head) < LEAST_BINARY_BYTES:
+        return None
+    if sum(byte in CONTROLS for byte in head) > BINARY_PART * len(head):
+        n_zeros = max((head[0::2].count(0), "UTF-16BE"), (head[1::2].count(0), "UTF-16LE"))
+        if n_zeros[0] > len(head) / 8 and head.count(0) < 0.6 * len(head):
+            return Format(f"text in {n_zeros[1]}, it seems", f"convert it first: iconv -f {n_zeros[1]} -t UTF-8")
+        return Format("binary", NOT_TEXT)
+    return None
+
+
+def _advice(advice: str, path: Path) -> str:
+    """What to do, as a command that needs nothing but Python where there is one."""
+    name = str(path)
+    if advice in ("bz2", "lzma"):
+        out = f"{path.name.partition('.')[0] or 'text'}.txt"
+        if ".tar" in path.suffixes or path.suffix.lower() in (".tbz", ".tbz2", ".txz"):
+            return _advice("tarfile", path)
+        return (
+            f'unpack it first: python -c "import {advice}, shutil; '
+            f"shutil.copyfileobj({advice}.open({name!r}), open({out!r}, 'wb'))\""
+        )
+    if advice in ("tarfile", "zipfile"):
+        return f'unpack it first: python -m {advice} -e "{name}" unpacked (and give --data.path unpacked)'
+    return advice
+
+
+def rows_format(path: Path, head: str) -> Format | None:
+    """What a file of rows is: JSON or a table, by its name.
+
+    Args:
+        path: its name.
+        head: the beginning of its characters.
+    """
+    suffix = inner_suffix(path)
+    if suffix in JSON_LINES or suffix in JSON_WHOLE:
+        return Format("JSON, not text", _from_json(path, head))
+    if suffix in TABLES:
+        names = next(csv.reader(head.splitlines()[:1], delimiter="\t" if suffix == ".tsv" else ","), [])
+        column = _likely(names)
+        rows = f"csv.DictReader(open({str(path)!r}, encoding='utf-8-sig', newline=''), delimiter='{TABLES[suffix]}')"
+        if path.suffix.lower() in PACKED:
+            return Format("a table, not text", f"unpack it first, then {TABLE}")
+        script = f"import csv; csv.field_size_limit(10**9); [print(row[{column!r}]) for row in {rows}]"
+        return Format("a table, not text", _write_column(script, path))
+    return None
+
+
+def _write_column(script: str, path: Path) -> str:
+    out = f"{path.name.partition('.')[0] or 'text'}.txt"
+    return (
+        f'write its text to a file and give that: python -X utf8 -c "{script}" > {out} '
+        "(to learn the file as it stands, let its name end in .txt)"
+    )
+
+
+def _from_json(path: Path, head: str) -> str:
+    row = _first_row(head)
+    if row.keys() & {"chosen", "rejected"}:
+        return "it holds preferences: groundling dpo BUNDLE --preferences FILE learns from them, after groundling sft"
+    if row.keys() & {"messages", "conversations", "instruction", "prompt"}:
+        return "it holds conversations: groundling sft BUNDLE --data.path FILE learns from them, after pretraining"
+    module = {".gz": "gzip", ".zst": "zstandard"}.get(path.suffix.lower())
+    opened = f"{module or 'io'}.open({str(path)!r}, 'rt', encoding='utf-8-sig')"
+    is_array = head.lstrip().startswith("[")
+    rows = f"json.load({opened})" if is_array else f"map(json.loads, filter(str.strip, {opened}))"
+    value = "row" if is_array and not row and head.lstrip()[1:].lstrip().startswith('"') else f"row[{_likely(row)!r}]"
+    return _write_column(f"import json, {module or 'io'}; [print({value}) for row in {rows}]", path)
+
+
+def _first_row(head: str) -> dict[str, object]:
+    """The first object of a file of JSON, as far as it stands in the head."""
+    text = head.lstrip("\ufeff \t\r\n[")
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _likely(columns: "list[str] | dict[str, object]") -> str:
+    """The column that holds the text, most likely: by its name, or else by its length."""
+    for name in ("text", "content", "body", "document", "article", "story"):
+        if name in columns:
+            return name
+    if isinstance(columns, dict):
+        texts = {name: value for name, value in columns.items() if isinstance(value, str)}
+        return max(texts, key=lambda name: len(texts[name]), default="text")
+    return columns[-1] if columns else "text"
+
+
+def looks_like_rows(head: str) -> str | None:
+    """What a text seems to be that is written in another language than people's, to be said; None: nothing."""
+    begin = head.lstrip("\ufeff \t\r\n")
+    lines = [line for line in begin.split("\n")[:-1] if line.strip()][:20] or [begin]
+    if begin.startswith("{") and sum(bool(_first_row(line)) for line in lines) > len(lines) / 2:
+        return "lines of JSON"
+    if begin.startswith("[{") and _first_row(begin):
+        return "an array of JSON"
+    if begin[:200].lower().startswith(("<!doctype html", "<html")):
+        return "HTML"
+    return "XML" if begin.startswith("<?xml") else None

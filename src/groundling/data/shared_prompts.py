@@ -1,0 +1,62 @@
+"""The prompt of two replies that come as whole texts: what both begin with.
+
+    "\\n\\nHuman: who? \\n\\nAssistant: me."  and  "... \\n\\nAssistant: you."      Anthropic's hh-rlhf
+    "The sky is blue."                       and  "The sky is green."            any other two texts
+
+In the first form the turns that both share are the prompt. In the second, the shared beginning is what the user says,
+and the replies go on from the last blank before they differ.
+"""
+
+import re
+from typing import NamedTuple
+
+from groundling.errors import DataError
+from groundling.text.chat import Message, check_messages
+
+_TURN = re.compile(r"(?:\A|\n\n)[ \t]*(Human|Assistant):")
+
+
+class SharedPrompt(NamedTuple):
+    """What two texts begin with, and how each goes on."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+def split_shared(chosen: str, rejected: str, where: str) -> SharedPrompt:
+    """Take two whole texts apart.
+
+    Raises:
+        DataError: they share no beginning, or one of them is nothing more; the line begins with `where`.
+    """
+    chosen, rejected = chosen.lstrip(), rejected.lstrip()
+    n_shared = next((n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    shared = chosen[:n_shared] if n_shared is not None else min(chosen, rejected, key=len)
+    if _TURN.match(chosen) and _TURN.match(rejected):
+        return _by_turns(chosen, rejected, shared, where)
+    cut = max((place for place, sign in enumerate(shared) if sign.isspace()), default=0)
+    prompt, replies = shared[:cut].strip(), [text[cut:].strip() for text in (chosen, rejected)]
+    if not prompt:
+        raise DataError(f"{where}: there is no prompt, and chosen and rejected share no beginning; give a prompt")
+    if not all(replies):
+        raise DataError(f"{where}: there is no prompt, and one of the texts is only what both share; give a prompt")
+    return SharedPrompt((Message("user", prompt),), *replies)
+
+
+def _by_turns(chosen: str, rejected: str, shared: str, where: str) -> SharedPrompt:
+    marks = [mark for mark in _TURN.finditer(shared) if mark[1] == "Assistant"]
+    if not marks:
+        raise DataError(f"{where}: chosen and rejected do not share what the human says; give a prompt of their own")
+    cut = marks[-1].end()
+    replies = [chosen[cut:], rejected[cut:]]
+    for name, reply in zip(("chosen", "rejected"), replies, strict=True):
+        if _TURN.search(reply):
+            raise DataError(f"{where}: {name} goes on after the assistant's reply; one reply to one prompt is expected")
+    turns = _TURN.split(shared[: marks[-1].start()])[1:]
+    prompt = tuple(
+        Message("user" if who == "Human" else "assistant", text.strip())
+        for who, text in zip(turns[::2], turns[1::2], strict=True)
+    )
+    check_messages(prompt, where)
+    return SharedPrompt(prompt, replies[0].strip(), replies[1].strip())

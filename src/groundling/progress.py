@@ -1,0 +1,49 @@
+"""A line now and then about work that takes over two seconds, so that nothing is silent for long."""
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+FIRST_S = 2.0
+"""Work that is done earlier says nothing."""
+LONGEST_S = 60.0
+"""The pauses between two lines double, up to this one."""
+
+
+class Progress:
+    """Prints to stderr what is being done, how far it is and for how long, while the block lasts.
+
+    A thread prints, so that a long call into a library is no silence either.
+
+    Args:
+        what: for example "encoding the text".
+        total: how much there is to do, in any unit; None where that is not known.
+        first_s: seconds before the first line.
+    """
+
+    def __init__(self, what: str, total: int | None = None, first_s: float | None = None) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._pause_s = FIRST_S if first_s is None else first_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._report, daemon=True)
+
+    def advance(self, n: int) -> None:
+        """Count `n` more as done."""
+        self.done += n
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _report(self) -> None:
+        while not self._ended.wait(self._pause_s):
+            part = f"{min(1.0, self.done / self.total):.0%}, " if self.total and self.done else ""
+            print(f"groundling: {self.what}: {part}{time.monotonic() - self._start:.0f} s so far", file=sys.stderr)
+            self._pause_s = min(LONGEST_S, 2 * self._pause_s)
