@@ -48,6 +48,6 @@ def _runtime(rung: Rung, compiled: bool | None) -> RuntimeConfig:
         return RuntimeConfig(device="cpu", compile="off", dtype="float32", threads=1)
     if compiled is not None:
         return RuntimeConfig(compile="on" if compiled else "off")
-    # On a CPU dropout is drawn one number after the other, compiled or not: compiling gains nothing (docs/log.md).
+    # On a CPU dropout is drawn one number after the other, compiled or not: compiling makes it slower (docs/log.md).
     slower = rung.name == "s8" and runtime.pick_device("auto").type == "cpu"
     return RuntimeConfig(compile="off" if slower else "auto")
