@@ -67,7 +67,9 @@ def _control_groups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"))
             continue
         mount, names = (root / "memory", V1) if kinds else (root, V2)
         folder = mount / path.strip("/")
-        for place in dict.fromkeys((folder, *folder.parents, mount)):  # a container may not see the folders above its own
+        for place in dict.fromkeys(
+            (folder, *folder.parents, mount)
+        ):  # a container may not see the folders above its own
             if place == mount or mount in place.parents:
                 limit, used, files = (_number(place, *name) for name in names)
                 if limit is not None and used is not None and limit < NO_LIMIT:
@@ -103,4 +105,3 @@ def _windows_memory() -> Memory | None:
     status = Status(length=ctypes.sizeof(Status))
     kernel32 = getattr(ctypes, "windll").kernel32  # noqa: B009
     return Memory(status.total, status.free) if kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
-

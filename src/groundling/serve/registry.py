@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from groundling.bundle import Bundle, base_at, find_bundle, finished_checkpoints, load_bundle, require_speaker
+from groundling.bundle import Bundle, base_at, contexts, find_bundle, finished_checkpoints, load_bundle, require_speaker
 from groundling.errors import ConfigError, DataError
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
@@ -141,7 +141,7 @@ class Theatre:
             GroundlingError: it cannot be.
         """
         require_speaker(path)
-        bundle = load_bundle(path, pick_device(self.config.device))
+        bundle = load_bundle(path, pick_device(self.config.device), context=self._contexts()[name])
         return Served(
             name=name,
             path=path,
@@ -153,6 +153,10 @@ class Theatre:
             fingerprint=f"fp_{base_at(path).sha256[:12]}",
             created=int((find_bundle(path) / "config.json").stat().st_mtime),
         )
+
+    def _contexts(self) -> dict[str, int | None]:
+        """Of each model, by name."""
+        return dict(zip(self.wanted, contexts(list(self.wanted.values()), self.config.context), strict=True))
 
     def _engine(self, bundle: Bundle) -> Engine:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""

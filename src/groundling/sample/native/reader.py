@@ -74,7 +74,9 @@ class _Slots:
             slots = range(cache.n_slots)
             layers = [[layer.data_ptr() for layer in cache.layers(slot)] for slot in slots]
             none = [0] * cache.config.n_layer
-            self._kv = array("Q", [pointer for row in zip(*(own or none for own in layers), strict=True) for pointer in row])
+            self._kv = array(
+                "Q", [pointer for row in zip(*(own or none for own in layers), strict=True) for pointer in row]
+            )
             self._capacities = array("q", [cache.capacity(slot) for slot in slots])
             places = (self._kv.buffer_info()[0], self._capacities.buffer_info()[0])
             self._described = _Cache(*places, cache.n_slots, cache.dtype == torch.bfloat16)
