@@ -1,7 +1,7 @@
 """The keys and values of the positions a model has read, so that a new token costs one position and not all.
 
-Memory follows use. Each slot has its own, which doubles when it is full, up to the slot's limit; what it holds moves bit
-by bit. A window of some ten thousand positions can take gigabytes, and most texts fill little of theirs.
+Memory follows use. Each slot has its own, which doubles when it is full, up to the slot's limit; what it holds is
+copied bit by bit. A window of some ten thousand positions can take gigabytes, and most texts fill little of theirs.
 
 Shapes: L n_layer, N slots, B batch, H n_kv_head, S positions that a slot has memory for, or the positions so far, T new
 positions, D head_size; 2: keys, then values.
@@ -24,7 +24,7 @@ LINE_BYTES = 64
 FIRST_POSITIONS = 256
 """That a slot gets memory for at first: to grow from less costs more than it saves."""
 PIECE_BYTES = 1 << 25
-"""Memory is taken in pieces of about this size, each for one layer at least: while a slot grows, one piece is there twice."""
+"""Memory is taken in pieces of about this size, of one layer at least: while a slot grows, one piece is there twice."""
 
 Places = slice | Tensor
 """Where new positions stand: the same for all rows of a batch (slice), or each row's own (BT)."""

@@ -146,6 +146,15 @@ class Engine:
         return self._reader.is_native
 
     @property
+    def longest(self) -> int:
+        """Tokens of a text, its prompt included, that there is memory for now if no other is decoded."""
+        return self._slots.longest
+
+    def has_memory_for(self, n_bytes: int) -> bool:
+        """Whether there is so much besides what keys and values can come to need."""
+        return self._slots.has_room_for(n_bytes)
+
+    @property
     def is_busy(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._running or self._waiting)

@@ -17,6 +17,7 @@ from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine, settled
 from groundling.sample.sequences import row_generator
+from groundling.sample.slots import CacheMemory
 from groundling.serve.config import ServeConfig
 from groundling.serve.errors import ApiError, not_ready
 from groundling.serve.forms import Words
@@ -125,6 +126,8 @@ class Theatre:
         self.config, self.state = config, State.LOADING
         self.models = Registry()
         self.worker = Worker(config.slots, config.max_waiting)
+        self.memory = CacheMemory()
+        """For keys and values of all models."""
         self.metrics = Metrics(lambda: self.worker.load)
         self.safety: Safety | None = None
         """What looks at prompts and replies; None: nothing does."""
@@ -162,7 +165,7 @@ class Theatre:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
         n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
         decode = settled(bundle.model, DecodeConfig(weights=self.config.weights))
-        return Engine(bundle.model, decode, self.config.slots, n_ids)
+        return Engine(bundle.model, decode, self.config.slots, n_ids, memory=self.memory)
 
     def require_ready(self) -> None:
         """Check that requests can be taken.
