@@ -50,6 +50,7 @@ def test_a_step_of_conversations_is_not_as_wide_as_the_context():
     assert max(batch.idx_BT.size(0) for batch in batches) <= 16
 
 
+@torch.no_grad()
 def test_the_width_of_rows_changes_no_loss():
     examples = [example(30 + 17 * i, i) for i in range(20)]
     torch.manual_seed(0)

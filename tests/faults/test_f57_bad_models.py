@@ -15,6 +15,7 @@ COMMAND = [sys.executable, "-m", "groundling", "serve", "--port", "0"]
 
 def last_line(*words: object) -> tuple[int, str]:
     done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "", "an address is printed when it answers, and not before"
     return done.returncode, done.stderr.strip().splitlines()[-1]
 
 

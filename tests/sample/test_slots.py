@@ -49,7 +49,7 @@ def engine_of(model: GPT, memory: CacheMemory, n_slots: int = 4) -> Engine:
 def test_who_may_need_more_than_is_left_waits_and_is_then_told_the_same(model):
     memory = memory_for(1600)
     engine = engine_of(model, memory)
-    samples = [engine.add([i], config(n), row_generator(0, i)) for i, n in enumerate((700, 800, 300))]
+    samples = [engine.add([i], config(n), row_generator(config(n).seed, i)) for i, n in enumerate((700, 800, 300))]
     seen = set()
     while engine.is_busy:
         seen.add(tuple(samples.index(chosen.sample) for chosen in engine.step()))
@@ -65,7 +65,7 @@ def test_what_can_never_fit_is_refused_before_it_begins(model):
     with pytest.raises(ConfigError, match=r"keys and values of 1,200 tokens need 0\.0 GB.*smaller --context"):
         engine.add([1], config(1200), row_generator(0, 0))
     assert not engine.is_busy
-    assert engine.longest == 1000
+    assert engine.longest == 992, "in parts of 16"
     assert len(generate_batch(engine, [[1]], config(900))[0]) == 900
 
 

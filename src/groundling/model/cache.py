@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LINE_BYTES = 64
 FIRST_POSITIONS = 256
 """That a slot gets memory for at first: to grow from less costs more than it saves."""
+PART = 16
+"""A slot has memory for a multiple of so many: each head begins with a line of the processor's caches, of any size."""
 PIECE_BYTES = 1 << 25
 """Memory is taken in pieces of about this size, of one layer at least: while a slot grows, one piece is there twice."""
 
@@ -193,8 +195,7 @@ class KVCache:
 
 
 def _rounded(n_positions: int) -> int:
-    """Positions that a slot has memory for are whole lines of the processor's caches, whatever the head size is."""
-    return -(-n_positions // 16) * 16
+    return -(-n_positions // PART) * PART
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

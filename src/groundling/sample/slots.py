@@ -14,7 +14,7 @@ from weakref import WeakSet
 from groundling import runtime
 from groundling.errors import ConfigError
 from groundling.memory import Memory, memory_of
-from groundling.model.cache import KVCache
+from groundling.model.cache import PART, KVCache
 from groundling.sample.backend import Backend
 from groundling.sample.sequences import Lane, Sample, common_length, most_positions
 
@@ -135,7 +135,8 @@ class Slots:
         whole = sum(cache.n_bytes(block_size) for cache in self._caches)
         if whole <= UNASKED_BYTES:
             return block_size
-        return min(block_size, block_size * self._memory.most(self) // whole)
+        n_positions = block_size * self._memory.most(self) // whole
+        return min(block_size, n_positions // PART * PART)
 
     def has_room_for(self, n_bytes: int) -> bool:
         """Whether there is memory for something else; what free slots hold goes for it."""
