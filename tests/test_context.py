@@ -6,10 +6,12 @@ import json
 import pytest
 import torch
 
+from groundling import bundle as bundle_module
 from groundling import cli
 from groundling.align.adapters import LoraConfig, adapt, adapter_of
 from groundling.bundle import base_at, contexts, load_bundle, save_adapter, save_bundle
 from groundling.errors import ConfigError
+from groundling.memory import Memory
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import CharTokenizer
@@ -90,6 +92,13 @@ def test_exports_and_imports_have_the_context_that_was_asked_for(tmp_path, capsy
         torch.testing.assert_close(back.model(ids), first.model(ids), rtol=0, atol=1e-5)
     assert cli.main([*command, "--context", "25", "--overwrite"]) == 2
     assert "context is 25" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_into_memory_are_refused_in_one_line(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "m")
+    monkeypatch.setattr(bundle_module, "memory_of", lambda: Memory(10**9, 100))
+    with pytest.raises(ConfigError, match=r"the weights of .*m take 0\.0 GB, and 0\.0 GB of memory are free"):
+        load_bundle(folder)
 
 
 def test_a_rotary_model_has_one_table_of_angles():

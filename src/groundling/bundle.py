@@ -32,6 +32,7 @@ from groundling.config import from_dict
 from groundling.context import cut_positions, narrowed
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.memory import memory_of
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import unwrap
@@ -200,7 +201,7 @@ def load_bundle(
 
     Raises:
         CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
-        ConfigError: the model has no such context.
+        ConfigError: the model has no such context, or is larger than the memory that is free.
     """
     folder = find_bundle(Path(path), checkpoint)
     listed = _check_files(folder)
@@ -220,6 +221,7 @@ def load_bundle(
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     config = narrowed(config, context, path)
+    _require_memory(folder, outline)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
@@ -243,6 +245,16 @@ def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | Non
     longest = max(range(len(own)), key=own.__getitem__)
     narrowed(_read_config(find_bundle(Path(paths[longest]))), context, paths[longest])
     return [min(context, each) for each in own]
+
+
+def _require_memory(folder: Path, outline: GPT) -> None:
+    """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
+    needed, known = 4 * outline.n_parameters(), memory_of()
+    if known is not None and needed > known.free:
+        raise ConfigError(
+            f"the weights of {folder} take {needed / 1e9:,.1f} GB, and {known.free / 1e9:,.1f} GB of memory are free; "
+            "end other programs, or take a smaller model"
+        )
 
 
 def _read_config(folder: Path) -> GPTConfig:
