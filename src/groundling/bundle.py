@@ -221,8 +221,8 @@ def load_bundle(
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     config = narrowed(config, context, path)
-    _require_memory(folder, outline)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
+    _require_memory(folder, outline)
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)

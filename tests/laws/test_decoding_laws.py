@@ -134,8 +134,10 @@ def test_memory_that_grows_changes_no_bit(library, weights):
     assert torch.equal(reader.read([Piece(1, 400, ids[400:], 200)]), expected_TV[400:])
 
 
-def test_pytorch_reads_long_and_short_sequences_together():
-    """Of lengths for which slots have memory of different sizes."""
+@pytest.mark.parametrize("few_scores", [0, 1 << 24])
+def test_pytorch_reads_long_and_short_sequences_together(monkeypatch, few_scores):
+    """Of lengths for which slots have memory of different sizes, scoring all positions or only the last ones."""
+    monkeypatch.setattr(TorchReader, "FEW_SCORES", few_scores)
     config = dataclasses.replace(CONFIGS["llama, 6 heads on 2"], block_size=2500)
     model = make_gpt(config).double()
     reader, oracle = TorchReader(model, KVCache(config, 4, torch.float64)), WindowReader(model, 4)
