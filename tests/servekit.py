@@ -116,7 +116,10 @@ def events(text: bytes) -> list[Any]:
 
 @contextmanager
 def serving(*words: object, ready: bool = True, environment: dict[str, str] | None = None) -> Iterator[Served]:
-    """`groundling serve WORDS` on a free port, until the block ends; it has to end well then."""
+    """`groundling serve WORDS` on a free port, until the block ends; it has to end well then.
+
+    Its address is printed when it answers. Before that (`ready` False) its log tells the port.
+    """
     command = [sys.executable, "-m", "groundling", "serve", *map(str, words), "--port", "0"]
     known = {**os.environ, **(environment or {})}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=known)
@@ -126,14 +129,15 @@ def serving(*words: object, ready: bool = True, environment: dict[str, str] | No
     errors = process.stderr
     threading.Thread(target=lambda: [lines.put(line) for line in errors], daemon=True).start()
     try:
-        first = process.stdout.readline()
+        first = process.stdout.readline() if ready else lines.get(timeout=60)
         if not first:
             process.wait(20)
             time.sleep(0.1)
             raise AssertionError("".join(lines.queue))
-        served = Served(process, int(first.split("http://")[1].split("/")[0].rsplit(":", 1)[1]), lines)
+        port = int(first.split("http://")[1].split("/")[0].rsplit(":", 1)[1]) if ready else json.loads(first)["port"]
+        served = Served(process, port, lines)
         if ready:
-            wait_until(lambda: served.ask("GET", "/ready")[0] == 200, 60)
+            assert served.ask("GET", "/ready")[0] == 200, "its address is printed when it answers, and not before"
         yield served
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import os.path
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from groundling import atomicio
 from groundling.adapter import Adapter
 from groundling.config import from_dict
+from groundling.context import cut_positions, narrowed
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.memory import memory_of
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import unwrap
@@ -186,6 +188,7 @@ def load_bundle(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     checkpoint: str | int = "best",
+    context: int | None = None,
 ) -> Bundle:
     """Load a model that is ready to speak, in evaluation mode. Draws nothing from the global generator.
 
@@ -194,17 +197,17 @@ def load_bundle(
         device: where the model goes.
         dtype: of its weights.
         checkpoint: of a run: "best", "last", or a step.
+        context: the longest window that it is read with, in tokens; None: the model's own.
 
     Raises:
         CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
+        ConfigError: the model has no such context, or is larger than the memory that is free.
     """
     folder = find_bundle(Path(path), checkpoint)
     listed = _check_files(folder)
+    config = _read_config(folder)
     try:
-        config = from_dict(GPTConfig, read_json_object(folder / CONFIG))
         tokenizer = load_tokenizer(folder)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     except DataError as error:
         raise CheckpointError(f"{folder / TOKENIZER}: {error}") from error
     chat = _read_chat(folder, config) if CHAT in listed else None
@@ -217,10 +220,48 @@ def load_bundle(
         outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
+    config = narrowed(config, context, path)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
+    _require_memory(folder, outline)
     model = blank_gpt(config)
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(cut_positions(weights, config), strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
+
+
+def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:
+    """The context to load each of several models with: the one that is given, or the model's own if that is shorter.
+
+    Args:
+        paths: as `load_bundle` takes them.
+        context: in tokens; None: each model's own.
+
+    Raises:
+        CheckpointError: there is no bundle.
+        ConfigError: no model has such a context.
+    """
+    if context is None:
+        return [None] * len(paths)
+    own = [_read_config(find_bundle(Path(path))).block_size for path in paths]
+    longest = max(range(len(own)), key=own.__getitem__)
+    narrowed(_read_config(find_bundle(Path(paths[longest]))), context, paths[longest])
+    return [min(context, each) for each in own]
+
+
+def _require_memory(folder: Path, outline: GPT) -> None:
+    """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
+    needed, known = 4 * outline.n_parameters(), memory_of()
+    if known is not None and needed > known.free:
+        raise ConfigError(
+            f"the weights of {folder} take {needed / 1e9:,.1f} GB, and {known.free / 1e9:,.1f} GB of memory are free; "
+            "end other programs, or take a smaller model"
+        )
+
+
+def _read_config(folder: Path) -> GPTConfig:
+    try:
+        return from_dict(GPTConfig, read_json_object(folder / CONFIG))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
 
 
 def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
@@ -318,7 +359,7 @@ def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
         )
     adapter = Adapter.from_tensors(read_tensors(folder / ADAPTER), scale)
     before = load_bundle(base.folder).model
-    weights = adapter.applied_to(plain_state_dict(before), model.config.vocab_size)
+    weights = adapter.applied_to(cut_positions(plain_state_dict(before), model.config), model.config.vocab_size)
     require_fit(weights, model, folder / ADAPTER)
     return weights
 

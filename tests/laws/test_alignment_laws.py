@@ -148,7 +148,7 @@ def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
         torch.testing.assert_close(found, alone.said_only(policy.score(alone))[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(scored.spread_said(values), policy.score(scored).float())
     for n_rows in (1, 2):
-        groups = groups_of_exchanges(pairs, T, n_rows)
+        groups = [group for group, _ in groups_of_exchanges(pairs, T, n_rows)]
         assert [i for group in groups for i in group] == list(range(len(pairs)))
         assert all(score_rows([pairs[i] for i in group], T).idx_BT.size(0) <= n_rows for group in groups)
 

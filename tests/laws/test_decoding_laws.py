@@ -12,6 +12,8 @@ from torch import nn
 
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.sample import backend
+from groundling.sample.backend import Backend
 from groundling.sample.choose import SamplingConfig, adjust
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
@@ -57,7 +59,7 @@ def library():
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 OLDER = {"haswell": 8, "x86-64": 4} if X86 else {}
-"""Processors that the one here can stand for, with the floats in their vectors: AVX2, and SSE2 without fused products."""
+"""Processors that the one here can stand for, with the floats in a vector: AVX2, and SSE2 without fused products."""
 
 
 @pytest.fixture(scope="module", params=["native", *(pytest.param(name, marks=pytest.mark.slow) for name in OLDER)])
@@ -137,6 +139,58 @@ def test_a_row_s_bits_depend_on_nothing_but_its_sequence(any_library, config, we
     whole(copied, ids)
     copied.copy(0, 2, 11)
     assert torch.equal(copied.read([Piece(2, 11, ids[11:], 13)]), expected_TV[11:])
+
+
+@pytest.mark.parametrize("weights", BOUNDS)
+def test_memory_that_grows_changes_no_bit(library, weights):
+    """A slot's memory moves twice while its sequence is read id by id, and those beside it are short, or copies."""
+    model = make_gpt(dataclasses.replace(CONFIGS["llama, 6 heads on 2"], block_size=700))
+    ids, other = ids_of(600, 21), ids_of(600, 21, seed=1)
+    expected_TV = whole(native(model, library, weights), ids)
+    reader = native(model, library, weights, n_threads=2)
+    reader.read([Piece(0, 0, ids[:250], 1), Piece(2, 0, other[:3], 1)])
+    for place in range(250, 600):
+        beside = Piece(2, place - 247, other[place - 247 : place - 246], 1)
+        assert torch.equal(reader.read([Piece(0, place, ids[place : place + 1], 1), beside])[0], expected_TV[place])
+    assert [reader.cache.capacity(slot) for slot in range(3)] == [704, 0, 512]
+    reader.copy(0, 1, 400)
+    assert torch.equal(reader.read([Piece(1, 400, ids[400:], 200)]), expected_TV[400:])
+
+
+@pytest.mark.parametrize("few_scores", [0, 1 << 24])
+def test_pytorch_reads_long_and_short_sequences_together(monkeypatch, few_scores):
+    """Of lengths for which slots have memory of different sizes, scoring all positions or only the last ones."""
+    monkeypatch.setattr(TorchReader, "FEW_SCORES", few_scores)
+    config = dataclasses.replace(CONFIGS["llama, 6 heads on 2"], block_size=2500)
+    model = make_gpt(config).double()
+    reader, oracle = TorchReader(model, KVCache(config, 4, torch.float64)), WindowReader(model, 4)
+    ids, lengths = [ids_of(2500, 21, seed) for seed in range(4)], [2300, 254, 700, 1023]
+    first = [Piece(slot, 0, ids[slot][:n], 2) for slot, n in enumerate(lengths)]
+    torch.testing.assert_close(reader.read(first), oracle.read(first), rtol=0, atol=1e-10)
+    for step in range(3):
+        pieces = [Piece(slot, n + step, ids[slot][n + step : n + step + 1], 1) for slot, n in enumerate(lengths)]
+        torch.testing.assert_close(reader.read(pieces), oracle.read(pieces), rtol=0, atol=1e-10)
+    assert len({reader.cache.capacity(slot) for slot in range(4)}) > 2
+
+
+@pytest.mark.parametrize("how", ["on", "off"])
+def test_prompts_are_read_in_parts_with_the_same_result(library, how, monkeypatch):
+    """Each position that is read at once takes memory for all that is computed of it."""
+    model = make_gpt(dataclasses.replace(BASE, block_size=200))
+    n_read = []
+    reader = Backend(model, 3, native=how)
+    plain, inner = Backend(model, 3, native=how), reader._reader.read
+    monkeypatch.setattr(
+        reader._reader, "read", lambda pieces: n_read.append(sum(len(p.ids) for p in pieces)) or inner(pieces)
+    )
+    pieces = [Piece(0, 0, ids_of(150, 21), 3), Piece(1, 0, ids_of(9, 21), 9), Piece(2, 0, ids_of(70, 21, seed=2), 1)]
+    expected_RV = plain.read(pieces)
+    monkeypatch.setattr(backend, "READ_AT_ONCE", 32)
+    read_RV = reader.read(pieces)
+    assert (len(n_read), max(n_read), sum(n_read)) == (9, 32, 229)
+    if how == "on":
+        assert torch.equal(read_RV, expected_RV)
+    torch.testing.assert_close(read_RV, expected_RV, rtol=0, atol=1e-5 * expected_RV.abs().max().item())
 
 
 def test_many_rows_are_read_in_blocks(any_library):

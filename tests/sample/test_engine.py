@@ -9,6 +9,7 @@ import torch
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.sample import engine as engine_module
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.draft import PromptLookup
 from groundling.sample.engine import DecodeConfig, Engine
@@ -51,6 +52,28 @@ def test_those_who_wait_come_in_their_order_as_others_leave(model):
     assert [len(sample.tokens) - 1 for sample in samples] == [2, 4, 1, 3]
     assert all(sample.finished for sample in samples)
     assert engine.step() == []
+
+
+@pytest.mark.parametrize("how", ["on", "off"])
+def test_a_long_prompt_is_read_between_the_steps_of_others(monkeypatch, how):
+    """One at a time; what others are told does not change, nor what it is told, and nothing is read twice."""
+    monkeypatch.setattr(engine_module, "READ_IN_A_STEP", 20)
+    long = GPT(dataclasses.replace(CONFIG, block_size=200, position="rotary")).eval()
+    prompts = [
+        [1],
+        *(torch.randint(11, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (90, 70, 20)),
+    ]
+    alone = [
+        generate_batch(Engine(long, DecodeConfig(native=how)), [p], config(9), i)[0] for i, p in enumerate(prompts)
+    ]
+    engine = Engine(long, DecodeConfig(native=how), n_slots=4)
+    samples = [engine.add(p, config(9), row_generator(config(9).seed, i)) for i, p in enumerate(prompts)]
+    steps = []
+    while engine.is_busy:
+        steps.append([samples.index(chosen.sample) for chosen in engine.step()])
+    assert steps[:8] == [[0, 3]] * 4 + [[0, 1, 3]] * 3 + [[0, 1, 2, 3]], "four parts of 90 tokens, then three of 70"
+    assert [sample.tokens[sample.n_prompt :] for sample in samples] == alone
+    assert engine.counts.read == sum(map(len, prompts)) + 4 * 8
 
 
 def test_a_stopped_sample_leaves_its_slot_to_the_next(model):

@@ -34,6 +34,8 @@ class ChatConfig:
     """A bundle, a checkpoint, or the folder of a stage."""
     system: str = ""
     """What the model is told before the conversation begins; empty: nothing."""
+    context: int | None = None
+    """Tokens of context to use; less than the model has takes less memory. None: all."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = field(
@@ -125,7 +127,7 @@ class Chat:
 def main(argv: list[str]) -> int:
     """The verb `chat`."""
     config = parse(ChatConfig, argv, "groundling chat")
-    bundle = require_chat(load_bundle(config.path, pick_device(config.device)), config.path)
+    bundle = require_chat(load_bundle(config.path, pick_device(config.device), context=config.context), config.path)
     chat = Chat(bundle, config.sampling, config.decode, config.system)
     is_terminal = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):

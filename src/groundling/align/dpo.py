@@ -24,7 +24,7 @@ from groundling import dist
 from groundling.align.feed import ExampleFeed
 from groundling.align.held_out import split
 from groundling.align.judgements import Judgement
-from groundling.align.packing import Exchange, groups_of_size, packed_size
+from groundling.align.packing import Exchange, groups_of_trees
 from groundling.align.policy import Policy, Scored, score_rows
 from groundling.align.rankings import Rankings
 from groundling.align.stage import ExamplesConfig, learn, open_stage
@@ -147,25 +147,25 @@ def dpo(config: DpoConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     with open_stage(config, "dpo") as stage:
-        bundle = require_chat(load_bundle(config.path, stage.picked.device), config.path)
+        bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
-        pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        max_length, n_rows = config.longest(bundle.config.block_size), config.micro_batch_rows
+        pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, max_length)
         stage.say(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
         policy = Policy(bundle.model, bundle.chat.n_sayable(), stage.picked.autocast)
-        block_size, n_rows = bundle.config.block_size, config.micro_batch_rows
-        pairs = with_reference(policy, pairs, block_size, n_rows)
+        pairs = with_reference(policy, pairs, max_length, n_rows)
         train, measured = split(pairs, config.held_out)
         feed = ExampleFeed(
             len(train),
             config.batch_size,
-            lambda numbers: dpo_batches([train[i] for i in numbers], block_size, n_rows),
+            lambda numbers: dpo_batches([train[i] for i in numbers], max_length, n_rows),
             config.seed,
         )
         stage.begin()
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
-        measure = _Measure(policy, dpo_batches(measured, block_size, n_rows) if measured else [])
+        measure = _Measure(policy, dpo_batches(measured, max_length, n_rows) if measured else [])
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if dist.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
@@ -212,14 +212,14 @@ def _read_pairs(config: DpoConfig, chat: ChatFormat, tokenizer: Tokenizer, block
     return pairs, counts.line()
 
 
-def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_rows: int) -> list[Pair]:
+def with_reference(policy: Policy, pairs: Sequence[Pair], max_length: int, n_rows: int) -> list[Pair]:
     """The pairs with what the policy gives them now, before it learns.
 
     It is scored in the rows of its pair alone or in a crowd with the same result, so the first loss is ln 2.
     """
     done: list[Pair] = []
     with Progress("scoring the pairs before the first step", len(pairs)) as progress:
-        for batch in dpo_batches(pairs, block_size, n_rows):
+        for batch in dpo_batches(pairs, max_length, n_rows):
             totals = batch.scored.sums(policy.score(batch.scored)).tolist()
             for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True):
                 done.append(dataclasses.replace(pairs[len(done)], reference=(chosen, rejected)))
@@ -227,18 +227,17 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], block_size: int, n_row
     return done
 
 
-def dpo_batches(pairs: Sequence[Pair], block_size: int, n_rows: int) -> list[DpoBatch]:
-    """Pairs in batches of about `n_rows` rows, in their order."""
-    sizes = [packed_size((pair.chosen, pair.rejected), block_size) for pair in pairs]
-    groups = groups_of_size(sizes, n_rows * block_size)
-    return [_batch([pairs[number] for number in group], block_size) for group in groups]
+def dpo_batches(pairs: Sequence[Pair], max_length: int, n_rows: int) -> list[DpoBatch]:
+    """Pairs of at most `max_length` ids a side in batches of about `n_rows` rows, in their order."""
+    groups = groups_of_trees([(pair.chosen, pair.rejected) for pair in pairs], max_length, n_rows)
+    return [_batch([pairs[number] for number in group], width) for group, width in groups]
 
 
-def _batch(pairs: Sequence[Pair], block_size: int) -> DpoBatch:
+def _batch(pairs: Sequence[Pair], width: int) -> DpoBatch:
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     reference = [value for pair in pairs for value in pair.reference]
     lengths = [float(len(said)) for _, said in sides]
-    return DpoBatch(score_rows(sides, block_size), torch.tensor(reference), torch.tensor(lengths), len(pairs))
+    return DpoBatch(score_rows(sides, width), torch.tensor(reference), torch.tensor(lengths), len(pairs))
 
 
 class _Measure:

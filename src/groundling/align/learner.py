@@ -49,7 +49,7 @@ class Learner(ABC, Generic[C]):
     ) -> None:
         assert bundle.chat is not None
         self.config, self.stage, self.drawer, self.each = config, stage, drawer, each
-        self.block_size = bundle.config.block_size
+        self.max_length = config.longest(bundle.config.block_size)
         n_sayable, autocast = bundle.chat.n_sayable(), stage.picked.autocast
         self.policy = Policy(bundle.model, n_sayable, autocast, config.temperature)
         frozen = copy.deepcopy(bundle.model).requires_grad_(False)
@@ -100,7 +100,7 @@ class Learner(ABC, Generic[C]):
         for number in range(config.passes):
             n, count = len(round_.replies), config.minibatches
             for part in minibatches_of(n, count, config.seed, step, number, self.each):
-                batches = policy_batches(round_, part, self.block_size, config.micro_batch_rows)
+                batches = policy_batches(round_, part, self.max_length, config.micro_batch_rows)
                 self.update(self.objective, batches, self.optimizers, step)
                 self.learn_besides(round_, part, step)
 
@@ -118,10 +118,10 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Le
         GroundlingError: one of its kinds, in one line.
     """
     with open_stage(config, name) as stage:
-        bundle = require_chat(load_bundle(config.path, stage.picked.device), config.path)
+        bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
         rewards = make_rewards(config.reward, bundle, stage.picked)
-        room = prompt_room(bundle.config.block_size, config.max_new_tokens)
+        room = prompt_room(config.longest(bundle.config.block_size), config.max_new_tokens)
         asked = prompt_ids(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
         prompts = [list(ids) for ids in asked]
         learner = make(config, stage, bundle, Drawer(config, bundle, prompts, rewards))

@@ -7,7 +7,7 @@ it: it is read once, and each reply sees it and itself.
 Shapes: B rows, T positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -74,6 +74,40 @@ class Rows:
         """The targets that were said (BT), IGNORE for all others: `said` tells it of each sequence's ids."""
         said_BT = self.packing.spread([flags[1:] for flags in said], 0, torch.bool)
         return torch.where(said_BT, self.targets_BT, IGNORE)
+
+
+LEAST_WIDTH = 256
+"""Of rows: attention over so few positions costs little beside all else, and short examples leave less padding."""
+WIDTH_STEP = 64
+EXAMPLES_ALIKE = 64
+"""Examples whose rows have one width: a single long one makes only those of its neighbours wider."""
+
+
+def row_width(sizes: Sequence[int], max_length: int) -> int:
+    """How wide rows for examples of these sizes are: as wide as the longest, not as wide as the context.
+
+    Attention in a row costs with the square of its width, whatever stands in it.
+    """
+    longest = max(sizes, default=0)
+    return min(max_length, max(LEAST_WIDTH, -(-longest // WIDTH_STEP) * WIDTH_STEP))
+
+
+def alike(sizes: Sequence[int], max_length: int) -> Iterator[tuple[range, int]]:
+    """The numbers of examples, in their order and some at a time, each with the width of their rows."""
+    n_alike = len(sizes) if row_width(sizes, max_length) <= LEAST_WIDTH else EXAMPLES_ALIKE
+    for first in range(0, len(sizes), max(1, n_alike)):
+        numbers = range(first, min(first + n_alike, len(sizes)))
+        yield numbers, row_width([sizes[number] for number in numbers], max_length)
+
+
+def sizes_of_exchanges(exchanges: Sequence[Exchange]) -> list[int]:
+    """How wide a row each exchange asks for: replies to one prompt share it, if they fit into about two of them."""
+    sizes: list[int] = []
+    for prompt, group in groupby(exchanges, key=lambda exchange: exchange[0]):
+        said = [len(reply) for _, reply in group]
+        longest, together = len(prompt) + max(said), len(prompt) - 1 + sum(1 + n for n in said)
+        sizes += [max(longest, min(together, 2 * longest))] * len(said)
+    return sizes
 
 
 def plan(lengths: Sequence[int], width: int) -> Packing:
@@ -192,11 +226,38 @@ def groups_of_rows(lengths: Sequence[int], width: int, n_rows: int) -> list[list
     return groups
 
 
-def groups_of_exchanges(exchanges: Sequence[Exchange], width: int, n_rows: int) -> list[list[int]]:
-    """Cut prompts with what was said to them, in their order, into groups that fill at most `n_rows` rows."""
-    trees = _trees(exchanges, width)
-    groups = groups_of_rows([_tree_size(exchanges, tree) for tree in trees], width, n_rows)
-    return [[i for number in group for i in trees[number]] for group in groups]
+def groups_of_exchanges(exchanges: Sequence[Exchange], max_length: int, n_rows: int) -> Iterator[tuple[list[int], int]]:
+    """Cut prompts with what was said to them, in their order, into groups that fill at most `n_rows` rows, each with
+    the rows' width.
+
+    Args:
+        exchanges: N.
+        max_length: the most ids of an exchange.
+        n_rows: of a group.
+    """
+    for numbers, width in alike(sizes_of_exchanges(exchanges), max_length):
+        some = exchanges[numbers.start : numbers.stop]
+        trees = _trees(some, width)
+        for group in groups_of_rows([_tree_size(some, tree) for tree in trees], width, n_rows):
+            yield [numbers[i] for number in group for i in trees[number]], width
+
+
+def groups_of_trees(
+    together: Sequence[Sequence[Exchange]], max_length: int, n_rows: int
+) -> list[tuple[list[int], int]]:
+    """Cut what is compared, in its order, into groups that fill about `n_rows` rows, each with the rows' width.
+
+    Args:
+        together: exchanges of each number; they stay in one group.
+        max_length: the most ids of an exchange.
+        n_rows: of a group.
+    """
+    asked = [max(sizes_of_exchanges(exchanges)) for exchanges in together]
+    return [
+        ([numbers[i] for i in group], width)
+        for numbers, width in alike(asked, max_length)
+        for group in groups_of_size([packed_size(together[n], width) for n in numbers], n_rows * width)
+    ]
 
 
 def groups_of_size(sizes: Sequence[int], most: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
 from groundling.align.conversations import ChatDataConfig, prompt_room
 from groundling.align.gold import measure_by_name
 from groundling.align.rankings import Rankings
-from groundling.bundle import CONFIG, find_bundle, require_speaker
+from groundling.bundle import CONFIG, contexts, find_bundle, require_speaker
 from groundling.config import parse
 from groundling.errors import ConfigError, require
 from groundling.log import say
@@ -78,6 +78,8 @@ class ChatgptConfig:
     """What all stages talk about."""
     max_new_tokens: int = 48
     """After which a reply is cut."""
+    context: int | None = None
+    """Tokens of context that the models of all stages have; None: as many as the pretrained one."""
     gold: str = "warm"
     """The measure that the simulated rater follows (warm or verse). No stage sees it, but the report."""
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -107,7 +109,9 @@ def chatgpt(config: ChatgptConfig) -> int:
     """
     folder = find_bundle(Path(config.path))
     require_speaker(config.path)
-    prompt_room(int(read_json_object(folder / CONFIG)["block_size"]), config.max_new_tokens)
+    own = int(read_json_object(folder / CONFIG)["block_size"])
+    (context,) = contexts([config.path], config.context)
+    prompt_room(context or own, config.max_new_tokens)
     _require_same_recipe(config)
     started = time.perf_counter()
     all_stages = stages(config)
@@ -150,6 +154,7 @@ def _require_same_recipe(config: ChatgptConfig) -> None:
     file = config.out_dir / "chatgpt.json"
     recipe = {"path": config.path, "gold": config.gold, "smoke": config.smoke}
     recipe |= {"data": _data_flags(config), "max_new_tokens": config.max_new_tokens}
+    recipe |= {} if config.context is None else {"context": config.context}
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -167,10 +172,11 @@ def stages(config: ChatgptConfig) -> list[Stage]:
     out = config.out_dir
     fine_tuned, rankings, judge = str(out / "sft"), str(out / "rankings.sqlite"), str(out / "reward")
     short, cut = _data_flags(config), ["--max-new-tokens", str(config.max_new_tokens)]
-    few = config.smoke
+    few, window = config.smoke, [] if config.context is None else ["--context", str(config.context)]
     rounds = ["--steps", "2", "--replies", "16"] if few else []
     found: list[Stage] = [
-        Stage("sft", sft.main, [config.path, "--out-dir", fine_tuned, *short, *(["--epochs", "0.02"] if few else [])]),
+        Stage("sft", sft.main,
+         [config.path, "--out-dir", fine_tuned, *short, *window, *(["--epochs", "0.02"] if few else [])]),
         Stage(RANK, simulate.main,
          [fine_tuned, "--rankings", rankings, "--gold", config.gold, *short, *cut,
           *(["--prompts", "24", "--candidates", "4"] if few else MANY)]),

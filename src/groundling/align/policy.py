@@ -67,9 +67,9 @@ class Scored:
         return self.packing.spread(values, 0.0, torch.float32)
 
 
-def score_rows(exchanges: Sequence[Exchange], block_size: int) -> Scored:
-    """Pack prompts with what was said to them, for scoring."""
-    rows = pack_exchanges(exchanges, block_size)
+def score_rows(exchanges: Sequence[Exchange], width: int) -> Scored:
+    """Pack prompts with what was said to them, for scoring, into rows of at most `width` positions."""
+    rows = pack_exchanges(exchanges, width)
     owners = [[number] * length for number, length in enumerate(rows.packing.lengths)]
     owners_BT = rows.packing.spread(owners, len(exchanges), torch.long)
     return Scored(rows.idx_BT, rows.layout, rows.targets_BT, owners_BT, len(exchanges), rows.packing)
@@ -80,19 +80,19 @@ def exchanges_of(replies: Sequence[Reply]) -> list[Exchange]:
     return [(reply.prompt, reply.said) for reply in replies]
 
 
-def scored_groups(replies: Sequence[Reply], block_size: int, n_rows: int) -> Iterator[tuple[list[int], Scored]]:
+def scored_groups(replies: Sequence[Reply], max_length: int, n_rows: int) -> Iterator[tuple[list[int], Scored]]:
     """Replies packed for scoring in groups of at most `n_rows` rows, each with the numbers of its replies."""
     exchanges = exchanges_of(replies)
-    for group in groups_of_exchanges(exchanges, block_size, n_rows):
-        yield group, score_rows([exchanges[number] for number in group], block_size)
+    for group, width in groups_of_exchanges(exchanges, max_length, n_rows):
+        yield group, score_rows([exchanges[number] for number in group], width)
 
 
 def said_values(
-    replies: Sequence[Reply], block_size: int, n_rows: int, values_of: Callable[[Scored], Tensor]
+    replies: Sequence[Reply], max_length: int, n_rows: int, values_of: Callable[[Scored], Tensor]
 ) -> list[Tensor]:
     """What `values_of` gives (BT, on the CPU) for each id of each reply."""
     values: list[Tensor] = [torch.empty(0)] * len(replies)
-    for group, scored in scored_groups(replies, block_size, n_rows):
+    for group, scored in scored_groups(replies, max_length, n_rows):
         for number, said in zip(group, scored.said_only(values_of(scored)), strict=True):
             values[number] = said.clone()
     return values

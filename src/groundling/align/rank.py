@@ -32,7 +32,7 @@ from groundling.align.judgements import (
 )
 from groundling.align.rankings import Rankings
 from groundling.align.vocabulary import require_chat
-from groundling.bundle import load_bundle
+from groundling.bundle import contexts, load_bundle
 from groundling.data.examples import read_prompts
 from groundling.data.rows import rows
 from groundling.errors import ConfigError, DataError, require
@@ -65,6 +65,8 @@ class RankConfig:
     """A file of JSON lines for --bundles: {"prompt": a text or messages}; or a .txt with one a line."""
     n_candidates: int = 2
     """Replies to each of the --prompts, 2 to 4."""
+    context: int | None = None
+    """Tokens of context that the --bundles use; None: all that each has."""
     rater: str | None = None
     """Who answers; the name of the user when absent."""
     seed: int = 0
@@ -99,7 +101,7 @@ def main(argv: Sequence[str], speak: Speak | None = None) -> int:
     if chosen.candidates is not None:
         questions = [_question_of_file(row.values, row.where) for row in rows(chosen.candidates)]
     else:
-        questions = _questions_for_models(chosen, speak or _speaker())
+        questions = _questions_for_models(chosen, speak or _speaker(chosen))
     with Rankings(chosen.path) as rankings:
         return _ask_all(
             list({question.name: question for question in questions}.values()), rankings, rater, chosen.seed
@@ -124,13 +126,14 @@ def _question_of_file(value: Any, where: str) -> Question:
     return Question(name_of(value), messages, lambda: candidates)
 
 
-def _speaker() -> Speak:
+def _speaker(chosen: RankConfig) -> Speak:
     """Lets bundles reply; each is loaded once."""
     chats: dict[Path, Chat] = {}
+    context_of = dict(zip(chosen.bundles, contexts(chosen.bundles, chosen.context), strict=True))
 
     def speak(path: Path, messages: Sequence[Message], seed: int) -> str:
         if path not in chats:
-            bundle = require_chat(load_bundle(path), str(path))
+            bundle = require_chat(load_bundle(path, context=context_of[path]), str(path))
             chats[path] = Chat(bundle, SamplingConfig(max_new_tokens=200, temperature=1.0))
         return chats[path].one_reply(messages, seed)
 

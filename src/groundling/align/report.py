@@ -29,7 +29,7 @@ from groundling.align.replies import Reply, Speaker
 from groundling.align.reward_model import load_reward_model, scores_of
 from groundling.align.rollout import nats_a_reply, scored_by
 from groundling.align.vocabulary import reads_the_same, require_chat, with_chat
-from groundling.bundle import Bundle, load_bundle
+from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.config import parse
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.log import say
@@ -72,6 +72,8 @@ class ReportConfig:
     """Of how many replies the reward model picks one."""
     max_new_tokens: int = 128
     """After which a reply is cut."""
+    context: int | None = None
+    """Tokens of context that each model uses; None: all that it has."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
 
     def __post_init__(self) -> None:
@@ -155,7 +157,7 @@ class _Judge:
 
     def __init__(self, config: ReportConfig) -> None:
         self.config, self.measure = config, measure_by_name(config.gold)
-        self.sft = require_chat(load_bundle(config.path), config.path)
+        self.sft = require_chat(load_bundle(config.path, context=config.context), config.path)
         self.reward_model, theirs = load_reward_model(config.reward)
         require_same_ids(theirs, self.sft, config.reward)
         chat, block_size = self.sft.chat, self.sft.config.block_size
@@ -166,6 +168,10 @@ class _Judge:
         self.reference = self._policy(self.sft)
         self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]
         self.best_curve: list[dict[str, float]] = []
+
+    def _context(self, path: Path | str) -> int | None:
+        """What another model than the fine-tuned one uses: it may have less."""
+        return contexts([self.config.path, path], self.config.context)[1]
 
     def text(self, ids: Sequence[int]) -> str:
         """A prompt for people: what was said, turn by turn."""
@@ -179,7 +185,7 @@ class _Judge:
 
     def base(self, path: str) -> Row:
         """The model before fine-tuning. It has never seen a turn, so nats between it and the reference mean nothing."""
-        bundle = with_chat(load_bundle(path))
+        bundle = with_chat(load_bundle(path, context=self._context(path)))
         require_same_ids(bundle, self.sft, path)
         replies = [[r for (r,) in self._draw(bundle, seed, 1)] for seed in self.config.seeds]
         return self._row("base", replies, None, None)
@@ -213,7 +219,7 @@ class _Judge:
         replies, nats = [], []
         for number, seed in enumerate(self.config.seeds):
             folder = runs[number % len(runs)][0]
-            bundle = require_chat(load_bundle(folder), str(folder))
+            bundle = require_chat(load_bundle(folder, context=self._context(folder)), str(folder))
             require_same_ids(bundle, self.sft, str(folder))
             drawn = [r for (r,) in self._draw(bundle, seed, 1)]
             replies.append(drawn)

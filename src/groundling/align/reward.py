@@ -25,7 +25,7 @@ from groundling.align.feed import ExampleFeed
 from groundling.align.gold import measure_by_name
 from groundling.align.held_out import split
 from groundling.align.judge import Judge
-from groundling.align.packing import groups_of_size, packed_size
+from groundling.align.packing import groups_of_trees
 from groundling.align.ranked import NOTHING, LeftOut, Ranked, ranked, ranked_rows
 from groundling.align.rankings import Rankings
 from groundling.align.reward_model import (
@@ -154,9 +154,10 @@ def reward(config: RewardConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     with open_stage(config, "reward") as stage:
-        bundle = with_chat(load_bundle(config.path, stage.picked.device))
+        bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
-        answers, left_out = _read(config, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        max_length = config.longest(bundle.config.block_size)
+        answers, left_out = _read(config, bundle.chat, bundle.tokenizer, max_length)
         if not answers:
             raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")
         train, measured = split_by_prompt(answers, config.held_out)
@@ -165,7 +166,7 @@ def reward(config: RewardConfig) -> int:
         model = RewardModel(first_blocks(bundle.model, n_layer))
 
         def make(numbers: list[int]) -> list[PairBatch]:
-            return pair_batches([train[i] for i in numbers], bundle.config.block_size, config.micro_batch_rows)
+            return pair_batches([train[i] for i in numbers], max_length, config.micro_batch_rows)
 
         feed = ExampleFeed(len(train), config.batch_size, make, config.seed)
         stage.begin()
@@ -202,16 +203,15 @@ def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked
     return split(answers, part)
 
 
-def pair_batches(answers: Sequence[Ranked], block_size: int, n_rows: int) -> list[PairBatch]:
+def pair_batches(answers: Sequence[Ranked], max_length: int, n_rows: int) -> list[PairBatch]:
     """Answers in batches of about `n_rows` rows; those of one answer stay together."""
-    sizes = [packed_size(answer.sequences, block_size) for answer in answers]
-    groups = groups_of_size(sizes, n_rows * block_size)
-    return [_pair_batch([answers[number] for number in group], block_size) for group in groups]
+    groups = groups_of_trees([answer.sequences for answer in answers], max_length, n_rows)
+    return [_pair_batch([answers[number] for number in group], width) for group, width in groups]
 
 
-def _pair_batch(answers: Sequence[Ranked], block_size: int) -> PairBatch:
+def _pair_batch(answers: Sequence[Ranked], width: int) -> PairBatch:
     sequences = [each for answer in answers for each in answer.sequences]
-    rows, owners_BT = pack_replies(sequences, block_size)
+    rows, owners_BT = pack_replies(sequences, width)
     pairs, wins, weights, first = [], [], [], 0
     for answer in answers:
         for a, b, win in answer.pairs:

@@ -112,9 +112,9 @@ def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
     return totals.index_add(0, owners_BT.flatten(), scores_BT.flatten())[:n_replies]
 
 
-def pack_replies(exchanges: Sequence[Exchange], block_size: int) -> tuple[Rows, Tensor]:
+def pack_replies(exchanges: Sequence[Exchange], width: int) -> tuple[Rows, Tensor]:
     """Replies after their prompts in rows, and which positions are whose (BT): those that have read what was said."""
-    rows = pack_exchanges(exchanges, block_size)
+    rows = pack_exchanges(exchanges, width)
     n = len(exchanges)
     owners = [[n] + [i] * len(said) for i, (_, said) in enumerate(exchanges)]
     return rows, rows.packing.spread(owners, n, torch.long)
@@ -128,9 +128,9 @@ def scores_of(
     n_rows: int = 32,
 ) -> list[float]:
     """The rewards of replies to their prompts."""
-    width, device = model.gpt.config.block_size, model.head_bias.device
+    max_length, device = model.gpt.config.block_size, model.head_bias.device
     scores: list[float] = []
-    for group in groups_of_exchanges(exchanges, width, n_rows):
+    for group, width in groups_of_exchanges(exchanges, max_length, n_rows):
         rows, owners_BT = pack_replies([exchanges[i] for i in group], width)
         with autocast():
             scores_BT = model(rows.idx_BT.to(device), rows.layout.to(device))

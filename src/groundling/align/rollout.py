@@ -182,10 +182,10 @@ def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: float) -> Tens
     return -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip, 1 + clip) * advantages_N)
 
 
-def policy_batches(round_: Round, numbers: Sequence[int], block_size: int, n_rows: int) -> list[PolicyBatch]:
+def policy_batches(round_: Round, numbers: Sequence[int], max_length: int, n_rows: int) -> list[PolicyBatch]:
     """Some replies of a round in batches of at most `n_rows` rows."""
     values = (round_.logprobs, round_.reference, round_.advantages)
-    packed = packed_values(round_.replies, values, numbers, block_size, n_rows)
+    packed = packed_values(round_.replies, values, numbers, max_length, n_rows)
     return [PolicyBatch(scored, *rows) for scored, rows in packed]
 
 
@@ -193,18 +193,18 @@ def packed_values(
     replies: Sequence[Reply],
     values: Sequence[Sequence[Tensor]],
     numbers: Sequence[int],
-    block_size: int,
+    max_length: int,
     n_rows: int,
 ) -> Iterator[tuple[Scored, list[Tensor]]]:
     """Some replies packed in at most `n_rows` rows at a time, and several values of their said ids with them (BT)."""
-    for group, scored in scored_groups([replies[number] for number in numbers], block_size, n_rows):
+    for group, scored in scored_groups([replies[number] for number in numbers], max_length, n_rows):
         yield scored, [scored.spread_said([each[numbers[place]] for place in group]) for each in values]
 
 
 def scored_by(
     policy: Policy,
     replies: Sequence[Reply],
-    block_size: int,
+    max_length: int,
     n_rows: int,
     parts: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
@@ -213,14 +213,14 @@ def scored_by(
     Args:
         policy: whose.
         replies: N.
-        block_size: of the rows that they are packed in.
+        max_length: the most ids of a prompt with its reply.
         n_rows: at a time.
         parts: the numbers of replies that are packed together; None: all. In bfloat16 a number's last bits depend on
             the shape of what it is computed with.
     """
     values: list[Tensor] = [torch.empty(0)] * len(replies)
     for part in [range(len(replies))] if parts is None else parts:
-        found = said_values([replies[number] for number in part], block_size, n_rows, policy.score)
+        found = said_values([replies[number] for number in part], max_length, n_rows, policy.score)
         for number, each in zip(part, found, strict=True):
             values[number] = each
     return values
@@ -261,7 +261,7 @@ class Drawer:
         ]
         # Packed as the first pass will pack them: its first ratio is 1 to the last bit, whatever the precision.
         parts = minibatches_of(len(replies), config.minibatches, config.seed, step, 0, each)
-        rows = (bundle.config.block_size, config.micro_batch_rows, parts)
+        rows = (config.longest(bundle.config.block_size), config.micro_batch_rows, parts)
         return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
 
 

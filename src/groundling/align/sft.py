@@ -18,7 +18,7 @@ from groundling import dist
 from groundling.align.adapters import LoraConfig, adapt, adapter_of, merged_state
 from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations, prompt_ids
 from groundling.align.feed import ExampleFeed
-from groundling.align.packing import groups_of_rows, pack
+from groundling.align.packing import alike, groups_of_rows, pack
 from groundling.align.replies import Speaker
 from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
 from groundling.align.vocabulary import with_chat
@@ -105,13 +105,14 @@ def sft(config: SftConfig) -> int:
     with open_stage(config, "sft") as stage:
         require_speaker(config.path)
         base = base_at(config.path)
-        bundle = with_chat(load_bundle(config.path, stage.picked.device))
+        bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
-        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, bundle.config.block_size)
+        max_length = config.longest(bundle.config.block_size)
+        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, max_length)
         for line in data.lines():
             stage.say(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
-        feed = conversation_feed(data.train, bundle.config.block_size, config)
+        feed = conversation_feed(data.train, max_length, config)
         stage.begin()
         objective = SftObjective(bundle.model, stage.picked.autocast)
         measure = _Measure(config, stage, bundle, data, objective)
@@ -121,23 +122,27 @@ def sft(config: SftConfig) -> int:
         return stage.finish(ended, figures)
 
 
-def conversation_feed(examples: Sequence[Encoded], block_size: int, config: ExamplesConfig) -> ExampleFeed:
+def conversation_feed(examples: Sequence[Encoded], max_length: int, config: ExamplesConfig) -> ExampleFeed:
     """Steps of packed conversations."""
 
     def make(numbers: list[int]) -> list[SftBatch]:
-        return sft_batches([examples[number] for number in numbers], block_size, config.micro_batch_rows)
+        return sft_batches([examples[number] for number in numbers], max_length, config.micro_batch_rows)
 
     return ExampleFeed(len(examples), config.batch_size, make, config.seed)
 
 
-def sft_batches(examples: Sequence[Encoded], block_size: int, n_rows: int) -> list[SftBatch]:
-    """Examples in batches of at most `n_rows` rows."""
-    groups = groups_of_rows([len(example.ids) for example in examples], block_size, n_rows)
-    return [_batch([examples[i] for i in group], block_size) for group in groups]
+def sft_batches(examples: Sequence[Encoded], max_length: int, n_rows: int) -> list[SftBatch]:
+    """Examples of at most `max_length` ids in batches of at most `n_rows` rows, as wide as these need."""
+    lengths = [len(example.ids) for example in examples]
+    return [
+        _batch([examples[numbers[i]] for i in group], width)
+        for numbers, width in alike(lengths, max_length)
+        for group in groups_of_rows([lengths[number] for number in numbers], width, n_rows)
+    ]
 
 
-def _batch(examples: Sequence[Encoded], block_size: int) -> SftBatch:
-    rows = pack([example.ids for example in examples], block_size)
+def _batch(examples: Sequence[Encoded], width: int) -> SftBatch:
+    rows = pack([example.ids for example in examples], width)
     targets_BT = rows.said_targets([example.said for example in examples])
     return SftBatch(rows.idx_BT, rows.layout, targets_BT, int((targets_BT != IGNORE).sum()))
 
@@ -150,7 +155,7 @@ class _Measure:
     ) -> None:
         self._config, self._stage, self._bundle, self._objective = config, stage, bundle, objective
         block_size = bundle.config.block_size
-        self._batches = sft_batches(data.val, block_size, config.micro_batch_rows)
+        self._batches = sft_batches(data.val, config.longest(block_size), config.micro_batch_rows)
         chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
         assert chat is not None
         asked = data.asked.val[: config.n_replies]

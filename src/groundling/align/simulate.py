@@ -46,6 +46,8 @@ class SimulateConfig:
     """After which a reply is cut."""
     temperature: float = 1.0
     """Of drawing replies."""
+    context: int | None = None
+    """Tokens of context to use; None: all that the model has."""
     seed: int = 1337
     """Of the replies and the rater."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
@@ -70,7 +72,7 @@ def simulate(config: SimulateConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     started = time.perf_counter()
-    bundle = require_chat(load_bundle(config.path), config.path)
+    bundle = require_chat(load_bundle(config.path, context=config.context), config.path)
     assert bundle.chat is not None
     room = prompt_room(bundle.config.block_size, config.max_new_tokens)
     asked = prompt_ids(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)

@@ -15,6 +15,7 @@ from torch import nn
 from groundling import atomicio, dist, runtime
 from groundling.align.feed import ExampleFeed
 from groundling.config import to_dict, to_toml
+from groundling.data.examples import LEAST_IDS
 from groundling.errors import TrainingError, require
 from groundling.log import JsonlSink, Record, say
 from groundling.model.gpt import GPT
@@ -37,6 +38,10 @@ class StageConfig:
     """The stage's folder."""
     overwrite: bool = False
     """Remove what an earlier run left in out_dir."""
+    context: int | None = None
+    """Tokens of context that the model keeps, here and afterwards; None: all that it has."""
+    max_length: int | None = None
+    """Tokens of the longest example, prompt and reply; what is longer is shortened. None: the context."""
     seed: int = 1337
     """Of the order of the examples, and all that is drawn."""
     batch_size: int = 32
@@ -56,6 +61,18 @@ class StageConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
+
+    def longest(self, block_size: int) -> int:
+        """The most tokens of an example for a model of this context.
+
+        Raises:
+            ConfigError: max_length is more, or less than an example needs.
+        """
+        if self.max_length is None:
+            return block_size
+        allowed = f"the model's context is {block_size:,} tokens: give {LEAST_IDS} to {block_size}"
+        require(LEAST_IDS <= self.max_length <= block_size, f"max_length is {self.max_length}; {allowed}")
+        return self.max_length
 
 
 @dataclass(frozen=True, kw_only=True)

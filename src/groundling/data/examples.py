@@ -264,4 +264,4 @@ def _count_prompt(counts: Counts, prompt: _Prompt, is_shortened: bool = False) -
 
 
 def _require_room(max_ids: int) -> None:
-    require(max_ids >= LEAST_IDS, f"a conversation has no room in {max_ids} ids; give a block_size of {LEAST_IDS}")
+    require(max_ids >= LEAST_IDS, f"a conversation has no room in {max_ids} ids; it needs {LEAST_IDS} at least")

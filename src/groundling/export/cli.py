@@ -22,6 +22,8 @@ class Config:
     """What to write: a folder for hf and bundle, a file for gguf."""
     checkpoint: str = "best"
     """Of a run: best, last, or a step."""
+    context: int | None = None
+    """Tokens of context that the export has; None: as many as the model."""
     overwrite: bool = False
     """Replace an earlier export at `out`; anything else there is left alone."""
 
@@ -83,7 +85,7 @@ def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
             raise StorageError(f"{chosen.out} exists; choose another name, or --overwrite to replace an earlier export")
         if not may_replace(chosen.out):
             raise StorageError(f"{chosen.out} is not an earlier export, and was left alone; choose another name")
-    return load_bundle(chosen.path, checkpoint=chosen.checkpoint)
+    return load_bundle(chosen.path, checkpoint=chosen.checkpoint, context=chosen.context)
 
 
 def _said(bundle: Bundle) -> str:

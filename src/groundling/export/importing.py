@@ -10,6 +10,7 @@ from torch import Tensor
 
 from groundling import atomicio, config
 from groundling.bundle import save_bundle
+from groundling.context import cut_positions, narrowed
 from groundling.errors import CheckpointError, StorageError, require
 from groundling.export.families import GPT2
 from groundling.manifest import MANIFEST, read_manifest
@@ -32,6 +33,8 @@ class HFConfig:
     """The folder for the bundle."""
     tokenizer: str | None = None
     """Instead of the tokenizer in the folder: gpt2, or a folder with a tokenizer.json of ours."""
+    context: int | None = None
+    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
     overwrite: bool = False
     """Replace an earlier import at `out`; anything else there is left alone."""
 
@@ -48,6 +51,8 @@ class NanoGPTConfig:
     """The text it was trained on, whose characters are its tokens."""
     tokenizer: str | None = None
     """Instead of a text: gpt2, or a folder with a tokenizer.json of ours."""
+    context: int | None = None
+    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
     overwrite: bool = False
     """Replace an earlier import at `out`; anything else there is left alone."""
 
@@ -79,6 +84,7 @@ def _hf(argv: list[str]) -> int:
     folder = find_folder(chosen.source)
     family, gpt_config, weights = read_model(folder)
     tokenizer = _named_tokenizer(chosen.tokenizer) if chosen.tokenizer else read_tokenizer(folder, family is GPT2)
+    gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: chosen.source, "architecture": family.architecture})
     print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
     print(f"let it speak: groundling sample {chosen.out}")
@@ -95,6 +101,7 @@ def _nanogpt(argv: list[str]) -> int:
         tokenizer: Tokenizer = tokenizer_of_text(chosen.text, gpt_config.vocab_size)
     else:
         tokenizer = _named_tokenizer(str(chosen.tokenizer))
+    gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: str(chosen.source), "architecture": "nanoGPT"})
     print(f"{chosen.out}: nanoGPT, {_said(gpt_config, weights, tokenizer)}; {GELU_NOTE}")
     print(f"let it speak: groundling sample {chosen.out}")
@@ -150,7 +157,8 @@ def _save(
             "they do not belong together, so give the tokenizer it was trained with"
         )
     model = blank_gpt(gpt_config)
-    model.load_state_dict(weights, strict=False)  # a tied matrix is there once; all else was checked by name and shape
+    # A tied matrix is there once; all else was checked by name and shape.
+    model.load_state_dict(cut_positions(weights, gpt_config), strict=False)
     atomicio.make_folder(out.parent)
     save_bundle(out, model, tokenizer, facts)
 

@@ -1,12 +1,13 @@
 """The keys and values of the positions a model has read, so that a new token costs one position and not all.
 
-Memory follows use. Each slot has its own, which doubles when it is full, up to the slot's limit; what it holds moves bit
-by bit. A window of some ten thousand positions can take gigabytes, and most texts fill little of theirs.
+Memory follows use. Each slot has its own, which doubles when it is full, up to the slot's limit; what it holds is
+copied bit by bit. A window of some ten thousand positions can take gigabytes, and most texts fill little of theirs.
 
 Shapes: L n_layer, N slots, B batch, H n_kv_head, S positions that a slot has memory for, or the positions so far, T new
 positions, D head_size; 2: keys, then values.
 """
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -23,8 +24,14 @@ if TYPE_CHECKING:
 LINE_BYTES = 64
 FIRST_POSITIONS = 256
 """That a slot gets memory for at first: to grow from less costs more than it saves."""
+PART = 16
+"""A slot has memory for a multiple of so many: each head begins with a line of the processor's caches, of any size."""
 PIECE_BYTES = 1 << 25
-"""Memory is taken in pieces of about this size, each for one layer at least: while a slot grows, one piece is there twice."""
+"""Memory is taken in pieces of about this size, of one layer at least: while a slot grows, one piece is there twice."""
+LARGE_BYTES = 1 << 22
+"""From so many on, memory is asked for in large pages, as NumPy does: what lies in these is found faster."""
+PAGE_BYTES = 1 << 21
+"""Of a large page, in most machines; whole ones begin where one can be."""
 
 Places = slice | Tensor
 """Where new positions stand: the same for all rows of a batch (slice), or each row's own (BT)."""
@@ -193,8 +200,7 @@ class KVCache:
 
 
 def _rounded(n_positions: int) -> int:
-    """Positions that a slot has memory for are whole lines of the processor's caches, whatever the head size is."""
-    return -(-n_positions // 16) * 16
+    return -(-n_positions // PART) * PART
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -211,11 +217,16 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
         except RuntimeError as error:
             raise MemoryError(str(error).splitlines()[0]) from error
     own: dict[str, int] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    n_bytes = math.prod(shape) * dtype.itemsize
+    is_large = n_bytes >= LARGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE")
     try:
-        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **own)
+        memory = mmap.mmap(-1, -(-n_bytes // PAGE_BYTES) * PAGE_BYTES if is_large else n_bytes, **own)
     except (OSError, ValueError, OverflowError) as error:
         raise MemoryError(str(error)) from error
-    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
+    if is_large:
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape).zero_()
 
 
 def from_a_line(array: npt.NDArray[Any]) -> Tensor:

@@ -116,8 +116,8 @@ class Backend:
             logits_RV = self._read_in_parts(pieces)
         except MemoryError as error:
             raise ConfigError(
-                f"there is not enough memory to read on: {error}; decode fewer texts at a time, ask for fewer new tokens, "
-                "or load the model with a smaller --context"
+                f"there is not enough memory to read on: {error}; decode fewer texts at a time, ask for fewer new "
+                "tokens, or load the model with a smaller --context"
             ) from error
         if self._compilation is None:
             return logits_RV

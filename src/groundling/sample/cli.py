@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from groundling.bundle import load_bundle, require_speaker
+from groundling.bundle import contexts, load_bundle, require_speaker
 from groundling.config import any_text, parse
 from groundling.errors import DataError, GroundlingError, require
 from groundling.log import say
@@ -37,6 +37,8 @@ class Config:
     """Different texts to generate from the prompt; the first is shown as it comes."""
     checkpoint: str = "best"
     """Of a run: best, last, or a step."""
+    context: int | None = None
+    """Tokens of context to use; less than the model has takes less memory. None: all."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     draft: str | None = None
@@ -55,8 +57,11 @@ def main(argv: list[str]) -> int:
     config = parse(Config, argv, "groundling sample")
     device = pick_device(config.device)
     require_speaker(config.path)
-    bundle = load_bundle(config.path, device, checkpoint=config.checkpoint)
-    draft = load_bundle(config.draft, device) if config.draft is not None else None
+    bundle = load_bundle(config.path, device, checkpoint=config.checkpoint, context=config.context)
+    draft = None
+    if config.draft is not None:
+        _, context = contexts([config.path, config.draft], config.context)
+        draft = load_bundle(config.draft, device, context=context)
     prompt = _read_prompt(config.prompt)
     start = time.perf_counter()
     n_slots = min(config.num_samples, MOST_AT_ONCE)

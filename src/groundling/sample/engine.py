@@ -31,11 +31,14 @@ from groundling.sample.choose import SamplingConfig, Token, with_logprobs
 from groundling.sample.draft import Drafter, ModelDrafter, PromptLookup
 from groundling.sample.native.comparison import STREAMS
 from groundling.sample.quantize import Weights
+from groundling.sample.readers import Piece
 from groundling.sample.sequences import Lane, Sample, choose_alike
 from groundling.sample.slots import CacheMemory, NoMemoryError, Slots
 
 MAX_SLOTS = 1 << 16
 """Each has a record, even if it is never used."""
+READ_IN_A_STEP = 1024
+"""Tokens of a long prompt: the others wait for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +151,15 @@ class Engine:
         return self._reader.is_native
 
     @property
+    def longest(self) -> int:
+        """Tokens of a text, its prompt included, that there is memory for now if no other is decoded."""
+        return self._slots.longest
+
+    def has_memory_for(self, n_bytes: int) -> bool:
+        """Whether there is so much besides what keys and values can come to need."""
+        return self._slots.has_room_for(n_bytes)
+
+    @property
     def is_busy(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._running or self._waiting)
@@ -221,16 +233,30 @@ class Engine:
         if not self._running:
             return []
         with torch.inference_mode():
-            guesses = self._guess()
+            samples, leads = self._who_reads()
+            guesses = self._guess(samples)
             pieces = [
                 self._lane(sample).piece(sample.tokens, guess, len(guess) + 1)
-                for sample, guess in zip(self._running, guesses, strict=True)
+                for sample, guess in zip(samples, guesses, strict=True)
             ]
-            logits_RV = filters.below(self._reader.read(pieces), self._n_ids)
-            chosen = self._choose(guesses, logits_RV)
+            logits_RV = filters.below(self._reader.read([*pieces, *leads]), self._n_ids)
+            chosen = self._choose(samples, guesses, logits_RV[: len(logits_RV) - len(leads)])
         self.counts.steps += 1
-        self.counts.read += sum(len(piece.ids) for piece in pieces)
-        return [self._take(*each) for each in zip(list(self._running), guesses, chosen, strict=True)]
+        self.counts.read += sum(len(piece.ids) for piece in (*pieces, *leads))
+        return [self._take(*each) for each in zip(samples, guesses, chosen, strict=True)]
+
+    def _who_reads(self) -> tuple[list[Sample], list[Piece]]:
+        """The samples that get a token in this step; and of one that has much to read before, a part of that.
+
+        So a long prompt is read between the steps of others, and can be stopped.
+        """
+        samples, leads = list[Sample](), list[Piece]()
+        for sample in self._running:
+            if self._lane(sample).n_unread(sample.tokens) <= READ_IN_A_STEP:
+                samples.append(sample)
+            elif not leads:
+                leads.append(self._lane(sample).lead(sample.tokens, READ_IN_A_STEP))
+        return samples, leads
 
     def run(self) -> Iterator[Chosen]:
         """Step until no sample is left, and give what each step gives."""
@@ -265,19 +291,17 @@ class Engine:
             self.counts.reused += admitted.n_shared
             self._running.append(sample)
 
-    def _guess(self) -> list[list[int]]:
+    def _guess(self, samples: list[Sample]) -> list[list[int]]:
         if self._drafter is None:
-            return [[] for _ in self._running]
+            return [[] for _ in samples]
         most = self.config.speculate
-        limits = [min(most, sample.n_left - 1, self._lane(sample).room(sample.tokens)) for sample in self._running]
-        return self._drafter.guess(self._running, limits)
+        limits = [min(most, sample.n_left - 1, self._lane(sample).room(sample.tokens)) for sample in samples]
+        return self._drafter.guess(samples, limits)
 
-    def _choose(self, guesses: list[list[int]], logits_RV: Tensor) -> list[list[Token]]:
+    def _choose(self, samples: list[Sample], guesses: list[list[int]], logits_RV: Tensor) -> list[list[Token]]:
         """The choice of each sample after each part of its guess."""
         rows = [
-            (sample, guess[:n])
-            for sample, guess in zip(self._running, guesses, strict=True)
-            for n in range(len(guess) + 1)
+            (sample, guess[:n]) for sample, guess in zip(samples, guesses, strict=True) for n in range(len(guess) + 1)
         ]
         ids = [0] * len(rows)
         rows_of = defaultdict(list)  # each way of choosing

@@ -75,6 +75,9 @@ class TorchReader:
     ALIKE_POSITIONS = 1024
     """Sequences that get one id each are read in a batch as wide as the longest: long ones not with short ones."""
 
+    FEW_SCORES = 1 << 24
+    """Of a long prompt and a large vocabulary, all scores would fill the memory, and few are asked for."""
+
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self.model, self.cache, self.block_size = model, cache, model.block_size
         self._device = model.wte.weight.device
@@ -93,8 +96,7 @@ class TorchReader:
             rows = self.cache.rows([piece.slot for piece in some], [piece.place for piece in some])
             idx_BT = torch.tensor([list(piece.ids) for piece in some], device=self._device)
             with evaluation_mode(self.model):
-                x_BTC = self.model.features(idx_BT, rows)[:, -n_scored:]  # of a long prompt, only the last are scored
-                logits_BTV = at_least_float32(self.model.lm_head(x_BTC).cpu())
+                logits_BTV = at_least_float32(self._logits(idx_BT, rows, n_scored).cpu())
             for number, piece, logits_TV in zip(numbers, some, logits_BTV, strict=True):
                 scores[number] = logits_TV[-piece.n_scored :]
         return torch.cat(scores)
@@ -102,6 +104,12 @@ class TorchReader:
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """See `Reader`."""
         self.cache.copy(source, target, n_positions)
+
+    def _logits(self, idx_BT: Tensor, rows: KVCache, n_scored: int) -> Tensor:
+        """The scores of the last positions at least; of all, where these are few."""
+        if idx_BT.numel() * self.model.config.vocab_size <= self.FEW_SCORES:
+            return self.model(idx_BT, rows)  # type: ignore[no-any-return]
+        return self.model.lm_head(self.model.features(idx_BT, rows)[:, -n_scored:])  # type: ignore[no-any-return]
 
 
 class WindowReader:

@@ -151,6 +151,20 @@ class Lane:
         self.held[place:] = ids
         return Piece(self.slot, place, ids, n_scored)
 
+    def n_unread(self, tokens: Sequence[int]) -> int:
+        """How many tokens are to be read before the next one can be chosen."""
+        start = window_start(len(tokens), self.block_size)
+        return len(tokens) - start - (len(self.held) if start == self.start else 0)
+
+    def lead(self, tokens: list[int], n: int) -> Piece:
+        """The next `n` of many unread tokens; its scores mean nothing. It counts as held."""
+        start = window_start(len(tokens), self.block_size)
+        if start != self.start:
+            self.begin(tokens, 0)
+        place = len(self.held)
+        self.held += tokens[start + place : start + place + n]
+        return Piece(self.slot, place, self.held[place:], 1)
+
     def forget(self) -> None:
         """Count nothing as held: a reading was broken off."""
         self.held.clear()

@@ -14,7 +14,7 @@ from weakref import WeakSet
 from groundling import runtime
 from groundling.errors import ConfigError
 from groundling.memory import Memory, memory_of
-from groundling.model.cache import KVCache
+from groundling.model.cache import PART, KVCache
 from groundling.sample.backend import Backend
 from groundling.sample.sequences import Lane, Sample, common_length, most_positions
 
@@ -73,10 +73,7 @@ class CacheMemory:
         wanted += sum(each.owed() for each in self._sharing)
         if wanted <= 0 or wanted + self.held() <= UNASKED_BYTES:
             return True
-        for _ in self._releases(slots, spared):
-            if wanted <= self._free(slots):
-                return True
-        return False
+        return any(wanted <= self._free(slots) for _ in self._releases(slots, spared))
 
     def most(self, slots: "Slots") -> int:
         """Bytes that one sample could have now, if there were no others; at least those that are not asked for."""
@@ -130,6 +127,20 @@ class Slots:
     def are_left(self) -> bool:
         """Whether there is one for another sample."""
         return bool(self._free)
+
+    @property
+    def longest(self) -> int:
+        """Positions that a sample could have memory for now, if there were no others."""
+        block_size = self._reader.block_size
+        whole = sum(cache.n_bytes(block_size) for cache in self._caches)
+        if whole <= UNASKED_BYTES:
+            return block_size
+        n_positions = block_size * self._memory.most(self) // whole
+        return min(block_size, n_positions // PART * PART)
+
+    def has_room_for(self, n_bytes: int) -> bool:
+        """Whether there is memory for something else; what free slots hold goes for it."""
+        return not self._caches or self._memory.make_room(n_bytes, self, ())
 
     def also(self, cache: KVCache) -> None:
         """Let each slot have memory for a draft model, too."""

@@ -45,8 +45,12 @@ def main(argv: list[str]) -> int:
         timeout_keep_alive=30,
     )
     listening = _listen(config)
+    port = listening.getsockname()[1]
+    log.write(
+        "listening", host=config.host, port=port
+    )  # /health answers from now on; /ready says when the models are there
 
-    def say(port: int) -> None:
+    def say() -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
         names = ", ".join(theatre.wanted)
         print(f"Groundling is at http://{host}:{port}/ with {names}; Ctrl-C ends it", flush=True)

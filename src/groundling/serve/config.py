@@ -35,8 +35,10 @@ class ServeConfig:
     """Names that the server may be called by, besides localhost and --host."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the API, like https://example.org; none by default."""
+    context: int | None = None
+    """Tokens of context that each model uses; less takes less memory. None: all that it has."""
     slots: int = 16
-    """Texts that are written at once."""
+    """Texts that are written at once, if there is memory for so many; the others wait."""
     max_waiting: int = 64
     """Texts that may wait besides; more are told to come again (429)."""
     max_tokens: int = 4096

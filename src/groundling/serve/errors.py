@@ -56,6 +56,11 @@ def deadline_exceeded() -> ApiError:
     return ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)
 
 
+def no_memory(error: Exception) -> ApiError:
+    """A text can come to need more memory than the machine has for it; a shorter one may not."""
+    return ApiError(400, str(error), "insufficient_memory", "max_tokens")
+
+
 async def in_time(work: Awaitable[T], timeout_s: float) -> T:
     """Do the work.
 

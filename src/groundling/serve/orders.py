@@ -16,8 +16,9 @@ from groundling.errors import ConfigError, DataError
 from groundling.model.layers import at_least_float32
 from groundling.sample.choose import SamplingConfig, Token
 from groundling.sample.generate import prompt_ids
+from groundling.sample.slots import NoMemoryError
 from groundling.serve.conversation import conversation, not_sayable
-from groundling.serve.errors import ApiError
+from groundling.serve.errors import ApiError, no_memory
 from groundling.serve.forms import ChatForm, Form, TextForm
 from groundling.serve.generation import Shown, offsets
 from groundling.serve.registry import Served, Theatre
@@ -29,6 +30,8 @@ LONG_TEXT = 20_000
 """Characters from which on turning text into ids is left to another thread."""
 MOST_LOGPROBS = 500_000
 """Log-probabilities that one request may ask for: each takes some hundred bytes until all are sent."""
+SCORED_AT_ONCE = 256
+"""Tokens of a prompt: the scores of all ids at each of some ten thousand positions would fill the memory."""
 DEFAULT_TOKENS = 16
 """Of a completion, as with OpenAI."""
 
@@ -91,7 +94,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
             if checked != messages:
                 ids = await _chat_ids(served, checked)
     if asked is None:
-        limit = min(limit, served.bundle.config.block_size - len(ids))
+        limit = min(limit, max(1, served.engine.longest - len(ids)))
     _require_few_logprobs(body, limit, n_likely, "top_logprobs")
     config = _sampling(body, limit, n_likely, served)
     form = ChatForm(served.name, served.fingerprint, served.words, bool(body.logprobs))
@@ -206,14 +209,25 @@ def _require_few_logprobs(body: Sampling, n_tokens: int, n_likely: int | None, f
 def prompt_logprobs(served: Served, ids: Sequence[int], n_likely: int) -> list[Token]:
     """What the model thinks of each token of a prompt; of the first, nothing. In the model thread."""
     model, n_ids = served.bundle.model, served.engine.n_ids
+    c = model.config
+    # Of all positions of one layer: the stream, queries, keys and values, what the MLP computes; of some, all scores.
+    widths = 4 * c.n_embd + 3 * (c.n_head + 2 * c.kv_heads()) * c.head_width() + 3 * c.hidden_width()
+    if not served.engine.has_memory_for(4 * (len(ids) * widths + 4 * SCORED_AT_ONCE * c.vocab_size)):
+        message = f"there is not enough memory to score a prompt of {len(ids):,} tokens; shorten it, or leave out echo"
+        raise ApiError(400, message, "insufficient_memory", "prompt")
+    tokens = [Token(ids[0])]
     with torch.inference_mode():
         idx_BT = torch.tensor([list(ids)], device=model.wte.weight.device)
-        logprobs_TV = at_least_float32(model(idx_BT))[0, :-1, :n_ids].log_softmax(-1)
-        own_T = logprobs_TV.gather(-1, idx_BT[0, 1:, None])[:, 0].tolist()
-        best = logprobs_TV.topk(min(n_likely, logprobs_TV.size(-1)), dim=-1)
-        likely = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        rows = [tuple(zip(*row, strict=True)) for row in likely]
-    return [Token(ids[0]), *(Token(*of) for of in zip(ids[1:], own_T, rows, strict=True))]
+        x_TC = model.features(idx_BT)[0, :-1]
+        for first in range(0, len(x_TC), SCORED_AT_ONCE):
+            some_NC, next_N = (of_all[first : first + SCORED_AT_ONCE] for of_all in (x_TC, idx_BT[0, 1:]))
+            logprobs_NV = at_least_float32(model.lm_head(some_NC))[:, :n_ids].log_softmax(-1)
+            own_N = logprobs_NV.gather(-1, next_N[:, None])[:, 0].tolist()
+            best = logprobs_NV.topk(min(n_likely, logprobs_NV.size(-1)), dim=-1)
+            likely = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            rows = [tuple(zip(*row, strict=True)) for row in likely]
+            tokens += [Token(*of) for of in zip(next_N.tolist(), own_N, rows, strict=True)]
+    return tokens
 
 
 async def _encoded(encode: Any, n_characters: int) -> list[int]:
@@ -240,6 +254,8 @@ def _sampling(body: Sampling, limit: int, logprobs: int | None, served: Served) 
     try:
         config = body.sampling(limit, logprobs, served.end_ids)
         served.engine.check([0], config)
+    except NoMemoryError as error:
+        raise no_memory(error) from error
     except (ConfigError, ValueError) as error:
         raise ApiError(400, str(error), "invalid_value", _param(str(error))) from error
     return config
@@ -257,6 +273,8 @@ def _order(served: Served, prompts: list[Prompt], config: SamplingConfig, body: 
     for prompt in prompts:
         try:
             served.engine.check(prompt.ids, config)
+        except NoMemoryError as error:
+            raise no_memory(error) from error
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_value", "prompt") from error
     return Order(served, prompts, config, seed, body.n or 1, form, usage)

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -101,19 +100,14 @@ class Server(uvicorn.Server):
     Args:
         config: of uvicorn.
         theatre: is drained.
-        say: is told where it listens, once it does.
+        say: is told once, when requests are answered.
     """
 
-    def __init__(self, config: uvicorn.Config, theatre: Theatre, say: Callable[[int], None]) -> None:
+    def __init__(self, config: uvicorn.Config, theatre: Theatre, say: Callable[[], None]) -> None:
         super().__init__(config)
         self._theatre, self._say = theatre, say
+        self._has_said = False
         self._until: float | None = None
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Begin to listen."""
-        await super().startup(sockets)
-        if sockets:
-            self._say(sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain; at the second signal, end."""
@@ -131,6 +125,9 @@ class Server(uvicorn.Server):
             return True
         if self._theatre.failure is not None:
             return True
+        if self._theatre.state is State.READY and not self._has_said:
+            self._has_said = True
+            self._say()
         if self._until is None or (self._theatre.n_open and time.monotonic() < self._until):
             return False
         self._theatre.state = State.STOPPED

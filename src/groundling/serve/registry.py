@@ -11,12 +11,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from groundling.bundle import Bundle, base_at, find_bundle, finished_checkpoints, load_bundle, require_speaker
+from groundling.bundle import Bundle, base_at, contexts, find_bundle, finished_checkpoints, load_bundle, require_speaker
 from groundling.errors import ConfigError, DataError
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine, settled
 from groundling.sample.sequences import row_generator
+from groundling.sample.slots import CacheMemory
 from groundling.serve.config import ServeConfig
 from groundling.serve.errors import ApiError, not_ready
 from groundling.serve.forms import Words
@@ -125,6 +126,8 @@ class Theatre:
         self.config, self.state = config, State.LOADING
         self.models = Registry()
         self.worker = Worker(config.slots, config.max_waiting)
+        self.memory = CacheMemory()
+        """For keys and values of all models."""
         self.metrics = Metrics(lambda: self.worker.load)
         self.safety: Safety | None = None
         """What looks at prompts and replies; None: nothing does."""
@@ -141,7 +144,7 @@ class Theatre:
             GroundlingError: it cannot be.
         """
         require_speaker(path)
-        bundle = load_bundle(path, pick_device(self.config.device))
+        bundle = load_bundle(path, pick_device(self.config.device), context=self._contexts()[name])
         return Served(
             name=name,
             path=path,
@@ -154,11 +157,15 @@ class Theatre:
             created=int((find_bundle(path) / "config.json").stat().st_mtime),
         )
 
+    def _contexts(self) -> dict[str, int | None]:
+        """Of each model, by name."""
+        return dict(zip(self.wanted, contexts(list(self.wanted.values()), self.config.context), strict=True))
+
     def _engine(self, bundle: Bundle) -> Engine:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
         n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
         decode = settled(bundle.model, DecodeConfig(weights=self.config.weights), self.config.slots)
-        return Engine(bundle.model, decode, self.config.slots, n_ids)
+        return Engine(bundle.model, decode, self.config.slots, n_ids, memory=self.memory)
 
     def require_ready(self) -> None:
         """Check that requests can be taken.

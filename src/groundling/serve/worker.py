@@ -16,7 +16,8 @@ from weakref import WeakSet
 from groundling.errors import GroundlingError
 from groundling.sample.engine import Engine
 from groundling.sample.sequences import Sample
-from groundling.serve.errors import ApiError, deadline_exceeded
+from groundling.sample.slots import NoMemoryError
+from groundling.serve.errors import ApiError, deadline_exceeded, no_memory
 from groundling.serve.handover import Generation, Part, Take
 
 T = TypeVar("T")
@@ -229,7 +230,8 @@ class Worker:
                 sample = generation.engine.add(take.prompt, take.config, take.generator)
             except (GroundlingError, ValueError) as error:
                 self._close(1)
-                self._tell(generation.fail, ApiError(400, str(error), "invalid_value"))
+                known = no_memory(error) if isinstance(error, NoMemoryError) else None
+                self._tell(generation.fail, known or ApiError(400, str(error), "invalid_value"))
                 continue
             if sample.finished:
                 self._close(1)
@@ -242,6 +244,9 @@ class Worker:
         start = time.monotonic()
         try:
             chosen = engine.step()
+        except NoMemoryError as error:
+            self._refuse(engine, error)
+            return
         except Exception as error:  # one model's failure is not that of the others
             self._fail(engine, error)
             return
@@ -260,6 +265,14 @@ class Worker:
         awaited = [generation for generation, own in parts.items() if generation.put(own)]
         if awaited:
             self._tell(_ring, awaited)
+
+    def _refuse(self, engine: Engine, error: NoMemoryError) -> None:
+        """One sample can never have the memory that it needs; the others go on."""
+        assert error.sample is not None
+        generation, _ = self._active[error.sample]
+        engine.stop(error.sample)
+        self._end(error.sample)
+        self._tell(generation.fail, no_memory(error))
 
     def _fail(self, engine: Engine, error: Exception) -> None:
         said = str(error) if isinstance(error, GroundlingError) else f"the model failed: {type(error).__name__}"

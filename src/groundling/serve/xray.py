@@ -160,7 +160,9 @@ class _Shelf:
             lock = self._loading.setdefault(folder, asyncio.Lock())
             async with lock:
                 if folder not in self._kept or self._kept[folder][0] != stamp:
-                    bundle = await _to_its_end(run_in_threadpool(load_bundle, folder))
+                    bundle = await _to_its_end(
+                        run_in_threadpool(load_bundle, folder, context=served.bundle.config.block_size)
+                    )
                     self._kept[folder] = stamp, bundle
         except CheckpointError as error:
             raise ApiError(404, str(error), "no_checkpoint", "checkpoint") from error

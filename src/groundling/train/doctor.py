@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import get_args
 
 import numpy as np
 from rich.console import Console
@@ -22,7 +23,8 @@ from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine, settled
 from groundling.sample.native.comparison import STREAMS
 from groundling.sample.native.library import Compilation
-from groundling.sample.native.reader import PRECISIONS, can_read
+from groundling.sample.native.reader import can_read
+from groundling.sample.quantize import Weights
 from groundling.sample.sequences import row_generator
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
@@ -109,7 +111,7 @@ def describe_compiled_code(model: GPT) -> str:
     if library is None:
         return f"none: {compilation.reason}"
     lines = [f"vectors of {library.lanes} floats; beside PyTorch, on one core:"]
-    for weights in PRECISIONS:
+    for weights in get_args(Weights):
         found = compare(model, STREAMS, weights, compilation, library)
         speeds = ", ".join(f"{case} {speedup:.1f} times as fast" for case, speedup in found.speedups().items())
         lines.append(f"{weights}: {speeds}; {'used' if found.prefers_native else 'PyTorch is used'}")
