@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from groundling.errors import ConfigError, MissingExtraError
+from groundling.errors import ConfigError
+from groundling.optional import optional_import
 from groundling.text import vendors
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
 
@@ -159,8 +160,4 @@ def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
 
 
 def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ImportError:
-        raise MissingExtraError("sentencepiece", "text") from None
-    return sentencepiece
+    return optional_import("sentencepiece", "text")
