@@ -8,8 +8,8 @@ import pytest
 
 from groundling import log
 from groundling.errors import MissingExtraError
-from groundling.optional import missing_extra
 from groundling.log import ConsoleSink, JsonlSink, describe, optional_sinks, read_records
+from groundling.optional import missing_extra
 
 
 @pytest.fixture

@@ -223,6 +223,19 @@ def load_bundle(
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
 
 
+def read_config(path: Path | str) -> GPTConfig:
+    """What the model of a bundle, a checkpoint or a run was built from.
+
+    Raises:
+        CheckpointError: there is no such thing, or it is damaged.
+    """
+    file = find_bundle(Path(path)) / CONFIG
+    try:
+        return from_dict(GPTConfig, read_json_object(file))
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
 def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
     """The folder that holds the three files of the bundle that is meant.
 

@@ -305,7 +305,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match="extra 'export': .*pip install"):
+    with pytest.raises(MissingExtraError, match=r"extra 'export': .*pip install"):
         export_gguf(lively_bundle(BASE), tmp_path / "model.gguf")
 
 
