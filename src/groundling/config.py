@@ -89,7 +89,7 @@ def _with_values(config_class: type, words: list[str]) -> list[str]:
     hints = typing.get_type_hints(config_class)
     flags = {f"--{name}" for name, hint in hints.items() if bool in typing.get_args(hint)}
     written: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         flag = word.replace("_", "-")
         if flag in flags:
             written += [word, "True"] if following.startswith("-") else [word]

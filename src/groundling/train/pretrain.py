@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig) -> RunSummary:
     device = runtime.pick_device(config.runtime.device)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        stack.enter_context(dist.process_group(device))
+        stack.enter_context(dist.process_group(device, advice=resuming.AFTER_A_LOST_RANK))
         if dist.is_first():
             stack.enter_context(rundir.locked(config.out_dir))
         dist.barrier()
@@ -167,9 +167,8 @@ class _Run:
         source = self.config.init_from if self.resume_from is None else str(self.resume_from)
         self.config, bundle = read_initial(self.config, source)
         if self.resume_from is None:
-            self.say(
-                f"init_from   {source}: {bundle.model.n_parameters():,} parameters, {bundle.tokenizer.kind} tokens"
-            )
+            size = f"{bundle.model.n_parameters():,} parameters"
+            self.say(f"init_from   {source}: {size}, the {bundle.tokenizer.kind} tokenizer")
         return bundle
 
     def _prepare_data(self) -> Corpus:

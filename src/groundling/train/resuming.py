@@ -8,10 +8,15 @@ from groundling import dist
 from groundling.config import completed, differences
 from groundling.errors import CheckpointError, ConfigError
 from groundling.train import rundir
+from groundling.train.optim import OptimConfig
 from groundling.train.settings import MAY_CHANGE, PretrainConfig
 
 NEVER_SAID = ("out_dir", "resume", "overwrite")
 """How a command was given, and not how a run is."""
+AFTER_A_LOST_RANK = (
+    "what was saved is still there: go on from it with --resume if-present, "
+    "with which torchrun --max-restarts 1 does so by itself"
+)
 
 
 def decided(config: PretrainConfig) -> PretrainConfig:
@@ -65,11 +70,21 @@ def require_same_run(
 
 def way_on(config: PretrainConfig) -> str:
     """The command that goes on with a run at a tenth of its learning rates, whether or not it has a checkpoint."""
-    optim = config.optim
-    rates = f"--optim.lr {optim.lr / 10:.3g}"
-    if optim.kind == "muon":
-        rates += f" --optim.muon-lr {optim.muon_lr / 10:.3g}"
-    return f"groundling pretrain --resume if-present --out-dir {shlex.quote(str(config.out_dir))} {rates}"
+    where = shlex.quote(str(config.out_dir))
+    return f"groundling pretrain --resume if-present --out-dir {where} {lower_rates(config)}"
+
+
+def lower_rates(config: Any) -> str:
+    """The flags that set a tenth of a config's learning rates that are in use."""
+    flags = []
+    for field in dataclasses.fields(config):
+        optim = getattr(config, field.name)
+        if isinstance(optim, OptimConfig):
+            flag = f"--{field.name.replace('_', '-')}"
+            flags.append(f"{flag}.lr {optim.lr / 10:.3g}")
+            if optim.kind == "muon":
+                flags.append(f"{flag}.muon-lr {optim.muon_lr / 10:.3g}")
+    return " ".join(flags)
 
 
 def _is_about(line: str, names: tuple[str, ...]) -> bool:
