@@ -135,7 +135,7 @@ def _describe_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_types(vocabulary.types)
     if vocabulary.model == "gpt2":
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(vocabulary.cut)
         writer.add_token_merges(vocabulary.merges)
     else:
         writer.add_token_scores(vocabulary.scores)
