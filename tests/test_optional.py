@@ -112,7 +112,7 @@ def test_pip_is_the_one_of_this_environment(monkeypatch, tmp_path):
     assert optional.install_command("plot").startswith("pip install ")
     monkeypatch.setattr(optional.shutil, "which", lambda name: f"/elsewhere/{name}")
     assert optional.install_command("plot").startswith(f"{shlex.quote(sys.executable)} -m pip install ")
-    monkeypatch.setattr(optional.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional, "_has_pip", lambda: False)
     assert optional.install_command("plot").startswith("uv pip install --python ")
 
 

@@ -5,7 +5,6 @@ package was installed: from a checkout, pip takes the checkout's path; from a wh
 """
 
 import importlib
-import importlib.util
 import json
 import re
 import shlex
@@ -100,6 +99,14 @@ def _pip() -> str:
     found = shutil.which("pip")
     if found is not None and Path(found).parent == Path(sys.executable).parent:
         return "pip install"
-    if importlib.util.find_spec("pip") is None and shutil.which("uv"):
+    if not _has_pip() and shutil.which("uv"):
         return f"uv pip install --python {shlex.quote(sys.executable)}"
     return f"{shlex.quote(sys.executable)} -m pip install"
+
+
+def _has_pip() -> bool:
+    """Whether `python -m pip` works: uv makes environments without it."""
+    try:
+        return bool(distribution("pip"))
+    except PackageNotFoundError:
+        return False

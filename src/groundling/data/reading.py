@@ -3,6 +3,7 @@
 import codecs
 import glob
 import gzip
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -95,9 +96,8 @@ class TextFiles:
             head = pending + data
             if offset == 0 and len(head) >= 3:
                 if head.startswith(UTF16_MARKS):
-                    raise DataError(
-                        f"{path} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.txt"
-                    )
+                    name = shlex.quote(str(path))
+                    raise DataError(f"{path} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {name} > utf8.txt")
                 if head.startswith(codecs.BOM_UTF8):
                     head, offset = head[3:], 3
             text, used = self._decode(path, head, offset, final=False)

@@ -138,7 +138,20 @@ def _byte_pairs(library: Mapping[str, Any]) -> Vocabulary:
     ids: dict[str, int] = library["model"]["vocab"]
     merges = library["model"]["merges"]  # pairs, or "a b" in files of older releases
     joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-    return _with_end("gpt2", sorted(ids, key=ids.__getitem__), [NORMAL] * len(ids), merges=joined, cut=cut)
+    pieces = sorted(ids, key=ids.__getitem__)
+    if END_OF_TEXT in ids and not any(merge.replace(" ", "") == END_OF_TEXT for merge in joined):
+        # An imported tokenizer's own: no text gives it.
+        return Vocabulary(
+            model="gpt2",
+            pieces=pieces,
+            types=[CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces],
+            merges=joined or [NEVER_MET],
+            scores=[],
+            end=ids[END_OF_TEXT],
+            end_is_added=False,
+            cut=cut,
+        )
+    return _with_end("gpt2", pieces, [NORMAL] * len(ids), merges=joined, cut=cut)
 
 
 def is_composing(library: Mapping[str, Any]) -> bool:

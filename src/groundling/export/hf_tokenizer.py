@@ -137,7 +137,7 @@ def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
         if spelled := [name for name in ordinary.values() if "<0" in name]:
             raise ConfigError(
                 f"the unigram tokenizer has the piece {spelled[0]!r}, and Hugging Face's would take <0x41> in a text "
-                "for a byte; train with the tokenizer bpe or sp_bpe to export"
+                "for a byte; train with --data.tokenizer.kind bpe, or sp_bpe, to export"
             )
         # The library finds its bytes' own names, such as <0x41>, in a text; cut in two they are text again.
         cuts.append(r"<(?=0x[0-9A-F]{2}>)")

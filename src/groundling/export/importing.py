@@ -1,5 +1,6 @@
 """`groundling import hf|nanogpt`: models that others trained, as bundles of ours."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _hf(argv: list[str]) -> int:
     tokenizer = _named_tokenizer(chosen.tokenizer) if chosen.tokenizer else read_tokenizer(folder, family is GPT2)
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: chosen.source, "architecture": family.architecture})
     print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
-    print(f"let it speak: groundling sample {chosen.out}")
+    print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
     return 0
 
 
@@ -95,7 +96,7 @@ def _nanogpt(argv: list[str]) -> int:
         tokenizer = _named_tokenizer(str(chosen.tokenizer))
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: str(chosen.source), "architecture": "nanoGPT"})
     print(f"{chosen.out}: nanoGPT, {_said(gpt_config, weights, tokenizer)}; {GELU_NOTE}")
-    print(f"let it speak: groundling sample {chosen.out}")
+    print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
     return 0
 
 
