@@ -85,8 +85,8 @@ def test_flags_that_a_help_speaks_of_are_flags(words):
     for match in FLAG.finditer(text):
         if match[0] == "--field":  # "[--field value ...]"
             continue
-        after = text[match.end() : match.end() + 40].replace("│", " ")
-        of = re.match(r"\s+of\s+`groundling ([a-z-]+)`", after)
+        after = text[match.end() : match.end() + 120].replace("│", " ")
+        of = re.match(r"\s+of\s+`groundling\s+([a-z-]+)`", after)
         known = flags_of(of[1]) if of else flags_of(*words)
         assert is_a_flag_of(match[0], known), f"{' '.join(words)} --help: {match[0]}"
 

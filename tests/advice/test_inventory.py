@@ -95,7 +95,7 @@ PAGE_ADVICE = re.compile(
     r"""["'`]([^"'`\n]*(?:^|[;:.] |(?<=["'`]))(?:Try|try|Choose|choose|Load|load|Reload|reload|Install|Run|run)\b """
     r"""[^"'`\n]+)"""
 )
-BUTTONS = ("try again", "Tokens; choose one to see where it looks")
+BUTTONS = ("try again", "Try again", "Tokens; choose one to see where it looks")
 """What can be pressed where it is said."""
 
 
