@@ -11,6 +11,7 @@ import io
 import re
 import sys
 import tomllib
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,9 @@ def _with_values(config_class: type, words: list[str]) -> list[str]:
     For a plain boolean, tyro itself has a flag without a value.
     """
     hints = typing.get_type_hints(config_class)
-    flags = {f"--{name}" for name, hint in hints.items() if bool in typing.get_args(hint)}
+    either = (typing.Union, types.UnionType)
+    kinds = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) in either}
+    flags = {f"--{name.replace('_', '-')}" for name, possible in kinds.items() if bool in possible}
     written: list[str] = []
     for word, following in zip(words, [*words[1:], "--"], strict=False):
         flag = word.replace("_", "-")
