@@ -21,6 +21,18 @@ ELSEWHERE, NO_ADVICE = LISTED["elsewhere"], LISTED["no_advice"]
 SUMMARIES = {verb.summary for verb in VERBS.values()}
 
 
+CHAT_PAGE, TRAIN_PAGE = "serve/browser/test_chat_page.py", "serve/browser/test_train_page.py"
+PAGES = {
+    "The house is full; try again in ${error.retryAfter": f"{CHAT_PAGE}::test_errors_are_said_in_words",
+    "The models are still being loaded; try again in a moment.": f"{CHAT_PAGE}::test_errors_are_said_in_words",
+    "A key is needed; load this page again to give one.": (
+        f"{CHAT_PAGE}::test_who_gives_no_key_is_not_asked_again_and_again"
+    ),
+    "Choose a run from the bill.": f"{TRAIN_PAGE}::test_runs_lie_over_each_other_and_are_remembered",
+}
+"""What the pages tell people to do -> the test in a browser that meets it."""
+
+
 @pytest.fixture(scope="module")
 def advice() -> dict[str, list[str]]:
     for path in HERE.glob("test_*.py"):
@@ -50,7 +62,7 @@ def _texts(path: Path) -> list[str]:
     return list(texts_of(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-@pytest.mark.parametrize("place", sorted(set(ELSEWHERE.values())))
+@pytest.mark.parametrize("place", sorted({*ELSEWHERE.values(), *PAGES.values()}))
 def test_the_tests_elsewhere_are_there(place):
     file, _, name = place.partition("::")
     tree = ast.parse((HERE.parent / file).read_text(encoding="utf-8"))
@@ -84,13 +96,6 @@ def test_a_text_of_the_code_is_recognised_when_it_is_filled_in():
     assert not matches("{} holds no run; give --out-dir {}", "error: a b holds a run; give --out-dir x")
 
 
-PAGES = {
-    "The house is full; try again in ${error.retryAfter": "serve/browser",
-    "The models are still being loaded; try again in a moment.": "serve/browser",
-    "A key is needed; load this page again to give one.": "serve/browser",
-    "Choose a run from the bill.": "serve/browser",
-}
-"""What the pages tell people to do; the tests of the browser meet it."""
 PAGE_ADVICE = re.compile(
     r"""["'`]([^"'`\n]*(?:^|[;:.] |(?<=["'`]))(?:Try|try|Choose|choose|Load|load|Reload|reload|Install|Run|run)\b """
     r"""[^"'`\n]+)"""
