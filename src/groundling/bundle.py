@@ -205,7 +205,7 @@ def load_bundle(
     """
     folder = find_bundle(Path(path), checkpoint)
     listed = _check_files(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         tokenizer = load_tokenizer(folder)
     except DataError as error:
@@ -241,9 +241,9 @@ def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | Non
     """
     if context is None:
         return [None] * len(paths)
-    own = [_read_config(find_bundle(Path(path))).block_size for path in paths]
+    own = [read_config(path).block_size for path in paths]
     longest = max(range(len(own)), key=own.__getitem__)
-    narrowed(_read_config(find_bundle(Path(paths[longest]))), context, paths[longest])
+    narrowed(read_config(paths[longest]), context, paths[longest])
     return [min(context, each) for each in own]
 
 
@@ -257,11 +257,17 @@ def _require_memory(folder: Path, outline: GPT) -> None:
         )
 
 
-def _read_config(folder: Path) -> GPTConfig:
+def read_config(path: Path | str) -> GPTConfig:
+    """What the model of a bundle, a checkpoint or a run was built from.
+
+    Raises:
+        CheckpointError: there is no such thing, or it is damaged.
+    """
+    file = find_bundle(Path(path)) / CONFIG
     try:
-        return from_dict(GPTConfig, read_json_object(folder / CONFIG))
+        return from_dict(GPTConfig, read_json_object(file))
     except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:

@@ -11,6 +11,8 @@ import io
 import re
 import sys
 import tomllib
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +25,12 @@ ABSENT = "None"
 
 
 def parse(
-    config_class: type[C], argv: Sequence[str], prog: str, description: str = "", default_preset: str | None = None
+    config_class: type[C],
+    argv: Sequence[str],
+    prog: str,
+    description: str = "",
+    default_preset: str | None = None,
+    base: C | None = None,
 ) -> C:
     """Read a config from a command line: `[preset.toml] [--field value ...]`. The help shows the preset's values.
 
@@ -32,7 +39,8 @@ def parse(
         argv: the words after the verb.
         prog: how the command is called, for the help.
         description: what the help says first; the class's docstring when empty.
-        default_preset: the preset when the command line names none; None: the class's defaults.
+        default_preset: the preset when the command line names none; None: the defaults.
+        base: the defaults, in place of the class's own.
 
     Raises:
         ConfigError: the preset cannot be read, a flag is unknown, or a value is of the wrong type or refused.
@@ -42,10 +50,10 @@ def parse(
     names_preset = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")
     preset = words.pop(0) if names_preset else default_preset
     description = description or config_class.__doc__ or ""
-    default = None
+    default = base
     if preset is not None:
         try:
-            default = _parse_flags(config_class, list(_flags(load_preset(preset))), prog, description)
+            default = _parse_flags(config_class, list(_flags(load_preset(preset))), prog, description, base)
         except ConfigError as error:
             raise ConfigError(f"preset {preset}: {error}") from error
     return _parse_flags(config_class, words, prog, description, default)
@@ -63,7 +71,7 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
                 config_class,
                 prog=prog,
                 description=description,
-                args=flags,
+                args=_with_values(config_class, flags),
                 config=(tyro.conf.HelptextFromCommentsOff,),
                 registry=_with_real_paths(),
                 **below,
@@ -99,6 +107,27 @@ def _with_real_paths() -> Any:
         )
 
     return registry
+
+
+def _with_values(config_class: type, words: list[str]) -> list[str]:
+    """Give a flag of a field that is a boolean or else a word its value: `--resume` is `--resume True`.
+
+    For a plain boolean, tyro itself has a flag without a value.
+    """
+    hints = typing.get_type_hints(config_class)
+    either = (typing.Union, types.UnionType)
+    kinds = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) in either}
+    flags = {f"--{name.replace('_', '-')}" for name, possible in kinds.items() if bool in possible}
+    written: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        flag = word.replace("_", "-")
+        if flag in flags:
+            written += [word, "True"] if following.startswith("-") else [word]
+        elif flag.startswith("--no-") and f"--{flag[5:]}" in flags:
+            written += [f"--{flag[5:]}", "False"]
+        else:
+            written.append(word)
+    return written
 
 
 def _one_line(framed: str) -> str:

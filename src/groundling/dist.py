@@ -1,14 +1,18 @@
 """Ranks: who we are, how to add numbers up, and how a model is wrapped. One process without torchrun is one rank."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from groundling.errors import TrainingError
 
 
 def rank() -> int:
@@ -27,11 +31,19 @@ def is_first() -> bool:
 
 
 @contextmanager
-def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
+def process_group(device: torch.device, timeout_s: float = 600.0, advice: str = "start again") -> Iterator[None]:
     """Join the processes that torchrun started: gloo on CPUs, NCCL on GPUs. Without torchrun, do nothing.
 
     The ranks leave together: torchrun ends the others as soon as one has gone with an exit code, and the first rank
     may still be saving.
+
+    Args:
+        device: where this rank computes.
+        timeout_s: how long a rank waits for the others.
+        advice: what to do when another rank has gone.
+
+    Raises:
+        TrainingError: another rank has gone, or did not answer in time.
     """
     if "RANK" not in os.environ or td.is_initialized():
         yield
@@ -40,12 +52,38 @@ def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[No
         torch.cuda.set_device(device)
     # Counts and flags are added up on the CPU, also where tensors are on GPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    td.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=timeout_s)
+    store, me, size = next(td.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    td.init_process_group(backend, store=_of_this_attempt(store), rank=me, world_size=size, timeout=timeout)
     try:
         yield
         td.barrier()
+    except RuntimeError as error:
+        if not _is_lost_rank(error):
+            raise
+        how = re.search(r"Connection \w+ by peer|[Tt]imed? ?out", str(error))
+        raise TrainingError(
+            f"rank {me} lost the connection to another rank ({how[0] if how else type(error).__name__}), whose own "
+            f"message tells why; {advice}"
+        ) from error
     finally:
         td.destroy_process_group()
+
+
+def _of_this_attempt(store: Any) -> Any:
+    """Keep the addresses of ranks that torchrun has restarted apart from those of the attempt before: it keeps its
+    store, and gloo would call the dead (pytorch/pytorch#135712). Machines count restarts each for itself: only of
+    one machine is it known that all ranks have the same number.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return store
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return td.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+
+
+def _is_lost_rank(error: RuntimeError) -> bool:
+    """gloo has no error class of its own for a peer that is gone; NCCL and the store have."""
+    return isinstance(error, td.DistError) or "/gloo/" in str(error)
 
 
 def wrap(model: nn.Module) -> nn.Module:

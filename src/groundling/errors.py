@@ -32,16 +32,14 @@ class TrainingError(GroundlingError):
 
 
 class MissingExtraError(GroundlingError, ImportError):
-    """An optional package is not installed."""
+    """An optional package is not installed; `command` installs it (`groundling.optional`)."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"the package {package!r} is not installed; it comes with an extra: pip install 'groundling[{extra}]'"
-        )
-        self.package, self.extra = package, extra
+    def __init__(self, package: str, extra: str, command: str) -> None:
+        super().__init__(f"the package {package!r} is not installed; install the extra {extra!r}: {command}")
+        self.package, self.extra, self.command = package, extra, command
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.package, self.extra)  # a pickle would else hand the message to __init__
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.package, self.extra, self.command)  # a pickle would hand the message to __init__
 
 
 def require(condition: bool, message: str) -> None:

@@ -28,7 +28,7 @@ from groundling.errors import DataError
 PIECE_BYTES = 1 << 16
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP answers that ask to come back later."""
-HTML_CAME = "an HTML page came instead of the file; look at this address in a browser"
+HTML_CAME = "an HTML page came instead of the file"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
 from groundling import atomicio
-from groundling.errors import MissingExtraError
+from groundling.optional import missing_extra, optional_import
 
 Record = dict[str, Any]
 SinkName = Literal["tensorboard", "wandb"]
@@ -143,11 +143,7 @@ class TensorBoardSink:
     """TensorBoard's event files. Needs the extra `track`."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtraError("tensorboard", "track") from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer = optional_import("torch.utils.tensorboard", "track", "tensorboard").SummaryWriter(str(folder))
 
     def write(self, record: Record) -> None:
         """Write each number of the record as a scalar."""
@@ -164,10 +160,7 @@ class WandbSink:
     """Weights & Biases. Needs the extra `track`."""
 
     def __init__(self, folder: Path, config: Record, run_id: str) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise MissingExtraError("wandb", "track") from error
+        wandb = optional_import("wandb", "track")
         self._run = wandb.init(project="groundling", dir=str(folder), config=config, id=run_id, resume="allow")
 
     def write(self, record: Record) -> None:
@@ -187,7 +180,7 @@ def require_packages(names: Sequence[SinkName]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(name, "track")
+            raise missing_extra(name, "track")
 
 
 def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_id: str) -> list[Sink]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from groundling import atomicio
-from groundling.errors import MissingExtraError
+from groundling.optional import optional_import
 
 
 def subplots(n_rows: int, n_columns: int, **options: Any) -> tuple[Any, Any]:
@@ -14,14 +14,9 @@ def subplots(n_rows: int, n_columns: int, **options: Any) -> tuple[Any, Any]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot") from error
     size = options.pop("figsize", None)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = optional_import("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
+    optional_import("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg(figure)
     return figure, figure.subplots(n_rows, n_columns, **options)
 
 

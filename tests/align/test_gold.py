@@ -123,7 +123,7 @@ def test_a_missing_package_is_named_with_its_extra(name, package, monkeypatch):
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.{package}", None)
-    with pytest.raises(MissingExtraError, match=rf"'{package}' is not installed.*groundling\[align\]"):
+    with pytest.raises(MissingExtraError, match=rf"'{package}' is not installed.*extra 'align': .*pip install"):
         MEASURES[name]("some words")
 
 

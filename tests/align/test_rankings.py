@@ -267,7 +267,7 @@ def with_bytes_that_are_no_text(path):
     [
         (not_a_database, "is not a database; an SQLite file of rankings is expected"),
         (of_another_program, "is an SQLite file of another program"),
-        (a_newer_one, "has version 2 of its schema, .* knows up to 1; .*update groundling"),
+        (a_newer_one, "has version 2 of its schema, .* knows up to 1; .*a newer one, which reads it"),
         (with_a_zeroed_page, r"is damaged \("),
         (cut_short, r"is damaged \("),
         (with_a_row_that_means_nothing, r"is damaged \(row 1: .*groups of the numbers"),

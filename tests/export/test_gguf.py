@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from groundling.bundle import Bundle
+from groundling.bundle import Bundle, save_bundle
+from groundling.cli import main
 from groundling.errors import ConfigError, MissingExtraError, StorageError
 from groundling.export.gguf import SUPPRESSED, export_gguf, is_export, neighbouring_pairs, rarest_token
-from groundling.export.gguf_vocabulary import merges_of, vocabulary_of
+from groundling.export.gguf_vocabulary import CUTS, merges_of, vocabulary_of
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.model.layers import Rotary
 from groundling.text import vendors
@@ -31,6 +32,11 @@ from groundling.text.tokenizer import CharTokenizer, Tokenizer
 
 LETTERS = CharTokenizer.from_text("\n !',.:;?ROMEO abcdefghijklmnopqrstuvwxyz BIJW")
 TEXTS = ["ROMEO:\n", "But soft! What light?\n\n  It is the east, ' and\n", " 'tis; isn't it?I'll   "]
+TEXTS_TO_CUT = [
+    "In 1623 they'll print 36 plays; I'LL read 12345 lines, it's said.\n\n  \"Well\"...\r\n\tso (be) it!!\n",
+    " caf\u00e9 na\u00efve \u65e5\u672c\u8a9e 3\u00d74=12 a1b22c333 don'T we'Re  \n \n   end ",
+]
+"""What tokenizers disagree about: digits, clitics in capitals, marks before words, ends of lines, blanks."""
 BASE = GPTConfig(n_layer=2, n_head=6, n_embd=48, block_size=96, norm_eps=1e-4)
 ROTARY = dataclasses.replace(BASE, n_kv_head=2, norm="rmsnorm", mlp="swiglu", position="rotary", rope_theta=500.0)
 MODELS = {
@@ -285,11 +291,68 @@ def test_what_llama_cpp_would_do_otherwise_is_refused(tmp_path, problem, message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_byte_pairs_that_are_cut_in_another_way_are_refused(tokenizers):
-    values = tokenizers["bpe"].to_json()["tokenizers"]
-    values["pre_tokenizer"]["add_prefix_space"] = True
-    with pytest.raises(ConfigError, match="cuts or changes text in another way than GPT-2's"):
-        vocabulary_of(vendors.BPETokenizer(json.dumps(values)))
+def cut_otherwise(tokenizer: Tokenizer, **changes: object) -> Tokenizer:
+    """The same merges of bytes, after another cut."""
+    values = tokenizer.to_json()["tokenizers"]
+    values["model"] |= changes.pop("model", {})
+    return vendors.BPETokenizer(json.dumps({**values, **changes}))
+
+
+def split_by(pattern: str, **changes: object) -> dict[str, object]:
+    """A pre-tokenizer as Llama 3's and Qwen's tokenizer.json has it."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False, **changes}
+    return {"type": "Sequence", "pretokenizers": [split, BYTES]}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+BYTES_BY_GPT2 = {**BYTES, "use_regex": True}
+WORDS_LLAMA3, WORDS_QWEN2 = CUTS
+DIGITS = {"type": "Digits", "individual_digits": True}
+OTHERS = {
+    "llama-bpe": {"pre_tokenizer": split_by(WORDS_LLAMA3), "model": {"ignore_merges": True}},
+    "qwen2": {"pre_tokenizer": split_by(WORDS_QWEN2), "normalizer": {"type": "NFC"}},
+    "smollm": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES_BY_GPT2]}},
+}
+"""How tokenizers of published models cut a text, by llama.cpp's names."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_cuts_of_imported_tokenizers_are_named(tokenizers, name, tmp_path):
+    tokenizer = cut_otherwise(tokenizers["bpe"], **OTHERS[name])
+    assert vocabulary_of(tokenizer).cut == name
+    config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
+    values = said(written(lively_bundle(config, tokenizer), tmp_path))
+    assert values["tokenizer.ggml.pre"] == name
+    assert said(written(lively_bundle(config, tokenizers["bpe"]), tmp_path))["tokenizer.ggml.pre"] == "gpt-2"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {**BYTES_BY_GPT2, "add_prefix_space": True}},
+        {"pre_tokenizer": split_by(r"\w+")},
+        {"pre_tokenizer": split_by(WORDS_QWEN2, behavior="Removed")},
+        {"pre_tokenizer": split_by(WORDS_QWEN2, invert=True)},
+        {"pre_tokenizer": split_by(WORDS_QWEN2), "model": {"ignore_merges": True}},
+        {"pre_tokenizer": split_by(WORDS_LLAMA3), "model": {"ignore_merges": False}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, DIGITS, BYTES_BY_GPT2]}},
+        {"pre_tokenizer": BYTES},
+        {"pre_tokenizer": None},
+        {"normalizer": {"type": "Lowercase"}},
+    ],
+    ids=str,
+)
+def test_byte_pairs_whose_cut_has_no_name_are_refused_and_what_is_advised_works(tokenizers, changes, tmp_path, capsys):
+    tokenizer = cut_otherwise(tokenizers["bpe"], **changes)
+    with pytest.raises(ConfigError, match=r"in a way that llama.cpp has no name for.*groundling export hf"):
+        vocabulary_of(tokenizer)
+    bundle = lively_bundle(dataclasses.replace(ROTARY, n_layer=1, bias=False), tokenizer)
+    save_bundle(tmp_path / "bundle", bundle.model, bundle.tokenizer)
+    assert main(["export", "gguf", str(tmp_path / "bundle"), str(tmp_path / "m.gguf")]) == 2
+    assert "groundling export hf" in capsys.readouterr().err
+    assert main(["export", "hf", str(tmp_path / "bundle"), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -305,7 +368,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match="groundling\\[export\\]"):
+    with pytest.raises(MissingExtraError, match=r"extra 'export': .*pip install"):
         export_gguf(lively_bundle(BASE), tmp_path / "model.gguf")
 
 
@@ -321,9 +384,9 @@ def ask_llama_cpp():
     if python is None:
         pytest.skip("no llama.cpp: pip install llama-cpp-python anywhere, GROUNDLING_LLAMA_CPP_PYTHON=that/python")
 
-    def ask(bundle: Bundle, path: Path, n_new: int) -> dict[str, object]:
+    def ask(bundle: Bundle, path: Path, n_new: int, texts: list[str] = TEXTS) -> dict[str, object]:
         export_gguf(bundle, path)
-        asked = {"path": str(path), "texts": TEXTS, "prompt": TEXTS[0], "n_new": n_new, "n_ctx": 96}
+        asked = {"path": str(path), "texts": texts, "prompt": TEXTS[0], "n_new": n_new, "n_ctx": 96}
         script = Path(__file__).with_name("llama_cpp_says.py")
         done = subprocess.run(
             [python, str(script), json.dumps(asked)], capture_output=True, text=True, timeout=120, check=False
@@ -357,6 +420,17 @@ def test_llama_cpp_speaks_as_we_do(bundle, tmp_path, ask_llama_cpp):
     assert (best - second).min() > 2 * error, "a tie would prove nothing"
     assert (llama_cpp["spoken"], llama_cpp["why_it_ended"]) == (text, "length")
     assert len(set(text)) > 5, "one letter for ever would prove little"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_llama_cpp_cuts_as_imported_tokenizers_do(tokenizers, name, tmp_path, ask_llama_cpp):
+    tokenizer = cut_otherwise(vendors.train_bpe(TEXTS_TO_CUT, 400), **OTHERS[name])
+    config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
+    llama_cpp = ask_llama_cpp(lively_bundle(config, tokenizer), tmp_path / "model.gguf", 1, TEXTS_TO_CUT)
+    assert llama_cpp["ids"] == [tokenizer.encode(text) for text in TEXTS_TO_CUT]
+    assert llama_cpp["texts"] == TEXTS_TO_CUT
+    by_gpt2 = vendors.BPETokenizer(json.dumps(tokenizer.to_json()["tokenizers"] | {"pre_tokenizer": BYTES_BY_GPT2}))
+    assert llama_cpp["ids"] != [by_gpt2.encode(text) for text in TEXTS_TO_CUT], "else the name would not matter"
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "sp_bpe", "gpt2"])

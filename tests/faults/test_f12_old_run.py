@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from groundling.cli import main
-from groundling.errors import ConfigError, GroundlingError
+from groundling.errors import CheckpointError, ConfigError, GroundlingError
 from groundling.train.checkpoint import Checkpoints, read_state
 from groundling.train.rundir import FILES, FOLDERS
 
@@ -95,6 +95,52 @@ def test_another_runs_checkpoints_are_never_removed(tiny, a_copy, finished_run, 
     assert len(Checkpoints(a_copy / "checkpoints").finished()) <= 3
     ids = {read_state(path)["run_id"] for path in Checkpoints(a_copy / "checkpoints").finished()}
     assert len(ids) == 2
+
+
+def test_resume_if_present_starts_what_is_not_there_and_goes_on_with_what_is(tiny, tmp_path, last_bytes, capsys):
+    tiny.pretrain(tmp_path / "unbroken", steps=12)
+    first = tiny.pretrain(tmp_path / "run", steps=7, resume="if-present")
+    second = tiny.pretrain(tmp_path / "run", steps=12, resume="if-present")
+    assert (first.steps, second.steps) == (7, 12)
+    assert capsys.readouterr().err.count("resuming from") == 1
+    assert last_bytes(tmp_path / "run") == last_bytes(tmp_path / "unbroken")
+
+
+def test_resume_if_present_starts_anew_where_a_run_ended_before_its_first_checkpoint(tiny, a_copy, text):
+    """What a process leaves that is killed in its first steps: settings, a record, half a checkpoint."""
+    for name in ("summary.json", "checkpoints", "bundle"):
+        path = a_copy / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (a_copy / "checkpoints" / ".tmp-step-5").mkdir(parents=True)
+    assert (a_copy / "metrics.jsonl").is_file()
+    assert tiny.pretrain(a_copy, steps=3, data=text, resume="if-present").steps == 3
+    assert [path.name for path in sorted((a_copy / "checkpoints").glob("[.s]*"))] == ["step-00000003"]
+
+
+@pytest.mark.parametrize("left", ["a damaged checkpoint", "one without its manifest", "a model without checkpoints"])
+def test_resume_if_present_never_begins_anew_over_something_that_may_be_missed(tiny, a_copy, text, left, snapshot):
+    for checkpoint in (a_copy / "checkpoints").glob("step-*"):
+        if left == "a damaged checkpoint":
+            (checkpoint / "training.safetensors").write_bytes(b"")
+        elif left == "one without its manifest":
+            (checkpoint / "manifest.json").unlink()
+        else:
+            shutil.rmtree(checkpoint)
+    before = snapshot(a_copy)
+    with pytest.raises(CheckpointError, match=r"holds no (good|finished) checkpoint"):
+        tiny.pretrain(a_copy, steps=12, data=text, resume="if-present")
+    assert snapshot(a_copy) == before
+
+
+def test_what_no_resumption_can_go_on_from_is_not_said_to_be_resumable(tiny, a_copy, text):
+    """Else one message says --resume, and the other says without --resume."""
+    shutil.rmtree(a_copy / "checkpoints")
+    with pytest.raises(ConfigError, match=r"already holds a run; remove it \(--overwrite\)"):
+        tiny.pretrain(a_copy, data=text)
+    with pytest.raises(CheckpointError, match=r"holds no finished checkpoint .*remove what is there \(--overwrite\)"):
+        tiny.pretrain(a_copy, data=text, resume=True)
+    with pytest.raises(CheckpointError, match="start it without --resume"):
+        tiny.pretrain(a_copy.parent / "nothing", resume=True)
 
 
 def test_resume_and_overwrite_together_are_refused(tiny, tmp_path):

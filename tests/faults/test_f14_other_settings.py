@@ -1,9 +1,10 @@
 """Row 14: a checkpoint of another model, text or tokenizer is refused with what differs, and nothing is changed."""
 
 import pytest
+import torch
 
 from groundling import atomicio
-from groundling.errors import CheckpointError
+from groundling.errors import CheckpointError, ConfigError
 from groundling.manifest import write_manifest
 from groundling.train.checkpoint import Checkpoints, read_state
 
@@ -26,7 +27,9 @@ def text(finished_run):
         ({"average_decay": 0.9}, ["average_decay: None -> 0.9"]),
         ({"optim": {"kind": "muon"}}, ["optim.kind: adamw -> muon"]),
         ({"optim": {"betas": (0.9, 0.95)}}, ["optim.betas: [0.9, 0.99] -> [0.9, 0.95]"]),
-        ({"schedule": {"kind": "cosine"}}, ["schedule.kind: constant -> cosine"]),
+        ({"optim": {"eps": 1e-6}}, ["optim.eps: 1e-08 -> 1e-06"]),
+        ({"optim": {"lr": 1e-3, "muon_momentum": 0.9}}, ["optim.muon_momentum: 0.95 -> 0.9"]),
+        ({"zero_init": True}, ["zero_init: False -> True"]),
         ({"grad_clip": None}, ["grad_clip: 1.0 -> None"]),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -75,6 +78,52 @@ def test_the_same_text_elsewhere_is_the_same(tiny, a_copy, tmp_path):
 )
 def test_what_does_not_change_the_mathematics_may_change(tiny, a_copy, text, changes):
     assert tiny.pretrain(a_copy, resume=True, data=text, **changes).steps == changes["steps"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optim": {"lr": 1e-3}}, "optim.lr: 0.003 -> 0.001"),
+        ({"optim": {"weight_decay": 0.0}}, "optim.weight_decay: 0.1 -> 0.0"),
+        ({"optim": {"muon_lr": 0.01, "muon_weight_decay": 0.1}}, "optim.muon_lr: 0.02 -> 0.01; optim.muon_weight_"),
+        ({"schedule": {"kind": "cosine", "final_fraction": 0.0}}, "schedule.kind: constant -> cosine; schedule.final_"),
+        ({"log_every": 3, "steps": 15}, "steps: 10 -> 15; log_every: 1 -> 3"),
+    ],
+    ids=str,
+)
+def test_learning_rates_decay_schedule_and_steps_may_change_and_what_changed_is_said(
+    tiny, a_copy, text, changes, said, capsys
+):
+    tiny.pretrain(a_copy, resume=True, data=text, **{"steps": 13, **changes})
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed ")]
+    assert said in line
+    assert "out_dir" not in line
+    newest = Checkpoints(a_copy / "checkpoints").finished()[-1]
+    for name, value in ((name, value) for name, value in changes.items() if isinstance(value, dict)):
+        assert read_state(newest)["config"][name].items() >= value.items(), "the next resumption compares with these"
+
+
+def test_nothing_changed_and_nothing_is_said_of_it(tiny, a_copy, text, capsys):
+    tiny.pretrain(a_copy, resume=True, data=text, steps=10)
+    assert not [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed")]
+
+
+def test_the_new_learning_rate_is_the_one_that_is_used(tiny, a_copy, text, last_tensors):
+    """Weights after a resumption at a rate of almost nothing are those of the checkpoint."""
+    before = last_tensors(a_copy)
+    tiny.pretrain(a_copy, resume=True, data=text, steps=12, optim={"lr": 1e-30, "weight_decay": 0.0})
+    after = last_tensors(a_copy)
+    names = [name for name in before if not name.startswith(("optimizer|", "generator|"))]
+    assert len(names) > 10
+    assert all(torch.equal(before[name], after[name]) for name in names)
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+def test_fewer_steps_than_were_made_are_refused(tiny, a_copy, text, steps, snapshot):
+    before = snapshot(a_copy)
+    with pytest.raises(ConfigError, match=rf"steps is {steps}, and .* has made 10 already; give --steps 10 or more"):
+        tiny.pretrain(a_copy, resume=True, data=text, steps=steps)
+    assert snapshot(a_copy) == before
 
 
 def test_a_run_from_before_a_setting_was_there_goes_on(tiny, a_copy, text, facts_of):

@@ -181,7 +181,7 @@ def test_a_terminal_is_told_the_speed(folder):
         (["{folder}", "--prompt", "a", "--device", "tpu"], "tpu"),
         (["{folder}", "--prompt", "a", "--weights", "int4"], "int4"),
         (["{folder}", "--prompt", "a", "--speculate", "-1"], "speculate is -1"),
-        (["{folder}", "--prompt", "a", "--draft", "{folder}"], "say how many with speculate"),
+        (["{folder}", "--prompt", "a", "--draft", "{folder}"], "say how many with --speculate"),
         (["{folder}", "--prompt", "a", "--draft", "{tmp}/nowhere", "--speculate", "2"], "there is no "),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

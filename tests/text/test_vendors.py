@@ -163,5 +163,5 @@ def test_ids_of_a_padded_vocabulary_are_a_clear_error(trained, kind):
 def test_without_its_library_the_extra_is_named(trained, kind, package, monkeypatch):
     values = trained[kind].to_json()
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"{package}.*groundling\[text\]"):
+    with pytest.raises(MissingExtraError, match=rf"{package}.*extra 'text': .*pip install"):
         tokenizer_from_json(values)

@@ -89,5 +89,5 @@ def test_what_cannot_be_drawn(words):
 
 def test_without_matplotlib_it_names_the_extra(finished_run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"groundling\[plot\]"):
+    with pytest.raises(MissingExtraError, match=r"extra 'plot': .*pip install"):
         plot.draw(PlotConfig(runs=(finished_run,)))

@@ -35,6 +35,10 @@ def parsed(*words: str) -> PretrainConfig:
         "--average-decay 0",
         "--seed -1",
         "--resume --overwrite",
+        "--resume if-present --overwrite",
+        "--resume never",
+        "--init-from",
+        "--init-from x --zero-init",
         "--order sorted",
         "--steps many",
         "--model.n-head 5",
@@ -57,6 +61,34 @@ def test_what_cannot_work_is_refused_in_one_line(bad):
         parsed(*bad.split())
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) > 20
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("", False),
+        ("--resume", True),
+        ("--resume --steps 7", True),
+        ("--steps 7 --resume", True),
+        ("--resume True", True),
+        ("--no-resume", False),
+        ("--resume False", False),
+        ("--resume if-present", "if-present"),
+        ("--resume=if-present --steps 7", "if-present"),
+        ("--resume if-present --no-resume", False),
+    ],
+)
+def test_resume_stands_alone_or_takes_a_word(words, meant):
+    config = parsed(*words.split())
+    assert config.resume is meant or config.resume == meant
+    assert config.steps == (7 if "7" in words else PretrainConfig.steps)
+
+
+@pytest.mark.parametrize("resume", [False, True, "if-present"])
+def test_resume_survives_toml(tmp_path, resume):
+    config = PretrainConfig(resume=resume)
+    (tmp_path / "c.toml").write_text(to_toml(config), encoding="utf-8")
+    assert parsed(str(tmp_path / "c.toml")) == config
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused_before_training(tiny_config):

@@ -97,7 +97,7 @@ class Database:
         if version > len(self._migrations):
             raise DataError(
                 f"{self.path} has version {version} of its schema, and this groundling knows up to "
-                f"{len(self._migrations)}; it was written by a newer one: update groundling"
+                f"{len(self._migrations)}; it was written by a newer one, which reads it"
             )
         return version
 

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
-from groundling.errors import ConfigError, MissingExtraError, near_name
+from groundling.errors import ConfigError, near_name
+from groundling.optional import optional_import
 
 Measure = Callable[[str], float]
 
@@ -107,10 +108,7 @@ def measure_by_name(name: str) -> Measure:
 @cache
 def _pronouncing() -> Any:
     """The package, with its dictionary loaded: it fills a global as it loads, which two threads must not do at once."""
-    try:
-        import pronouncing
-    except ImportError:
-        raise MissingExtraError("pronouncing", "align") from None
+    pronouncing = optional_import("pronouncing", "align")
     with _loading:
         pronouncing.init_cmu()
     return pronouncing
@@ -119,8 +117,4 @@ def _pronouncing() -> Any:
 @cache
 def _vader() -> Any:
     """The analyser with its word list; it keeps no state between texts."""
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError:
-        raise MissingExtraError("vaderSentiment", "align") from None
-    return SentimentIntensityAnalyzer()
+    return optional_import("vaderSentiment.vaderSentiment", "align").SentimentIntensityAnalyzer()

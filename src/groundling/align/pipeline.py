@@ -6,6 +6,7 @@ finished is not run again, so that an interrupted pipeline goes on at the stage 
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Stage:
 
     def line(self) -> str:
         """As it is typed."""
-        return f"groundling {self.verb} {' '.join(self.argv)}"
+        return f"groundling {self.verb} {shlex.join(self.argv)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ def chatgpt(config: ChatgptConfig) -> int:
         if code := stage.run([*stage.argv, "--overwrite"] if stage.learns() else stage.argv):
             return code
     say(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
-        f"groundling chat {config.out_dir / f'ppo-{config.seeds[0]}'}")  # fmt: skip
+        f"groundling chat {shlex.quote(str(config.out_dir / f'ppo-{config.seeds[0]}'))}")  # fmt: skip
     return 0
 
 

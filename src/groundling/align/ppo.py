@@ -155,7 +155,7 @@ def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel
     model, theirs = load_reward_model(source, stage.picked.device)
     if not reads_the_same(theirs, bundle):
         raise ConfigError(f"the reward model {source} reads other ids, or less of them, than the policy writes; "
-                          "let value_from name one of this policy's family")  # fmt: skip
+                          "give one of the policy's family with --value-from")  # fmt: skip
     return RewardModel(model.gpt, scale=1.0)
 
 

@@ -23,6 +23,7 @@ from groundling.runtime import Runtime, RuntimeConfig
 from groundling.train import rundir
 from groundling.train.loop import FINISHED, Watcher, train
 from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.resuming import lower_rates
 from groundling.train.schedule import ScheduleConfig
 from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
 from groundling.train.state import TrainState
@@ -130,7 +131,10 @@ class Stage:
     def fail(self, step: int, error: TrainingError) -> str:
         """Remember why no more can be learned, until what was learned is kept; return how the stage ended."""
         reason = f"{self.name} stopped at step {step}: {error}"
-        self.failure = TrainingError(f"{reason}; what it had learned is in {self.config.out_dir}; lower optim.lr")
+        self.failure = TrainingError(
+            f"{reason}; what it had learned is in {self.config.out_dir}; try again with lower learning rates, "
+            f"for example: {lower_rates(self.config)} --overwrite"
+        )
         return reason
 
     def finish(self, ended: str, figures: dict[str, Any]) -> int:
@@ -165,7 +169,8 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
     """
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        stack.enter_context(dist.process_group(runtime.pick_device(config.runtime.device)))
+        device = runtime.pick_device(config.runtime.device)
+        stack.enter_context(dist.process_group(device, advice="begin the stage again with --overwrite"))
         if dist.is_first():
             stack.enter_context(rundir.locked(config.out_dir))
             rundir.require_room(config.out_dir, overwrite=config.overwrite, resumable=False)

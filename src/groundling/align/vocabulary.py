@@ -1,6 +1,7 @@
 """Ids for a conversation's structure: a model's vocabulary made longer."""
 
 import dataclasses
+import shlex
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def require_chat(bundle: Bundle, path: str) -> Bundle:
     """
     require_speaker(path)
     if bundle.chat is None:
-        raise ConfigError(f"{path} was never taught to answer; `groundling sft {path}` does that first")
+        raise ConfigError(f"{path} was never taught to answer; `groundling sft {shlex.quote(path)}` does that first")
     return bundle
 
 

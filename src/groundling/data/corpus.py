@@ -25,7 +25,7 @@ from groundling.progress import Progress
 from groundling.text import tokenizer as tokenizers
 from groundling.text.cutting import chunks
 from groundling.text.tokenizer import CharTokenizer, Ids, Tokenizer
-from groundling.text.training import TokenizerConfig, train_tokenizer
+from groundling.text.training import TokenizerConfig, for_text, train_tokenizer
 
 __all__ = [
     "Corpus",
@@ -138,6 +138,8 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     text.require_text()  # also where the same bytes were prepared under another name
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())
+    if tokenizer is not None:
+        tokenizer = for_text(tokenizer, config.tokenizer)
     home = atomicio.cache_folder() / "tokens" / _key(config, text, tokenizer)
     atomicio.make_folder(home)
     with _alone(home / ".lock"):
@@ -250,7 +252,7 @@ def _require_symbols(tokenizer: Tokenizer, symbols: set[str]) -> None:
         if missing:
             raise DataError(
                 f"the text has {len(missing)} characters that the given tokenizer does not know, such as "
-                f"{', '.join(map(ascii, missing[:5]))}; make a tokenizer of this text, or one with unknown = skip"
+                f"{', '.join(map(ascii, missing[:5]))}; leave them out with --data.tokenizer.unknown skip"
             )
 
 

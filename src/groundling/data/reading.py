@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from groundling.data import formats
-from groundling.errors import DataError, MissingExtraError
+from groundling.errors import DataError
+from groundling.optional import optional_import
 from groundling.text.tokenizer import REPLACEMENT
 
 Errors = Literal["strict", "replace"]
@@ -202,10 +203,7 @@ def _unpacked(path: Path) -> Iterator[bytes]:
 
 
 def _zst_pieces(path: Path) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingExtraError("zstandard", "text") from None
+    zstandard = optional_import("zstandard", "text")
     frame = None
     try:
         with path.open("rb") as file:

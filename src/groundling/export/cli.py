@@ -1,5 +1,6 @@
 """`groundling export hf|gguf|bundle`: a trained model for other programs, or in one piece."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,16 @@ def _hf(argv: list[str]) -> int:
 
 def _gguf(argv: list[str]) -> int:
     from groundling.export.gguf import export_gguf, is_export
+    from groundling.export.gguf_vocabulary import is_composing
 
     chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
     bundle = _load(chosen, is_export)
     atomicio.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
-    print(f"let it speak: llama-cli -m {chosen.out}")
+    print(f"let it speak: llama-cli -m {shlex.quote(str(chosen.out))}")
+    if bundle.tokenizer.kind == "bpe" and is_composing(bundle.tokenizer.to_json()["tokenizers"]):
+        print("its tokenizer composes characters (NFC) and llama.cpp does not: only composed text is cut alike")
     return 0
 
 

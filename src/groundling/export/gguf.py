@@ -20,11 +20,12 @@ from torch import Tensor
 
 from groundling import atomicio
 from groundling.bundle import Bundle, plain_state_dict
-from groundling.errors import ConfigError, MissingExtraError
+from groundling.errors import ConfigError
 from groundling.export.families import GPT2, LLAMA, Family, family_of
 from groundling.export.gguf_vocabulary import Vocabulary, vocabulary_of
 from groundling.export.weights import TRANSPOSED, to_theirs
 from groundling.model.gpt import GPTConfig
+from groundling.optional import optional_import
 
 MARK = "groundling.version"
 """The first key after the architecture: what says that a file is ours, and may be replaced."""
@@ -70,11 +71,7 @@ def export_gguf(bundle: Bundle, path: Path) -> None:
 
 
 def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise MissingExtraError("gguf", "export") from None
-    return gguf
+    return optional_import("gguf", "export")
 
 
 def is_export(path: Path) -> bool:
@@ -138,7 +135,7 @@ def _describe_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_types(vocabulary.types)
     if vocabulary.model == "gpt2":
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(vocabulary.cut)
         writer.add_token_merges(vocabulary.merges)
     else:
         writer.add_token_scores(vocabulary.scores)

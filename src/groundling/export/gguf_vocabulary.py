@@ -18,6 +18,15 @@ from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_vocabulary
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 """What a token is, in GGUF's numbers."""
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How Llama 3 and Qwen2 cut a text after its clitics; between them they differ in how many digits stay together."""
+CUTS = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + WORDS % "{1,3}": "llama-bpe",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + WORDS % "": "qwen2",
+}
+"""The patterns that llama.cpp knows, by its names for them."""
+TAKES_WHOLE_WORDS = ("llama-bpe",)
+"""Where llama.cpp takes a piece that is in the vocabulary without asking whether merges lead to it."""
 NEVER_MET = f"{END_OF_TEXT} {END_OF_TEXT}"
 """A merge for those that have none, because an array in a GGUF file cannot be empty and llama.cpp wants one. Merging
 starts from single letters, and this is not made of any."""
@@ -46,6 +55,8 @@ class Vocabulary:
     """The id that ends a text."""
     end_is_added: bool
     """Whether the model has never heard of that id."""
+    cut: str = "gpt-2"
+    """llama.cpp's name for how text is cut before it is merged; of "gpt2"."""
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -80,6 +91,7 @@ def _with_end(
     types: list[int],
     merges: list[str] | None = None,
     scores: list[float] | None = None,
+    cut: str = "gpt-2",
 ) -> Vocabulary:
     """A vocabulary that had no end of text, and one more id for it."""
     if END_OF_TEXT in pieces:
@@ -95,6 +107,7 @@ def _with_end(
         scores=[*(scores or []), 0.0],
         end=len(pieces),
         end_is_added=True,
+        cut=cut,
     )
 
 
@@ -114,17 +127,55 @@ def _characters(symbols: str) -> Vocabulary:
 
 def _byte_pairs(library: Mapping[str, Any]) -> Vocabulary:
     """From the JSON of Hugging Face `tokenizers`, which is already written in GPT-2's letters."""
-    cutter = library["pre_tokenizer"] or {}
-    is_gpt2s = cutter.get("type") == "ByteLevel" and not cutter["add_prefix_space"] and cutter.get("use_regex", True)
-    if not is_gpt2s or library["normalizer"] is not None or library["added_tokens"]:
+    cut = _name_of_cut(library["pre_tokenizer"] or {})
+    whole_words = bool(library["model"].get("ignore_merges"))
+    composes = is_composing(library)
+    if cut is None or whole_words != (cut in TAKES_WHOLE_WORDS) or not (composes or library["normalizer"] is None):
         raise ConfigError(
-            "this bpe tokenizer cannot be exported to GGUF: it cuts or changes text in another way than GPT-2's, or "
-            "has tokens of its own; make one with `groundling tokenizer train`, or export to Hugging Face"
+            "this bpe tokenizer cannot be exported to GGUF: it cuts or changes text in a way that llama.cpp has no "
+            "name for (it knows GPT-2's, Llama 3's, Qwen2's and SmolLM's); "
+            "export to Hugging Face: groundling export hf"
         )
     ids: dict[str, int] = library["model"]["vocab"]
     merges = library["model"]["merges"]  # pairs, or "a b" in files of older releases
     joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-    return _with_end("gpt2", sorted(ids, key=ids.__getitem__), [NORMAL] * len(ids), merges=joined)
+    pieces = sorted(ids, key=ids.__getitem__)
+    if END_OF_TEXT in ids and not any(merge.replace(" ", "") == END_OF_TEXT for merge in joined):
+        # An imported tokenizer's own: no text gives it.
+        return Vocabulary(
+            model="gpt2",
+            pieces=pieces,
+            types=[CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces],
+            merges=joined or [NEVER_MET],
+            scores=[],
+            end=ids[END_OF_TEXT],
+            end_is_added=False,
+            cut=cut,
+        )
+    return _with_end("gpt2", pieces, [NORMAL] * len(ids), merges=joined, cut=cut)
+
+
+def is_composing(library: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer composes characters first (NFC), as Qwen's do; llama.cpp takes text as it comes."""
+    return bool((library.get("normalizer") or {}).get("type") == "NFC")
+
+
+def _name_of_cut(cutter: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name for how a pre-tokenizer of the library cuts text; None: it has none."""
+    steps = cutter.get("pretokenizers", [cutter])
+    *before, last = steps
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    by_gpt2 = last.get("use_regex", True)
+    if not before:
+        return "gpt-2" if by_gpt2 else None
+    if len(before) > 1:
+        return None
+    (first,) = before
+    if first["type"] == "Digits":
+        return "smollm" if by_gpt2 and first["individual_digits"] else None
+    is_split = first["type"] == "Split" and first["behavior"] == "Isolated" and not first["invert"]
+    return CUTS.get(first["pattern"].get("Regex", "")) if is_split and not by_gpt2 else None
 
 
 def _gpt2() -> Vocabulary:

@@ -5,11 +5,12 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from groundling.bundle import read_tensors
-from groundling.errors import CheckpointError, DataError, MissingExtraError
+from groundling.errors import CheckpointError, DataError
 from groundling.export.families import Family, read_config
 from groundling.export.weights import to_ours, with_biases, without_absent_biases
 from groundling.manifest import read_json_object
 from groundling.model.gpt import GPTConfig
+from groundling.optional import optional_import
 
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
 WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model")
@@ -30,12 +31,9 @@ def find_folder(source: str) -> Path:
     parts = source.split("/")
     if folder.exists() or len(parts) > 2 or not all(part and part[0] not in "." for part in parts):
         raise CheckpointError(f"{source} is not a folder; give one with {CONFIG} and {WEIGHTS}")
+    hub = optional_import("huggingface_hub", "export")
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "export") from None
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(WANTED), token=False, etag_timeout=10))
+        return Path(hub.snapshot_download(source, allow_patterns=list(WANTED), token=False, etag_timeout=10))
     except Exception as error:  # the library's own, its HTTP client's and the system's alike
         said = " ".join(str(error).split()) or type(error).__name__
         raise DataError(

@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from groundling.errors import ConfigError, MissingExtraError
+from groundling.errors import ConfigError
+from groundling.optional import optional_import
 from groundling.text import vendors
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
 from groundling.text.trainers import BLANK
@@ -138,7 +139,7 @@ def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
         if spelled := [name for name in ordinary.values() if "<0" in name]:
             raise ConfigError(
                 f"the unigram tokenizer has the piece {spelled[0]!r}, and Hugging Face's would take <0x41> in a text "
-                "for a byte; train with the tokenizer bpe or sp_bpe to export"
+                "for a byte; train with --data.tokenizer.kind bpe, or sp_bpe, to export"
             )
         # The library finds its bytes' own names, such as <0x41>, in a text; cut in two they are text again.
         cuts.append(r"<(?=0x[0-9A-F]{2}>)")
@@ -161,8 +162,4 @@ def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
 
 
 def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ImportError:
-        raise MissingExtraError("sentencepiece", "text") from None
-    return sentencepiece
+    return optional_import("sentencepiece", "text")

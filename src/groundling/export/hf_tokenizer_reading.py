@@ -11,6 +11,7 @@ from typing import Any
 
 from groundling.errors import DataError, GroundlingError, MissingExtraError
 from groundling.export.hf_tokenizer import tokenizer_spec
+from groundling.optional import optional_import
 from groundling.text.tokenizer import CharTokenizer, Tokenizer, Unknown
 from groundling.text.vendors import GPT2_SHA256, BPETokenizer, GPT2Tokenizer, SentencePieceTokenizer
 
@@ -158,8 +159,4 @@ def _is_byte_level(spec: dict[str, Any]) -> bool:
 
 
 def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise MissingExtraError("tokenizers", "export") from None
-    return tokenizers
+    return optional_import("tokenizers", "export")

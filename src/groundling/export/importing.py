@@ -1,5 +1,6 @@
 """`groundling import hf|nanogpt`: models that others trained, as bundles of ours."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def _hf(argv: list[str]) -> int:
     gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: chosen.source, "architecture": family.architecture})
     print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
-    print(f"let it speak: groundling sample {chosen.out}")
+    print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
     return 0
 
 
@@ -104,7 +105,7 @@ def _nanogpt(argv: list[str]) -> int:
     gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: str(chosen.source), "architecture": "nanoGPT"})
     print(f"{chosen.out}: nanoGPT, {_said(gpt_config, weights, tokenizer)}; {GELU_NOTE}")
-    print(f"let it speak: groundling sample {chosen.out}")
+    print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
     return 0
 
 

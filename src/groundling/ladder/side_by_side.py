@@ -114,7 +114,7 @@ def _receive(connection: Connection, process: SpawnProcess) -> Any:
         process.join()
         raise TrainingError(
             f"a worker process ended with exit code {process.exitcode} and without a result; if memory was short, "
-            "run fewer at once"
+            "run one at a time: --at-once 1"
         ) from None
     if outcome.error is not None:
         raise outcome.error

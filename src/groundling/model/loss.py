@@ -29,7 +29,7 @@ def taught_loss_sum(logits_BTV: Tensor, targets_BT: Tensor, hints_BTV: Tensor, w
     """
     log_probs_BTV = at_least_float32(logits_BTV).log_softmax(-1)
     counted_BT1 = (targets_BT != IGNORE).unsqueeze(-1)
-    told = -(log_probs_BTV * hints_BTV * counted_BT1).sum()
+    told = -(log_probs_BTV[..., : hints_BTV.size(-1)] * hints_BTV * counted_BT1).sum()  # a vocabulary may be padded
     return (1 - weight) * loss_sum(logits_BTV, targets_BT) + weight * told
 
 

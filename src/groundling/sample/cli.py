@@ -49,7 +49,7 @@ class Config:
     def __post_init__(self) -> None:
         require(self.num_samples >= 1, f"num_samples is {self.num_samples}; it must be at least 1")
         guesses = self.draft is None or self.decode.speculate > 0
-        require(guesses, "a draft model guesses tokens ahead; say how many with speculate")
+        require(guesses, "a draft model guesses tokens ahead; say how many with --speculate")
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,8 @@ import logging
 import socket
 
 from groundling.config import parse
-from groundling.errors import ConfigError, MissingExtraError
+from groundling.errors import ConfigError
+from groundling.optional import optional_import
 from groundling.serve.config import ServeConfig
 
 
@@ -12,12 +13,9 @@ def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
     config = parse(ServeConfig, argv, "groundling serve")
     config.require_safe()
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve") from error
+    for package in ("fastapi", "prometheus_client", "pydantic", "starlette"):
+        optional_import(package, "serve")
+    uvicorn = optional_import("uvicorn", "serve")
     from groundling.serve.app import create_app
     from groundling.serve.guard import HEADER_BYTES
     from groundling.serve.logs import EventLog, LibraryLog

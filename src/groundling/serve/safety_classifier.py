@@ -22,8 +22,9 @@ import safetensors.numpy
 
 from groundling import atomicio
 from groundling.data.rows import rows
-from groundling.errors import CheckpointError, DataError, MissingExtraError, StorageError
+from groundling.errors import CheckpointError, DataError, StorageError
 from groundling.manifest import check_manifest, read_json_object, write_manifest
+from groundling.optional import optional_import
 from groundling.serve.safety import Safety
 from groundling.serve.safety_rules import Rule, Span, folded
 
@@ -271,20 +272,17 @@ def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
     fewest = int(min(truth.sum(), len(truth) - truth.sum())) if len(truth) else 0
     if fewest < HELD_OUT:
         raise DataError(f"there are {fewest} texts of one kind to learn from; at least {HELD_OUT} of each are needed")
-    try:
-        from scipy.sparse import csr_matrix
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "safety") from None
+    csr_matrix = optional_import("scipy.sparse", "safety").csr_matrix
+    linear_model = optional_import("sklearn.linear_model", "safety", "scikit-learn")
+    model_selection = optional_import("sklearn.model_selection", "safety", "scikit-learn")
     rarity = _rarity([one.text for one in labelled])
     found = [features(one.text, rarity) for one in labelled]
     ends = np.cumsum([0, *(len(buckets) for buckets, _ in found)])
     parts = (np.concatenate([values for _, values in found]), np.concatenate([buckets for buckets, _ in found]), ends)
     matrix = csr_matrix(parts, shape=(len(found), N_BUCKETS))
-    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000, random_state=seed)
-    folds = StratifiedKFold(HELD_OUT, shuffle=True, random_state=seed)
-    unseen = cross_val_predict(model, matrix, truth, cv=folds, method="predict_proba")[:, 1]
+    model = linear_model.LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000, random_state=seed)
+    folds = model_selection.StratifiedKFold(HELD_OUT, shuffle=True, random_state=seed)
+    unseen = model_selection.cross_val_predict(model, matrix, truth, cv=folds, method="predict_proba")[:, 1]
     model.fit(matrix, truth)
     return Classifier(
         worth=np.asarray(model.coef_[0], dtype=np.float64),

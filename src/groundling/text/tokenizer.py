@@ -20,6 +20,7 @@ from groundling.errors import DataError
 Ids = npt.NDArray[np.uint32]
 Unknown = Literal["error", "skip", "replace"]
 FILE_NAME = "tokenizer.json"
+AGAIN = "restore it from a copy, or make it again with `groundling tokenizer train`"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -161,7 +162,7 @@ class CharTokenizer:
             place = int(absent[0])
             raise DataError(
                 f"{_name(text[place])} at position {place} is not among the tokenizer's {self.vocab_size} characters; "
-                'leave it out, or let unknown characters be skipped or replaced (unknown = "skip" or "replace")'
+                "leave it out, or train with --data.tokenizer.unknown skip"
             )
         return (ids[ids >= 0] if absent.size else ids).astype(np.uint32)
 
@@ -335,7 +336,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except FileNotFoundError:
         raise DataError(f"there is no {FILE_NAME} in {folder}; `groundling tokenizer train` makes one") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; save the tokenizer again") from error
+        raise DataError(f"{path} cannot be read: {error}; {AGAIN}") from error
     if not isinstance(values, dict):
-        raise DataError(f"{path} holds {type(values).__name__}, not a tokenizer; save the tokenizer again")
+        raise DataError(f"{path} holds {type(values).__name__}, not a tokenizer; {AGAIN}")
     return tokenizer_from_json(values)

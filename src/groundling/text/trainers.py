@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import IO, Literal
 
-from groundling.errors import DataError, MissingExtraError, TrainingError
+from groundling.errors import DataError, TrainingError
+from groundling.optional import missing_extra
 from groundling.progress import Progress
 
 Kind = Literal["bpe", "unigram", "sp_bpe"]
@@ -76,7 +77,7 @@ def _result(answer: bytes, code: int, complaints: IO[bytes]) -> bytes:
     if sign == b"-":
         raise DataError(rest.decode())
     if sign == b"?":
-        raise MissingExtraError(rest.decode(), "text")
+        raise missing_extra(rest.decode(), "text")
     complaints.seek(0)
     said = complaints.read().decode("utf-8", "replace").strip().splitlines()
     how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"

@@ -25,7 +25,7 @@ class TokenizerConfig:
     replacement: str | None = None
     """The known character that replaces it, with unknown = replace."""
     path: str | None = None
-    """A folder with a tokenizer.json (see `groundling tokenizer train`), used instead of all the above."""
+    """A folder with a tokenizer.json (see `groundling tokenizer train`), used instead of a kind and its size."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the text."""
@@ -41,6 +41,17 @@ class TokenizerConfig:
             f"tokenizer.unknown is {self.unknown!r} and tokenizer.replacement {self.replacement!r}; "
             "one character is needed with unknown = replace, and none otherwise",
         )
+
+
+def for_text(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
+    """A tokenizer that exists already, doing with characters that it does not know what `config` says, if it says so.
+
+    Raises:
+        DataError: the replacement is not one of its characters.
+    """
+    if isinstance(tokenizer, CharTokenizer) and config.unknown != "error":
+        return CharTokenizer(tokenizer.symbols, config.unknown, config.replacement)
+    return tokenizer
 
 
 def train_tokenizer(config: TokenizerConfig, symbols: str, texts: Iterable[str], n_chars: int) -> Tokenizer:

@@ -20,7 +20,8 @@ import filelock
 import numpy as np
 
 from groundling import atomicio, fetch
-from groundling.errors import DataError, MissingExtraError
+from groundling.errors import DataError
+from groundling.optional import optional_import
 from groundling.text import trainers
 from groundling.text.cutting import parts
 from groundling.text.tokenizer import BytePieces, Ids, Tokenizer, require_unicode
@@ -84,10 +85,7 @@ class GPT2Tokenizer(BytePieces):
     end_of_text = END_OF_TEXT_ID
 
     def __init__(self) -> None:
-        try:
-            import tiktoken
-        except ImportError:
-            raise MissingExtraError("tiktoken", "text") from None
+        tiktoken = optional_import("tiktoken", "text")
         listed = json.loads(gpt2_vocabulary().read_bytes())
         special = {END_OF_TEXT: listed.pop(END_OF_TEXT)}
         ranks = {_from_alphabet(piece): rank for piece, rank in listed.items()}
@@ -206,11 +204,7 @@ class BPETokenizer(BytePieces):
 
 
 def _tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise MissingExtraError("tokenizers", "text") from None
-    return tokenizers
+    return optional_import("tokenizers", "text")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
@@ -291,11 +285,7 @@ class SentencePieceTokenizer(BytePieces):
 
 
 def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ImportError:
-        raise MissingExtraError("sentencepiece", "text") from None
-    return sentencepiece
+    return optional_import("sentencepiece", "text")
 
 
 def train_sentencepiece(texts: Iterable[str], kind: SentencePieceKind, vocab_size: int) -> SentencePieceTokenizer:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from groundling import atomicio, dist
 from groundling.bundle import (
+    CHAT,
     finished_checkpoints,
     plain_state_dict,
     read_tensors,
@@ -33,6 +34,7 @@ from groundling.bundle import (
 from groundling.errors import CheckpointError, StorageError
 from groundling.manifest import change_facts, check_manifest, read_json_object, read_manifest, write_manifest
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer, fingerprint
 from groundling.train.state import Progress, TrainState
 
@@ -73,7 +75,14 @@ class Checkpoints:
         """All that have a manifest, oldest first: in the order of their steps, never of the clock."""
         return list(finished_checkpoints(self.folder).values())
 
-    def save(self, state: TrainState, model_config: GPTConfig, tokenizer: Tokenizer, facts: RunFacts) -> Path:
+    def save(
+        self,
+        state: TrainState,
+        model_config: GPTConfig,
+        tokenizer: Tokenizer,
+        facts: RunFacts,
+        chat: ChatFormat | None = None,
+    ) -> Path:
         """Save a state; all ranks call this together, and the first one writes.
 
         Raises:
@@ -84,7 +93,7 @@ class Checkpoints:
         if dist.is_first():
             try:
                 if not self._update(target, state.progress, facts.run_id):
-                    self._write(target, state, tensors, model_config, tokenizer, facts)
+                    self._write(target, state, tensors, model_config, tokenizer, facts, chat)
                 self.prune(facts.run_id, state.progress.step)
             except StorageError as error:
                 failure = str(error)
@@ -119,6 +128,7 @@ class Checkpoints:
         model_config: GPTConfig,
         tokenizer: Tokenizer,
         facts: RunFacts,
+        chat: ChatFormat | None,
     ) -> None:
         atomicio.make_folder(self.folder)
         atomicio.require_room(self.folder, int(1.5 * _expected_bytes(state, tensors)))
@@ -128,6 +138,8 @@ class Checkpoints:
             with state.ready_to_judge():
                 weights = plain_state_dict(self.as_gpt(state.model) if self.as_gpt else state.model)
                 write_bundle_files(new / "bundle", weights, model_config, tokenizer)
+            if chat is not None:
+                atomicio.write_json(new / "bundle" / CHAT, chat.to_json())
             atomicio.write_bytes(new / "training.safetensors", safetensors.torch.save(tensors))
             record = {
                 "format": FORMAT,

@@ -17,6 +17,7 @@ from groundling.config import parse
 from groundling.data.batches import Batches
 from groundling.log import say
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.optional import install_command
 from groundling.runtime import Peak, Runtime, RuntimeConfig
 from groundling.sample.backend import compare
 from groundling.sample.choose import SamplingConfig
@@ -30,8 +31,11 @@ from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
 
 EXTRAS = {
+    "align": ("pronouncing", "vaderSentiment"),
     "export": ("gguf", "huggingface_hub", "tokenizers"),
     "plot": ("matplotlib",),
+    "safety": ("sklearn",),
+    "serve": ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
     "text": ("tiktoken", "tokenizers", "sentencepiece", "zstandard"),
     "track": ("tensorboard", "wandb"),
 }
@@ -60,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     grid.add_row("cache", str(atomicio.cache_folder()))
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if find_spec(name) is None]
-        grid.add_row(f"extra {extra}", f"missing: {', '.join(missing)}" if missing else "installed")
+        said = f"missing: {', '.join(missing)}; {install_command(extra)}" if missing else "installed"
+        grid.add_row(f"extra {extra}", said)
     grid.add_section()
     for name, reason in picked.reasons.items():
         grid.add_row(name, reason)

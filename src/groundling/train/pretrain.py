@@ -1,19 +1,17 @@
 """`groundling pretrain`: from a text to a run folder with checkpoints, records and a bundle that speaks."""
 
-import argparse
 import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from groundling import atomicio, dist, runtime
 from groundling.bundle import Bundle, base_at, find_bundle, load_bundle, save_bundle
-from groundling.config import completed, differences, parse, to_dict, to_toml
+from groundling.config import to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
 from groundling.data.teacher import TableTeacher, learn, require_teachable
@@ -24,21 +22,21 @@ from groundling.runtime import Peak, Runtime
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate
 from groundling.text.tokenizer import require_unicode
-from groundling.train import rundir
+from groundling.train import resuming, rundir
+from groundling.train.arguments import parse_arguments
 from groundling.train.average import WeightAverage
 from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, restore
 from groundling.train.compiled import compile_objective
 from groundling.train.estimate import estimate, require_memory, total_flops
+from groundling.train.initial import read_initial, take_weights
 from groundling.train.loop import train
 from groundling.train.optim import Optimizers
-from groundling.train.settings import MAY_CHANGE, PretrainConfig
+from groundling.train.settings import PretrainConfig
 from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
 from groundling.train.summary import RunSummary, last_words
 from groundling.train.watch import ASKED_TO_STOP, Plan, RunWatcher, make_deterministic
-
-DEFAULT_PRESET = "shakespeare_char.toml"
 
 WORTH_COMPILING_FLOPS = 2e13
 """A run of less work than this takes about a minute on two cores, and compiling takes half of that."""
@@ -46,18 +44,7 @@ WORTH_COMPILING_FLOPS = 2e13
 
 def main(argv: Sequence[str]) -> int:
     """The verb `pretrain`: returns 0, or 128 + a signal's number when one asked it to stop."""
-    config = parse(PretrainConfig, argv, "groundling pretrain", default_preset=_default_preset(argv))
-    return pretrain(config).exit_code
-
-
-def _default_preset(argv: Sequence[str]) -> str:
-    """The preset when none is named: of a run that is resumed, its own settings, which need not be said again."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--out-dir", "--out_dir", type=Path, default=PretrainConfig.out_dir)
-    peek.add_argument("--resume", action="store_true")
-    seen, _ = peek.parse_known_args(list(argv))
-    own = seen.out_dir / "run.toml"
-    return str(own) if seen.resume and own.is_file() else DEFAULT_PRESET
+    return pretrain(parse_arguments(argv)).exit_code
 
 
 def pretrain(config: PretrainConfig) -> RunSummary:
@@ -70,7 +57,7 @@ def pretrain(config: PretrainConfig) -> RunSummary:
     device = runtime.pick_device(config.runtime.device)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        stack.enter_context(dist.process_group(device))
+        stack.enter_context(dist.process_group(device, advice=resuming.AFTER_A_LOST_RANK))
         if dist.is_first():
             stack.enter_context(rundir.locked(config.out_dir))
         dist.barrier()
@@ -81,21 +68,19 @@ class _Run:
     """One run, from its config to its end. Its parts are made in the order in which they need each other."""
 
     def __init__(self, config: PretrainConfig, stop: StopRequest, started: float, stack: ExitStack) -> None:
+        config = resuming.decided(config)
         self.config, self.stop, self.started = config, stop, started
         self.console = ConsoleSink(config.steps) if dist.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
         self._require_place()
+        self.resume_from = self._find_checkpoint() if config.resume else None
+        self.initial = self._find_initial()
         self.corpus = self._prepare_data()
         self.teachers = self._find_teachers()
         self._require_workable()
-        self.resume_from = self._find_checkpoint() if config.resume else None
-        vocab_size = self.corpus.tokenizer.vocab_size
-        self.model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
-        torch.manual_seed(config.seed)
-        self.model = GPT(self.model_config)
-        if config.zero_init:
-            self.model.start_as_identity()
+        self.model = self._build_model()
+        self.model_config = self.model.config
         self.picked = self._pick_runtime()
         self.model = self.model.to(self.picked.device, self.picked.weight_dtype)
         self.facts = self._facts()
@@ -123,8 +108,8 @@ class _Run:
             )
         except TrainingError as error:
             raise TrainingError(
-                f"stopped at step {state.progress.step + 1}: {error}; the checkpoints are as they were, "
-                "lower the learning rate and --resume, or start anew"
+                f"stopped at step {state.progress.step + 1}: {error}; the checkpoints are as they were; "
+                f"try lower learning rates, for example: {resuming.way_on(config)}"
             ) from error
         finally:
             for sink in watcher.sinks:
@@ -176,15 +161,38 @@ class _Run:
         self.say(f"resuming from {path}")
         return path
 
+    def _find_initial(self) -> Bundle | None:
+        """The bundle that the run began with; of a run that goes on, its checkpoint knows all that is needed of it."""
+        if self.config.init_from is None:
+            return None
+        source = self.config.init_from if self.resume_from is None else str(self.resume_from)
+        self.config, bundle = read_initial(self.config, source)
+        if self.resume_from is None:
+            size = f"{bundle.model.n_parameters():,} parameters"
+            self.say(f"init_from   {source}: {size}, the {bundle.tokenizer.kind} tokenizer")
+        return bundle
+
     def _prepare_data(self) -> Corpus:
         """The first rank prepares the token files, the others then find them."""
-        config = self.config
+        config, tokenizer = self.config, None if self.initial is None else self.initial.tokenizer
         if dist.is_first():
-            corpus = prepare(config.data, config.model.block_size)
+            corpus = prepare(config.data, config.model.block_size, tokenizer)
         dist.barrier()
         if not dist.is_first():
-            corpus = prepare(config.data, config.model.block_size)
+            corpus = prepare(config.data, config.model.block_size, tokenizer)
         return corpus
+
+    def _build_model(self) -> GPT:
+        config = self.config
+        torch.manual_seed(config.seed)
+        if self.initial is not None:
+            model = GPT(config.model)
+            take_weights(model, self.initial)
+            return model
+        model = GPT(dataclasses.replace(config.model, vocab_size=self.corpus.tokenizer.vocab_size))
+        if config.zero_init:
+            model.start_as_identity()
+        return model
 
     def _pick_runtime(self) -> Runtime:
         """Compilation is decided by the work of the whole run, so that a resumed run decides as the first one did."""
@@ -207,26 +215,9 @@ class _Run:
         if self.resume_from is not None:
             record = read_state(self.resume_from)
             run_id = record["run_id"]
-            self._require_same_run(record, plain, data_fingerprint)
+            if changed := resuming.require_same_run(self.config, plain, record, data_fingerprint):
+                self.say(f"changed     {'; '.join(changed)}")
         return RunFacts(run_id=run_id, config=plain, data_fingerprint=data_fingerprint, compiled=self.picked.compile)
-
-    def _require_same_run(self, record: dict[str, Any], plain: dict[str, Any], data_fingerprint: str) -> None:
-        changed = [
-            line
-            for line in differences(completed(PretrainConfig, record["config"]), plain)
-            if not any(line.startswith((f"{name}:", f"{name}.")) for name in MAY_CHANGE)
-        ]
-        if changed:
-            raise CheckpointError(
-                f"{self.config.out_dir} was trained with other settings ({'; '.join(changed)}); "
-                "without a preset and these flags, its own run.toml is taken; or start a new run in another --out-dir"
-            )
-        if record["data_fingerprint"] != data_fingerprint:
-            taught = " or a model that taught it" if self.teachers else ""
-            raise CheckpointError(
-                f"the text or its tokenizer{taught} is not the one that {self.config.out_dir} was trained on; "
-                "resume with that one, or start a new run in another --out-dir"
-            )
 
     def _data_fingerprint(self) -> str:
         """Of all that is learned from: the text as tokens, and the weights of the models that teach."""
@@ -331,7 +322,8 @@ class _Run:
 
     def _save(self, state: TrainState) -> None:
         state.progress.wall_s = self._wall_s()
-        self.checkpoints.save(state, self.model_config, self.corpus.tokenizer, self.facts)
+        chat = None if self.initial is None else self.initial.chat
+        self.checkpoints.save(state, self.model_config, self.corpus.tokenizer, self.facts, chat)
 
     def _speak(self) -> str:
         bundle = Bundle(self.model_config, self.model, self.corpus.tokenizer)
@@ -380,7 +372,8 @@ class _Run:
             except CheckpointError as error:
                 self.say(f"passed over: {error}")
                 continue
-            save_bundle(folder, bundle.model, bundle.tokenizer, {**about, "checkpoint": best.name})
+            save_bundle(folder, bundle.model, bundle.tokenizer, {**about, "checkpoint": best.name}, bundle.chat)
             return
         with state.ready_to_judge():
-            save_bundle(folder, self.model, self.corpus.tokenizer, about)
+            chat = None if self.initial is None else self.initial.chat
+            save_bundle(folder, self.model, self.corpus.tokenizer, about, chat)

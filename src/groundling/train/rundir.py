@@ -53,16 +53,22 @@ def has_run(run: Path) -> bool:
     return any((run / name).exists() for name in (*FILES, *FOLDERS))
 
 
+def has_nothing_to_lose(run: Path) -> bool:
+    """Whether a run that began here, if there was one, ended before it had left a checkpoint, even a damaged one, or
+    a model."""
+    left = ("bundle", "bundle.previous", "summary.json")
+    return not any((run / "checkpoints").glob("step-*")) and not any((run / name).exists() for name in left)
+
+
 def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
     """Before a new run: the folder has no run in it, or its run may be removed.
 
     Raises:
         ConfigError: there is one, and nobody said that it may go; or there is a speedrun's report.
     """
-    if (run / SPEEDRUN_REPORT).exists():
-        raise ConfigError(f"{run} holds a speedrun; choose another --out-dir")
+    _require_no_speedrun(run)
     if has_run(run) and not overwrite:
-        go_on = "go on with it (--resume), " if resumable else ""
+        go_on = "go on with it (--resume), " if resumable and _finished(run) else ""
         raise ConfigError(f"{run} already holds a run; {go_on}remove it (--overwrite), or choose another --out-dir")
 
 
@@ -83,13 +89,26 @@ def find_resumable(run: Path) -> tuple[Path, list[str]]:
 
     Raises:
         CheckpointError: there is nothing to go on from.
+        ConfigError: a speedrun lives there.
     """
+    _require_no_speedrun(run)
     checkpoints = Checkpoints(run / "checkpoints")
     if not checkpoints.finished():
-        raise CheckpointError(f"{run} holds no finished checkpoint to resume from; start it without --resume")
+        other = "remove what is there (--overwrite), or choose another --out-dir"
+        way_out = other if has_run(run) else "start it without --resume"
+        raise CheckpointError(f"{run} holds no finished checkpoint to resume from; {way_out}")
     atomicio.sweep_temporaries(run / "checkpoints")
     atomicio.sweep_temporaries(run)
     return checkpoints.newest_good()
+
+
+def _require_no_speedrun(run: Path) -> None:
+    if (run / SPEEDRUN_REPORT).exists():
+        raise ConfigError(f"{run} holds a speedrun; choose another --out-dir")
+
+
+def _finished(run: Path) -> list[Path]:
+    return Checkpoints(run / "checkpoints").finished()
 
 
 def new_run_id() -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from groundling.data.batches import Order
 from groundling.data.corpus import DataConfig
@@ -36,9 +36,14 @@ MAY_CHANGE = (
     "data.path",
     "teacher.models",
     "teacher.recipes",
+    "optim.lr",
+    "optim.weight_decay",
+    "optim.muon_lr",
+    "optim.muon_weight_decay",
+    "schedule",
 )
-"""On resume these may differ from the run's own config; all else would make another run of it. The text itself, and
-the models that teach, are compared by their content, wherever they lie."""
+"""On resume these may differ from the run's own config, and what differs is said; all else would make another run of
+it. The text itself, and the models that teach, are compared by their content, wherever they lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +52,10 @@ class PretrainConfig:
 
     out_dir: Path = Path("runs/pretrain")
     """The run's folder."""
-    resume: bool = False
-    """Go on from the newest good checkpoint in out_dir."""
+    resume: bool | Literal["if-present"] = False
+    """Go on from the newest good checkpoint in out_dir; `--resume if-present` starts the run where there is none."""
+    init_from: str | None = None
+    """A bundle, a checkpoint or a run whose weights, model settings and tokenizer a new run begins with."""
     overwrite: bool = False
     """Remove the run that is in out_dir."""
     seed: int = 1337
@@ -106,6 +113,11 @@ class PretrainConfig:
         require(decay is None or 0 < decay < 1, f"average_decay is {decay}; it must be between 0 and 1, or None")
         require(self.patience is None or self.eval_every is not None, "patience needs eval_every")
         require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        require(self.init_from != "", "init_from is empty; give a bundle, a checkpoint or a run, or leave it out")
+        require(
+            self.init_from is None or not self.zero_init,
+            "zero_init is for new weights, and init_from brings trained ones; choose one",
+        )
         for model in self.teacher.models:
             inside = Path(model).resolve().is_relative_to(self.out_dir.resolve())
             require(not inside, f"teacher.models names {model}, inside of out_dir; a run cannot teach itself")

@@ -104,6 +104,8 @@ class Recipes:
         for name, recipe in by_preset.items():
             if recipe.teacher.models:
                 raise ConfigError(f"{name} has teacher.models, whose cost is not known here; name teacher.recipes")
+            if recipe.init_from is not None:
+                raise ConfigError(f"{name} has init_from, whose cost is not known here; leave it out")
         return cls(preset=preset, by_preset=by_preset)
 
     @property

@@ -1,5 +1,6 @@
 """What came of a run: `summary.json`, and its last words."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +33,12 @@ class RunSummary:
 def last_words(summary: RunSummary, run: Path) -> str:
     """The end of a run in one line."""
     done = f"{summary.steps:,} steps, {summary.tokens:,} tokens in {describe_seconds(summary.train_s)} of training"
-    if summary.exit_code and not summary.steps:
-        return f"stopped as asked before the first step; nothing was saved, start anew with --overwrite --out-dir {run}"
     if summary.exit_code:
-        return f"stopped as asked after {done}; go on with --resume --out-dir {run}"
+        how_far = f"after {done}" if summary.steps else "before the first step; nothing was saved"
+        return (
+            f"stopped as asked {how_far}; "
+            f"go on: groundling pretrain --resume if-present --out-dir {shlex.quote(str(run))}"
+        )
     loss = "" if summary.best_val_loss is None else f"; best validation loss {summary.best_val_loss:.4f}"
     why = "" if summary.reason == "finished" else f" ({summary.reason})"
-    return f"done{why}: {done}{loss}; let it speak: groundling sample {run}"
+    return f"done{why}: {done}{loss}; let it speak: groundling sample {shlex.quote(str(run))}"

@@ -1,0 +1,45 @@
+"""The command line of `pretrain`: which preset stands below the flags, and which defaults below the preset."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from groundling.bundle import read_config
+from groundling.config import load_preset, parse
+from groundling.train.settings import PretrainConfig
+
+DEFAULT_PRESET = "shakespeare_char.toml"
+
+
+def parse_arguments(argv: Sequence[str]) -> PretrainConfig:
+    """Read the config of a run.
+
+    Without a preset on the command line, a run that is resumed takes its own settings, a run that begins with a bundle
+    takes the bundle's model and else the defaults, and any other run takes `DEFAULT_PRESET`.
+
+    Raises:
+        ConfigError: as `groundling.config.parse`.
+        CheckpointError: init_from names no bundle.
+    """
+    seen = _peek(argv)
+    named = argv[0] if argv and argv[0].endswith(".toml") and not argv[0].startswith("-") else None
+    own = seen.out_dir / "run.toml"
+    if named is None and seen.resume and own.is_file():
+        return parse(PretrainConfig, argv, "groundling pretrain", default_preset=str(own))
+    init_from = seen.init_from or (None if named is None else load_preset(named).get("init_from"))
+    if init_from in (None, "", "None"):
+        return parse(PretrainConfig, argv, "groundling pretrain", default_preset=DEFAULT_PRESET)
+    base = PretrainConfig(init_from=str(init_from), model=read_config(str(init_from)))
+    return parse(PretrainConfig, argv, "groundling pretrain", base=base)
+
+
+def _peek(argv: Sequence[str]) -> argparse.Namespace:
+    """What decides about presets and defaults; everything else is left to the parser."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--out-dir", "--out_dir", type=Path, default=PretrainConfig.out_dir)
+    parser.add_argument("--resume", nargs="?", const=True, default=False, type=lambda word: word != "False")
+    parser.add_argument("--init-from", "--init_from", default=None)
+    try:
+        return parser.parse_known_args(list(argv))[0]
+    except argparse.ArgumentError:  # a flag without its value: the parser proper says so
+        return parser.parse_args([])

@@ -1,0 +1,59 @@
+"""What a run begins with when it does not begin at random: `init_from`, a bundle's weights, settings and tokenizer."""
+
+import dataclasses
+
+from groundling.bundle import Bundle, load_bundle, plain_state_dict, require_speaker
+from groundling.config import differences
+from groundling.errors import ConfigError
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.text.training import TokenizerConfig
+from groundling.train.settings import PretrainConfig
+
+MODEL_MAY_DIFFER = ("dropout", "attention_dropout", "block_size")
+"""What a run may set otherwise than the bundle that it begins with; block_size only to less."""
+TOKENIZER_MAY_SAY = ("unknown", "replacement")
+"""What a character tokenizer does with characters that it does not know is this text's matter."""
+POSITIONS = "positions.wpe.weight"
+
+
+def read_initial(config: PretrainConfig, source: str) -> tuple[PretrainConfig, Bundle]:
+    """The bundle that a run begins with, and the run's config with the bundle's model in it.
+
+    Args:
+        config: a model that is left at its defaults is the bundle's; else it has to agree with the bundle's.
+        source: `config.init_from`, or of a resumed run its checkpoint.
+
+    Raises:
+        ConfigError: a setting disagrees with the bundle, or it is a reward model.
+        CheckpointError: there is no bundle, or it is damaged.
+    """
+    require_speaker(source)
+    bundle = load_bundle(source)
+    model = bundle.config if config.model == GPTConfig() else config.model
+    _require_agreement(config, model, bundle)
+    model = dataclasses.replace(model, vocab_size=bundle.config.vocab_size)
+    return dataclasses.replace(config, model=model), bundle
+
+
+def take_weights(model: GPT, bundle: Bundle) -> None:
+    """Put a bundle's weights into a model whose context may be shorter."""
+    weights = plain_state_dict(bundle.model)
+    if POSITIONS in weights:
+        weights[POSITIONS] = weights[POSITIONS][: model.block_size]
+    model.load_state_dict(weights, strict=False)
+
+
+def _require_agreement(config: PretrainConfig, model: GPTConfig, bundle: Bundle) -> None:
+    theirs = dataclasses.replace(bundle.config, vocab_size=model.vocab_size)
+    may = tuple(f"model.{name}:" for name in MODEL_MAY_DIFFER)
+    wrong = [line for line in differences(theirs, model, "model.") if not line.startswith(may)]
+    if model.block_size > theirs.block_size:
+        wrong.append(f"model.block_size: {theirs.block_size} -> {model.block_size}")
+    may = tuple(f"data.tokenizer.{name}:" for name in TOKENIZER_MAY_SAY)
+    asked = differences(TokenizerConfig(), config.data.tokenizer, "data.tokenizer.")
+    wrong += [line for line in asked if not line.startswith(may)]
+    if wrong:
+        raise ConfigError(
+            f"a run that begins with {config.init_from} takes its model and its tokenizer, and these settings differ: "
+            f"{'; '.join(wrong)}; leave them out, or leave init_from out to train a new model"
+        )

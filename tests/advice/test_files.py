@@ -1,0 +1,306 @@
+"""Advice about texts, tokenizers, examples and files, followed."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from advicekit import follows
+
+from groundling import atomicio
+from groundling.data.examples import read_preferences
+from groundling.data.reading import TextFiles, find_files
+from groundling.data.tokenfile import open_token_file, write_token_file
+from groundling.text.tokenizer import CharTokenizer, load_tokenizer, require_unicode
+from groundling.text.vendors import train_sentencepiece
+
+SAY = ("--max-new-tokens", "2")
+
+
+@pytest.fixture
+def tokenizer_train(story, tmp_path):
+    """`groundling tokenizer train`, on a text."""
+    return lambda text=story, *more: ("tokenizer", "train", "--out-dir", tmp_path / "t", "--data.path", text, *more)
+
+
+# Texts
+
+
+@follows("there is no text at {}; give a file, a folder or a glob")
+def test_a_text_that_is_not_there(advised, tokenizer_train, story, tmp_path):
+    advised.refused(*tokenizer_train(tmp_path / "none*"))
+    (tmp_path / "texts").mkdir()
+    shutil.copy(story, tmp_path / "texts")
+    for place in (story, tmp_path / "texts", f"{tmp_path}/texts/*.txt"):
+        advised.works(*tokenizer_train(place))
+
+
+@follows("{} is not a file that can be read twice; save the text to a file first")
+def test_a_text_from_a_pipe(advised, tokenizer_train, story, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    advised.refused(*tokenizer_train(tmp_path / "pipe"))
+    advised.works(*tokenizer_train(story))
+
+
+@follows("{}: at byte offset {} {}stand {}; mend the file, or use --data.errors replace to put U+FFFD there")
+def test_bytes_that_are_no_text(advised, tokenizer_train, story, tmp_path):
+    text = tmp_path / "flawed.txt"
+    text.write_bytes(story.read_bytes() + b"\xff\n")
+    advised.refused(*tokenizer_train(text))
+    advised.works(*tokenizer_train(text, "--data.errors", "replace"))
+    text.write_bytes(text.read_bytes().replace(b"\xff", b""))
+    advised.works(*tokenizer_train(text))
+
+
+@follows("{} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {} > utf8.txt")
+def test_utf_16(advised, tokenizer_train, story, tmp_path, monkeypatch):
+    text = tmp_path / "wide text.txt"
+    text.write_text(story.read_text(encoding="utf-8"), encoding="utf-16")
+    said = advised.refused(*tokenizer_train(text))
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(said.partition("first: ")[2], shell=True, check=True)
+    advised.works(*tokenizer_train("utf8.txt"))
+    assert Path("utf8.txt").read_bytes() == story.read_bytes()
+
+
+@follows(", or use --data.errors replace to put U+FFFD there")
+def test_examples_are_not_told_of_a_flag_that_they_have_not(advised, tmp_path, finished_run):
+    """The advice about texts is taken out of what is said of examples."""
+    prompts = tmp_path / "p.txt"
+    prompts.write_bytes(b"a\xff\n")
+    said = advised.refused("data", "inspect", "none", prompts)
+    assert "--data.errors" not in said
+    with pytest.raises(Exception, match=r"--data\.errors") as caught:
+        list(TextFiles([prompts]).pieces())
+    advised.hears(str(caught.value))
+    prompts.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}')
+    advised.works("data", "inspect", "none", prompts)
+
+
+@follows("the text at {} changed while it was read; run again when it is at rest")
+def test_a_text_that_changes(advised, tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("abc", encoding="utf-8")
+    files = TextFiles(find_files(str(text)))
+    list(files.pieces())
+    text.write_text("abcd", encoding="utf-8")
+    os.utime(text, (1, 1))
+    advised.raises(lambda: files.require_unchanged())
+    again = TextFiles(find_files(str(text)))
+    advised.done("".join(again.pieces()) == "abcd\n" or "".join(again.pieces()) == "abcd")
+    again.require_unchanged()
+
+
+@follows(
+    "the text is too short: at most {} tokens for training and {} for validation, but block_size {} needs {} in each, "
+    "so about {} in all; give a longer text, or a smaller block_size"
+)
+def test_a_text_that_is_too_short(advised, tmp_path, story):
+    short = tmp_path / "short.txt"
+    short.write_text(story.read_text(encoding="utf-8")[:400], encoding="utf-8")
+    words = ["--steps", "1", "--batch-size", "1", "--out-dir", tmp_path / "run", "--runtime.compile", "off"]
+    words += ["--model.n-layer", "1", "--eval-every", "None", "--runtime.device", "cpu", "--overwrite"]
+    said = advised.refused("pretrain", *words, "--data.path", short)
+    needed = int(said.partition("so about ")[2].partition(" in all")[0].replace(",", ""))
+    advised.works("pretrain", *words, "--data.path", short, "--model.block-size", "16")
+    short.write_text(story.read_text(encoding="utf-8")[: needed + 10], encoding="utf-8")
+    advised.works("pretrain", *words, "--data.path", short)
+
+
+@follows("no data set {}; {} (your own text is given by its path: --data.path my.txt)")
+def test_a_data_set_that_is_not_known(advised, tokenizer_train, story, tmp_path, monkeypatch):
+    advised.refused("tokenizer", "train", "--out-dir", tmp_path / "t", "--data.name", "tiny")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(story, "my.txt")
+    advised.works("tokenizer", "train", "--out-dir", tmp_path / "t", "--data.path", "my.txt")
+
+
+@follows(
+    "{} could not be fetched: {}. Run again when the network is there, or put the file at {}",
+    "GPT-2's vocabulary could not be fetched, not by tiktoken and not by {}; run again when the network is there, or "
+    "put OpenAI's encoder.json at {}",
+)
+def test_files_that_cannot_be_fetched(advised, monkeypatch, tmp_path):
+    import dataclasses
+    import hashlib
+
+    from groundling import fetch
+    from groundling.data import sources
+    from groundling.errors import DataError
+    from groundling.text import vendors
+
+    def no_network(*args, **kwargs):
+        raise DataError("no network")
+
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "package_archive", no_network)
+    monkeypatch.setattr(vendors, "_gpt2_by_tiktoken", lambda: None)
+    source = dataclasses.replace(
+        sources.find("tiny_shakespeare"), urls=(), sha256=hashlib.sha256(b"text").hexdigest(), n_bytes=4
+    )
+    said = advised.raises(lambda: sources.obtain(source))
+    Path(said.partition("put the file at ")[2]).write_bytes(b"text")
+    advised.done(sources.obtain(source).read_bytes() == b"text")
+    said = advised.raises(vendors.gpt2_vocabulary)
+    place = Path(said.partition("encoder.json at ")[2])
+    place.write_bytes(b"{}")
+    monkeypatch.setattr(vendors, "GPT2_SHA256", atomicio.sha256_of(place))
+    advised.done(vendors.gpt2_vocabulary() == place)
+
+
+# Tokenizers
+
+
+@follows(
+    "the text has {} characters that the given tokenizer does not know, such as {}; "
+    "leave them out with --data.tokenizer.unknown skip",
+)
+def test_a_tokenizer_that_does_not_know_the_text(advised, tokenizer_train, tmp_path, story):
+    advised.works(*tokenizer_train())
+    other = tmp_path / "other.txt"
+    other.write_text(story.read_text(encoding="utf-8") + "ZZZ", encoding="utf-8")
+    words = ["--steps", "1", "--batch-size", "1", "--out-dir", tmp_path / "run", "--runtime.compile", "off"]
+    words += ["--data.tokenizer.path", tmp_path / "t", "--data.path", other, "--eval-every", "None"]
+    words += ["--model.n-layer", "1", "--runtime.device", "cpu"]
+    said = advised.refused("pretrain", *words)
+    advised.works("pretrain", *words, *said.partition("leave them out with ")[2].split())
+    advised.works("sample", tmp_path / "run", "--prompt", "theZ", *SAY)
+
+
+@follows(
+    "{} at position {} is not among the tokenizer's {} characters; leave it out, or train with "
+    "--data.tokenizer.unknown skip"
+)
+def test_a_prompt_with_an_unknown_character(advised, finished_run, tmp_path, story):
+    advised.refused("sample", finished_run, "--prompt", "the \N{SNOWMAN}", *SAY)
+    advised.works("sample", finished_run, "--prompt", "the ", *SAY)
+    words = ["--steps", "1", "--batch-size", "1", "--out-dir", tmp_path / "run", "--runtime.compile", "off"]
+    words += ["--data.path", story, "--eval-every", "None", "--model.n-layer", "1", "--runtime.device", "cpu"]
+    advised.works("pretrain", *words, "--data.tokenizer.unknown", "skip")
+    advised.works("sample", tmp_path / "run", "--prompt", "the \N{SNOWMAN}", *SAY)
+
+
+@follows("there is no {} in {}; `groundling tokenizer train` makes one")
+def test_a_folder_without_a_tokenizer(advised, tokenizer_train, tmp_path):
+    advised.raises(lambda: load_tokenizer(tmp_path))
+    advised.works(*tokenizer_train())
+    advised.works("tokenizer", "show", tmp_path / "t")
+
+
+@follows(
+    "restore it from a copy, or make it again with `groundling tokenizer train`",
+)
+@pytest.mark.parametrize("spoilt", [b"{", b"[]"])
+def test_a_damaged_tokenizer(advised, tokenizer_train, tmp_path, spoilt):
+    advised.works(*tokenizer_train())
+    file = tmp_path / "t" / "tokenizer.json"
+    copy = file.read_bytes()
+    file.write_bytes(spoilt)
+    advised.refused("tokenizer", "show", tmp_path / "t")
+    file.write_bytes(copy)
+    advised.works("tokenizer", "show", tmp_path / "t")
+    file.write_bytes(spoilt)
+    advised.works(*tokenizer_train())
+    assert file.read_bytes() == copy
+
+
+@follows("no {} tokenizer of {} ids can be trained on this text, try more ids: {}")
+def test_too_few_ids(advised):
+    letters = ["".join(map(chr, range(0x4E00, 0x4F00)))]
+    advised.raises(lambda: train_sentencepiece(letters, "unigram", 300))
+    advised.done(train_sentencepiece(letters, "unigram", 800))
+
+
+@follows(
+    "token id {} (number {}) is outside the tokenizer's vocabulary of {}; only ids 0 to {} mean something, so mask "
+    "the others before sampling",
+    "{} at position {} is not a Unicode character; the text was not read as UTF-8, so look at where it comes from",
+)
+def test_ids_and_texts_from_elsewhere(advised):
+    letters = CharTokenizer("abc")
+    advised.raises(lambda: letters.decode([0, 3]))
+    scores = torch.tensor([0.0, 1.0, 2.0, 9.0])
+    advised.done(letters.decode([int(scores[: letters.vocab_size].argmax())]) == "c")
+    half = b"a\xff".decode("utf-8", "surrogateescape")
+    advised.raises(lambda: require_unicode(half))
+    require_unicode(half.encode("utf-8", "surrogateescape").decode("latin-1"))
+
+
+@follows("the token file {} is damaged: {}; remove it and prepare the text again")
+def test_a_damaged_token_file(advised, tmp_path):
+    file = tmp_path / "t.tok"
+    write_token_file(file, [np.arange(5, dtype=np.uint32)], 5)
+    file.write_bytes(file.read_bytes()[:-1])
+    advised.raises(lambda: open_token_file(file))
+    file.unlink()
+    write_token_file(file, [np.arange(5, dtype=np.uint32)], 5)
+    advised.done(len(open_token_file(file)) == 5)
+
+
+# Examples
+
+
+PAIR = {"prompt": "who", "chosen": "king", "rejected": "fool"}
+CHATTED = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "king"}]
+
+
+@follows(
+    "{}: {} does not begin with the prompt's messages; give its last message alone",
+    "{}: there is no prompt; give one, or whole conversations as chosen and rejected",
+)
+def test_preferences(advised, tmp_path):
+    file = tmp_path / "p.jsonl"
+
+    def read(row):
+        file.write_text(json.dumps(row), encoding="utf-8")
+        return read_preferences(file)
+
+    other = [{"role": "user", "content": "what"}, *CHATTED[1:]]
+    advised.raises(lambda: read({**PAIR, "chosen": other}))
+    advised.done(read({**PAIR, "chosen": other[-1:]}))
+    advised.raises(lambda: read({"chosen": "king", "rejected": "fool"}))
+    advised.done(read(PAIR))
+    advised.done(read({"chosen": CHATTED, "rejected": [CHATTED[0], {"role": "assistant", "content": "fool"}]}))
+
+
+@follows("a conversation has no room in {} ids; give a block_size of {}")
+def test_a_context_that_is_too_short(advised, tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_text(json.dumps({"messages": CHATTED}), encoding="utf-8")
+    said = advised.refused("data", "inspect", "none", file, "--block-size", "2")
+    advised.works("data", "inspect", "none", file, "--block-size", said.rpartition(" ")[2])
+
+
+# What is written
+
+
+@follows(
+    "cannot write {}: {}; {} and run again",
+    "free some room",
+    "choose a folder you can write to",
+    "cannot write to {}: {} MB are needed and {} MB are free; free some room and run again",
+)
+def test_files_that_cannot_be_written(advised, tokenizer_train, tmp_path, monkeypatch):
+    import errno
+
+    def refuse(number):
+        def write(operation, path):
+            if operation == "write" or operation == "open":
+                raise OSError(number, os.strerror(number))
+
+        return write
+
+    for number in (errno.ENOSPC, errno.EACCES):
+        atomicio.observers[:] = [refuse(number)]
+        advised.refused(*tokenizer_train())
+        atomicio.observers.clear()
+        advised.works(*tokenizer_train())
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10))
+        advised.raises(lambda: atomicio.require_room(tmp_path, 1000))
+    advised.done(atomicio.require_room(tmp_path, 1000) is None)

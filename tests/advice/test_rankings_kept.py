@@ -1,0 +1,118 @@
+"""Advice about files of rankings, followed."""
+
+import json
+import sqlite3
+
+from advicekit import follows
+
+from groundling.align.database import Database
+from groundling.align.judgements import Candidate, Judgement
+from groundling.align.rankings import Rankings
+from groundling.text.chat import Message
+
+
+def judged(key="k", text="a") -> Judgement:
+    return Judgement(
+        key=key,
+        messages=(Message("user", "Speak."),),
+        candidates=(Candidate(text, "one"), Candidate("b", "two")),
+        shown=(0, 1),
+        choice=((0,), (1,)),
+        rater="ann",
+        time="2026-01-02T03:04:05+00:00",
+    )
+
+
+@follows("{}: half a character (a lone surrogate) cannot be stored; repair the text")
+def test_half_a_character(advised):
+    advised.raises(lambda: judged(text="\ud800"))
+    advised.done(judged(text="\ud800".encode("utf-8", "replace").decode()))
+
+
+@follows(
+    "there are no rankings at {}; `groundling rank` collects some",
+    "{} is damaged ({}); restore it from a copy, or import an export into a new file",
+    "{} is an SQLite file of another program; choose another path",
+)
+def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
+    import io
+
+    file, questions, exported = tmp_path / "r.sqlite", tmp_path / "q.jsonl", tmp_path / "e.jsonl"
+    advised.refused("rankings", "stats", file)
+    texts = [{"text": "a", "model": "one"}, {"text": "b", "model": "two"}]
+    questions.write_text(json.dumps({"prompt": "Speak.", "candidates": texts}), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n"))
+    advised.works("rank", file, "--candidates", questions, "--rater", "ann")
+    advised.works("rankings", "stats", file)
+    advised.works("rankings", "export", file, exported)
+    for left in tmp_path.glob("r.sqlite-*"):
+        left.unlink()
+    copy = file.read_bytes()
+    file.write_bytes(b"\0" * len(copy))
+    advised.refused("rankings", "stats", file)
+    advised.works("rankings", "import", tmp_path / "new.sqlite", exported)
+    advised.works("rankings", "stats", tmp_path / "new.sqlite")
+    file.write_bytes(copy)
+    advised.works("rankings", "stats", file)
+    other = sqlite3.connect(tmp_path / "other.sqlite")
+    other.execute("CREATE TABLE theirs (a)")
+    other.commit()
+    other.close()
+    advised.refused("rank", tmp_path / "other.sqlite", "--candidates", questions, "--rater", "ann")
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n"))
+    advised.works("rank", tmp_path / "fresh.sqlite", "--candidates", questions, "--rater", "ann")
+
+
+@follows(
+    "another program has been writing to it for {} s; end it, or try again",
+    "{}; choose a folder that is there and that you can write to",
+    "the disk is full; free some room and run again",
+)
+def test_rankings_that_cannot_be_written(advised, tmp_path, monkeypatch):
+    from groundling.align import database
+
+    monkeypatch.setattr(database, "BUSY_S", 0.05)
+    with Rankings(tmp_path / "r.sqlite") as rankings:
+        rankings.add(judged())
+        other = sqlite3.connect(tmp_path / "r.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with Rankings(tmp_path / "r.sqlite") as waiting:
+            advised.raises(lambda: waiting.add(judged("k2")))
+            other.execute("ROLLBACK")
+            other.close()
+            waiting.add(judged("k2"))
+        advised.done(rankings.get("k2") is not None)
+    advised.raises(lambda: Rankings(tmp_path / "nowhere" / "r.sqlite").__enter__().add(judged()))
+    (tmp_path / "nowhere").mkdir(exist_ok=True)
+    with Rankings(tmp_path / "nowhere" / "r.sqlite") as rankings:
+        rankings.add(judged())
+
+    class Full(sqlite3.OperationalError):
+        sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    with Rankings(tmp_path / "r.sqlite") as rankings:
+        with monkeypatch.context() as patch:
+
+            def full(self, begin):
+                raise Full("database or disk is full")
+
+            patch.setattr(Database, "_between", full)
+            advised.raises(lambda: rankings.add(judged("k3")))
+        rankings.add(judged("k3"))
+        advised.done(rankings.get("k3") is not None)
+
+
+@follows("{} cannot have a write-ahead log there; put it on a local disk")
+def test_a_disk_without_a_write_ahead_log(advised, tmp_path, monkeypatch):
+    real = Database._value
+
+    def on_a_share(self, query):
+        return "delete" if "journal_mode" in query else real(self, query)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "_value", on_a_share)
+        advised.raises(lambda: Rankings(tmp_path / "r.sqlite").__enter__().add(judged()))
+    (tmp_path / "local").mkdir()
+    with Rankings(tmp_path / "local" / "r.sqlite") as rankings:
+        rankings.add(judged())
+        advised.done(rankings.get("k") is not None)

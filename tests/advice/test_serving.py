@@ -1,0 +1,170 @@
+"""Advice that the server gives: each request is refused, and granted when it is made as advised."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from advicekit import follows, matches
+from housekit import House, house_of
+
+from groundling.serve.errors import ApiError
+from groundling.serve.registry import named_paths
+
+COMPLETION = {"model": "base", "prompt": "Who", "max_tokens": 2}
+CHAT = {"model": "talker", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2}
+XRAY, RANKINGS = "/v1/groundling/xray", "/v1/groundling/rankings"
+
+
+@pytest.fixture(scope="module")
+def house(models, tmp_path_factory) -> Iterator[House]:
+    with house_of(tmp_path_factory.mktemp("house"), models["base"], models["talker"], max_body_bytes=20_000) as house:
+        yield house
+
+
+def posted(house: House, path: str, body: Any, **how: Any) -> tuple[int, str]:
+    answer = house.client.post(path, json=body, **how)
+    told = answer.json() if answer.headers["content-type"].startswith("application/json") else {}
+    return answer.status_code, told.get("error", {}).get("message", "")
+
+
+REQUESTS = {
+    "{} is not supported here; leave it out": ("/v1/completions", {**COMPLETION, "suffix": "x"}, COMPLETION),
+    "the prompt has {} tokens, and {} reads {} at most; shorten it": (
+        "/v1/completions",
+        {**COMPLETION, "prompt": "Who " * 100},
+        {**COMPLETION, "prompt": "Who " * 10},
+    ),
+    "the body has more than {} bytes; send less": (
+        "/v1/completions",
+        {**COMPLETION, "prompt": "a" * 30_000},
+        COMPLETION,
+    ),
+    "{}: {} texts are asked for at once; this server takes {} at most, ask for fewer": (
+        "/v1/completions",
+        {**COMPLETION, "n": 128, "prompt": ["a"] * 80},
+        {**COMPLETION, "n": 2, "prompt": ["a"] * 2},
+    ),
+    "{}: up to {} are asked for in all, and {} are told at most; ask for fewer": (
+        "/v1/completions",
+        {**COMPLETION, "n": 80, "max_tokens": 4096, "logprobs": 5},
+        {**COMPLETION, "n": 2, "max_tokens": 2, "logprobs": 5},
+    ),
+    "give either prompt or messages": (XRAY, {"model": "base"}, {"model": "base", "prompt": "Who"}),
+    "{} was never taught to answer; give a prompt": (
+        XRAY,
+        {"model": "base", "messages": CHAT["messages"]},
+        {"model": "base", "prompt": "Who"},
+    ),
+}
+
+
+@pytest.mark.parametrize("template", REQUESTS)
+@follows(*REQUESTS)
+def test_a_request_that_is_refused_is_granted_as_advised(house, template):
+    path, wrong, right = REQUESTS[template]
+    status, said = posted(house, path, wrong)
+    assert 400 <= status < 500
+    assert matches(template, said), said
+    assert posted(house, path, right)[0] == 200
+
+
+@follows("{} was never taught to answer; use /v1/completions, or a model that chats")
+def test_a_chat_with_a_model_that_does_not_chat(house, advised):
+    status, said = posted(house, "/v1/chat/completions", {**CHAT, "model": "base"})
+    assert status == 400
+    advised.hears(said)
+    advised.done(posted(house, "/v1/completions", COMPLETION)[0] == 200)
+    advised.done(posted(house, "/v1/chat/completions", CHAT)[0] == 200)
+
+
+@follows("the body is {}; send application/json")
+def test_a_body_of_another_kind(house, advised):
+    answer = house.client.post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+    advised.hears(answer.json()["error"]["message"])
+    advised.done(posted(house, "/v1/completions", COMPLETION)[0] == 200)
+
+
+@follows("there is no run {}; ask /v1/groundling/runs for their names")
+def test_a_run_that_is_not_there(house, advised):
+    answer = house.client.get("/v1/groundling/runs/nothing/metrics")
+    advised.hears(answer.json()["error"]["message"])
+    advised.done(house.client.get("/v1/groundling/runs").status_code == 200)
+
+
+@follows(
+    "{}; send one as Authorization: Bearer KEY",
+    "this server is not called {}; allow the name with --allowed-hosts",
+    "a page of another site may not do this; allow its origin with --cors-origins",
+    "none of the models was taught to answer; serve one that `groundling sft` made",
+    "{} was never taught to answer; begin with one that was",
+)
+def test_what_a_server_has_to_be_told(models, tmp_path, advised):
+    from advicekit import parsed
+
+    key = "correct-horse-battery"
+    other = {"Origin": "https://friend.example", "Host": "house.example"}
+    with house_of(tmp_path, models["base"], api_key=(key,)) as closed:
+        bearer = {"Authorization": f"Bearer {key}"}
+        advised.hears(posted(closed, "/v1/completions", COMPLETION)[1])
+        advised.done(posted(closed, "/v1/completions", COMPLETION, headers=bearer)[0] == 200)
+        advised.hears(posted(closed, "/v1/completions", COMPLETION, headers={**bearer, "Host": other["Host"]})[1])
+        origin = {**bearer, "Origin": other["Origin"]}
+        advised.hears(posted(closed, f"{RANKINGS}/train", {}, headers=origin)[1])
+        answer = closed.client.get(f"{RANKINGS}/next", params={"rater": "ann"}, headers=bearer)
+        advised.hears(answer.json()["error"]["message"])
+        advised.hears(posted(closed, f"{RANKINGS}/train", {"model": "base"}, headers=bearer)[1])
+    words = ["serve", "x", "--allowed-hosts", other["Host"], "--cors-origins", other["Origin"]]
+    read = parsed(words)
+    (tmp_path / "open").mkdir()
+    settings = {"allowed_hosts": read.allowed_hosts, "cors_origins": read.cors_origins}
+    with house_of(tmp_path / "open", models["base"], models["talker"], **settings) as told:
+        advised.done(posted(told, "/v1/completions", COMPLETION, headers=other)[0] == 200)
+        status, said = posted(told, f"{RANKINGS}/train", {"model": "talker"}, headers=other)
+        advised.done(status == 409 and "preferences" in said)  # the model would do; there are no rankings yet
+        answer = told.client.get(f"{RANKINGS}/next", params={"rater": "ann", "prompt": "Who?"}, headers=other)
+        advised.done(answer.status_code == 200 and answer.json()["replies"])
+
+
+@follows(
+    "{} cannot be a model's name (letters, digits, '.', '_', '-'); give NAME={}",
+    "two models are called {}; give one another name: NAME={}",
+)
+def test_names_of_models(advised, tmp_path):
+    strange, one, two = (tmp_path / name for name in ("a name", "a/mine", "b/mine"))
+    for folder in (strange, one, two):
+        folder.mkdir(parents=True)
+    advised.raises(lambda: named_paths([str(strange)]))
+    advised.done(named_paths([f"mine={strange}"]) == {"mine": strange})
+    advised.raises(lambda: named_paths([str(one), str(two)]))
+    advised.done(len(named_paths([str(one), f"other={two}"])) == 2)
+
+
+@follows("there are no prompts ({}); type one, or give --prompts")
+def test_prompts_to_rank(house, advised, monkeypatch, tmp_path, models):
+    from groundling.errors import DataError
+    from groundling.serve import prompts
+
+    def absent() -> Any:
+        raise DataError("no network")
+
+    monkeypatch.setattr(prompts.dialogues, "shakespeare_dialogues", absent)
+    answer = house.client.get(f"{RANKINGS}/next", params={"rater": "ann"})
+    advised.hears(answer.json()["error"]["message"])
+    answer = house.client.get(f"{RANKINGS}/next", params={"rater": "ann", "prompt": "Who?"})
+    advised.done(answer.status_code == 200)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Who goes?"}\n', encoding="utf-8")
+    with house_of(tmp_path, models["talker"], prompts=tmp_path / "p.jsonl") as told:
+        advised.done(told.client.get(f"{RANKINGS}/next", params={"rater": "ann"}).status_code == 200)
+
+
+@follows("{} heads over {} tokens are more than a page can show; shorten the text")
+def test_a_text_too_long_to_look_through(advised, monkeypatch, house):
+    from groundling.serve import xray
+
+    monkeypatch.setattr(xray, "MOST_BYTES", 100)
+    advised.hears(posted(house, XRAY, {"model": "base", "prompt": "a" * 60})[1])
+    advised.done(posted(house, XRAY, {"model": "base", "prompt": "abc"})[0] == 200)
+
+
+def test_an_api_error_has_one_line():
+    assert "\n" not in str(ApiError(400, "x; leave it out", "y"))
