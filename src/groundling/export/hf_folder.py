@@ -1,17 +1,23 @@
 """A model out of a folder in the layout of `transformers`: its config, and its weights from safetensors."""
 
+import dataclasses
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from groundling.bundle import read_tensors
 from groundling.errors import CheckpointError, DataError, MissingExtraError
-from groundling.export.families import Family, read_config
+from groundling.export.additions import without_copies
+from groundling.export.chat_template import chat_template
+from groundling.export.export_note import ExportNote, read_note
+from groundling.export.families import GPT2, Family, read_config
 from groundling.export.weights import to_ours, with_biases, without_absent_biases
 from groundling.manifest import read_json_object
 from groundling.model.gpt import GPTConfig
+from groundling.text.chat import ChatFormat
 
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
+TEMPLATE = "chat_template.jinja"
 WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model")
 """What is taken from the hub: no pickles, and no code."""
 
@@ -52,14 +58,50 @@ def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}; give a folder that transformers could load a model from")
-    family, config = read_config(read_json_object(folder / CONFIG), str(folder / CONFIG))
+    values = read_json_object(folder / CONFIG)
+    family, config = read_config(values, str(folder / CONFIG))
     full = with_biases(config, family)
     weights = to_ours(_read_all(folder), full, family, str(folder))
-    if full == config:
+    config, weights = _without_added_rows(config, weights, read_note(values))
+    if family is not GPT2 or config.bias:
         return family, config, weights
     # Our note says that there are no biases: they are zeros then, unless someone has trained them since.
     bare = without_absent_biases(weights)
-    return (family, full, weights) if bare is None else (family, config, bare)
+    return (family, with_biases(config, family), weights) if bare is None else (family, config, bare)
+
+
+def _without_added_rows(
+    config: GPTConfig, weights: dict[str, Tensor], note: ExportNote | None
+) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Leave out the rows that an export of ours added; those that someone has trained since stay, as spare ones."""
+    if note is None or note.like_row is None or note.like_row >= config.vocab_size - note.added_rows:
+        return config, weights
+    fewer = without_copies(weights, note.like_row, note.added_rows)
+    if fewer is None:
+        return config, weights
+    return dataclasses.replace(config, vocab_size=config.vocab_size - note.added_rows), fewer
+
+
+def read_own_note(folder: Path) -> ExportNote | None:
+    """What an export of ours says that it added; None of a folder that others made.
+
+    Raises:
+        CheckpointError: the config cannot be read.
+    """
+    return read_note(read_json_object(folder / CONFIG))
+
+
+def read_own_chat(folder: Path, note: ExportNote) -> ChatFormat | None:
+    """How a conversation is laid out, by the note; None where the folder's template is no longer the exported one."""
+    if note.chat is None or not (folder / TEMPLATE).is_file():
+        return None
+    by_id = {id: text for text, id in note.texts.items()}
+    texts = {name: by_id.get(id, "") for name, id in note.chat.to_json().items()}
+    try:
+        written = (folder / TEMPLATE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / TEMPLATE} cannot be read: {error}; export the model again") from error
+    return note.chat if written == chat_template(texts) else None
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from groundling.errors import DataError, GroundlingError, MissingExtraError
+from groundling.export.export_note import ExportNote, without_additions
 from groundling.export.hf_tokenizer import tokenizer_spec
 from groundling.text.tokenizer import CharTokenizer, Tokenizer, Unknown
 from groundling.text.vendors import GPT2_SHA256, BPETokenizer, GPT2Tokenizer, SentencePieceTokenizer
@@ -20,12 +21,13 @@ UNUSED = ("truncation", "padding", "post_processor")
 """Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
 
 
-def read_tokenizer(folder: Path, is_gpt2: bool) -> Tokenizer:
+def read_tokenizer(folder: Path, is_gpt2: bool, note: ExportNote | None = None) -> Tokenizer:
     """The tokenizer of a model's folder.
 
     Args:
         folder: with tokenizer.json, or, of a GPT-2, with vocab.json and merges.txt.
         is_gpt2: whether the model is: only then it is known how text is cut before vocab.json is used.
+        note: what an export of ours has added, to be left out.
 
     Raises:
         DataError: there is none, or none that can be read here.
@@ -44,6 +46,8 @@ def read_tokenizer(folder: Path, is_gpt2: bool) -> Tokenizer:
     except Exception as error:  # the library raises Exception itself
         raise DataError(f"the tokenizer in {folder} cannot be read: {error}; {INSTEAD}") from error
     spec = json.loads(found.to_str())
+    if note is not None:
+        spec = without_additions(spec, note)
     return _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec) or _bpe(spec, folder)
 
 
