@@ -75,7 +75,7 @@ def is_export(folder: Path) -> bool:
 
 def _ends(bundle: Bundle) -> dict[str, Any]:
     """The ids that begin and end a text: only GPT-2's own vocabulary has one."""
-    end_of_text = getattr(bundle.tokenizer, "end_of_text", None)
+    end_of_text = next(iter(bundle.tokenizer.end_ids), None)
     return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
 
 
