@@ -20,6 +20,7 @@ from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.sequences import row_generator
 from groundling.text.chat import Message
+from groundling.text.thoughts import ReplyDecoder
 from groundling.text.tokenizer import require_unicode
 
 HELP = "/new begins another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
@@ -61,8 +62,8 @@ class Chat:
             raise ConfigError("this model was never taught to answer; `groundling sft` does that")
         self.messages: list[Message] = []
         self._bundle, self._chat, self._system = bundle, bundle.chat, system
-        self._engine = Engine(bundle.model, decode, n_ids=bundle.chat.n_sayable(), say=say)
-        self._sampling = dataclasses.replace(sampling, end_ids=(bundle.chat.end,))
+        self._engine = Engine(bundle.model, decode, n_ids=bundle.n_ids, say=say)
+        self._sampling = dataclasses.replace(sampling, end_ids=bundle.end_ids)
         self._n_replies = 0
         self.begin()
 
@@ -110,12 +111,12 @@ class Chat:
 
     def _speak(self, prompt: list[int], number: int) -> Generator[str, None, None]:
         sample = self._engine.add(prompt, self._sampling, row_generator(self._sampling.seed, number))
-        decoder = self._bundle.tokenizer.stream_decoder()
+        decoder = ReplyDecoder(self._chat, self._bundle.tokenizer)
         try:
             while not sample.finished:
                 for _, tokens in self._engine.step():
-                    yield "".join([decoder.push(token.id) for token in tokens if token.id != self._chat.end])
-            yield decoder.finish()
+                    yield "".join([decoder.push(token.id).words for token in tokens])
+            yield decoder.finish().words
         finally:
             if not sample.finished:
                 self._engine.stop(sample)

@@ -152,7 +152,7 @@ def dpo(config: DpoConfig) -> int:
         stage.say(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
-        policy = Policy(bundle.model, bundle.chat.n_sayable(), stage.picked.autocast)
+        policy = Policy(bundle.model, bundle.n_ids, stage.picked.autocast)
         block_size, n_rows = bundle.config.block_size, config.micro_batch_rows
         pairs = with_reference(policy, pairs, block_size, n_rows)
         train, measured = split(pairs, config.held_out)

@@ -13,6 +13,7 @@ from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.sequences import row_generator
 from groundling.text.chat import ChatFormat
+from groundling.text.thoughts import reply_text
 from groundling.text.tokenizer import Tokenizer
 
 AT_ONCE = 32
@@ -28,6 +29,7 @@ class Reply:
     """Its ids; the last is the end, if it came to one."""
     ended: bool
     text: str
+    """Its words, without thoughts."""
 
 
 Rewards = Callable[[Sequence[Reply]], list[float]]
@@ -57,8 +59,10 @@ class Speaker:
         decode: DecodeConfig | None = None,
     ) -> None:
         self._chat, self._tokenizer = chat, tokenizer
-        self._engine = Engine(model, decode, AT_ONCE, n_ids=chat.n_sayable())
-        self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, end_ids=(chat.end,))
+        self._engine = Engine(model, decode, AT_ONCE, n_ids=chat.n_sayable(tokenizer))
+        self._config = SamplingConfig(
+            max_new_tokens=max_new_tokens, temperature=temperature, end_ids=chat.end_ids(tokenizer)
+        )
 
     def reply(self, prompts: Sequence[list[int]], seed: int, each: int = 1) -> list[list[Reply]]:
         """`each` replies to every prompt, as ids that end where the assistant is to speak.
@@ -77,6 +81,6 @@ class Speaker:
 
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
         said = tokens[n_prompt:]
-        ended = bool(said) and said[-1] == self._chat.end
-        text = self._tokenizer.decode(said[:-1] if ended else said)
+        ended = bool(said) and said[-1] in self._config.end_ids
+        text = reply_text(said[:-1] if ended else said, self._chat, self._tokenizer)
         return Reply(tokens[:n_prompt], said, ended, text)

@@ -257,7 +257,7 @@ class _Judge:
     @staticmethod
     def _policy(bundle: Bundle) -> Policy:
         assert bundle.chat is not None
-        return Policy(bundle.model, bundle.chat.n_sayable(), nullcontext)
+        return Policy(bundle.model, bundle.n_ids, nullcontext)
 
 
 def require_same_ids(bundle: Bundle, other: Bundle, name: str) -> None:

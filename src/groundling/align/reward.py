@@ -213,7 +213,7 @@ def ranked(
         texts = [candidate.text for candidate in judgement.candidates]
         try:
             prompt = chat.prompt(judgement.messages, tokenizer)
-            sequences = [shortened(prompt, [*tokenizer.encode(text), chat.end], block_size) for text in texts]
+            sequences = [shortened(prompt, chat.reply(text, tokenizer), block_size) for text in texts]
         except DataError as error:
             left_out.unknown += 1
             left_out.first_unknown = left_out.first_unknown or f"the answer {judgement.key}: {error}"
@@ -225,7 +225,7 @@ def ranked(
             if sequences[a := number_of[id(comparison.better)]] and sequences[b := number_of[id(comparison.worse)]]
         ]
         if pairs:
-            nothing = ([chat.assistant], [chat.end])
+            nothing = (chat.opening_ids("assistant", tokenizer), [chat.end])
             answers.append(Ranked(judgement.messages, [each or nothing for each in sequences], texts, pairs))
         else:
             left_out.silent += 1

@@ -23,7 +23,7 @@ from groundling.data.examples import (
 )
 from groundling.data.tokenizers import visible
 from groundling.errors import require
-from groundling.text.chat import ROLES, ChatFormat
+from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
 
 BLOCK_SIZE = 256
@@ -146,7 +146,7 @@ def show(ids: list[int], said: list[bool], chat: ChatFormat, tokenizer: Tokenize
         tokenizer: its words.
         in_colour: colours mark what is learned; else brackets do.
     """
-    names = {chat.end: "end", **{chat.role_id(role): role for role in ROLES}}
+    names = chat.names(tokenizer)
     shown = Text()
     for is_learned, run in groupby(zip(ids, said, strict=True), key=lambda pair: pair[1]):
         parts = list(_parts([id for id, _ in run], names, tokenizer))

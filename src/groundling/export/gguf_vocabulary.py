@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from groundling.errors import ConfigError
-from groundling.export.hf_tokenizer import merge_pairs
+from groundling.export.hf_tokenizer import merge_pairs, tokenizer_spec
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_vocabulary
 
@@ -62,7 +62,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     if tokenizer.kind == "char":
         return _characters(values["symbols"])
     if tokenizer.kind == "bpe":
-        return _byte_pairs(values["tokenizers"])
+        return _byte_pairs(tokenizer_spec(tokenizer))
     if tokenizer.kind == "gpt2":
         return _gpt2()
     if tokenizer.kind == "sp_bpe":

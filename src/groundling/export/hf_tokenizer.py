@@ -39,8 +39,7 @@ def tokenizer_spec(tokenizer: Tokenizer) -> dict[str, Any]:
         return gpt2_spec()
     values = tokenizer.to_json()
     if tokenizer.kind == "bpe":
-        own: dict[str, Any] = values["tokenizers"]
-        return own
+        return _with_added(values["tokenizers"], values.get("added_tokens", []))
     return _sentencepiece_spec(base64.b64decode(values["model"]), tokenizer.kind)
 
 
@@ -105,6 +104,13 @@ def _spec(model: Mapping[str, Any], pre_tokenizer: Any, decoder: Any, special: M
         "decoder": decoder,
         "model": dict(model),
     }
+
+
+def _with_added(spec: dict[str, Any], added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A `tokenizer.json` with more tokens beside its vocabulary."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokens = [*spec["added_tokens"], *({**token, **flags} for token in added)]
+    return {**spec, "added_tokens": sorted(tokens, key=lambda token: token["id"])}
 
 
 def _bpe_model(vocabulary: Mapping[str, int], merges: list[list[str]], **changes: Any) -> dict[str, Any]:

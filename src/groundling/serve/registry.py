@@ -60,7 +60,7 @@ class Served:
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a text."""
-        return () if self.bundle.chat is None else (self.bundle.chat.end,)
+        return self.bundle.end_ids
 
     def card(self) -> dict[str, Any]:
         """What /v1/models tells."""
@@ -156,9 +156,8 @@ class Theatre:
 
     def _engine(self, bundle: Bundle) -> Engine:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
-        n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
         decode = settled(bundle.model, DecodeConfig(weights=self.config.weights))
-        return Engine(bundle.model, decode, self.config.slots, n_ids)
+        return Engine(bundle.model, decode, self.config.slots, bundle.n_ids)
 
     def require_ready(self) -> None:
         """Check that requests can be taken.
