@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from groundling.bundle import Bundle
-from groundling.text.chat import ChatFormat
+from groundling.text.chat import ChatFormat, RoleTokens
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
 from groundling.text.vendors import END_OF_TEXT
 
@@ -40,6 +40,8 @@ class Additions:
     """Text to id, ascending; the ids follow on the tokenizer's without a gap."""
     end: int
     """The id that ends a text, or a turn; may be the tokenizer's own."""
+    end_is_known: bool
+    """Whether the model has learned that id."""
     unknown: int | None
     """The id of a character that the tokenizer does not know, if its kind has none."""
     never_drawn: list[int]
@@ -52,35 +54,44 @@ class Additions:
         return next(text for text, id in self.texts.items() if id == token)
 
 
-def additions_of(bundle: Bundle, taken: Collection[str] = (), *, has_unknown: bool = True) -> Additions:
-    """What has to be added to a bundle's tokenizer.
+def additions_of(
+    tokenizer: Tokenizer,
+    chat: ChatFormat | None,
+    *,
+    n_rows: int = 0,
+    taken: Collection[str] = (),
+    has_unknown: bool = True,
+) -> Additions:
+    """What has to be added to a tokenizer.
 
     Args:
-        bundle: the model to export.
+        tokenizer: of the model to export.
+        chat: how it lays a conversation out, if it does.
+        n_rows: ids that the model has rows for.
         taken: texts that are tokens already; an added one gets another text.
         has_unknown: whether the target needs an id for unknown characters.
     """
-    first, own_end = bundle.tokenizer.vocab_size, getattr(bundle.tokenizer, "end_of_text", None)
+    first, end, end_is_known = tokenizer.vocab_size, tokenizer.vocab_size, True
     texts: dict[str, int] = {}
-    if bundle.chat is not None:
-        ids = bundle.chat.to_json()
-        texts = {_free(CHAT_TEXTS[name], taken): ids[name] for name in sorted(ids, key=ids.__getitem__)}
-        end = bundle.chat.end
-    elif own_end is not None:
-        end = own_end
+    if isinstance(chat, RoleTokens):
+        names = {id: name for name, id in chat.to_json().items()}
+        texts = {_free(CHAT_TEXTS[names[id]], taken): id for id in sorted(names)}
+    if chat is not None:
+        end, n_drawn = chat.end, chat.n_sayable(tokenizer)
+    elif tokenizer.end_ids:
+        end, n_drawn = tokenizer.end_ids[0], first
     else:
-        texts[_free(END_OF_TEXT, taken)] = end = first
-    unknown = first + len(texts) if has_unknown and needs_unknown(bundle.tokenizer) else None
+        texts, end_is_known, n_drawn = {_free(END_OF_TEXT, taken): end}, False, first
+    unknown = first + len(texts) if has_unknown and needs_unknown(tokenizer) else None
     if unknown is not None:
         texts[_free(UNKNOWN, taken)] = unknown
-    n_ids = max(bundle.config.vocab_size, first + len(texts))
-    # A tokenizer's own end of text is trained on, and the end of a turn too; the added one is not.
-    drawn = end if bundle.chat is not None or own_end is not None else first - 1
+    n_ids = max(n_rows, first + len(texts))
     return Additions(
         texts=texts,
         end=end,
+        end_is_known=end_is_known,
         unknown=unknown,
-        never_drawn=[id for id in range(first, n_ids) if id > drawn],
+        never_drawn=list(range(n_drawn, n_ids)),
         n_ids=n_ids,
     )
 

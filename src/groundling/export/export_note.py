@@ -41,7 +41,9 @@ def read_note(config: Mapping[str, Any]) -> ExportNote | None:
     values = config.get(EXPORT_NOTE)
     if not isinstance(values, dict):
         return None
-    texts, added, like, chat = (values.get(key) for key in ("texts", "added_rows", "like_row", "chat"))
+    texts: Any = values.get("texts")
+    added: Any = values.get("added_rows")
+    like, chat = values.get("like_row"), values.get("chat")
     are_texts = isinstance(texts, dict) and all(type(id) is int and id >= 0 for id in texts.values())
     are_rows = type(added) is int and added >= 0 and (type(like) is int and like >= 0 if added else like is None)
     if not are_texts or not are_rows:

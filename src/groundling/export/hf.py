@@ -23,7 +23,6 @@ from groundling.export.families import NOTE, Family, family_of, write_config
 from groundling.export.hf_tokenizer import names_of, tokenizer_settings, tokenizer_spec, with_additions
 from groundling.export.weights import to_theirs
 from groundling.manifest import read_json_object
-from groundling.text.vendors import END_OF_TEXT
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
@@ -51,7 +50,7 @@ def export_hf(bundle: Bundle, folder: Path) -> Family:
     if (folder.exists() or folder.is_symlink()) and not is_export(folder):
         raise StorageError(f"{folder} is not an earlier export, and was left alone; choose another name")
     family, spec = family_of(bundle.config), tokenizer_spec(bundle.tokenizer)
-    additions = additions_of(bundle, names_of(spec))
+    additions = additions_of(bundle.tokenizer, bundle.chat, n_rows=bundle.config.vocab_size, taken=names_of(spec))
     config, weights = _model(bundle, family, additions)
     texts = None if bundle.chat is None else chat_texts(additions, bundle.chat)
     with atomicio.new_folder(folder) as temporary:
@@ -102,8 +101,12 @@ def _model(bundle: Bundle, family: Family, additions: Additions) -> tuple[dict[s
 
 
 def _ends(bundle: Bundle, additions: Additions) -> dict[str, Any]:
-    """The ids that begin and end a text; a conversation begins with the id of a role."""
-    return {"bos_token_id": None if bundle.chat else additions.end, "eos_token_id": additions.end}
+    """The ids that begin and end a text; a conversation begins with an id of its own."""
+    ends = [additions.end, *(id for id in bundle.end_ids if id != additions.end)]
+    return {
+        "bos_token_id": None if bundle.chat else additions.end,
+        "eos_token_id": ends if len(ends) > 1 else additions.end,
+    }
 
 
 def _generation(bundle: Bundle, additions: Additions) -> dict[str, Any]:
@@ -116,6 +119,6 @@ def _generation(bundle: Bundle, additions: Additions) -> dict[str, Any]:
 
 
 def _tokenizer_settings(bundle: Bundle, additions: Additions) -> dict[str, Any]:
-    end = additions.text_of(additions.end) if additions.end in additions.texts.values() else END_OF_TEXT
-    unknown = None if additions.unknown is None else additions.text_of(additions.unknown)
-    return tokenizer_settings(end, unknown, bundle.config.block_size, chats=bundle.chat is not None)
+    names = {id: text for text, id in {**bundle.tokenizer.special, **additions.texts}.items()}
+    unknown = None if additions.unknown is None else names[additions.unknown]
+    return tokenizer_settings(names[additions.end], unknown, bundle.config.block_size, chats=bundle.chat is not None)
