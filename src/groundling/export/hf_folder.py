@@ -12,7 +12,8 @@ from groundling.manifest import read_json_object
 from groundling.model.gpt import GPTConfig
 
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
-WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model")
+GENERATION = "generation_config.json"
+WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model", "chat_template.jinja")
 """What is taken from the hub: no pickles, and no code."""
 
 
@@ -60,6 +61,23 @@ def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
     # Our note says that there are no biases: they are zeros then, unless someone has trained them since.
     bare = without_absent_biases(weights)
     return (family, full, weights) if bare is None else (family, config, bare)
+
+
+def read_end_ids(folder: Path) -> list[int]:
+    """The ids that end a text of the model, by its config.json and its generation_config.json.
+
+    Raises:
+        CheckpointError: one of the files says something else than an id, or some.
+    """
+    found: list[int] = []
+    for name in (GENERATION, CONFIG):
+        values = read_json_object(folder / name) if (folder / name).is_file() else {}
+        given = values.get("eos_token_id")
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(type(id) is int and id >= 0 for id in ids):
+            raise CheckpointError(f"{folder / name}: eos_token_id is {given!r}; it has to be an id, or a list of ids")
+        found += ids
+    return list(dict.fromkeys(found))
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
