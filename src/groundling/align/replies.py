@@ -59,10 +59,9 @@ class Speaker:
         decode: DecodeConfig | None = None,
     ) -> None:
         self._chat, self._tokenizer = chat, tokenizer
-        self._engine = Engine(model, decode, AT_ONCE, n_ids=chat.n_sayable(tokenizer))
-        self._config = SamplingConfig(
-            max_new_tokens=max_new_tokens, temperature=temperature, end_ids=chat.end_ids(tokenizer)
-        )
+        n_ids, ends = chat.n_sayable(tokenizer), chat.end_ids(tokenizer)
+        self._engine = Engine(model, decode, AT_ONCE, n_ids=n_ids, end_ids=ends)
+        self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def reply(self, prompts: Sequence[list[int]], seed: int, each: int = 1) -> list[list[Reply]]:
         """`each` replies to every prompt, as ids that end where the assistant is to speak.
@@ -81,6 +80,6 @@ class Speaker:
 
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
         said = tokens[n_prompt:]
-        ended = bool(said) and said[-1] in self._config.end_ids
-        text = reply_text(said[:-1] if ended else said, self._chat, self._tokenizer)
+        ended = bool(said) and said[-1] in self._engine.end_ids
+        text = reply_text(said, self._chat, self._tokenizer)
         return Reply(tokens[:n_prompt], said, ended, text)

@@ -101,9 +101,10 @@ def needs_unknown(tokenizer: Tokenizer) -> bool:
     return isinstance(tokenizer, CharTokenizer) and tokenizer.unknown == "error"
 
 
-def chat_texts(additions: Additions, chat: ChatFormat) -> dict[str, str]:
-    """The text of each part of a conversation's structure: end, system, user, assistant."""
-    return {name: additions.text_of(id) for name, id in chat.to_json().items()}
+def special_names(tokenizer: Tokenizer, texts: Mapping[str, int]) -> dict[int, str]:
+    """The text of each id that stands beside a vocabulary: the tokenizer's own, and what an export adds."""
+    own = {token.id: token.content for token in getattr(tokenizer, "added", ())}
+    return {**own, **{id: text for text, id in {**tokenizer.special, **texts}.items()}}
 
 
 def _free(text: str, taken: Collection[str]) -> str:

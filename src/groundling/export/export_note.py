@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from groundling.errors import DataError
-from groundling.export.chat_template import without_unescaping
+from groundling.export.additions import special_names
+from groundling.export.chat_escapes import without_unescaping
+from groundling.export.chat_jinja import to_jinja
 from groundling.export.hf_tokenizer import NO_TOKEN
 from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import Tokenizer
 
 EXPORT_NOTE = "groundling_export"
 """The key of `config.json`."""
@@ -73,3 +76,14 @@ def without_additions(spec: Mapping[str, Any], note: ExportNote) -> dict[str, An
         "added_tokens": [token for token in spec["added_tokens"] if (token["content"], token["id"]) not in ours],
         "normalizer": spec["normalizer"] if note.chat is None else without_unescaping(spec["normalizer"]),
     }
+
+
+def chat_template(tokenizer: Tokenizer, chat: ChatFormat | None, texts: Mapping[str, int]) -> str | None:
+    """The template of an exported folder; None of a model that does not chat.
+
+    Args:
+        tokenizer: without what is added.
+        chat: how a conversation is laid out.
+        texts: what is added to the tokenizer.
+    """
+    return None if chat is None else to_jinja(chat, special_names(tokenizer, texts), escapes=True)

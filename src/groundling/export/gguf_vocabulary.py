@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from groundling.errors import ConfigError
-from groundling.export.additions import additions_of, chat_texts
-from groundling.export.chat_template import chat_template
+from groundling.export.additions import additions_of, special_names
+from groundling.export.chat_jinja import to_jinja
 from groundling.export.hf_tokenizer import merge_pairs
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
@@ -92,7 +92,7 @@ def vocabulary_of(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> Vocab
         end=added.end,
         end_is_added=not added.end_is_known,
         never_drawn=added.never_drawn,
-        chat_template=None if chat is None else chat_template(chat_texts(added, chat)),
+        chat_template=None if chat is None else to_jinja(chat, special_names(tokenizer, added.texts), escapes=True),
     )
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 from groundling import atomicio
 from groundling.bundle import Bundle, plain_state_dict
 from groundling.errors import CheckpointError, StorageError
-from groundling.export.additions import Additions, additions_of, chat_texts, rarest_token, with_copies
-from groundling.export.chat_template import chat_template
-from groundling.export.export_note import EXPORT_NOTE, ExportNote
+from groundling.export.additions import Additions, additions_of, rarest_token, special_names, with_copies
+from groundling.export.export_note import EXPORT_NOTE, ExportNote, chat_template
 from groundling.export.families import NOTE, Family, family_of, write_config
 from groundling.export.hf_tokenizer import names_of, tokenizer_settings, tokenizer_spec, with_additions
 from groundling.export.weights import to_theirs
@@ -52,15 +51,15 @@ def export_hf(bundle: Bundle, folder: Path) -> Family:
     family, spec = family_of(bundle.config), tokenizer_spec(bundle.tokenizer)
     additions = additions_of(bundle.tokenizer, bundle.chat, n_rows=bundle.config.vocab_size, taken=names_of(spec))
     config, weights = _model(bundle, family, additions)
-    texts = None if bundle.chat is None else chat_texts(additions, bundle.chat)
+    template = chat_template(bundle.tokenizer, bundle.chat, additions.texts)
     with atomicio.new_folder(folder) as temporary:
         atomicio.write_json(temporary / CONFIG, config)
         atomicio.write_json(temporary / GENERATION, _generation(bundle, additions))
         atomicio.write_bytes(temporary / WEIGHTS, safetensors.torch.save(weights, metadata=METADATA))
-        atomicio.write_json(temporary / TOKENIZER, with_additions(spec, additions, chats=texts is not None))
+        atomicio.write_json(temporary / TOKENIZER, with_additions(spec, additions, chats=template is not None))
         atomicio.write_json(temporary / TOKENIZER_CONFIG, _tokenizer_settings(bundle, additions))
-        if texts is not None:
-            atomicio.write_text(temporary / TEMPLATE, chat_template(texts))
+        if template is not None:
+            atomicio.write_text(temporary / TEMPLATE, template)
         if "model" in (values := bundle.tokenizer.to_json()):
             atomicio.write_bytes(temporary / SENTENCEPIECE, base64.b64decode(values["model"]))
         if folder.exists():
@@ -119,6 +118,6 @@ def _generation(bundle: Bundle, additions: Additions) -> dict[str, Any]:
 
 
 def _tokenizer_settings(bundle: Bundle, additions: Additions) -> dict[str, Any]:
-    names = {id: text for text, id in {**bundle.tokenizer.special, **additions.texts}.items()}
+    names = special_names(bundle.tokenizer, additions.texts)
     unknown = None if additions.unknown is None else names[additions.unknown]
     return tokenizer_settings(names[additions.end], unknown, bundle.config.block_size, chats=bundle.chat is not None)

@@ -8,17 +8,15 @@ from torch import Tensor
 from groundling.bundle import read_tensors
 from groundling.errors import CheckpointError, DataError, MissingExtraError
 from groundling.export.additions import without_copies
-from groundling.export.chat_template import chat_template
 from groundling.export.export_note import ExportNote, read_note
 from groundling.export.families import GPT2, Family, read_config
 from groundling.export.weights import to_ours, with_biases, without_absent_biases
 from groundling.manifest import read_json_object
 from groundling.model.gpt import GPTConfig
-from groundling.text.chat import ChatFormat
 
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
-TEMPLATE = "chat_template.jinja"
-WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model")
+GENERATION = "generation_config.json"
+WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model", "chat_template.jinja")
 """What is taken from the hub: no pickles, and no code."""
 
 
@@ -91,17 +89,21 @@ def read_own_note(folder: Path) -> ExportNote | None:
     return read_note(read_json_object(folder / CONFIG))
 
 
-def read_own_chat(folder: Path, note: ExportNote) -> ChatFormat | None:
-    """How a conversation is laid out, by the note; None where the folder's template is no longer the exported one."""
-    if note.chat is None or not (folder / TEMPLATE).is_file():
-        return None
-    by_id = {id: text for text, id in note.texts.items()}
-    texts = {name: by_id.get(id, "") for name, id in note.chat.to_json().items()}
-    try:
-        written = (folder / TEMPLATE).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / TEMPLATE} cannot be read: {error}; export the model again") from error
-    return note.chat if written == chat_template(texts) else None
+def read_end_ids(folder: Path) -> list[int]:
+    """The ids that end a text of the model, by its config.json and its generation_config.json.
+
+    Raises:
+        CheckpointError: one of the files says something else than an id, or some.
+    """
+    found: list[int] = []
+    for name in (GENERATION, CONFIG):
+        values = read_json_object(folder / name) if (folder / name).is_file() else {}
+        given = values.get("eos_token_id")
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(type(id) is int and id >= 0 for id in ids):
+            raise CheckpointError(f"{folder / name}: eos_token_id is {given!r}; it has to be an id, or a list of ids")
+        found += ids
+    return list(dict.fromkeys(found))
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from groundling.errors import ConfigError, MissingExtraError
 from groundling.export.additions import Additions
-from groundling.export.chat_template import unescaping
+from groundling.export.chat_escapes import unescaping
 from groundling.text import vendors
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
 

@@ -70,20 +70,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _hf(argv: list[str]) -> int:
-    from groundling.export.hf_folder import find_folder, read_model, read_own_chat, read_own_note
-    from groundling.export.hf_tokenizer_reading import read_tokenizer
+    from groundling.export.hf_folder import find_folder, read_model
+    from groundling.export.hf_speech import read_speech
 
     chosen = config.parse(HFConfig, argv, "groundling import hf")
     _require_room_for(chosen.out, chosen.overwrite)
     folder = find_folder(chosen.source)
     family, gpt_config, weights = read_model(folder)
-    note = read_own_note(folder)
-    tokenizer = _named_tokenizer(chosen.tokenizer) if chosen.tokenizer else read_tokenizer(folder, family is GPT2, note)
-    chat = None if note is None or chosen.tokenizer else read_own_chat(folder, note)
+    if chosen.tokenizer:
+        tokenizer, chat, why = _named_tokenizer(chosen.tokenizer), None, "another tokenizer was given"
+    else:
+        tokenizer, chat, why = read_speech(folder, family is GPT2)
     facts = {FACT: chosen.source, "architecture": family.architecture}
     _save(chosen.out, gpt_config, weights, tokenizer, facts, chat)
     print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
-    print(f"let it speak: groundling sample {chosen.out}")
+    if chat is None:
+        print(f"imported as a base model, which goes on with a text and does not chat: {why}")
+        print(f"let it speak: groundling sample {chosen.out}")
+    else:
+        print(f"talk with it: groundling chat {chosen.out}")
     return 0
 
 

@@ -59,6 +59,11 @@ class Order:
     form: Form
     include_usage: bool
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is a reply that is wanted, and not a text's continuation."""
+        return isinstance(self.form, ChatForm)
+
 
 async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
     """What is wanted of a chat.
@@ -77,7 +82,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
     n_likely = (body.top_logprobs or 0) if body.logprobs else None
     with _room(theatre, body, 1):
         messages = [Message("system" if m.role == "developer" else m.role, m.text()) for m in body.messages]
-        ids = await _chat_ids(served, messages)
+        ids = await _chat_ids(served, messages, body.thinking)
         findings: list[Finding] = []
         if theatre.safety is not None:
             checked = []
@@ -88,7 +93,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
                     findings += found
                 checked.append(Message(said.role, text))
             if checked != messages:
-                ids = await _chat_ids(served, checked)
+                ids = await _chat_ids(served, checked, body.thinking)
     if asked is None:
         limit = min(limit, served.bundle.config.block_size - len(ids))
     _require_few_logprobs(body, limit, n_likely, "top_logprobs")
@@ -97,7 +102,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
     return _order(served, [Prompt(ids, findings)], config, body, form)
 
 
-async def _chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
+async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool) -> list[int]:
     """A conversation as the model reads it."""
     chat, tokenizer = served.bundle.chat, served.bundle.tokenizer
     assert chat is not None
@@ -105,7 +110,8 @@ async def _chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
         check_messages(messages, "messages")
         if messages[-1].role != "user":
             raise DataError("messages: the last one has to be the user's, for the reply follows it")
-        ids = await _encoded(lambda: chat.prompt(messages, tokenizer), sum(len(m.content) for m in messages))
+        n_characters = sum(len(m.content) for m in messages)
+        ids = await _encoded(lambda: chat.prompt(messages, tokenizer, thinking=thinking), n_characters)
     except DataError as error:
         raise ApiError(400, str(error), "invalid_value", "messages") from error
     if len(ids) >= served.bundle.config.block_size:

@@ -123,12 +123,15 @@ class ChatFormat(ABC):
             raise DataError(f"a chat format has the ids of {', '.join(names)}, and nothing else")
         return RoleTokens(**values)
 
-    def special_ids(self) -> tuple[int, ...]:
-        """All ids that are structure, each once, ascending."""
+    def marks(self) -> set[int]:
+        """The ids that begin and end messages."""
         segments = [self.begin, *(part for role in ROLES for part in (self.opening(role), self.closing(role)))]
-        if self.thinking is not None:
-            segments.append(self.thinking.nothing)
-        return tuple(sorted({part for parts in segments for part in parts if isinstance(part, int)}))
+        return {part for parts in segments for part in parts if isinstance(part, int)}
+
+    def special_ids(self) -> tuple[int, ...]:
+        """All ids that are structure, each once, ascending: marks, and the tags of thoughts."""
+        tags = () if self.thinking is None else (self.thinking.opening, self.thinking.closing)
+        return tuple(sorted({*self.marks(), *tags}))
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Ids that end a reply: the template's own end first, then the tokenizer's ends of text."""
@@ -261,8 +264,8 @@ class ChatFormat(ABC):
 
     def names(self, tokenizer: Tokenizer) -> dict[int, str]:
         """What each id of structure is called, for readers."""
-        texts = {id: text.strip("<|>") for text, id in tokenizer.special.items()}
-        return {id: texts.get(id, str(id)) for id in self.special_ids()}
+        known = tokenizer.vocab_size
+        return {id: tokenizer.piece(id).strip("<|>") if id < known else str(id) for id in self.special_ids()}
 
     def _words(self, content: str) -> str:
         return content.strip() if self.trim else content

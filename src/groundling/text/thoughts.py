@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from groundling.text.chat import ChatFormat, Thinking
-from groundling.text.tokenizer import StreamDecoder, Tokenizer
+from groundling.text.tokenizer import StreamDecoder, TextDecoder, Tokenizer
 
 Kind = Literal["tag", "thought", "word"]
 
@@ -67,13 +67,13 @@ class TrimmedDecoder:
 
 def word_decoder(chat: ChatFormat | None, tokenizer: Tokenizer) -> StreamDecoder:
     """A decoder for a reply's words."""
-    decoder = tokenizer.stream_decoder()
+    decoder = TextDecoder(tokenizer)
     return decoder if chat is None or chat.thinking is None else TrimmedDecoder(decoder, at_end=False)
 
 
 def thought_decoder(tokenizer: Tokenizer) -> StreamDecoder:
     """A decoder for a reply's thoughts."""
-    return TrimmedDecoder(tokenizer.stream_decoder(), at_end=True)
+    return TrimmedDecoder(TextDecoder(tokenizer), at_end=True)
 
 
 class Piece(NamedTuple):
@@ -84,7 +84,7 @@ class Piece(NamedTuple):
 
 
 class ReplyDecoder:
-    """Decodes a reply, id by id; ids that are no text are passed over.
+    """Decodes a reply, id by id; its end and other special tokens give no text.
 
     Args:
         chat: the template of the model.
@@ -94,7 +94,6 @@ class ReplyDecoder:
     def __init__(self, chat: ChatFormat, tokenizer: Tokenizer) -> None:
         self._sorter = Sorter(chat.thinking)
         self._words, self._thoughts = word_decoder(chat, tokenizer), thought_decoder(tokenizer)
-        self._no_text = set(chat.end_ids(tokenizer))
 
     @property
     def is_thinking(self) -> bool:
@@ -103,8 +102,6 @@ class ReplyDecoder:
 
     def push(self, id: int) -> Piece:
         """Take one id; return the text that is certain by now."""
-        if id in self._no_text:
-            return Piece("", "")
         kind = self._sorter(id)
         return Piece(
             self._thoughts.push(id) if kind == "thought" else "", self._words.push(id) if kind == "word" else ""

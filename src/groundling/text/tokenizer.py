@@ -96,6 +96,21 @@ class Tokenizer(Protocol):
         ...
 
 
+class TextDecoder:
+    """A `StreamDecoder` that passes over ids outside the tokenizer's vocabulary: a chat template's, or padding."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decoder, self._n_known = tokenizer.stream_decoder(), tokenizer.vocab_size
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that is certain by now."""
+        return self._decoder.push(token) if token < self._n_known else ""
+
+    def finish(self) -> str:
+        """Return what was held back, and be ready for new ids."""
+        return self._decoder.finish()
+
+
 def check_ids(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int64]:
     """Return `ids` as an array, all of them inside the vocabulary.
 
