@@ -27,8 +27,8 @@ def to_jinja(chat: ChatFormat, names: Mapping[int, str], *, escapes: bool = Fals
         return _literal("".join(names[part] if isinstance(part, int) else part for part in segments))
 
     replaced = replacements(names.values()) if escapes else []
-    words = "message['content'] | trim" if chat.trim else "message['content']"
-    words += "".join(f" | replace({_literal(there)}, {_literal(instead)})" for there, instead in replaced)
+    content = "message['content'] | trim" if chat.trim else "message['content']"
+    content += "".join(f" | replace({_literal(there)}, {_literal(instead)})" for there, instead in replaced)
     lines = []
     if chat.begin:
         lines.append("{{ " + text(chat.begin) + " }}")
@@ -40,15 +40,16 @@ def to_jinja(chat: ChatFormat, names: Mapping[int, str], *, escapes: bool = Fals
         lines.append("{% if not messages or messages[0]['role'] != 'system' %}{{ " + text(default) + " }}{% endif %}")
     lines.append("{% for message in messages %}{% if message['content'] is not string %}")
     lines.append("{{ raise_exception('the content of a message has to be text') }}{% endif %}")
+    lines.append("{% set words = " + content + " %}")
     for number, role in enumerate(ROLES):
         lines.append("{% " + ("elif" if number else "if") + f" message['role'] == '{role}'" + " %}")
         opening, closing = text(chat.opening(role)), text(chat.closing(role))
         if role == "assistant" and chat.thinking is not None:
-            last = f"{opening} + {text(chat.thinking.nothing)} + ({words}).lstrip('\\n')"
+            last = f"{opening} + {text(chat.thinking.nothing)} + words.lstrip('\\n')"
             lines.append("{% if loop.last %}{{ " + f"{last} + {closing}" + " }}{% else %}")
-            lines.append("{{ " + f"{opening} + ({words}) + {closing}" + " }}{% endif %}")
+            lines.append("{{ " + f"{opening} + words + {closing}" + " }}{% endif %}")
         else:
-            lines.append("{{ " + f"{opening} + ({words}) + {closing}" + " }}")
+            lines.append("{{ " + f"{opening} + words + {closing}" + " }}")
     lines.append("{% else %}{{ raise_exception('no role is called ' + message['role']) }}{% endif %}{% endfor %}")
     ask = "{{ " + text(chat.opening("assistant")) + " }}"
     if chat.thinking is not None:

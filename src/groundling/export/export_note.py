@@ -53,7 +53,7 @@ def read_note(config: Mapping[str, Any]) -> ExportNote | None:
         return None
     try:
         return ExportNote(
-            texts=texts,
+            texts=dict(sorted(texts.items(), key=lambda entry: entry[1])),
             added_rows=added,
             like_row=like,
             chat=None if chat is None else ChatFormat.from_json(chat),
