@@ -68,7 +68,8 @@ def with_additions(spec: Mapping[str, Any], additions: Additions, *, chats: bool
 def names_of(spec: Mapping[str, Any]) -> set[str]:
     """The texts of all tokens of a tokenizer."""
     vocabulary = spec["model"]["vocab"]
-    return set(vocabulary) if isinstance(vocabulary, Mapping) else {name for name, _ in vocabulary}
+    names = set(vocabulary) if isinstance(vocabulary, Mapping) else {name for name, _ in vocabulary}
+    return names | {token["content"] for token in spec["added_tokens"]}
 
 
 def tokenizer_settings(end: str, unknown: str | None, block_size: int, *, chats: bool) -> dict[str, Any]:
