@@ -7,7 +7,16 @@ from pathlib import Path
 import tyro
 
 from groundling import atomicio, config
-from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, looks_like_bundle, read_tensors, save_bundle
+from groundling.bundle import (
+    HEAD,
+    Bundle,
+    find_bundle,
+    load_bundle,
+    looks_like_bundle,
+    read_tensors,
+    require_speaker,
+    save_bundle,
+)
 from groundling.errors import StorageError
 
 
@@ -39,10 +48,12 @@ def _hf(argv: list[str]) -> int:
     from groundling.export.hf import export_hf, is_export
 
     chosen = config.parse(Config, argv, "groundling export hf", "Write a folder for transformers and vLLM.")
-    bundle = _load(chosen, is_export)
+    bundle = _load_speaker(chosen, is_export)
     family = export_hf(bundle, chosen.out)
     print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
     print(f'load it: transformers.AutoModelForCausalLM.from_pretrained("{chosen.out}")')
+    if bundle.chat is not None:
+        print(f'chat with it: transformers.AutoTokenizer.from_pretrained("{chosen.out}").apply_chat_template(...)')
     return 0
 
 
@@ -50,11 +61,11 @@ def _gguf(argv: list[str]) -> int:
     from groundling.export.gguf import export_gguf, is_export
 
     chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
-    bundle = _load(chosen, is_export)
+    bundle = _load_speaker(chosen, is_export)
     atomicio.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
-    print(f"let it speak: llama-cli -m {chosen.out}")
+    print(f"let it speak: llama-cli -m {chosen.out}{' --jinja' if bundle.chat is not None else ''}")
     return 0
 
 
@@ -67,6 +78,17 @@ def _bundle(argv: list[str]) -> int:
     )
     print(f"{chosen.out}: {_said(bundle)}")
     return 0
+
+
+def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
+    """The same, of a model that generates text.
+
+    Raises:
+        ConfigError: it is a reward model, whose head no other program reads.
+    """
+    bundle = _load(chosen, may_replace)
+    require_speaker(find_bundle(chosen.path, chosen.checkpoint))
+    return bundle
 
 
 def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
