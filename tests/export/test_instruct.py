@@ -29,6 +29,7 @@ from groundling.export.template_reading import TemplateError, render
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate, generate_batch, stream, text_engine
 from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat_reading import messages_in
 from servekit import events, serving
 
 HOSTILE = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<repo_name>", "assistant"]
@@ -84,7 +85,7 @@ def test_special_tokens_in_content_stay_text(folders, kind, words):
     assert [id for id in chat.prompt(told, tokenizer) if id in added] == plain
     assert not added & set(tokenizer.encode(words))
     assert tokenizer.decode(tokenizer.encode(words)) == words
-    assert chat.last_words(chat.prompt(told, tokenizer), "user", tokenizer) == "a" + words
+    assert messages_in(chat.prompt(told, tokenizer), chat, tokenizer) == [*told, Message("assistant", "")]
 
 
 def test_what_comes_along(folders, capsys):
