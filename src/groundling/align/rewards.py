@@ -14,6 +14,7 @@ from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError
 from groundling.runtime import Runtime
+from groundling.text.chat_reading import last_words
 
 
 def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
@@ -48,7 +49,7 @@ def from_function(function: Callable[[str, str], float], bundle: Bundle, name: s
     def rewards(replies: Sequence[Reply]) -> list[float]:
         values = []
         for reply in replies:
-            prompt = chat.last_words(reply.prompt, "user", bundle.tokenizer)
+            prompt = last_words(reply.prompt, "user", chat, bundle.tokenizer)
             try:
                 value: Any = function(prompt, reply.text)
             except Exception as error:

@@ -16,7 +16,6 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from groundling.errors import DataError
@@ -249,18 +248,6 @@ class ChatFormat(ABC):
             if self.thinking is not None and not thinking:
                 ids += to_ids(self.thinking.nothing, tokenizer)
         return Rendered(ids, [*said, *[False] * (len(ids) - len(said))])
-
-    def last_words(self, ids: Sequence[int], role: Role, tokenizer: Tokenizer) -> str:
-        """The words of the last message of a role in a conversation as ids; "" if there is none."""
-        leading = list(takewhile(lambda part: isinstance(part, int), self.opening(role)))
-        header = "".join(part for part in self.opening(role) if isinstance(part, str))
-        closing, structure = self.closing(role)[0], set(self.special_ids())
-        for start in reversed([place for place, id in enumerate(ids) if id == leading[0]]):
-            words = takewhile(lambda id: id != closing, ids[start:])
-            text = tokenizer.decode([id for id in words if id not in structure])
-            if list(ids[start : start + len(leading)]) == leading and text.startswith(header):
-                return text[len(header) :]
-        return ""
 
     def names(self, tokenizer: Tokenizer) -> dict[int, str]:
         """What each id of structure is called, for readers."""
