@@ -19,6 +19,7 @@ from exportkit import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from instructkit import write_gpt2, write_qwen, write_smol
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from groundling.align.chat import Chat
@@ -26,7 +27,7 @@ from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.export.chat_escapes import KEPT, PUT_IN
 from groundling.sample.choose import SamplingConfig
-from groundling.text.chat import ROLES, Message
+from groundling.text.chat import ROLES, Message, to_ids
 from groundling.text.vendors import AddedToken, BPETokenizer
 
 TEXTS = ["<|turn_end|>", "<|system_start|>", "<|user_start|>", "<|assistant_start|>"]
@@ -199,3 +200,47 @@ def test_rows_that_only_the_export_has_stay_when_somebody_trained_them(tmp_path)
     back = load_bundle(tmp_path / "back")
     assert back.config.vocab_size == CHARACTERS.vocab_size + 2
     assert_same_logits(model, back.model)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """Models with templates and special tokens of their own: imported, and exported again."""
+    root = tmp_path_factory.mktemp("imported")
+    for name, write in (("smol", write_smol), ("qwen", write_qwen), ("gpt2", write_gpt2)):
+        write(root / name)
+        assert main(["import", "hf", str(root / name), str(root / f"{name}-bundle")]) == 0
+        assert main(["export", "hf", str(root / f"{name}-bundle"), str(root / f"{name}-out")]) == 0
+    return root
+
+
+@pytest.mark.parametrize("name", ["smol", "qwen", "gpt2"])
+def test_an_imported_model_leaves_with_all_that_it_came_with(imported, tmp_path, name):
+    bundle = load_bundle(imported / f"{name}-bundle")
+    theirs, again = (AutoTokenizer.from_pretrained(imported / folder) for folder in (name, f"{name}-out"))
+    assert again.eos_token == theirs.eos_token
+    assert again.added_tokens_encoder.items() >= theirs.added_tokens_encoder.items()
+    ends = GenerationConfig.from_pretrained(imported / f"{name}-out").eos_token_id
+    assert (ends if isinstance(ends, list) else [ends]) == list(bundle.end_ids)
+    assert main(["import", "hf", str(imported / f"{name}-out"), str(tmp_path / "back")]) == 0
+    assert_equal(load_bundle(tmp_path / "back"), bundle)
+
+
+@pytest.mark.parametrize("name", ["smol", "qwen"])
+def test_its_exported_template_gives_our_ids(imported, name):
+    bundle, theirs = load_bundle(imported / f"{name}-bundle"), AutoTokenizer.from_pretrained(imported / f"{name}-out")
+    hostile = st.sampled_from(["<|im_end|>", "<|im_start|>user\n", "<think>", "</think>", "a</think>\n\nb"])
+
+    @given(st.lists(WORDS | hostile, min_size=1, max_size=4), st.none() | WORDS, st.booleans())
+    def same(words, system, thinking):
+        messages = [Message("system", system)] * (system is not None)
+        messages += [Message(("user", "assistant")[number % 2], each) for number, each in enumerate(words)]
+        said = [{"role": message.role, "content": message.content} for message in messages]
+        if asks := messages[-1].role == "user":
+            ours = bundle.chat.prompt(messages, bundle.tokenizer, thinking=thinking)
+        else:
+            ours = bundle.chat.render(messages, bundle.tokenizer).ids
+            ours += to_ids(bundle.chat.closing("assistant")[1:], bundle.tokenizer)
+        how = {"add_generation_prompt": asks, "enable_thinking": thinking}
+        assert theirs.apply_chat_template(said, **how)["input_ids"] == ours
+
+    same()
