@@ -27,7 +27,13 @@ settings.register_profile("fast", max_examples=20)
 TESTS = Path(__file__).parent
 TAKES_SECONDS = {"models", "house", "classifier"}
 """The fixtures of all who start a server, or train for it."""
-LONG_TO_IMPORT = ("serve/browser", "export/test_hf.py", "export/test_importing.py", "export/test_nanogpt.py")
+LONG_TO_IMPORT = (
+    "serve/browser",
+    "export/test_chat_export.py",
+    "export/test_hf.py",
+    "export/test_importing.py",
+    "export/test_nanogpt.py",
+)
 """A browser's tests are slow anyway; the others bring transformers, and that each process of the tests imports it."""
 
 

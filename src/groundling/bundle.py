@@ -60,6 +60,16 @@ class Bundle:
     chat: ChatFormat | None = None
     """How a conversation is laid out, if the model was taught to hold one."""
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids at which generation ends: of a reply, and of a text."""
+        return self.tokenizer.end_ids if self.chat is None else self.chat.end_ids(self.tokenizer)
+
+    @property
+    def n_ids(self) -> int:
+        """Ids below this can come out; those above are padding, or the beginnings of messages."""
+        return self.tokenizer.vocab_size if self.chat is None else self.chat.n_sayable(self.tokenizer)
+
 
 @dataclass(frozen=True)
 class Base:

@@ -1,12 +1,22 @@
 """Run by a Python that has llama_cpp: what llama.cpp makes of a GGUF file, as one line of JSON.
 
-llama_cpp_says.py '{"path": FILE, "texts": [...], "prompt": TEXT, "n_new": N, "n_ctx": N}'
+llama_cpp_says.py '{"path": FILE, "texts": [...], "prompt": TEXT, "n_new": N, "n_ctx": N, "chats": [MESSAGES, ...]}'
 """
 
 import json
 import sys
 
 from llama_cpp import Llama
+
+
+def chat(llama: Llama, messages: list[dict[str, str]], n_new: int) -> dict[str, object]:
+    answer = llama.create_chat_completion(messages, max_tokens=n_new, temperature=0.0, repeat_penalty=1.0)
+    (choice,) = answer["choices"]
+    return {
+        "text": choice["message"]["content"],
+        "why_it_ended": choice["finish_reason"],
+        "n_prompt": answer["usage"]["prompt_tokens"],
+    }
 
 
 def main() -> None:
@@ -25,6 +35,8 @@ def main() -> None:
         "why_it_ended": spoken["choices"][0]["finish_reason"],
         "logits": llama.scores[: llama.n_tokens].tolist(),
         "end": llama.token_eos(),
+        # By the template in the file, which is what its server does.
+        "replies": [chat(llama, messages, asked["n_new"]) for messages in asked.get("chats", [])],
     }
     print(json.dumps(said))
 

@@ -61,7 +61,7 @@ def test_gpt2_gives_the_published_ids(trained, plays):
     tokenizer = trained["gpt2"]
     assert tokenizer.vocab_size == 50257
     assert tokenizer.encode("Hello world") == [15496, 995]
-    assert tokenizer.decode([50256]) == "<|endoftext|>"
+    assert (tokenizer.decode([15496, 50256, 995]), tokenizer.piece(50256)) == ("Hello world", "<|endoftext|>")
     cut = int(len(plays) * 0.9)
     # nanoGPT's data/shakespeare prints these two.
     assert len(tokenizer.encode_array(plays[:cut])) == 301_966

@@ -1,6 +1,5 @@
 """`groundling chat`: talk with a model that was taught to answer."""
 
-import dataclasses
 import io
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -20,7 +19,8 @@ from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.sequences import row_generator
-from groundling.text.chat import Message
+from groundling.text.chat import Message, to_ids
+from groundling.text.thoughts import ReplyDecoder
 from groundling.text.tokenizer import require_unicode
 
 HELP = "/new begins another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
@@ -34,6 +34,8 @@ class ChatConfig:
     """A bundle, a checkpoint, or the folder of a stage."""
     system: str = ""
     """What the model is told before the conversation begins; empty: nothing."""
+    thinking: bool = True
+    """Let a model that thinks before it replies do so; its thoughts are not shown."""
     context: int | None = None
     """Tokens of context to use; less than the model has takes less memory. None: all."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -52,20 +54,28 @@ class Chat:
         sampling: how it chooses; a reply also ends after its `max_new_tokens`.
         decode: how it is read.
         system: what it is told first.
+        thinking: whether a model that thinks before it replies may do so.
 
     Raises:
         ConfigError: it was never taught to answer, or has no room for a conversation.
     """
 
     def __init__(
-        self, bundle: Bundle, sampling: SamplingConfig, decode: DecodeConfig | None = None, system: str = ""
+        self,
+        bundle: Bundle,
+        sampling: SamplingConfig,
+        decode: DecodeConfig | None = None,
+        system: str = "",
+        thinking: bool = True,
     ) -> None:
         if bundle.chat is None:
             raise ConfigError("this model was never taught to answer; `groundling sft` does that")
         self.messages: list[Message] = []
         self._bundle, self._chat, self._system = bundle, bundle.chat, system
-        self._engine = Engine(bundle.model, decode, n_ids=bundle.chat.n_sayable(), say=say)
-        self._sampling = dataclasses.replace(sampling, end_ids=(bundle.chat.end,))
+        self._engine = Engine(bundle.model, decode, n_ids=bundle.n_ids, say=say, end_ids=bundle.end_ids)
+        self._sampling = sampling
+        thoughts = bundle.chat.thinking
+        self._instead = [] if thoughts is None or thinking else to_ids(thoughts.nothing, bundle.tokenizer)
         self._n_replies = 0
         self.begin()
 
@@ -106,19 +116,24 @@ class Chat:
     def _prompt(self, asked: Sequence[Message]) -> list[int]:
         bundle, counts = self._bundle, Counts()
         room = bundle.config.block_size - min(self._sampling.max_new_tokens, bundle.config.block_size // 2)
-        prompt = encode_prompt(asked, self._chat, bundle.tokenizer, room, counts)
+        prompt = encode_prompt(asked, self._chat, bundle.tokenizer, room - len(self._instead), counts)
         if prompt is None:
             raise DataError(counts.first_unknown or "there is nothing to reply to")
-        return prompt
+        return prompt + self._instead
 
     def _speak(self, prompt: list[int], number: int) -> Generator[str, None, None]:
         sample = self._engine.add(prompt, self._sampling, row_generator(self._sampling.seed, number))
-        decoder = self._bundle.tokenizer.stream_decoder()
+        decoder = ReplyDecoder(self._chat, self._bundle.tokenizer)
         try:
             while not sample.finished:
                 for _, tokens in self._engine.step():
-                    yield "".join([decoder.push(token.id) for token in tokens if token.id != self._chat.end])
-            yield decoder.finish()
+                    yield "".join([decoder.push(token.id).words for token in tokens])
+            yield decoder.finish().words
+            if decoder.is_thinking:
+                say(
+                    f"the reply was cut after {len(sample.tokens) - len(prompt)} tokens, while the model was thinking; "
+                    "give more with --max-new-tokens, or --no-thinking"
+                )
         finally:
             if not sample.finished:
                 self._engine.stop(sample)
@@ -128,7 +143,7 @@ def main(argv: list[str]) -> int:
     """The verb `chat`."""
     config = parse(ChatConfig, argv, "groundling chat")
     bundle = require_chat(load_bundle(config.path, pick_device(config.device), context=config.context), config.path)
-    chat = Chat(bundle, config.sampling, config.decode, config.system)
+    chat = Chat(bundle, config.sampling, config.decode, config.system, config.thinking)
     is_terminal = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is told of, and the next one read

@@ -154,7 +154,7 @@ def dpo(config: DpoConfig) -> int:
         stage.say(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
-        policy = Policy(bundle.model, bundle.chat.n_sayable(), stage.picked.autocast)
+        policy = Policy(bundle.model, bundle.n_ids, stage.picked.autocast)
         pairs = with_reference(policy, pairs, max_length, n_rows)
         train, measured = split(pairs, config.held_out)
         feed = ExampleFeed(

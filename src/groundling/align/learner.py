@@ -50,7 +50,7 @@ class Learner(ABC, Generic[C]):
         assert bundle.chat is not None
         self.config, self.stage, self.drawer, self.each = config, stage, drawer, each
         self.max_length = config.longest(bundle.config.block_size)
-        n_sayable, autocast = bundle.chat.n_sayable(), stage.picked.autocast
+        n_sayable, autocast = bundle.n_ids, stage.picked.autocast
         self.policy = Policy(bundle.model, n_sayable, autocast, config.temperature)
         frozen = copy.deepcopy(bundle.model).requires_grad_(False)
         self.reference = Policy(frozen, n_sayable, autocast, config.temperature)

@@ -75,7 +75,7 @@ def ranked(
             if sequences[a := number_of[id(comparison.better)]] and sequences[b := number_of[id(comparison.worse)]]
         ]
         if pairs:
-            nothing = ([chat.assistant], [chat.end])
+            nothing = (chat.opening_ids("assistant", tokenizer), [chat.end])
             answers.append(Ranked(judgement.messages, [each or nothing for each in sequences], texts, pairs))
         else:
             left_out.silent += 1
@@ -131,4 +131,4 @@ def _sequences(
     prompt: Messages, texts: Sequence[str], chat: ChatFormat, tokenizer: Tokenizer, block_size: int
 ) -> list[Exchange | None]:
     ids = chat.prompt(prompt, tokenizer)
-    return [shortened(ids, [*tokenizer.encode(text), chat.end], block_size) for text in texts]
+    return [shortened(ids, chat.reply(text, tokenizer), block_size) for text in texts]

@@ -13,6 +13,7 @@ from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.sequences import row_generator
 from groundling.text.chat import ChatFormat
+from groundling.text.thoughts import reply_text
 from groundling.text.tokenizer import Tokenizer
 
 AT_ONCE = 32
@@ -28,6 +29,7 @@ class Reply:
     """Its ids; the last is the end, if it came to one."""
     ended: bool
     text: str
+    """Its words, without thoughts."""
 
 
 Rewards = Callable[[Sequence[Reply]], list[float]]
@@ -57,8 +59,9 @@ class Speaker:
         decode: DecodeConfig | None = None,
     ) -> None:
         self._chat, self._tokenizer = chat, tokenizer
-        self._engine = Engine(model, decode, AT_ONCE, n_ids=chat.n_sayable())
-        self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, end_ids=(chat.end,))
+        n_ids, ends = chat.n_sayable(tokenizer), chat.end_ids(tokenizer)
+        self._engine = Engine(model, decode, AT_ONCE, n_ids=n_ids, end_ids=ends)
+        self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def reply(self, prompts: Sequence[list[int]], seed: int, each: int = 1) -> list[list[Reply]]:
         """`each` replies to every prompt, as ids that end where the assistant is to speak.
@@ -77,6 +80,6 @@ class Speaker:
 
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
         said = tokens[n_prompt:]
-        ended = bool(said) and said[-1] == self._chat.end
-        text = self._tokenizer.decode(said[:-1] if ended else said)
+        ended = bool(said) and said[-1] in self._engine.end_ids
+        text = reply_text(said, self._chat, self._tokenizer)
         return Reply(tokens[:n_prompt], said, ended, text)

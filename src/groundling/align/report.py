@@ -35,6 +35,7 @@ from groundling.errors import CheckpointError, ConfigError, require
 from groundling.log import say
 from groundling.runtime import environment
 from groundling.sample.engine import DecodeConfig, settled
+from groundling.text.chat_reading import messages_in
 
 ELSEWHERE = 1_000_003
 """Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
@@ -175,13 +176,9 @@ class _Judge:
 
     def text(self, ids: Sequence[int]) -> str:
         """A prompt for people: what was said, turn by turn."""
-        turns: list[list[int]] = [[]]
-        for id in ids:
-            if id < self.sft.tokenizer.vocab_size:
-                turns[-1].append(id)
-            elif turns[-1]:
-                turns.append([])
-        return " / ".join(self.sft.tokenizer.decode(turn) for turn in turns if turn)
+        assert self.sft.chat is not None
+        messages = messages_in(ids, self.sft.chat, self.sft.tokenizer)
+        return " / ".join(message.content for message in messages if message.content)
 
     def base(self, path: str) -> Row:
         """The model before fine-tuning. It has never seen a turn, so nats between it and the reference mean nothing."""
@@ -263,7 +260,7 @@ class _Judge:
     @staticmethod
     def _policy(bundle: Bundle) -> Policy:
         assert bundle.chat is not None
-        return Policy(bundle.model, bundle.chat.n_sayable(), nullcontext)
+        return Policy(bundle.model, bundle.n_ids, nullcontext)
 
 
 def require_same_ids(bundle: Bundle, other: Bundle, name: str) -> None:

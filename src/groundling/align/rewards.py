@@ -14,6 +14,7 @@ from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError
 from groundling.runtime import Runtime
+from groundling.text.chat_reading import last_words
 
 
 def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
@@ -43,14 +44,12 @@ def from_function(function: Callable[[str, str], float], bundle: Bundle, name: s
         ConfigError: when called, and the function fails, or its answer is not a finite number.
     """
     assert bundle.chat is not None
-    user = bundle.chat.user
+    chat = bundle.chat
 
     def rewards(replies: Sequence[Reply]) -> list[float]:
-        known = bundle.tokenizer.vocab_size
         values = []
         for reply in replies:
-            begin = max((place for place, id in enumerate(reply.prompt) if id == user), default=0)
-            prompt = bundle.tokenizer.decode([id for id in reply.prompt[begin:] if id < known])
+            prompt = last_words(reply.prompt, "user", chat, bundle.tokenizer)
             try:
                 value: Any = function(prompt, reply.text)
             except Exception as error:

@@ -146,14 +146,15 @@ def show(ids: list[int], said: list[bool], chat: ChatFormat, tokenizer: Tokenize
         tokenizer: its words.
         in_colour: colours mark what is learned; else brackets do.
     """
-    names = {chat.end: "end", **{chat.role_id(role): role for role in ROLES}}
+    names = chat.names(tokenizer)
+    openings = {f"<{names[first]}>" for role in ROLES if isinstance(first := chat.opening(role)[0], int)}
     shown = Text()
     for is_learned, run in groupby(zip(ids, said, strict=True), key=lambda pair: pair[1]):
         parts = list(_parts([id for id, _ in run], names, tokenizer))
         if is_learned and not in_colour:
             parts = [("[", False), *parts, ("]", False)]
         for words, is_structure in parts:
-            if is_structure and words != "<end>" and shown.plain:
+            if is_structure and words in openings and shown.plain:
                 shown.append("\n")
             style = STRUCTURE if is_structure and not is_learned else LEARNED if is_learned else READ
             shown.append(words, style if in_colour else "")

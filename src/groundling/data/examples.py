@@ -18,7 +18,7 @@ from groundling.data.example_files import (
 )
 from groundling.data.row_messages import Messages
 from groundling.errors import DataError, require
-from groundling.text.chat import ChatFormat, Message, Rendered
+from groundling.text.chat import ChatFormat, Message, Turn
 from groundling.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -39,8 +39,16 @@ __all__ = [
     "read_prompts",
 ]
 
-LEAST_IDS = 8
-"""A shorter context has no room for two roles, an end and words of both sides."""
+N_WORDS = 4
+"""Ids of words that both sides of a conversation need at least."""
+LEAST_IDS = 4 + N_WORDS
+"""A shorter context has no room for two roles, two ends and words of both sides. Other templates take more."""
+
+
+def least_ids(chat: ChatFormat, tokenizer: Tokenizer) -> int:
+    """What `LEAST_IDS` is with a chat template."""
+    asked = chat.joined([chat.turn(Message("user", ""), tokenizer)], tokenizer, asks=True)
+    return len(asked.ids) + len(chat.reply("", tokenizer)) + N_WORDS
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def encode_conversation(
         max_ids: block_size + 1 for a row of its own, as the last id is only a target; block_size for packed rows.
         counts: gets what became of it.
     """
-    _require_room(max_ids)
+    _require_room(max_ids, chat, tokenizer)
     counts.n_read += 1
     answered = _answered(conversation.messages)
     if not answered:
@@ -137,19 +145,20 @@ def encode_conversation(
         return None
     *before, last = answered
     try:
-        parts = [chat.render([message], tokenizer) for message in before]
-        reply = chat.render([last], tokenizer)
+        parts = chat.turns(before, tokenizer)
+        reply = chat.reply(last.content, tokenizer)
     except DataError as error:
         counts.unknown(conversation.where, error)
         return None
-    if len(reply.ids) <= 2:  # a tokenizer that skips what it does not know has left nothing
+    if len(reply) <= len(chat.reply("", tokenizer)):  # a tokenizer that skips what it does not know has left nothing
         counts.n_empty += 1
         return None
-    room = max(max_ids - (len(reply.ids) - 1), _least_room(parts, max_ids))
-    prompt = _fit(parts, chat, room)
-    left = max_ids - len(prompt.ids)
+    opening = chat.opening_ids("assistant", tokenizer)
+    room = max(max_ids - len(reply), _least_room(parts, opening, max_ids))
+    prompt = _fit(parts, chat, tokenizer, room)
+    said_last = reply[: max_ids - len(prompt.ids)]
     before_said = [False] * len(prompt.said) if conversation.only_last else prompt.said
-    ids, said = prompt.ids + reply.ids[1:][:left], before_said + reply.said[1:][:left]
+    ids, said = prompt.ids + said_last, before_said + [True] * len(said_last)
     _count_prompt(counts, prompt, len(before) < len(conversation.messages[:-1]))
     counts.n_cut += ids[-1] != chat.end
     return Encoded(ids, said)
@@ -163,29 +172,28 @@ def encode_preference(
     Only the prompt is shortened: of two replies that are cut, one might have won by what is lost. Args as those of
     `encode_conversation`.
     """
-    _require_room(max_ids)
+    _require_room(max_ids, chat, tokenizer)
     counts.n_read += 1
     if not (preference.chosen.strip() and preference.rejected.strip()):
         counts.n_empty += 1
         return None
     try:
-        parts = [chat.render([message], tokenizer) for message in preference.prompt]
-        chosen, rejected = (
-            chat.message(Message("assistant", reply), tokenizer)[1:]
-            for reply in (preference.chosen, preference.rejected)
-        )
+        parts = chat.turns(preference.prompt, tokenizer)
+        chosen, rejected = (chat.reply(words, tokenizer) for words in (preference.chosen, preference.rejected))
+        n_without_words = len(chat.reply("", tokenizer))
     except DataError as error:
         counts.unknown(preference.where, error)
         return None
     room = max_ids - max(len(chosen), len(rejected))
-    if min(len(chosen), len(rejected)) <= 1:
+    opening = chat.opening_ids("assistant", tokenizer)
+    if min(len(chosen), len(rejected)) <= n_without_words:
         counts.n_empty += 1
     elif chosen == rejected:
         counts.n_same += 1
-    elif room < _least_room(parts, max_ids):
+    elif room < _least_room(parts, opening, max_ids):
         counts.n_long += 1
     else:
-        prompt = _fit(parts, chat, room)
+        prompt = _fit(parts, chat, tokenizer, room)
         _count_prompt(counts, prompt)
         return EncodedPair(prompt.ids, chosen, rejected)
     return None
@@ -198,17 +206,17 @@ def encode_prompt(
 
     Args as those of `encode_conversation`; what `max_ids` leaves of the context is for the reply.
     """
-    _require_room(max_ids)
+    _require_room(max_ids, chat, tokenizer)
     counts.n_read += 1
     if not messages[-1].content.strip():
         counts.n_empty += 1
         return None
     try:
-        parts = [chat.render([message], tokenizer) for message in messages]
+        parts = chat.turns(messages, tokenizer)
     except DataError as error:
         counts.unknown("a prompt", error)
         return None
-    prompt = _fit(parts, chat, max_ids)
+    prompt = _fit(parts, chat, tokenizer, max_ids)
     _count_prompt(counts, prompt)
     return prompt.ids
 
@@ -226,34 +234,35 @@ def _answered(messages: Sequence[Message]) -> list[Message]:
     return kept + answered if answered else []
 
 
-def _fit(parts: list[Rendered], chat: ChatFormat, room: int) -> _Prompt:
-    """The messages of a prompt in at most `room` ids, the last of which lets the assistant speak."""
-    has_system = parts[0].ids[0] == chat.system
+def _fit(parts: list[Turn], chat: ChatFormat, tokenizer: Tokenizer, room: int) -> _Prompt:
+    """The messages of a prompt in at most `room` ids, the last of which let the assistant speak."""
+    n_around = len(chat.joined([], tokenizer, asks=True).ids)
+    has_system = parts[0].role == "system"
     head, turns = parts[: int(has_system)], parts[int(has_system) :]
-    n_parts, n_gone, length = len(parts), 0, _length(parts) + 1
+    n_parts, n_gone, length = len(parts), 0, _length(parts) + n_around
     while len(turns) - n_gone > 1 and length > room:
         length -= _length(turns[n_gone : n_gone + 2])
         n_gone += 2
     turns = turns[n_gone:]
-    if _length(head + turns) + 1 > room and _length(head) > min(room // 2, room - 3):
+    least = n_around + len(turns[-1].without_front(len(turns[-1].ids)).ids)
+    if _length(head + turns) + n_around > room and _length(head) > min(room // 2, room - least):
         head = []  # instructions that leave less room than they take
-    over = _length(head + turns) + 1 - room
+    over = _length(head + turns) + n_around - room
     if over > 0:
         (user,) = turns
-        kept = [user.ids[0], *user.ids[1 + over :]] if over <= len(user.ids) - 2 else [user.ids[0], user.ids[-1]]
-        turns = [Rendered(kept, [False] * len(kept))]
-    ids = [id for part in head + turns for id in part.ids] + [chat.assistant]
-    said = [flag for part in head + turns for flag in part.said] + [False]
+        turns = [user.without_front(over)]
+    ids, said = chat.joined(head + turns, tokenizer, asks=True)
     assert len(ids) <= room, "a prompt without words has fewer ids than any room"
     return _Prompt(ids, said, len(head) + len(turns) < n_parts, over > 0)
 
 
-def _least_room(parts: list[Rendered], max_ids: int) -> int:
+def _least_room(parts: list[Turn], opening: list[int], max_ids: int) -> int:
     """What a prompt is to have at least: all that its last message takes, or a quarter of the context."""
-    return max(4, min(len(parts[-1].ids) + 1, max_ids // 4))
+    around = len(parts[-1].without_front(len(parts[-1].ids)).ids) + len(opening)
+    return max(around + 1, min(len(parts[-1].ids) + len(opening), max_ids // 4))
 
 
-def _length(parts: list[Rendered]) -> int:
+def _length(parts: list[Turn]) -> int:
     return sum(len(part.ids) for part in parts)
 
 
@@ -263,5 +272,7 @@ def _count_prompt(counts: Counts, prompt: _Prompt, is_shortened: bool = False) -
     counts.n_cut_fronts += prompt.is_cut
 
 
-def _require_room(max_ids: int) -> None:
-    require(max_ids >= LEAST_IDS, f"a conversation has no room in {max_ids} ids; it needs {LEAST_IDS} at least")
+def _require_room(max_ids: int, chat: ChatFormat, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError where two roles, an end and words of both sides have no room."""
+    least = least_ids(chat, tokenizer)
+    require(max_ids >= least, f"a conversation has no room in {max_ids} ids; it needs {least} at least")

@@ -8,7 +8,16 @@ from pathlib import Path
 import tyro
 
 from groundling import atomicio, config
-from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, looks_like_bundle, read_tensors, save_bundle
+from groundling.bundle import (
+    HEAD,
+    Bundle,
+    find_bundle,
+    load_bundle,
+    looks_like_bundle,
+    read_tensors,
+    require_speaker,
+    save_bundle,
+)
 from groundling.errors import StorageError
 from groundling.progress import Progress
 
@@ -44,10 +53,12 @@ def _hf(argv: list[str]) -> int:
     from groundling.export.hf import export_hf, is_export
 
     chosen = config.parse(Config, argv, "groundling export hf", "Write a folder for transformers and vLLM.")
-    bundle = _load(chosen, is_export)
+    bundle = _load_speaker(chosen, is_export)
     family = export_hf(bundle, chosen.out)
     print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
     print(f'load it: transformers.AutoModelForCausalLM.from_pretrained("{chosen.out}")')
+    if bundle.chat is not None:
+        print(f'chat with it: transformers.AutoTokenizer.from_pretrained("{chosen.out}").apply_chat_template(...)')
     return 0
 
 
@@ -56,11 +67,12 @@ def _gguf(argv: list[str]) -> int:
     from groundling.export.gguf_vocabulary import is_composing
 
     chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
-    bundle = _load(chosen, is_export)
+    bundle = _load_speaker(chosen, is_export)
     atomicio.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
-    print(f"let it speak: llama-cli -m {shlex.quote(str(chosen.out))}")
+    jinja = " --jinja" if bundle.chat is not None else ""
+    print(f"let it speak: llama-cli -m {shlex.quote(str(chosen.out))}{jinja}")
     if bundle.tokenizer.kind == "bpe" and is_composing(bundle.tokenizer.to_json()["tokenizers"]):
         print("its tokenizer composes characters (NFC) and llama.cpp does not: only composed text is cut alike")
     return 0
@@ -75,6 +87,17 @@ def _bundle(argv: list[str]) -> int:
     )
     print(f"{chosen.out}: {_said(bundle)}")
     return 0
+
+
+def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
+    """The same, of a model that generates text.
+
+    Raises:
+        ConfigError: it is a reward model, whose head no other program reads.
+    """
+    bundle = _load(chosen, may_replace)
+    require_speaker(find_bundle(chosen.path, chosen.checkpoint))
+    return bundle
 
 
 def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:

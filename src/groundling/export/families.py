@@ -2,7 +2,8 @@
 
 A family is chosen by the positions and `qk_norm`; what it cannot say of a GPT is refused by name. Beside the family's
 own keys our `config.json` holds the whole GPTConfig under "groundling": a Llama has no word for dropout, and a GPT-2
-none for biases that are absent. It is believed only where it describes the same model as the family's keys do.
+none for biases that are absent. It is believed only where it describes the same model as the family's keys do, but
+for the size of the vocabulary, which those say.
 """
 
 import dataclasses
@@ -154,7 +155,8 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[Family, GPTConfi
     if not isinstance(note, dict):
         return family, config
     try:
-        ours = from_dict(GPTConfig, note)
+        # An export can have rows for tokens of its own (see export_note), which our config does not count.
+        ours = dataclasses.replace(from_dict(GPTConfig, note), vocab_size=config.vocab_size)
         is_same = _read_plain(write_config(ours), where) == (family, config)
     except (ConfigError, TypeError, AttributeError):
         return family, config

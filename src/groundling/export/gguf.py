@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from groundling import atomicio
 from groundling.bundle import Bundle, plain_state_dict
 from groundling.errors import ConfigError
+from groundling.export.additions import rarest_token
 from groundling.export.families import GPT2, LLAMA, Family, family_of
 from groundling.export.gguf_vocabulary import Vocabulary, vocabulary_of
 from groundling.export.weights import TRANSPOSED, to_theirs
@@ -31,15 +31,13 @@ MARK = "groundling.version"
 """The first key after the architecture: what says that a file is ours, and may be replaced."""
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Newer programs of llama.cpp never draw these ids; older ones pass over the key."""
-STARTS = 256
-"""After at most this many single tokens the rarest one is looked for."""
 
 
 def export_gguf(bundle: Bundle, path: Path) -> None:
     """Write a bundle as a GGUF file; what stands at `path` is replaced, by the whole file or not at all.
 
-    Rows of a model that are beyond its tokenizer's vocabulary are left out: they mean nothing and are never drawn
-    here, and llama.cpp would draw them.
+    Rows of a model that are beyond its tokenizer's vocabulary and the structure of a conversation are left out: they
+    mean nothing and are never drawn here, and llama.cpp would draw them.
 
     Args:
         bundle: what to write.
@@ -52,10 +50,10 @@ def export_gguf(bundle: Bundle, path: Path) -> None:
     """
     library = _gguf()
     family = runnable_family(bundle.config)
-    vocabulary = vocabulary_of(bundle.tokenizer)
-    rows = list(range(bundle.tokenizer.vocab_size))
+    vocabulary = vocabulary_of(bundle.tokenizer, bundle.chat)
+    rows = list(range(len(vocabulary.pieces)))
     if vocabulary.end_is_added:
-        rows.append(rarest_token(bundle))
+        rows[vocabulary.end] = rarest_token(bundle)
     with (
         atomicio.new_file(path) as temporary,
         contextlib.closing(library.GGUFWriter(temporary, family.model_type)) as writer,
@@ -98,20 +96,6 @@ def runnable_family(config: GPTConfig) -> Family:
     return family
 
 
-@torch.no_grad()
-def rarest_token(bundle: Bundle) -> int:
-    """The token that the model finds least likely at its likeliest, among all that follow a single token.
-
-    An added token gets its weights. No row of numbers keeps a logit low for every text: zeros win wherever all
-    others are negative. A copy of a row never rises above that row, so greedy text never ends (of equals the first is
-    taken, and the copy is the last), and drawn text ends as often as the rarest token stands in it.
-    """
-    n_tokens = bundle.tokenizer.vocab_size
-    starts_B1 = torch.arange(min(n_tokens, STARTS), device=bundle.model.wte.weight.device)[:, None]
-    logits_BV = bundle.model(starts_B1)[:, -1, :n_tokens].float()
-    return int(logits_BV.softmax(-1).amax(0).argmin())
-
-
 def _describe_model(writer: Any, config: GPTConfig, family: Family, library: Any) -> None:
     writer.add_file_type(library.LlamaFileType.ALL_F32)
     writer.add_block_count(config.n_layer)
@@ -143,10 +127,13 @@ def _describe_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     # Both ids have to be said, or llama.cpp takes ordinary tokens for them.
     writer.add_bos_token_id(vocabulary.end)
     writer.add_eos_token_id(vocabulary.end)
+    writer.add_eot_token_id(vocabulary.end)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
-    if vocabulary.end_is_added:
-        writer.add_array(SUPPRESSED, [vocabulary.end])
+    if vocabulary.never_drawn:
+        writer.add_array(SUPPRESSED, vocabulary.never_drawn)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
 
 
 def _arrays(

@@ -8,15 +8,18 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from groundling.errors import ConfigError
+from groundling.export.additions import additions_of, special_names
+from groundling.export.chat_jinja import to_jinja
 from groundling.export.hf_tokenizer import merge_pairs
+from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.trainers import BLANK
 from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_vocabulary
 
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """What a token is, in GGUF's numbers."""
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How Llama 3 and Qwen2 cut a text after its clitics; between them they differ in how many digits stay together."""
@@ -36,9 +39,10 @@ starts from single letters, and this is not made of any."""
 class Vocabulary:
     """A tokenizer as a GGUF file holds it.
 
-    The token at `end` ends a text; nothing else does. A file has to name one: llama.cpp else takes id 11 for it, or
-    2 in a "llama" vocabulary, and generation would stop at a semicolon. Tokenizers that are trained here have no such
-    token, so theirs is added after the last id (`end_is_added`). It is never made from text, and never put before one.
+    The token at `end` ends a text, or a turn; nothing else does. A file has to name one: llama.cpp else takes id 11
+    for it, or 2 in a "llama" vocabulary, and generation would stop at a semicolon. Tokenizers that are trained here
+    have no such token, so one is added after the last id (`end_is_added`), unless the model chats and so has one. It is
+    never made from text, and never put before one.
     """
 
     model: str
@@ -52,15 +56,30 @@ class Vocabulary:
     scores: list[float]
     """The higher, the sooner it is joined; of "llama"."""
     end: int
-    """The id that ends a text."""
+    """The id that ends a text, or a turn of a conversation."""
     end_is_added: bool
-    """Whether the model has never heard of that id."""
+    """Whether the model has no row for that id."""
+    never_drawn: list[int]
+    """Ids that no text and no reply holds."""
+    chat_template: str | None = None
+    """A conversation's layout, as Jinja."""
     cut: str = "gpt-2"
     """llama.cpp's name for how text is cut before it is merged; of "gpt2"."""
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Say a tokenizer as llama.cpp does.
+class _Pieces(NamedTuple):
+    """A tokenizer's own ids."""
+
+    model: str
+    pieces: list[str]
+    types: list[int]
+    merges: list[str]
+    scores: list[float]
+    cut: str = "gpt-2"
+
+
+def vocabulary_of(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> Vocabulary:
+    """Say a tokenizer as llama.cpp does, with special tokens for a model that chats.
 
     What text holds beside the vocabulary of characters, llama.cpp skips, as ours does with unknown = "skip"; and it
     takes U+2581 for a space where it reads SentencePiece.
@@ -70,11 +89,33 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         DataError: GPT-2's vocabulary is not here and cannot be fetched.
         MissingExtraError: the tokenizer's library is not installed.
     """
+    own = _pieces_of(tokenizer)
+    added = additions_of(tokenizer, chat, taken=own.pieces, has_unknown=False)
+    if END_OF_TEXT in own.pieces and END_OF_TEXT not in tokenizer.special:
+        raise ConfigError(
+            f"the tokenizer has learned {END_OF_TEXT} as ordinary text, and llama.cpp would take it for the end of "
+            "the text; take it out of the training text, or export to Hugging Face"
+        )
+    return Vocabulary(
+        model=own.model,
+        pieces=[*own.pieces, *added.texts],
+        types=[*own.types, *[CONTROL] * len(added.texts)],
+        merges=own.merges or [NEVER_MET],
+        scores=[*own.scores, *[0.0] * len(added.texts)],
+        end=added.end,
+        end_is_added=not added.end_is_known,
+        never_drawn=added.never_drawn,
+        cut=own.cut,
+        chat_template=None if chat is None else to_jinja(chat, special_names(tokenizer, added.texts), escapes=True),
+    )
+
+
+def _pieces_of(tokenizer: Tokenizer) -> _Pieces:
     values = tokenizer.to_json()
     if tokenizer.kind == "char":
         return _characters(values["symbols"])
     if tokenizer.kind == "bpe":
-        return _byte_pairs(values["tokenizers"])
+        return _byte_pairs(values["tokenizers"], values.get("added_tokens", []))
     if tokenizer.kind == "gpt2":
         return _gpt2()
     if tokenizer.kind == "sp_bpe":
@@ -85,33 +126,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     )
 
 
-def _with_end(
-    model: str,
-    pieces: list[str],
-    types: list[int],
-    merges: list[str] | None = None,
-    scores: list[float] | None = None,
-    cut: str = "gpt-2",
-) -> Vocabulary:
-    """A vocabulary that had no end of text, and one more id for it."""
-    if END_OF_TEXT in pieces:
-        raise ConfigError(
-            f"the tokenizer has learned {END_OF_TEXT} as ordinary text, and llama.cpp would take it for the end of "
-            "the text; take it out of the training text, or export to Hugging Face"
-        )
-    return Vocabulary(
-        model=model,
-        pieces=[*pieces, END_OF_TEXT],
-        types=[*types, CONTROL],
-        merges=merges or [NEVER_MET],
-        scores=[*(scores or []), 0.0],
-        end=len(pieces),
-        end_is_added=True,
-        cut=cut,
-    )
-
-
-def _characters(symbols: str) -> Vocabulary:
+def _characters(symbols: str) -> _Pieces:
     """Characters are byte pairs that are never merged, as long as each is one byte."""
     long = [symbol for symbol in symbols if len(symbol.encode()) > 1]
     if long:
@@ -122,10 +137,10 @@ def _characters(symbols: str) -> Vocabulary:
             "train with --data.tokenizer.kind bpe, or export to Hugging Face"
         )
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
-    return _with_end("gpt2", [letters[ord(symbol)] for symbol in symbols], [NORMAL] * len(symbols))
+    return _Pieces("gpt2", [letters[ord(symbol)] for symbol in symbols], [NORMAL] * len(symbols), [], [])
 
 
-def _byte_pairs(library: Mapping[str, Any]) -> Vocabulary:
+def _byte_pairs(library: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) -> _Pieces:
     """From the JSON of Hugging Face `tokenizers`, which is already written in GPT-2's letters."""
     cut = _name_of_cut(library["pre_tokenizer"] or {})
     whole_words = bool(library["model"].get("ignore_merges"))
@@ -139,20 +154,11 @@ def _byte_pairs(library: Mapping[str, Any]) -> Vocabulary:
     ids: dict[str, int] = library["model"]["vocab"]
     merges = library["model"]["merges"]  # pairs, or "a b" in files of older releases
     joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-    pieces = sorted(ids, key=ids.__getitem__)
-    if END_OF_TEXT in ids and not any(merge.replace(" ", "") == END_OF_TEXT for merge in joined):
-        # An imported tokenizer's own: no text gives it.
-        return Vocabulary(
-            model="gpt2",
-            pieces=pieces,
-            types=[CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces],
-            merges=joined or [NEVER_MET],
-            scores=[],
-            end=ids[END_OF_TEXT],
-            end_is_added=False,
-            cut=cut,
-        )
-    return _with_end("gpt2", pieces, [NORMAL] * len(ids), merges=joined, cut=cut)
+    unreachable = END_OF_TEXT in ids and not any(merge.replace(" ", "") == END_OF_TEXT for merge in joined)
+    pieces = {id: (piece, CONTROL if unreachable and piece == END_OF_TEXT else NORMAL) for piece, id in ids.items()}
+    pieces |= {token["id"]: (token["content"], CONTROL if token["special"] else USER_DEFINED) for token in added}
+    texts, types = zip(*(pieces[id] for id in sorted(pieces)), strict=True)
+    return _Pieces("gpt2", list(texts), list(types), joined, [], cut)
 
 
 def is_composing(library: Mapping[str, Any]) -> bool:
@@ -178,18 +184,11 @@ def _name_of_cut(cutter: Mapping[str, Any]) -> str | None:
     return CUTS.get(first["pattern"].get("Regex", "")) if is_split and not by_gpt2 else None
 
 
-def _gpt2() -> Vocabulary:
+def _gpt2() -> _Pieces:
     ids: dict[str, int] = json.loads(gpt2_vocabulary().read_bytes())
     pieces = sorted(ids, key=ids.__getitem__)
-    return Vocabulary(
-        model="gpt2",
-        pieces=pieces,
-        types=[CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces],
-        merges=merges_of([piece for piece in pieces if piece != END_OF_TEXT]),
-        scores=[],
-        end=ids[END_OF_TEXT],
-        end_is_added=False,
-    )
+    types = [CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces]
+    return _Pieces("gpt2", pieces, types, merges_of([piece for piece in pieces if piece != END_OF_TEXT]), [])
 
 
 def merges_of(pieces: Sequence[str]) -> list[str]:
@@ -197,7 +196,7 @@ def merges_of(pieces: Sequence[str]) -> list[str]:
     return [" ".join(pair) for pair in merge_pairs(pieces)]
 
 
-def _sentencepiece_pairs(model: bytes) -> Vocabulary:
+def _sentencepiece_pairs(model: bytes) -> _Pieces:
     import sentencepiece  # it is there: the tokenizer was built with it
 
     library = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -209,4 +208,4 @@ def _sentencepiece_pairs(model: bytes) -> Vocabulary:
     ids = range(library.GetPieceSize())
     types = [UNKNOWN if library.IsUnknown(i) else BYTE if library.IsByte(i) else NORMAL for i in ids]
     scores = [library.GetScore(i) for i in ids]
-    return _with_end("llama", [library.IdToPiece(i) for i in ids], types, scores=scores)
+    return _Pieces("llama", [library.IdToPiece(i) for i in ids], types, [], scores)

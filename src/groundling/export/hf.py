@@ -1,28 +1,34 @@
 """A bundle as a folder that `transformers` loads without any code of ours: GPT-2, Llama or Qwen3.
 
-config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  [tokenizer.model]
+config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
+[tokenizer.model of SentencePiece]  [chat_template.jinja of a model that chats]
 """
 
 import base64
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from groundling import atomicio
 from groundling.bundle import Bundle, plain_state_dict
 from groundling.errors import CheckpointError, StorageError
+from groundling.export.additions import Additions, additions_of, rarest_token, special_names, with_copies
+from groundling.export.export_note import EXPORT_NOTE, ExportNote, chat_template
 from groundling.export.families import NOTE, Family, family_of, write_config
-from groundling.export.hf_tokenizer import tokenizer_settings, tokenizer_spec
+from groundling.export.hf_tokenizer import names_of, tokenizer_settings, tokenizer_spec, with_additions
 from groundling.export.weights import to_theirs
 from groundling.manifest import read_json_object
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
+TEMPLATE = "chat_template.jinja"
 METADATA = {"format": "pt", "written_by": "groundling"}
 """Of the weights' file: "format" is what transformers 4 asks for before it reads one; the other is our mark."""
-FILES = {CONFIG, GENERATION, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE}
+FILES = {CONFIG, GENERATION, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE, TEMPLATE}
 
 
 def export_hf(bundle: Bundle, folder: Path) -> Family:
@@ -42,16 +48,18 @@ def export_hf(bundle: Bundle, folder: Path) -> Family:
     """
     if (folder.exists() or folder.is_symlink()) and not is_export(folder):
         raise StorageError(f"{folder} is not an earlier export, and was left alone; choose another name")
-    family, ends = family_of(bundle.config), _ends(bundle)
-    config = {**write_config(bundle.config), **ends}
-    spec, settings = tokenizer_spec(bundle.tokenizer), tokenizer_settings(bundle.tokenizer, bundle.config.block_size)
-    weights = to_theirs(plain_state_dict(bundle.model), bundle.config, family)
+    family, spec = family_of(bundle.config), tokenizer_spec(bundle.tokenizer)
+    additions = additions_of(bundle.tokenizer, bundle.chat, n_rows=bundle.config.vocab_size, taken=names_of(spec))
+    config, weights = _model(bundle, family, additions)
+    template = chat_template(bundle.tokenizer, bundle.chat, additions.texts)
     with atomicio.new_folder(folder) as temporary:
         atomicio.write_json(temporary / CONFIG, config)
-        atomicio.write_json(temporary / GENERATION, _generation(bundle, ends))
+        atomicio.write_json(temporary / GENERATION, _generation(bundle, additions))
         atomicio.write_bytes(temporary / WEIGHTS, safetensors.torch.save(weights, metadata=METADATA))
-        atomicio.write_json(temporary / TOKENIZER, spec)
-        atomicio.write_json(temporary / TOKENIZER_CONFIG, settings)
+        atomicio.write_json(temporary / TOKENIZER, with_additions(spec, additions, chats=template is not None))
+        atomicio.write_json(temporary / TOKENIZER_CONFIG, _tokenizer_settings(bundle, additions))
+        if template is not None:
+            atomicio.write_text(temporary / TEMPLATE, template)
         if "model" in (values := bundle.tokenizer.to_json()):
             atomicio.write_bytes(temporary / SENTENCEPIECE, base64.b64decode(values["model"]))
         if folder.exists():
@@ -73,16 +81,43 @@ def is_export(folder: Path) -> bool:
         return not any(folder.iterdir())
 
 
-def _ends(bundle: Bundle) -> dict[str, Any]:
-    """The ids that begin and end a text: only GPT-2's own vocabulary has one."""
-    end_of_text = getattr(bundle.tokenizer, "end_of_text", None)
-    return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+def _model(bundle: Bundle, family: Family, additions: Additions) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the tensors, with rows for all ids of the tokenizer."""
+    weights, n_added = plain_state_dict(bundle.model), additions.n_ids - bundle.config.vocab_size
+    like_row = None
+    if n_added:
+        like_row = rarest_token(bundle)
+        weights = with_copies(weights, like_row, n_added)
+    wide = dataclasses.replace(bundle.config, vocab_size=additions.n_ids)
+    note = ExportNote(texts=additions.texts, added_rows=n_added, like_row=like_row, chat=bundle.chat)
+    config = {
+        **write_config(wide),
+        **_ends(bundle, additions),
+        NOTE: dataclasses.asdict(bundle.config),
+        EXPORT_NOTE: note.to_json(),
+    }
+    return config, to_theirs(weights, wide, family)
 
 
-def _generation(bundle: Bundle, ends: dict[str, Any]) -> dict[str, Any]:
+def _ends(bundle: Bundle, additions: Additions) -> dict[str, Any]:
+    """The ids that begin and end a text; a conversation begins with an id of its own."""
+    ends = [additions.end, *(id for id in bundle.end_ids if id != additions.end)]
+    return {
+        "bos_token_id": None if bundle.chat else additions.end,
+        "eos_token_id": ends if len(ends) > 1 else additions.end,
+    }
+
+
+def _generation(bundle: Bundle, additions: Additions) -> dict[str, Any]:
     """What `generate` of transformers is told."""
     # Shorter texts are filled up with the last token there is; that is for generating only.
-    settings = {**ends, "pad_token_id": ends.get("eos_token_id")}
-    if padding := list(range(bundle.tokenizer.vocab_size, bundle.config.vocab_size)):
-        settings["suppress_tokens"] = padding  # they mean nothing, and are never drawn here
+    settings = {**_ends(bundle, additions), "pad_token_id": additions.end}
+    if additions.never_drawn:
+        settings["suppress_tokens"] = additions.never_drawn
     return settings
+
+
+def _tokenizer_settings(bundle: Bundle, additions: Additions) -> dict[str, Any]:
+    names = special_names(bundle.tokenizer, additions.texts)
+    unknown = None if additions.unknown is None else names[additions.unknown]
+    return tokenizer_settings(names[additions.end], unknown, bundle.config.block_size, chats=bundle.chat is not None)

@@ -1,19 +1,23 @@
 """A model out of a folder in the layout of `transformers`: its config, and its weights from safetensors."""
 
+import dataclasses
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from groundling.bundle import read_tensors
 from groundling.errors import CheckpointError, DataError
-from groundling.export.families import Family, read_config
+from groundling.export.additions import without_copies
+from groundling.export.export_note import ExportNote, read_note
+from groundling.export.families import GPT2, Family, read_config
 from groundling.export.weights import to_ours, with_biases, without_absent_biases
 from groundling.manifest import read_json_object
 from groundling.model.gpt import GPTConfig
 from groundling.optional import optional_import
 
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
-WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model")
+GENERATION = "generation_config.json"
+WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model", "chat_template.jinja")
 """What is taken from the hub: no pickles, and no code."""
 
 
@@ -50,14 +54,54 @@ def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}; give a folder that transformers could load a model from")
-    family, config = read_config(read_json_object(folder / CONFIG), str(folder / CONFIG))
+    values = read_json_object(folder / CONFIG)
+    family, config = read_config(values, str(folder / CONFIG))
     full = with_biases(config, family)
     weights = to_ours(_read_all(folder), full, family, str(folder))
-    if full == config:
+    config, weights = _without_added_rows(config, weights, read_note(values))
+    if family is not GPT2 or config.bias:
         return family, config, weights
     # Our note says that there are no biases: they are zeros then, unless someone has trained them since.
     bare = without_absent_biases(weights)
-    return (family, full, weights) if bare is None else (family, config, bare)
+    return (family, with_biases(config, family), weights) if bare is None else (family, config, bare)
+
+
+def _without_added_rows(
+    config: GPTConfig, weights: dict[str, Tensor], note: ExportNote | None
+) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Leave out the rows that an export of ours added; those that someone has trained since stay, as spare ones."""
+    if note is None or note.like_row is None or note.like_row >= config.vocab_size - note.added_rows:
+        return config, weights
+    fewer = without_copies(weights, note.like_row, note.added_rows)
+    if fewer is None:
+        return config, weights
+    return dataclasses.replace(config, vocab_size=config.vocab_size - note.added_rows), fewer
+
+
+def read_own_note(folder: Path) -> ExportNote | None:
+    """What an export of ours says that it added; None of a folder that others made.
+
+    Raises:
+        CheckpointError: the config cannot be read.
+    """
+    return read_note(read_json_object(folder / CONFIG))
+
+
+def read_end_ids(folder: Path) -> list[int]:
+    """The ids that end a text of the model, by its config.json and its generation_config.json.
+
+    Raises:
+        CheckpointError: one of the files says something else than an id, or some.
+    """
+    found: list[int] = []
+    for name in (GENERATION, CONFIG):
+        values = read_json_object(folder / name) if (folder / name).is_file() else {}
+        given = values.get("eos_token_id")
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(type(id) is int and id >= 0 for id in ids):
+            raise CheckpointError(f"{folder / name}: eos_token_id is {given!r}; it has to be an id, or a list of ids")
+        found += ids
+    return list(dict.fromkeys(found))
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:

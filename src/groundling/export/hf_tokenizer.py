@@ -1,7 +1,8 @@
 """Our tokenizers as `tokenizer.json` of Hugging Face's `tokenizers`, with which `transformers` and vLLM encode.
 
-Each gives, for any text that ours can say, the ids that ours gives, and takes nothing in a text for a special token;
-but a run without a blank that ours cuts because of its length (`text/cutting.py`) it encodes in one piece.
+Each gives, for any text that ours can say, the ids that ours gives; but a run without a blank that ours cuts because of
+its length (`text/cutting.py`) it encodes in one piece. Of a model that does not chat it takes nothing in a text for a
+special token; of one that chats it has to, because programs hand it whole conversations as one text.
 The JSON is written here, so that an export needs no library but the tokenizer's own.
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groundling.errors import ConfigError
+from groundling.export.additions import Additions
+from groundling.export.chat_escapes import unescaping
 from groundling.optional import optional_import
 from groundling.text import vendors
 from groundling.text.tokenizer import CharTokenizer, Tokenizer
@@ -20,7 +23,10 @@ from groundling.text.trainers import BLANK
 ONE_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 NO_TOKEN = "<unk>"
-"""Names no entry of a vocabulary of characters: an unknown one is then an error, as with ours."""
+"""Names no entry of a vocabulary of characters: an unknown one is an error, as with ours, until `with_additions` adds
+an id for it."""
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+"""Of a special token: found as it is written, before a text is normalised."""
 
 
 def tokenizer_spec(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -36,36 +42,79 @@ def tokenizer_spec(tokenizer: Tokenizer) -> dict[str, Any]:
         return gpt2_spec()
     values = tokenizer.to_json()
     if tokenizer.kind == "bpe":
-        own: dict[str, Any] = values["tokenizers"]
-        return own
+        return _with_added(values["tokenizers"], values.get("added_tokens", []))
     return _sentencepiece_spec(base64.b64decode(values["model"]), tokenizer.kind)
 
 
-def tokenizer_settings(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
-    """The `tokenizer_config.json` beside it, for transformers 4 and 5."""
-    ends = {"bos_token": vendors.END_OF_TEXT, "eos_token": vendors.END_OF_TEXT} if tokenizer.kind == "gpt2" else {}
+def with_additions(spec: Mapping[str, Any], additions: Additions, *, chats: bool) -> dict[str, Any]:
+    """A tokenizer's JSON with special tokens after its own ids.
+
+    Args:
+        spec: what `tokenizer_spec` gave.
+        additions: the tokens.
+        chats: whether conversations are rendered by our template, whose escapes the normaliser undoes.
+    """
+    model = dict(spec["model"])
+    if model["type"] == "WordLevel":  # its unknown token has to be one of its words; no text is cut into the others
+        model["vocab"] = {**model["vocab"], **additions.texts}
+        if additions.unknown is not None:
+            model["unk_token"] = additions.text_of(additions.unknown)
+    added = [{"id": token, "content": text, **FLAGS} for text, token in additions.texts.items()]
+    return {
+        **spec,
+        "model": model,
+        "added_tokens": [*spec["added_tokens"], *added],
+        "normalizer": unescaping(spec["normalizer"]) if chats else spec["normalizer"],
+    }
+
+
+def names_of(spec: Mapping[str, Any]) -> set[str]:
+    """The texts of all tokens of a tokenizer."""
+    vocabulary = spec["model"]["vocab"]
+    names = set(vocabulary) if isinstance(vocabulary, Mapping) else {name for name, _ in vocabulary}
+    return names | {token["content"] for token in spec["added_tokens"]}
+
+
+def tokenizer_settings(end: str, unknown: str | None, block_size: int, *, chats: bool) -> dict[str, Any]:
+    """The `tokenizer_config.json` beside it, for transformers 4 and 5.
+
+    Args:
+        end: the text of the token that ends a text, or a turn of a conversation.
+        unknown: the text of the unknown token, if there is one.
+        block_size: the longest text that the model reads.
+        chats: whether structure is to be found in a text.
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,  # it would take the space away before a full stop
-        "split_special_tokens": True,  # text that reads like a special token is text
-        **ends,
+        "split_special_tokens": not chats,  # else text that reads like a special token is text
+        **({} if chats else {"bos_token": end}),  # a conversation begins with the id of a role
+        "eos_token": end,
+        "pad_token": end,
+        **({} if unknown is None else {"unk_token": unknown}),
     }
 
 
 def _spec(model: Mapping[str, Any], pre_tokenizer: Any, decoder: Any, special: Mapping[str, int]) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": token, "content": content, **flags} for content, token in special.items()],
+        "added_tokens": [{"id": token, "content": content, **FLAGS} for content, token in special.items()],
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": decoder,
         "model": dict(model),
     }
+
+
+def _with_added(spec: dict[str, Any], added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A `tokenizer.json` with more tokens beside its vocabulary."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokens = [*spec["added_tokens"], *({**token, **flags} for token in added)]
+    return {**spec, "added_tokens": sorted(tokens, key=lambda token: token["id"])}
 
 
 def _bpe_model(vocabulary: Mapping[str, int], merges: list[list[str]], **changes: Any) -> dict[str, Any]:

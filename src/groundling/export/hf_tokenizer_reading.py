@@ -6,14 +6,23 @@ byte-level BPE, GPT-2's or Llama 3's or Qwen's, becomes our `bpe`, in which spec
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from groundling.errors import DataError, GroundlingError, MissingExtraError
+from groundling.export.export_note import ExportNote, without_additions
 from groundling.export.hf_tokenizer import tokenizer_spec
 from groundling.optional import optional_import
 from groundling.text.tokenizer import CharTokenizer, Tokenizer, Unknown
-from groundling.text.vendors import GPT2_SHA256, BPETokenizer, GPT2Tokenizer, SentencePieceTokenizer
+from groundling.text.vendors import (
+    END_OF_TEXT_ID,
+    GPT2_SHA256,
+    AddedToken,
+    BPETokenizer,
+    GPT2Tokenizer,
+    SentencePieceTokenizer,
+)
 
 TOKENIZER, SENTENCEPIECE, VOCABULARY, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
 SETTINGS = "tokenizer_config.json"
@@ -22,17 +31,30 @@ UNUSED = ("truncation", "padding", "post_processor")
 """Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
 
 
-def read_tokenizer(folder: Path, is_gpt2: bool) -> Tokenizer:
+def read_tokenizer(
+    folder: Path, is_gpt2: bool, end_ids: Sequence[int] = (), note: ExportNote | None = None
+) -> Tokenizer:
     """The tokenizer of a model's folder.
 
     Args:
         folder: with tokenizer.json, or, of a GPT-2, with vocab.json and merges.txt.
         is_gpt2: whether the model is: only then it is known how text is cut before vocab.json is used.
+        end_ids: that end a text of the model; those that are special tokens come along.
+        note: what an export of ours has added, to be left out.
 
     Raises:
         DataError: there is none, or none that can be read here.
         MissingExtraError: the package tokenizers is not installed.
     """
+    spec = json.loads(open_tokenizer(folder, is_gpt2).to_str())
+    _require_no_prefix_space(spec, folder)
+    if note is not None:
+        spec = without_additions(spec, note)
+    return _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec) or _bpe(spec, folder, end_ids)
+
+
+def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
+    """The folder's tokenizer as the library's own object, which finds special tokens in a text. Raises as above."""
     library = _library()
     try:
         if (folder / TOKENIZER).is_file():
@@ -45,9 +67,7 @@ def read_tokenizer(folder: Path, is_gpt2: bool) -> Tokenizer:
         raise
     except Exception as error:  # the library raises Exception itself
         raise DataError(f"the tokenizer in {folder} cannot be read: {error}; {INSTEAD}") from error
-    spec = json.loads(found.to_str())
-    _require_no_prefix_space(spec, folder)
-    return _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec) or _bpe(spec, folder)
+    return found
 
 
 def _from_pair(folder: Path) -> Any:
@@ -93,9 +113,11 @@ def _sentencepiece(spec: dict[str, Any], folder: Path) -> Tokenizer | None:
 
 
 def _gpt2(spec: dict[str, Any]) -> Tokenizer | None:
-    """GPT-2's own, by the hash of its vocabulary, and cut and merged as it is."""
+    """GPT-2's own, by the hash of its vocabulary, and cut and merged as it is; one with more tokens is another."""
     vocabulary = spec["model"].get("vocab")
     if spec["model"]["type"] != "BPE" or len(vocabulary) != 50257:
+        return None
+    if any(token["id"] != END_OF_TEXT_ID for token in spec["added_tokens"]):
         return None
     in_order = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))  # the published file is in this order
     if hashlib.sha256(json.dumps(in_order).encode("ascii")).hexdigest() != GPT2_SHA256:
@@ -106,8 +128,11 @@ def _gpt2(spec: dict[str, Any]) -> Tokenizer | None:
     return tokenizer if same_merges and spec["pre_tokenizer"] == exported["pre_tokenizer"] else None
 
 
-def _bpe(spec: dict[str, Any], folder: Path) -> Tokenizer:
-    """Any other byte-level BPE; its special tokens join the vocabulary, where merges never lead to them."""
+def _bpe(spec: dict[str, Any], folder: Path, end_ids: Sequence[int]) -> Tokenizer:
+    """Any other byte-level BPE; its special tokens stand beside the vocabulary, so that no text gives them.
+
+    Tokens that were added for runs of blanks are words like any other, and cut out of a text as they are there.
+    """
     model = spec["model"]
     if model["type"] != "BPE" or not _is_byte_level(spec):
         raise DataError(
@@ -121,11 +146,22 @@ def _bpe(spec: dict[str, Any], folder: Path) -> Tokenizer:
             f"{folder / TOKENIZER} changes text before it is cut ({spec['normalizer']['type']}), "
             f"so that it does not come back as it was; {INSTEAD}"
         )
-    to_pieces = _library().pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    for token in spec["added_tokens"]:  # they are written as they are, and pieces in the alphabet of bytes
-        model["vocab"].pop(token["content"], None)
-        model["vocab"][to_pieces.pre_tokenize_str(token["content"])[0][0]] = token["id"]
-    return BPETokenizer(json.dumps({**spec, "added_tokens": [], **dict.fromkeys(UNUSED)}))
+    words = [token for token in spec["added_tokens"] if token["content"].isspace() and not token["special"]]
+    others = {token["id"]: token for token in spec["added_tokens"] if token not in words}
+    added = [AddedToken(token["content"], id, token["special"] or id in end_ids) for id, token in others.items()]
+    added += _unreachable(model, set(end_ids) - others.keys())
+    for token in added:
+        model["vocab"].pop(token.content, None)
+    model["vocab"] |= {token["content"]: token["id"] for token in words}  # else the library would number them anew
+    ends = [id for id in end_ids if id in {token.id for token in added}]
+    return BPETokenizer(json.dumps({**spec, "added_tokens": words, **dict.fromkeys(UNUSED)}), added, ends)
+
+
+def _unreachable(model: dict[str, Any], ids: set[int]) -> list[AddedToken]:
+    """Special tokens that stand in the vocabulary alone: those of the ids that no merge leads to."""
+    merged = {"".join(pair) for pair in model["merges"]}
+    found = {piece: id for piece, id in model["vocab"].items() if id in ids}
+    return [AddedToken(piece, id, True) for piece, id in found.items() if len(piece) > 1 and piece not in merged]
 
 
 def _require_no_prefix_space(spec: dict[str, Any], folder: Path) -> None:

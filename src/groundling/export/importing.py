@@ -18,6 +18,7 @@ from groundling.manifest import MANIFEST, read_manifest
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPTConfig
 from groundling.progress import Progress
+from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 
 FACT = "imported_from"
@@ -78,17 +79,25 @@ def main(argv: Sequence[str]) -> int:
 
 def _hf(argv: list[str]) -> int:
     from groundling.export.hf_folder import find_folder, read_model
-    from groundling.export.hf_tokenizer_reading import read_tokenizer
+    from groundling.export.hf_speech import read_speech
 
     chosen = config.parse(HFConfig, argv, "groundling import hf")
     _require_room_for(chosen.out, chosen.overwrite)
     folder = find_folder(chosen.source)
     family, gpt_config, weights = read_model(folder)
-    tokenizer = _named_tokenizer(chosen.tokenizer) if chosen.tokenizer else read_tokenizer(folder, family is GPT2)
+    if chosen.tokenizer:
+        tokenizer, chat, why = _named_tokenizer(chosen.tokenizer), None, "another tokenizer was given"
+    else:
+        tokenizer, chat, why = read_speech(folder, family is GPT2)
     gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
-    _save(chosen.out, gpt_config, weights, tokenizer, {FACT: chosen.source, "architecture": family.architecture})
+    facts = {FACT: chosen.source, "architecture": family.architecture}
+    _save(chosen.out, gpt_config, weights, tokenizer, facts, chat)
     print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
-    print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
+    if chat is None:
+        print(f"imported as a base model, which goes on with a text and does not chat: {why}")
+        print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
+    else:
+        print(f"talk with it: groundling chat {shlex.quote(str(chosen.out))}")
     return 0
 
 
@@ -144,7 +153,12 @@ def _require_room_for(out: Path, overwrite: bool) -> None:
 
 
 def _save(
-    out: Path, gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, facts: dict[str, Any]
+    out: Path,
+    gpt_config: GPTConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+    chat: ChatFormat | None = None,
 ) -> None:
     """Build the model and write the bundle.
 
@@ -161,7 +175,7 @@ def _save(
     # A tied matrix is there once; all else was checked by name and shape.
     model.load_state_dict(cut_positions(weights, gpt_config), strict=False)
     atomicio.make_folder(out.parent)
-    save_bundle(out, model, tokenizer, facts)
+    save_bundle(out, model, tokenizer, facts, chat)
 
 
 def _said(gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> str:

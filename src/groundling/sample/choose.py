@@ -49,8 +49,10 @@ class SamplingConfig:
     """The same seed, prompt and model give the same text."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; they are not part of it."""
+    ignore_eos: bool = False
+    """Go on after the model's end of text, up to max_new_tokens."""
     end_ids: tyro.conf.Suppress[tuple[int, ...]] = ()
-    """Ids that end the text; the one that did is the last of the tokens."""
+    """Ids that end the text beside the model's own; the one that did is the last of the tokens."""
 
     def __post_init__(self) -> None:
         def check(name: str, holds: bool, expected: str) -> None:

@@ -110,6 +110,7 @@ class Engine:
         n_ids: only ids below this can come out (a model's vocabulary may be padded); None: all can.
         draft: a smaller model of the same vocabulary, to guess by; None: guess from the text.
         say: prints a line for people.
+        end_ids: at which a sample ends, unless its config says `ignore_eos`.
         memory: for keys and values, shared with other engines of the same thread; None: this one's own.
 
     Raises:
@@ -124,9 +125,10 @@ class Engine:
         n_ids: int | None = None,
         draft: nn.Module | None = None,
         say: Callable[[str], None] = lambda _: None,
+        end_ids: Sequence[int] = (),
         memory: CacheMemory | None = None,
     ) -> None:
-        self.config, self.counts = config or DecodeConfig(), Counts()
+        self.config, self.counts, self.end_ids = config or DecodeConfig(), Counts(), tuple(end_ids)
         require(1 <= n_slots <= MAX_SLOTS, f"n_slots is {n_slots}; it must be from 1 to {MAX_SLOTS}")
         self._vocab_size = _vocab_size(model)
         known = self._vocab_size if self._vocab_size is not None else n_ids
@@ -178,6 +180,8 @@ class Engine:
             NoMemoryError: there cannot be memory for so long a text.
         """
         self.check(prompt, config)
+        if self.end_ids and not config.ignore_eos:
+            config = dataclasses.replace(config, end_ids=(*config.end_ids, *self.end_ids))
         sample = Sample(prompt, config, generator)
         if not sample.finished:
             self._waiting.append(sample)

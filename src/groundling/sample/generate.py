@@ -13,7 +13,7 @@ from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.sequences import Sample, row_generator
 from groundling.sample.stop import TextStream
-from groundling.text.tokenizer import Tokenizer, fingerprint
+from groundling.text.tokenizer import TextDecoder, Tokenizer, fingerprint
 
 
 def generate_ids(
@@ -49,6 +49,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """Generate a sample for each prompt, as many at a time as the engine has slots, and return their new ids.
 
+    The model's end of text, if a sample came to it, is not among them.
+
     Sample i is what `generate_ids` gives with `row_generator(config.seed, first_row + i)`, whatever the others are.
     The engine has nothing else to do meanwhile. Raises as `generate_ids` does; then none of the samples goes on.
     """
@@ -61,7 +63,12 @@ def generate_batch(
     finally:
         for sample in samples:
             engine.stop(sample)
-    return [sample.tokens[sample.n_prompt :] for sample in samples]
+    return [_without_end(sample.tokens[sample.n_prompt :], sample, engine) for sample in samples]
+
+
+def _without_end(ids: list[int], sample: Sample, engine: Engine) -> list[int]:
+    ended = bool(ids) and not sample.config.ignore_eos and ids[-1] in engine.end_ids
+    return ids[:-1] if ended else ids
 
 
 def text_engine(
@@ -71,7 +78,7 @@ def text_engine(
     draft: Bundle | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
-    """An engine for the text of a bundle.
+    """An engine for the text of a bundle; a sample ends at the model's end of text.
 
     Args:
         bundle: the model and its tokenizer.
@@ -85,14 +92,14 @@ def text_engine(
     """
     if draft is not None and fingerprint(draft.tokenizer) != fingerprint(bundle.tokenizer):
         raise ConfigError("the draft has another tokenizer than the model; train it with the same one")
-    n_ids = bundle.tokenizer.vocab_size
-    return Engine(bundle.model, decode, n_slots, n_ids, draft.model if draft is not None else None, say)
+    guesser = draft.model if draft is not None else None
+    return Engine(bundle.model, decode, n_slots, bundle.n_ids, guesser, say, bundle.end_ids)
 
 
 def stream(
     bundle: Bundle, prompt: str, config: SamplingConfig | None = None, decode: DecodeConfig | None = None
 ) -> Iterator[str]:
-    """Generate text piece by piece; the pieces, joined, are what `generate` returns.
+    """Generate text piece by piece, up to the model's end of text; the pieces, joined, are what `generate` returns.
 
     Args:
         bundle: the model and its tokenizer.
@@ -166,7 +173,7 @@ def _pieces(
                 if sample.finished:
                     yield TextPiece(n_begun, "", True)
                 else:
-                    texts[sample] = n_begun, TextStream(tokenizer.stream_decoder(), config.stop)
+                    texts[sample] = n_begun, TextStream(TextDecoder(tokenizer), config.stop)
                 n_begun += 1
             for sample, tokens in engine.step():
                 number, text = texts[sample]

@@ -19,18 +19,23 @@ class Words:
     """What ids are called in answers."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._special = tokenizer, set(tokenizer.special.values())
         self._known: dict[int, tuple[str, list[int] | None]] = {}
 
     def of(self, id: int) -> tuple[str, list[int] | None]:
-        """An id's text and its bytes; structure has no bytes."""
+        """An id's text and its bytes; a special token has a name and no bytes."""
         if id not in self._known:
-            try:
-                data = self._tokenizer.decode_bytes([id])
-                self._known[id] = data.decode("utf-8", "replace"), list(data)
-            except DataError:
-                self._known[id] = f"<{id}>", None
+            self._known[id] = self._of(id)
         return self._known[id]
+
+    def _of(self, id: int) -> tuple[str, list[int] | None]:
+        if id in self._special:
+            return self._tokenizer.piece(id), None
+        try:
+            data = self._tokenizer.decode_bytes([id])
+        except DataError:
+            return f"<{id}>", None
+        return data.decode("utf-8", "replace"), list(data)
 
 
 class Form(Protocol):
@@ -55,6 +60,11 @@ class Form(Protocol):
 
 def _number(logprob: float | None) -> float | None:
     return None if logprob is None else max(logprob, LEAST_LOGPROB)
+
+
+def _thoughts(shown: Shown) -> dict[str, str]:
+    """What a model thought before its reply, under the name that OpenAI-compatible servers give it."""
+    return {"reasoning_content": shown.thoughts} if shown.thoughts else {}
 
 
 def safety_note(findings: Iterable[Finding]) -> dict[str, Any]:
@@ -88,7 +98,8 @@ class ChatForm(_Envelope):
 
     def whole(self, number: int, shown: Shown) -> dict[str, Any]:
         """A choice as a whole."""
-        return self._choice(number, shown, {"message": {"role": "assistant", "content": shown.text, "refusal": None}})
+        message = {"role": "assistant", "content": shown.text, **_thoughts(shown), "refusal": None}
+        return self._choice(number, shown, {"message": message})
 
     def begin(self, number: int) -> dict[str, Any] | None:
         """The speaker."""
@@ -96,7 +107,8 @@ class ChatForm(_Envelope):
 
     def chunk(self, number: int, shown: Shown) -> dict[str, Any]:
         """What is new of a choice."""
-        return self._choice(number, shown, {"delta": {"content": shown.text} if shown.text else {}})
+        text = {"content": shown.text} if shown.text else {}
+        return self._choice(number, shown, {"delta": {**_thoughts(shown), **text}})
 
     def _choice(self, number: int, shown: Shown, said: dict[str, Any], *, empty: bool = False) -> dict[str, Any]:
         logprobs = None

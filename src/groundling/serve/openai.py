@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from groundling.sample.sequences import row_generator
-from groundling.serve.generation import Choice, Shown
+from groundling.serve.generation import Choice, Shown, Thoughts
 from groundling.serve.handover import PACE_S, Take
 from groundling.serve.orders import Order
 from groundling.serve.registry import Theatre
@@ -39,19 +39,26 @@ class Performance:
         self._began = time.monotonic()
         self._first: float | None = None
         self._texts: dict[int, list[str]] = {}
-        served, safety = order.served, theatre.safety
         self._choices: dict[int, Choice] = {}
         takes = []
         for number in range(len(order.prompts) * order.n):
             prompt = order.prompts[number // order.n]
             if prompt.blocked:
                 continue
-            filter = safety.reply() if safety is not None else None
-            self._choices[number] = Choice(served.bundle.tokenizer, order.config.stop, served.end_ids, filter)
+            self._choices[number] = self._choice()
             takes.append(Take(number, prompt.ids, order.config, row_generator(order.seed, number % order.n)))
         self._generation = None
         if takes:
-            self._generation = theatre.worker.submit(served.engine, client, takes, timeout_s)
+            self._generation = theatre.worker.submit(order.served.engine, client, takes, timeout_s)
+
+    def _choice(self) -> Choice:
+        order, safety, bundle = self._order, self._theatre.safety, self._order.served.bundle
+        make_filter = None if safety is None else safety.reply
+        thoughts = None
+        if order.is_chat and bundle.chat is not None and bundle.chat.thinking is not None:
+            thoughts = Thoughts(bundle.chat, bundle.tokenizer, make_filter)
+        filter = None if make_filter is None else make_filter()
+        return Choice(bundle.tokenizer, order.config.stop, order.config.end_ids, filter, thoughts)
 
     async def shown(self) -> AsyncIterator[list[tuple[int, Shown]]]:
         """What is new, choice by choice, until all have ended.
@@ -138,12 +145,7 @@ class Performance:
         said: dict[int, Shown] = {number: Shown() for number in range(len(order.prompts) * order.n)}
         async for news in self.shown():
             for number, shown in news:
-                so_far = said[number]
-                so_far.text += shown.text
-                so_far.tokens += shown.tokens
-                so_far.offsets += shown.offsets
-                so_far.findings += shown.findings
-                so_far.finish_reason = shown.finish_reason or so_far.finish_reason
+                said[number].add(shown)
         usage = self.usage()
 
         def laid_out() -> bytes:

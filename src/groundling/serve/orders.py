@@ -63,6 +63,11 @@ class Order:
     form: Form
     include_usage: bool
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is a reply that is wanted, and not a text's continuation."""
+        return isinstance(self.form, ChatForm)
+
 
 async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
     """What is wanted of a chat.
@@ -81,7 +86,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
     n_likely = (body.top_logprobs or 0) if body.logprobs else None
     with _room(theatre, body, 1):
         messages = conversation(body.messages)
-        ids = await _chat_ids(served, messages)
+        ids = await _chat_ids(served, messages, body.thinking)
         findings: list[Finding] = []
         if theatre.safety is not None:
             checked = []
@@ -92,7 +97,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
                     findings += found
                 checked.append(Message(said.role, text))
             if checked != messages:
-                ids = await _chat_ids(served, checked)
+                ids = await _chat_ids(served, checked, body.thinking)
     if asked is None:
         limit = min(limit, max(1, served.engine.longest - len(ids)))
     _require_few_logprobs(body, limit, n_likely, "top_logprobs")
@@ -101,7 +106,7 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
     return _order(served, [Prompt(ids, findings)], config, body, form)
 
 
-async def _chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
+async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool) -> list[int]:
     """A conversation as the model reads it."""
     chat, tokenizer = served.bundle.chat, served.bundle.tokenizer
     assert chat is not None
@@ -110,7 +115,8 @@ async def _chat_ids(served: Served, messages: Sequence[Message]) -> list[int]:
         message = f'{place} is "{messages[-1].role}"; the last message has to be the user\'s, for the reply follows it'
         raise ApiError(400, message, "invalid_value", place)
     try:
-        ids = await _encoded(lambda: chat.prompt(messages, tokenizer), sum(len(m.content) for m in messages))
+        n_characters = sum(len(m.content) for m in messages)
+        ids = await _encoded(lambda: chat.prompt(messages, tokenizer, thinking=thinking), n_characters)
     except DataError as error:
         raise await run_in_threadpool(not_sayable, messages, tokenizer, error) from error
     if len(ids) >= served.bundle.config.block_size:

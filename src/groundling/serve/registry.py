@@ -21,7 +21,7 @@ from groundling.sample.slots import CacheMemory
 from groundling.serve.config import ServeConfig
 from groundling.serve.errors import ApiError, not_ready
 from groundling.serve.forms import Words
-from groundling.serve.generation import Choice
+from groundling.serve.generation import Choice, Thoughts
 from groundling.serve.handover import Take
 from groundling.serve.metrics import Metrics
 from groundling.serve.respond import Gone, unless_gone
@@ -61,7 +61,7 @@ class Served:
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a text."""
-        return () if self.bundle.chat is None else (self.bundle.chat.end,)
+        return self.bundle.end_ids
 
     def card(self) -> dict[str, Any]:
         """What /v1/models tells."""
@@ -163,9 +163,9 @@ class Theatre:
 
     def _engine(self, bundle: Bundle) -> Engine:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
-        n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
         decode = settled(bundle.model, DecodeConfig(weights=self.config.weights), self.config.slots)
-        return Engine(bundle.model, decode, self.config.slots, n_ids, memory=self.memory)
+        slots, n_ids = self.config.slots, bundle.n_ids
+        return Engine(bundle.model, decode, slots, n_ids, end_ids=bundle.end_ids, memory=self.memory)
 
     def require_ready(self) -> None:
         """Check that requests can be taken.
@@ -233,8 +233,10 @@ class Theatre:
         config = SamplingConfig(max_new_tokens=n_most, temperature=1.0, end_ids=served.end_ids)
         take = Take(0, prompt, config, row_generator(seed, 0))
         generation = self.worker.submit(served.engine, client, [take], self.config.timeout_s)
-        filter = None if self.safety is None else self.safety.reply()
-        choice, text = Choice(served.bundle.tokenizer, (), served.end_ids, filter), ""
+        make_filter = None if self.safety is None else self.safety.reply
+        filter = None if make_filter is None else make_filter()
+        thoughts = None if chat.thinking is None else Thoughts(chat, served.bundle.tokenizer, make_filter)
+        choice, text = Choice(served.bundle.tokenizer, (), served.end_ids, filter, thoughts), ""
         try:
             async for parts in generation.parts():
                 for _, tokens, is_last in parts:

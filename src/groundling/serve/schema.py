@@ -63,6 +63,7 @@ class Sampling(Body):
     min_p: Number | None = Field(None, ge=0, lt=1)
     typical_p: Number | None = Field(None, gt=0, le=1)
     repetition_penalty: Number | None = Field(None, gt=0, le=10)
+    ignore_eos: bool | None = None
 
     @model_validator(mode="after")
     def _check_stream(self) -> "Sampling":
@@ -90,7 +91,8 @@ class Sampling(Body):
             logit_bias=biases(self.logit_bias or {}),
             logprobs=logprobs,
             stop=stop,
-            end_ids=end_ids,
+            ignore_eos=bool(self.ignore_eos),
+            end_ids=() if self.ignore_eos else end_ids,
         )
 
 
@@ -147,6 +149,12 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
+class TemplateOptions(Body):
+    """What the chat template is told, under the name that vLLM gave it."""
+
+    enable_thinking: bool | None = None
+
+
 class ChatRequest(Sampling):
     """A conversation in which the assistant is to speak next."""
 
@@ -160,6 +168,13 @@ class ChatRequest(Sampling):
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none"] | None = None
     modalities: list[Literal["text"]] | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+
+    @property
+    def thinking(self) -> bool:
+        """Whether a model that thinks before it replies may do so."""
+        options = self.chat_template_kwargs
+        return options is None or options.enable_thinking is not False
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> "ChatRequest":

@@ -134,8 +134,7 @@ class _Glass:
         model = bundle.model
         if model not in self._scores:
             self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
-        n_ids = bundle.tokenizer.vocab_size if bundle.chat is None else bundle.chat.n_sayable()
-        return look(model, ids, n_ids), self._scores[model]
+        return look(model, ids, bundle.n_ids), self._scores[model]
 
 
 class _Shelf:
@@ -254,7 +253,7 @@ def _answer(
         "n_head": bundle.config.n_head,
         "tokens": ids,
         "pieces": {str(id): _piece(bundle, id) for id in sorted(named)},
-        "structure": [id >= bundle.tokenizer.vocab_size for id in ids],
+        "structure": [_is_structure(bundle, id) for id in ids],
         "attention": [[_packed(head_TS) for head_TS in layer_HTS] for layer_HTS in seen.attention_LHTS],
         "norms": {
             "stream": _rounded(seen.stream_norms_LT),
@@ -281,10 +280,16 @@ def _answer(
     return as_json(found)
 
 
+def _is_structure(bundle: Bundle, id: int) -> bool:
+    """Whether an id is no text: the beginning or the end of a message, another special token, or padding."""
+    is_special = id >= bundle.tokenizer.vocab_size or id in bundle.tokenizer.special.values()
+    return is_special or (bundle.chat is not None and id in bundle.chat.special_ids())
+
+
 def _piece(bundle: Bundle, id: int) -> str:
     if id < bundle.tokenizer.vocab_size:
         return bundle.tokenizer.piece(id)
-    names = {} if bundle.chat is None else {number: name for name, number in bundle.chat.to_json().items()}
+    names = {} if bundle.chat is None else bundle.chat.names(bundle.tokenizer)
     return f"<{names.get(id, id)}>"
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -49,6 +50,16 @@ class Tokenizer(Protocol):
         """The number of ids."""
         ...
 
+    @property
+    def special(self) -> Mapping[str, int]:
+        """Special tokens: name to id. No text gives such an id, and no such id gives text."""
+        ...
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Special tokens that end a text: generation stops there."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. All of it is ordinary text, also what looks like a special token.
 
@@ -62,7 +73,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD.
+        """Return the text of `ids`, without special tokens; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             DataError: an id is outside the vocabulary.
@@ -74,7 +85,7 @@ class Tokenizer(Protocol):
         ...
 
     def piece(self, token: int) -> str:
-        """Return one id as text for a reader: bytes that are no text are written as `<E2>`."""
+        """Return one id as text for a reader: a special token's name; bytes that are no text as `<E2>`."""
         ...
 
     def stream_decoder(self) -> StreamDecoder:
@@ -84,6 +95,21 @@ class Tokenizer(Protocol):
     def to_json(self) -> dict[str, Any]:
         """Return all that `tokenizer_from_json` needs to build an equal tokenizer."""
         ...
+
+
+class TextDecoder:
+    """A `StreamDecoder` that passes over ids outside the tokenizer's vocabulary: a chat template's, or padding."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decoder, self._n_known = tokenizer.stream_decoder(), tokenizer.vocab_size
+
+    def push(self, token: int) -> str:
+        """Take one id; return the text that is certain by now."""
+        return self._decoder.push(token) if token < self._n_known else ""
+
+    def finish(self) -> str:
+        """Return what was held back, and be ready for new ids."""
+        return self._decoder.finish()
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int64]:
@@ -117,6 +143,8 @@ class CharTokenizer:
     """
 
     kind = "char"
+    special: Mapping[str, int] = MappingProxyType({})
+    end_ids: tuple[int, ...] = ()
 
     def __init__(self, symbols: str, unknown: Unknown = "error", replacement: str | None = None) -> None:
         if not symbols or list(symbols) != sorted(set(symbols)):
@@ -213,10 +241,17 @@ class BytePieces:
 
     Args:
         pieces: the bytes of each id.
+        special: name to id of special tokens, which give no text.
+        end_ids: those that end a text.
     """
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = list(pieces)
+    def __init__(
+        self, pieces: Sequence[bytes], special: Mapping[str, int] | None = None, end_ids: Sequence[int] = ()
+    ) -> None:
+        self.special: Mapping[str, int] = MappingProxyType(dict(special or {}))
+        self.end_ids = tuple(end_ids)
+        self._names = {id: name for name, id in self.special.items()}
+        self._pieces = [b"" if id in self._names else piece for id, piece in enumerate(pieces)]
 
     @property
     def vocab_size(self) -> int:
@@ -236,7 +271,9 @@ class BytePieces:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def piece(self, token: int) -> str:
-        """Return one id as text for a reader: bytes that are no text are written as `<E2>`."""
+        """Return one id as text for a reader: a special token's name; bytes that are no text as `<E2>`."""
+        if token in self._names:
+            return self._names[token]
         data = self.decode_bytes([token])
         try:
             return data.decode("utf-8")

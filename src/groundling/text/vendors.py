@@ -11,10 +11,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import filelock
 import numpy as np
@@ -56,7 +56,8 @@ def from_json(values: Mapping[str, Any]) -> Tokenizer:
             raise DataError("this gpt2 tokenizer has another vocabulary than the one OpenAI published")
         return GPT2Tokenizer()
     if kind == "bpe":
-        return BPETokenizer(json.dumps(values["tokenizers"]))
+        added = [AddedToken.from_json(token) for token in values.get("added_tokens", [])]
+        return BPETokenizer(json.dumps(values["tokenizers"]), added, values.get("end_ids", []))
     return SentencePieceTokenizer(base64.b64decode(values["model"]), kind)
 
 
@@ -82,7 +83,6 @@ class GPT2Tokenizer(BytePieces):
     """
 
     kind = "gpt2"
-    end_of_text = END_OF_TEXT_ID
 
     def __init__(self) -> None:
         tiktoken = optional_import("tiktoken", "text")
@@ -92,7 +92,7 @@ class GPT2Tokenizer(BytePieces):
         self._encoding = tiktoken.Encoding(
             "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=50257
         )
-        super().__init__([*sorted(ranks, key=ranks.__getitem__), END_OF_TEXT.encode()])
+        super().__init__([*sorted(ranks, key=ranks.__getitem__), b""], special, [END_OF_TEXT_ID])
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
@@ -158,14 +158,33 @@ def _gpt2_by_package(path: Path) -> bytes:
         ) from error
 
 
+class AddedToken(NamedTuple):
+    """A token beside the vocabulary that merges make: no text gives its id."""
+
+    content: str
+    id: int
+    special: bool
+    """Whether it is no text either."""
+
+    @classmethod
+    def from_json(cls, values: Any) -> "AddedToken":
+        """Take what was written to a `tokenizer.json`. Raises KeyError or TypeError for what is none."""
+        content, id, special = values["content"], values["id"], values["special"]
+        if type(content) is not str or type(id) is not int or type(special) is not bool or not content:
+            raise TypeError(f"an added token has a content, an id, and special true or false, not {values!r}")
+        return cls(content, id, special)
+
+
 class BPETokenizer(BytePieces):
     """Byte-level BPE by Hugging Face `tokenizers`; any text can be encoded, and comes back as it was.
 
     Args:
-        serialized: the library's own JSON.
+        serialized: the library's own JSON; tokens that are added there are cut out of texts.
+        added: tokens beside that vocabulary.
+        end_ids: special ones of them that end a text.
 
     Raises:
-        DataError: this is not a byte-level BPE of that library.
+        DataError: this is not a byte-level BPE of that library, or what is added does not fit it.
         MissingExtraError: tokenizers is not installed.
     """
 
@@ -173,16 +192,26 @@ class BPETokenizer(BytePieces):
     PARTS_AT_ONCE = 16
     """Threads encode parts side by side; more at once would only keep Ctrl-C waiting."""
 
-    def __init__(self, serialized: str) -> None:
+    def __init__(self, serialized: str, added: Sequence[AddedToken] = (), end_ids: Sequence[int] = ()) -> None:
         library = _tokenizers()
         try:
             self._library = library.Tokenizer.from_str(serialized)
-            vocabulary = self._library.get_vocab()
-            super().__init__([_from_alphabet(piece) for piece in sorted(vocabulary, key=vocabulary.__getitem__)])
+            words = {id: token.content for id, token in self._library.get_added_tokens_decoder().items()}
+            pieces = {
+                id: words[id].encode() if id in words else _from_alphabet(piece)
+                for piece, id in self._library.get_vocab().items()
+            }
         except Exception as error:  # the library raises Exception itself
             raise DataError(f"this bpe tokenizer cannot be read: {error}") from error
-        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        self.added = tuple(sorted(added, key=lambda token: token.id))
+        n_pieces = len(pieces) + len(self.added)
+        pieces |= {token.id: token.content.encode() for token in self.added}
+        if sorted(pieces) != list(range(n_pieces)):
             raise DataError("this bpe tokenizer cannot be read: its ids are not 0, 1, 2, ...")
+        special = {token.content: token.id for token in self.added if token.special}
+        if not set(end_ids) <= set(special.values()):
+            raise DataError("this bpe tokenizer cannot be read: what ends a text has to be a special token")
+        super().__init__([pieces[id] for id in range(len(pieces))], special, end_ids)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
@@ -198,9 +227,19 @@ class BPETokenizer(BytePieces):
         """Return `encode(text)` as an array."""
         return np.asarray(self.encode(text), dtype=np.uint32)
 
+    def with_special(self, ids: Iterable[int]) -> "BPETokenizer":
+        """The same tokenizer, in which these added tokens are special ones too: they are no text."""
+        wanted = set(ids)
+        added = [token._replace(special=token.special or token.id in wanted) for token in self.added]
+        return BPETokenizer(self._library.to_str(), added, self.end_ids)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the library's own JSON, embedded."""
-        return {"kind": self.kind, "tokenizers": json.loads(self._library.to_str())}
+        """Return the library's own JSON, embedded; and what was added, if anything."""
+        values = {"kind": self.kind, "tokenizers": json.loads(self._library.to_str())}
+        if self.added:
+            values["added_tokens"] = [token._asdict() for token in self.added]
+            values["end_ids"] = list(self.end_ids)
+        return values
 
 
 def _tokenizers() -> Any:

@@ -1,0 +1,60 @@
+"""What a model's folder says of text: its tokenizer, the ids that end a text, and its chat template."""
+
+from pathlib import Path
+
+from groundling.export.chat_recognition import read_chat
+from groundling.export.export_note import ExportNote, chat_template
+from groundling.export.hf_folder import read_end_ids, read_own_note
+from groundling.export.hf_tokenizer_reading import open_tokenizer, read_tokenizer
+from groundling.export.template_reading import TemplateError, find_template, token_names
+from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import Tokenizer
+from groundling.text.vendors import BPETokenizer
+
+
+def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | None, str]:
+    """The tokenizer and the chat template of a model's folder; where there is no template of ours, why.
+
+    Args:
+        folder: in the layout of `transformers`.
+        is_gpt2: whether the model is a GPT-2.
+
+    Raises:
+        CheckpointError: a file says something impossible of what ends a text.
+        DataError: the tokenizer cannot be had.
+        MissingExtraError: the package tokenizers is not installed.
+    """
+    foreign = open_tokenizer(folder, is_gpt2)
+    end = foreign.token_to_id(token_names(folder).get("eos_token", ""))
+    end_ids = list(dict.fromkeys([*read_end_ids(folder), *([] if end is None else [end])]))
+    note = read_own_note(folder)
+    if note is not None and all(foreign.token_to_id(text) == id for text, id in note.texts.items()):
+        return _read_own(folder, is_gpt2, end_ids, note)
+    tokenizer = read_tokenizer(folder, is_gpt2, end_ids)
+    added = {token.content: token.id for token in getattr(tokenizer, "added", ())} or tokenizer.special
+    try:
+        chat = read_chat(folder, tokenizer, added, lambda text: foreign.encode(text, add_special_tokens=False).ids)
+    except TemplateError as error:
+        return tokenizer, None, f"its chat template is not recognised: {error}"
+    if chat is None:
+        return tokenizer, None, "it has no chat template"
+    if isinstance(tokenizer, BPETokenizer):
+        tokenizer = tokenizer.with_special(chat.marks())
+    return tokenizer, chat, ""
+
+
+def _read_own(
+    folder: Path, is_gpt2: bool, end_ids: list[int], note: ExportNote
+) -> tuple[Tokenizer, ChatFormat | None, str]:
+    """The same of an export of ours: what it added is left out again, and its template is known by its text."""
+    own_ends = [id for id in end_ids if id not in note.texts.values()]
+    tokenizer = read_tokenizer(folder, is_gpt2, own_ends, note)
+    if note.chat is None:
+        return tokenizer, None, "it was exported as one"
+    try:
+        is_unchanged = find_template(folder) == chat_template(tokenizer, note.chat, note.texts)
+    except (TemplateError, KeyError):
+        is_unchanged = False
+    if not is_unchanged:
+        return tokenizer, None, "its chat template is not the one it was exported with"
+    return tokenizer, note.chat, ""

@@ -1,0 +1,35 @@
+"""A conversation as ids, read back as messages: what was said to a model, for readers and for reward functions."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from groundling.text.chat import ROLES, ChatFormat, Message, Role
+from groundling.text.tokenizer import Tokenizer
+
+
+def messages_in(ids: Sequence[int], chat: ChatFormat, tokenizer: Tokenizer) -> list[Message]:
+    """The messages of a conversation as ids; a reply that is asked for is a message without words."""
+    found, structure = [], set(chat.special_ids())
+    shapes = [(role, *_shape(chat, role)) for role in ROLES]
+    for start in range(len(ids)):
+        for role, leading, header, closing in shapes:
+            if list(ids[start : start + len(leading)]) == leading:
+                words = takewhile(lambda id: id != closing, ids[start:])  # noqa: B023 - consumed at once
+                text = tokenizer.decode([id for id in words if id not in structure])
+                if text.startswith(header):
+                    found.append(Message(role, text[len(header) :]))
+                    break
+    return found
+
+
+def last_words(ids: Sequence[int], role: Role, chat: ChatFormat, tokenizer: Tokenizer) -> str:
+    """The words of the last message of a role; "" if there is none."""
+    found = messages_in(ids, chat, tokenizer)
+    return next((message.content for message in reversed(found) if message.role == role), "")
+
+
+def _shape(chat: ChatFormat, role: Role) -> tuple[list[int | str], str, int | str]:
+    """The special ids that an opening begins with, all its text, and the first of the closing."""
+    opening = chat.opening(role)
+    leading = list(takewhile(lambda part: isinstance(part, int), opening))
+    return leading, "".join(part for part in opening if isinstance(part, str)), chat.closing(role)[0]

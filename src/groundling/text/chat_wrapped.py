@@ -1,0 +1,123 @@
+"""Templates of imported models, as data: special tokens and text around the words of each role. ChatML is one.
+
+ChatML:   <|im_start|>user \n words <|im_end|> \n <|im_start|>assistant \n words <|im_end|> \n
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from groundling.errors import DataError
+from groundling.text.chat import ROLES, ChatFormat, Role, Segments, Thinking
+from groundling.text.tokenizer import require_unicode
+
+MOST_SEGMENTS, MOST_TEXT = 20, 10_000
+"""Of a piece of a template; no published one comes near."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappedTurns(ChatFormat):
+    """A template that wraps the words of each role in special tokens and text of its own.
+
+    Raises:
+        DataError: an opening or a closing does not begin with a special id, or the parameters are of a wrong type.
+    """
+
+    template: ClassVar[str] = "wrapped"
+
+    openings: Mapping[Role, Segments]
+    """Before the words of each role."""
+    closings: Mapping[Role, Segments]
+    """After them."""
+    begin: Segments = ()
+    default_system: str | None = None
+    trim: bool = False
+    thinking: Thinking | None = None
+    end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, by_role in (("openings", self.openings), ("closings", self.closings)):
+            if set(by_role) != set(ROLES):
+                raise DataError(f"a chat format has {name} of {', '.join(ROLES)}, and of nobody else")
+            for role, segments in by_role.items():
+                if not segments or not isinstance(segments[0], int):
+                    raise DataError(f"the {role}'s part of a chat format's {name} has to begin with a special id")
+        if isinstance(self.closings["assistant"][0], int):
+            object.__setattr__(self, "end", self.closings["assistant"][0])
+
+    def opening(self, role: Role) -> Segments:
+        """What stands before the words of a role."""
+        return self.openings[role]
+
+    def closing(self, role: Role) -> Segments:
+        """What stands after the words of a role."""
+        return self.closings[role]
+
+    def to_json(self) -> dict[str, Any]:
+        """The template by its name and parameters."""
+        thinking = None
+        if (tags := self.thinking) is not None:
+            thinking = {"opening": tags.opening, "closing": tags.closing, "nothing": list(tags.nothing)}
+        return {
+            "template": self.template,
+            "openings": {role: list(self.openings[role]) for role in ROLES},
+            "closings": {role: list(self.closings[role]) for role in ROLES},
+            "begin": list(self.begin),
+            "default_system": self.default_system,
+            "trim": self.trim,
+            "thinking": thinking,
+        }
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, Any]) -> "WrappedTurns":
+        """Take what `to_json` gave.
+
+        Raises:
+            DataError: this is no such template.
+        """
+        if values.get("template") != cls.template:
+            raise DataError(f"no chat template is called {values.get('template')!r}; there are: wrapped")
+        names = ("template", "openings", "closings", "begin", "default_system", "trim", "thinking")
+        if sorted(values) != sorted(names):
+            raise DataError(f"a wrapped chat template has {', '.join(names)}, and nothing else")
+        default, trim = values["default_system"], values["trim"]
+        if not (default is None or isinstance(default, str)) or type(trim) is not bool:
+            raise DataError("the default_system of a chat template has to be a text or null, and trim true or false")
+        if default is not None:
+            require_unicode(default)
+        return cls(
+            openings=_by_role(values["openings"]),
+            closings=_by_role(values["closings"]),
+            begin=_segments(values["begin"]),
+            default_system=default,
+            trim=trim,
+            thinking=None if values["thinking"] is None else _thinking(values["thinking"]),
+        )
+
+
+def _by_role(values: Any) -> dict[Role, Segments]:
+    if not isinstance(values, dict) or sorted(values) != sorted(ROLES):
+        raise DataError(f"openings and closings of a chat template have to be those of {', '.join(ROLES)}")
+    return {role: _segments(values[role]) for role in ROLES}
+
+
+def _thinking(values: Any) -> Thinking:
+    names = ("opening", "closing", "nothing")
+    if not isinstance(values, dict) or sorted(values) != sorted(names):
+        raise DataError(f"the thinking of a chat template has {', '.join(names)}, and nothing else")
+    opening, closing = _segments([values["opening"], values["closing"]])
+    if not isinstance(opening, int) or not isinstance(closing, int) or opening == closing:
+        raise DataError("the opening and the closing of a chat template's thinking have to be two special ids")
+    return Thinking(opening, closing, _segments(values["nothing"]))
+
+
+def _segments(values: Any) -> Segments:
+    if not isinstance(values, list) or len(values) > MOST_SEGMENTS:
+        raise DataError(f"a part of a chat template has to be a list of at most {MOST_SEGMENTS} ids and texts")
+    for value in values:
+        is_id = type(value) is int and value >= 0
+        if not is_id and not (isinstance(value, str) and 0 < len(value) <= MOST_TEXT):
+            raise DataError(f"a part of a chat template has to be made of ids and texts, not of {str(value)[:40]!r}")
+        if isinstance(value, str):
+            require_unicode(value)
+    return tuple(values)

@@ -1,0 +1,288 @@
+"""An imported instruct model chats: its template, special tokens, ends and thoughts come along."""
+
+import io
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instructkit import (
+    CHATML,
+    DEFAULT,
+    END,
+    START,
+    STOP,
+    THINKING,
+    put_template_into_config,
+    write_gpt2,
+    write_qwen,
+    write_smol,
+)
+from transformers import AutoTokenizer
+
+from groundling.bundle import load_bundle
+from groundling.cli import main
+from groundling.export import template_reading
+from groundling.export.chat_jinja import to_jinja
+from groundling.export.template_reading import TemplateError, render
+from groundling.sample.choose import SamplingConfig
+from groundling.sample.generate import generate, generate_batch, stream, text_engine
+from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat_reading import messages_in
+from servekit import events, serving
+
+HOSTILE = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<repo_name>", "assistant"]
+WORDS = st.text(st.sampled_from("ab 1.'\n\té|<>"), max_size=9)
+CONVERSATIONS = st.tuples(st.none() | WORDS, st.lists(WORDS, min_size=1, max_size=5))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Both kinds, and what they are imported as."""
+    root = tmp_path_factory.mktemp("instruct")
+    for name, write in (("smol", write_smol), ("qwen", write_qwen), ("gpt2", write_gpt2)):
+        write(root / name)
+        assert main(["import", "hf", str(root / name), str(root / f"{name}-bundle")]) == 0
+    return root
+
+
+def messages_of(system, words):
+    first = [Message("system", system)] * (system is not None)
+    return [*first, *(Message(("user", "assistant")[number % 2], each) for number, each in enumerate(words))]
+
+
+@pytest.mark.parametrize("kind", ["smol", "qwen"])
+def test_a_prompt_is_what_transformers_makes_of_it(folders, kind):
+    bundle, theirs = load_bundle(folders / f"{kind}-bundle"), AutoTokenizer.from_pretrained(folders / kind)
+    names = {token.id: token.content for token in bundle.tokenizer.added}
+    ours = to_jinja(bundle.chat, names)
+
+    @settings(max_examples=100)
+    @given(CONVERSATIONS, st.booleans())
+    def same(given, thinking):
+        messages = messages_of(*given)
+        dicts = [{"role": message.role, "content": message.content} for message in messages]
+        asks = messages[-1].role == "user"
+        how = {"add_generation_prompt": asks, "enable_thinking": thinking}
+        rendered = theirs.apply_chat_template(dicts, tokenize=False, **how)
+        assert theirs.apply_chat_template(dicts, tokenize=False, chat_template=ours, **how) == rendered
+        if asks:
+            expected = theirs.apply_chat_template(dicts, return_dict=False, **how)
+            assert bundle.chat.prompt(messages, bundle.tokenizer, thinking=thinking) == expected
+
+    same()
+
+
+@pytest.mark.parametrize("kind", ["smol", "qwen"])
+@given(st.lists(st.sampled_from([*HOSTILE, " ", "a", "\n"]), max_size=6).map("".join))
+def test_special_tokens_in_content_stay_text(folders, kind, words):
+    bundle = load_bundle(folders / f"{kind}-bundle")
+    chat, tokenizer = bundle.chat, bundle.tokenizer
+    added = {token.id for token in tokenizer.added}
+    plain = [id for id in chat.prompt(messages_of("s", ["a"]), tokenizer) if id in added]
+    told = messages_of("s" + words, ["a" + words])
+    assert [id for id in chat.prompt(told, tokenizer) if id in added] == plain
+    assert not added & set(tokenizer.encode(words))
+    assert tokenizer.decode(tokenizer.encode(words)) == words
+    assert messages_in(chat.prompt(told, tokenizer), chat, tokenizer) == [*told, Message("assistant", "")]
+
+
+def test_what_comes_along(folders, capsys):
+    smol, qwen = load_bundle(folders / "smol-bundle"), load_bundle(folders / "qwen-bundle")
+    assert smol.chat.default_system == DEFAULT
+    assert smol.tokenizer.special == {END: 0, START: 1, STOP: 2, "<repo_name>": 3}
+    assert smol.end_ids == (2,)
+    ids = {token.content: token.id for token in qwen.tokenizer.added}
+    assert qwen.end_ids == (ids[STOP], ids[END])
+    assert (qwen.chat.thinking.opening, qwen.chat.thinking.closing) == (ids["<think>"], ids["</think>"])
+    assert "<think>" not in qwen.tokenizer.special, "as text it shows, where nobody asks for a chat"
+    assert qwen.chat.default_system is None
+    values = json.loads((folders / "qwen-bundle/chat.json").read_text("utf-8"))
+    assert ChatFormat.from_json(values) == qwen.chat
+    assert "{%" not in json.dumps(values), "no Jinja is stored"
+
+
+def chat(folder, text, monkeypatch, capsys, *options):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["chat", str(folder), "--temperature", "0", "--max-new-tokens", "40", *options]) == 0
+    return capsys.readouterr()
+
+
+@pytest.mark.parametrize("options", [(), ("--no-thinking",)])
+@pytest.mark.parametrize("kind", ["smol", "qwen"])
+def test_the_verb_chats_and_a_reply_ends(folders, kind, options, monkeypatch, capsys):
+    said = chat(folders / f"{kind}-bundle", "Do you?\nAnd now?\n", monkeypatch, capsys, *options)
+    assert said.out == "Yes\nYes\n"
+    assert said.err == ""
+
+
+def test_a_reply_that_is_cut_in_its_thoughts_says_so(folders, monkeypatch, capsys):
+    said = chat(folders / "qwen-bundle", "Do you?\n", monkeypatch, capsys, "--max-new-tokens", "2")
+    assert said.out == "\n"
+    assert "--no-thinking" in said.err
+
+
+def test_what_ends_can_be_gone_beyond_and_is_no_text(folders, monkeypatch, capsys):
+    said = chat(folders / "smol-bundle", "Do you?\n", monkeypatch, capsys, "--ignore-eos", "--max-new-tokens", "7")
+    assert said.out == "YesZQ\n"
+
+
+def test_a_text_ends_at_end_of_text(folders, capsys):
+    """GPT-2 goes on with <|endoftext|> and the beginning of another text, again and again."""
+    bundle = load_bundle(folders / "gpt2-bundle")
+    greedy = {"temperature": 0.0, "max_new_tokens": 12}
+    assert generate(bundle, "\n", **greedy) == "the"
+    assert "".join(stream(bundle, "\n", SamplingConfig(**greedy))) == "the"
+    assert generate(bundle, "\n", **greedy, ignore_eos=True) == "the\nthe\nth"
+    (ids,) = generate_batch(text_engine(bundle), [bundle.tokenizer.encode("\n")], SamplingConfig(**greedy))
+    assert bundle.tokenizer.decode(ids) == "the"
+    words = ["sample", str(folders / "gpt2-bundle"), "--prompt", "\n", "--temperature", "0", "--max-new-tokens", "12"]
+    assert main([*words, "--num-samples", "2"]) == 0
+    assert END not in (out := capsys.readouterr().out)
+    assert out.count("the") == 2
+    assert main([*words, "--ignore-eos"]) == 0
+    assert capsys.readouterr().out.strip() == "the\nthe\nth"
+
+
+@pytest.fixture(scope="module")
+def server(folders):
+    with serving(
+        *(f"{name}={folders / name}-bundle" for name in ("smol", "qwen", "gpt2")), "--safety", "off"
+    ) as served:
+        yield served
+
+
+ASK = {"messages": [{"role": "user", "content": "Do you?"}], "temperature": 0, "max_tokens": 30}
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "content", "thoughts"),
+    [
+        ("smol", {}, "Yes", None),
+        ("qwen", {}, "Yes", "Hm"),
+        ("qwen", {"chat_template_kwargs": {"enable_thinking": False}}, "Yes", None),
+        ("qwen", {"max_tokens": 3}, "", "Hm"),
+        ("smol", {"ignore_eos": True, "max_tokens": 7}, "YesZQ", None),
+    ],
+)
+def test_the_server_tells_thoughts_from_words(server, model, fields, content, thoughts):
+    status, answer, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **ASK, **fields, "logprobs": True})
+    assert status == 200, answer
+    (choice,) = answer["choices"]
+    assert (choice["message"]["content"], choice["message"].get("reasoning_content")) == (content, thoughts)
+    assert choice["finish_reason"] == ("length" if "max_tokens" in fields else "stop")
+    named = [token["token"] for token in choice["logprobs"]["content"]]
+    assert "".join(named).strip() == content.replace("YesZ", f"Yes{STOP}{END}Z")
+    status, stream, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **ASK, **fields, "stream": True})
+    deltas = [choice["delta"] for event in events(stream)[:-1] for choice in event["choices"]]
+    assert "".join(delta.get("content", "") for delta in deltas) == content
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == (thoughts or "")
+
+
+def test_completions_end_and_show_no_special_token(server):
+    ask = {"model": "gpt2", "prompt": "\n", "temperature": 0, "max_tokens": 12, "logprobs": 1}
+    _, answer, _ = server.ask("POST", "/v1/completions", ask)
+    assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == ("the", "stop")
+    assert answer["usage"]["completion_tokens"] == 4
+    ids = [0, *(ord(letter) - ord("!") + 1 for letter in "the"), 0]
+    _, answer, _ = server.ask("POST", "/v1/completions", {**ask, "prompt": ids, "echo": True, "ignore_eos": True})
+    (choice,) = answer["choices"]
+    assert choice["text"].startswith("the\nthe")
+    assert END not in choice["text"]
+    assert choice["finish_reason"] == "length"
+    assert choice["logprobs"]["tokens"][0] == END, "among the tokens it has its name"
+    assert choice["logprobs"]["text_offset"][:3] == [0, 0, 1]
+
+
+def test_fine_tuning_keeps_the_template(folders, tmp_path, monkeypatch, capsys):
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "No"}]}] * 20
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for kind in ("smol", "qwen"):
+        argv = ["--data.path", str(tmp_path / "rows.jsonl"), "--out-dir", str(tmp_path / kind), "--epochs", "60"]
+        argv += ["--batch-size", "8", "--n-replies", "0", "--optim.lr", "1e-2", "--schedule.warmup-steps", "2"]
+        assert main(["sft", str(folders / f"{kind}-bundle"), *argv, "--runtime.dtype", "float32"]) == 0
+        before, after = load_bundle(folders / f"{kind}-bundle"), load_bundle(tmp_path / kind)
+        assert (after.chat, after.config, after.end_ids) == (before.chat, before.config, before.end_ids)
+        capsys.readouterr()
+        assert chat(tmp_path / kind, "a\n", monkeypatch, capsys).out == "No\n"
+
+
+@pytest.mark.parametrize("place", ["text", "named"])
+def test_a_template_is_found_where_transformers_4_put_it(tmp_path, place, capsys):
+    folder = write_smol(tmp_path / "smol")
+    named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": CHATML}]
+    put_template_into_config(folder, CHATML if place == "text" else named)
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    assert "groundling chat" in capsys.readouterr().out
+    assert load_bundle(tmp_path / "out").chat.default_system == DEFAULT
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ESCAPE = "{{ cycler.__init__.__globals__.os.system('touch RAN') }}"
+NOT_OURS = {
+    "nothing that tells roles": "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
+    "instructions in brackets": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% else %}{{ raise_exception('no') }}{% endif %}{% endfor %}",
+    "a clock": CHATML.replace(DEFAULT, "' + strftime_now('%d') + '"),
+    "upper case": CHATML.replace("m['content']", "m['content'] | upper"),
+    "words that depend on others": CHATML.replace("m['content']", "(m['content'] ~ (messages|length))"),
+    "a syntax error": "{% for",
+    "a sandbox that is broken out of": CHATML + ESCAPE,
+    "too much memory": CHATML + "{{ ('a' * 2000000000)|length }}",
+    "too long a text": CHATML + "{{ 'a' * 1000000 }}",
+    "another thing than text": 7,
+}
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, capsys):
+    folder = write_smol(tmp_path / "smol")
+    put_template_into_config(folder, str(NOT_OURS[name]).replace("RAN", str(tmp_path / "ran")) if name else "")
+    if name == "another thing than text":
+        put_template_into_config(folder, 7)
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("imported as a base model")
+    bundle = load_bundle(tmp_path / "out")
+    assert bundle.chat is None
+    assert bundle.end_ids == (2,), "its end of text comes along all the same"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_template_that_never_ends_is_stopped(monkeypatch):
+    monkeypatch.setattr(template_reading, "TIMEOUT_S", 1.0)
+    began = time.monotonic()
+    with pytest.raises(TemplateError):
+        render(LOOP, {}, [{"messages": []}])
+    assert time.monotonic() - began < 60
+
+
+def test_a_folder_without_a_template_is_a_base_model(folders, tmp_path, capsys):
+    assert main(["import", "hf", str(folders / "gpt2"), str(tmp_path / "out")]) == 0
+    assert "it has no chat template" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["2", [1, "2"], -1, {"id": 2}, True])
+def test_an_end_that_is_no_id_is_refused(tmp_path, value, capsys):
+    folder = write_smol(tmp_path / "smol")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": value}), "utf-8")
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) != 0
+    assert "eos_token_id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["CHATML", "THINKING"])
+def test_reasons_are_found_by_rendering_not_by_the_text(template, tmp_path):
+    """The same layout, written otherwise, is the same template."""
+    text = {"CHATML": CHATML, "THINKING": THINKING}[template]
+    write = write_smol if template == "CHATML" else write_qwen
+    found = []
+    for number, each in enumerate((text, "{# a remark #}" + text.replace("m.", "(m).").replace("m[", "(m)["))):
+        assert (
+            main(["import", "hf", str(write(tmp_path / f"m{number}", template=each)), str(tmp_path / f"b{number}")])
+            == 0
+        )
+        found.append(load_bundle(tmp_path / f"b{number}").chat)
+    assert found[0] == found[1] is not None
