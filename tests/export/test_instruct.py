@@ -233,6 +233,8 @@ NOT_OURS = {
     "a sandbox that is broken out of": CHATML + ESCAPE,
     "too much memory": CHATML + "{{ ('a' * 2000000000)|length }}",
     "too long a text": CHATML + "{{ 'a' * 1000000 }}",
+    "half a surrogate pair": CHATML + "{{ '\\ud800' }}",
+    "an error that moves the cursor": "{{ raise_exception('\x1b[2J\nNo') }}",
     "another thing than text": 7,
 }
 
@@ -247,6 +249,7 @@ def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, caps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[1].startswith("imported as a base model")
+    assert all(line.isprintable() for line in lines)
     bundle = load_bundle(tmp_path / "out")
     assert bundle.chat is None
     assert bundle.end_ids == (2,), "its end of text comes along all the same"
