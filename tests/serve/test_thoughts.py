@@ -14,7 +14,7 @@ from groundling.text.chat import ROLES, Thinking
 from groundling.text.chat_wrapped import WrappedTurns
 from groundling.text.tokenizer import CharTokenizer
 
-SYMBOLS = "\n abcdefghijklmnopqrstuvwxyz[]"
+SYMBOLS = "".join(sorted("\n abcdefghijklmnopqrstuvwxyz[]"))
 TOKENIZER = CharTokenizer(SYMBOLS)
 START, END, OPEN, CLOSE = range(len(SYMBOLS), len(SYMBOLS) + 4)
 CHAT = WrappedTurns(
