@@ -254,6 +254,8 @@ class Engine:
 
         So a long prompt is read between the steps of others, and can be stopped.
         """
+        if self._reader.block_size <= READ_IN_A_STEP:
+            return list(self._running), []
         samples, leads = list[Sample](), list[Piece]()
         for sample in self._running:
             if self._lane(sample).n_unread(sample.tokens) <= READ_IN_A_STEP:
