@@ -163,14 +163,14 @@ def test_scores_that_are_no_numbers_are_refused_with_their_row(bad):
     logits_BV = torch.zeros(3, 4)
     logits_BV[2, 1] = bad
     with pytest.raises(CheckpointError, match=rf"best score is {bad} \(sample 2\)"):
-        filters.require_scores(logits_BV)
+        filters.best_scores(logits_BV)
 
 
 def test_a_row_with_nothing_left_is_refused():
     with pytest.raises(CheckpointError, match="-inf"):
-        filters.require_scores(torch.full((1, 4), -math.inf))
+        filters.best_scores(torch.full((1, 4), -math.inf))
 
 
 def test_dropped_tokens_are_fine_as_long_as_one_is_left():
     logits_BV = torch.tensor([[-math.inf, 1.0]])
-    assert filters.require_scores(logits_BV) is logits_BV
+    assert filters.best_scores(logits_BV).tolist() == [[1.0]]
