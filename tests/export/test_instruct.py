@@ -22,6 +22,8 @@ from instructkit import (
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from groundling.align.replies import Speaker
+from groundling.align.rewards import from_function
 from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.export import template_reading
@@ -342,3 +344,14 @@ def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
     expected = fast.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     assert bundle.chat.prompt([Message("user", "Hi")], bundle.tokenizer) == expected
     assert bundle.tokenizer.special[END] == 50256
+
+
+@pytest.mark.parametrize("kind", ["smol", "qwen"])
+def test_replies_that_are_drawn_end_and_are_judged_by_their_words(folders, kind):
+    bundle, seen = load_bundle(folders / f"{kind}-bundle"), []
+    speaker = Speaker(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=30)
+    asked = bundle.chat.prompt(messages_of(None, ["before", "so", "a\nb"]), bundle.tokenizer)
+    ((reply,),) = speaker.reply([asked], seed=1)
+    assert (reply.ended, reply.said[-1], reply.text) == (True, bundle.chat.end, "Yes")
+    from_function(lambda prompt, words: seen.append((prompt, words)) or 1.0, bundle)([reply])
+    assert seen == [("a\nb", "Yes")]
