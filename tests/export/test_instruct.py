@@ -19,12 +19,16 @@ from instructkit import (
     write_qwen,
     write_smol,
 )
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from groundling.align.replies import Speaker
+from groundling.align.rewards import from_function
 from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.export import template_reading
 from groundling.export.chat_jinja import to_jinja
+from groundling.export.hf_tokenizer import gpt2_spec
 from groundling.export.template_reading import TemplateError, render
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate, generate_batch, stream, text_engine
@@ -231,6 +235,8 @@ NOT_OURS = {
     "a sandbox that is broken out of": CHATML + ESCAPE,
     "too much memory": CHATML + "{{ ('a' * 2000000000)|length }}",
     "too long a text": CHATML + "{{ 'a' * 1000000 }}",
+    "half a surrogate pair": CHATML + "{{ '\\ud800' }}",
+    "an error that moves the cursor": "{{ raise_exception('\x1b[2J\nNo') }}",
     "another thing than text": 7,
 }
 
@@ -245,6 +251,7 @@ def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, caps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[1].startswith("imported as a base model")
+    assert all(line.isprintable() for line in lines)
     bundle = load_bundle(tmp_path / "out")
     assert bundle.chat is None
     assert bundle.end_ids == (2,), "its end of text comes along all the same"
@@ -286,3 +293,65 @@ def test_reasons_are_found_by_rendering_not_by_the_text(template, tmp_path):
         )
         found.append(load_bundle(tmp_path / f"b{number}").chat)
     assert found[0] == found[1] is not None
+
+
+def test_added_tokens_are_cut_out_of_text_as_they_are_there(tmp_path, capsys):
+    """Runs of blanks that were added are words; what was added as a mark is none, special or not."""
+    folder = write_smol(tmp_path / "smol")
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    theirs.add_tokens([AddedToken("    ", normalized=False, special=False), AddedToken("<tag>", special=False)])
+    theirs.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    assert theirs.get_vocab_size() <= config["vocab_size"]
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    ours, text = load_bundle(tmp_path / "out").tokenizer, "def a():\n        return 1\n    the king\n"
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert theirs.token_to_id("    ") in ours.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+    assert theirs.token_to_id("<tag>") not in ours.encode("<tag>")
+    assert ours.decode([theirs.token_to_id("<tag>"), 2, 0]) == "<tag>"
+
+
+def test_an_end_that_stands_in_the_vocabulary_alone_is_special(tmp_path):
+    """Some tokenizers list what ends a text among their words, and nowhere else."""
+    folder = write_smol(tmp_path / "smol", template=None)
+    file = folder / "tokenizer.json"
+    spec = json.loads(file.read_text("utf-8"))
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != STOP]
+    file.write_text(json.dumps(spec), "utf-8")
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    tokenizer = load_bundle(tmp_path / "out").tokenizer
+    assert (tokenizer.end_ids, tokenizer.special[STOP]) == ((2,), 2)
+    assert 2 not in tokenizer.encode(STOP)
+    assert tokenizer.decode([2, *tokenizer.encode("the")]) == "the"
+
+
+def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
+    """Its vocabulary is GPT-2's own, and the marks of a chat were added after it."""
+    theirs = Tokenizer.from_str(json.dumps(gpt2_spec()))
+    theirs.add_special_tokens([AddedToken(name, normalized=False) for name in (START, STOP)])
+    folder = tmp_path / "gpt2"
+    size = {"n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 64, "vocab_size": 50260}
+    GPT2LMHeadModel(GPT2Config(**size, eos_token_id=50258)).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=theirs, eos_token=STOP)
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    assert (bundle.tokenizer.kind, bundle.tokenizer.vocab_size) == ("bpe", 50259)
+    assert bundle.end_ids == (50258,)
+    asked = [{"role": "user", "content": "Hi"}]
+    expected = fast.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert bundle.chat.prompt([Message("user", "Hi")], bundle.tokenizer) == expected
+    assert bundle.tokenizer.special[END] == 50256
+
+
+@pytest.mark.parametrize("kind", ["smol", "qwen"])
+def test_replies_that_are_drawn_end_and_are_judged_by_their_words(folders, kind):
+    bundle, seen = load_bundle(folders / f"{kind}-bundle"), []
+    speaker = Speaker(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=30)
+    asked = bundle.chat.prompt(messages_of(None, ["before", "so", "a\nb"]), bundle.tokenizer)
+    ((reply,),) = speaker.reply([asked], seed=1)
+    assert (reply.ended, reply.said[-1], reply.text) == (True, bundle.chat.end, "Yes")
+    from_function(lambda prompt, words: seen.append((prompt, words)) or 1.0, bundle)([reply])
+    assert seen == [("a\nb", "Yes")]

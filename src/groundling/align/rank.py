@@ -130,7 +130,7 @@ def _speaker() -> Speak:
     def speak(path: Path, messages: Sequence[Message], seed: int) -> str:
         if path not in chats:
             bundle = require_chat(load_bundle(path), str(path))
-            chats[path] = Chat(bundle, SamplingConfig(max_new_tokens=200, temperature=1.0))
+            chats[path] = Chat(bundle, SamplingConfig(max_new_tokens=200, temperature=1.0), thinking=False)
         return chats[path].one_reply(messages, seed)
 
     return speak

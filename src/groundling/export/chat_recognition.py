@@ -15,7 +15,7 @@ from groundling.errors import DataError
 from groundling.export.template_reading import TemplateError, find_template, render, token_names
 from groundling.text.chat import ROLES, ChatFormat, Message, Role, Segments, Thinking, to_ids
 from groundling.text.chat_wrapped import WrappedTurns
-from groundling.text.tokenizer import Tokenizer
+from groundling.text.tokenizer import Tokenizer, require_unicode
 
 SYSTEM, ASKED, ANSWERED, NEXT = "Wqsys", "Wquser", "Wqreply", "Wqnext"
 """The words of the probes: no template holds them, nor changes them."""
@@ -70,6 +70,7 @@ class _Reader:
         for answer in render(self._template, self._tokens, variables):
             if isinstance(answer, TemplateError):
                 raise answer
+            require_unicode(answer)
             found.append(answer)
         return found
 

@@ -216,7 +216,8 @@ class Theatre:
         if chat is None:
             raise ApiError(400, f"{name} was never taught to answer", "not_a_chat_model", "model")
         try:
-            prompt = chat.prompt(messages, served.bundle.tokenizer)
+            # Raters compare replies, and there is no room for thoughts before them.
+            prompt = chat.prompt(messages, served.bundle.tokenizer, thinking=False)
         except DataError as error:
             raise ApiError(400, str(error), "invalid_value") from error
         if len(prompt) >= block_size:

@@ -5,7 +5,7 @@ Whatever else comes is refused by name. A field that a client always sends may b
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from groundling.sample.choose import SamplingConfig
 
@@ -23,7 +23,9 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Id = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(whole)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole)]
+_EXACT = WithJsonSchema({"type": "integer", "minimum": -(2**53), "maximum": 2**53})
+"""The seeds that any client can write: /openapi.json holds bounds as floats, and 2**63 comes out as another number."""
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole), _EXACT]
 Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(whole)]
 Likely = Annotated[int, Field(ge=0, le=MOST_LIKELY), BeforeValidator(whole)]
 Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES), BeforeValidator(whole)]
