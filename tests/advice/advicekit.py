@@ -18,10 +18,12 @@ from groundling.errors import GroundlingError
 
 SOURCES = Path(__file__).parents[2] / "src" / "groundling"
 IMPERATIVES = (
-    "add|allow|ask|begin|bound|call|change|choose|close|convert|copy|cut|decode|download|end|export|fetch|free|give|go|"
-    "import|install|keep|leave|let|listen|load|look|lower|make|mask|mend|move|name|open|pass|press|put|raise|rank|"
-    "remove|repair|rerun|restore|resume|run|save|say|see|send|serve|set|shorten|show|start|stop|take|train|try|type|"
-    "update|upgrade|use|wait|write"
+    "add|allow|ask|begin|bound|call|change|chat|check|choose|close|compare|continue|convert|copy|"
+    "cut|decode|delete|disable|download|drop|enable|end|export|fetch|free|give|go|import|install|"
+    "keep|leave|let|limit|listen|load|look|lower|make|mask|mend|move|name|open|pass|press|put|"
+    "raise|rank|reduce|reload|remove|rename|repair|repeat|replace|rerun|restore|resume|run|save|"
+    "say|see|send|serve|set|shorten|show|specify|split|start|stop|switch|take|train|try|type|"
+    "unpack|update|upgrade|use|wait|write"
 )
 ADVICE = re.compile(
     r"(?<![\w-])--[a-z][\w.-]*"  # a flag

@@ -1,5 +1,6 @@
 """Advice about texts, tokenizers, examples and files, followed."""
 
+import gzip
 import json
 import os
 import shutil
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zstandard
 from advicekit import follows
 
 from groundling import atomicio
-from groundling.data.examples import read_preferences
-from groundling.data.reading import TextFiles, find_files
+from groundling.data.folders import find_files
+from groundling.data.reading import TextFiles
 from groundling.data.tokenfile import open_token_file, write_token_file
 from groundling.text.tokenizer import CharTokenizer, load_tokenizer, require_unicode
 from groundling.text.vendors import train_sentencepiece
@@ -56,15 +58,28 @@ def test_bytes_that_are_no_text(advised, tokenizer_train, story, tmp_path):
     advised.works(*tokenizer_train(text))
 
 
-@follows("{} is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {} > utf8.txt")
-def test_utf_16(advised, tokenizer_train, story, tmp_path, monkeypatch):
-    text = tmp_path / "wide text.txt"
-    text.write_text(story.read_text(encoding="utf-8"), encoding="utf-16")
+@pytest.mark.parametrize(
+    ("name", "encoding", "pack"),
+    [
+        ("wide text.txt", "utf-16", bytes),
+        ("it's wide.txt.gz", "utf-16", gzip.compress),
+        ("$wide.ZST", "utf-32", zstandard.compress),
+        ("no mark.txt", "utf-16-le", bytes),
+    ],
+)
+@follows("convert it first: {} > {}")
+def test_wide_characters(advised, tokenizer_train, story, tmp_path, monkeypatch, name, encoding, pack):
+    """From another folder than the file's, where something is called utf8.txt already."""
+    text = tmp_path / name
+    text.write_bytes(pack(story.read_text(encoding="utf-8").encode(encoding)))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("utf8.txt").write_text("mine", encoding="utf-8")
     said = advised.refused(*tokenizer_train(text))
-    monkeypatch.chdir(tmp_path)
     subprocess.run(said.partition("first: ")[2], shell=True, check=True)
-    advised.works(*tokenizer_train("utf8.txt"))
-    assert Path("utf8.txt").read_bytes() == story.read_bytes()
+    advised.works(*tokenizer_train("utf8-new.txt"))
+    assert Path("utf8-new.txt").read_bytes() == story.read_bytes()
+    assert Path("utf8.txt").read_text(encoding="utf-8") == "mine"
 
 
 @follows(", or use --data.errors replace to put U+FFFD there")
@@ -85,12 +100,12 @@ def test_examples_are_not_told_of_a_flag_that_they_have_not(advised, tmp_path, f
 def test_a_text_that_changes(advised, tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("abc", encoding="utf-8")
-    files = TextFiles(find_files(str(text)))
+    files = TextFiles(find_files(str(text)).paths)
     list(files.pieces())
     text.write_text("abcd", encoding="utf-8")
     os.utime(text, (1, 1))
     advised.raises(lambda: files.require_unchanged())
-    again = TextFiles(find_files(str(text)))
+    again = TextFiles(find_files(str(text)).paths)
     advised.done("".join(again.pieces()) == "abcd\n" or "".join(again.pieces()) == "abcd")
     again.require_unchanged()
 
@@ -239,40 +254,6 @@ def test_a_damaged_token_file(advised, tmp_path):
     file.unlink()
     write_token_file(file, [np.arange(5, dtype=np.uint32)], 5)
     advised.done(len(open_token_file(file)) == 5)
-
-
-# Examples
-
-
-PAIR = {"prompt": "who", "chosen": "king", "rejected": "fool"}
-CHATTED = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "king"}]
-
-
-@follows(
-    "{}: {} does not begin with the prompt's messages; give its last message alone",
-    "{}: there is no prompt; give one, or whole conversations as chosen and rejected",
-)
-def test_preferences(advised, tmp_path):
-    file = tmp_path / "p.jsonl"
-
-    def read(row):
-        file.write_text(json.dumps(row), encoding="utf-8")
-        return read_preferences(file)
-
-    other = [{"role": "user", "content": "what"}, *CHATTED[1:]]
-    advised.raises(lambda: read({**PAIR, "chosen": other}))
-    advised.done(read({**PAIR, "chosen": other[-1:]}))
-    advised.raises(lambda: read({"chosen": "king", "rejected": "fool"}))
-    advised.done(read(PAIR))
-    advised.done(read({"chosen": CHATTED, "rejected": [CHATTED[0], {"role": "assistant", "content": "fool"}]}))
-
-
-@follows("a conversation has no room in {} ids; give a block_size of {}")
-def test_a_context_that_is_too_short(advised, tmp_path):
-    file = tmp_path / "c.jsonl"
-    file.write_text(json.dumps({"messages": CHATTED}), encoding="utf-8")
-    said = advised.refused("data", "inspect", "none", file, "--block-size", "2")
-    advised.works("data", "inspect", "none", file, "--block-size", said.rpartition(" ")[2])
 
 
 # What is written

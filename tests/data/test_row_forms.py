@@ -97,6 +97,13 @@ def test_of_a_completion_only_its_reply_is_learned(write):
 
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
+@pytest.mark.parametrize("text", ["{}", "[]", "null"])
+def test_a_text_that_looks_like_nothing_is_a_text(write, text):
+    for reply in ({"role": "assistant", "content": text}, {"from": "gpt", "value": text}):
+        (read,) = read_conversations(write({"messages": [ASK_ROW, reply]}))
+        assert read.messages[1] == Message("assistant", text)
+
+
 REFUSED = {
     "tools": ({"messages": [ASK_ROW, REPLY_ROW], "tools": TOOLS}, "'tools' is not supported"),
     "tools as text": ({"conversations": [HUMAN, GPT], "tools": '[{"name": "f"}]'}, "'tools' is not supported"),

@@ -162,7 +162,7 @@ def test_examples_fit_and_lose_no_structure(name, given, room):
 def test_a_context_without_room_is_refused_by_its_size():
     least = least_ids(CHATML, TOKENIZER)
     assert least > least_ids(ChatFormat.after(len(SYMBOLS)), TOKENIZER) == 8
-    with pytest.raises(ConfigError, match=f"block_size of {least}"):
+    with pytest.raises(ConfigError, match=f"it needs {least} at least"):
         encode_prompt([Message("user", "a")], CHATML, TOKENIZER, least - 1, Counts())
 
 

@@ -5,6 +5,7 @@ turn (`BEGIN IMMEDIATE` and a busy timeout) for five seconds before they give up
 file.
 """
 
+import shlex
 import sqlite3
 import threading
 import time
@@ -177,7 +178,8 @@ def not_a_database(path: Path) -> str:
     if not begin.startswith(("{", "[")):
         return f"is not a database; {expected}"
     if '"candidates"' in text:
-        return f"is lines of JSON; {expected}: groundling rankings import FILE.sqlite {path} makes one of exported ones"
+        command = f"groundling rankings import FILE.sqlite {shlex.quote(str(path))}"
+        return f"is lines of JSON; {expected}: {command} makes one of exported ones"
     if '"chosen"' in text or '"label"' in text:
         return f"is lines of JSON; {expected}; preferences are given with --preferences"
     return f"is lines of JSON; {expected}"

@@ -6,6 +6,9 @@ the unpacked content, and the name without the last ending, that counts.
 
 import csv
 import json
+import os
+import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,14 +192,14 @@ def named_format(path: Path) -> Format | None:
     return Format(f"by its name {name}", f"{_advice(advice, path)}; if it is plain text, let its name end in .txt")
 
 
-def unknown_binary(head: bytes) -> Format | None:
+def unknown_binary(path: Path, head: bytes) -> Format | None:
     """What to say of bytes of no known format that are no text in UTF-8; None: they may be."""
     if len(head) < LEAST_BINARY_BYTES:
         return None
     if sum(byte in CONTROLS for byte in head) > BINARY_PART * len(head):
         n_zeros = max((head[0::2].count(0), "UTF-16BE"), (head[1::2].count(0), "UTF-16LE"))
         if n_zeros[0] > len(head) / 8 and head.count(0) < 0.6 * len(head):
-            return Format(f"text in {n_zeros[1]}, it seems", f"convert it first: iconv -f {n_zeros[1]} -t UTF-8")
+            return Format(f"text in {n_zeros[1]}, it seems", conversion(n_zeros[1], path))
         return Format("binary", NOT_TEXT)
     return None
 
@@ -205,16 +208,37 @@ def _advice(advice: str, path: Path) -> str:
     """What to do, as a command that needs nothing but Python where there is one."""
     name = str(path)
     if advice in ("bz2", "lzma"):
-        out = f"{path.name.partition('.')[0] or 'text'}.txt"
+        out = _new_file(f"{path.name.partition('.')[0] or 'text'}.txt")
         if ".tar" in path.suffixes or path.suffix.lower() in (".tbz", ".tbz2", ".txz"):
             return _advice("tarfile", path)
-        return (
-            f'unpack it first: python -c "import {advice}, shutil; '
-            f"shutil.copyfileobj({advice}.open({name!r}), open({out!r}, 'wb'))\""
-        )
+        script = f"import {advice}, shutil; shutil.copyfileobj({advice}.open({name!r}), open({out!r}, 'wb'))"
+        return f"unpack it first: python -c {_shell_word(script)}"
     if advice in ("tarfile", "zipfile"):
-        return f'unpack it first: python -m {advice} -e "{name}" unpacked (and give --data.path unpacked)'
+        return f"unpack it first: python -m {advice} -e {_shell_word(name)} unpacked (and give --data.path unpacked)"
     return advice
+
+
+def conversion(encoding: str, path: Path) -> str:
+    """How to make UTF-8 of a file; one that is packed is unpacked on the way."""
+    name, out = shlex.quote(str(path)), f"utf8{inner_suffix(path) or '.txt'}"
+    unpack = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    source = f"iconv -f {encoding} -t UTF-8"
+    command = f"{unpack} -dc {name} | {source}" if unpack else f"{source} {name}"
+    return f"convert it first: {command} > {_new_file(out)}"
+
+
+def _shell_word(text: str) -> str:
+    """A word of a command: in double quotes, which every shell knows, where these leave it as it is."""
+    is_plain = os.name == "nt" or not re.search(r'["$`!]|\\[\\\n]', text)
+    return f'"{text}"' if is_plain else shlex.quote(text)
+
+
+def _new_file(name: str) -> str:
+    """The name, or one like it of which there is no file here that a command would write over."""
+    path = Path(name)
+    while path.exists():
+        path = path.with_stem(f"{path.stem}-new")
+    return str(path)
 
 
 def rows_format(path: Path, head: str) -> Format | None:
@@ -239,9 +263,9 @@ def rows_format(path: Path, head: str) -> Format | None:
 
 
 def _write_column(script: str, path: Path) -> str:
-    out = f"{path.name.partition('.')[0] or 'text'}.txt"
+    out = _shell_word(_new_file(f"{path.name.partition('.')[0] or 'text'}.txt"))
     return (
-        f'write its text to a file and give that: python -X utf8 -c "{script}" > {out} '
+        f"write its text to a file and give that: python -X utf8 -c {_shell_word(script)} > {out} "
         "(to learn the file as it stands, let its name end in .txt)"
     )
 

@@ -131,11 +131,8 @@ class TextFiles:
         head = head[: formats.HEAD_BYTES]
         for mark, encoding in MARKS.items():
             if head.startswith(mark):
-                raise DataError(
-                    f"{path} is {encoding}; convert it first: "
-                    f"iconv -f {encoding} -t UTF-8 {path.name} > utf8{path.suffix or '.txt'}"
-                )
-        found = formats.binary_format(path, head) or formats.named_format(path) or formats.unknown_binary(head)
+                raise DataError(f"{path} is {encoding}; {formats.conversion(encoding, path)}")
+        found = formats.binary_format(path, head) or formats.named_format(path) or formats.unknown_binary(path, head)
         if found is not None:
             is_other = self.expected == "rows" and not found.advice.startswith(("unpack", "convert"))
             hint = "; rankings are given with --rankings" if is_other and head.startswith(formats.SQLITE) else ""

@@ -27,7 +27,10 @@ NOT_READ = (
     *("image", "images", "video", "videos", "audio", "audios", "documents"),
 )
 """Keys of a row that a model here cannot be taught."""
-EMPTY: tuple[Any, ...] = ("", "[]", "{}", [], {})
+NOTHING: tuple[Any, ...] = ([], {})
+EMPTY: tuple[Any, ...] = ("", "[]", "{}", *NOTHING)
+SAID = ("role", "content", "from", "value")
+"""Keys of a message whose text is taken as it stands, also "" or "{}"."""
 
 
 def with_keys(row: Row) -> Row:
@@ -65,8 +68,9 @@ def _message(value: Any, where: str, name: str) -> Message:
     expected = '{"role": ..., "content": ...} is expected'
     if not isinstance(value, dict):
         raise DataError(f"{where}: {name} is {kind_of(value)}, {expected}")
-    values = {key: item for key, item in value.items() if item is not None and item not in EMPTY[2:]}
-    values = {key: item for key, item in values.items() if item != "" or key in ("role", "content", "from", "value")}
+    values = {key: item for key, item in value.items() if item not in (None, *(NOTHING if key in SAID else EMPTY))}
+    if "role" in value and "from" not in values:
+        values["role"] = value["role"]  # a null one is said to be no role
     if sorted(values) == ["from", "value"]:
         return Message(_speaker(values["from"], where, name), text_of(values["value"], where, f"{name}.value"))
     if sorted(values) != ["content", "role"]:

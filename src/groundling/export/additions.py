@@ -61,6 +61,7 @@ def additions_of(
     n_rows: int = 0,
     taken: Collection[str] = (),
     has_unknown: bool = True,
+    own_end: int | None = None,
 ) -> Additions:
     """What has to be added to a tokenizer.
 
@@ -70,6 +71,7 @@ def additions_of(
         n_rows: ids that the model has rows for.
         taken: texts that are tokens already; an added one gets another text.
         has_unknown: whether the target needs an id for unknown characters.
+        own_end: an id of the tokenizer's that ends a text though the tokenizer does not say so, if it has one.
     """
     first, end, end_is_known = tokenizer.vocab_size, tokenizer.vocab_size, True
     texts: dict[str, int] = {}
@@ -78,8 +80,8 @@ def additions_of(
         texts = {_free(CHAT_TEXTS[names[id]], taken): id for id in sorted(names)}
     if chat is not None:
         end, n_drawn = chat.end, chat.n_sayable(tokenizer)
-    elif tokenizer.end_ids:
-        end, n_drawn = tokenizer.end_ids[0], first
+    elif tokenizer.end_ids or own_end is not None:
+        end, n_drawn = tokenizer.end_ids[0] if tokenizer.end_ids else own_end, first
     else:
         texts, end_is_known, n_drawn = {_free(END_OF_TEXT, taken): end}, False, first
     unknown = first + len(texts) if has_unknown and needs_unknown(tokenizer) else None

@@ -1,5 +1,6 @@
 """`groundling export hf|gguf|bundle`: a trained model for other programs, or in one piece."""
 
+import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,9 +57,10 @@ def _hf(argv: list[str]) -> int:
     bundle = _load_speaker(chosen, is_export)
     family = export_hf(bundle, chosen.out)
     print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
-    print(f'load it: transformers.AutoModelForCausalLM.from_pretrained("{chosen.out}")')
+    where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python writes it, too
+    print(f"load it: transformers.AutoModelForCausalLM.from_pretrained({where})")
     if bundle.chat is not None:
-        print(f'chat with it: transformers.AutoTokenizer.from_pretrained("{chosen.out}").apply_chat_template(...)')
+        print(f"chat with it: transformers.AutoTokenizer.from_pretrained({where}).apply_chat_template(...)")
     return 0
 
 

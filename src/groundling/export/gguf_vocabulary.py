@@ -90,8 +90,10 @@ def vocabulary_of(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> Vocab
         MissingExtraError: the tokenizer's library is not installed.
     """
     own = _pieces_of(tokenizer)
-    added = additions_of(tokenizer, chat, taken=own.pieces, has_unknown=False)
-    if END_OF_TEXT in own.pieces and END_OF_TEXT not in tokenizer.special:
+    is_in_text = END_OF_TEXT in own.pieces and END_OF_TEXT not in tokenizer.special
+    own_end = own.pieces.index(END_OF_TEXT) if is_in_text else None
+    added = additions_of(tokenizer, chat, taken=own.pieces, has_unknown=False, own_end=own_end)
+    if own_end is not None and own.types[own_end] != CONTROL:
         raise ConfigError(
             f"the tokenizer has learned {END_OF_TEXT} as ordinary text, and llama.cpp would take it for the end of "
             "the text; take it out of the training text, or export to Hugging Face"

@@ -5,6 +5,7 @@ the bundle in it holds the production model with the rung's weights, for `sample
 """
 
 import dataclasses
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ class _RungWatcher(RunWatcher):
         return (
             f"{rung} stopped after {summary.steps:,} steps, {describe_seconds(summary.train_s)} of training; continue "
             f"with groundling ladder --rungs {rung} --steps {self.plan.n_steps} --seed {seed} --resume "
-            f"--out-dir {self._run.folder.parent}"
+            f"--out-dir {shlex.quote(str(self._run.folder.parent))}"
         )
 
     def _make_sinks(self, state: TrainState, picked: Runtime) -> list[Sink]:
