@@ -5,14 +5,14 @@ from pathlib import Path
 from groundling.export.chat_recognition import read_chat
 from groundling.export.hf_folder import read_end_ids
 from groundling.export.hf_tokenizer_reading import open_tokenizer, read_tokenizer
-from groundling.export.template_reading import TemplateError, token_names
+from groundling.export.template_reading import TemplateError, find_template, token_names
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.vendors import BPETokenizer
 
 
 def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | None, str]:
-    """The tokenizer and the chat template of a model's folder; where there is no template of ours, why.
+    """The tokenizer and the chat template of a model's folder; where its template is none of ours, why.
 
     Args:
         folder: in the layout of `transformers`.
@@ -32,8 +32,14 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | No
         chat = read_chat(folder, tokenizer, added, lambda text: foreign.encode(text, add_special_tokens=False).ids)
     except TemplateError as error:
         return tokenizer, None, f"its chat template is not recognised: {error}"
-    if chat is None:
-        return tokenizer, None, "it has no chat template"
-    if isinstance(tokenizer, BPETokenizer):
+    if chat is not None and isinstance(tokenizer, BPETokenizer):
         tokenizer = tokenizer.with_special(chat.marks())
     return tokenizer, chat, ""
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a model's folder has a chat template, of whatever kind."""
+    try:
+        return find_template(folder) is not None
+    except TemplateError:
+        return True
