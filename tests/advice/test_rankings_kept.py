@@ -132,7 +132,7 @@ def test_a_disk_without_a_write_ahead_log(advised, tmp_path, monkeypatch):
 def talker(tmp_path):
     """A model that answers."""
     torch.manual_seed(0)
-    letters = CharTokenizer("Speak. abc")
+    letters = CharTokenizer(" .Sabcekp")
     config = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=32, vocab_size=letters.vocab_size + 4)
     save_bundle(tmp_path / "talker", GPT(config), letters, chat=ChatFormat.after(letters.vocab_size))
     return tmp_path / "talker"

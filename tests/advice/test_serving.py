@@ -105,7 +105,7 @@ BODIES = {
     ),
     "the body is in {}, and byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), LATIN), [(ASKED, JSON)]),
     "the body is not UTF-8: byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), JSON), [(ASKED, JSON)]),
-    "the body cannot be read; send JSON in UTF-8": (("{}".encode("utf-16-le")[:-1], JSON), [(ASKED, JSON)]),
+    "the body cannot be read; send JSON in UTF-8": (('{"a"'.encode("utf-16-le")[:-1], JSON), [(ASKED, JSON)]),
     "the body has more than {} bytes when it is unpacked; send less": (
         (gzip.compress(b" " * 20_001), GZIP),
         [(gzip.compress(ASKED), GZIP)],
@@ -134,15 +134,17 @@ def test_a_parameter_of_the_address(house, advised):
     said = house.client.get(f"{RANKINGS}/next", params=words).json()["error"]["message"]
     name, value = advised.hears(said).partition("?")[2].split("=")
     assert value == "..."
-    advised.done(house.client.get(f"{RANKINGS}/next?{name}=ann", params=words).status_code == 200)
+    advised.done(house.client.get(f"{RANKINGS}/next", params={name: "ann", **words}).status_code == 200)
 
 
 @follows("there is not enough memory to score a prompt of {} tokens; shorten it, or leave out echo")
 def test_a_prompt_that_is_too_long_to_score(house, advised, monkeypatch):
     engine = house.theatre.models.get("base").engine
-    monkeypatch.setattr(type(engine), "has_memory_for", lambda self, n_bytes: n_bytes < 1_000_000)
+    asked: list[int] = []
+    monkeypatch.setattr(type(engine), "has_memory_for", lambda self, n: asked.append(n) or n < 2 * asked[0])
     scored = {**COMPLETION, "echo": True, "logprobs": 1}
     monkeypatch.setattr(orders, "SCORED_AT_ONCE", 1)
+    assert posted(house, "/v1/completions", {**scored, "prompt": "Who"})[0] == 200
     advised.hears(posted(house, "/v1/completions", {**scored, "prompt": "Who " * 12})[1])
     advised.done(posted(house, "/v1/completions", {**scored, "prompt": "Who"})[0] == 200)
     advised.done(posted(house, "/v1/completions", {**COMPLETION, "prompt": "Who " * 12})[0] == 200)

@@ -135,7 +135,7 @@ def test_a_run_that_diverges(advised, preset, begun, kind, tmp_path):
 @follows(
     "stopped as asked {}; go on: groundling pretrain --resume if-present --out-dir {}",
 )
-@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("after", [2, 3])
 def test_a_run_that_was_stopped(advised, preset, after, tmp_path, monkeypatch, capfd):
     import signal
 
