@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from advicekit import Advised
 
-sys.path.append(str(Path(__file__).parents[1] / "serve"))
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("serve", "faults")]
 
 
 @pytest.fixture

@@ -160,6 +160,7 @@ def _is_a_preset(name: str) -> bool:
 
 NOT_OURS = {
     "--nproc-per-node", "--max-restarts", "--standalone", "--shutdown-timeout",  # torchrun
+    "--jinja",  # llama.cpp
     "--no-cnv", "--check", "--version", "--constraint", "--editable",
 }  # fmt: skip
 """Flags of other programs, and of benchmarks and scripts, which the documentation names."""

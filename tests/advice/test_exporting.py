@@ -1,17 +1,21 @@
 """Advice about exports and imports, followed."""
 
 import dataclasses
+import io
 import json
+import shlex
 import shutil
 
 import pytest
 import torch
 from advicekit import FOLLOWED, follows, parsed
+from test_f33_round_trip import without_a_piece_for_a_space
 
 from groundling.bundle import load_bundle, plain_state_dict, save_bundle
 from groundling.export.families import GPT2
 from groundling.export.weights import TRANSPOSED, to_theirs
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import CharTokenizer, save_tokenizer
 from groundling.text.vendors import END_OF_TEXT, BPETokenizer, train_bpe, train_sentencepiece
 
@@ -92,6 +96,8 @@ OF_TOKENIZERS = {
     "this character tokenizer cannot be exported to GGUF: {} of its {} characters are more than one byte in UTF-8 "
     "({}), and llama.cpp's tokens without merges are single bytes; train with --data.tokenizer.kind bpe, or export to "
     "Hugging Face": lambda text: CharTokenizer("abé"),
+    "this sp_bpe tokenizer has no piece for a space, and llama.cpp would write U+2581 for each; train with "
+    "--data.tokenizer.kind bpe, or export to Hugging Face": lambda text: without_a_piece_for_a_space("sp_bpe"),
 }
 FOLLOWED.update(OF_TOKENIZERS)
 
@@ -192,6 +198,17 @@ def test_where_an_import_goes(advised, theirs, bundle, tmp_path):
     advised.works(*words, tmp_path / "another")
     advised.refused(*words, bundle(name="trained"), "--overwrite")
     advised.works(*words, tmp_path / "third")
+
+
+@follows("talk with it: groundling chat {}")
+def test_an_import_that_chats(advised, bundle, tmp_path, monkeypatch):
+    ours = load_bundle(bundle(dataclasses.replace(SMALL, block_size=32)))
+    model = GPT(dataclasses.replace(ours.config, vocab_size=LETTERS.vocab_size + 4))
+    save_bundle(tmp_path / "talker", model, LETTERS, chat=ChatFormat.after(LETTERS.vocab_size))
+    advised.works("export", "hf", tmp_path / "talker", tmp_path / "theirs")
+    said = advised.works("import", "hf", tmp_path / "theirs", tmp_path / "it's here")
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
+    advised.works(*shlex.split(said.rpartition("groundling ")[2]), "--max-new-tokens", "3")
 
 
 @follows(

@@ -162,26 +162,6 @@ def test_a_compiler_by_its_variable(advised, monkeypatch, tmp_path):
         (tmp_path / name).unlink()
 
 
-@follows(
-    "keys and values of {} positions need {} GB for each of {} samples, and there is not so much memory; decode fewer "
-    "at a time, or import the model with a smaller context"
-)
-def test_more_samples_than_the_memory_holds(advised, a_run, monkeypatch):
-    from groundling.sample import backend
-
-    real = backend.KVCache
-
-    def cache(config, n_slots, *more):
-        if n_slots > 1:
-            raise MemoryError
-        return real(config, n_slots, *more)
-
-    monkeypatch.setattr(backend, "KVCache", cache)
-    words = ("sample", a_run, "--prompt", "the", *SAY, "--num-samples")
-    advised.refused(*words, "2")
-    advised.works(*words, "1")
-
-
 @follows("a draft model guesses tokens ahead; say how many with speculate")
 def test_a_draft_in_python(advised, a_run):
     from groundling.sample.engine import DecodeConfig, Engine

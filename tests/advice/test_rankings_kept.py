@@ -1,14 +1,21 @@
 """Advice about files of rankings, followed."""
 
 import json
+import os
+import shlex
 import sqlite3
 
+import pytest
+import torch
 from advicekit import follows
 
 from groundling.align.database import Database
 from groundling.align.judgements import Candidate, Judgement
 from groundling.align.rankings import Rankings
-from groundling.text.chat import Message
+from groundling.bundle import save_bundle
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.text.chat import ChatFormat, Message
+from groundling.text.tokenizer import CharTokenizer
 
 
 def judged(key="k", text="a") -> Judgement:
@@ -33,6 +40,7 @@ def test_half_a_character(advised):
     "there are no rankings at {}; `groundling rank` collects some",
     "{} is damaged ({}); restore it from a copy, or import an export into a new file",
     "{} is an SQLite file of another program; choose another path",
+    "cannot write {}: it is a device or a pipe; give the name of a file and run again",
 )
 def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
     import io
@@ -44,11 +52,13 @@ def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sys.stdin", io.StringIO("1\n"))
     advised.works("rank", file, "--candidates", questions, "--rater", "ann")
     advised.works("rankings", "stats", file)
+    os.mkfifo(tmp_path / "pipe")
+    advised.refused("rankings", "export", file, tmp_path / "pipe")
     advised.works("rankings", "export", file, exported)
     for left in tmp_path.glob("r.sqlite-*"):
         left.unlink()
     copy = file.read_bytes()
-    file.write_bytes(b"\0" * len(copy))
+    file.write_bytes(copy[:100] + b"\0" * (len(copy) - 100))
     advised.refused("rankings", "stats", file)
     advised.works("rankings", "import", tmp_path / "new.sqlite", exported)
     advised.works("rankings", "stats", tmp_path / "new.sqlite")
@@ -116,3 +126,38 @@ def test_a_disk_without_a_write_ahead_log(advised, tmp_path, monkeypatch):
     with Rankings(tmp_path / "local" / "r.sqlite") as rankings:
         rankings.add(judged())
         advised.done(rankings.get("k") is not None)
+
+
+@pytest.fixture
+def talker(tmp_path):
+    """A model that answers."""
+    torch.manual_seed(0)
+    letters = CharTokenizer(" .Sabcekp")
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=32, vocab_size=letters.vocab_size + 4)
+    save_bundle(tmp_path / "talker", GPT(config), letters, chat=ChatFormat.after(letters.vocab_size))
+    return tmp_path / "talker"
+
+
+@follows(
+    "an SQLite file of rankings is expected, as groundling rank and groundling rankings make them",
+    "is lines of JSON; {}: {} makes one of exported ones",
+    "groundling rankings import FILE.sqlite {}",
+    "is lines of JSON; {}; preferences are given with --preferences",
+    "; rankings are given with --rankings",
+)
+def test_one_file_in_the_place_of_another(advised, talker, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, exported, pairs = tmp_path / "r.sqlite", tmp_path / "the user's.jsonl", tmp_path / "p.jsonl"
+    with Rankings(file) as rankings:
+        rankings.add(judged())
+    advised.works("rankings", "export", file, exported)
+    pairs.write_text(json.dumps({"prompt": "Speak.", "chosen": "a", "rejected": "b"}), encoding="utf-8")
+    dpo = ("dpo", talker, "--out-dir", tmp_path / "dpo", "--overwrite", "--runtime.device", "cpu", "--epochs", "1")
+    said = advised.refused(*dpo, "--rankings", exported)
+    command = said[said.index("groundling rankings import") :].rpartition(" makes one")[0]
+    advised.works(*shlex.split(command)[1:])
+    advised.works(*dpo, "--rankings", "FILE.sqlite")
+    advised.refused(*dpo, "--rankings", pairs)
+    advised.works(*dpo, "--preferences", pairs)
+    advised.refused(*dpo, "--preferences", file)
+    advised.works(*dpo, "--rankings", file)

@@ -1,12 +1,16 @@
 """Advice that the server gives: each request is refused, and granted when it is made as advised."""
 
+import gzip
+import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from advicekit import follows, matches
+from advicekit import FOLLOWED, follows, matches
 from housekit import House, house_of
 
+from groundling.serve import orders
 from groundling.serve.errors import ApiError
 from groundling.serve.registry import named_paths
 
@@ -22,14 +26,20 @@ def house(models, tmp_path_factory) -> Iterator[House]:
 
 
 def posted(house: House, path: str, body: Any, **how: Any) -> tuple[int, str]:
-    answer = house.client.post(path, json=body, **how)
+    how["headers"] = {"Content-Type": "application/json"} | how.get("headers", {})
+    answer = house.client.post(path, content=json.dumps(body), **how)  # half a character is written as \\ud83d
     told = answer.json() if answer.headers["content-type"].startswith("application/json") else {}
     return answer.status_code, told.get("error", {}).get("message", "")
 
 
 REQUESTS = {
-    "{} is not supported here; leave it out": ("/v1/completions", {**COMPLETION, "suffix": "x"}, COMPLETION),
-    "the prompt has {} tokens, and {} reads {} at most; shorten it": (
+    "{} not supported here; leave {} out": ("/v1/completions", {**COMPLETION, "suffix": "x"}, COMPLETION),
+    "has half a character (\\u{}) at {}; send whole ones": (
+        "/v1/completions",
+        {**COMPLETION, "prompt": "Who\ud83d"},
+        COMPLETION,
+    ),
+    "{} has {} tokens, and {} reads {} at most; shorten it": (
         "/v1/completions",
         {**COMPLETION, "prompt": "Who " * 100},
         {**COMPLETION, "prompt": "Who " * 10},
@@ -82,6 +92,62 @@ def test_a_body_of_another_kind(house, advised):
     answer = house.client.post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
     advised.hears(answer.json()["error"]["message"])
     advised.done(posted(house, "/v1/completions", COMPLETION)[0] == 200)
+
+
+JSON = {"Content-Type": "application/json"}
+LATIN = {"Content-Type": "application/json; charset=latin-1"}
+GZIP = {**JSON, "Content-Encoding": "gzip"}
+ASKED = json.dumps(COMPLETION).encode()
+BODIES = {
+    "Content-Encoding is {}; send the body as it is, or packed once by gzip": (
+        (zlib.compress(ASKED), {**JSON, "Content-Encoding": "deflate"}),
+        [(ASKED, JSON), (gzip.compress(ASKED), GZIP)],
+    ),
+    "the body is in {}, and byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), LATIN), [(ASKED, JSON)]),
+    "the body is not UTF-8: byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), JSON), [(ASKED, JSON)]),
+    "the body cannot be read; send JSON in UTF-8": (('{"a"'.encode("utf-16-le")[:-1], JSON), [(ASKED, JSON)]),
+    "the body has more than {} bytes when it is unpacked; send less": (
+        (gzip.compress(b" " * 20_001), GZIP),
+        [(gzip.compress(ASKED), GZIP)],
+    ),
+    "the body is gzip that was cut off; send all of it": (
+        (gzip.compress(ASKED)[:-1], GZIP),
+        [(gzip.compress(ASKED), GZIP)],
+    ),
+}
+FOLLOWED.update(BODIES)
+
+
+@pytest.mark.parametrize("template", BODIES)
+def test_a_body_that_cannot_be_read_is_sent_as_advised(house, template):
+    (wrong, headers), others = BODIES[template]
+    answer = house.client.post("/v1/completions", content=wrong, headers=headers)
+    assert 400 <= answer.status_code < 500
+    assert matches(template, answer.json()["error"]["message"]), answer.text
+    for right, how in others:
+        assert house.client.post("/v1/completions", content=right, headers=how).status_code == 200
+
+
+@follows("{} is missing; give it in the address: ?{}=...")
+def test_a_parameter_of_the_address(house, advised):
+    words = {"prompt": "Who?"}
+    said = house.client.get(f"{RANKINGS}/next", params=words).json()["error"]["message"]
+    name, value = advised.hears(said).partition("?")[2].split("=")
+    assert value == "..."
+    advised.done(house.client.get(f"{RANKINGS}/next", params={name: "ann", **words}).status_code == 200)
+
+
+@follows("there is not enough memory to score a prompt of {} tokens; shorten it, or leave out echo")
+def test_a_prompt_that_is_too_long_to_score(house, advised, monkeypatch):
+    engine = house.theatre.models.get("base").engine
+    asked: list[int] = []
+    monkeypatch.setattr(type(engine), "has_memory_for", lambda self, n: asked.append(n) or n < 2 * asked[0])
+    scored = {**COMPLETION, "echo": True, "logprobs": 1}
+    monkeypatch.setattr(orders, "SCORED_AT_ONCE", 1)
+    assert posted(house, "/v1/completions", {**scored, "prompt": "Who"})[0] == 200
+    advised.hears(posted(house, "/v1/completions", {**scored, "prompt": "Who " * 12})[1])
+    advised.done(posted(house, "/v1/completions", {**scored, "prompt": "Who"})[0] == 200)
+    advised.done(posted(house, "/v1/completions", {**COMPLETION, "prompt": "Who " * 12})[0] == 200)
 
 
 @follows("there is no run {}; ask /v1/groundling/runs for their names")

@@ -20,6 +20,16 @@ SETTINGS = [
         ["dpo b --rankings r.sqlite"],
     ),
     (
+        "gold is given with preferences, which no simulated rater made; leave one of them out",
+        "reward b --gold verse --preferences p.jsonl",
+        ["reward b --gold verse --rankings r.sqlite", "reward b --preferences p.jsonl"],
+    ),
+    (
+        'it is empty; give a path ("." is this folder)',
+        "pretrain --out-dir=",
+        ["pretrain --out-dir .", "pretrain --out-dir runs/mine"],
+    ),
+    (
         "replies {} is not a multiple of group {}; change one",
         "grpo b --reward r --replies 12 --group 8",
         ["grpo b --reward r --replies 16 --group 8", "grpo b --reward r --replies 12 --group 6"],

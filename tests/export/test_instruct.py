@@ -124,7 +124,10 @@ def test_the_verb_chats_and_a_reply_ends(folders, kind, options, monkeypatch, ca
 def test_a_reply_that_is_cut_in_its_thoughts_says_so(folders, monkeypatch, capsys):
     said = chat(folders / "qwen-bundle", "Do you?\n", monkeypatch, capsys, "--max-new-tokens", "2")
     assert said.out == "\n"
-    assert "--no-thinking" in said.err
+    assert "give more with --max-new-tokens, or --no-thinking" in said.err
+    for options in (("--max-new-tokens", "40"), ("--max-new-tokens", "2", "--no-thinking")):
+        said = chat(folders / "qwen-bundle", "Do you?\n", monkeypatch, capsys, *options)
+        assert (said.out.strip() != "", said.err) == (True, "")
 
 
 def test_what_ends_can_be_gone_beyond_and_is_no_text(folders, monkeypatch, capsys):

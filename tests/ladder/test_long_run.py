@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shlex
 import signal
 
 import pytest
@@ -156,11 +157,12 @@ def test_a_run_is_neither_lost_nor_mixed(changes, seed, error, said, corpus, tmp
 def test_the_verb_goes_on_where_it_was_stopped(story, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
     monkeypatch.setattr(climb, "DataConfig", lambda: corpora.DataConfig(path=str(story)))
+    tmp_path /= "the user's"
     words = ["--rungs", "s1,s8", "--steps", str(STEPS), "--out-dir", str(tmp_path), "--at-once", "1"]
     stop_at_record(5)
     assert climb.main(words) == 143
     atomicio.observers.clear()
-    advice = capsys.readouterr().err.rpartition("continue with groundling ladder ")[2].split()
+    advice = shlex.split(capsys.readouterr().err.rpartition("continue with groundling ladder ")[2])
     assert [rung["rung"] for rung in json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rungs"]] == ["s1"]
     stop_at_record(3)
     assert climb.main(advice) == 143

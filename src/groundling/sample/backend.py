@@ -1,7 +1,8 @@
 """Which reader reads: PyTorch at once, and compiled code as soon as there is any."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -24,6 +25,22 @@ WORTH_COMPILING_S = 1.0
 
 READ_AT_ONCE = 2048
 """Positions: enough to compute as fast as with more."""
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Say in one line that the system gives no more memory.
+
+    Raises:
+        ConfigError: that is so.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise ConfigError(
+            f"there is not enough memory to read on: {error}; decode fewer texts at a time, ask for fewer new "
+            "tokens, or load the model with a smaller --context"
+        ) from error
 
 
 def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
@@ -88,7 +105,8 @@ class Backend:
         self.cache: KVCache | None = None
         """Keys and values of each slot; None where nothing is kept of what was read."""
         if isinstance(model, GPT):
-            self._reader = self._open(model, n_slots, weights, native)
+            with memory_told():  # readers may be measured
+                self._reader = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
             self._reader = WindowReader(model, n_slots)
         else:
@@ -112,13 +130,8 @@ class Backend:
             ConfigError: there is not enough memory.
         """
         start = time.perf_counter()
-        try:
+        with memory_told():
             logits_RV = self._read_in_parts(pieces)
-        except MemoryError as error:
-            raise ConfigError(
-                f"there is not enough memory to read on: {error}; decode fewer texts at a time, ask for fewer new "
-                "tokens, or load the model with a smaller --context"
-            ) from error
         if self._compilation is None:
             return logits_RV
         self._seconds += time.perf_counter() - start

@@ -15,7 +15,7 @@ from groundling import runtime
 from groundling.errors import ConfigError
 from groundling.memory import Memory, memory_of
 from groundling.model.cache import PART, KVCache
-from groundling.sample.backend import Backend
+from groundling.sample.backend import Backend, memory_told
 from groundling.sample.sequences import Lane, Sample, common_length, most_positions
 
 WORTH_WAITING = 8
@@ -231,11 +231,16 @@ class Slots:
     def _take(self, sample: Sample, slot: int, best: int, n_shared: int) -> None:
         self._free.remove(slot)
         self._used[slot] = sample
-        for cache in self._caches:
-            n_most = most_positions(len(sample.tokens), sample.n_left, cache.config.block_size)
-            cache.limit(slot, n_most, n_shared if slot == best else 0)
-        if n_shared and slot != best:
-            self._reader.copy(best, slot, n_shared)
+        try:
+            with memory_told():
+                for cache in self._caches:
+                    n_most = most_positions(len(sample.tokens), sample.n_left, cache.config.block_size)
+                    cache.limit(slot, n_most, n_shared if slot == best else 0)
+                if n_shared and slot != best:
+                    self._reader.copy(best, slot, n_shared)
+        except BaseException:
+            self.leave(slot)
+            raise
         self.lanes[slot].begin(sample.tokens, n_shared)
 
     def _missing(self, sample: Sample, slot: int) -> int:
