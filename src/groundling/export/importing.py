@@ -173,6 +173,11 @@ def _save(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} ids and the model {gpt_config.vocab_size:,}; "
             "they do not belong together, so give the tokenizer it was trained with"
         )
+    if chat is not None and max(chat.special_ids()) >= gpt_config.vocab_size:
+        raise CheckpointError(
+            f"the chat template has the id {max(chat.special_ids()):,} and the model {gpt_config.vocab_size:,} ids; "
+            "they do not belong together, so give the folder as it was saved"
+        )
     model = blank_gpt(gpt_config)
     # A tied matrix is there once; all else was checked by name and shape.
     model.load_state_dict(cut_positions(weights, gpt_config), strict=False)
