@@ -1,6 +1,5 @@
 """Advice about memory, the context of a model, and standard output, followed."""
 
-import io
 import json
 import subprocess
 import sys
