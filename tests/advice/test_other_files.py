@@ -18,7 +18,7 @@ from advicekit import follows
 
 from groundling.data.tokenfile import write_token_file
 
-AWKWARD = "it's a \"file\" of $HOME & `so` on!"
+AWKWARD = 'it\'s a "file" of $HOME & `so` on!'
 
 
 @pytest.fixture
@@ -134,7 +134,9 @@ def test_a_table_that_is_packed(advised, learned, tmp_path):
     packed = written(tmp_path / "a.csv.gz", gzip.compress(ROWS[".tsv"].replace("\t", ",").encode()))
     advised.refused(*learned(packed))
     unpacked = gzip.decompress(packed.read_bytes()).decode().splitlines()[1:]
-    advised.works(*learned(written(tmp_path / "a.txt", "\n".join(line.partition(",")[2] for line in unpacked).encode())))
+    advised.works(
+        *learned(written(tmp_path / "a.txt", "\n".join(line.partition(",")[2] for line in unpacked).encode()))
+    )
 
 
 FAST = ("--runtime.device", "cpu", "--runtime.dtype", "float32", "--batch-size", "4", "--epochs", "1")

@@ -97,6 +97,8 @@ def test_of_a_completion_only_its_reply_is_learned(write):
 
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "null"])
 def test_a_text_that_looks_like_nothing_is_a_text(write, text):
     for reply in ({"role": "assistant", "content": text}, {"from": "gpt", "value": text}):
