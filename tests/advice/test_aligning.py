@@ -178,6 +178,15 @@ def test_stages_that_others_need(advised, talker, conversations, tmp_path):
     advised.done(parsed(["align-report", "sft", "--runs", "a", "b", "c"]).runs and len(seeds) == 3)
 
 
+@follows("{} has another tokenizer, chat format or context than the fine-tuned model; compare models of one family")
+def test_models_of_another_family(advised, talker):
+    bundle = load_bundle(talker)
+    other = dataclasses.replace(bundle, tokenizer=CharTokenizer(" abcdf"))
+    advised.raises(lambda: report.require_same_ids(bundle, other, "ppo"))
+    report.require_same_ids(bundle, load_bundle(talker), "ppo")
+    advised.done()
+
+
 @follows("the user of this process has no name; give one: --rater NAME")
 def test_a_rater_without_a_name(advised, tmp_path, monkeypatch):
     def nobody():

@@ -11,7 +11,7 @@ from advicekit import follows
 
 from groundling import bundle as bundles
 from groundling.bundle import save_bundle
-from groundling.data import reading
+from groundling.data import corpus
 from groundling.memory import Memory
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT, GPTConfig
@@ -129,7 +129,7 @@ def test_a_trainer_that_the_system_ends(advised, story, tmp_path, monkeypatch):
         "t._exactly = count; main()"
     ))  # fmt: skip
     monkeypatch.setattr(trainers, "_START", checked)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(corpus, "SAMPLE_CHARS", 1000)
     words = ("tokenizer", "train", "--kind", "bpe", "--vocab-size", "260", "--out-dir", tmp_path / "t")
     words += ("--data.path", story)
     said = advised.refused(*words)

@@ -151,6 +151,7 @@ def test_a_run_is_neither_lost_nor_mixed(changes, seed, error, said, corpus, tmp
     with pytest.raises(error, match=said):
         train_rung("s8", steps=2, seed=seed, corpus=corpus, run=dataclasses.replace(run, **changes))
     assert kept == {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
+    train_rung("s8", steps=1, seed=2, corpus=corpus, run=dataclasses.replace(run, folder=tmp_path / "another"))
     train_rung("s8", steps=1, seed=2, corpus=corpus, run=dataclasses.replace(run, overwrite=True))
 
 

@@ -217,8 +217,6 @@ class _RungWatcher(RunWatcher):
 
     def _how_to_continue(self, summary: RunSummary) -> str:
         rung, seed = self._facts.config["rung"], self._facts.config["seed"]
-        if not summary.steps:
-            return f"{rung} stopped before its first step, nothing was saved; start again with --overwrite"
         return (
             f"{rung} stopped after {summary.steps:,} steps, {describe_seconds(summary.train_s)} of training; continue "
             f"with groundling ladder --rungs {rung} --steps {self.plan.n_steps} --seed {seed} --resume "
