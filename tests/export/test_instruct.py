@@ -266,9 +266,16 @@ def test_a_template_that_never_ends_is_stopped(monkeypatch):
     assert time.monotonic() - began < 60
 
 
-def test_a_folder_without_a_template_is_a_base_model(folders, tmp_path, capsys):
+def test_a_base_model_is_imported_without_a_word_about_chats(folders, tmp_path, capsys):
     assert main(["import", "hf", str(folders / "gpt2"), str(tmp_path / "out")]) == 0
-    assert "it has no chat template" in capsys.readouterr().out
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_template_is_left_out_with_another_tokenizer_and_the_command_says_so(folders, tmp_path, capsys):
+    other = ["--tokenizer", str(folders / "gpt2-bundle")]
+    assert main(["import", "hf", str(folders / "smol"), str(tmp_path / "out"), *other]) == 0
+    assert "does not chat: its chat template belongs to its own tokenizer" in capsys.readouterr().out
+    assert load_bundle(tmp_path / "out").chat is None
 
 
 @pytest.mark.parametrize("value", ["2", [1, "2"], -1, {"id": 2}, True])

@@ -71,21 +71,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _hf(argv: list[str]) -> int:
     from groundling.export.hf_folder import find_folder, read_model
-    from groundling.export.hf_speech import read_speech
+    from groundling.export.hf_speech import has_template, read_speech
 
     chosen = config.parse(HFConfig, argv, "groundling import hf")
     _require_room_for(chosen.out, chosen.overwrite)
     folder = find_folder(chosen.source)
     family, gpt_config, weights = read_model(folder)
     if chosen.tokenizer:
-        tokenizer, chat, why = _named_tokenizer(chosen.tokenizer), None, "another tokenizer was given"
+        tokenizer, chat = _named_tokenizer(chosen.tokenizer), None
+        why = "its chat template belongs to its own tokenizer" if has_template(folder) else ""
     else:
         tokenizer, chat, why = read_speech(folder, family is GPT2)
     facts = {FACT: chosen.source, "architecture": family.architecture}
     _save(chosen.out, gpt_config, weights, tokenizer, facts, chat)
     print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
     if chat is None:
-        print(f"imported as a base model, which goes on with a text and does not chat: {why}")
+        if why:
+            print(f"imported as a base model, which goes on with a text and does not chat: {why}")
         print(f"let it speak: groundling sample {chosen.out}")
     else:
         print(f"talk with it: groundling chat {chosen.out}")
