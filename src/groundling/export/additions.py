@@ -3,8 +3,8 @@
 A model that chats has rows for the structure of a conversation already; here its ids get a text. Other models get an
 end of text, because programs ask for one (lm-eval reads it first, batches are padded with it), and a tokenizer of
 characters gets an unknown token, because the library's word list needs one. These two use rows that the model has to
-spare, or rows that only the exported files have: copies of the rarest token's row. The logits of all other ids stay
-as they are to the bit, and `groundling import hf` leaves those rows out again.
+spare, or rows that only the exported files have: copies of the rarest token's row. The weights of all other ids,
+and so their logits, stay as they are, and `groundling import hf` leaves those rows out again.
 
 Shapes: B batch, V vocabulary, C n_embd.
 """
