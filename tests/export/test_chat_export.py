@@ -143,7 +143,7 @@ def test_transformers_chats_as_we_do(tmp_path, config):
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == "gpt2" else k for k in KINDS])
 @pytest.mark.parametrize("n_spare", [0, 7])
-def test_a_model_that_chats_comes_back_as_it_was(tmp_path, story, kind, n_spare):
+def test_a_model_that_chats_comes_back_as_it_was(tmp_path, capsys, story, kind, n_spare):
     """From our folder, and after transformers has saved it again."""
     tokenizer = tokenizer_of(kind, story.read_text(encoding="utf-8"))
     bundle = make_chat(dataclasses.replace(BASE, n_layer=1), tokenizer)
@@ -152,7 +152,9 @@ def test_a_model_that_chats_comes_back_as_it_was(tmp_path, story, kind, n_spare)
         bundle = dataclasses.replace(make_bundle(config, tokenizer), chat=bundle.chat)
     out = tmp_path / "out"
     assert main(["export", "hf", str(save(bundle, tmp_path / "b")), str(out)]) == 0
+    capsys.readouterr()
     assert main(["import", "hf", str(out), str(tmp_path / "back")]) == 0
+    assert (f"{n_spare} more in the model that mean nothing" in capsys.readouterr().out) == bool(n_spare)
     assert_equal(load_bundle(tmp_path / "back"), bundle)
     if kind in ("unigram", "sp_bpe"):
         return  # transformers does not save SentencePiece's own file again

@@ -93,7 +93,7 @@ def _hf(argv: list[str]) -> int:
     gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
     facts = {FACT: chosen.source, "architecture": family.architecture}
     _save(chosen.out, gpt_config, weights, tokenizer, facts, chat)
-    print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
+    print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer, chat)}")
     if chat is None:
         if why:
             print(f"imported as a base model, which goes on with a text and does not chat: {why}")
@@ -185,8 +185,11 @@ def _save(
     save_bundle(out, model, tokenizer, facts, chat)
 
 
-def _said(gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> str:
+def _said(
+    gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, chat: ChatFormat | None = None
+) -> str:
     size = sum(tensor.numel() for tensor in weights.values())
-    spare = gpt_config.vocab_size - tokenizer.vocab_size
+    structure = {id for id in (chat.special_ids() if chat else ()) if id >= tokenizer.vocab_size}
+    spare = gpt_config.vocab_size - tokenizer.vocab_size - len(structure)
     padded = f" and {spare:,} more in the model that mean nothing" if spare else ""
     return f"{size:,} parameters, the {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids{padded}"
