@@ -1,7 +1,6 @@
 """Advice about texts, tokenizers, examples and files, followed."""
 
 import gzip
-import json
 import os
 import shutil
 import subprocess

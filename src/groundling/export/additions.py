@@ -80,8 +80,10 @@ def additions_of(
         texts = {_free(CHAT_TEXTS[names[id]], taken): id for id in sorted(names)}
     if chat is not None:
         end, n_drawn = chat.end, chat.n_sayable(tokenizer)
-    elif tokenizer.end_ids or own_end is not None:
-        end, n_drawn = tokenizer.end_ids[0] if tokenizer.end_ids else own_end, first
+    elif tokenizer.end_ids:
+        end, n_drawn = tokenizer.end_ids[0], first
+    elif own_end is not None:
+        end, n_drawn = own_end, first
     else:
         texts, end_is_known, n_drawn = {_free(END_OF_TEXT, taken): end}, False, first
     unknown = first + len(texts) if has_unknown and needs_unknown(tokenizer) else None
