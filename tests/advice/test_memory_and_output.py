@@ -140,7 +140,7 @@ def test_a_trainer_that_the_system_ends(advised, story, tmp_path, monkeypatch):
 @follows("groundling: error: standard output cannot be written: {}; send it elsewhere")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_an_output_that_cannot_be_written(advised, tmp_path, monkeypatch):
-    with open("/dev/full", "w", encoding="utf-8") as full, monkeypatch.context() as patch:
+    with Path("/dev/full").open("w", encoding="utf-8") as full, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", full)
         advised.refused("ladder", "show", "s2")
     with (tmp_path / "elsewhere").open("w", encoding="utf-8") as file, monkeypatch.context() as patch:
@@ -150,8 +150,8 @@ def test_an_output_that_cannot_be_written(advised, tmp_path, monkeypatch):
 
 
 @follows(
-    "groundling: standard output is {}, which lacks some of these characters; they were written as \\x, \\u or \\U and a "
-    "number; set PYTHONIOENCODING=utf-8 to get the characters"
+    "groundling: standard output is {}, which lacks some of these characters; they were written as \\x, \\u or \\U and "
+    "a number; set PYTHONIOENCODING=utf-8 to get the characters"
 )
 def test_an_output_that_lacks_characters(advised, tmp_path, monkeypatch, capfd):
     from groundling.cli import main

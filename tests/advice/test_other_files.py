@@ -114,8 +114,10 @@ ROWS = {
 
 
 @pytest.mark.parametrize("ending", ROWS)
-@follows("write its text to a file and give that: python -X utf8 -c {} > {} (to learn the file as it stands, let its "
-         "name end in .txt)")  # fmt: skip
+@follows(
+    "write its text to a file and give that: python -X utf8 -c {} > {} (to learn the file as it stands, let its name "
+    "end in .txt)"
+)
 def test_a_table(advised, learned, tmp_path, told, ending):
     """And a file of the user's that has the name already stays."""
     name = f"{AWKWARD}{ending}"
