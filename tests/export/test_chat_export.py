@@ -26,6 +26,7 @@ from groundling.align.chat import Chat
 from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.export.chat_escapes import KEPT, PUT_IN
+from groundling.export.hf_tokenizer import tokenizer_spec
 from groundling.sample.choose import SamplingConfig
 from groundling.text.chat import ROLES, Message, to_ids
 from groundling.text.vendors import AddedToken, BPETokenizer
@@ -117,9 +118,9 @@ def test_a_turn_ends_with_the_models_own_end(tmp_path, story, kind):
     assert tokenizer.decode([end + 2, *bundle.tokenizer.encode("at"), end], skip_special_tokens=True) == "at"
 
 
-@pytest.mark.parametrize("config", [BASE, dataclasses.replace(ROTARY, tie_weights=False)], ids=["GPT2", "Llama"])
+@pytest.mark.parametrize("config", [BASE, ROTARY], ids=["GPT2", "Llama"])
 def test_transformers_chats_as_we_do(tmp_path, config):
-    bundle = make_chat(config)
+    bundle = make_chat(dataclasses.replace(config, block_size=256, tie_weights=False))
     with torch.no_grad():  # so that replies end before the context does
         bundle.model.lm_head.weight[bundle.chat.end] += 0.2 * bundle.model.lm_head.weight[: bundle.chat.end].mean(0)
     assert main(["export", "hf", str(save(bundle, tmp_path / "b")), str(tmp_path / "out")]) == 0
@@ -178,15 +179,20 @@ def test_a_template_that_somebody_changed_is_not_taken_for_ours(folders, tmp_pat
 @pytest.mark.parametrize(
     "damage", [{"texts": {"<|x|>": 3}}, {"chat": {"end": 1}}, {"added_rows": -1}, {"added_rows": "1"}, 7]
 )
-def test_a_damaged_note_is_not_believed(tmp_path, damage):
-    """The folder is then read like anybody's, or refused in one line; nothing is invented."""
+def test_a_damaged_note_is_not_believed(tmp_path, capfd, damage):
+    """The folder is then read like anybody's, where a tokenizer that changes text is refused; nothing is invented."""
     bundle = make_chat(BASE, tokenizer_of("bpe", "to be or not to be " * 50))
     assert main(["export", "hf", str(save(bundle, tmp_path / "b")), str(tmp_path / "out")]) == 0
     file = tmp_path / "out" / "config.json"
     values = json.loads(file.read_text("utf-8"))
     note = {**values["groundling_export"], **damage} if isinstance(damage, dict) else damage
     file.write_text(json.dumps({**values, "groundling_export": note}), "utf-8")
-    assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back")]) in (0, 1)
+    capfd.readouterr()
+    assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back")]) == 1
+    said = capfd.readouterr().err
+    assert "changes text before it is cut (Sequence)" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "back").exists()
 
 
 def test_rows_that_only_the_export_has_stay_when_somebody_trained_them(tmp_path):
@@ -244,3 +250,34 @@ def test_its_exported_template_gives_our_ids(imported, name):
         assert theirs.apply_chat_template(said, **how)["input_ids"] == ours
 
     same()
+
+
+def test_ids_of_a_chat_that_the_model_has_no_rows_for_are_refused(tmp_path, capfd):
+    bundle = make_chat(BASE, tokenizer_of("bpe", "to be or not to be " * 50))
+    plain = make_bundle(dataclasses.replace(BASE, vocab_size=bundle.tokenizer.vocab_size), bundle.tokenizer)
+    for name, each in (("chat", bundle), ("plain", plain)):
+        assert main(["export", "hf", str(save(each, tmp_path / name)), str(tmp_path / f"{name}-out")]) == 0
+    config = json.loads((tmp_path / "plain-out" / "config.json").read_text("utf-8"))
+    note = json.loads((tmp_path / "chat-out" / "config.json").read_text("utf-8"))["groundling_export"]
+    (tmp_path / "chat-out" / "config.json").write_text(json.dumps({**config, "groundling_export": note}), "utf-8")
+    weights = (tmp_path / "plain-out" / "model.safetensors").read_bytes()
+    (tmp_path / "chat-out" / "model.safetensors").write_bytes(weights)
+    capfd.readouterr()
+    assert main(["import", "hf", str(tmp_path / "chat-out"), str(tmp_path / "back")]) == 1
+    assert "the chat template has the id" in capfd.readouterr().err
+    assert not (tmp_path / "back").exists()
+
+
+def test_an_export_from_before_special_tokens_still_comes_back(tmp_path):
+    """Without our note, without ends, and with a tokenizer whose unknown token is no word."""
+    bundle = make_bundle(dataclasses.replace(BASE, vocab_size=CHARACTERS.vocab_size + 2))
+    out = tmp_path / "out"
+    assert main(["export", "hf", str(save(bundle, tmp_path / "b")), str(out)]) == 0
+    values = json.loads((out / "config.json").read_text("utf-8"))
+    del values["groundling_export"]
+    (out / "config.json").write_text(json.dumps({**values, "bos_token_id": None, "eos_token_id": None}), "utf-8")
+    (out / "generation_config.json").write_text("{}", "utf-8")
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer_spec(CHARACTERS)), "utf-8")
+    (out / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', "utf-8")
+    assert main(["import", "hf", str(out), str(tmp_path / "back")]) == 0
+    assert_equal(load_bundle(tmp_path / "back"), bundle)

@@ -452,6 +452,8 @@ def chatting(config: GPTConfig, tokenizer: Tokenizer = LETTERS) -> Bundle:
     with torch.no_grad():
         for rows in {bundle.model.wte.weight, bundle.model.lm_head.weight}:
             rows[tokenizer.vocab_size :] += torch.randn(4, rows.size(1), generator=generator) * 0.3
+        # Older programs of llama.cpp may draw ids that begin messages; of equals they take the first.
+        bundle.model.lm_head.weight[bundle.chat.end + 1 :] = bundle.model.lm_head.weight[0]
     return bundle
 
 

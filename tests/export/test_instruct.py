@@ -22,6 +22,8 @@ from instructkit import (
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from groundling.align.replies import Speaker
+from groundling.align.rewards import from_function
 from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.export import template_reading
@@ -267,9 +269,16 @@ def test_a_template_that_never_ends_is_stopped(monkeypatch):
     assert time.monotonic() - began < 60
 
 
-def test_a_folder_without_a_template_is_a_base_model(folders, tmp_path, capsys):
+def test_a_base_model_is_imported_without_a_word_about_chats(folders, tmp_path, capsys):
     assert main(["import", "hf", str(folders / "gpt2"), str(tmp_path / "out")]) == 0
-    assert "it has no chat template" in capsys.readouterr().out
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_template_is_left_out_with_another_tokenizer_and_the_command_says_so(folders, tmp_path, capsys):
+    other = ["--tokenizer", str(folders / "gpt2-bundle")]
+    assert main(["import", "hf", str(folders / "smol"), str(tmp_path / "out"), *other]) == 0
+    assert "does not chat: its chat template belongs to its own tokenizer" in capsys.readouterr().out
+    assert load_bundle(tmp_path / "out").chat is None
 
 
 @pytest.mark.parametrize("value", ["2", [1, "2"], -1, {"id": 2}, True])
@@ -345,3 +354,14 @@ def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
     expected = fast.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     assert bundle.chat.prompt([Message("user", "Hi")], bundle.tokenizer) == expected
     assert bundle.tokenizer.special[END] == 50256
+
+
+@pytest.mark.parametrize("kind", ["smol", "qwen"])
+def test_replies_that_are_drawn_end_and_are_judged_by_their_words(folders, kind):
+    bundle, seen = load_bundle(folders / f"{kind}-bundle"), []
+    speaker = Speaker(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=30)
+    asked = bundle.chat.prompt(messages_of(None, ["before", "so", "a\nb"]), bundle.tokenizer)
+    ((reply,),) = speaker.reply([asked], seed=1)
+    assert (reply.ended, reply.said[-1], reply.text) == (True, bundle.chat.end, "Yes")
+    from_function(lambda prompt, words: seen.append((prompt, words)) or 1.0, bundle)([reply])
+    assert seen == [("a\nb", "Yes")]

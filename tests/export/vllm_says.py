@@ -26,25 +26,10 @@ def ask(port: int, path: str, body: dict[str, Any] | None = None) -> Any:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     port = asked["port"]
-    words = [
-        "serve",
-        asked["path"],
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-    ]
-    words += ["--served-model-name", "m", "--max-num-seqs", "2"]
-    environment = {
-        **os.environ,
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
+    words = ["--model", asked["path"], "--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "2"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
     server = subprocess.Popen(command, env=environment, stdout=sys.stderr)
     try:
         deadline = time.monotonic() + PATIENCE_S

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from groundling.errors import CheckpointError
 from groundling.sample import filters
+from groundling.sample.choose import SamplingConfig, choose
 
 # Few different values, so that ties are common; some tokens are dropped already, never all.
 scores = st.lists(st.sampled_from([-math.inf, -3.0, -1.0, 0.0, 0.25, 0.5, 2.0]), min_size=1, max_size=9).filter(
@@ -158,19 +159,48 @@ def test_every_filter_leaves_its_argument_alone_and_treats_rows_apart():
     assert torch.equal(logits_BV, before)
 
 
+WAYS = {
+    "greedy": SamplingConfig(temperature=0),
+    "drawn from all": SamplingConfig(temperature=1.0),
+    "drawn from some": SamplingConfig(temperature=1.0, top_k=3),
+}
+
+
+def chosen(logits_BV: torch.Tensor, config: SamplingConfig) -> list[int]:
+    return choose(logits_BV, config, [], torch.ones_like(logits_BV) if config.temperature else None).tolist()
+
+
+@pytest.mark.parametrize("config", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_scores_that_are_no_numbers_are_refused_with_their_row(bad):
+def test_scores_that_are_no_numbers_are_refused_with_their_row(bad, config):
     logits_BV = torch.zeros(3, 4)
     logits_BV[2, 1] = bad
     with pytest.raises(CheckpointError, match=rf"best score is {bad} \(sample 2\)"):
-        filters.require_scores(logits_BV)
+        chosen(logits_BV, config)
 
 
-def test_a_row_with_nothing_left_is_refused():
+@pytest.mark.parametrize("config", WAYS.values(), ids=WAYS.keys())
+def test_a_row_with_nothing_left_is_refused(config):
     with pytest.raises(CheckpointError, match="-inf"):
-        filters.require_scores(torch.full((1, 4), -math.inf))
+        chosen(torch.full((1, 4), -math.inf), config)
 
 
-def test_dropped_tokens_are_fine_as_long_as_one_is_left():
-    logits_BV = torch.tensor([[-math.inf, 1.0]])
-    assert filters.require_scores(logits_BV) is logits_BV
+@pytest.mark.parametrize("config", WAYS.values(), ids=WAYS.keys())
+def test_dropped_tokens_are_fine_as_long_as_one_is_left(config):
+    assert chosen(torch.tensor([[-math.inf, 1.0]]), config) == [1]
+
+
+@given(
+    row=scores,
+    t=st.sampled_from([1e-42, 1e-3, 0.5, 1.0, 1.7, 1e4]),
+    noise=st.lists(st.floats(1e-3, 20.0), min_size=9, max_size=9),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_the_race_of_few_is_the_race_of_all(row, t, noise, dtype):
+    logits_BV = torch.tensor([row, row[::-1]], dtype=dtype)
+    noise_BV = torch.tensor([noise[: len(row)]] * 2, dtype=torch.float32)
+    expected = filters.race(filters.temperature(logits_BV, t), noise_BV)
+    few = filters.race_of_few(logits_BV, t, noise_BV)
+    weights_BV = filters.temperature(logits_BV.double(), t).exp() / noise_BV
+    for drawn in (expected, few):  # equal but for ties that rounding decides
+        torch.testing.assert_close(weights_BV.gather(1, drawn[:, None])[:, 0], weights_BV.amax(-1), rtol=1e-5, atol=0)

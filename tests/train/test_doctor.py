@@ -1,5 +1,6 @@
 """`groundling doctor`: it tells what it should, and its speed is measured."""
 
+import re
 import time
 from types import SimpleNamespace
 
@@ -19,7 +20,8 @@ def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
     out = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if "│" in line}
     expected = (
-        "Python system PyTorch memory bfloat16 compiler cache allocator device threads precision compile training"
+        "Python system PyTorch memory bfloat16 compiler cache allocator device threads precision compile training "
+        "decoding"
     )
     assert set(expected.split()) <= rows.keys()
     assert rows["PyTorch"] == torch.__version__
@@ -30,6 +32,10 @@ def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
     assert speed > 10
     assert float(rows["decoding"].split()[0].replace(",", "")) > 10
     assert "tokens/s of that model, by " in rows["decoding"]
+    assert re.fullmatch(r"vectors of \d+ floats; beside PyTorch, on one core:", rows["compiled code"])
+    for weights in ("float32", "bfloat16", "int8"):
+        speeds = r"1 stream [\d.]+ times as fast, 16 streams [\d.]+ times as fast, prompt of 32 [\d.]+ times as fast"
+        assert re.search(rf"{weights}: {speeds}; (PyTorch is )?used", out), out
     assert "10.8 M parameters" in rows["training"] or "10.7 M parameters" in rows["training"]
 
 
@@ -37,7 +43,7 @@ def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):
     """Another process was busy while the peak was measured: it is measured again, and what training reached counts."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(doctor, "measure_decoding", lambda *_: 1.0)
-    monkeypatch.setattr(doctor, "Engine", lambda model: SimpleNamespace(is_native=False))
+    monkeypatch.setattr(doctor, "Engine", lambda *_: SimpleNamespace(is_native=False))
     monkeypatch.setattr(doctor, "measure_training", lambda *_: 1000.0)
     reached = 1000.0 * GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256)).flops_per_token()
     for measured, share, peak in (

@@ -13,7 +13,7 @@ from groundling.text.vendors import BPETokenizer
 
 
 def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | None, str]:
-    """The tokenizer and the chat template of a model's folder; where there is no template of ours, why.
+    """The tokenizer and the chat template of a model's folder; where its template is none of ours, why.
 
     Args:
         folder: in the layout of `transformers`.
@@ -36,9 +36,7 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | No
         chat = read_chat(folder, tokenizer, added, lambda text: foreign.encode(text, add_special_tokens=False).ids)
     except TemplateError as error:
         return tokenizer, None, f"its chat template is not recognised: {error}"
-    if chat is None:
-        return tokenizer, None, "it has no chat template"
-    if isinstance(tokenizer, BPETokenizer):
+    if chat is not None and isinstance(tokenizer, BPETokenizer):
         tokenizer = tokenizer.with_special(chat.marks())
     return tokenizer, chat, ""
 
@@ -50,7 +48,7 @@ def _read_own(
     own_ends = [id for id in end_ids if id not in note.texts.values()]
     tokenizer = read_tokenizer(folder, is_gpt2, own_ends, note)
     if note.chat is None:
-        return tokenizer, None, "it was exported as one"
+        return tokenizer, None, ""
     try:
         is_unchanged = find_template(folder) == chat_template(tokenizer, note.chat, note.texts)
     except (TemplateError, KeyError):
@@ -58,3 +56,11 @@ def _read_own(
     if not is_unchanged:
         return tokenizer, None, "its chat template is not the one it was exported with"
     return tokenizer, note.chat, ""
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a model's folder has a chat template, of whatever kind."""
+    try:
+        return find_template(folder) is not None
+    except TemplateError:
+        return True

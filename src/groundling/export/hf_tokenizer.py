@@ -111,10 +111,15 @@ def _spec(model: Mapping[str, Any], pre_tokenizer: Any, decoder: Any, special: M
 
 
 def _with_added(spec: dict[str, Any], added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A `tokenizer.json` with more tokens beside its vocabulary."""
+    """A `tokenizer.json` with more tokens beside its vocabulary.
+
+    They stand in the vocabulary too, where no merge leads to them: the library numbers others after the last id.
+    """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     tokens = [*spec["added_tokens"], *({**token, **flags} for token in added)]
-    return {**spec, "added_tokens": sorted(tokens, key=lambda token: token["id"])}
+    vocabulary = {**spec["model"]["vocab"], **{token["content"]: token["id"] for token in added}}
+    model = {**spec["model"], "vocab": vocabulary}
+    return {**spec, "model": model, "added_tokens": sorted(tokens, key=lambda token: token["id"])}
 
 
 def _bpe_model(vocabulary: Mapping[str, int], merges: list[list[str]], **changes: Any) -> dict[str, Any]:

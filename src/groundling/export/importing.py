@@ -79,14 +79,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _hf(argv: list[str]) -> int:
     from groundling.export.hf_folder import find_folder, read_model
-    from groundling.export.hf_speech import read_speech
+    from groundling.export.hf_speech import has_template, read_speech
 
     chosen = config.parse(HFConfig, argv, "groundling import hf")
     _require_room_for(chosen.out, chosen.overwrite)
     folder = find_folder(chosen.source)
     family, gpt_config, weights = read_model(folder)
     if chosen.tokenizer:
-        tokenizer, chat, why = _named_tokenizer(chosen.tokenizer), None, "another tokenizer was given"
+        tokenizer, chat = _named_tokenizer(chosen.tokenizer), None
+        why = "its chat template belongs to its own tokenizer" if has_template(folder) else ""
     else:
         tokenizer, chat, why = read_speech(folder, family is GPT2)
     gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
@@ -94,7 +95,8 @@ def _hf(argv: list[str]) -> int:
     _save(chosen.out, gpt_config, weights, tokenizer, facts, chat)
     print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer)}")
     if chat is None:
-        print(f"imported as a base model, which goes on with a text and does not chat: {why}")
+        if why:
+            print(f"imported as a base model, which goes on with a text and does not chat: {why}")
         print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
     else:
         print(f"talk with it: groundling chat {shlex.quote(str(chosen.out))}")
@@ -170,6 +172,11 @@ def _save(
         raise CheckpointError(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} ids and the model {gpt_config.vocab_size:,}; "
             "they do not belong together, so give the tokenizer it was trained with"
+        )
+    if chat is not None and max(chat.special_ids()) >= gpt_config.vocab_size:
+        raise CheckpointError(
+            f"the chat template has the id {max(chat.special_ids()):,} and the model {gpt_config.vocab_size:,} ids; "
+            "they do not belong together, so give the folder as it was saved"
         )
     model = blank_gpt(gpt_config)
     # A tied matrix is there once; all else was checked by name and shape.

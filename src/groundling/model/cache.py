@@ -29,7 +29,7 @@ PART = 16
 PIECE_BYTES = 1 << 25
 """Memory is taken in pieces of about this size, of one layer at least: while a slot grows, one piece is there twice."""
 LARGE_BYTES = 1 << 22
-"""From so many on, memory is asked for in large pages, as NumPy does: what lies in these is found faster."""
+"""Buffers of this size and more use huge pages, as NumPy's do: fewer misses in the page table's cache."""
 PAGE_BYTES = 1 << 21
 """Of a large page, in most machines; whole ones begin where one can be."""
 
@@ -63,7 +63,7 @@ class KVCache:
     ) -> None:
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.n_moves = 0
-        """Counts how often a slot's memory became another: pointers to it have to be asked for anew then."""
+        """Counts how often a slot's memory became another: pointers to it are stale then."""
         self.length = 0
         self._slots = [_Slot(config.block_size) for _ in range(batch_size)]
 
@@ -206,7 +206,7 @@ def _rounded(n_positions: int) -> int:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros in memory of their own, which goes back to the system at once when it is free: an allocator may keep it.
 
-    All of it is written to: what is taken is seen to be taken by who asks how much is left.
+    All of it is written to, so that the system counts it as used at once.
 
     Raises:
         MemoryError: there is not so much.

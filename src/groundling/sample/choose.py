@@ -18,6 +18,9 @@ from groundling.sample import filters
 MOST = 10_000
 """Of what is multiplied with or added to scores: with more, float32 loses what it had."""
 
+FEW = 4096
+"""Ids of a vocabulary for which one thread draws faster than several."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -142,11 +145,11 @@ def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context
     Raises:
         CheckpointError: the scores are not finite.
     """
-    best_B1 = filters.best_scores(logits_BV)
+    if noise_BV is not None and logits_BV.size(-1) <= FEW and config.draws_from_all():
+        return filters.race_of_few(logits_BV, config.temperature, noise_BV)
+    filters.require_scores(logits_BV.amax(-1).tolist())  # NaN wins
     if noise_BV is None:
         return filters.greedy(_penalized(logits_BV, config, contexts))
-    if config.draws_from_all():
-        return filters.race_of_all(logits_BV, best_B1, config.temperature, noise_BV)
     return filters.race(adjust(logits_BV, config, contexts), noise_BV)
 
 

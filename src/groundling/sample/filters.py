@@ -6,8 +6,9 @@ Shapes: B samples, V vocabulary.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,20 +17,18 @@ from groundling.errors import CheckpointError
 DROPPED = -math.inf
 
 
-def best_scores(logits_BV: Tensor) -> Tensor:
-    """The best score of each row (B1), which there has to be.
+def require_scores(best_B: Iterable[float]) -> None:
+    """Check the best score of each row.
 
     Raises:
-        CheckpointError: a row has NaN or infinity for a score, or nothing is left of it.
+        CheckpointError: it is NaN or infinity: the scores are damaged, or nothing is left of a row.
     """
-    best_B1 = logits_BV.amax(-1, keepdim=True)
-    for row, (best,) in enumerate(best_B1.tolist()):  # NaN wins
+    for row, best in enumerate(best_B):
         if not math.isfinite(best):
             raise CheckpointError(
                 f"the model's best score is {best} (sample {row}): "
                 "its weights are damaged, or its training diverged; use an earlier checkpoint"
             )
-    return best_B1
 
 
 def below(logits_BV: Tensor, n_ids: int | None) -> Tensor:
@@ -74,11 +73,7 @@ def temperature(logits_BV: Tensor, t: float) -> Tensor:
 
     The best score becomes 0, so that nothing overflows however small `t` is.
     """
-    return _sharpened(logits_BV - logits_BV.amax(-1, keepdim=True), t)
-
-
-def _sharpened(shifted_BV: Tensor, t: float) -> Tensor:
-    return shifted_BV if t == 1 else shifted_BV / max(t, torch.finfo(shifted_BV.dtype).tiny)
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(t, torch.finfo(logits_BV.dtype).tiny)
 
 
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
@@ -135,21 +130,28 @@ def race(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
         logits_BV: after all filters.
         noise_BV: draws from the exponential distribution, above 0.
     """
-    return _race(logits_BV - logits_BV.amax(-1, keepdim=True), noise_BV)
+    weights_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).exp()  # who wins does not depend on their sum
+    return (weights_BV / noise_BV).argmax(-1)
 
 
-def race_of_all(logits_BV: Tensor, best_B1: Tensor, t: float, noise_BV: Tensor) -> Tensor:
-    """`race` at a temperature, with nothing dropped: the same ids in fewer operations, each of which costs as much as a
-    small model's layer.
+def race_of_few(logits_BV: Tensor, t: float, noise_BV: Tensor) -> Tensor:
+    """`race` at a temperature, with nothing dropped, by NumPy: PyTorch's exp wakes other threads even for few numbers,
+    and while these wait for more, they keep those of compiled code from their cores.
 
     Args:
-        logits_BV: as the model gave them.
-        best_B1: the best of each row.
+        logits_BV: as the model gave them, on the CPU.
         t: the temperature, above 0.
         noise_BV: draws from the exponential distribution, above 0.
+
+    Raises:
+        CheckpointError: the scores are not finite.
     """
-    return _race(_sharpened(logits_BV - best_B1, t), noise_BV)
-
-
-def _race(shifted_BV: Tensor, noise_BV: Tensor) -> Tensor:
-    return (shifted_BV.exp() / noise_BV).argmax(-1)  # who wins does not depend on the sum of the weights
+    logits = logits_BV.numpy()
+    best = logits.max(-1, keepdims=True)
+    require_scores(best[:, 0].tolist())
+    weights = logits - best
+    with np.errstate(over="ignore", under="ignore"):
+        weights /= max(t, np.finfo(weights.dtype).tiny)
+        np.exp(weights, out=weights)
+        weights /= noise_BV.numpy()
+    return torch.from_numpy(weights.argmax(-1))

@@ -2,7 +2,7 @@
 
 A sample is let in when the memory that it can come to need is there, besides what those that were let in before can
 still come to need: what was begun can be ended. Memory is only taken as windows fill, and other programs take some too;
-so the system is asked each time how much there is. What slots still hold of samples that have ended, for prompts that
+so free memory is read from the system each time. What slots still hold of samples that have ended, for prompts that
 begin alike, goes when it is needed.
 """
 
@@ -55,7 +55,7 @@ class CacheMemory:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether somebody was let in who has not left."""
+        """Whether an admitted sample is still running."""
         return any(slots.is_in_use for slots in self._sharing)
 
     def held(self) -> int:
@@ -67,7 +67,7 @@ class CacheMemory:
 
         Args:
             wanted: bytes.
-            slots: who wants them; its own slots are released last.
+            slots: the requester; its own slots are released last.
             spared: of these the ones that stay.
         """
         wanted += sum(each.owed() for each in self._sharing)
@@ -76,7 +76,7 @@ class CacheMemory:
         return any(wanted <= self._free(slots) for _ in self._releases(slots, spared))
 
     def most(self, slots: "Slots") -> int:
-        """Bytes that one sample could have now, if there were no others; at least those that are not asked for."""
+        """Bytes that one sample could have now, if there were no others; at least `UNASKED_BYTES`."""
         return max(UNASKED_BYTES, self._free(slots) + self.held())
 
     def _free(self, slots: "Slots") -> int:

@@ -268,14 +268,12 @@ class Worker {
     }
 
     static void put(const Linear& l, const Tiled& t, float* out) {
-        each(l, t, [&](int64_t at, const Vec& values, int64_t n) {
-            std::memcpy(out + at, &values, n * sizeof(float));
-        });
+        each(l, t, [&](int64_t at, const Vec& values, int64_t n) { store_some(out + at, values, n); });
     }
 
     static void add(const Linear& l, const Tiled& t, float* out) {
         each(l, t, [&](int64_t at, const Vec& values, int64_t n) {
-            for (int64_t i = 0; i < n; i++) out[at + i] += values[i];
+            store_some(out + at, load_some(out + at, n) + values, n);
         });
     }
 
@@ -283,16 +281,14 @@ class Worker {
     void bend(const Layer& l, const Tiled& t) {
         if (m.activation != SWIGLU) {
             each(l.c_fc, t, [&](int64_t at, const Vec& values, int64_t n) {
-                const Vec bent = activate(values, m.activation);
-                std::memcpy(c.hidden + at, &bent, n * sizeof(float));
+                store_some(c.hidden + at, activate(values, m.activation), n);
             });
             return;
         }
         put(l.c_fc, t, c.hidden);
         multiply(l.c_gate, t, &l.c_gate, t.panel / tiles.panels + 1);
         each(l.c_gate, t, [&](int64_t at, const Vec& values, int64_t n) {
-            const Vec open = activate(values, SWIGLU);
-            for (int64_t i = 0; i < n; i++) c.hidden[at + i] *= open[i];
+            store_some(c.hidden + at, load_some(c.hidden + at, n) * activate(values, SWIGLU), n);
         });
     }
 

@@ -37,6 +37,17 @@ inline Vec load(const float* p) {
     return v;
 }
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+// The first n of a vector; the others are 0, and stay as they are.
+INLINED Vec load_some(const float* p, int64_t n) {
+    if (n == LANES) return load(p);
+    Vec v{};
+    std::memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+INLINED void store_some(float* p, Vec v, int64_t n) {
+    if (n == LANES) return store(p, v);
+    std::memcpy(p, &v, n * sizeof(float));
+}
 inline Vec all(float x) { return x - Vec{}; }  // 0 + x would be an addition: it makes 0 of -0
 
 inline float value_of(float x) { return x; }

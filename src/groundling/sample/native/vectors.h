@@ -120,17 +120,39 @@ struct Bfloat16Pairs : Bfloat16 {
 };
 #endif
 
-// A tile's sums are kept in registers: rows of inputs times panels of weights, of which as many are woven together.
-#if defined(__AVX512F__) || defined(__aarch64__)
+// A tile is some rows of inputs times the panels that are woven together. Its sums are kept in registers, those of
+// `at_once(rows)` panels at a time: with few rows of many, since sums that follow on each other's products have to wait.
+#if defined(__AVX512F__)
 template <class P>
-struct TileOf { static constexpr int rows = 8, panels = 3; };  // of 32 registers
+struct TileOf {
+    static constexpr int rows = 8, panels = 3;  // of 32 registers
+    static constexpr int at_once(int) { return 3; }
+};
 constexpr int MAX_ROWS = 8, MAX_PANELS = 3;
+#elif defined(__aarch64__)
+template <class P>
+struct TileOf {
+    static constexpr int rows = 8, panels = 6;
+    static constexpr int at_once(int n_rows) { return n_rows == 1 ? 6 : 3; }
+};
+constexpr int MAX_ROWS = 8, MAX_PANELS = 6;
 #else
 template <class P>
-struct TileOf { static constexpr int rows = 4, panels = 3; };  // of 16
+struct TileOf {
+    static constexpr int rows = 4, panels = 3;  // of 16
+    static constexpr int at_once(int) { return 3; }
+};
 template <>
-struct TileOf<Bfloat16> { static constexpr int rows = 6, panels = 2; };  // whose pairs take registers too
-constexpr int MAX_ROWS = 6, MAX_PANELS = 3;
+struct TileOf<Int8> {  // few bytes, which come faster than sums of one row can follow
+    static constexpr int rows = 4, panels = 6;
+    static constexpr int at_once(int n_rows) { return n_rows == 1 ? 6 : 3; }
+};
+template <>
+struct TileOf<Bfloat16> {  // whose pairs take registers too
+    static constexpr int rows = 6, panels = 6;
+    static constexpr int at_once(int n_rows) { return n_rows == 1 ? 6 : n_rows <= 3 ? 3 : 2; }
+};
+constexpr int MAX_ROWS = 6, MAX_PANELS = 6;
 #endif
 constexpr int64_t LINE = 64;  // bytes that memory is read in
 
@@ -141,10 +163,11 @@ struct Ahead {
     int64_t rate;
 };
 
-// The products of ROWS rows of inputs with PANELS panels of weights; `sums` has a line of MAX_PANELS for each row.
-// Only whole tiles ask ahead: smaller ones wait for the memory in any case.
-template <class P, int ROWS, int PANELS>
-void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead) {
+// The products of ROWS rows of inputs with PANELS of the WOVEN panels; `sums` has a line of MAX_PANELS for each row.
+// Only tiles of full height ask ahead: smaller ones wait for the memory in any case.
+template <class P, int ROWS, int PANELS, int WOVEN>
+INLINED void products(
+    Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead) {
     Vec kept[ROWS][PANELS] = {};
     const char* wanted = ahead.from;
     for (int64_t k = 0, steps = P::steps(n_in); k < steps; k++) {
@@ -153,7 +176,7 @@ void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, i
             for (; ahead.from < wanted; ahead.from += LINE) __builtin_prefetch(ahead.from, 0, 2);
         }
         typename P::Weights w[PANELS];
-        for (int p = 0; p < PANELS; p++) w[p] = P::weights(panel, k * PANELS + p);
+        for (int p = 0; p < PANELS; p++) w[p] = P::weights(panel, k * WOVEN + p);
         for (int i = 0; i < P::parts; i++) {
             typename P::Part part[PANELS];
             for (int p = 0; p < PANELS; p++) part[p] = P::part(w[p], i);
@@ -164,6 +187,16 @@ void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, i
     }
     for (int r = 0; r < ROWS; r++)
         for (int p = 0; p < PANELS; p++) sums[r * MAX_PANELS + p] = kept[r][p];
+}
+
+// The products of ROWS rows with all of the WOVEN panels; what is asked ahead is so in the first pass.
+template <class P, int ROWS, int WOVEN>
+void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead) {
+    constexpr int at_once = WOVEN == 1 ? 1 : TileOf<P>::at_once(ROWS);
+    static_assert(WOVEN % at_once == 0);
+    const int64_t bytes = P::panel_bytes(n_in) / P::steps(n_in);  // of one panel's weights for one input, or pair
+    for (int p = 0; p < WOVEN; p += at_once, ahead = {})
+        products<P, ROWS, at_once, WOVEN>(sums + p, panel + p * bytes, inputs, row_bytes, n_in, ahead);
 }
 
 // A precision's tiles: [rows - 1], of one panel or of as many as are woven together.
