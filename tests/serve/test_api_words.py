@@ -77,7 +77,7 @@ TABLE: list[tuple[type[BaseModel], dict[str, Any], str, str]] = [
     (CompletionRequest, {"n": 1.5}, "n", "is 1.5; it has to be a whole number from 1 to 128"),
     (CompletionRequest, {"max_tokens": -1}, "max_tokens", "is -1; it has to be a whole number from 0 to 1,000,000"),
     (CompletionRequest, {"seed": 10**60}, "seed", "is a number of 61 digits; it has to be a whole number from "
-     "-9,223,372,036,854,775,808 to 9,223,372,036,854,775,807"),
+     "-9,007,199,254,740,992 to 9,007,199,254,740,992"),
     (CompletionRequest, {"logit_bias": {"1": 101}}, "logit_bias.1", "is 101; it has to be a number from -100 to 100"),
     (CompletionRequest, {"logit_bias": {"1": True}}, "logit_bias.1", "is true; it has to be a number from -100 to 100"),
     (CompletionRequest, {"logit_bias": [1]}, "logit_bias", "is a list; it has to be an object of numbers"),

@@ -173,9 +173,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> "Counter[Any]":
     calls: Counter[Any] = Counter()
     function = getattr(xray, name)
 
-    def counting(*arguments: Any) -> Any:
+    def counting(*arguments: Any, **settings: Any) -> Any:
         calls[str(arguments[0])] += 1
-        return function(*arguments)
+        return function(*arguments, **settings)
 
     monkeypatch.setattr(xray, name, counting)
     return calls

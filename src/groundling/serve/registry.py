@@ -144,7 +144,7 @@ class Theatre:
             GroundlingError: it cannot be.
         """
         require_speaker(path)
-        bundle = load_bundle(path, pick_device(self.config.device), context=self._contexts()[name])
+        bundle = load_bundle(path, pick_device(self.config.device), context=self._contexts().get(name))
         return Served(
             name=name,
             path=path,
