@@ -263,3 +263,26 @@ def test_safety(advised, tmp_path):
     advised.refused(*test, rules)
     rules.write_text(f"[[rule]]{body}pattern = 'a.{{0,50}}b'\n", encoding="utf-8")
     advised.works(*test, rules)
+
+
+@follows("stopped as asked before the first step; there is nothing to save, run it again")
+def test_a_stage_that_is_stopped_at_once(advised, talker, conversations, tmp_path, monkeypatch, capfd):
+    import signal
+
+    from groundling.align import stage
+    from groundling.cli import main
+
+    real, calls = stage.train, []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(stage, "train", stopping)
+    words = ["sft", talker, "--data.path", conversations, "--out-dir", tmp_path / "sft", *FAST, "--n-replies", "0"]
+    with pytest.raises(SystemExit, match="143"):
+        main([*map(str, words), "--epochs", "0.5"])
+    advised.hears(capfd.readouterr().err)
+    advised.works(*words, "--epochs", "0.5")

@@ -133,27 +133,31 @@ def test_a_run_that_diverges(advised, preset, begun, kind, tmp_path):
 
 
 @follows(
-    "stopped as asked {}; go on: groundling pretrain --resume if-present --out-dir {}",
+    "stopped as asked before the first step; there is nothing to save, run it again",
+    "stopped as asked after {}; go on: {}",
+    "groundling pretrain --resume if-present --out-dir {}",
 )
-@pytest.mark.parametrize("after", [2, 3])
-def test_a_run_that_was_stopped(advised, preset, after, tmp_path, monkeypatch, capfd):
+def test_a_run_that_was_stopped(advised, preset, tmp_path, monkeypatch, capfd):
+    """In its first step, and, when it was run again, in its second."""
     import signal
 
+    from groundling.cli import main
     from groundling.train import loop
 
     made, real = [0], loop.train_step
 
     def stopping(*args, **kwargs):
         made[0] += 1
-        if made[0] == after:
+        if made[0] in (1, 3):
             signal.raise_signal(signal.SIGTERM)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", stopping)
-    path = preset("a run", steps=5)
-    from groundling.cli import main
-
-    assert main(["pretrain", str(path)]) == 143
+    words = ["pretrain", str(preset("a run", steps=5))]
+    with pytest.raises(SystemExit, match="143"):
+        main(words)
+    advised.hears(capfd.readouterr().err)
+    assert main(words) == 143, "run again"
     said = advised.hears(capfd.readouterr().err).strip().splitlines()[-1]
     advised.works(*command_in(said))
     assert (tmp_path / "a run" / "summary.json").is_file()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -261,6 +262,7 @@ def test_ids_of_a_chat_that_the_model_has_no_rows_for_are_refused(tmp_path, capf
         assert main(["export", "hf", str(save(each, tmp_path / name)), str(tmp_path / f"{name}-out")]) == 0
     config = json.loads((tmp_path / "plain-out" / "config.json").read_text("utf-8"))
     note = json.loads((tmp_path / "chat-out" / "config.json").read_text("utf-8"))["groundling_export"]
+    as_saved = shutil.copytree(tmp_path / "chat-out", tmp_path / "as saved")
     (tmp_path / "chat-out" / "config.json").write_text(json.dumps({**config, "groundling_export": note}), "utf-8")
     weights = (tmp_path / "plain-out" / "model.safetensors").read_bytes()
     (tmp_path / "chat-out" / "model.safetensors").write_bytes(weights)
@@ -268,6 +270,7 @@ def test_ids_of_a_chat_that_the_model_has_no_rows_for_are_refused(tmp_path, capf
     assert main(["import", "hf", str(tmp_path / "chat-out"), str(tmp_path / "back")]) == 1
     assert "the chat template has the id" in capfd.readouterr().err
     assert not (tmp_path / "back").exists()
+    assert main(["import", "hf", str(as_saved), str(tmp_path / "back")]) == 0
 
 
 def test_an_export_from_before_special_tokens_still_comes_back(tmp_path):

@@ -86,7 +86,7 @@ def test_a_signal_before_the_first_step_saves_nothing_and_says_so(tiny, tmp_path
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 143, said
-    assert "stopped as asked before the first step; there is nothing to save" in said
+    assert said.endswith("stopped as asked before the first step; there is nothing to save, run it again\n")
     assert not Checkpoints(run / "checkpoints").finished()
 
 

@@ -94,8 +94,8 @@ class ExamplesConfig(StageConfig):
 class Stage:
     """A stage under way. Made by `open_stage`."""
 
-    def __init__(self, config: StageConfig, name: str, stop: StopRequest, picked: Runtime) -> None:
-        self.config, self.name, self.stop, self.picked = config, name, stop, picked
+    def __init__(self, config: StageConfig, name: str, stop: StopRequest, picked: Runtime, stack: ExitStack) -> None:
+        self.config, self.name, self.stop, self.picked, self._stack = config, name, stop, picked, stack
         self.started = time.perf_counter()
         self.failure: TrainingError | None = None
         """Why it could not go on; what it had learned by then is kept."""
@@ -110,7 +110,7 @@ class Stage:
         """All that could be refused has been: an earlier run goes now, and the record begins."""
         run = self.config.out_dir
         if dist.is_first():
-            rundir.make_room(run)
+            self._stack.enter_context(rundir.new_run(run, self.stop))
             atomicio.write_text(run / "run.toml", to_toml(dataclasses.replace(self.config, overwrite=False)))
             atomicio.write_json(run / "env.json", {"stage": self.name, **runtime.environment(), **self.picked.reasons})
             self._sink = JsonlSink(run / "metrics.jsonl")
@@ -177,7 +177,7 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
         dist.barrier()
         picked = runtime.pick(config.runtime, worth_compiling=False)
         make_deterministic(picked.device)
-        yield Stage(config, name, stop, picked)
+        yield Stage(config, name, stop, picked, stack)
 
 
 def learn(

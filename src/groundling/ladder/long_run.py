@@ -79,7 +79,7 @@ def train_recorded(run: LongRun, rung: Rung, corpus: Corpus, *, n_steps: int, se
         before = None if checkpoint is None else read_state(checkpoint)
         state, picked = begin(rung, corpus, seed, None if before is None else bool(before["compiled"]))
         if checkpoint is None:
-            rundir.make_room(run.folder)
+            stack.enter_context(rundir.new_run(run.folder, stop))
         else:
             restore(checkpoint, state)
         facts = RunFacts(

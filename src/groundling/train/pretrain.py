@@ -69,7 +69,7 @@ class _Run:
 
     def __init__(self, config: PretrainConfig, stop: StopRequest, started: float, stack: ExitStack) -> None:
         config = resuming.decided(config)
-        self.config, self.stop, self.started = config, stop, started
+        self.config, self.stop, self.started, self.stack = config, stop, started, stack
         self.console = ConsoleSink(config.steps) if dist.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
@@ -93,7 +93,7 @@ class _Run:
         self._say_estimate()
         if not config.resume:  # what could be refused has been: only now is an earlier run removed
             if dist.is_first():
-                rundir.make_room(config.out_dir)
+                self.stack.enter_context(rundir.new_run(config.out_dir, self.stop))
             dist.barrier()
         measured = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
         peak = Peak(measured * dist.world_size())

@@ -16,6 +16,7 @@ import filelock
 from groundling import atomicio
 from groundling.errors import CheckpointError, ConfigError
 from groundling.train.checkpoint import Checkpoints
+from groundling.train.signals import StopRequest
 
 FILES = ("run.toml", "env.json", "metrics.jsonl", "summary.json")
 FOLDERS = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
@@ -82,6 +83,17 @@ def make_room(run: Path) -> None:
             atomicio.remove_tree(run / name)
     for name in FILES:
         (run / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def new_run(run: Path, stop: StopRequest) -> Iterator[None]:
+    """Remove the run that is in the folder; and what a new one wrote, if a signal ends it before its first step."""
+    make_room(run)
+    try:
+        yield
+    finally:
+        if stop.ended_at_once:
+            make_room(run)
 
 
 def find_resumable(run: Path) -> tuple[Path, list[str]]:

@@ -20,6 +20,8 @@ class StopRequest:
         self.signal: int | None = None
         self.can_save = False
         """Whether a step was made: from then on a signal waits for the end of the step under way."""
+        self.ended_at_once = False
+        """Whether a signal came before that, and has ended the run."""
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -36,11 +38,12 @@ class StopRequest:
         self.signal = number
         if self.can_save:
             _say("stopping when this step is done, and saved; once more ends it at once")
-        elif number == signal.SIGINT:
+            return
+        self.ended_at_once = True
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        else:
-            _say("stopped as asked before the first step; there is nothing to save")
-            raise SystemExit(128 + number)
+        _say("stopped as asked before the first step; there is nothing to save, run it again")
+        raise SystemExit(128 + number)
 
 
 def _say(line: str) -> None:

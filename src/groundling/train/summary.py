@@ -34,11 +34,8 @@ def last_words(summary: RunSummary, run: Path) -> str:
     """The end of a run in one line."""
     done = f"{summary.steps:,} steps, {summary.tokens:,} tokens in {describe_seconds(summary.train_s)} of training"
     if summary.exit_code:
-        how_far = f"after {done}" if summary.steps else "before the first step; nothing was saved"
-        return (
-            f"stopped as asked {how_far}; "
-            f"go on: groundling pretrain --resume if-present --out-dir {shlex.quote(str(run))}"
-        )
+        command = f"groundling pretrain --resume if-present --out-dir {shlex.quote(str(run))}"
+        return f"stopped as asked after {done}; go on: {command}"
     loss = "" if summary.best_val_loss is None else f"; best validation loss {summary.best_val_loss:.4f}"
     why = "" if summary.reason == "finished" else f" ({summary.reason})"
     return f"done{why}: {done}{loss}; let it speak: groundling sample {shlex.quote(str(run))}"
