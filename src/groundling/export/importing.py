@@ -176,7 +176,7 @@ def _save(
     if chat is not None and max(chat.special_ids()) >= gpt_config.vocab_size:
         raise CheckpointError(
             f"the chat template has the id {max(chat.special_ids()):,} and the model {gpt_config.vocab_size:,} ids; "
-            "they do not belong together"
+            "they do not belong together, so give the folder as it was saved"
         )
     model = blank_gpt(gpt_config)
     # A tied matrix is there once; all else was checked by name and shape.
