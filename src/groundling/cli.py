@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from groundling import output
@@ -114,4 +115,12 @@ def calm_waiting_threads(environment: MutableMapping[str, str]) -> None:
 def console() -> None:
     """The entry point of the command `groundling`."""
     output.claim_descriptors()
-    raise SystemExit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # All is written and closed. What is left of gloo's threads has been seen to abort the interpreter on its way
+        # out, and torchrun would call a finished run a failed one.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    raise SystemExit(code)

@@ -5,9 +5,8 @@ DIES_RANK and DIES_AT say which rank, and before which update.
 
 import os
 import signal
-import sys
 
-from groundling.cli import main
+from groundling.cli import console
 from groundling.train import loop
 
 _train_step, _made = loop.train_step, [0]
@@ -22,4 +21,4 @@ def _dying(*args, **kwargs):
 
 if os.environ["RANK"] == os.environ["DIES_RANK"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     loop.train_step = _dying
-sys.exit(main(sys.argv[1:]))
+console()
