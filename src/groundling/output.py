@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, TextIO, cast
 ESCAPE = "groundling.escape"
 """The name of our error handler of encodings."""
 REPLACED_HANDLERS = ("strict", "surrogateescape")
-"""Those that raise for a character that the encoding lacks. Any other one was asked for, in PYTHONIOENCODING."""
+"""Error handlers that raise for a character the encoding lacks. PYTHONIOENCODING sets any other one."""
 
 
 class OutputEnded(Exception):  # noqa: N818  # like StopIteration: often no error

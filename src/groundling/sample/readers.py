@@ -76,7 +76,7 @@ class TorchReader:
     """Sequences that get one id each are read in a batch as wide as the longest: long ones not with short ones."""
 
     FEW_SCORES = 1 << 24
-    """Of a long prompt and a large vocabulary, all scores would fill the memory, and few are asked for."""
+    """All scores of a long prompt over a large vocabulary would fill the memory; compute only the requested ones."""
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self.model, self.cache, self.block_size = model, cache, model.block_size

@@ -189,7 +189,7 @@ INLINED void products(
         for (int p = 0; p < PANELS; p++) sums[r * MAX_PANELS + p] = kept[r][p];
 }
 
-// The products of ROWS rows with all of the WOVEN panels; what is asked ahead is so in the first pass.
+// The products of ROWS rows with all of the WOVEN panels; the first pass prefetches.
 template <class P, int ROWS, int WOVEN>
 void tile(Vec* sums, const char* panel, const char* inputs, int64_t row_bytes, int64_t n_in, Ahead ahead) {
     constexpr int at_once = WOVEN == 1 ? 1 : TileOf<P>::at_once(ROWS);
