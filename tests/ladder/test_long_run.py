@@ -15,10 +15,12 @@ from groundling.data import corpus as corpora
 from groundling.errors import CheckpointError, ConfigError
 from groundling.evals.loss import whole_split_loss
 from groundling.ladder import climb, s8_scaled
+from groundling.ladder.begin import begin
 from groundling.ladder.climb import train_rung
 from groundling.ladder.long_run import LongRun, RungStoppedError
 from groundling.ladder.rungs import RUNGS
 from groundling.log import read_records
+from groundling.model.dropout import MaskedDropout
 from groundling.runtime import RuntimeConfig
 from groundling.train import plot
 from groundling.train.verify import main as verify
@@ -172,3 +174,14 @@ def test_the_verb_goes_on_where_it_was_stopped(story, tmp_path, monkeypatch, cap
     rungs = json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rungs"]
     assert [rung["rung"] for rung in rungs] == ["s1", "s8"]
     assert read_records(tmp_path / "s8" / "metrics.jsonl")[-1]["step"] == STEPS
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_only_dropout_is_compiled_and_only_where_there_is_a_compiler(compiler, corpus, monkeypatch):
+    monkeypatch.setattr(runtime, "find_compiler", lambda: "g++" * compiler)
+    monkeypatch.setattr(runtime, "pick_device", lambda _: torch.device("cpu"))
+    state, picked = begin(RUNGS["s8"], corpus, 1)
+    drops = {type(module) for module in state.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert drops == {MaskedDropout if compiler else torch.nn.Dropout}
+    assert picked.reasons["compile"].endswith("dropout only") == compiler
+    assert "forward" not in vars(state.objective)  # the objective's own, not a compiled one

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from groundling.model.dropout import Dropout, keep_mask
+from groundling.model.dropout import Dropout, MaskedDropout, keep_mask, scaled_mask
 
 N = 1 << 20
 
@@ -70,3 +70,19 @@ def test_it_does_nothing_in_evaluation_mode_nor_at_zero():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_precision_stays(dtype):
     assert Dropout(0.5)(torch.ones(8, dtype=dtype)).dtype == dtype
+
+
+def test_a_mask_drawn_apart_is_the_same_compiled_and_not():
+    """And gradients pass only where an element was kept, with the scale."""
+    results = []
+    for draw in (scaled_mask, torch.compile(scaled_mask, dynamic=False, options={"fallback_random": True})):
+        torch.manual_seed(7)
+        x = torch.randn(5, 40, 30, requires_grad=True)
+        y = MaskedDropout(0.2, draw).train()(2 * x)
+        y.sum().backward()
+        results.append((y, x.grad))
+    (y, grad), (compiled_y, compiled_grad) = results
+    assert torch.equal(y, compiled_y)
+    assert torch.equal(grad, compiled_grad)
+    assert set(grad.unique().tolist()) == {0.0, 2.5}
+    assert MaskedDropout(0.2, scaled_mask).eval()(x) is x
