@@ -129,9 +129,9 @@ def new_run_id() -> str:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """What `summary.json` of a finished run says; empty where there is none."""
-    path = run / "summary.json"
-    if not path.is_file():
+    """What `summary.json` of a finished run says; empty where there is none that can be read."""
+    try:
+        summary = json.loads((run / "summary.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
+    return summary if isinstance(summary, dict) else {}
