@@ -9,7 +9,7 @@ INSTALL = $(PIP) --require-hashes --no-deps --requirement $(1) && $(PIP) --const
 RUN := runs/speedrun
 CHATGPT := runs/chatgpt
 
-.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test coverage browser docs lock audit clean
+.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test fuzz coverage browser docs lock audit clean
 
 help:
 	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
@@ -17,6 +17,7 @@ help:
 	@echo "make chatgpt      train a small ChatGPT in all its stages, and report what each was good for (25 minutes)"
 	@echo "make check        the fast checks (under 90 seconds)"
 	@echo "make coverage     the tests again, counting which lines they reach (at least 90 %)"
+	@echo "make fuzz         attack what reads files with damaged and hostile ones (SECONDS=600 SEED=1)"
 	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make lock         pin the newest versions of all packages that the environments need"
@@ -85,6 +86,12 @@ check: lint fast
 
 test: lint docs browser
 	$(BIN)/python -m pytest -n 2 --durations=25
+
+# Damaged and hostile files, for as long as wanted; a failure names its seed.
+SECONDS := 600
+SEED := 1
+fuzz: $(VENV)/.ready-dev
+	GROUNDLING_FUZZ_S=$(SECONDS) GROUNDLING_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n 2 --timeout=0 tests/fuzz
 
 # Counting lines takes a third more time, too much for every run.
 coverage: $(VENV)/.ready-dev browser

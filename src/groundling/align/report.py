@@ -4,7 +4,6 @@ Every way to reply is drawn anew for the held-out prompts with several seeds, an
 the fine-tuned model's replies. Best-of-n is the baseline: n replies of that model, of which the reward model picks one.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -281,7 +280,7 @@ def _powers_of_two(most: int) -> list[int]:
 def _summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = atomicio.read_json(file)
         if isinstance(summary, dict) and {"stage", "wall_s"} <= summary.keys():
             return summary
     except (OSError, ValueError):

@@ -3,7 +3,6 @@
 RUN/run.toml  env.json  metrics.jsonl  summary.json  checkpoints/  bundle/
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -131,7 +130,7 @@ def new_run_id() -> str:
 def read_summary(run: Path) -> dict[str, Any]:
     """What `summary.json` of a finished run says; empty where there is none that can be read."""
     try:
-        summary = json.loads((run / "summary.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        summary = atomicio.read_json(run / "summary.json")
+    except (OSError, ValueError):
         return {}
     return summary if isinstance(summary, dict) else {}
