@@ -50,10 +50,11 @@ READ = json.dumps({"model": "base", "prompt": "a", "dance": 1}).encode()
         (b"", "the body is empty; it has to be an object with model and prompt"),
         (b"null", "the body is null; it has to be an object with model and prompt"),
         (b'{"a":}', "the body is not JSON: Expecting value, at character 5"),
+        (b'{"a": "\n"}', "the body is not JSON: Invalid control character, at character 7"),
         (b'{"model": "caf\xe9"}', "the body is not UTF-8: byte 14 is 0xE9; send JSON in UTF-8"),
         (b"\xff\xfe{\0}\0", "the body is not UTF-8: byte 0 is 0xFF; send JSON in UTF-8"),
         ("{é".encode()[:2], "the body is not UTF-8: byte 1 is 0xC3; send JSON in UTF-8"),
-        (b"[" * 9000, "the body cannot be read: its lists or objects are nested too deeply"),
+        (b"[" * 9000, "the body cannot be read: its arrays or objects are nested too deeply"),
         (b'{"n": ' + b"1" * 5000 + b"}", "the body cannot be read: it has a number of too many digits"),
     ],
     ids=lambda value: str(value[:20]),
@@ -143,7 +144,8 @@ def test_the_address_has_words_too(client):
     asked = {
         "": ("rater is missing; give it in the address: ?rater=...", "rater"),
         "?rater=": ("rater is empty; it has to have at least 1 character", "rater"),
-        "?rater=a&n=x": ('n is "x"; it has to be a whole number', "n"),
+        "?rater=a&n=x": ('n is "x"; it has to be an integer', "n"),
+        "?rater=a&n=" + "9" * 5000: (f'n is "{"9" * 40}"; it has to be an integer', "n"),
         "?rater=a&n=9": ('n is "9"; it has to be less than or equal to 4', "n"),
     }
     for query, told in asked.items():
