@@ -238,7 +238,8 @@ class Bodies:
             raise self._too_large()
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise ApiError(415, f"the body is {kind[:100]!r}; send application/json", "unsupported_media_type")
+            came = f"is {kind[:100]!r}" if kind else "is missing"
+            raise ApiError(415, f"Content-Type {came}; send application/json", "unsupported_media_type")
 
     async def _read(self, receive: Receive) -> bytes | None:
         pieces, n_bytes = [], 0
