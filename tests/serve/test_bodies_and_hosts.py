@@ -186,6 +186,23 @@ def test_many_small_members_are_unpacked_in_linear_time(monkeypatch):
     assert work[1] < 2.2 * work[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "allowed"),
+    [
+        ("POST", "/chat/completions", 404, "not_found", None),
+        ("POST", "/v1/embeddings", 404, "not_found", None),
+        ("GET", "/v1/completions", 405, "method_not_allowed", "POST"),
+    ],
+)
+def test_an_address_that_is_none_is_told_where_the_api_is(client, method, path, status, code, allowed):
+    """Most often `/v1` is missing in a client's base URL."""
+    answer = client.request(method, path, content=READ, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.headers.get("allow")) == (status, allowed)
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert error["message"] == f"there is no {method} {path}; the API is under /v1, and /openapi.json describes it"
+
+
 async def call(app, path: str, headers: list[tuple[bytes, bytes]], method: str = "GET") -> int:
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "root_path": ""}
     scope |= {"query_string": b"", "headers": headers, "client": ("10.0.0.9", 1), "server": ("127.0.0.1", 8000)}

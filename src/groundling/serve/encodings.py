@@ -10,7 +10,7 @@ from groundling.serve.errors import ApiError
 GZIP = ("gzip", "x-gzip")
 """Two names of the same (RFC 9110, 8.4.1.3)."""
 READ_AT_ONCE = 4096
-"""Bytes. What a member leaves of them is copied; were it all that comes, many small members would take quadratic time."""
+"""Bytes. What a member leaves of them is copied: if it were the whole body, many members would take quadratic time."""
 UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
