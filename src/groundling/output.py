@@ -27,8 +27,9 @@ from typing import Any, BinaryIO, TextIO, cast
 
 ESCAPE = "groundling.escape"
 """The name of our error handler of encodings."""
-REPLACED_HANDLERS = ("strict", "surrogateescape")
-"""Error handlers that raise for a character the encoding lacks. PYTHONIOENCODING sets any other one."""
+KEPT_HANDLERS = ("backslashreplace", "ignore", "namereplace", "replace", "xmlcharrefreplace")
+"""What PYTHONIOENCODING may ask for in its place: error handlers that never raise."""
+CLOSED = "this stream was closed from the start"
 
 
 class OutputEnded(Exception):  # noqa: N818  # like StopIteration: often no error
@@ -47,12 +48,20 @@ class _SafeRaw(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return self._raw is not None and self._raw.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._raw is None:
+            raise io.UnsupportedOperation(CLOSED)
+        return self._raw.seek(offset, whence)  # asked by UTF-16: a byte-order mark stands at a file's beginning only
+
     def isatty(self) -> bool:
         return self._raw is not None and self._raw.isatty()
 
     def fileno(self) -> int:
         if self._raw is None:
-            raise io.UnsupportedOperation("this stream was closed from the start")
+            raise io.UnsupportedOperation(CLOSED)
         return self._raw.fileno()
 
     def write(self, data: Any) -> int:
@@ -135,7 +144,7 @@ def _safe(
     made = io.TextIOWrapper(
         cast(BinaryIO, raw) if inner is buffer else io.BufferedWriter(raw),  # as `python -u` has it, and without
         encoding=stream.encoding,
-        errors=errors if errors is not None and stream.errors in REPLACED_HANDLERS else stream.errors,
+        errors=stream.errors if errors is None or stream.errors in KEPT_HANDLERS else errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
