@@ -34,7 +34,7 @@ def posted(house: House, path: str, body: Any, **how: Any) -> tuple[int, str]:
 
 REQUESTS = {
     "{} not supported here; leave {} out": ("/v1/completions", {**COMPLETION, "suffix": "x"}, COMPLETION),
-    "has half a character (\\u{}) at {}; send whole ones": (
+    "has a lone surrogate (\\u{}) at character {}; send whole characters": (
         "/v1/completions",
         {**COMPLETION, "prompt": "Who\ud83d"},
         COMPLETION,
@@ -87,7 +87,7 @@ def test_a_chat_with_a_model_that_does_not_chat(house, advised):
     advised.done(posted(house, "/v1/chat/completions", CHAT)[0] == 200)
 
 
-@follows("the body is {}; send application/json")
+@follows("Content-Type {}; send application/json")
 def test_a_body_of_another_kind(house, advised):
     answer = house.client.post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
     advised.hears(answer.json()["error"]["message"])
@@ -105,7 +105,6 @@ BODIES = {
     ),
     "the body is in {}, and byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), LATIN), [(ASKED, JSON)]),
     "the body is not UTF-8: byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), JSON), [(ASKED, JSON)]),
-    "the body cannot be read; send JSON in UTF-8": (('{"a"'.encode("utf-16-le")[:-1], JSON), [(ASKED, JSON)]),
     "the body has more than {} bytes when it is unpacked; send less": (
         (gzip.compress(b" " * 20_001), GZIP),
         [(gzip.compress(ASKED), GZIP)],

@@ -66,9 +66,9 @@ def unreadable(cause: BaseException) -> str:
     """Why Python's JSON reader gave up on a body that is no broken JSON."""
     if isinstance(cause, RecursionError):
         return "the body cannot be read: its arrays or objects are nested too deeply"
-    if isinstance(cause, ValueError) and not isinstance(cause, UnicodeError):
+    if isinstance(cause, ValueError):
         return "the body cannot be read: it has a number of too many digits"
-    return "the body cannot be read; send JSON in UTF-8"
+    return "the body cannot be read"
 
 
 def _of_a_parameter(error: Mapping[str, Any]) -> ApiError:
