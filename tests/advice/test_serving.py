@@ -193,6 +193,7 @@ def test_what_a_server_has_to_be_told(models, tmp_path, advised):
 @follows(
     "{} cannot be a model's name (letters, digits, '.', '_', '-'); give NAME={}",
     "two models are called {}; give one another name: NAME={}",
+    "{} names no model; give RUN_OR_BUNDLE or NAME=RUN_OR_BUNDLE",
 )
 def test_names_of_models(advised, tmp_path):
     strange, one, two = (tmp_path / name for name in ("a name", "a/mine", "b/mine"))
@@ -202,6 +203,9 @@ def test_names_of_models(advised, tmp_path):
     advised.done(named_paths([f"mine={strange}"]) == {"mine": strange})
     advised.raises(lambda: named_paths([str(one), str(two)]))
     advised.done(len(named_paths([str(one), f"other={two}"])) == 2)
+    advised.raises(lambda: named_paths(["other="]))
+    advised.done(named_paths([str(one)]) == {"mine": one})
+    advised.done(named_paths([f"other={two}"]) == {"other": two})
 
 
 @follows("there are no prompts ({}); type one, or give --prompts")

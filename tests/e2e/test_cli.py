@@ -137,6 +137,9 @@ ERRORS = [
     (["export", "hf", "nowhere", ""], 2, "it is empty; give a path"),
     (["rank", "a", "--candidates", ""], 2, "it is empty; give a path"),
     (["rankings", "stats", ""], 2, "it is empty; give a path"),
+    *[([verb, ""], 1, "the path of the model is empty; give the folder of") for verb in ("sample", "chat")],
+    (["serve", "", "--port", "0"], 2, "'' names no model; give RUN_OR_BUNDLE or NAME=RUN_OR_BUNDLE"),
+    (["serve", "a=", "--port", "0"], 2, "'a=' names no model; give RUN_OR_BUNDLE or NAME=RUN_OR_BUNDLE"),
 ]
 
 
