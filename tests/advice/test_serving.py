@@ -59,6 +59,11 @@ REQUESTS = {
         {**COMPLETION, "n": 80, "max_tokens": 4096, "logprobs": 5},
         {**COMPLETION, "n": 2, "max_tokens": 2, "logprobs": 5},
     ),
+    "the text has {} tokens, and {} can be looked through; shorten it": (
+        XRAY,
+        {"model": "base", "prompt": "Who " * 100},
+        {"model": "base", "prompt": "Who"},
+    ),
     "give either prompt or messages": (XRAY, {"model": "base"}, {"model": "base", "prompt": "Who"}),
     "{} was never taught to answer; give a prompt": (
         XRAY,
