@@ -132,8 +132,7 @@ def _safe(
     if stream is None:
         nothing = _SafeRaw(None)
         return io.TextIOWrapper(io.BufferedWriter(nothing), encoding="utf-8", errors="backslashreplace"), nothing
-    buffer = getattr(stream, "buffer", None)
-    inner = getattr(buffer, "raw", buffer)
+    inner = _raw_of(stream)
     if isinstance(inner, _SafeRaw):  # a command inside a command
         return stream, inner
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(inner, io.RawIOBase):
@@ -142,13 +141,19 @@ def _safe(
         stream.flush()
     raw = _SafeRaw(inner, told)
     made = io.TextIOWrapper(
-        cast(BinaryIO, raw) if inner is buffer else io.BufferedWriter(raw),  # as `python -u` has it, and without
+        cast(BinaryIO, raw) if inner is stream.buffer else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors if errors is None or stream.errors in KEPT_HANDLERS else errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
     return made, raw
+
+
+def _raw_of(stream: TextIO) -> object:
+    """What its bytes go to in the end; `python -u` has no buffer between."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
 
 
 @contextmanager
@@ -180,7 +185,7 @@ def put(text: str) -> None:
     """
     sys.stdout.write(text)
     sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))
+    raw = _raw_of(sys.stdout)
     if isinstance(raw, _SafeRaw) and raw.ended:
         raise OutputEnded
 
