@@ -248,6 +248,13 @@ def test_names_that_a_client_made_up_are_cut():
     assert len(error.message) < 300
 
 
+def test_a_message_is_one_line_whatever_names_and_values_hold():
+    error = error_of(CompletionRequest, {**VALID[CompletionRequest], "a\n\x1b[2J": 1})
+    assert (error.message, error.param) == (f"a\\n\\u001b[2J {NO}", "a\n\x1b[2J")
+    error = error_of(ChatRequest, {**VALID[ChatRequest], "tool_choice": 'é\n"'})
+    assert error.message == 'tool_choice is "é\\n\\""; it has to be "none"'
+
+
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("text")
 USUAL = st.sampled_from([1, 0.5, "a", ["a"], [1], [[1]], {"1": 0.5}, [], USER, [TEXT], 1.0, "user", "tie", 10**400])
 JSON = USUAL | st.recursive(

@@ -6,6 +6,7 @@ and of several things that one is taken whose kind came.
 """
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
 from groundling.serve.errors import ApiError
-from groundling.serve.schema_words import came, expected, kind_of, kinds
+from groundling.serve.schema_words import came, expected, kind_of, kinds, quoted
 
 Place = tuple[str | int, ...]
 Schema = Mapping[str, Any]
@@ -59,7 +60,8 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
         name = said.split(" ", 1)[0]
         return ApiError(400, said, "invalid_value", name if name in model.model_fields else None)
     named = ".".join(map(str, fault.place))[:MOST_SHOWN] or None
-    return ApiError(400, f"{named or 'the body'} {fault.said}", fault.code, named)
+    shown = "the body" if named is None else json.dumps(named, ensure_ascii=False)[1:-1]
+    return ApiError(400, f"{shown} {fault.said}", fault.code, named)
 
 
 def unreadable(cause: BaseException) -> str:
@@ -80,7 +82,7 @@ def _of_a_parameter(error: Mapping[str, Any]) -> ApiError:
     if error["type"].startswith("int_parsing"):
         said = "be an integer"
     value = error["input"]
-    shown = f'"{value[:40]}"' if isinstance(value, str) and value else came(value)
+    shown = quoted(value) if isinstance(value, str) and value else came(value)
     return ApiError(400, f"{name} is {shown}; it has to {said}", "invalid_value", name)
 
 
@@ -138,7 +140,7 @@ class _Search:
         return schema
 
     def _other(self, value: Any, schema: Schema, place: Place, *, shown: bool = False) -> Fault:
-        what = f'"{value[:40]}"' if shown and value else came(value)
+        what = quoted(value) if shown and value else came(value)
         return Fault(place, f"is {what}; it has to be {expected(schema, self._whole)}")
 
     def _of_one_of(self, value: Any, schema: Schema, options: Sequence[Schema], place: Place) -> Fault | None:

@@ -1,11 +1,13 @@
 """A value and a JSON schema in words: "null", "an array", "a number from 0 to 2", "a string, an array of strings"."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
 MOST_DIGITS = 25
+MOST_QUOTED = 40
 
 
 def kinds(value: Any) -> frozenset[str]:
@@ -37,6 +39,11 @@ def came(value: Any) -> str:
     if isinstance(value, str):
         return "a string" if value else "empty"
     return f"an {'' if value else 'empty '}{'array' if isinstance(value, list) else 'object'}"
+
+
+def quoted(text: str) -> str:
+    """The beginning of a string, as JSON has it: on one line, and nothing in it moves a terminal."""
+    return json.dumps(text[:MOST_QUOTED], ensure_ascii=False)
 
 
 def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
@@ -82,7 +89,7 @@ def _resolved(schema: Schema, whole: Schema) -> Schema:
 
 
 def _literal(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else came(value)
+    return quoted(value) if isinstance(value, str) else came(value)
 
 
 def _inside(schema: Schema, whole: Schema) -> str:
