@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from groundling.serve.conversation import TURNS, conversation
 from groundling.serve.errors import ApiError
 from groundling.serve.faults import explain, find_fault
 from groundling.serve.rankings import Answer, TrainRequest
-from groundling.serve.schema import ChatRequest, CompletionRequest
+from groundling.serve.schema import ChatMessage, ChatRequest, CompletionRequest
 from groundling.serve.xray import XrayRequest
 
 USER = {"role": "user", "content": "Who?"}
@@ -246,6 +247,21 @@ def test_names_that_a_client_made_up_are_cut():
     error = error_of(CompletionRequest, {**VALID[CompletionRequest], "x" * 10_000: 1})
     assert len(error.param) == 200
     assert len(error.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("roles", "place", "words"),
+    [
+        (["user", "user"], "messages.1.role", f'is "user"; it has to be "assistant": {TURNS}'),
+        (["assistant"], "messages.0.role", f'is "assistant"; it has to be "user": {TURNS}'),
+        (["system", "developer"], "messages.1.role", f'is "developer"; it has to be "user": {TURNS}'),
+        (["developer"], "messages.1", "is missing; a user's message has to follow the system's"),
+    ],
+)
+def test_a_message_out_of_turn(roles, place, words):
+    with pytest.raises(ApiError) as caught:
+        conversation([ChatMessage(role=role, content="a") for role in roles])
+    assert (caught.value.message, caught.value.param) == (f"{place} {words}", place)
 
 
 def test_a_message_is_one_line_whatever_names_and_values_hold():
