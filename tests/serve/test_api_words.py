@@ -267,6 +267,8 @@ def test_a_message_out_of_turn(roles, place, words):
 def test_a_message_is_one_line_whatever_names_and_values_hold():
     error = error_of(CompletionRequest, {**VALID[CompletionRequest], "a\n\x1b[2J": 1})
     assert (error.message, error.param) == (f"a\\n\\u001b[2J {NO}", "a\n\x1b[2J")
+    error = error_of(CompletionRequest, {**VALID[CompletionRequest], "": 1})
+    assert (error.message, error.param) == (f'"" {NO}', "")
     error = error_of(ChatRequest, {**VALID[ChatRequest], "tool_choice": 'é\n"'})
     assert error.message == 'tool_choice is "é\\n\\""; it has to be "none"'
 

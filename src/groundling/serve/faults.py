@@ -59,8 +59,8 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
         said = first["msg"].removeprefix("Value error, ")
         name = said.split(" ", 1)[0]
         return ApiError(400, said, "invalid_value", name if name in model.model_fields else None)
-    named = ".".join(map(str, fault.place))[:MOST_SHOWN] or None
-    shown = "the body" if named is None else json.dumps(named, ensure_ascii=False)[1:-1]
+    named = ".".join(map(str, fault.place))[:MOST_SHOWN] if fault.place else None
+    shown = "the body" if named is None else json.dumps(named, ensure_ascii=False)[1:-1] or '""'
     return ApiError(400, f"{shown} {fault.said}", fault.code, named)
 
 
