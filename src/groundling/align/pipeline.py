@@ -107,7 +107,7 @@ def chatgpt(config: ChatgptConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    folder = find_bundle(Path(config.path))
+    folder = find_bundle(config.path)
     require_speaker(config.path)
     own = int(read_json_object(folder / CONFIG)["block_size"])
     (context,) = contexts([config.path], config.context)
