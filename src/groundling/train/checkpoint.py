@@ -107,6 +107,11 @@ class Checkpoints:
         """All that have a manifest, oldest first: in the order of their steps, never of the clock."""
         return list(finished_checkpoints(self.folder).values())
 
+    def folders(self) -> list[Path]:
+        """Finished ones and those that lost their manifest, oldest first; an unfinished one has another name."""
+        found = [path for path in self.folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
+        return sorted(found, key=_step_of)
+
     def save(
         self,
         state: TrainState,
@@ -228,7 +233,7 @@ class Checkpoints:
             CheckpointError: there is none.
         """
         passed_over: list[str] = []
-        for path in reversed(self.finished()):
+        for path in reversed(self.folders()):
             try:
                 check_manifest(path)
             except CheckpointError as error:

@@ -42,15 +42,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def folders_with_manifests(path: Path) -> list[Path]:
-    """The folder itself if it has a manifest, else those of a run: its checkpoints and its bundle.
+    """The folder itself if it has a manifest, else those of a run: its bundle and its checkpoints, which had one each.
 
     Raises:
         CheckpointError: there is none.
     """
     if (path / MANIFEST).is_file():
         return [path]
-    inside = [*Checkpoints(path / "checkpoints").finished(), path / "bundle"]
-    found = [folder for folder in inside if (folder / MANIFEST).is_file()]
+    found = [
+        *Checkpoints(path / "checkpoints").folders(),
+        *([path / "bundle"] if (path / "bundle" / MANIFEST).is_file() else []),
+    ]
     if not found:
         raise CheckpointError(f"{path} holds no finished checkpoint and no bundle; give the folder of one, or of a run")
     return found
