@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from groundling.errors import ConfigError, require
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
+from groundling.progress import Progress
 from groundling.runtime import unwrap
 from groundling.sample.native.comparison import STREAMS, Comparison, kept_or_measured, measure, shape_key
 from groundling.sample.native.library import Compilation, Library
@@ -63,7 +64,8 @@ def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation
         dtype = model.wte.weight.dtype if weights == "float32" else torch.bfloat16
         caches = [KVCache(model.config, min(n_slots, STREAMS), dtype) for _ in range(2)]
         native = NativeReader(model, caches[0], weights, library, n_threads=1)
-        return measure(native, TorchReader(model, caches[1]), model.config, n_slots)
+        with Progress("timing compiled code and PyTorch with this model, once"):
+            return measure(native, TorchReader(model, caches[1]), model.config, n_slots)
 
     return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
