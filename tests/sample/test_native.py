@@ -60,7 +60,8 @@ def test_it_is_compiled_in_the_background_and_found_again(own_cache):
     first.start()
     assert first.library() is None, "nobody waits"
     assert first.wait() is not None, first.reason
-    assert sorted(path.suffix for path in own_cache.iterdir()) == [".so", ".sum"], "nothing else is left behind"
+    while left := {path.suffix for path in own_cache.iterdir()} - {".so", ".sum"}:
+        assert left == {".log"}, "the compiler's last words go when the library is there"
     assert Compilation().library() is not None
 
 
