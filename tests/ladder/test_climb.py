@@ -116,7 +116,7 @@ def test_the_record_has_these_fields_and_the_chart_is_a_png(corpus, tmp_path):
     for name in ("ladder.png", "no_lecture.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     rows = climb.table(results)
-    assert [column.header for column in rows.columns][0::3] == ["rung", "val_loss", "train loss"]
+    assert [column.header for column in rows.columns][0::3] == ["rung", "val_loss", "training loss"]
     assert rows.row_count == 2
 
 

@@ -298,7 +298,7 @@ def table(results: Sequence[RungResult]) -> Table:
     in_all = sum(result.seconds for result in results)
     grid = Table("rung", title=f"The ladder, {in_all:.0f} s of training", box=box.SIMPLE_HEAD, title_justify="left")
     grid.add_column("adds", overflow="fold")
-    for heading in ("parameters", "val_loss", "random batches", "lecture", "train loss", "seconds"):
+    for heading in ("parameters", "val_loss", "random batches", "lecture", "training loss", "seconds"):
         grid.add_column(heading, justify="right")
     for result in results:
         lecture = result.lecture_val_loss
