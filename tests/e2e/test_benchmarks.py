@@ -19,6 +19,28 @@ def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[s
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=280, env=env)
 
 
+@pytest.mark.parametrize(
+    ("int8", "code", "said"),
+    [
+        (2.5, 0, "compiled code is ahead of PyTorch in all of it"),
+        (1.0, 1, "NOT AHEAD: 11M, Groundling int8, tokens/s, 1 stream of 128: 1.00 times PyTorch's speed"),
+    ],
+)
+def test_the_check_fails_where_compiled_code_is_not_ahead(tmp_path, monkeypatch, capsys, int8, code, said):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decode_check
+
+    job = {"new": 128, "batch": 1, "prompt": 1, "parameters": 1, "how": "", "bandwidth_share": None, "stopped": False}
+    speeds = {decode_check.TORCH: 1.0, "Groundling float32": 2.0, "Groundling int8": int8}
+    records = [{**job, "name": name, "tokens_per_s": speed} for name, speed in speeds.items()]
+    assert decode_check.check(["11M"], lambda size: records) == code
+    assert said in capsys.readouterr().out
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path))
+    assert decode_check.check(["11M"], lambda size: pytest.fail("there is nothing to measure")) == 1
+    assert "NOT AHEAD: the decoding step could not be compiled by /bin/false" in capsys.readouterr().out
+
+
 def test_no_share_of_a_bandwidth_is_above_all_of_it(monkeypatch):
     """What was read at first came from a cache that something else had emptied."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

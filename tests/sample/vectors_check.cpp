@@ -1,10 +1,10 @@
-// Checks the arithmetic of native/vectors.h on the processor that this is compiled for. Prints what differs, and how
+// Checks the arithmetic of native/vectors.h and attention.h on the processor that this is compiled for. Prints what differs, and how
 // many lanes there are; exits with 1 if anything differed. Built and run by test_vectors.py.
 
 #include <cstdio>
 #include <random>
 #include <vector>
-#include "vectors.h"
+#include "attention.h"
 
 namespace {
 
@@ -124,12 +124,50 @@ void check_tiles(const char* name) {
     }
 }
 
+// Attention in parts has the bits of attention at once, and is near the exact one.
+template <class T>
+void check_attention(int64_t D) {
+    constexpr int64_t S = 6 * LANES + 3;
+    std::vector<float> q(D), scores(whole(S)), in_parts(whole(S)), y(D), y_in_parts(D);
+    std::vector<T> keys(S * D), values(S * D);
+    for (float& x : q) x = draw();
+    for (T& x : keys) assign(x, draw());
+    for (T& x : values) assign(x, draw());
+    score(q.data(), keys.data(), D, 0, S, scores.data());
+    for (int64_t at = 0; at < S; at += 2 * LANES)
+        score(q.data(), keys.data(), D, at, std::min(at + 2 * LANES, S), in_parts.data());
+    double exact_total = 0.0;
+    std::vector<double> exact(D);
+    for (int64_t s = 0; s < S; s++) {
+        expect(same(scores[s], in_parts[s]), "scores in parts");
+        double product = 0.0;
+        for (int64_t d = 0; d < D; d++) product += double(q[d]) * value_of(keys[s * D + d]);
+        const double weight = std::exp(product / std::sqrt(double(D)));
+        exact_total += weight;
+        for (int64_t d = 0; d < D; d++) exact[d] += weight * value_of(values[s * D + d]);
+    }
+    const float factor = 1.0f / weigh(scores.data(), S);
+    mix(values.data(), D, 0, S, scores.data(), factor, y.data());
+    for (int64_t at = 0; at < S; at += 2 * LANES) {
+        const int64_t end = std::min(at + 2 * LANES, S);
+        mix(values.data(), D, at, end, scores.data(), end == S ? factor : 1.0f, y_in_parts.data());
+    }
+    for (int64_t d = 0; d < D; d++) {
+        expect(same(y[d], y_in_parts[d]), "a weighted sum in parts");
+        expect(std::abs(y[d] - exact[d] / exact_total) <= 1e-5, "attention, near the exact one");
+    }
+}
+
 }  // namespace
 
 int main() {
     check_conversions();
     check_sums();
     check_exp();
+    for (int64_t D : {17, 32, 80, 128}) {
+        check_attention<float>(D);
+        check_attention<Half>(D);
+    }
     check_tiles<Float32, true>("tiles of float32");
     check_tiles<Float32, false>("tiles of one panel of float32");
     check_tiles<Bfloat16, true>("tiles of bfloat16");
