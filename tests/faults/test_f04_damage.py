@@ -1,7 +1,5 @@
 """Row 4: damage to any file of a checkpoint is named; resume goes on from the previous good one and says why."""
 
-from pathlib import Path
-
 import pytest
 
 from faultkit import DAMAGE, cut_in_half, flip_a_bit
