@@ -215,6 +215,44 @@ def test_fine_tuning_keeps_the_template(folders, tmp_path, monkeypatch, capsys):
         assert chat(tmp_path / kind, "a\n", monkeypatch, capsys).out == "No\n"
 
 
+HEADERS = (
+    "{% for m in messages %}{{ bos_token if loop.first }}{{ '<|im_start|>' + m.role + '<repo_name>\n\n' }}"
+    "{{ m.content | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<repo_name>\n\n' }}{% endif %}"
+)
+"""Renders what Llama 3's template renders, with other texts for its special tokens."""
+
+
+def test_a_header_that_the_tokenizer_cuts_otherwise_before_words_is_recognised(tmp_path):
+    """GPT-2's cut takes two line ends for one token at a text's end, and for two before a word."""
+    folder = write_smol(tmp_path / "smol", template=HEADERS)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs.encode("\n\n") != theirs.encode("\n\nYes")[:1]
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    assert (bundle.chat.begin, bundle.chat.trim) == ((1,), True)
+    said = [{"role": role, "content": f" {role}\n"} for role in ("system", "user", "assistant", "user")]
+    expected = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert bundle.chat.prompt([Message(**each) for each in said], bundle.tokenizer) == expected
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_special_tokens_are_named_where_releases_before_transformers_5_put_them(tmp_path, is_listed):
+    """In special_tokens_map.json, unless tokenizer_config.json lists all added tokens."""
+    folder = write_smol(tmp_path / "smol", template="{{ bos_token }}" + HEADERS)
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text("utf-8"))
+    listed = {"added_tokens_decoder": {"1": {"content": START, "special": True}}} if is_listed else {}
+    file.write_text(json.dumps({**values, **listed, "bos_token": STOP}), "utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": START}}), "utf-8")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    expected = theirs.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
+    assert bundle.chat.begin == (theirs.bos_token_id,) * 2 == (2 if is_listed else 1,) * 2
+    assert bundle.chat.render([Message("user", "a")], bundle.tokenizer).ids == expected
+
+
 @pytest.mark.parametrize("place", ["text", "named"])
 def test_a_template_is_found_where_transformers_4_put_it(tmp_path, place, capsys):
     folder = write_smol(tmp_path / "smol")
@@ -233,6 +271,12 @@ NOT_OURS = {
     "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% else %}{{ raise_exception('no') }}{% endif %}{% endfor %}",
     "a clock": CHATML.replace(DEFAULT, "' + strftime_now('%d') + '"),
     "upper case": CHATML.replace("m['content']", "m['content'] | upper"),
+    "empty messages left out": CHATML.replace("{% for m in messages %}", "{% for m in messages if m['content'] %}"),
+    "line ends before a reply left out": CHATML.replace(
+        "m['content']", "(m['content'].lstrip('\n') if m['role'] == 'assistant' else m['content'])"
+    ),
+    "only the last messages": CHATML.replace("for m in messages", "for m in messages[-8:]"),
+    "long words cut": CHATML.replace("m['content']", "m['content'][:2000]"),
     "words that depend on others": CHATML.replace("m['content']", "(m['content'] ~ (messages|length))"),
     "a syntax error": "{% for",
     "a sandbox that is broken out of": CHATML + ESCAPE,

@@ -13,6 +13,7 @@ from groundling.manifest import read_json_object
 from groundling.optional import missing_extra
 
 JINJA, TOKENIZER_CONFIG, PROCESSOR = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MOST_CHARS = 200_000
 """Of a template; the longest published ones have some ten thousand."""
@@ -59,6 +60,8 @@ def token_names(folder: Path) -> dict[str, str]:
     """
     try:
         settings = _settings(folder, TOKENIZER_CONFIG)
+        if "added_tokens_decoder" not in settings:  # as transformers decides which of the two files counts
+            settings = {**settings, **_settings(folder, SPECIAL_TOKENS_MAP)}
     except CheckpointError as error:
         raise TemplateError(f"it cannot be read: {error}") from error
     found = {}
