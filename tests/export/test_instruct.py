@@ -253,11 +253,12 @@ def test_special_tokens_are_named_where_releases_before_transformers_5_put_them(
     assert bundle.chat.render([Message("user", "a")], bundle.tokenizer).ids == expected
 
 
-@pytest.mark.parametrize("place", ["text", "named"])
+@pytest.mark.parametrize("place", ["text", "named", "by name"])
 def test_a_template_is_found_where_transformers_4_put_it(tmp_path, place, capsys):
     folder = write_smol(tmp_path / "smol")
     named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": CHATML}]
-    put_template_into_config(folder, CHATML if place == "text" else named)
+    by_name = {each["name"]: each["template"] for each in named}
+    put_template_into_config(folder, {"text": CHATML, "named": named, "by name": by_name}[place])
     assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
     assert "groundling chat" in capsys.readouterr().out
     assert load_bundle(tmp_path / "out").chat.default_system == DEFAULT
@@ -285,15 +286,17 @@ NOT_OURS = {
     "half a surrogate pair": CHATML + "{{ '\\ud800' }}",
     "an error that moves the cursor": "{{ raise_exception('\x1b[2J\nNo') }}",
     "another thing than text": 7,
+    "several without a default": [{"name": "tool_use", "template": CHATML}, {"name": "rag", "template": CHATML}],
+    "no template in a list": [7],
 }
 
 
 @pytest.mark.parametrize("name", NOT_OURS)
 def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, capsys):
     folder = write_smol(tmp_path / "smol")
-    put_template_into_config(folder, str(NOT_OURS[name]).replace("RAN", str(tmp_path / "ran")) if name else "")
-    if name == "another thing than text":
-        put_template_into_config(folder, 7)
+    template = NOT_OURS[name]
+    is_text = isinstance(template, str)
+    put_template_into_config(folder, template.replace("RAN", str(tmp_path / "ran")) if is_text else template)
     assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -308,7 +311,7 @@ def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, caps
 def test_a_template_that_never_ends_is_stopped(monkeypatch):
     monkeypatch.setattr(template_reading, "TIMEOUT_S", 1.0)
     began = time.monotonic()
-    with pytest.raises(TemplateError):
+    with pytest.raises(TemplateError, match=r"did not come to an end within 1 s"):
         render(LOOP, {}, [{"messages": []}])
     assert time.monotonic() - began < 60
 
@@ -378,6 +381,15 @@ def test_an_end_that_stands_in_the_vocabulary_alone_is_special(tmp_path):
     assert (tokenizer.end_ids, tokenizer.special[STOP]) == ((2,), 2)
     assert 2 not in tokenizer.encode(STOP)
     assert tokenizer.decode([2, *tokenizer.encode("the")]) == "the"
+
+
+def test_an_end_that_is_a_word_is_named(tmp_path, capsys):
+    """Such an id is text as well, and generation goes on there; the ids of rows without a token never come out."""
+    folder = write_smol(tmp_path / "smol", template=None, eos_token_id=[2, 40, 305])
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    piece = load_bundle(tmp_path / "out").tokenizer.piece(40)
+    said = [line for line in capsys.readouterr().err.splitlines() if "eos_token_id" in line]
+    assert said == [f"eos_token_id has 40, the ordinary token {piece!r}: generation does not end there here"]
 
 
 def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):

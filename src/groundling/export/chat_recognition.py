@@ -201,7 +201,8 @@ def _spelled(ids: Sequence[int], tokenizer: Tokenizer, special: Collection[int])
     """Special ids, and the text between them."""
     found: list[int | str] = []
     for is_special, group in itertools.groupby(ids, special.__contains__):
-        found += group if is_special else [tokenizer.decode(group)]
+        some = list(group)
+        found += some if is_special else [tokenizer.decode(some)]
     return found
 
 

@@ -82,7 +82,7 @@ def _rendered(template: Any, variables: dict[str, Any]) -> str:
 
 
 def _failure(error: BaseException) -> dict[str, str]:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    said = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:200]
     return {"error": "".join(character if character.isprintable() else "?" for character in said)}
 
 
