@@ -266,7 +266,7 @@ def test_merges_follow_from_the_vocabulary(tokenizers):
 def test_gpt2s_own_vocabulary_keeps_its_own_end(tokenizers):
     vocabulary = vocabulary_of(tokenizers["gpt2"])
     assert len(vocabulary.pieces) == 50257
-    assert (vocabulary.end, vocabulary.end_is_added) == (50256, False)
+    assert (vocabulary.ends, vocabulary.end_is_added) == ((50256,), False)
     assert vocabulary.types[-2:] == [1, 3]
     assert vocabulary.merges[:3] == ["Ġ t", "Ġ a", "h e"]
     assert len(vocabulary.merges) == 50000
@@ -331,6 +331,25 @@ def test_the_cuts_of_imported_tokenizers_are_named(tokenizers, name, tmp_path):
     values = said(written(lively_bundle(config, tokenizer), tmp_path))
     assert values["tokenizer.ggml.pre"] == name
     assert said(written(lively_bundle(config, tokenizers["bpe"]), tmp_path))["tokenizer.ggml.pre"] == "gpt-2"
+
+
+def test_all_ends_of_an_imported_tokenizer_are_named_as_far_as_a_file_can(tokenizers, tmp_path, capsys):
+    """Generation ends there in llama.cpp too, which tells ends by these three keys (and by texts that it knows)."""
+    plain = tokenizers["bpe"]
+    ends = [plain.vocab_size + n for n in range(4)]
+    added = [vendors.AddedToken(f"<|halt{id}|>", id, True) for id in ends]
+    config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    for n, expected in ((1, [0, 0, None]), (2, [0, 1, None]), (3, [0, 1, 2]), (4, [0, 1, 2])):
+        tokenizer = vendors.BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), added, ends[:n])
+        bundle = lively_bundle(config, tokenizer)
+        save_bundle(tmp_path / "bundle", bundle.model, tokenizer)
+        argv = ["export", "gguf", str(tmp_path / "bundle"), str(tmp_path / "m.gguf"), "--overwrite"]
+        assert main(argv) == 0
+        values = said(gguf.GGUFReader(tmp_path / "m.gguf"))
+        assert [values.get(key) for key in keys] == [None if at is None else ends[at] for at in expected]
+        left_out = f"llama.cpp may go on after '<|halt{ends[3]}|>'"
+        assert (left_out in capsys.readouterr().out) == (n == 4)
 
 
 @pytest.mark.parametrize(
