@@ -26,6 +26,7 @@ from groundling.align.replies import Speaker
 from groundling.align.rewards import from_function
 from groundling.bundle import load_bundle
 from groundling.cli import main
+from groundling.data.examples import least_ids
 from groundling.export import template_reading
 from groundling.export.chat_jinja import to_jinja
 from groundling.export.hf_tokenizer import gpt2_spec
@@ -251,6 +252,21 @@ def test_special_tokens_are_named_where_releases_before_transformers_5_put_them(
     expected = theirs.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
     assert bundle.chat.begin == (theirs.bos_token_id,) * 2 == (2 if is_listed else 1,) * 2
     assert bundle.chat.render([Message("user", "a")], bundle.tokenizer).ids == expected
+
+
+def test_the_room_that_is_advised_is_that_of_its_template(folders, tmp_path, capsys):
+    """ChatML takes more ids than our own template, and the figures in the advice have to work."""
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "No"}]}] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    bundle, smol = load_bundle(folders / "smol-bundle"), str(folders / "smol-bundle")
+    least = least_ids(bundle.chat, bundle.tokenizer)
+    argv = ["sft", smol, "--data.path", str(tmp_path / "rows.jsonl"), "--out-dir", str(tmp_path / "sft")]
+    argv += ["--epochs", "1", "--n-replies", "0", "--max-length"]
+    assert main([*argv, "8"]) == 2
+    assert f"give {least} to 160" in capsys.readouterr().err
+    assert main([*argv, str(least)]) == 0
+    assert main(["chatgpt", smol, "--out-dir", str(tmp_path / "all"), "--max-new-tokens", "150"]) == 2
+    assert f"needs {least} at least; it can be {160 - least} at most" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["text", "named", "by name"])
