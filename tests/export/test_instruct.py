@@ -19,7 +19,7 @@ from instructkit import (
     write_qwen,
     write_smol,
 )
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from groundling.align.replies import Speaker
@@ -399,13 +399,20 @@ def test_an_end_that_stands_in_the_vocabulary_alone_is_special(tmp_path):
     assert tokenizer.decode([2, *tokenizer.encode("the")]) == "the"
 
 
-def test_an_end_that_is_a_word_is_named(tmp_path, capsys):
-    """Such an id is text as well, and generation goes on there; the ids of rows without a token never come out."""
+def test_what_does_not_come_along_is_named(tmp_path, capsys):
+    """An end that is a word is text as well; the ids of rows without a token never come out."""
     folder = write_smol(tmp_path / "smol", template=None, eos_token_id=[2, 40, 305])
+    file = folder / "tokenizer.json"
+    theirs = Tokenizer.from_file(str(file))
+    theirs.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 1)])
+    theirs.save(str(file))
+    capsys.readouterr()
     assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
     piece = load_bundle(tmp_path / "out").tokenizer.piece(40)
-    said = [line for line in capsys.readouterr().err.splitlines() if "eos_token_id" in line]
-    assert said == [f"eos_token_id has 40, the ordinary token {piece!r}: generation does not end there here"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"transformers puts {START!r} before each text; here only a chat template does so",
+        f"eos_token_id has 40, which is the ordinary token {piece!r}; generation goes on there",
+    ]
 
 
 def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
