@@ -50,7 +50,13 @@ def read_tokenizer(
     _require_no_prefix_space(spec, folder)
     if note is not None:
         spec = without_additions(spec, note)
-    return _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec) or _bpe(spec, folder, end_ids)
+    found = _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec)
+    if found is None and note is not None and not (_is_byte_level(spec) or (folder / SENTENCEPIECE).is_file()):
+        raise DataError(
+            f"{folder} has no {SENTENCEPIECE}, which transformers does not save again; copy it there from the folder "
+            "that groundling exported"
+        )
+    return found or _bpe(spec, folder, end_ids)
 
 
 def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
