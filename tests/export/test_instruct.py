@@ -217,6 +217,7 @@ def test_fine_tuning_keeps_the_template(folders, tmp_path, monkeypatch, capsys):
 
 
 HEADERS = (
+    "{% if tools is not none or documents is not none %}{{ raise_exception('no tools') }}{% endif %}"
     "{% for m in messages %}{{ bos_token if loop.first }}{{ '<|im_start|>' + m.role + '<repo_name>\n\n' }}"
     "{{ m.content | trim + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant<repo_name>\n\n' }}{% endif %}"
@@ -287,6 +288,9 @@ NOT_OURS = {
     "instructions in brackets": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% else %}{{ raise_exception('no') }}{% endif %}{% endfor %}",
     "a clock": CHATML.replace(DEFAULT, "' + strftime_now('%d') + '"),
+    "a clock, or a fixed date": CHATML.replace(
+        DEFAULT, "' + (strftime_now('%d') if strftime_now is defined else '1') + '"
+    ),
     "upper case": CHATML.replace("m['content']", "m['content'] | upper"),
     "empty messages left out": CHATML.replace("{% for m in messages %}", "{% for m in messages if m['content'] %}"),
     "line ends before a reply left out": CHATML.replace(

@@ -65,7 +65,8 @@ class _Reader:
         variables: list[dict[str, Any]] = []
         for messages, asks, thinking in probes:
             said = [{"role": message.role, "content": message.content} for message in messages]
-            variables.append({"messages": said, "add_generation_prompt": asks})
+            # As transformers does it, tools and documents are there, and are none.
+            variables.append({"messages": said, "add_generation_prompt": asks, "tools": None, "documents": None})
             if not thinking:
                 variables[-1]["enable_thinking"] = False
         found = []

@@ -28,7 +28,7 @@ def limit_resources() -> None:
 
 
 def make_environment() -> Any:
-    """Jinja as `transformers` sets it up, without what would depend on the clock."""
+    """Jinja as `transformers` sets it up, but for the clock: what depends on it cannot be stored as data."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -45,6 +45,9 @@ def make_environment() -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(str(message)[:200])
 
+    def strftime_now(_: str) -> str:
+        raise jinja2.TemplateError("it asks for the date")
+
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
@@ -52,7 +55,7 @@ def make_environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     return environment
 
 
