@@ -464,6 +464,22 @@ def test_llama_cpp_cuts_as_imported_tokenizers_do(tokenizers, name, tmp_path, as
     assert llama_cpp["ids"] != [by_gpt2.encode(text) for text in TEXTS_TO_CUT], "else the name would not matter"
 
 
+def test_llama_cpp_finds_added_words_as_we_do(tokenizers, tmp_path, ask_llama_cpp):
+    """Such as the runs of blanks of tokenizers that are made for code."""
+    values, words = tokenizers["bpe"].to_json()["tokenizers"], ["    ", "isn't it", "\n\n\n"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    ids = range(tokenizers["bpe"].vocab_size, tokenizers["bpe"].vocab_size + len(words))
+    values["model"]["vocab"] |= dict(zip(words, ids, strict=True))
+    added = [{"id": id, "content": word, **flags} for id, word in zip(ids, words, strict=True)]
+    tokenizer = vendors.BPETokenizer(json.dumps({**values, "added_tokens": added}))
+    texts = ["so:\n         isn't it?\n\n\n\n    But  ", *TEXTS]
+    config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
+    llama_cpp = ask_llama_cpp(lively_bundle(config, tokenizer), tmp_path / "model.gguf", 1, texts)
+    assert llama_cpp["ids"] == [tokenizer.encode(text) for text in texts]
+    assert set(ids) <= set(llama_cpp["ids"][0])
+    assert llama_cpp["texts"] == texts
+
+
 def chatting(config: GPTConfig, tokenizer: Tokenizer = LETTERS) -> Bundle:
     """A model with ids for a conversation's structure, whose replies end now and then."""
     bundle = with_chat(lively_bundle(config, tokenizer))

@@ -29,6 +29,7 @@ from groundling.cli import main
 from groundling.data.examples import least_ids
 from groundling.export import template_reading
 from groundling.export.chat_jinja import to_jinja
+from groundling.export.gguf_vocabulary import USER_DEFINED, vocabulary_of
 from groundling.export.hf_tokenizer import gpt2_spec
 from groundling.export.template_reading import TemplateError, render
 from groundling.sample.choose import SamplingConfig
@@ -373,17 +374,20 @@ def test_reasons_are_found_by_rendering_not_by_the_text(template, tmp_path):
 
 
 def test_added_tokens_are_cut_out_of_text_as_they_are_there(tmp_path, capsys):
-    """Runs of blanks that were added are words; what was added as a mark is none, special or not."""
+    """Runs of blanks and words that were added are words; what was added as a mark is none, special or not."""
     folder = write_smol(tmp_path / "smol")
     theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    theirs.add_tokens([AddedToken("    ", normalized=False, special=False), AddedToken("<tag>", special=False)])
+    words = [AddedToken("    ", normalized=False, special=False), AddedToken("the fool", special=False)]
+    theirs.add_tokens([*words, AddedToken("<tag>", special=False)])
     theirs.save(str(folder / "tokenizer.json"))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert theirs.get_vocab_size() <= config["vocab_size"]
     assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
-    ours, text = load_bundle(tmp_path / "out").tokenizer, "def a():\n        return 1\n    the king\n"
+    ours, text = load_bundle(tmp_path / "out").tokenizer, "def a():\n        return the fool\n    the king\n"
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
-    assert theirs.token_to_id("    ") in ours.encode(text)
+    for word in words:
+        assert theirs.token_to_id(word.content) in ours.encode(text)
+        assert vocabulary_of(ours).types[theirs.token_to_id(word.content)] == USER_DEFINED, "else llama.cpp misses it"
     assert ours.decode(ours.encode(text)) == text
     assert theirs.token_to_id("<tag>") not in ours.encode("<tag>")
     assert ours.decode([theirs.token_to_id("<tag>"), 2, 0]) == "<tag>"

@@ -158,6 +158,7 @@ def _byte_pairs(library: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) 
     joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     unreachable = END_OF_TEXT in ids and not any(merge.replace(" ", "") == END_OF_TEXT for merge in joined)
     pieces = {id: (piece, CONTROL if unreachable and piece == END_OF_TEXT else NORMAL) for piece, id in ids.items()}
+    pieces |= {token["id"]: (token["content"], USER_DEFINED) for token in library["added_tokens"]}
     pieces |= {token["id"]: (token["content"], CONTROL if token["special"] else USER_DEFINED) for token in added}
     texts, types = zip(*(pieces[id] for id in sorted(pieces)), strict=True)
     return _Pieces("gpt2", list(texts), list(types), joined, [], cut)
