@@ -175,7 +175,7 @@ ASK = {"messages": [{"role": "user", "content": "Do you?"}], "temperature": 0, "
         ("smol", {"ignore_eos": True, "max_tokens": 7}, "YesZQ", None),
     ],
 )
-def test_the_server_tells_thoughts_from_words(server, model, fields, content, thoughts):
+def test_the_server_tells_thoughts_from_words(folders, server, model, fields, content, thoughts):
     status, answer, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **ASK, **fields, "logprobs": True})
     assert status == 200, answer
     (choice,) = answer["choices"]
@@ -183,6 +183,12 @@ def test_the_server_tells_thoughts_from_words(server, model, fields, content, th
     assert choice["finish_reason"] == ("length" if "max_tokens" in fields else "stop")
     named = [token["token"] for token in choice["logprobs"]["content"]]
     assert "".join(named).strip() == content.replace("YesZ", f"Yes{STOP}{END}Z")
+    again = {**ASK, "messages": [*ASK["messages"], choice["message"], *ASK["messages"]]}
+    status, following, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **again})
+    assert status == 200, following
+    prompt = [Message(**ASK["messages"][0]), Message("assistant", content), Message(**ASK["messages"][0])]
+    bundle = load_bundle(folders / f"{model}-bundle")
+    assert following["usage"]["prompt_tokens"] == len(bundle.chat.prompt(prompt, bundle.tokenizer)), "without thoughts"
     status, stream, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **ASK, **fields, "stream": True})
     deltas = [choice["delta"] for event in events(stream)[:-1] for choice in event["choices"]]
     assert "".join(delta.get("content", "") for delta in deltas) == content

@@ -139,6 +139,8 @@ class ChatMessage(Body):
     audio: None = None
     function_call: None = None
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    reasoning_content: Text | None = None
+    """Thoughts of a reply that a client sends back as it came; they are not read again."""
 
     def text(self) -> str:
         """All that was said."""
