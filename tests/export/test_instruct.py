@@ -364,6 +364,22 @@ def test_an_end_that_is_no_id_is_refused(tmp_path, value, capsys):
     assert "eos_token_id" in capsys.readouterr().err
 
 
+def test_what_does_not_come_along_is_named(tmp_path, capsys):
+    """An end that is a word is text as well; the ids of rows without a token never come out."""
+    folder = write_smol(tmp_path / "smol", template=None, eos_token_id=[2, 40, 305])
+    file = folder / "tokenizer.json"
+    theirs = Tokenizer.from_file(str(file))
+    theirs.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 1)])
+    theirs.save(str(file))
+    capsys.readouterr()
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    piece = load_bundle(tmp_path / "out").tokenizer.piece(40)
+    assert capsys.readouterr().err.splitlines() == [
+        f"transformers puts {START!r} before each text; here only a chat template does so",
+        f"eos_token_id has 40, which is the ordinary token {piece!r}; generation goes on there",
+    ]
+
+
 @pytest.mark.parametrize("template", ["CHATML", "THINKING"])
 def test_reasons_are_found_by_rendering_not_by_the_text(template, tmp_path):
     """The same layout, written otherwise, is the same template."""
@@ -411,22 +427,6 @@ def test_an_end_that_stands_in_the_vocabulary_alone_is_special(tmp_path):
     assert (tokenizer.end_ids, tokenizer.special[STOP]) == ((2,), 2)
     assert 2 not in tokenizer.encode(STOP)
     assert tokenizer.decode([2, *tokenizer.encode("the")]) == "the"
-
-
-def test_what_does_not_come_along_is_named(tmp_path, capsys):
-    """An end that is a word is text as well; the ids of rows without a token never come out."""
-    folder = write_smol(tmp_path / "smol", template=None, eos_token_id=[2, 40, 305])
-    file = folder / "tokenizer.json"
-    theirs = Tokenizer.from_file(str(file))
-    theirs.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 1)])
-    theirs.save(str(file))
-    capsys.readouterr()
-    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
-    piece = load_bundle(tmp_path / "out").tokenizer.piece(40)
-    assert capsys.readouterr().err.splitlines() == [
-        f"transformers puts {START!r} before each text; here only a chat template does so",
-        f"eos_token_id has 40, which is the ordinary token {piece!r}; generation goes on there",
-    ]
 
 
 def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):

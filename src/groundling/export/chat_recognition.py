@@ -176,7 +176,7 @@ def _check(chat: ChatFormat, reader: _Reader, tokenizer: Tokenizer, encode: Enco
             ours = [*chat.render(messages, tokenizer).ids, *to_ids(chat.closing("assistant")[1:], tokenizer)]
             is_same = _spelled(ours, tokenizer, special) == _spelled(theirs, tokenizer, special)
         if not is_same:
-            raise TemplateError(f"it lays out a conversation that ends with {_shown(messages)} by another pattern")
+            raise TemplateError(f"it renders {_shown(messages)} differently from other conversations")
 
 
 def _check_probes() -> list[Probe]:
