@@ -340,6 +340,10 @@ def test_a_template_that_never_ends_is_stopped(monkeypatch):
     began = time.monotonic()
     with pytest.raises(TemplateError, match=r"did not come to an end within 1 s"):
         render(LOOP, {}, [{"messages": []}])
+    monkeypatch.undo()
+    monkeypatch.setattr(template_reading, "CPU_S", 1)
+    with pytest.raises(TemplateError, match=r"take it more than 1 s or 1 GiB of memory"):
+        render(LOOP, {}, [{"messages": []}])
     assert time.monotonic() - began < 60
 
 

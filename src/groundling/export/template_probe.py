@@ -10,18 +10,17 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-CPU_S, MEMORY_BYTES = 5, 1 << 30
 MOST_CHARS = 100_000
 """Of a rendered conversation: the probes are short ones."""
 
 
-def limit_resources() -> None:
+def limit_resources(cpu_s: int, memory_bytes: int) -> None:
     """Take from this process what rendering text does not need, where the system can."""
     try:
         import resource
     except ImportError:  # Windows; the caller's deadline holds there too
         return
-    limits = {"RLIMIT_CPU": CPU_S, "RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
+    limits = {"RLIMIT_CPU": cpu_s, "RLIMIT_AS": memory_bytes, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
     for name, most in limits.items():
         with suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (most, most))
@@ -94,5 +93,5 @@ if __name__ == "__main__":
     sys.path[:] = request["path"]  # -I leaves out where the user may have installed jinja2
     import jinja2.sandbox  # noqa: F401 - before files are no longer opened
 
-    limit_resources()
+    limit_resources(**request["limits"])
     json.dump(render_all(request), sys.stdout)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from groundling.errors import CheckpointError, GroundlingError
-from groundling.export.template_probe import CPU_S, MEMORY_BYTES
 from groundling.manifest import read_json_object
 from groundling.optional import missing_extra
 
@@ -18,6 +17,8 @@ SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MOST_CHARS = 200_000
 """Of a template; the longest published ones have some ten thousand."""
+CPU_S, MEMORY_BYTES = 5, 1 << 30
+"""What the probe may take, where the system can limit it; `TIMEOUT_S` holds everywhere."""
 TIMEOUT_S = 20.0
 
 
@@ -89,7 +90,8 @@ def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any
     Raises:
         TemplateError: it takes too long or too much memory, or jinja2 is not installed.
     """
-    request = {"template": template, "tokens": tokens, "probes": list(probes), "path": sys.path}
+    limits = {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES}
+    request = {"template": template, "tokens": tokens, "probes": list(probes), "path": sys.path, "limits": limits}
     command = [sys.executable, "-I", str(Path(__file__).with_name("template_probe.py"))]
     environment = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}  # for Windows
     try:
