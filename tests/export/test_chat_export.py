@@ -217,8 +217,10 @@ def test_rows_that_only_the_export_has_stay_when_somebody_trained_them(tmp_path)
 def imported(tmp_path_factory):
     """Models with templates and special tokens of their own: imported, and exported again."""
     root = tmp_path_factory.mktemp("imported")
-    for name, write in (("smol", write_smol), ("qwen", write_qwen), ("gpt2", write_gpt2)):
-        write(root / name)
+    write_smol(root / "smol", eos_token_id=[0, 2])  # the end of a text before that of a turn
+    write_qwen(root / "qwen")
+    write_gpt2(root / "gpt2")
+    for name in ("smol", "qwen", "gpt2"):
         assert main(["import", "hf", str(root / name), str(root / f"{name}-bundle")]) == 0
         assert main(["export", "hf", str(root / f"{name}-bundle"), str(root / f"{name}-out")]) == 0
     return root
