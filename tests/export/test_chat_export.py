@@ -174,8 +174,11 @@ def test_a_template_that_somebody_changed_is_not_taken_for_ours(folders, tmp_pat
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / path.name).write_bytes(path.read_bytes())
     template = tmp_path / "out" / "chat_template.jinja"
-    template.write_text(template.read_text("utf-8").replace("<|turn_end|>", "<|user_start|>"), "utf-8")
+    template.write_text(template.read_text("utf-8") + "\n", "utf-8")
     assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    assert load_bundle(tmp_path / "back").chat == bundle.chat, "a line's end at its end changes nothing"
+    template.write_text(template.read_text("utf-8").replace("<|turn_end|>", "<|user_start|>"), "utf-8")
+    assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back"), "--overwrite"]) == 0
     assert "its chat template is not the one it was exported with" in capsys.readouterr().out
     back = load_bundle(tmp_path / "back")
     assert back.chat is None

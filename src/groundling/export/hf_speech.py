@@ -65,7 +65,8 @@ def _read_own(
     if note.chat is None:
         return tokenizer, None, ""
     try:
-        is_unchanged = find_template(folder) == chat_template(tokenizer, note.chat, note.texts)
+        found = find_template(folder) or ""  # an editor may have ended it with a line's end, which Jinja drops
+        is_unchanged = found.removesuffix("\n") == chat_template(tokenizer, note.chat, note.texts)
     except (TemplateError, KeyError):
         is_unchanged = False
     if not is_unchanged:
