@@ -80,17 +80,18 @@ def test_transformers_renders_a_conversation_to_our_ids(folders, kind, messages,
 
 
 def test_a_special_token_of_that_text_keeps_its_id(tmp_path):
-    """A tokenizer that was imported can have one of our texts already; then ours gets another."""
+    """A tokenizer that was imported can have one of our texts already, among hundreds; then ours gets another."""
     plain = tokenizer_of("bpe", "to be or not to be " * 50)
     V = plain.vocab_size
-    tokenizer = BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), [AddedToken("<|turn_end|>", V, True)], [V])
+    added = [AddedToken(f"<|reserved_{n}|>" if n else "<|turn_end|>", V + n, True) for n in range(256)]
+    tokenizer = BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), added, [V])
     bundle = make_chat(BASE, tokenizer)
     assert main(["export", "hf", str(save(bundle, tmp_path / "b")), str(tmp_path / "out")]) == 0
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (theirs.eos_token, theirs.eos_token_id) == ("<|turn_end_|>", bundle.chat.end)
     assert theirs.convert_tokens_to_ids("<|turn_end|>") == V
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [bundle.chat.end, V]
-    messages = [Message("user", "<|turn_end|> <|turn_end_|>")]
+    messages = [Message("user", "<|turn_end|> <|turn_end_|> <|reserved_255|>")]
     said = [{"role": message.role, "content": message.content} for message in messages]
     assert theirs.apply_chat_template(said)["input_ids"] == bundle.chat.render(messages, tokenizer).ids
     assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
@@ -157,10 +158,12 @@ def test_a_model_that_chats_comes_back_as_it_was(tmp_path, capsys, story, kind, 
     assert main(["import", "hf", str(out), str(tmp_path / "back")]) == 0
     assert (f"{n_spare} more in the model that mean nothing" in capsys.readouterr().out) == bool(n_spare)
     assert_equal(load_bundle(tmp_path / "back"), bundle)
-    if kind in ("unigram", "sp_bpe"):
-        return  # transformers does not save SentencePiece's own file again
     for part in (AutoModelForCausalLM, AutoTokenizer):
         part.from_pretrained(out).save_pretrained(tmp_path / "again")
+    if kind in ("unigram", "sp_bpe"):
+        assert main(["import", "hf", str(tmp_path / "again"), str(tmp_path / "back2")]) == 1
+        assert "has no tokenizer.model, which transformers does not save again; copy it" in capsys.readouterr().err
+        shutil.copy(out / "tokenizer.model", tmp_path / "again")
     assert main(["import", "hf", str(tmp_path / "again"), str(tmp_path / "back2")]) == 0
     assert_equal(load_bundle(tmp_path / "back2"), bundle)
 
@@ -171,8 +174,11 @@ def test_a_template_that_somebody_changed_is_not_taken_for_ours(folders, tmp_pat
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / path.name).write_bytes(path.read_bytes())
     template = tmp_path / "out" / "chat_template.jinja"
-    template.write_text(template.read_text("utf-8").replace("<|turn_end|>", "<|user_start|>"), "utf-8")
+    template.write_text(template.read_text("utf-8") + "\n", "utf-8")
     assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
+    assert load_bundle(tmp_path / "back").chat == bundle.chat, "a line's end at its end changes nothing"
+    template.write_text(template.read_text("utf-8").replace("<|turn_end|>", "<|user_start|>"), "utf-8")
+    assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back"), "--overwrite"]) == 0
     assert "its chat template is not the one it was exported with" in capsys.readouterr().out
     back = load_bundle(tmp_path / "back")
     assert back.chat is None
@@ -215,8 +221,10 @@ def test_rows_that_only_the_export_has_stay_when_somebody_trained_them(tmp_path)
 def imported(tmp_path_factory):
     """Models with templates and special tokens of their own: imported, and exported again."""
     root = tmp_path_factory.mktemp("imported")
-    for name, write in (("smol", write_smol), ("qwen", write_qwen), ("gpt2", write_gpt2)):
-        write(root / name)
+    write_smol(root / "smol", eos_token_id=[0, 2])  # the end of a text before that of a turn
+    write_qwen(root / "qwen")
+    write_gpt2(root / "gpt2")
+    for name in ("smol", "qwen", "gpt2"):
         assert main(["import", "hf", str(root / name), str(root / f"{name}-bundle")]) == 0
         assert main(["export", "hf", str(root / f"{name}-bundle"), str(root / f"{name}-out")]) == 0
     return root
