@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 from pathlib import Path
 
 from groundling.data.formats import JSON, PACKED, TABLE, TABLES, Format, inner_suffix, new_file, shell_word
@@ -80,9 +79,10 @@ def _from_json(path: Path, head: str) -> str:
 def _first_value(head: str) -> object:
     """The first row of a file of JSON, as far as it stands in the head; None: it is longer, or no JSON."""
     begin = head.lstrip(BEFORE)
-    if re.match(r"\[.*\]\s*\n\s*\[", begin):  # arrays, one a line
+    line, _, others = begin.partition("\n")
+    if line.rstrip().endswith("]") and others.lstrip().startswith("["):  # arrays, one a line
         return None
-    text = begin.lstrip(BEFORE + "[")
+    text = begin[1:].lstrip(BEFORE) if begin.startswith("[") else begin
     try:
         value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
