@@ -10,6 +10,9 @@ from typing import NamedTuple
 from groundling import output
 from groundling.errors import ConfigError, GroundlingError, near_name
 
+INTERRUPTED = 130
+"""128 + SIGINT: how shells say that Ctrl-C ended a command."""
+
 
 class Verb(NamedTuple):
     """Where a verb lives (a module with `main(argv) -> exit code`), and what it is for."""
@@ -67,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         except SystemExit as stop:  # --help
             raise SystemExit(guard.settle(stop.code or 0) if not isinstance(stop.code, str) else stop.code) from None
         except KeyboardInterrupt:  # while what is left was being written
-            return 130
+            return INTERRUPTED
 
 
 def _explained(argv: Sequence[str]) -> int:
@@ -116,9 +119,10 @@ def console() -> None:
     """The entry point of the command `groundling`."""
     output.claim_descriptors()
     code = main(sys.argv[1:])
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        # All is written and closed. What is left of gloo's threads has been seen to abort the interpreter on its way
-        # out, and torchrun would call a finished run a failed one.
+    if code == INTERRUPTED or "TORCHELASTIC_RUN_ID" in os.environ:
+        # All is written and closed. Taking PyTorch and a long text apart takes a second of the processor, more beside
+        # busy processes, and Ctrl-C is to end at once. Under torchrun, what is left of gloo's threads has been seen
+        # to abort the interpreter on its way out, and a finished run would be called a failed one.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

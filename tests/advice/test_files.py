@@ -31,7 +31,7 @@ def tokenizer_train(story, tmp_path):
 # Texts
 
 
-@follows("there is no text at {}; give a file, a folder or a glob")
+@follows("there is no text at {}; give a file, a folder or a glob{}")
 def test_a_text_that_is_not_there(advised, tokenizer_train, story, tmp_path):
     advised.refused(*tokenizer_train(tmp_path / "none*"))
     (tmp_path / "texts").mkdir()
@@ -64,13 +64,14 @@ def test_bytes_that_are_no_text(advised, tokenizer_train, story, tmp_path):
         ("it's wide.txt.gz", "utf-16", gzip.compress),
         ("$wide.ZST", "utf-32", zstandard.compress),
         ("no mark.txt", "utf-16-le", bytes),
+        ("-no mark.txt", "utf-32-be", bytes),
     ],
 )
-@follows("convert it first: {} > {}")
+@follows("convert it first{}: {} > {}")
 def test_wide_characters(advised, tokenizer_train, story, tmp_path, monkeypatch, name, encoding, pack):
     """From another folder than the file's, where something is called utf8.txt already."""
-    text = tmp_path / name
-    text.write_bytes(pack(story.read_text(encoding="utf-8").encode(encoding)))
+    text = Path(os.path.relpath(tmp_path / name, tmp_path / "here"))
+    (tmp_path / name).write_bytes(pack(story.read_text(encoding="utf-8").encode(encoding)))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("utf8.txt").write_text("mine", encoding="utf-8")
@@ -79,6 +80,28 @@ def test_wide_characters(advised, tokenizer_train, story, tmp_path, monkeypatch,
     advised.works(*tokenizer_train("utf8-new.txt"))
     assert Path("utf8-new.txt").read_bytes() == story.read_bytes()
     assert Path("utf8.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("encoding", ["windows-1253", "iso8859-7"])
+@follows("convert it first{}: {} > {}")
+def test_text_in_another_encoding(advised, tokenizer_train, tmp_path, monkeypatch, encoding):
+    monkeypatch.chdir(tmp_path)
+    words = "αω " * 300
+    Path("greek.txt").write_bytes(words.encode(encoding))
+    for how in ("strict", "replace"):
+        said = advised.refused(*tokenizer_train("greek.txt", "--data.errors", how))
+    command = said.partition("WINDOWS-1252: ")[2].replace("WINDOWS-1252", encoding.upper())
+    subprocess.run(command, shell=True, check=True)
+    assert Path("utf8.txt").read_text(encoding="utf-8") == words
+    advised.works(*tokenizer_train("utf8.txt"))
+
+
+@follows("{} is a folder; give a file")
+def test_a_folder_in_the_place_of_examples(advised, tmp_path):
+    advised.refused("data", "inspect", "none", tmp_path)
+    file = tmp_path / "c.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}', encoding="utf-8")
+    advised.works("data", "inspect", "none", file)
 
 
 @follows(", or use --data.errors replace to put U+FFFD there")
@@ -204,6 +227,13 @@ def test_a_prompt_with_an_unknown_character(advised, finished_run, tmp_path, sto
 @follows("there is no {} in {}; `groundling tokenizer train` makes one")
 def test_a_folder_without_a_tokenizer(advised, tokenizer_train, tmp_path):
     advised.raises(lambda: load_tokenizer(tmp_path))
+    advised.works(*tokenizer_train())
+    advised.works("tokenizer", "show", tmp_path / "t")
+
+
+@follows("{} is a file; give the folder that holds {}")
+def test_a_file_in_the_place_of_a_tokenizer_s_folder(advised, tokenizer_train, tmp_path, story):
+    advised.refused("tokenizer", "show", story)
     advised.works(*tokenizer_train())
     advised.works("tokenizer", "show", tmp_path / "t")
 

@@ -86,6 +86,13 @@ def test_what_is_packed_otherwise(advised, learned, tmp_path, story):
     advised.works(*learned(tmp_path / "folder"))
 
 
+@follows("unpack it first, and then what is in it")
+def test_an_archive_that_is_packed(advised, learned, tmp_path, story):
+    packed = bz2.compress(story.read_bytes())
+    assert "python" not in advised.refused(*learned(written(tmp_path / "a.txt.gz", gzip.compress(packed))))
+    advised.works(*learned(written(tmp_path / "b.txt", bz2.decompress(packed))))
+
+
 @follows("unpack it first: python -c {}")
 def test_a_file_that_python_unpacks(advised, learned, tmp_path, story, told):
     packed = written(tmp_path / f"{AWKWARD}.bz2", bz2.compress(story.read_bytes()))
@@ -115,8 +122,8 @@ ROWS = {
 
 @pytest.mark.parametrize("ending", ROWS)
 @follows(
-    "write its text to a file and give that: python -X utf8 -c {} > {} (to learn the file as it stands, let its name "
-    "end in .txt)"
+    "write its text to a file and give that: python -X utf8 -c {} > {}{}",
+    " (to learn the file as it stands, let its name end in .txt)",
 )
 def test_a_table(advised, learned, tmp_path, told, ending):
     """And a file of the user's that has the name already stays."""
@@ -129,6 +136,14 @@ def test_a_table(advised, learned, tmp_path, told, ending):
     assert Path(f"{AWKWARD}.txt").read_text(encoding="utf-8") == "mine"
     advised.works(*learned(f"{AWKWARD}-new.txt"))
     advised.works(*learned(table.rename(tmp_path / "as it stands.txt")))
+
+
+@pytest.mark.parametrize("value", [{"title": "a", "pages": [{"words": "b"}]}, [["a", "b"]]], ids=["object", "arrays"])
+@follows("write the texts in it to a .txt file, and give that{}")
+def test_json_that_is_no_table(advised, learned, tmp_path, story, value):
+    file = written(tmp_path / "a.json", json.dumps(value, indent=1).encode())
+    assert "python" not in advised.refused(*learned(file))
+    advised.works(*learned(story))
 
 
 @follows("unpack it first, then {}")

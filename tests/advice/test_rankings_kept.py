@@ -143,7 +143,7 @@ def talker(tmp_path):
     "is lines of JSON; {}: {} makes one of exported ones",
     "groundling rankings import FILE.sqlite {}",
     "is lines of JSON; {}; preferences are given with --preferences",
-    "; rankings are given with --rankings",
+    "; rankings are for groundling dpo and groundling reward: --rankings",
 )
 def test_one_file_in_the_place_of_another(advised, talker, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

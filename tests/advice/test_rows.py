@@ -72,6 +72,20 @@ def test_rows_with_more_than_texts(advised, tmp_path):
     advised.done(read_conversations(file))
 
 
+@follows("write it into the user's words, or remove the key")
+def test_a_context_beside_a_prompt(advised, tmp_path):
+    file = tmp_path / "c.jsonl"
+    row = {"prompt": "who", "completion": "king"}
+
+    def read(row):
+        file.write_text(json.dumps(row), encoding="utf-8")
+        return read_conversations(file)
+
+    advised.raises(lambda: read({**row, "context": "of England"}))
+    advised.done(read({**row, "prompt": "of England\n\nwho"}))
+    advised.done(read(row))
+
+
 @follows("a conversation has no room in {} ids; it needs {} at least")
 def test_a_context_that_is_too_short(advised, tmp_path):
     file = tmp_path / "c.jsonl"

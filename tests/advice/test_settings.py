@@ -119,6 +119,11 @@ SETTINGS = [
         "pretrain nowhere.toml",
         ["pretrain {run}/run.toml", "pretrain speedrun.toml"],
     ),
+    (
+        "{} is not a preset, a TOML file; if it is a text, give --data.path before it",
+        "pretrain my.txt",
+        ["pretrain --data.path my.txt"],
+    ),
     ("no run was given; name at least one run's folder", "plot", ["plot {run}"]),
     (
         "lora.alpha needs lora.rank",

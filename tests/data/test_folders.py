@@ -46,11 +46,14 @@ def test_links_are_followed_and_nothing_is_read_twice(folder, tmp_path):
     assert "file.txt" in names(found, folder)
     assert "twice.txt" not in names(found, folder)
     assert len(found.paths) == 5
-    assert found.passed_over() == "4 links to what is read already; 1 link to nothing"
+    assert found.passed_over() == "4 links to what is read already; 1 broken link or special file"
 
 
 def test_a_glob_that_goes_round_in_links_reads_each_file_once(folder):
+    """Two circles of links are 2**40 ways to the bottom for the library's `**`."""
     (folder / "b" / "round").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "b")
+    (folder / "d2.txt").symlink_to(folder / "d.txt")
     found = find_files(f"{folder}/**/*.txt")
     assert len({os.path.realpath(path) for path in found.paths}) == len(found.paths) == 1
     assert found.again > 0
@@ -72,6 +75,18 @@ def test_a_folder_without_texts_says_what_it_holds(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(DataError, match=r"holds no text; .* passed over: 1 file that is not text by name \(1 .jsonl\)"):
         find_files(str(tmp_path))
+
+
+def test_a_glob_says_which_folders_it_passes_over(folder):
+    assert find_files(f"{folder}/*").passed_over() == "1 folder (give ** to look into folders)"
+    assert names(find_files(f"{folder}/**"), folder) == ["A.TXT", "b/c.Md", "d.txt"]
+    with pytest.raises(DataError, match=r"give a file, a folder or a glob; passed over: 1 folder"):
+        find_files(f"{folder}/?")
+
+
+def test_a_name_that_is_too_long_ends_in_one_line():
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        find_files("a" * 5000)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may look anywhere")

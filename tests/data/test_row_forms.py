@@ -74,6 +74,17 @@ CONVERSATIONS = {
     "the prompt repeated": ({"prompt": "who?", "messages": [ASK_ROW, REPLY_ROW]}, (ASK, REPLY)),
     "TRL's texts": ({"prompt": "who?", "completion": "me."}, (ASK, REPLY)),
     "TRL's messages": ({"prompt": [ASK_ROW], "completion": [REPLY_ROW]}, (ASK, REPLY)),
+    "a system prompt": ({"system_prompt": "be brief", "instruction": "who?", "output": "me."}, (BRIEF, ASK, REPLY)),
+    "both systems": (
+        {"system_prompt": "be brief", "system": "be brief", "messages": [ASK_ROW, REPLY_ROW]},
+        (BRIEF, ASK, REPLY),
+    ),
+    "a query": (
+        {"instruction": "who?", "input": "", "query": "you?", "output": "me."},
+        (Message("user", "who?\n\nyou?"), REPLY),
+    ),
+    "an empty context": ({"prompt": "who?", "context": "", "completion": "me."}, (ASK, REPLY)),
+    "a class": ({"prompt": "who?", "completion": "me.", "label": "person"}, (ASK, REPLY)),
     "TRL's system": ({"prompt": "who?", "completion": "me.", "system": "be brief"}, (BRIEF, ASK, REPLY)),
 }
 
@@ -132,6 +143,15 @@ REFUSED = {
     ),
     "another prompt": ({"messages": [ASK_ROW, REPLY_ROW], "prompt": "why?"}, "'messages' and 'prompt' are both there"),
     "content null": ({"messages": [ASK_ROW, {"role": "assistant", "content": None}]}, "content is null"),
+    "systems that differ": ({"prompt": "a", "completion": "b", "system": "c", "system_prompt": "d"}, "and differ"),
+    "a context": ({"prompt": "a", "context": "c", "completion": "b"}, "'context' beside 'prompt' is not supported"),
+    "an input": ({"messages": [ASK_ROW, REPLY_ROW], "input": "c"}, "'input' beside 'messages' is not supported"),
+    "a label of 0": ({"prompt": "a", "completion": "b", "label": 0}, "'label' tells good replies from bad ones"),
+    "a label in words": ({"prompt": "a", "completion": "b", "label": "false"}, "'label' tells good replies"),
+    "pairs after a conversation": (
+        {"conversations": [HUMAN, GPT, HUMAN], "chosen": GPT, "rejected": GPT},
+        "preferences are for groundling dpo",
+    ),
     "a label": ({"prompt": "a", "completion": "b", "label": False}, "'label' tells good replies from bad ones"),
     "preferences": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preferences are for groundling dpo"),
     "a long completion": ({"prompt": "a", "completion": [ASK_ROW, REPLY_ROW]}, "completion does not begin with"),
@@ -192,6 +212,10 @@ BAD_PAIRS = {
     "nothing shared": ({"chosen": "me.", "rejected": "you."}, "share no beginning"),
     "the same": ({"chosen": "a", "rejected": "a"}, "share no beginning"),
     "an input beside": ({"input": "x", "chosen": "a b", "rejected": "a c"}, "there is 'input' and no prompt"),
+    "an input beside a prompt": (
+        {"prompt": "a", "input": "x", "chosen": "b", "rejected": "c"},
+        "'input' beside 'prompt' is not supported",
+    ),
     "goes on": ({"chosen": HH + "a\n\nHuman: b", "rejected": HH + "c"}, "chosen goes on after"),
     "another question": (
         {"chosen": "\n\nHuman: a\n\nAssistant: c", "rejected": "\n\nHuman: b\n\nAssistant: c"},
@@ -215,9 +239,11 @@ def test_labelled_replies_are_read_in_any_form_of_conversation(write):
         {"prompt": [ASK_ROW], "completion": [REPLY_ROW], "label": False},
         {"instruction": "who?", "output": "me.", "kto_tag": True},
         {"messages": [ASK_ROW, REPLY_ROW], "label": 0},
+        {"prompt": "who?", "completion": "me.", "label": "true"},
+        {"prompt": "who?", "completion": "me.", "label": "false"},
     )
     assert holds_labels(path)
-    assert read_labelled(path) == [Labelled((ASK,), "me.", good) for good in (True, False, True, False)]
+    assert read_labelled(path) == [Labelled((ASK,), "me.", good) for good in (True, False, True, False, True, False)]
     for row in ({"prompt": "a", "completion": "b", "label": "good"}, {"prompt": "a", "completion": "b"}):
         with pytest.raises(DataError, match="label"):
             read_labelled(write(row))
@@ -235,3 +261,4 @@ def test_prompts_have_systems_and_histories_too(write):
     with pytest.raises(DataError, match="'tools' is not supported"):
         read_prompts(write({"prompt": "who?", "tools": TOOLS}))
     assert not holds_prompts(write({"prompt": "who?", "completion": "me."}))
+    assert not holds_prompts(write({"prompt": "who?", "messages": [ASK_ROW, REPLY_ROW]}))

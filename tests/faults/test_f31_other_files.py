@@ -132,7 +132,7 @@ def test_a_database_is_called_one_and_to_whom_it_may_belong(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(a_database(tmp_path))
     assert "an SQLite database" in complaint(path)
-    assert "rankings are given with --rankings" in complaint(path, expected="rows")
+    assert "rankings are for groundling dpo and groundling reward: --rankings" in complaint(path, expected="rows")
 
 
 NAMES = "parquet arrow bz2 xz zip tar tgz docx xlsx pptx odt epub pdf rtf sqlite db npy npz pkl pt safetensors gguf"
@@ -164,6 +164,9 @@ PLAYS = [
     "Rar! he said.\n",
     "\x1b[1mbold\x1b[0m log line\n" * 100,
     "page\x0cpage\n" * 100,
+    "PAR1 is what a Parquet table begins with. " * 100,
+    "GIF89a came in 1989. " * 100,
+    "ID3 is a kind of tag. " * 100,
     "{braces} begin it\n[and] [brackets]\n",
 ]
 
@@ -184,10 +187,37 @@ def test_utf16_without_a_mark_says_how_to_convert_it(tmp_path, encoding):
     assert f"iconv -f {encoding.upper().replace('-LE', 'LE').replace('-BE', 'BE')} -t UTF-8" in complaint(path)
 
 
-def test_utf32_is_not_taken_for_utf16(tmp_path):
+@pytest.mark.parametrize("text", [TEXT, "Быть или не быть.\n" * 60, "Быть.\n"])
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be"])
+def test_utf32_is_not_taken_for_utf16(tmp_path, text, encoding):
     path = tmp_path / "text.txt"
-    path.write_bytes(TEXT.encode("utf-32"))
-    assert "is UTF-32; convert it first: iconv -f UTF-32" in complaint(path)
+    path.write_bytes(text.encode(encoding))
+    name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    assert f"convert it first: iconv -f {name} " in complaint(path)
+
+
+def test_wide_characters_are_seen_in_a_short_file_too(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(WORDS.encode("utf-16-le"))
+    assert "text in UTF-16LE" in complaint(path, errors="replace")
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "shift_jis", "gb18030", "cp500"])
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_another_encoding_is_not_learned_as_replacements(tmp_path, encoding, errors):
+    path = tmp_path / "text.txt"
+    text = {"shift_jis": "いろはにほへと。", "gb18030": "天地玄黄。", "cp500": "To be, or not"}.get(
+        encoding, "Быть иль не быть."
+    )
+    path.write_bytes((text * 200).encode(encoding))
+    assert "text in another encoding" in complaint(path, errors=errors)
+
+
+def test_a_few_letters_of_another_encoding_are_flaws_that_can_be_replaced(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(("Être ou ne pas être, là est la question.\n" * 200).encode("cp1252"))
+    assert "data.errors replace" in complaint(path)
+    assert "".join(reading.TextFiles([path], "replace").pieces()).startswith("\ufffdtre ou")
 
 
 @pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "a.GZ"), (zstandard.compress, "a.ZST")])
@@ -211,6 +241,10 @@ FOLLOWED = {
     "a.jsonl.zst": (zstandard.compress(LINES.encode()), PRINTED),
     "a.csv": (CSV, PRINTED),
     "a.tsv": (CSV.replace(",", "\t"), PRINTED),
+    "semicolons.csv": (CSV.replace(",", ";"), PRINTED),
+    "gaps.csv": (CSV.replace("2,", "3\n4,\n2,"), PRINTED),
+    "gaps.jsonl": (LINES + '{"id": "3"}\n{"text": null}\n', PRINTED),
+    "texts.jsonl": ("".join(json.dumps(row["text"]) + "\n" for row in ROWS), PRINTED),
     "a.bz2": (OTHERS["bzip2"], TEXT),
     "a.xz": (OTHERS["xz"], TEXT),
     "a.zip": (OTHERS["zip archive"], TEXT),
@@ -229,9 +263,33 @@ def test_the_advice_works(tmp_path, monkeypatch, name, data, text):
     said = complaint(path)
     command = re.search(r'python (?:-X utf8 )?(-c ".*"(?: > \S+)?|-m \w+ -e "[^"]*" \w+)', said)[0]
     subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
-    made = tmp_path / "unpacked" if "unpacked" in command else tmp_path / "a.txt"
-    made = tmp_path / "b.txt" if name == "b.json" else made
+    made = tmp_path / ("unpacked" if "unpacked" in command else f"{name.partition('.')[0]}.txt")
     assert "".join(DataConfig(path=str(made)).text_files().pieces()).removesuffix("\n") == text.removesuffix("\n")
+
+
+NO_COMMAND = {
+    "nested.json": json.dumps({"data": ROWS}),
+    "pretty.json": json.dumps(ROWS[0], indent=1),
+    "arrays.jsonl": '["a", "b"]\n["c", "d"]\n',
+    "a number.json": "12",
+    "a long row.jsonl": json.dumps({"text": "a" * 300_000}) + "\n",
+    "other first.jsonl": '{"meta": 1}\n' + LINES,
+    "deep.jsonl": '{"a":' * 50_000,
+    "a long line.csv": "a" * 200_000 + "\n1\n",
+    "a blank line first.csv": "\n" + CSV,
+    "a.gz": gzip.compress(OTHERS["bzip2"]),
+    "b.gz": gzip.compress(OTHERS["zip archive"]),
+    "a.tar.zst": zstandard.compress(OTHERS["tar archive"]),
+}
+
+
+@pytest.mark.parametrize(("name", "data"), NO_COMMAND.items(), ids=NO_COMMAND)
+def test_no_command_is_given_that_would_not_work(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    said = complaint(path)
+    assert "python" not in said
+    assert len(said) < 400
 
 
 def test_conversations_are_sent_to_fine_tuning(tmp_path):

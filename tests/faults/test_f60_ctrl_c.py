@@ -110,6 +110,26 @@ def test_a_text_that_fails_on_the_way_leaves_no_child(monkeypatch):
     assert [child.poll() for child in started] == [-9]
 
 
+@pytest.mark.parametrize(("ends", "is_torn_down"), [("raise KeyboardInterrupt", False), ("pass", True)])
+def test_an_interrupted_command_does_not_wait_for_the_interpreter_s_end(ends, is_torn_down):
+    """Which takes PyTorch and a long text apart, a second or two after the word "interrupted"."""
+    script = f"""
+import atexit
+from groundling import cli
+def run(argv):
+    print("said")
+    {ends}
+    return 0
+cli._run = run
+atexit.register(print, "torn down")
+cli.console()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == (0 if is_torn_down else 130)
+    assert ended.stdout.split("\n")[:-1] == ["said", "torn down"][: 1 + is_torn_down]
+    assert ended.stderr == ("" if is_torn_down else "groundling: interrupted\n")
+
+
 def test_long_work_says_what_it_is_and_how_far(capfd):
     with Progress("reading the text", total=200, first_s=0.001) as progress:
         progress.advance(50)

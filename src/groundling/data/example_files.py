@@ -8,8 +8,8 @@
     {"prompt": "...", "completion": "...", "label": true}                   KTO's: one reply, and whether it is good
     {"prompt": "..."}                                                       or a .txt with one prompt a line
 
-`system` and `history` may stand beside any prompt. Other keys of a row (an id, a source) are passed over, but not those
-that change what is said (`tools`, `images`), nor any key of a message but its two.
+`system` (or `system_prompt`) and `history` may stand beside any prompt. Other keys of a row (an id, a source) are
+passed over, but not those that change what is said (`tools`, `images`, `context`), nor any key of a message but two.
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,15 @@ from typing import Any
 
 from groundling.data.row_messages import (
     LISTS,
+    OUTPUTS,
     Messages,
+    instruction_of,
     keys_of,
     messages_of,
+    of_user,
+    one_text,
+    require_keys,
+    require_no_input,
     require_prompt,
     with_context,
     with_keys,
@@ -32,8 +38,11 @@ from groundling.errors import DataError
 from groundling.progress import Progress
 from groundling.text.chat import Message, check_messages
 
-INPUTS, OUTPUTS, LABELS = ("input", "context"), ("output", "response"), ("label", "kto_tag")
-"""What the parts of an instruction and a label are called: by Alpaca and Dolly, by TRL and LLaMA-Factory."""
+LABELS = ("label", "kto_tag")
+"""What a label is called, by TRL and LLaMA-Factory."""
+PREFERENCES = "; preferences are for groundling dpo and groundling reward: --preferences"
+IS_LABEL = (True, False, "true", "false", "True", "False")
+"""Values of a label that tells good from bad; so do 1 and 0, which are equal to the first two."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
     """What `read_conversations` returns, one by one."""
     for row in map(with_keys, rows(path)):
         for name in LABELS:
-            if isinstance(row.values.get(name), bool):
+            if row.values.get(name) in IS_LABEL:
                 raise DataError(
                     f"{row.where}: {name!r} tells good replies from bad ones; train a reward model on such rows "
                     "(groundling reward --preferences), or keep the good ones and remove the key"
@@ -126,7 +135,7 @@ def read_prompts(path: Path) -> list[Messages]:
     """
     with Progress(f"reading {path}"):
         if ".txt" in path.suffixes:
-            prompts = [_of_user(text_of(line, f"{path}:{number}", "the line")) for number, line in lines(path)]
+            prompts = [of_user(text_of(line, f"{path}:{number}", "the line")) for number, line in lines(path)]
             if not prompts:
                 raise DataError(f"{path} is empty; at least one prompt is expected, one a line")
             return prompts
@@ -142,7 +151,7 @@ def holds_prompts(path: Path) -> bool:
     if ".txt" in path.suffixes:
         return True
     first = _first_keys(path)
-    return "prompt" in first and not {"chosen", "rejected", "completion"} & first
+    return "prompt" in first and not {"chosen", "rejected", "completion", *LISTS} & first
 
 
 def holds_preferences(path: Path) -> bool:
@@ -176,12 +185,15 @@ def _conversation(row: Row) -> Conversation:
         return Conversation((*prompt, reply), where, only_last=True)
     kind = _only(row, (*LISTS, "instruction"))
     if kind == "instruction":
-        messages = (*_instruction(row), Message("assistant", _one_text(row, OUTPUTS)))
+        messages = (*instruction_of(row), Message("assistant", one_text(row, OUTPUTS)))
     else:
         messages = messages_of(values[kind], where, kind)
         _require_no_other_prompt(row, messages, kind)
+        require_no_input(row, kind)
     messages = with_context(row, messages)
     check_messages(messages, where)
+    if messages[-1].role == "user" and {"chosen", "rejected"} & values.keys():
+        raise DataError(f"{where}: there is no reply, but 'chosen' and 'rejected'{PREFERENCES}")
     return Conversation(messages, where)
 
 
@@ -199,28 +211,8 @@ def _require_no_other_prompt(row: Row, messages: Messages, kind: str) -> None:
         raise DataError(f"{row.where}: {kind!r} and {other!r} are both there and differ; one of them is expected")
 
 
-def _instruction(row: Row) -> Messages:
-    """The user's message of an instruction and what it is about."""
-    instruction = text_of(row.values["instruction"], row.where, "instruction")
-    given = _one_text(row, INPUTS, default="")
-    parts = [part for part in (instruction, given) if part.strip()] or [instruction]
-    return _of_user("\n\n".join(parts))
-
-
-def _one_text(row: Row, names: tuple[str, ...], default: str | None = None) -> str:
-    """The text under the one of some names that a row has."""
-    there = [name for name in names if name in row.values]
-    if len(there) > 1:
-        raise DataError(f"{row.where}: {there[0]!r} and {there[1]!r} are both there; one of them is expected")
-    if not there and default is not None:
-        return default
-    name = there[0] if there else names[0]
-    _require(row, name)
-    return text_of(row.values[name], row.where, name)
-
-
 def _preference(row: Row) -> Preference:
-    _require(row, "chosen", "rejected")
+    require_keys(row, "chosen", "rejected")
     chosen, rejected = row.values["chosen"], row.values["rejected"]
     named = [name for name in ("prompt", "question", "instruction", *LISTS) if name in row.values]
     if named:
@@ -231,7 +223,7 @@ def _preference(row: Row) -> Preference:
         require_prompt(prompt, row.where, "chosen, without its last message,")
     elif isinstance(chosen, str) and isinstance(rejected, str):
         texts = [text_of(row.values[name], row.where, name) for name in ("chosen", "rejected")]
-        _require_no_input(row)
+        require_no_input(row, None)
         shared = split_shared(texts[0], texts[1], row.where)
         return Preference(with_context(row, shared.prompt), shared.chosen, shared.rejected, row.where)
     else:
@@ -245,7 +237,7 @@ def _prompt_of_pair(row: Row, named: list[str]) -> Messages:
     prompt = _prompt(row, named[0])
     for other in named[1:]:
         value = row.values[other]
-        given = _of_user(value) if isinstance(value, str) else messages_of(value, row.where, other)
+        given = of_user(value) if isinstance(value, str) else messages_of(value, row.where, other)
         chosen = row.values["chosen"]
         reply = (Message("assistant", chosen),) if isinstance(chosen, str) else messages_of(chosen, row.where, "chosen")
         if given not in (prompt, prompt + reply, reply):
@@ -253,23 +245,17 @@ def _prompt_of_pair(row: Row, named: list[str]) -> Messages:
     return prompt
 
 
-def _require_no_input(row: Row) -> None:
-    for name in (*INPUTS, "query"):
-        if name in row.values:
-            raise DataError(f"{row.where}: there is {name!r} and no prompt; call what the replies are to 'prompt'")
-
-
 def _labelled(row: Row) -> Labelled:
     name = next((name for name in LABELS if name in row.values), LABELS[0])
-    _require(row, name)
+    require_keys(row, name)
     label = row.values[name]
-    if not isinstance(label, bool) and not (type(label) is int and label in (0, 1)):
+    if label not in IS_LABEL:
         raise DataError(f"{row.where}: {name} is {kind_of(label)}, true or false is expected")
     conversation = _conversation(row)
     *prompt, reply = conversation.messages
     if reply.role != "assistant":
         raise DataError(f"{row.where}: it ends with the {reply.role}'s message; the assistant's is expected")
-    return Labelled(tuple(prompt), reply.content, bool(label), row.where)
+    return Labelled(tuple(prompt), reply.content, label in (True, "true", "True"), row.where)
 
 
 def _reply(value: Any, prompt: Messages, where: str, name: str) -> str:
@@ -292,18 +278,16 @@ def _reply(value: Any, prompt: Messages, where: str, name: str) -> str:
 def _prompt(row: Row, key: str) -> Messages:
     value = row.values[key]
     if key == "instruction":
-        found = _instruction(row)
+        found = instruction_of(row)
     elif key in ("prompt", "question") and isinstance(value, str):
-        found = _of_user(text_of(value, row.where, key))
+        found = of_user(text_of(value, row.where, key))
     else:
         found = messages_of(value, row.where, key)
+    if key != "instruction":
+        require_no_input(row, key)
     found = with_context(row, found)
     require_prompt(found, row.where, key)
     return found
-
-
-def _of_user(text: str) -> Messages:
-    return (Message("user", text),)
 
 
 def _only(row: Row, names: tuple[str, ...]) -> str:
@@ -316,13 +300,7 @@ def _only(row: Row, names: tuple[str, ...]) -> str:
         raise DataError(f"{row.where}: {found[0]!r} and {found[1]!r}: both are there; {expected} is expected")
     hint = ""
     if {"chosen", "rejected"} & row.values.keys():
-        hint = "; preferences are for groundling dpo and groundling reward: --preferences"
+        hint = PREFERENCES
     elif names[0] != "prompt":
         expected += ", or 'conversations', or 'prompt' with 'completion',"
     raise DataError(f"{row.where}: the keys are {keys_of(row.values)}; {expected} is expected{hint}")
-
-
-def _require(row: Row, *names: str) -> None:
-    missing = [name for name in names if name not in row.values]
-    if missing:
-        raise DataError(f"{row.where}: {missing[0]!r} is missing or null; the keys are {keys_of(row.values)}")

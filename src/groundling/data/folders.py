@@ -7,6 +7,7 @@ or a file that is read already is passed over, and so a link to a folder above i
 import glob
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from groundling.errors import DataError
 
 ENDINGS = (".txt", ".md", *formats.PACKED)
 """What is taken from a folder, in any case."""
+DEEP = "**"
+"""In a glob: any folders, also none."""
 MOST_ENDINGS = 6
 """So many kinds of files that were passed over are named, the commonest first."""
 
@@ -34,6 +37,8 @@ class Found:
     """Links to nothing, and what is neither file nor folder."""
     unreadable: list[Path] = field(default_factory=list)
     """Folders that may not be looked into."""
+    folders: int = 0
+    """Folders that a glob matches."""
 
     def passed_over(self) -> str | None:
         """What was passed over, in words; None: nothing."""
@@ -45,7 +50,8 @@ class Found:
             (n_others, files),
             (self.hidden, f"{self.hidden} hidden"),
             (self.again, f"{_counted(self.again, 'link')} to what is read already"),
-            (self.broken, f"{_counted(self.broken, 'link')} to nothing"),
+            (self.broken, f"{_counted(self.broken, 'broken link')} or special file{'' if self.broken == 1 else 's'}"),
+            (self.folders, f"{_counted(self.folders, 'folder')} (give ** to look into folders)"),
             (len(self.unreadable), "without permission: " + ", ".join(map(str, self.unreadable[:3]))),
         ]
         return "; ".join(words for number, words in parts if number) or None
@@ -65,33 +71,63 @@ def find_files(path: str) -> Found:
     Raises:
         DataError: there are none.
     """
-    chosen = Path(path).expanduser()
+    try:
+        return _find(Path(path).expanduser(), path)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise DataError(f"{str(error.filename or path)[:200]} cannot be read: {error.strerror}") from error
+
+
+def _find(chosen: Path, path: str) -> Found:
     if chosen.is_dir():
         return _in_folder(chosen, path)
     if chosen.is_file():
         return Found([chosen])
     if chosen.exists():
         raise DataError(f"{path} is not a file that can be read twice; save the text to a file first")
+    found = _matching(str(chosen))
+    if not found.paths:
+        raise DataError(f"there is no text at {path!r}; give a file, a folder or a glob{_rest(found)}")
+    return found
+
+
+def _rest(found: Found) -> str:
+    passed_over = found.passed_over()
+    return f"; passed over: {passed_over}" if passed_over else ""
+
+
+def _matching(pattern: str) -> Found:
+    """The files that a glob matches. Its folders are not looked into, but by `**`, which looks into each once."""
     found, seen = Found(), set[str]()
-    for match in sorted(glob.glob(str(chosen), recursive=True)):  # noqa: PTH207 - `**` and absolute patterns alike
-        file = Path(match)
+    for file in sorted(_glob(pattern, found.unreadable)):
         if file.is_file():
-            real = os.path.realpath(file)  # `**` goes round a circle of links many times
+            real = os.path.realpath(file)
             found.again += real in seen
             found.paths += [file] * (real not in seen)
             seen.add(real)
-    if not found.paths:
-        raise DataError(f"there is no text at {path!r}; give a file, a folder or a glob")
+        elif file.is_dir() and DEEP not in Path(pattern).parts:
+            found.folders += 1
     return found
+
+
+def _glob(pattern: str, unreadable: list[Path]) -> Iterator[Path]:
+    """What the library's `glob` finds; there, `**` goes round circles of links, and two of them are never done."""
+    parts = Path(pattern).parts
+    if DEEP not in parts:
+        yield from map(Path, glob.glob(pattern))  # noqa: PTH207 - it takes absolute patterns, too
+        return
+    place = parts.index(DEEP)
+    above, below = parts[:place], [part for part in parts[place + 1 :] if part != DEEP] or ["*"]
+    for top in glob.glob(str(Path(*above))) if above else ["."]:  # noqa: PTH207
+        for folder, _ in _Walk(Found(unreadable=unreadable)).folders(Path(top)):
+            yield from map(Path, glob.glob(str(Path(glob.escape(str(folder)), *below))))  # noqa: PTH207
 
 
 def _in_folder(folder: Path, path: str) -> Found:
     found = Found()
-    _Walk(folder, found).run()
+    _Walk(found).run(folder)
     if not found.paths:
-        passed_over = found.passed_over()
-        rest = f"; passed over: {passed_over}" if passed_over else ""
-        raise DataError(f"the folder {path} holds no text; looked for files ending in {', '.join(ENDINGS)}{rest}")
+        looked_for = f"looked for files ending in {', '.join(ENDINGS)}"
+        raise DataError(f"the folder {path} holds no text; {looked_for}{_rest(found)}")
     found.paths.sort(key=lambda file: file.relative_to(folder).as_posix())
     return found
 
@@ -99,45 +135,47 @@ def _in_folder(folder: Path, path: str) -> Found:
 class _Walk:
     """Goes through a folder: first what lies in it, then what links lead to, each folder and linked file once."""
 
-    def __init__(self, folder: Path, found: Found) -> None:
-        self._start, self._found = folder, found
+    def __init__(self, found: Found) -> None:
+        self._found = found
         self._folders, self._files = set[tuple[int, int]](), set[tuple[int, int]]()
-        self._linked_folders: list[Path] = []
-        self._linked_files: list[Path] = []
 
-    def run(self) -> None:
-        self._tree(self._start)
-        while self._linked_folders:
-            self._tree(self._linked_folders.pop(0))
-        for file in self._linked_files:
-            self._file(file, is_link=True)
-
-    def _tree(self, top: Path) -> None:
-        waiting = [top]
-        while waiting:
-            folder = waiting.pop()
-            if not self._is_new(folder, self._folders):
-                self._found.again += 1
-                continue
-            try:
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            except OSError:
-                self._found.unreadable.append(folder)
-                continue
+    def run(self, start: Path) -> None:
+        """Sort all files."""
+        linked: list[Path] = []
+        for folder, entries in self.folders(start):
             for entry in entries:
                 here = folder / entry.name
-                if entry.name.startswith("."):
-                    self._found.hidden += 1
-                elif here.is_dir():
-                    (self._linked_folders if entry.is_symlink() else waiting).append(here)
-                elif not here.is_file():
+                if not here.is_file():
                     self._found.broken += 1
                 elif here.suffix.lower() not in ENDINGS or formats.is_other_by_name(here):
                     self._found.endings["".join(here.suffixes[-2:]).lower() or ""] += 1
                 elif entry.is_symlink():
-                    self._linked_files.append(here)
+                    linked.append(here)
                 else:
                     self._file(here, is_link=False)
+        for file in linked:
+            self._file(file, is_link=True)
+
+    def folders(self, start: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+        """Each folder once, and what is in it but for folders and what is hidden."""
+        waiting, linked = [start], list[Path]()
+        while waiting or linked:
+            folder = waiting.pop() if waiting else linked.pop(0)
+            if not self._is_new(folder, self._folders):
+                self._found.again += 1
+                continue
+            try:
+                with os.scandir(folder) as listed:
+                    entries = sorted(listed, key=lambda entry: entry.name)
+                seen = [entry for entry in entries if not entry.name.startswith(".")]
+                inside = {entry.name: entry for entry in seen if (folder / entry.name).is_dir()}
+            except OSError:
+                self._found.unreadable.append(folder)
+                continue
+            self._found.hidden += len(entries) - len(seen)
+            for entry in inside.values():
+                (linked if entry.is_symlink() else waiting).append(folder / entry.name)
+            yield folder, [entry for entry in seen if entry.name not in inside]
 
     def _file(self, file: Path, is_link: bool) -> None:
         is_new = self._is_new(file, self._files)

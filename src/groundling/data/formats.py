@@ -4,8 +4,6 @@ A name decides where no bytes do (JSON, CSV), and where both speak, the bytes wi
 the unpacked content, and the name without the last ending, that counts.
 """
 
-import csv
-import json
 import os
 import re
 import shlex
@@ -22,6 +20,10 @@ HEAD_BYTES = 1 << 12
 """The most of a file's beginning that is looked at."""
 LEAST_BINARY_BYTES, BINARY_PART = 512, 0.02
 """So many bytes, and such a part of them that no text has, make a file of an unknown kind binary."""
+LEAST_ZEROS = 8
+"""So many show how UTF-16 and UTF-32 place them, also in a file that is shorter."""
+FLAWED_PART = 0.2
+"""A file of which more is not UTF-8 is in another encoding: U+FFFD in the place of it all would leave no words."""
 CONTROLS = frozenset(range(0x1A)) - frozenset(b"\a\b\t\n\v\f\r")
 """Bytes that hardly any text has: control characters other than layout. ESC and what follows it are left out."""
 
@@ -127,7 +129,7 @@ _BY_ZIP_NAME = {
     **{ending: _BY_NAME[ending] for ending in (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub", ".jar")},
     **{ending: _BY_NAME[ending] for ending in (".npz", ".pt", ".pth", ".ckpt")},
 }
-JSON_LINES, JSON_WHOLE, TABLES = (".jsonl", ".ndjson"), (".json",), {".csv": ",", ".tsv": "\\t"}
+JSON, TABLES = (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
 
 
 class Format(NamedTuple):
@@ -148,7 +150,7 @@ def inner_suffix(path: Path) -> str:
 def is_other_by_name(path: Path) -> bool:
     """Whether a file's name alone says that it is no plain text."""
     suffix = inner_suffix(path)
-    return suffix in _BY_NAME or suffix in (*JSON_LINES, *JSON_WHOLE, *TABLES)
+    return suffix in _BY_NAME or suffix in (*JSON, *TABLES)
 
 
 def binary_format(path: Path, head: bytes) -> Format | None:
@@ -180,7 +182,7 @@ def binary_format(path: Path, head: bytes) -> Format | None:
 
 def _is_likely(magic: bytes, head: bytes) -> bool:
     """Whether a file that begins with letters, as a text may too (ORC, OTTO), holds what no text has."""
-    return not magic.isalpha() or any(byte in CONTROLS for byte in head)
+    return not magic.isalnum() or any(byte in CONTROLS for byte in head)
 
 
 def named_format(path: Path) -> Format | None:
@@ -194,125 +196,76 @@ def named_format(path: Path) -> Format | None:
 
 def unknown_binary(path: Path, head: bytes) -> Format | None:
     """What to say of bytes of no known format that are no text in UTF-8; None: they may be."""
+    encoding = _wide_encoding(head) if head.count(0) >= LEAST_ZEROS else None
+    if encoding is not None:
+        return Format(f"text in {encoding}, it seems", conversion(encoding, path))
     if len(head) < LEAST_BINARY_BYTES:
         return None
     if sum(byte in CONTROLS for byte in head) > BINARY_PART * len(head):
-        n_zeros = max((head[0::2].count(0), "UTF-16BE"), (head[1::2].count(0), "UTF-16LE"))
-        if n_zeros[0] > len(head) / 8 and head.count(0) < 0.6 * len(head):
-            return Format(f"text in {n_zeros[1]}, it seems", conversion(n_zeros[1], path))
         return Format("binary", NOT_TEXT)
+    if _flawed_part(head) > FLAWED_PART:
+        note = " with its encoding in the place of WINDOWS-1252"
+        return Format("text in another encoding than UTF-8, it seems", conversion("WINDOWS-1252", path, note))
     return None
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a mark, told by where zeros stand; None: neither."""
+    zeros = [head[place::4].count(0) for place in range(4)]
+    most = 0.95 * len(head) / 4
+    if min(zeros[0], zeros[1]) > most > zeros[3]:
+        return "UTF-32BE"
+    if min(zeros[2], zeros[3]) > most > zeros[0]:
+        return "UTF-32LE"
+    n_zeros, encoding = max((zeros[0] + zeros[2], "UTF-16BE"), (zeros[1] + zeros[3], "UTF-16LE"))
+    return encoding if n_zeros > len(head) / 8 and sum(zeros) < 0.6 * len(head) else None
+
+
+def _flawed_part(head: bytes) -> float:
+    """Which part of some bytes is not UTF-8. A character that is cut at their end counts as well; it hardly matters."""
+    return 1 - len(head.decode("utf-8", "ignore").encode()) / len(head)
 
 
 def _advice(advice: str, path: Path) -> str:
     """What to do, as a command that needs nothing but Python where there is one."""
-    name = str(path)
+    name = argument(path)
+    is_inside = path.suffix.lower() in PACKED
+    if is_inside and (advice in ("bz2", "lzma", "zipfile") or (advice == "tarfile" and path.suffix.lower() == ".zst")):
+        return "unpack it first, and then what is in it"
     if advice in ("bz2", "lzma"):
-        out = _new_file(f"{path.name.partition('.')[0] or 'text'}.txt")
+        out = new_file(f"{path.name.partition('.')[0] or 'text'}.txt")
         if ".tar" in path.suffixes or path.suffix.lower() in (".tbz", ".tbz2", ".txz"):
             return _advice("tarfile", path)
         script = f"import {advice}, shutil; shutil.copyfileobj({advice}.open({name!r}), open({out!r}, 'wb'))"
-        return f"unpack it first: python -c {_shell_word(script)}"
+        return f"unpack it first: python -c {shell_word(script)}"
     if advice in ("tarfile", "zipfile"):
-        return f"unpack it first: python -m {advice} -e {_shell_word(name)} unpacked (and give --data.path unpacked)"
+        return f"unpack it first: python -m {advice} -e {shell_word(name)} unpacked (and give --data.path unpacked)"
     return advice
 
 
-def conversion(encoding: str, path: Path) -> str:
+def conversion(encoding: str, path: Path, note: str = "") -> str:
     """How to make UTF-8 of a file; one that is packed is unpacked on the way."""
-    name, out = shlex.quote(str(path)), f"utf8{inner_suffix(path) or '.txt'}"
+    name, out = shlex.quote(argument(path)), f"utf8{inner_suffix(path) or '.txt'}"
     unpack = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     source = f"iconv -f {encoding} -t UTF-8"
     command = f"{unpack} -dc {name} | {source}" if unpack else f"{source} {name}"
-    return f"convert it first: {command} > {_new_file(out)}"
+    return f"convert it first{note}: {command} > {new_file(out)}"
 
 
-def _shell_word(text: str) -> str:
+def argument(path: Path) -> str:
+    """A file's name where a command takes it for no option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
+def shell_word(text: str) -> str:
     """A word of a command: in double quotes, which every shell knows, where these leave it as it is."""
     is_plain = os.name == "nt" or not re.search(r'["$`!]|\\[\\\n]', text)
     return f'"{text}"' if is_plain else shlex.quote(text)
 
 
-def _new_file(name: str) -> str:
+def new_file(name: str) -> str:
     """The name, or one like it of which there is no file here that a command would write over."""
     path = Path(name)
     while path.exists():
         path = path.with_stem(f"{path.stem}-new")
     return str(path)
-
-
-def rows_format(path: Path, head: str) -> Format | None:
-    """What a file of rows is: JSON or a table, by its name.
-
-    Args:
-        path: its name.
-        head: the beginning of its characters.
-    """
-    suffix = inner_suffix(path)
-    if suffix in JSON_LINES or suffix in JSON_WHOLE:
-        return Format("JSON, not text", _from_json(path, head))
-    if suffix in TABLES:
-        names = next(csv.reader(head.splitlines()[:1], delimiter="\t" if suffix == ".tsv" else ","), [])
-        column = _likely(names)
-        rows = f"csv.DictReader(open({str(path)!r}, encoding='utf-8-sig', newline=''), delimiter='{TABLES[suffix]}')"
-        if path.suffix.lower() in PACKED:
-            return Format("a table, not text", f"unpack it first, then {TABLE}")
-        script = f"import csv; csv.field_size_limit(10**9); [print(row[{column!r}]) for row in {rows}]"
-        return Format("a table, not text", _write_column(script, path))
-    return None
-
-
-def _write_column(script: str, path: Path) -> str:
-    out = _shell_word(_new_file(f"{path.name.partition('.')[0] or 'text'}.txt"))
-    return (
-        f"write its text to a file and give that: python -X utf8 -c {_shell_word(script)} > {out} "
-        "(to learn the file as it stands, let its name end in .txt)"
-    )
-
-
-def _from_json(path: Path, head: str) -> str:
-    row = _first_row(head)
-    if row.keys() & {"chosen", "rejected"}:
-        return "it holds preferences: groundling dpo BUNDLE --preferences FILE learns from them, after groundling sft"
-    if row.keys() & {"messages", "conversations", "instruction", "prompt"}:
-        return "it holds conversations: groundling sft BUNDLE --data.path FILE learns from them, after pretraining"
-    module = {".gz": "gzip", ".zst": "zstandard"}.get(path.suffix.lower())
-    opened = f"{module or 'io'}.open({str(path)!r}, 'rt', encoding='utf-8-sig')"
-    is_array = head.lstrip().startswith("[")
-    rows = f"json.load({opened})" if is_array else f"map(json.loads, filter(str.strip, {opened}))"
-    value = "row" if is_array and not row and head.lstrip()[1:].lstrip().startswith('"') else f"row[{_likely(row)!r}]"
-    return _write_column(f"import json, {module or 'io'}; [print({value}) for row in {rows}]", path)
-
-
-def _first_row(head: str) -> dict[str, object]:
-    """The first object of a file of JSON, as far as it stands in the head."""
-    text = head.lstrip("\ufeff \t\r\n[")
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _likely(columns: "list[str] | dict[str, object]") -> str:
-    """The column that holds the text, most likely: by its name, or else by its length."""
-    for name in ("text", "content", "body", "document", "article", "story"):
-        if name in columns:
-            return name
-    if isinstance(columns, dict):
-        texts = {name: value for name, value in columns.items() if isinstance(value, str)}
-        return max(texts, key=lambda name: len(texts[name]), default="text")
-    return columns[-1] if columns else "text"
-
-
-def looks_like_rows(head: str) -> str | None:
-    """What a text seems to be that is written in another language than people's, to be said; None: nothing."""
-    begin = head.lstrip("\ufeff \t\r\n")
-    lines = [line for line in begin.split("\n")[:-1] if line.strip()][:20] or [begin]
-    if begin.startswith("{") and sum(bool(_first_row(line)) for line in lines) > len(lines) / 2:
-        return "lines of JSON"
-    if begin.startswith("[{") and _first_row(begin):
-        return "an array of JSON"
-    if begin[:200].lower().startswith(("<!doctype html", "<html")):
-        return "HTML"
-    return "XML" if begin.startswith("<?xml") else None

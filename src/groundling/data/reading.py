@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from groundling.data import formats
+from groundling.data import formats, row_formats
 from groundling.errors import DataError
 from groundling.optional import optional_import
 from groundling.text.tokenizer import REPLACEMENT
@@ -20,6 +20,7 @@ Expected = Literal["text", "rows"]
 """Words to be learned as they stand; or rows of JSON, for a reader of those."""
 PIECE_BYTES = 1 << 18
 EXPECTED_ROWS = "JSON is expected here, one object a line or an array of them"
+RANKINGS = "; rankings are for groundling dpo and groundling reward: --rankings"
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # begins as UTF-16's does
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -135,17 +136,17 @@ class TextFiles:
         found = formats.binary_format(path, head) or formats.named_format(path) or formats.unknown_binary(path, head)
         if found is not None:
             is_other = self.expected == "rows" and not found.advice.startswith(("unpack", "convert"))
-            hint = "; rankings are given with --rankings" if is_other and head.startswith(formats.SQLITE) else ""
+            hint = RANKINGS if is_other and head.startswith(formats.SQLITE) else ""
             raise DataError(f"{path} is {found.name}; {EXPECTED_ROWS + hint if is_other else found.advice}")
 
     def _require_words(self, path: Path, text: str) -> None:
         """Refuse rows where words to be learned are expected; where only the content looks so, remember it."""
         if self.expected == "rows":
             return
-        found = formats.rows_format(path, text)
+        found = row_formats.rows_format(path, text)
         if found is not None:
             raise DataError(f"{path} is {found.name}; {found.advice}")
-        doubt = formats.looks_like_rows(text)
+        doubt = row_formats.looks_like_rows(text)
         if doubt is not None:
             self.doubts[path] = doubt
 
@@ -195,6 +196,8 @@ def _unpacked(path: Path) -> Iterator[bytes]:
         with gzip.open(path) if is_gzip else path.open("rb") as file:
             while piece := file.read(PIECE_BYTES):
                 yield piece
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; give a file") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -27,6 +27,10 @@ NOT_READ = (
     *("image", "images", "video", "videos", "audio", "audios", "documents"),
 )
 """Keys of a row that a model here cannot be taught."""
+INPUTS, OUTPUTS = ("input", "context", "query"), ("output", "response")
+"""What the parts of an instruction are called, by Alpaca and Dolly."""
+SYSTEMS = ("system", "system_prompt")
+"""What the system's instructions beside a prompt are called."""
 NOTHING: tuple[Any, ...] = ([], {})
 EMPTY: tuple[Any, ...] = ("", "[]", "{}", *NOTHING)
 SAID = ("role", "content", "from", "value")
@@ -100,14 +104,18 @@ def with_context(row: Row, messages: Messages) -> Messages:
         DataError: these are not what they have to be, or there are instructions twice.
     """
     before = _history(row)
-    system = row.values.get("system")
-    if system is None or not text_of(system, row.where, "system").strip():
+    given = {name: text_of(row.values[name], row.where, name) for name in SYSTEMS if name in row.values}
+    given = {name: text for name, text in given.items() if text.strip()}
+    if len(set(given.values())) > 1:
+        raise DataError(f"{row.where}: {' and '.join(map(repr, given))} are both there and differ; one is expected")
+    if not given:
         return before + messages
-    message = Message("system", system)
+    name, text = next(iter(given.items()))
+    message = Message("system", text)
     if messages[:1] == (message,) and not before:
         return messages
-    if any(given.role == "system" for given in before + messages):
-        raise DataError(f"{row.where}: 'system' is there, and so is a message of the system; one of them is expected")
+    if any(other.role == "system" for other in before + messages):
+        raise DataError(f"{row.where}: {name!r} is there, and so is a message of the system; one of them is expected")
     return (message, *before, *messages)
 
 
@@ -141,3 +149,63 @@ def keys_of(values: Mapping[str, Any]) -> str:
     """Some keys, for people."""
     shown = ", ".join(ascii(key)[:40] for key in list(values)[:8])
     return shown + (", ..." if len(values) > 8 else "") if values else "none"
+
+
+def require_no_input(row: Row, beside: str | None) -> None:
+    """Refuse what is asked about where it is not read: it would get lost. Only an instruction has it beside it.
+
+    Raises:
+        DataError: it is there, beside the key `beside`, or beside none.
+    """
+    for name in INPUTS:
+        if row.values.get(name, "") in EMPTY:
+            continue
+        if beside is None:
+            raise DataError(f"{row.where}: there is {name!r} and no prompt; call what the replies are to 'prompt'")
+        advice = "write it into the user's words, or remove the key"
+        raise DataError(f"{row.where}: {name!r} beside {beside!r} is not supported; {advice}")
+
+
+def instruction_of(row: Row) -> Messages:
+    """The user's message: an instruction, and what it is about.
+
+    Raises:
+        DataError: one of them is no text.
+    """
+    instruction = text_of(row.values["instruction"], row.where, "instruction")
+    given = one_text(row, INPUTS, default="")
+    parts = [part for part in (instruction, given) if part.strip()] or [instruction]
+    return of_user("\n\n".join(parts))
+
+
+def one_text(row: Row, names: tuple[str, ...], default: str | None = None) -> str:
+    """The text under the one of some names that a row has.
+
+    Raises:
+        DataError: there is none and no default, or there are two.
+    """
+    there = [name for name in names if name in row.values]
+    full = [name for name in there if row.values[name] != ""]
+    if len(full) > 1:
+        raise DataError(f"{row.where}: {full[0]!r} and {full[1]!r} are both there; one of them is expected")
+    if not there and default is not None:
+        return default
+    name = (full or there or names)[0]
+    require_keys(row, name)
+    return text_of(row.values[name], row.where, name)
+
+
+def of_user(text: str) -> Messages:
+    """A conversation that the user has begun."""
+    return (Message("user", text),)
+
+
+def require_keys(row: Row, *names: str) -> None:
+    """Check that a row has some keys.
+
+    Raises:
+        DataError: one is missing.
+    """
+    missing = [name for name in names if name not in row.values]
+    if missing:
+        raise DataError(f"{row.where}: {missing[0]!r} is missing or null; the keys are {keys_of(row.values)}")

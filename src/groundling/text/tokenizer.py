@@ -372,6 +372,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         values = atomicio.read_json(path)
     except FileNotFoundError:
         raise DataError(f"there is no {FILE_NAME} in {folder}; `groundling tokenizer train` makes one") from None
+    except NotADirectoryError:
+        raise DataError(f"{folder} is a file; give the folder that holds {FILE_NAME}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; {AGAIN}") from error
     if not isinstance(values, dict):

@@ -1,5 +1,6 @@
 """Which parameter is updated by what: AdamW with decay groups, and Muon for the matrices inside the blocks."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "eps"):
-            require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; it must be positive")
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"optim.{name} is {value}; it must be positive, and finite")
         for name in ("weight_decay", "muon_weight_decay"):
             require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0")
         for value in (*self.betas, self.muon_momentum):

@@ -1,0 +1,114 @@
+"""Files of rows where words to be learned are expected: JSON and tables, and the command that writes their text."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from groundling.data.formats import JSON, PACKED, TABLE, TABLES, Format, inner_suffix, new_file, shell_word
+
+BEFORE = "\ufeff \t\r\n"
+"""What may stand before a file's first sign."""
+LONGEST_NAME = 100
+"""A column's name has no more characters; what has is no name."""
+AS_IT_STANDS = " (to learn the file as it stands, let its name end in .txt)"
+
+
+def rows_format(path: Path, head: str) -> Format | None:
+    """What a file of rows is: JSON or a table, by its name.
+
+    Args:
+        path: its name.
+        head: the beginning of its characters.
+    """
+    suffix = inner_suffix(path)
+    if suffix in JSON:
+        return Format("JSON, not text", _from_json(path, head))
+    if suffix in TABLES:
+        return Format("a table, not text", _from_table(path, head, TABLES[suffix]))
+    return None
+
+
+def _from_table(path: Path, head: str, delimiter: str) -> str:
+    if path.suffix.lower() in PACKED:
+        return f"unpack it first, then {TABLE}"
+    # A table whose columns are parted by another sign than its name says has one column by that sign.
+    candidates = [(_columns(head, sign), sign) for sign in (delimiter, ";", "\t", "|", ",")]
+    names, sign = max(candidates, key=lambda candidate: len(candidate[0]))
+    if not names:
+        return f"{TABLE}{AS_IT_STANDS}"
+    rows = f"csv.DictReader(open({str(path)!r}, encoding='utf-8-sig', newline=''), delimiter={sign!r})"
+    column = f"row[{_likely(names)!r}]"
+    return _write_column(
+        f"import csv; csv.field_size_limit(10**9); [print({column}) for row in {rows} if {column}]", path
+    )
+
+
+def _columns(head: str, delimiter: str) -> list[str]:
+    """The names of a table's columns; none where its first row is no such names."""
+    try:
+        first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
+    except csv.Error:  # a field of many thousand characters
+        return []
+    return first if max(map(len, first), default=0) <= LONGEST_NAME else []
+
+
+def _write_column(script: str, path: Path) -> str:
+    out = shell_word(new_file(f"{path.name.partition('.')[0] or 'text'}.txt"))
+    return f"write its text to a file and give that: python -X utf8 -c {shell_word(script)} > {out}{AS_IT_STANDS}"
+
+
+def _from_json(path: Path, head: str) -> str:
+    first = _first_value(head)
+    row = first if isinstance(first, dict) else {}
+    if row.keys() & {"chosen", "rejected"}:
+        return "it holds preferences: groundling dpo BUNDLE --preferences FILE learns from them, after groundling sft"
+    if row.keys() & {"messages", "conversations", "instruction", "prompt"}:
+        return "it holds conversations: groundling sft BUNDLE --data.path FILE learns from them, after pretraining"
+    texts = {name: value for name, value in row.items() if isinstance(value, str) and len(name) <= LONGEST_NAME}
+    if not texts and not isinstance(first, str):
+        return f"write the texts in it to a .txt file, and give that{AS_IT_STANDS}"
+    module = {".gz": "gzip", ".zst": "zstandard"}.get(path.suffix.lower(), "io")
+    opened = f"{module}.open({str(path)!r}, 'rt', encoding='utf-8-sig')"
+    is_array = head.lstrip(BEFORE).startswith("[")
+    rows = f"json.load({opened})" if is_array else f"map(json.loads, filter(str.strip, {opened}))"
+    column = f"row.get({_likely(texts)!r})" if texts else "row"
+    return _write_column(f"import json, {module}; [print({column}) for row in {rows} if {column}]", path)
+
+
+def _first_value(head: str) -> object:
+    """The first row of a file of JSON, as far as it stands in the head; None: it is longer, or no JSON."""
+    begin = head.lstrip(BEFORE)
+    line, _, others = begin.partition("\n")
+    if line.rstrip().endswith("]") and others.lstrip().startswith("["):  # arrays, one a line
+        return None
+    text = begin[1:].lstrip(BEFORE) if begin.startswith("[") else begin
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    is_whole = begin.startswith("[") or "\n" not in text[:end]
+    return value if is_whole else None  # one object over many lines is no row
+
+
+def _likely(columns: "list[str] | dict[str, str]") -> str:
+    """The column that holds the text, most likely: by its name, or else by its length."""
+    for name in ("text", "content", "body", "document", "article", "story"):
+        if name in columns:
+            return name
+    if isinstance(columns, dict):
+        return max(columns, key=lambda name: len(columns[name]))
+    return columns[-1]
+
+
+def looks_like_rows(head: str) -> str | None:
+    """What a text seems to be that is written in another language than people's, to be said; None: nothing."""
+    begin = head.lstrip(BEFORE)
+    lines = [line for line in begin.split("\n")[:-1] if line.strip()][:20] or [begin]
+    if begin.startswith("{") and sum(bool(_first_value(line)) for line in lines) > len(lines) / 2:
+        return "lines of JSON"
+    if begin.startswith("[{") and _first_value(begin):
+        return "an array of JSON"
+    if begin[:200].lower().startswith(("<!doctype html", "<html")):
+        return "HTML"
+    return "XML" if begin.startswith("<?xml") else None
