@@ -59,8 +59,10 @@ def parse(
     return _parse_flags(config_class, words, prog, description, default)
 
 
-def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str, default: C | None = None) -> C:
-    """Parse with tyro; its framed complaint becomes one line."""
+def _parse_flags(
+    config_class: type[C], flags: list[str], prog: str | None, description: str, default: C | None = None
+) -> C:
+    """Parse with tyro; its framed complaint becomes one line. `prog` is None where no command line was given."""
     import tyro
 
     complaint = io.StringIO()
@@ -69,7 +71,7 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
         with contextlib.redirect_stderr(complaint):
             config: C = tyro.cli(
                 config_class,
-                prog=prog,
+                prog=prog or config_class.__name__,
                 description=description,
                 args=_with_values(config_class, flags),
                 config=(tyro.conf.HelptextFromCommentsOff,),
@@ -80,7 +82,8 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_one_line(complaint.getvalue())}; {prog} --help tells more") from None
+        said = _one_line(complaint.getvalue())
+        raise ConfigError(said if prog is None else f"{said}; {prog} --help tells more") from None
 
 
 def _with_real_paths() -> Any:
@@ -220,7 +223,7 @@ def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: a key is unknown, or a value is of the wrong type or refused by the config itself.
     """
-    return _parse_flags(config_class, list(_flags(values)), config_class.__name__, "")
+    return _parse_flags(config_class, list(_flags(values)), None, "")
 
 
 def completed(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, Any]:

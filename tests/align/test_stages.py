@@ -372,7 +372,7 @@ TALK = ("--reward", "stagekit:reward", "--data.path", "CHATS", "--max-new-tokens
     ("method", "flags", "complaint"),
     [
         (dpo, ["BASE", "--rankings", "RANKINGS"], "never taught to answer"),
-        (dpo, ["SFT"], "either rankings or preferences"),
+        (dpo, ["SFT"], "either --rankings or --preferences"),
         (dpo, ["SFT", "--rankings", "nowhere.sqlite"], "nowhere.sqlite"),
         (grpo, ["SFT", "--reward", "SFT"], "no reward model"),
         (grpo, ["SFT", "--reward", "stagekit:nothing"], "no reward function"),

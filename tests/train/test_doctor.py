@@ -9,6 +9,7 @@ import torch
 
 from groundling import runtime
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.optional import install_command
 from groundling.runtime import RuntimeConfig
 from groundling.train import doctor
 
@@ -57,6 +58,21 @@ def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):
         out = capsys.readouterr().out
         assert f"1,000 tokens/s without compilation, {share} of the above" in out
         assert f"{peak / 1e9:,.0f} GFLOP/s" in out
+
+
+def test_a_missing_extra_comes_with_its_whole_command(capsys, monkeypatch):
+    """Brackets are markup to rich: `pip install -e 'here[serve]'` lost its extra."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setattr(doctor, "measure_decoding", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "measure_training", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "describe_compiled_code", lambda _: "none")
+    monkeypatch.setattr(doctor, "Engine", lambda *_: SimpleNamespace(is_native=False))
+    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1e9)
+    assert doctor.main(["--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    for extra in doctor.EXTRAS:
+        assert install_command(extra) in shown
 
 
 def test_it_measures_whole_steps_for_as_long_as_asked():
