@@ -100,7 +100,7 @@ class Served:
         return sock
 
 
-def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
     """Wait for something to hold."""
     until = time.monotonic() + timeout_s
     while not condition():

@@ -125,11 +125,20 @@ def test_a_wrong_flag_is_one_line_that_says_what_came_and_what_to_do(words, said
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("wheels = 3", r"--wheels.*did you mean --n-wheels\?"),
-        ("[engine]\npowr = 3", r"did you mean --engine\.power\?"),
-        ("[motor]\npower = 3", r"--motor\.power"),
-        ('n_wheels = "three"', "three"),
-        ("n_wheels = true", "n_wheels|n-wheels"),
+        ("wheels = 3", r"there is no setting 'wheels'; did you mean n_wheels\?$"),
+        ("[engine]\npowr = 3", r"there is no setting 'engine\.powr'; did you mean engine\.power\?$"),
+        ("[motor]\npower = 3", r"there is no setting 'motor'; choose from: n_wheels, name, .*engine$"),
+        ("engine = 3", "engine is 3; expected a table"),
+        ('n_wheels = "three"', "n_wheels is 'three': Expected `int`, got `str`"),
+        ("n_wheels = true", "n_wheels is True: Expected `int`, got `bool`"),
+        ("n_wheels = 3.5", "n_wheels is 3.5: Expected `int`, got `float`"),
+        ('loud = "yes"', "loud is 'yes': Expected `bool`, got `str`"),
+        ('garage = ""', r'garage is \'\': it is empty; give a path \("\." is this folder\)'),
+        ('[engine]\nkind = "diesel"', "engine.kind is 'diesel': Invalid enum value 'diesel'"),
+        ("[engine]\ngears = [1, 2, 3]", r"engine.gears is \[1, 2, 3\]: Expected `array` of length 2"),
+        ("[engine]\npower = -1", r"engine.power is -1.0; it must be positive"),
+        ("help = true", "there is no setting 'help'"),
+        ('tyro-write-completion = ["bash", "x"]', "there is no setting 'tyro-write-completion'"),
         ("n_wheels = ", "not valid TOML"),
     ],
 )
@@ -189,13 +198,14 @@ def test_help_is_printed_with_types_and_defaults_and_ends_with_0(capsys):
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
+longs = st.integers(-(2**63), 2**63 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 engines = st.builds(
     Engine,
     power=numbers.filter(lambda x: x > 0),
     kind=st.sampled_from(["steam", "electric"]),
     quiet=st.booleans(),
-    gears=st.tuples(st.integers(), st.integers()),
+    gears=st.tuples(longs, longs),
 )
 cars = st.builds(
     Car,
@@ -225,6 +235,45 @@ def test_plain_data_with_a_key_that_is_not_there_is_refused():
         from_dict(Car, {"n_doors": 3})
     assert "--help" not in str(refused.value), "no command is called Car"
     assert from_dict(Car, {"engine": {"power": 3.0}}) == Car(engine=Engine(power=3.0))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_no_setting_is_without_end_or_not_a_number(preset, value):
+    """`not x > 0` refuses NaN, `x <= 0` does not: each config would have to remember."""
+    with pytest.raises(ConfigError, match=r"^top_speed is -?(nan|inf); give a finite number"):
+        parsed("--top-speed", value)
+    if value != "1e999":
+        with pytest.raises(ConfigError, match=r"top_speed is -?(nan|inf); give a finite number"):
+            parsed(preset(f"top_speed = {value}"))
+    with pytest.raises(ConfigError, match=r"^engine\.gears is 9{57}\.\.\.; give a number of at most 63 bits"):
+        parsed("--engine.gears", "1", "9" * 100)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(["help", "tyro-write-completion", "h", "tyro_print_completion", "engine", "garage", "n-wheels"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(keys | st.sampled_from(list(to_dict(Car()))) | texts, json_values, max_size=4))
+@example({"tyro-write-completion": ["bash", "written"]})
+@example({"help": True})
+@example({"n_wheels": 10**400, "top_speed": 10**400})
+def test_data_is_a_config_or_one_line_and_never_a_flag(values):
+    """Nothing in it prints, ends the process or names a file to write."""
+    said, car = "", None
+    try:
+        car = from_dict(Car, values)
+    except ConfigError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert len(said) < 400
+    if car is not None:
+        assert from_dict(Car, to_dict(car)) == car
+        assert {name.replace("-", "_") for name in values} <= set(to_dict(car))
 
 
 def test_differences_are_readable_lines():

@@ -1,19 +1,21 @@
 """One config story: a class's defaults, under a TOML preset, under `--flags`. It knows no particular config.
 
-A preset is a saved command line: each of its keys becomes the flag of the same name, so that there is one
-parser, one type check and one message for an unknown key. Configs are frozen dataclasses that check themselves
-in `__post_init__`.
+Only the words of a command line are flags. What comes from a file (a preset, a bundle, a checkpoint) is data: it is
+converted field by field, and nothing in it can ask the parser of command lines for anything. Configs are frozen
+dataclasses that check themselves in `__post_init__`.
 """
 
 import contextlib
 import dataclasses
+import difflib
 import io
+import math
 import re
 import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +24,7 @@ from groundling.errors import ConfigError
 C = TypeVar("C")
 ABSENT = "None"
 """TOML has no null; a preset says "None", as a command line does."""
+EMPTY_PATH = 'it is empty; give a path ("." is this folder)'
 
 
 def parse(
@@ -53,16 +56,14 @@ def parse(
     default = base
     if preset is not None:
         try:
-            default = _parse_flags(config_class, list(_flags(load_preset(preset))), prog, description, base)
+            default = from_dict(config_class, load_preset(preset), base)
         except ConfigError as error:
             raise ConfigError(f"preset {preset}: {error}") from error
     return _parse_flags(config_class, words, prog, description, default)
 
 
-def _parse_flags(
-    config_class: type[C], flags: list[str], prog: str | None, description: str, default: C | None = None
-) -> C:
-    """Parse with tyro; its framed complaint becomes one line. `prog` is None where no command line was given."""
+def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str, default: C | None = None) -> C:
+    """Parse with tyro; its framed complaint becomes one line."""
     import tyro
 
     complaint = io.StringIO()
@@ -71,19 +72,19 @@ def _parse_flags(
         with contextlib.redirect_stderr(complaint):
             config: C = tyro.cli(
                 config_class,
-                prog=prog or config_class.__name__,
+                prog=prog,
                 description=description,
                 args=_with_values(config_class, flags),
                 config=(tyro.conf.HelptextFromCommentsOff,),
                 registry=_with_real_paths(),
                 **below,
             )
+            _require_numbers(config)
             return config
     except SystemExit as stop:
         if not stop.code:
             raise
-        said = _one_line(complaint.getvalue())
-        raise ConfigError(said if prog is None else f"{said}; {prog} --help tells more") from None
+        raise ConfigError(f"{_one_line(complaint.getvalue())}; {prog} --help tells more") from None
 
 
 def _with_real_paths() -> Any:
@@ -92,7 +93,7 @@ def _with_real_paths() -> Any:
 
     def make(words: list[str]) -> Path:
         if not words[0]:
-            raise ValueError('it is empty; give a path ("." is this folder)')
+            raise ValueError(EMPTY_PATH)
         return Path(words[0])
 
     registry = ConstructorRegistry()
@@ -183,20 +184,6 @@ def shipped_presets() -> dict[str, Path]:
     return {path.name: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
-def _flags(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in table.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _flags(value, f"{name}.")
-        elif isinstance(value, bool):
-            yield f"--{name}" if value else f"--{prefix}no-{key}"
-        elif isinstance(value, list):
-            yield f"--{name}"
-            yield from (str(item) for item in value)
-        else:
-            yield f"--{name}={value}"  # in one word, for a text may itself begin with "--"
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain nested data, fit for TOML and JSON: an absent value is "None", a path is its text."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -217,13 +204,90 @@ def to_toml(config: Any) -> str:
     return tomli_w.dumps(to_dict(config))
 
 
-def from_dict(config_class: type[C], values: Mapping[str, Any]) -> C:
-    """Build a config from plain data, as `to_dict` makes it; absent fields take their defaults.
+def from_dict(config_class: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
+    """Build a config from plain data, as `to_dict` makes it.
+
+    Args:
+        config_class: a frozen dataclass.
+        values: its fields; nested configs are mappings. "None" is None where a field can be None.
+        base: the values of absent fields; None: their defaults.
 
     Raises:
         ConfigError: a key is unknown, or a value is of the wrong type or refused by the config itself.
     """
-    return _parse_flags(config_class, list(_flags(values)), None, "")
+    config = _build(config_class, values, base, "")
+    _require_numbers(config)
+    return config
+
+
+def _require_numbers(config: Any, prefix: str = "") -> None:
+    """No setting means NaN, infinity or an integer beyond 64 bits: comparisons let NaN pass, and tensors overflow.
+
+    Raises:
+        ConfigError: a field holds one.
+    """
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            _require_numbers(value, f"{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} is {number}; give a finite number")
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ConfigError(f"{name} is {_shown(number)}; give a number of at most 63 bits")
+
+
+def _build(config_class: type[C], values: Any, base: C | None, prefix: str) -> C:
+    """A config whose fields are called `prefix` and their name in errors."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.') or config_class.__name__} is {_shown(values)}; expected a table")
+    hints = typing.get_type_hints(config_class)
+    fields = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            near = difflib.get_close_matches(name[:100], fields, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"choose from: {', '.join(fields)}"
+            raise ConfigError(f"there is no setting {_shown(prefix + str(key))}; {hint}")
+        below = getattr(base, name, None)
+        if dataclasses.is_dataclass(hints[name]):
+            given[name] = _build(hints[name], value, below, f"{prefix}{name}.")
+        else:
+            given[name] = _convert(value, hints[name], prefix + name)
+    missing = [
+        field.name
+        for field in dataclasses.fields(config_class)  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in given and base is None
+    ]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]} is missing")
+    return config_class(**given) if base is None else dataclasses.replace(base, **given)  # type: ignore[type-var]
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """A value as a field's type; a whole number will do for a float, and nothing else for anything else."""
+    import msgspec
+
+    if value == ABSENT and types.NoneType in typing.get_args(hint):
+        return None
+    try:
+        return msgspec.convert(value, hint, dec_hook=_path)
+    except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{name} is {_shown(value)}: {' '.join(str(error).split())}") from None
+
+
+def _path(_: type, value: Any) -> Path:
+    """A path: the only type here that TOML and JSON do not have."""
+    if value == "":
+        raise ValueError(EMPTY_PATH)
+    return Path(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: on one line, and not all of a long one."""
+    text = ascii(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def completed(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, Any]:

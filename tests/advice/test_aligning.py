@@ -80,6 +80,7 @@ def test_examples_over_ranks(advised, monkeypatch):
     advised.done(ExampleFeed(10, 4, lambda numbers: [], 0))
 
 
+@pytest.mark.slow
 @follows(
     "{} holds stages made with {}, and now it is {}; choose another --out-dir",
     "{} has rankings of an earlier model's replies; move it elsewhere",
@@ -226,6 +227,7 @@ def test_rungs(advised):
     advised.done(fold_bias(torch.randn(9, 9), torch.randn(9)).shape == (9,))
 
 
+@pytest.mark.slow
 @follows(
     "{} exists already; it was left alone, choose another name",
     "there is nothing to measure; give --rules or --classifier",

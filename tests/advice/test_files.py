@@ -109,6 +109,7 @@ def test_a_text_that_changes(advised, tmp_path):
     again.require_unchanged()
 
 
+@pytest.mark.slow
 @follows(
     "the text is too short: at most {} tokens for training and {} for validation, but block_size {} needs {} in each, "
     "so about {} in all; give a longer text, or a smaller block_size"
@@ -169,6 +170,7 @@ def test_files_that_cannot_be_fetched(advised, monkeypatch, tmp_path):
 # Tokenizers
 
 
+@pytest.mark.slow
 @follows(
     "the text has {} characters that the given tokenizer does not know, such as {}; "
     "leave them out with --data.tokenizer.unknown skip",
@@ -185,6 +187,7 @@ def test_a_tokenizer_that_does_not_know_the_text(advised, tokenizer_train, tmp_p
     advised.works("sample", tmp_path / "run", "--prompt", "theZ", *SAY)
 
 
+@pytest.mark.slow
 @follows(
     "{} at position {} is not among the tokenizer's {} characters; leave it out, or train with "
     "--data.tokenizer.unknown skip"

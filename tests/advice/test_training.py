@@ -38,6 +38,7 @@ def command_in(said: str) -> list[str]:
     return shlex.split(said[said.rindex("groundling ") :])[1:]
 
 
+@pytest.mark.slow
 @follows(
     "{} already holds a run; {}remove it (--overwrite), or choose another --out-dir",
     "go on with it (--resume), ",
@@ -74,6 +75,7 @@ def test_a_folder_that_holds_a_speedrun(advised, preset, tmp_path):
     advised.works("pretrain", preset(steps=1), "--out-dir", tmp_path / "another")
 
 
+@pytest.mark.slow
 @follows("{} is being used by another process (pid {}); wait for it, or choose another --out-dir")
 def test_a_folder_in_use(advised, preset, tmp_path):
     with rundir.locked(tmp_path / "run"):
@@ -104,6 +106,7 @@ def test_another_text(advised, a_run, story, preset, tmp_path):
     advised.works("pretrain", preset(steps=1), "--data.path", other, "--out-dir", tmp_path / "another")
 
 
+@pytest.mark.slow
 @follows("steps is {}, and {} has made {} already; give --steps {} or more, or start a new run in another --out-dir")
 def test_fewer_steps_than_were_made(advised, a_run, preset, tmp_path):
     advised.refused("pretrain", "--resume", "--out-dir", a_run, "--steps", "4")
@@ -212,6 +215,7 @@ def test_a_teacher_that_would_need_too_much(advised, preset, monkeypatch):
     advised.works("pretrain", taught, "--teacher.weight", "0")
 
 
+@pytest.mark.slow
 @follows(
     "a run that begins with {} takes its model and its tokenizer, and these settings differ: {}; leave them out, or "
     "leave init_from out to train a new model"
@@ -239,6 +243,7 @@ def test_nothing_to_verify(advised, a_run, tmp_path):
         advised.works("verify-checkpoint", place)
 
 
+@pytest.mark.slow
 @follows("{} has no records of losses in metrics.jsonl; give the folder of a run")
 def test_nothing_to_plot(advised, a_run, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -262,6 +267,7 @@ def test_a_damaged_checkpoint_is_not_the_only_one(advised, a_run, tmp_path):
     advised.works("sample", a_run, *words)
 
 
+@pytest.mark.slow
 @follows(
     "the speedrun was stopped as asked in {}; {}; --overwrite begins it anew",
     "{} is there already; remove it (--overwrite), or choose another --out-dir",

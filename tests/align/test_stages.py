@@ -70,6 +70,7 @@ def share_of_e(bundle_folder: Path) -> float:
     return sum(map(e_share, replies_of(bundle_folder))) / 200
 
 
+@pytest.mark.slow
 def test_fine_tuning_teaches_how_long_replies_are(folder):
     """In the conversations they have four letters; a model that knows nothing ends anywhere."""
     before, after = (sum(len(text) == 4 for text in replies_of(folder / name)) for name in ("base", "sft"))
@@ -193,6 +194,7 @@ def test_where_the_measure_finds_no_difference_there_is_no_margin(folder, tmp_pa
     assert "of_the_margin" not in about
 
 
+@pytest.mark.slow
 def test_preference_files_and_the_other_loss_move_the_policy_too(folder, tmp_path):
     """And held-out pairs are of prompts that were not learned from."""
     rows = [{"prompt": "abcde"[n % 5] * (1 + n % 7), "chosen": "eee", "rejected": "abc"} for n in range(140)]
@@ -236,6 +238,7 @@ def test_preferences_move_the_policy_to_what_is_liked(folder, tmp_path):
     assert share_of_e(tmp_path / "dpo") > share_of_e(folder / "sft") + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [grpo, ppo], ids=["grpo", "ppo"])
 def test_the_first_ratio_is_one_in_bfloat16_too(folder, tmp_path, method):
     """What was drawn is scored in the rows that the first update will see: not a bit differs."""

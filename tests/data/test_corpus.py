@@ -72,6 +72,7 @@ def test_it_is_the_default(plays_file, monkeypatch):
     assert prepare(DataConfig(), block_size=256).fingerprint == here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_part_decodes_to_its_part_of_the_text(kind, plays, plays_file, own_cache, monkeypatch):
     if kind == "gpt2":
@@ -98,6 +99,7 @@ def tokenizers(plays):
 WORDS = st.sampled_from(["a", "the", "!", "'s", "9", "é", " ", "  ", "\n", "\n\n", "\r\n", "\t", "\x1c", "\u3000"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_the_parts_of_a_cut_encode_to_what_the_whole_does(kind, tokenizers):
     """The texts are rich in all kinds of blanks, and each is cut where the head of it may be cut last."""

@@ -78,6 +78,7 @@ def test_a_prompt_is_what_transformers_makes_of_it(folders, kind):
     same()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smol", "qwen"])
 @given(st.lists(st.sampled_from([*HOSTILE, " ", "a", "\n"]), max_size=6).map("".join))
 def test_special_tokens_in_content_stay_text(folders, kind, words):
@@ -202,6 +203,7 @@ def test_completions_end_and_show_no_special_token(server):
     assert choice["logprobs"]["text_offset"][:3] == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_fine_tuning_keeps_the_template(folders, tmp_path, monkeypatch, capsys):
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "No"}]}] * 20
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -336,6 +338,7 @@ def test_an_end_that_stands_in_the_vocabulary_alone_is_special(tmp_path):
     assert tokenizer.decode([2, *tokenizer.encode("the")]) == "the"
 
 
+@pytest.mark.slow
 def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
     """Its vocabulary is GPT-2's own, and the marks of a chat were added after it."""
     theirs = Tokenizer.from_str(json.dumps(gpt2_spec()))
@@ -356,6 +359,7 @@ def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
     assert bundle.tokenizer.special[END] == 50256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smol", "qwen"])
 def test_replies_that_are_drawn_end_and_are_judged_by_their_words(folders, kind):
     bundle, seen = load_bundle(folders / f"{kind}-bundle"), []

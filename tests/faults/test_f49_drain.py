@@ -41,7 +41,7 @@ def test_what_was_begun_is_ended(models) -> None:
         *chunks, last = events(read_all(sock))
         assert last == "[DONE]"
         assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(10) == 0
+        assert server.process.wait(60) == 0
 
 
 @pytest.mark.slow
@@ -57,8 +57,8 @@ def test_what_does_not_end_in_time_is_told_so(models, second: bool) -> None:
         begun = time.monotonic()
         last = events(read_all(sock))[-1]
         assert last["error"]["code"] == "draining"
-        assert server.process.wait(10) == 0
-        assert time.monotonic() - begun < 8
+        assert server.process.wait(60) == 0
+        assert time.monotonic() - begun < 25
 
 
 @pytest.mark.slow
@@ -66,5 +66,5 @@ def test_asked_to_stop_while_models_are_loaded_it_leaves_well(models) -> None:
     with serving(*models.values(), *(f"more{n}={models['base']}" for n in range(5)), ready=False) as server:
         assert server.ask("GET", "/ready")[0] == 503
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
         assert not [line for line in server.log() if line["event"] == "ready"]

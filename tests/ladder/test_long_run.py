@@ -45,6 +45,7 @@ def small_s8(monkeypatch):
     monkeypatch.setattr(s8_scaled, "Small", build, raising=False)
     monkeypatch.setitem(RUNGS, "s8", dataclasses.replace(RUNGS["s8"], model="Small", batch_size=4))
     monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1e10)
+    monkeypatch.setattr(runtime, "find_compiler", lambda: "")  # compiling its dropout takes longer than training it
     picks = runtime.pick
     monkeypatch.setattr(runtime, "pick", lambda config, *_: picks(dataclasses.replace(config, tune_allocator=False)))
     yield
@@ -77,8 +78,13 @@ def assert_same(one, other):
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("save_every_s", [0.0, 3600.0], ids=["a checkpoint at each step", "only when stopped"])
-def test_stopped_twice_and_resumed_is_not_stopped(save_every_s, corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("save_every_s", "compiler"),
+    [(0.0, ""), (3600.0, ""), pytest.param(0.0, "g++", marks=pytest.mark.slow)],
+    ids=["a checkpoint at each step", "only when stopped", "dropout compiled"],
+)
+def test_stopped_twice_and_resumed_is_not_stopped(save_every_s, compiler, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "find_compiler", lambda: compiler)
     whole = train_rung("s8", steps=STEPS, corpus=corpus, run=LongRun(folder=tmp_path / "whole"))
     run = LongRun(folder=tmp_path / "pieces", save_every_s=save_every_s)
     assert stopped(run, corpus, 4).exit_code == 143
@@ -89,6 +95,7 @@ def test_stopped_twice_and_resumed_is_not_stopped(save_every_s, corpus, tmp_path
     assert_same(train_rung("s8", steps=STEPS, corpus=corpus, run=again), whole)
 
 
+@pytest.mark.slow
 def test_recorded_or_not_the_weights_are_the_same(corpus, tmp_path):
     plain = train_rung("s8", steps=STEPS, corpus=corpus)
     recorded = train_rung("s8", steps=STEPS, corpus=corpus, run=LongRun(folder=tmp_path / "run", save_every_s=0.0))
@@ -98,6 +105,7 @@ def test_recorded_or_not_the_weights_are_the_same(corpus, tmp_path):
     assert recorded.losses == plain.losses
 
 
+@pytest.mark.slow
 def test_a_crash_costs_what_came_after_the_last_checkpoint(corpus, tmp_path):
     """As after `kill -9`: nothing more is saved. The record's lines after the checkpoint go."""
 
@@ -136,6 +144,7 @@ def test_what_a_run_leaves_is_read_by_the_other_verbs(corpus, tmp_path, capsys):
     assert "ETA" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "seed", "error", "said"),
     [
@@ -157,6 +166,7 @@ def test_a_run_is_neither_lost_nor_mixed(changes, seed, error, said, corpus, tmp
     train_rung("s8", steps=1, seed=2, corpus=corpus, run=dataclasses.replace(run, overwrite=True))
 
 
+@pytest.mark.slow
 def test_the_verb_goes_on_where_it_was_stopped(story, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
     monkeypatch.setattr(climb, "DataConfig", lambda: corpora.DataConfig(path=str(story)))

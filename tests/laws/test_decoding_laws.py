@@ -157,6 +157,7 @@ def test_memory_that_grows_changes_no_bit(library, weights):
     assert torch.equal(reader.read([Piece(1, 400, ids[400:], 200)]), expected_TV[400:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("few_scores", [0, 1 << 24])
 def test_pytorch_reads_long_and_short_sequences_together(monkeypatch, few_scores):
     """Of lengths for which slots have memory of different sizes, scoring all positions or only the last ones."""
@@ -350,6 +351,7 @@ def test_what_prompts_share_is_read_once(library, how):
     assert together == alone
 
 
+@pytest.mark.slow
 def test_past_block_size_a_token_costs_the_same_however_long_the_text_is():
     model = make_gpt(BASE)
     reads = []

@@ -72,6 +72,7 @@ def test_the_precision_stays(dtype):
     assert Dropout(0.5)(torch.ones(8, dtype=dtype)).dtype == dtype
 
 
+@pytest.mark.slow
 def test_a_mask_drawn_apart_is_the_same_compiled_and_not():
     """And gradients pass only where an element was kept, with the scale."""
     results = []

@@ -46,6 +46,7 @@ def engine_of(model: GPT, memory: CacheMemory, n_slots: int = 4) -> Engine:
     return Engine(model, DecodeConfig(native="off"), n_slots, memory=memory)
 
 
+@pytest.mark.slow
 def test_who_may_need_more_than_is_left_waits_and_is_then_told_the_same(model):
     memory = memory_for(1600)
     engine = engine_of(model, memory)
@@ -89,6 +90,7 @@ def test_memory_that_others_took_meanwhile_is_an_error_of_the_one_sample(model):
     assert not engine.is_busy
 
 
+@pytest.mark.slow
 def test_what_ended_texts_left_goes_when_another_model_needs_it(model):
     memory = memory_for(2200)
     one, two = engine_of(model, memory), engine_of(model, memory)
@@ -115,6 +117,7 @@ def test_a_prompt_is_not_copied_where_there_is_no_memory_for_two(model):
     assert memory.held() <= 3000 * POSITION
 
 
+@pytest.mark.slow
 def test_a_draft_s_memory_counts(model):
     draft = GPT(dataclasses.replace(CONFIG, n_layer=2)).eval()
     memory = CacheMemory(lambda _: Memory(0, 3 * 1000 * POSITION - memory.held()))

@@ -270,10 +270,10 @@ def test_a_long_text_costs_no_more_a_character(tmp_path: Path) -> None:
     text = "".join(f"line {n} of a play, and " for n in range(1500))
 
     def seconds(n: int) -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         reply = safety.reply()
         assert sum(segment.n_raw for letter in text[:n] for segment in reply.push(letter)) > n - 400
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     seconds(1000)
     assert seconds(30_000) < 8 * seconds(6000)
@@ -389,9 +389,9 @@ def test_what_is_hidden_again_and_again_costs_no_more_each_time(safety: Safety) 
     """Sixteen times as much takes sixteen times as long, not 256 times."""
 
     def seconds(n: int) -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         assert safety.check_prompt("Tom " * n)[0] == "[name] " * n
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     seconds(100)
     few = min(seconds(150) for _ in range(5))  # others' work on the machine only slows

@@ -56,6 +56,7 @@ def test_it_learns_what_it_is_told(classifier: Classifier, data: Path) -> None:
     assert not classifier.is_unsafe("")
 
 
+@pytest.mark.slow
 def test_it_says_what_scikit_learn_says(data: Path) -> None:
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression

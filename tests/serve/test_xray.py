@@ -94,6 +94,7 @@ def test_an_empty_text_stands_for_a_line_s_beginning(server: Served) -> None:
     assert [answer["pieces"][str(id)] for id in answer["tokens"]] == ["\n"]
 
 
+@pytest.mark.slow
 def test_the_checkpoints_of_a_run_can_be_looked_through(finished_run, tmp_path) -> None:
     words = ("--safety", "off", "--rankings", tmp_path / "r.sqlite")
     with serving(f"tale={finished_run}", *words) as server:
@@ -111,6 +112,7 @@ def test_the_checkpoints_of_a_run_can_be_looked_through(finished_run, tmp_path) 
         assert server.ask("GET", "/v1/groundling/checkpoints?model=nobody")[0] == 404
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_has_changed_is_read_again(finished_run, tmp_path) -> None:
     """A run that is made anew, or goes on, has other weights under the same names."""
     run = tmp_path / "tale"

@@ -81,6 +81,6 @@ def test_it_measures_whole_steps_for_as_long_as_asked():
     before = model.wte.weight.detach().clone()
     start = time.perf_counter()
     tokens_per_s = doctor.measure_training(model, picked, seconds=0.2, batch_size=2)
-    assert 0.2 <= time.perf_counter() - start < 5
+    assert 0.2 <= time.perf_counter() - start < 60
     assert 8 < tokens_per_s < 1e7
     assert not torch.equal(model.wte.weight, before), "a step that updates nothing is not a step"

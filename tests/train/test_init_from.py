@@ -100,6 +100,7 @@ def test_a_run_begins_with_the_weights_the_tokenizer_and_the_chat_of_any_bundle(
     assert load_bundle(config.out_dir, checkpoint="last").chat == theirs.chat
 
 
+@pytest.mark.slow
 def test_a_run_and_its_checkpoint_are_bundles_too_and_what_is_learned_is_learned(finished_run, beginning):
     for number, source in enumerate((finished_run, finished_run / "checkpoints" / "step-00000006")):
         config = beginning(source, f"run-{number}", optim=OptimConfig(lr=1e-3))
@@ -168,6 +169,7 @@ def test_on_the_command_line_the_model_is_the_bundles_and_a_flag_that_says_other
     assert (config.model, config.steps) == (load_bundle(source).config, 3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_bundle_no_more(initial, beginning):
     """Its checkpoint has all of it; stopped and resumed is not stopped, bit for bit."""
     source = initial("chat")
@@ -181,6 +183,7 @@ def test_a_resumed_run_needs_the_bundle_no_more(initial, beginning):
     assert load_bundle(halves.out_dir).chat is not None
 
 
+@pytest.mark.slow
 def test_its_run_toml_repeats_it(initial, beginning, tmp_path):
     config = beginning(initial("letters"), steps=2, optim=OptimConfig(lr=1e-2))
     pretrain(config)
