@@ -76,7 +76,7 @@ def _gguf(argv: list[str]) -> int:
     jinja = " --jinja" if bundle.chat is not None else ""
     print(f"let it speak: llama-cli -m {shlex.quote(str(chosen.out))}{jinja}")
     if bundle.tokenizer.kind == "bpe" and is_composing(bundle.tokenizer.to_json()["tokenizers"]):
-        print("its tokenizer composes characters (NFC) and llama.cpp does not: only composed text is cut alike")
+        print("its tokenizer normalises text to NFC and llama.cpp does not: only text that is NFC gets the same tokens")
     return 0
 
 

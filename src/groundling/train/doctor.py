@@ -115,7 +115,7 @@ def describe_compiled_code(model: GPT) -> str:
     library = compilation.wait()
     if library is None:
         return f"none: {compilation.reason}"
-    lines = [f"vectors of {library.lanes} floats; beside PyTorch, on one core:"]
+    lines = [f"vectors of {library.lanes} floats; compared with PyTorch on one core:"]
     for weights in get_args(Weights):
         found = compare(model, STREAMS, weights, compilation, library)
         speeds = ", ".join(f"{case} {speedup:.1f} times as fast" for case, speedup in found.speedups().items())
