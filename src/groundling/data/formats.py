@@ -306,7 +306,7 @@ def _likely(columns: "list[str] | dict[str, object]") -> str:
 
 
 def looks_like_rows(head: str) -> str | None:
-    """The markup or data format that a text seems to be in; None: none."""
+    """What a text seems to be that is written in another language than people's, to be said; None: nothing."""
     begin = head.lstrip("\ufeff \t\r\n")
     lines = [line for line in begin.split("\n")[:-1] if line.strip()][:20] or [begin]
     if begin.startswith("{") and sum(bool(_first_row(line)) for line in lines) > len(lines) / 2:

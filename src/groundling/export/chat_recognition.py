@@ -100,7 +100,7 @@ class _Reader:
         opening = _after(middle, closing, "a reply ends alike wherever it stands")
         begin, default, system = self._system(told, _before(before_user, opening, "the user's opening"), opening)
         if history not in (first + ask, first + ask + nothing):
-            raise TemplateError("the opening of a reply differs from the generation prompt")
+            raise TemplateError("it lays out a reply otherwise than it asks for one")
         pieces = {"system": system, "user": (opening, after_user), "assistant": (ask, closing)}
         roles: list[Role] = list(ROLES)
         return WrappedTurns(
@@ -178,7 +178,7 @@ def _check(chat: ChatFormat, reader: _Reader, tokenizer: Tokenizer, encode: Enco
         else:
             ours = [*chat.render(messages, tokenizer).ids, *to_ids(chat.closing("assistant")[1:], tokenizer)]
         if ours != encode(text):
-            raise TemplateError(f"it renders {_shown(messages)} differently from other conversations")
+            raise TemplateError(f"it lays out {_shown(messages)} otherwise than its other conversations")
 
 
 def _shown(messages: Sequence[Message]) -> str:
