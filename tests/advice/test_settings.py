@@ -115,11 +115,6 @@ SETTINGS = [
     ),
     ("seeds is empty; give one or more", "speedrun --seeds", ["speedrun --seeds 1 2"]),
     (
-        "{} is no preset: the name of one ends in .toml; give a text with --data.path",
-        "pretrain my.txt --steps 3",
-        ["pretrain --data.path my.txt --steps 3", "pretrain speedrun.toml --steps 3"],
-    ),
-    (
         "no preset {}; give the path of a TOML file, or one of: {}",
         "pretrain nowhere.toml",
         ["pretrain {run}/run.toml", "pretrain speedrun.toml"],

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from groundling.bundle import read_config
 from groundling.config import load_preset, parse
-from groundling.errors import ConfigError
 from groundling.train.settings import PretrainConfig
 
 DEFAULT_PRESET = "shakespeare_char.toml"
@@ -19,13 +18,11 @@ def parse_arguments(argv: Sequence[str]) -> PretrainConfig:
     takes the bundle's model and else the defaults, and any other run takes `DEFAULT_PRESET`.
 
     Raises:
-        ConfigError: as `groundling.config.parse`; or the first word is no preset.
+        ConfigError: as `groundling.config.parse`.
         CheckpointError: init_from names no bundle.
     """
     seen = _peek(argv)
-    named = argv[0] if argv and not argv[0].startswith("-") else None
-    if named is not None and not named.endswith(".toml"):
-        raise ConfigError(f"{named!r} is no preset: the name of one ends in .toml; give a text with --data.path")
+    named = argv[0] if argv and argv[0].endswith(".toml") and not argv[0].startswith("-") else None
     own = seen.out_dir / "run.toml"
     if named is None and seen.resume and own.is_file():
         return parse(PretrainConfig, argv, "groundling pretrain", default_preset=str(own))
