@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from groundling import runtime
+from groundling import optional, runtime
 from groundling.model.gpt import GPT, GPTConfig
-from groundling.optional import install_command
 from groundling.runtime import RuntimeConfig
 from groundling.train import doctor
 
@@ -40,6 +39,21 @@ def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
     assert "10.8 M parameters" in rows["training"] or "10.7 M parameters" in rows["training"]
 
 
+def test_a_missing_extra_comes_with_its_whole_command(capsys, monkeypatch):
+    """Brackets are markup to rich: `pip install -e 'here[serve]'` lost its extra."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setattr(doctor, "measure_decoding", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "measure_training", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "describe_compiled_code", lambda _: "none")
+    monkeypatch.setattr(doctor, "Engine", lambda *_: SimpleNamespace(is_native=False))
+    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1e9)
+    assert doctor.main(["--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    for extra in doctor.EXTRAS:
+        assert optional.install_command(extra) in shown
+
+
 def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):
     """Another process was busy while the peak was measured: it is measured again, and what training reached counts."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -58,21 +72,6 @@ def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):
         out = capsys.readouterr().out
         assert f"1,000 tokens/s without compilation, {share} of the above" in out
         assert f"{peak / 1e9:,.0f} GFLOP/s" in out
-
-
-def test_a_missing_extra_comes_with_its_whole_command(capsys, monkeypatch):
-    """Brackets are markup to rich: `pip install -e 'here[serve]'` lost its extra."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
-    monkeypatch.setattr(doctor, "measure_decoding", lambda *_: 1.0)
-    monkeypatch.setattr(doctor, "measure_training", lambda *_: 1.0)
-    monkeypatch.setattr(doctor, "describe_compiled_code", lambda _: "none")
-    monkeypatch.setattr(doctor, "Engine", lambda *_: SimpleNamespace(is_native=False))
-    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1e9)
-    assert doctor.main(["--device", "cpu"]) == 0
-    shown = capsys.readouterr().out
-    for extra in doctor.EXTRAS:
-        assert install_command(extra) in shown
 
 
 def test_it_measures_whole_steps_for_as_long_as_asked():
