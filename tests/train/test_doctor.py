@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from groundling import optional, runtime
+from groundling import runtime
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import RuntimeConfig
 from groundling.train import doctor
@@ -51,7 +51,7 @@ def test_a_missing_extra_comes_with_its_whole_command(capsys, monkeypatch):
     assert doctor.main(["--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     for extra in doctor.EXTRAS:
-        assert optional.install_command(extra) in shown
+        assert doctor.install_command(extra) in shown
 
 
 def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):
