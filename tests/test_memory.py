@@ -1,5 +1,7 @@
 """How much memory there is, as the system tells it."""
 
+import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,19 @@ def test_a_container_that_sees_its_own_group_as_the_root(tmp_path):
 
 def test_without_control_groups_there_is_no_limit(tmp_path):
     assert list(_control_groups(tmp_path, tmp_path / "nothing")) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what is used of it")
+def test_the_limit_of_a_process_counts():
+    """`ulimit -v`."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    limit = used + 100_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        found = memory_of()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert found is not None
+    assert found.total == min(limit, memory_of().total)
+    assert found.free <= 100_000_000

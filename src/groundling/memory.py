@@ -16,7 +16,7 @@ NO_LIMIT = 1 << 60
 
 
 class Memory(NamedTuple):
-    """Bytes of a device's memory; of the main memory, what this process's control groups leave of it."""
+    """Bytes of a device's memory; of the main memory, what this process's control groups and its own limit leave."""
 
     total: int
     free: int
@@ -38,7 +38,7 @@ def memory_of(device: torch.device | str = "cpu") -> Memory | None:
     found = _linux_memory()
     if found is None:
         return None
-    for limited in _control_groups():
+    for limited in (*_control_groups(), *_own_limit()):
         found = Memory(min(found.total, limited.total), min(found.free, limited.free))
     return found
 
@@ -74,6 +74,22 @@ def _control_groups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"))
                 limit, used, files = (_number(place, *name) for name in names)
                 if limit is not None and used is not None and limit < NO_LIMIT:
                     yield Memory(limit, max(0, limit - used + (files or 0)))
+
+
+def _own_limit() -> Iterator[Memory]:
+    """The limit of this process's address space (`ulimit -v`), if there is one."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        yield Memory(limit, max(0, limit - used))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is no more memory: Python's, or PyTorch's on any device."""
+    said = ("can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 
 V1 = (("memory.limit_in_bytes",), ("memory.usage_in_bytes",), ("memory.stat", "total_inactive_file"))

@@ -207,6 +207,22 @@ def test_many_rows_are_read_in_blocks(any_library):
         assert torch.equal(one_by_one.read([Piece(0, place, ids[place : place + 1], 1)])[0], read_TV[place])
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("head_size", [17, 32, 64, 128])
+def test_rows_that_read_a_long_past_together_have_the_bits_of_each_alone(any_library, head_size, weights):
+    """Together they read keys and values in parts that stay in the processor's caches."""
+    model = make_gpt(dataclasses.replace(BASE, n_layer=1, n_head=2, head_size=head_size, block_size=500))
+    ids = ids_of(500, 21)
+    together_TV = whole(native(model, any_library, weights, n_threads=2), ids)
+    alone = native(model, any_library, weights)
+    for place in range(500):
+        assert torch.equal(alone.read([Piece(0, place, ids[place : place + 1], 1)])[0], together_TV[place])
+    if weights == "float32":
+        with torch.inference_mode():
+            expected_TV = model(torch.tensor([ids]))[0]
+        torch.testing.assert_close(together_TV, expected_TV, rtol=0, atol=1e-5 * expected_TV.abs().max().item())
+
+
 @pytest.mark.parametrize("weights", BOUNDS)
 @pytest.mark.parametrize("head_size", [32, 48, 64, 128])
 def test_a_long_past_and_a_large_crowd_change_no_bit(any_library, head_size, weights):

@@ -9,6 +9,7 @@ import stat
 import pytest
 import torch
 
+from groundling.errors import ConfigError
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.sample import backend
 from groundling.sample.backend import Backend, compare, native_is_faster
@@ -129,6 +130,39 @@ def test_measuring_leaves_threads_and_slots_as_they_were(timings, model):
         assert all(reader.cache.capacity(slot) == 0 for slot in range(3))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_measuring_takes_memory_for_a_prompt_of_each_slot_and_no_more(timings, monkeypatch, model):
+    """Of a window of some ten thousand positions, what a slot gets at first is too much for sixteen."""
+    capacities = []
+
+    def measure(native, by_torch, *words):
+        found = comparison.measure(native, by_torch, *words)
+        assert native.cache is by_torch.cache
+        capacities.extend(native.cache.capacity(slot) for slot in range(native.cache.n_slots))
+        return found
+
+    monkeypatch.setattr(backend, "measure", measure)
+    settled(model, DecodeConfig())
+    assert capacities == [comparison.PROMPT] * 16
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("Cannot allocate memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")],
+    ids=["Python's", "PyTorch's"],
+)
+def test_too_little_memory_to_measure_is_said_in_one_line(timings, monkeypatch, model, error):
+    def measure(*_):
+        raise error
+
+    monkeypatch.setattr(backend, "measure", measure)
+    for decode in (lambda: settled(model, DecodeConfig()), lambda: Engine(model)):
+        with pytest.raises(ConfigError, match=f"not enough memory to read on: .*{str(error)[-20:]}"):
+            decode()
+    monkeypatch.setattr(backend, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        Engine(model)
 
 
 def test_the_mean_decides():

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def test_it_is_compiled_in_the_background_and_found_again(own_cache):
     first.start()
     assert first.library() is None, "nobody waits"
     assert first.wait() is not None, first.reason
-    assert [path.suffix for path in own_cache.iterdir()] == [".so"], "nothing else is left behind"
+    while left := {path.suffix for path in own_cache.iterdir()} - {".so", ".sum"}:
+        assert left == {".log"}, "the compiler's last words go when the library is there"
     assert Compilation().library() is not None
 
 
@@ -119,6 +121,42 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, m
     lines = []
     assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
     assert len(lines) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder that not even root can write to")
+def test_a_folder_that_the_compiler_cannot_write_to_is_not_waited_for(own_cache, monkeypatch, model):
+    own_cache.parent.mkdir()
+    own_cache.symlink_to("/proc")
+    monkeypatch.setattr("groundling.sample.native.library.LONGEST_S", 1.0)
+    with pytest.raises(ConfigError, match=r"could not be compiled by .*: cannot write .*native"):
+        Engine(model, DecodeConfig(native="on"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "no sum"])
+def test_a_damaged_library_is_never_called_and_is_compiled_again(tmp_path, damage):
+    """A process that calls into a part that is missing is killed by the system."""
+    machines, copies = Compilation(), Compilation(tmp_path / "native")
+    assert machines.wait() is not None
+    copies._folder.mkdir(mode=0o700)
+
+    def copy() -> None:
+        shutil.copy(machines._whole, copies._whole)
+        shutil.copy(machines._sum, copies._sum)
+
+    copy()
+    code = bytearray(copies._whole.read_bytes())
+    if damage == "no sum":
+        copies._sum.unlink()
+    elif damage == "cut":
+        copies._whole.write_bytes(code[:60_000])
+    else:
+        code[8_192:70_000] = bytes(70_000 - 8_192)
+        copies._whole.write_bytes(code)
+    assert copies.library() is None
+    assert not copies.reason, "it is not given up"
+    assert not copies._whole.exists()
+    copy()
+    assert copies.library() is not None
 
 
 @pytest.mark.parametrize("what", ["a folder under its name", "no home", "others may write"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from groundling import runtime
+from groundling.errors import ConfigError
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import RuntimeConfig
 from groundling.train import doctor
@@ -72,6 +73,12 @@ def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):
         out = capsys.readouterr().out
         assert f"1,000 tokens/s without compilation, {share} of the above" in out
         assert f"{peak / 1e9:,.0f} GFLOP/s" in out
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(seconds):
+    with pytest.raises(ConfigError, match=f"seconds is {seconds}; it must be a number of at least 0"):
+        doctor.DoctorConfig(seconds=seconds)
 
 
 def test_it_measures_whole_steps_for_as_long_as_asked():

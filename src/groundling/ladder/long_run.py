@@ -31,7 +31,7 @@ from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, resto
 from groundling.train.estimate import describe_seconds
 from groundling.train.loop import train
 from groundling.train.schedule import ScheduleConfig
-from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
+from groundling.train.signals import StopRequest, stop_on_signals
 from groundling.train.state import TrainState
 from groundling.train.summary import RunSummary
 from groundling.train.watch import ASKED_TO_STOP, Plan, RunWatcher
@@ -186,26 +186,8 @@ class _RungWatcher(RunWatcher):
         Raises:
             RungStoppedError: it was asked to stop.
         """
-        progress, folder = state.progress, self._run.folder
-        stopped = reason == ASKED_TO_STOP
-        speed = progress.n_tokens / progress.train_s if progress.train_s else None
-        summary = RunSummary(
-            reason=reason,
-            exit_code=(self.stop.exit_code or SIGTERM_EXIT_CODE) if stopped else 0,
-            steps=progress.step,
-            tokens=progress.n_tokens,
-            train_s=round(progress.train_s, 3),
-            wall_s=round(time.perf_counter() - self._started, 3),
-            val_loss=progress.val_loss,
-            train_loss=progress.train_loss,
-            best_val_loss=None if progress.best_step is None else progress.best_val_loss,
-            best_step=progress.best_step,
-            parameters=sum(parameter.numel() for parameter in state.model.parameters()),
-            tokens_per_s=None if speed is None else round(speed, 1),
-            utilisation=None if speed is None else round(self._peak.share(speed * self._flops_per_token), 4),
-            memory_mb=round(runtime.peak_memory_bytes(self.picked.device) / 1e6, 1),
-        )
-        if stopped:
+        folder, summary = self._run.folder, self.summary(state, reason, time.perf_counter() - self._started)
+        if reason == ASKED_TO_STOP:
             raise RungStoppedError(self._how_to_continue(summary), summary.exit_code)
         save_bundle(folder / "bundle", _as_gpt(state.model), self._tokenizer, {"run_id": self._facts.run_id})
         atomicio.write_json(folder / "summary.json", dataclasses.asdict(summary))

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from groundling.errors import ConfigError, require
+from groundling.memory import is_out_of_memory
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
+from groundling.progress import Progress
 from groundling.runtime import unwrap
-from groundling.sample.native.comparison import STREAMS, Comparison, kept_or_measured, measure, shape_key
+from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, kept_or_measured, measure, shape_key
 from groundling.sample.native.library import Compilation, Library
 from groundling.sample.native.reader import NativeReader, can_read
 from groundling.sample.quantize import Weights, with_rounded_weights
@@ -36,9 +38,12 @@ def memory_told() -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = str(error).splitlines()[0] if str(error) else "none is left"
         raise ConfigError(
-            f"there is not enough memory to read on: {error}; decode fewer texts at a time, ask for fewer new "
+            f"there is not enough memory to read on: {what}; decode fewer texts at a time, ask for fewer new "
             "tokens, or load the model with a smaller --context"
         ) from error
 
@@ -57,15 +62,23 @@ def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
 
 
 def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation, library: Library) -> Comparison:
-    """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now."""
+    """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now.
+
+    Raises:
+        ConfigError: there is not enough memory to measure.
+    """
 
     def measured_now() -> Comparison:
         dtype = model.wte.weight.dtype if weights == "float32" else torch.bfloat16
-        caches = [KVCache(model.config, min(n_slots, STREAMS), dtype) for _ in range(2)]
-        native = NativeReader(model, caches[0], weights, library, n_threads=1)
-        return measure(native, TorchReader(model, caches[1]), model.config, n_slots)
+        cache = KVCache(model.config, min(n_slots, STREAMS), dtype)
+        for slot in range(cache.n_slots):  # of a long window, memory for more could take gigabytes
+            cache.limit(slot, PROMPT)
+        with Progress("timing compiled code and PyTorch with this model, once"):
+            native = NativeReader(model, cache, weights, library, n_threads=1)
+            return measure(native, TorchReader(model, cache), model.config, n_slots)
 
-    return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
+    with memory_told():
+        return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
 
 class Backend:
@@ -105,7 +118,7 @@ class Backend:
         self.cache: KVCache | None = None
         """Keys and values of each slot; None where nothing is kept of what was read."""
         if isinstance(model, GPT):
-            with memory_told():  # readers may be measured
+            with memory_told():  # the matrices are packed
                 self._reader = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
             self._reader = WindowReader(model, n_slots)

@@ -1,5 +1,6 @@
 """`groundling doctor`: what this machine has, what will be used and why, how fast it trains and decodes, measured."""
 
+import math
 import platform
 import sys
 import time
@@ -15,7 +16,7 @@ from rich.table import Table
 from groundling import atomicio, runtime
 from groundling.config import parse
 from groundling.data.batches import Batches
-from groundling.log import say
+from groundling.errors import require
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.optional import install_command
 from groundling.runtime import Peak, Runtime, RuntimeConfig
@@ -47,6 +48,10 @@ class DoctorConfig(RuntimeConfig):
 
     seconds: float = 3.0
     """How long to measure."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.seconds < math.inf, f"seconds is {self.seconds}; it must be a number of at least 0")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,8 +115,6 @@ def describe_compiled_code(model: GPT) -> str:
     if not can_read(model):
         return "none: it reads models in float32 on a CPU"
     compilation = Compilation()
-    if compilation.library() is None and not compilation.reason:
-        say("compiling the decoding step for this machine, once; it takes some seconds")
     library = compilation.wait()
     if library is None:
         return f"none: {compilation.reason}"

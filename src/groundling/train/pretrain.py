@@ -32,7 +32,7 @@ from groundling.train.initial import read_initial, take_weights
 from groundling.train.loop import train
 from groundling.train.optim import Optimizers
 from groundling.train.settings import PretrainConfig
-from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
+from groundling.train.signals import StopRequest, stop_on_signals
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
 from groundling.train.summary import RunSummary, last_words
@@ -96,12 +96,11 @@ class _Run:
                 self.stack.enter_context(rundir.new_run(config.out_dir, self.stop))
             dist.barrier()
         measured = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
-        peak = Peak(measured * dist.world_size())
         state = self._state()
         if self.resume_from is not None:
             restore(self.resume_from, state)
         self.wall_before = state.progress.wall_s
-        watcher = self._watcher(state, peak)
+        watcher = self._watcher(state, Peak(measured * dist.world_size()))
         try:
             reason = train(
                 state, n_steps=config.steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher
@@ -114,7 +113,7 @@ class _Run:
         finally:
             for sink in watcher.sinks:
                 sink.close()
-        return self._finish(state, reason, peak)
+        return self._finish(state, reason, watcher)
 
     def say(self, text: str) -> None:
         """Print a line; only the first rank does."""
@@ -334,29 +333,12 @@ class _Run:
     def _wall_s(self) -> float:
         return self.wall_before + time.perf_counter() - self.started
 
-    def _finish(self, state: TrainState, reason: str, peak: Peak) -> RunSummary:
+    def _finish(self, state: TrainState, reason: str, watcher: RunWatcher) -> RunSummary:
         """Leave the best model as the run's bundle, and the summary last: where it is, the run is over."""
-        progress, run = state.progress, self.config.out_dir
-        interrupted = reason == ASKED_TO_STOP  # perhaps by a signal to another rank only
-        speed = progress.n_tokens / progress.train_s if progress.train_s else None
+        run, interrupted = self.config.out_dir, reason == ASKED_TO_STOP
         if dist.is_first() and not interrupted:
             self._leave_bundle(state)
-        summary = RunSummary(
-            reason=reason,
-            exit_code=(self.stop.exit_code or SIGTERM_EXIT_CODE) if interrupted else 0,
-            steps=progress.step,
-            tokens=progress.n_tokens,
-            train_s=round(progress.train_s, 3),
-            wall_s=round(self._wall_s(), 3),
-            val_loss=progress.val_loss,
-            train_loss=progress.train_loss,
-            best_val_loss=None if progress.best_step is None else progress.best_val_loss,
-            best_step=progress.best_step,
-            parameters=self.model.n_parameters(),
-            tokens_per_s=None if speed is None else round(speed, 1),
-            utilisation=None if speed is None else round(peak.share(speed * self.model.flops_per_token()), 4),
-            memory_mb=round(runtime.peak_memory_bytes(self.picked.device) / 1e6, 1),
-        )
+        summary = watcher.summary(state, reason, self._wall_s())
         if dist.is_first():
             if not interrupted:
                 atomicio.write_json(run / "summary.json", dataclasses.asdict(summary))

@@ -14,9 +14,10 @@ from groundling.evals.loss import Interrupted, train_loss_estimate, whole_split_
 from groundling.log import JsonlSink, Record, Sink
 from groundling.runtime import Peak, Runtime
 from groundling.train.loop import Watcher
-from groundling.train.signals import StopRequest
+from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats
+from groundling.train.summary import RunSummary
 
 ASKED_TO_STOP = "asked to stop"
 """Why a run ends after a signal."""
@@ -128,6 +129,27 @@ class RunWatcher(Watcher):
         """Go on from a state that was restored: it is saved already, and the next record's speed counts from here."""
         self._mark = (state.progress.n_tokens, state.progress.train_s)
         self._sampled_at = max((sink.sampled_at for sink in self.sinks if isinstance(sink, JsonlSink)), default=0)
+
+    def summary(self, state: TrainState, reason: str, wall_s: float) -> RunSummary:
+        """What came of the run, which ended for a reason after so many seconds."""
+        progress, stopped = state.progress, reason == ASKED_TO_STOP  # perhaps by a signal to another rank only
+        speed = progress.n_tokens / progress.train_s if progress.train_s else None
+        return RunSummary(
+            reason=reason,
+            exit_code=(self.stop.exit_code or SIGTERM_EXIT_CODE) if stopped else 0,
+            steps=progress.step,
+            tokens=progress.n_tokens,
+            train_s=round(progress.train_s, 3),
+            wall_s=round(wall_s, 3),
+            val_loss=progress.val_loss,
+            train_loss=progress.train_loss,
+            best_val_loss=None if progress.best_step is None else progress.best_val_loss,
+            best_step=progress.best_step,
+            parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+            tokens_per_s=None if speed is None else round(speed, 1),
+            utilisation=None if speed is None else round(self._peak.share(speed * self._flops_per_token), 4),
+            memory_mb=round(runtime.peak_memory_bytes(self.picked.device) / 1e6, 1),
+        )
 
     def _evaluate(self, state: TrainState) -> None:
         start = time.perf_counter()

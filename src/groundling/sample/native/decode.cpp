@@ -9,8 +9,8 @@
 
 #include <algorithm>
 #include <exception>
+#include "attention.h"
 #include "team.h"
-#include "vectors.h"
 
 extern "C" {
 
@@ -58,8 +58,9 @@ enum Precision { FLOAT32, BFLOAT16, INT8 };
 enum Norm { LAYERNORM, RMSNORM };
 enum Activation { RELU, GELU, RELU2, SWIGLU };
 
-constexpr int MIXED = LANES == 16 ? 4 : 8;  // vectors of a weighted sum at once, in registers
 constexpr int64_t BLOCK_ROWS = 64;  // rows whose inputs stay near while the weights stream by
+constexpr int64_t SPAN_ROWS = 16;  // rows of one sequence, at most, that read its keys and values together
+constexpr int64_t NEAR_BYTES = 1 << 14;  // of keys or values, which stay near while the rows of a span read them
 
 Vec activate(Vec x, int64_t kind) {
     const Vec positive = x < 0.0f ? Vec{} : x;
@@ -80,14 +81,17 @@ void normalize(const float* x, float* y, Gains gains, int64_t kind, float eps, i
         for (int64_t i = 0; i < n; i++) y[i] += gains.bias[i];
 }
 
-constexpr int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
 typedef std::vector<float> Floats;
 
 // One thread's own room.
 struct Scratch {
     Floats scores, normed;
     std::vector<char> inputs;
+};
+
+// Rows that follow each other in one sequence.
+struct Span {
+    int64_t row, n_rows;
 };
 
 // What the threads of one call share. All memory is taken here, in the caller's thread, where it may fail.
@@ -99,6 +103,8 @@ struct Call {
     Phases phases;
     Floats memory;
     float *x, *qkv, *y, *hidden;  // of each row
+    int64_t longest = 0;  // positions that a row looks at
+    std::vector<Span> spans;
     std::vector<Scratch> scratch;
 
     Call(const Model& model, const Cache& kv, const Rows& what, float* out, int n_threads)
@@ -111,8 +117,24 @@ struct Call {
         hidden = qkv + rows.n_rows * (m.n_head + 2 * m.n_kv_head) * m.head_size;
         const int64_t widest = whole(std::max({m.n_embd, m.n_hidden, m.n_head * m.head_size}));
         const int64_t n_bytes = std::min(rows.n_rows, BLOCK_ROWS) * widest * int64_t(sizeof(float));
+        // Few rows are not enough for spans of many and work for all threads.
+        cut(std::clamp<int64_t>(rows.n_rows * m.n_head / (4 * n_threads), 1, SPAN_ROWS));
+        int64_t most = 0;
+        for (const Span& span : spans) most = std::max(most, span.n_rows);
         for (int i = 0; i < n_threads; i++)
-            scratch.push_back({Floats(whole(m.block_size)), Floats(widest), std::vector<char>(n_bytes)});
+            scratch.push_back({Floats(most * whole(longest)), Floats(widest), std::vector<char>(n_bytes)});
+    }
+
+   private:
+    // Cut the rows into spans of at most so many.
+    void cut(int64_t most) {
+        for (int64_t row = 0; row < rows.n_rows; row++) {
+            longest = std::max(longest, rows.places[row] + 1);
+            const bool follows = row && rows.slots[row] == rows.slots[row - 1] &&
+                                 rows.places[row] == rows.places[row - 1] + 1 && spans.back().n_rows < most;
+            if (follows) spans.back().n_rows++;
+            else spans.push_back({row, 1});
+        }
     }
 };
 
@@ -138,7 +160,7 @@ class Worker {
             const Layer& l = m.layers[layer];
             linear(l.c_attn, nullptr, c.x, &l.ln_1, [&](const Tiled& t) { put(l.c_attn, t, c.qkv); });
             share(c.rows.n_rows * n_heads, [&](int64_t head) { remember(layer, head); });
-            share(c.rows.n_rows * m.n_head, [&](int64_t head) { attend(layer, head); });
+            share(int64_t(c.spans.size()) * m.n_head, [&](int64_t head) { attend(layer, head); });
             const Linear& next = layer + 1 < m.n_layer ? m.layers[layer + 1].c_attn : m.lm_head;
             linear(l.attn_proj, &l.c_fc, c.y, nullptr, [&](const Tiled& t) { add(l.attn_proj, t, c.x); });
             linear(l.c_fc, &l.mlp_proj, c.x, &l.ln_2, [&](const Tiled& t) { bend(l, t); });
@@ -335,59 +357,36 @@ class Worker {
         }
     }
 
+    // One head of a span. Its rows take turns at some keys, and at some values, as long as these are near: what a row
+    // adds up, and in which order, is the same as if it were alone.
     template <int64_t KNOWN>
     void attend(int64_t layer, int64_t item) {
-        const int64_t row = item / m.n_head, head = item % m.n_head, S = c.rows.places[row] + 1;
-        const int64_t kv_head = head / (m.n_head / m.n_kv_head), D = KNOWN ? KNOWN : m.head_size;
-        const float* q = c.qkv + (row * n_heads + head) * D;
-        const T* keys = kept(true, layer, row, kv_head);
-        const float scale = 1.0f / std::sqrt(float(D));
-        float* scores = scratch.scores.data();
-        int64_t s = 0;
-        for (; s + LANES <= S; s += LANES) store(&scores[s], dots(q, keys + s * D, D) * scale);
-        for (; s < S; s++) scores[s] = dot(q, keys + s * D, D) * scale;
-        const float total = weigh(S);
-        mix(kept(false, layer, row, kv_head), D, S, 1.0f / total, c.y + item * D);
+        const Span span = c.spans[item / m.n_head];
+        const int64_t head = item % m.n_head, kv_head = head / (m.n_head / m.n_kv_head);
+        const int64_t D = KNOWN ? KNOWN : m.head_size, S = c.rows.places[span.row + span.n_rows - 1] + 1;
+        const int64_t near = NEAR_BYTES / (D * int64_t(sizeof(T))) / LANES * LANES;
+        const int64_t some = span.n_rows == 1 ? whole(S) : std::max<int64_t>(LANES, near);
+        const T *keys = kept(true, layer, span.row, kv_head), *values = kept(false, layer, span.row, kv_head);
+        float factors[SPAN_ROWS];
+        for (int64_t first = 0; first < S; first += some)
+            for (int64_t r = 0; r < span.n_rows; r++) {
+                const float* q = c.qkv + ((span.row + r) * n_heads + head) * D;
+                score(q, keys, D, first, std::min(first + some, n_seen(span, r)), scores_of(r));
+            }
+        for (int64_t r = 0; r < span.n_rows; r++) factors[r] = 1.0f / weigh(scores_of(r), n_seen(span, r));
+        for (int64_t first = 0; first < S; first += some)
+            for (int64_t r = 0; r < span.n_rows; r++) {
+                const int64_t end = std::min(first + some, n_seen(span, r));
+                const float factor = end == n_seen(span, r) ? factors[r] : 1.0f;
+                float* y = c.y + ((span.row + r) * m.n_head + head) * D;
+                if (first < end) mix(values, D, first, end, scores_of(r), factor, y);
+            }
     }
 
-    // Turn S scores into weights, not yet divided by their sum, which is returned.
-    float weigh(int64_t S) {
-        float* scores = scratch.scores.data();
-        std::fill(scores + S, scores + whole(S), -INFINITY);
-        Vec most = load(scores), sums{};
-        for (int64_t s = LANES; s < S; s += LANES) most = load(&scores[s]) < most ? most : load(&scores[s]);
-        float best = most[0];
-        for (int i = 1; i < LANES; i++) best = most[i] < best ? best : most[i];
-        for (int64_t s = 0; s < S; s += LANES) {
-            const Vec weights = exp_of(load(&scores[s]) - best);  // 1e-38 where there is no score
-            store(&scores[s], weights);
-            sums += weights;
-        }
-        return sum_of(sums);
-    }
+    float* scores_of(int64_t r) const { return scratch.scores.data() + r * whole(c.longest); }
 
-    // The weighted sum of S values.
-    INLINED void mix(const T* values, int64_t D, int64_t S, float factor, float* y) const {
-        const float* scores = scratch.scores.data();
-        int64_t d = 0;
-        for (; d + MIXED * LANES <= D; d += MIXED * LANES) {
-            Vec sums[MIXED] = {};
-            for (int64_t s = 0; s < S; s++)
-                for (int i = 0; i < MIXED; i++)
-                    sums[i] = fma(load(values + s * D + d + i * LANES), all(scores[s]), sums[i]);
-            for (int i = 0; i < MIXED; i++) store(y + d + i * LANES, sums[i] * factor);
-        }
-        for (; d + LANES <= D; d += LANES) {
-            Vec sums{};
-            for (int64_t s = 0; s < S; s++) sums = fma(load(values + s * D + d), all(scores[s]), sums);
-            store(y + d, sums * factor);
-        }
-        for (; d < D; d++) {
-            float sum = 0.0f;
-            for (int64_t s = 0; s < S; s++) sum = fma(value_of(values[s * D + d]), scores[s], sum);
-            y[d] = sum * factor;
-        }
-    }
+    // Positions that a row of a span looks at: those before it, and its own.
+    int64_t n_seen(const Span& span, int64_t r) const { return c.rows.places[span.row + r] + 1; }
 };
 
 // While this lives, numbers below 1e-38 count as 0: a processor may take a hundred times as long for them, and the

@@ -16,27 +16,31 @@ import subprocess
 import sys
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from groundling import atomicio
+from groundling.progress import Progress
 from groundling.runtime import find_compiler, processor_name
 
-SOURCES = ("decode.cpp", "simd.h", "team.h", "vectors.h")
+SOURCES = ("decode.cpp", "attention.h", "simd.h", "team.h", "vectors.h")
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 LONGEST_S = 120.0
 """A compilation that takes longer has failed: GCC 12 needs 4 s on one core of an AMD EPYC."""
 
 # The shell outlives this process, gives the library its name only when it is whole, and keeps what went wrong.
 _IN_THE_BACKGROUND = """
-part=$1 whole=$2 log=$3; shift 3
+part=$1 whole=$2 sum=$3 log=$4; shift 4
 {
-    if "$@" -o "$part" 2> "$part.log" && mv -f "$part" "$whole" 2>> "$part.log"
+    if { "$@" -o "$part" && cksum < "$part" > "$part.sum" && mv -f "$part.sum" "$sum" && mv -f "$part" "$whole"
+       } 2> "$part.log"
     then rm -f "$part.log"
-    else rm -f "$part"; mv -f "$part.log" "$log"
+    else rm -f "$part" "$part.sum"; mv -f "$part.log" "$log"
     fi
 } &
 """
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class Library:
@@ -76,7 +80,7 @@ class Compilation:
         try:
             self._folder = (folder or atomicio.cache_folder() / "native").absolute()
             self._whole = self._folder / f"decode-{_key(self._compiler)}.so"
-            self._log = self._whole.with_suffix(".log")
+            self._sum, self._log = self._whole.with_suffix(".sum"), self._whole.with_suffix(".log")
         except (OSError, RuntimeError) as error:  # no home folder, for example
             self._fail(str(error))
 
@@ -108,8 +112,10 @@ class Compilation:
     def wait(self) -> Library | None:
         """The library once it is ready, or None if it will never be."""
         self.start()
-        while self.library() is None and not self.reason:
-            time.sleep(0.02)
+        if self._library is None and not self.reason:
+            with Progress("compiling the decoding step for this machine, once"):
+                while self.library() is None and not self.reason:
+                    time.sleep(0.02)
         return self._library
 
     def _look_for_failure(self, started_at: float) -> None:
@@ -122,11 +128,13 @@ class Compilation:
         try:
             atomicio.make_folder(self._folder.parent)
             self._folder.mkdir(mode=0o700, exist_ok=True)  # code is run from here: nobody else may write
+            atomicio.make_folder(self._folder)  # where the shell cannot write, it cannot say so either
             self._log.unlink(missing_ok=True)
             source = str(Path(__file__).with_name(SOURCES[0]))
             part = self._whole.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
             command = [compiler, *FLAGS, _for_this_processor(), "-pthread", source]
-            shell = ["sh", "-c", _IN_THE_BACKGROUND, "sh", str(part), str(self._whole), str(self._log), *command]
+            files = [str(path) for path in (part, self._whole, self._sum, self._log)]
+            shell = ["sh", "-c", _IN_THE_BACKGROUND, "sh", *files, *command]
             subprocess.run(
                 shell, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True, check=True,
@@ -137,6 +145,11 @@ class Compilation:
     def _load(self) -> None:
         _require_own(self._folder)
         _require_own(self._whole)
+        if not self._is_undamaged():
+            self._whole.unlink(missing_ok=True)
+            if self._started_at is not None:
+                raise OSError(f"{self._whole} was damaged; run again")
+            return  # it is compiled again
         try:
             self._library = Library(self._whole)
         except (OSError, AttributeError):
@@ -144,9 +157,24 @@ class Compilation:
                 self._whole.unlink()  # damaged: it is made anew next time
             raise
 
+    def _is_undamaged(self) -> bool:
+        """Whether the library is as it was compiled: the system kills a process that calls into a part that is gone."""
+        try:
+            return self._sum.read_text(encoding="ascii").split() == list(map(str, cksum(self._whole.read_bytes())))
+        except (OSError, ValueError):
+            return False
+
     def _fail(self, what: str) -> None:
         lines = [line for line in what.splitlines() if "error" in line] or what.splitlines() or ["it gave no reason"]
         self.reason = f"the decoding step could not be compiled by {self._compiler}: {lines[0].strip()}"
+
+
+def cksum(data: bytes) -> tuple[int, int]:
+    """What POSIX's `cksum` prints of some bytes: zlib's CRC with all bits the other way round, and their number."""
+    n = len(data)
+    length = n.to_bytes((n.bit_length() + 7) // 8, "little")
+    crc = zlib.crc32((data + length).translate(_REVERSED), 0xFFFFFFFF)
+    return int(f"{crc:032b}"[::-1], 2), n
 
 
 def _require_own(path: Path) -> None:

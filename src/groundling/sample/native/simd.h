@@ -26,6 +26,8 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 
+constexpr int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }  // as many as fill vectors
+
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t UintVec __attribute__((vector_size(4 * LANES)));
