@@ -221,7 +221,7 @@ def load_bundle(
         tokenizer = load_tokenizer(folder)
     except DataError as error:
         raise CheckpointError(f"{folder / TOKENIZER}: {error}") from error
-    chat = _read_chat(folder, config) if CHAT in listed else None
+    chat = read_chat(folder, config) if CHAT in listed else None
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
@@ -421,7 +421,14 @@ def _whole(tensor: Tensor) -> Tensor:
     return whole.contiguous()
 
 
-def _read_chat(folder: Path, config: GPTConfig) -> ChatFormat:
+def read_chat(folder: Path, config: GPTConfig) -> ChatFormat | None:
+    """How a bundle's model lays out a conversation; None: it does not chat.
+
+    Raises:
+        CheckpointError: the file is damaged, or belongs to another model.
+    """
+    if not (folder / CHAT).is_file():
+        return None
     try:
         chat = ChatFormat.from_json(read_json_object(folder / CHAT))
     except DataError as error:

@@ -140,8 +140,8 @@ def test_an_imported_end_of_text_is_the_end(bundle, tmp_path, capfd):
     values["model"]["vocab"][END_OF_TEXT] = len(values["model"]["vocab"])
     tokenizer = BPETokenizer(json.dumps(values))
     said = vocabulary_of(tokenizer)
-    assert (said.end, said.end_is_added) == (tokenizer.vocab_size - 1, False)
-    assert said.types[said.end] == CONTROL
+    assert (said.ends, said.end_is_added) == ((tokenizer.vocab_size - 1,), False)
+    assert said.types[said.ends[0]] == CONTROL
     assert main(["export", "gguf", str(bundle(ROTARY, tokenizer)), str(tmp_path / "m.gguf")]) == 0
 
 

@@ -266,7 +266,7 @@ def test_merges_follow_from_the_vocabulary(tokenizers):
 def test_gpt2s_own_vocabulary_keeps_its_own_end(tokenizers):
     vocabulary = vocabulary_of(tokenizers["gpt2"])
     assert len(vocabulary.pieces) == 50257
-    assert (vocabulary.end, vocabulary.end_is_added) == (50256, False)
+    assert (vocabulary.ends, vocabulary.end_is_added) == ((50256,), False)
     assert vocabulary.types[-2:] == [1, 3]
     assert vocabulary.merges[:3] == ["Ġ t", "Ġ a", "h e"]
     assert len(vocabulary.merges) == 50000
@@ -331,6 +331,25 @@ def test_the_cuts_of_imported_tokenizers_are_named(tokenizers, name, tmp_path):
     values = said(written(lively_bundle(config, tokenizer), tmp_path))
     assert values["tokenizer.ggml.pre"] == name
     assert said(written(lively_bundle(config, tokenizers["bpe"]), tmp_path))["tokenizer.ggml.pre"] == "gpt-2"
+
+
+def test_all_ends_of_an_imported_tokenizer_are_named_as_far_as_a_file_can(tokenizers, tmp_path, capsys):
+    """Generation ends there in llama.cpp too, which tells ends by these three keys (and by texts that it knows)."""
+    plain = tokenizers["bpe"]
+    ends = [plain.vocab_size + n for n in range(4)]
+    added = [vendors.AddedToken(f"<|halt{id}|>", id, True) for id in ends]
+    config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    for n, expected in ((1, [0, 0, None]), (2, [0, 1, None]), (3, [0, 1, 2]), (4, [0, 1, 2])):
+        tokenizer = vendors.BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), added, ends[:n])
+        bundle = lively_bundle(config, tokenizer)
+        save_bundle(tmp_path / "bundle", bundle.model, tokenizer)
+        argv = ["export", "gguf", str(tmp_path / "bundle"), str(tmp_path / "m.gguf"), "--overwrite"]
+        assert main(argv) == 0
+        values = said(gguf.GGUFReader(tmp_path / "m.gguf"))
+        assert [values.get(key) for key in keys] == [None if at is None else ends[at] for at in expected]
+        left_out = f"llama.cpp may go on after '<|halt{ends[3]}|>'"
+        assert (left_out in capsys.readouterr().out) == (n == 4)
 
 
 @pytest.mark.parametrize(
@@ -443,6 +462,22 @@ def test_llama_cpp_cuts_as_imported_tokenizers_do(tokenizers, name, tmp_path, as
     assert llama_cpp["texts"] == TEXTS_TO_CUT
     by_gpt2 = vendors.BPETokenizer(json.dumps(tokenizer.to_json()["tokenizers"] | {"pre_tokenizer": BYTES_BY_GPT2}))
     assert llama_cpp["ids"] != [by_gpt2.encode(text) for text in TEXTS_TO_CUT], "else the name would not matter"
+
+
+def test_llama_cpp_finds_added_words_as_we_do(tokenizers, tmp_path, ask_llama_cpp):
+    """Such as the runs of blanks of tokenizers that are made for code."""
+    values, words = tokenizers["bpe"].to_json()["tokenizers"], ["    ", "isn't it", "\n\n\n"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    ids = range(tokenizers["bpe"].vocab_size, tokenizers["bpe"].vocab_size + len(words))
+    values["model"]["vocab"] |= dict(zip(words, ids, strict=True))
+    added = [{"id": id, "content": word, **flags} for id, word in zip(ids, words, strict=True)]
+    tokenizer = vendors.BPETokenizer(json.dumps({**values, "added_tokens": added}))
+    texts = ["so:\n         isn't it?\n\n\n\n    But  ", *TEXTS]
+    config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
+    llama_cpp = ask_llama_cpp(lively_bundle(config, tokenizer), tmp_path / "model.gguf", 1, texts)
+    assert llama_cpp["ids"] == [tokenizer.encode(text) for text in texts]
+    assert set(ids) <= set(llama_cpp["ids"][0])
+    assert llama_cpp["texts"] == texts
 
 
 def chatting(config: GPTConfig, tokenizer: Tokenizer = LETTERS) -> Bundle:

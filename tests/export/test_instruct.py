@@ -19,15 +19,17 @@ from instructkit import (
     write_qwen,
     write_smol,
 )
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from groundling.align.replies import Speaker
 from groundling.align.rewards import from_function
 from groundling.bundle import load_bundle
 from groundling.cli import main
+from groundling.data.examples import least_ids
 from groundling.export import template_reading
 from groundling.export.chat_jinja import to_jinja
+from groundling.export.gguf_vocabulary import USER_DEFINED, vocabulary_of
 from groundling.export.hf_tokenizer import gpt2_spec
 from groundling.export.template_reading import TemplateError, render
 from groundling.sample.choose import SamplingConfig
@@ -174,7 +176,7 @@ ASK = {"messages": [{"role": "user", "content": "Do you?"}], "temperature": 0, "
         ("smol", {"ignore_eos": True, "max_tokens": 7}, "YesZQ", None),
     ],
 )
-def test_the_server_tells_thoughts_from_words(server, model, fields, content, thoughts):
+def test_the_server_tells_thoughts_from_words(folders, server, model, fields, content, thoughts):
     status, answer, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **ASK, **fields, "logprobs": True})
     assert status == 200, answer
     (choice,) = answer["choices"]
@@ -182,6 +184,12 @@ def test_the_server_tells_thoughts_from_words(server, model, fields, content, th
     assert choice["finish_reason"] == ("length" if "max_tokens" in fields else "stop")
     named = [token["token"] for token in choice["logprobs"]["content"]]
     assert "".join(named).strip() == content.replace("YesZ", f"Yes{STOP}{END}Z")
+    again = {**ASK, "messages": [*ASK["messages"], choice["message"], *ASK["messages"]]}
+    status, following, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **again})
+    assert status == 200, following
+    prompt = [Message(**ASK["messages"][0]), Message("assistant", content), Message(**ASK["messages"][0])]
+    bundle = load_bundle(folders / f"{model}-bundle")
+    assert following["usage"]["prompt_tokens"] == len(bundle.chat.prompt(prompt, bundle.tokenizer)), "without thoughts"
     status, stream, _ = server.ask("POST", "/v1/chat/completions", {"model": model, **ASK, **fields, "stream": True})
     deltas = [choice["delta"] for event in events(stream)[:-1] for choice in event["choices"]]
     assert "".join(delta.get("content", "") for delta in deltas) == content
@@ -217,11 +225,66 @@ def test_fine_tuning_keeps_the_template(folders, tmp_path, monkeypatch, capsys):
         assert chat(tmp_path / kind, "a\n", monkeypatch, capsys).out == "No\n"
 
 
-@pytest.mark.parametrize("place", ["text", "named"])
+HEADERS = (
+    "{% if tools is not none or documents is not none %}{{ raise_exception('no tools') }}{% endif %}"
+    "{% for m in messages %}{{ bos_token if loop.first }}{{ '<|im_start|>' + m.role + '<repo_name>\n\n' }}"
+    "{{ m.content | trim + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<repo_name>\n\n' }}{% endif %}"
+)
+"""Renders what Llama 3's template renders, with other texts for its special tokens."""
+
+
+def test_a_header_that_the_tokenizer_cuts_otherwise_before_words_is_recognised(tmp_path):
+    """GPT-2's cut takes two line ends for one token at a text's end, and for two before a word."""
+    folder = write_smol(tmp_path / "smol", template=HEADERS)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs.encode("\n\n") != theirs.encode("\n\nYes")[:1]
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    assert (bundle.chat.begin, bundle.chat.trim) == ((1,), True)
+    said = [{"role": role, "content": f" {role}\n"} for role in ("system", "user", "assistant", "user")]
+    expected = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert bundle.chat.prompt([Message(**each) for each in said], bundle.tokenizer) == expected
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_special_tokens_are_named_where_releases_before_transformers_5_put_them(tmp_path, is_listed):
+    """In special_tokens_map.json, unless tokenizer_config.json lists all added tokens."""
+    folder = write_smol(tmp_path / "smol", template="{{ bos_token }}" + HEADERS)
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text("utf-8"))
+    listed = {"added_tokens_decoder": {"1": {"content": START, "special": True}}} if is_listed else {}
+    file.write_text(json.dumps({**values, **listed, "bos_token": STOP}), "utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": START}}), "utf-8")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    bundle = load_bundle(tmp_path / "out")
+    expected = theirs.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
+    assert bundle.chat.begin == (theirs.bos_token_id,) * 2 == (2 if is_listed else 1,) * 2
+    assert bundle.chat.render([Message("user", "a")], bundle.tokenizer).ids == expected
+
+
+def test_the_room_that_is_advised_is_that_of_its_template(folders, tmp_path, capsys):
+    """ChatML takes more ids than our own template, and the figures in the advice have to work."""
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "No"}]}] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    bundle, smol = load_bundle(folders / "smol-bundle"), str(folders / "smol-bundle")
+    least = least_ids(bundle.chat, bundle.tokenizer)
+    argv = ["sft", smol, "--data.path", str(tmp_path / "rows.jsonl"), "--out-dir", str(tmp_path / "sft")]
+    argv += ["--epochs", "1", "--n-replies", "0", "--max-length"]
+    assert main([*argv, "8"]) == 2
+    assert f"give {least} to 160" in capsys.readouterr().err
+    assert main([*argv, str(least)]) == 0
+    assert main(["chatgpt", smol, "--out-dir", str(tmp_path / "all"), "--max-new-tokens", "150"]) == 2
+    assert f"needs {least} at least; it can be {160 - least} at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["text", "named", "by name"])
 def test_a_template_is_found_where_transformers_4_put_it(tmp_path, place, capsys):
     folder = write_smol(tmp_path / "smol")
     named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": CHATML}]
-    put_template_into_config(folder, CHATML if place == "text" else named)
+    by_name = {each["name"]: each["template"] for each in named}
+    put_template_into_config(folder, {"text": CHATML, "named": named, "by name": by_name}[place])
     assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
     assert "groundling chat" in capsys.readouterr().out
     assert load_bundle(tmp_path / "out").chat.default_system == DEFAULT
@@ -234,7 +297,16 @@ NOT_OURS = {
     "instructions in brackets": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% else %}{{ raise_exception('no') }}{% endif %}{% endfor %}",
     "a clock": CHATML.replace(DEFAULT, "' + strftime_now('%d') + '"),
+    "a clock, or a fixed date": CHATML.replace(
+        DEFAULT, "' + (strftime_now('%d') if strftime_now is defined else '1') + '"
+    ),
     "upper case": CHATML.replace("m['content']", "m['content'] | upper"),
+    "empty messages left out": CHATML.replace("{% for m in messages %}", "{% for m in messages if m['content'] %}"),
+    "line ends before a reply left out": CHATML.replace(
+        "m['content']", "(m['content'].lstrip('\n') if m['role'] == 'assistant' else m['content'])"
+    ),
+    "only the last messages": CHATML.replace("for m in messages", "for m in messages[-8:]"),
+    "long words cut": CHATML.replace("m['content']", "m['content'][:2000]"),
     "words that depend on others": CHATML.replace("m['content']", "(m['content'] ~ (messages|length))"),
     "a syntax error": "{% for",
     "a sandbox that is broken out of": CHATML + ESCAPE,
@@ -243,15 +315,17 @@ NOT_OURS = {
     "half a surrogate pair": CHATML + "{{ '\\ud800' }}",
     "an error that moves the cursor": "{{ raise_exception('\x1b[2J\nNo') }}",
     "another thing than text": 7,
+    "several without a default": [{"name": "tool_use", "template": CHATML}, {"name": "rag", "template": CHATML}],
+    "no template in a list": [7],
 }
 
 
 @pytest.mark.parametrize("name", NOT_OURS)
 def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, capsys):
     folder = write_smol(tmp_path / "smol")
-    put_template_into_config(folder, str(NOT_OURS[name]).replace("RAN", str(tmp_path / "ran")) if name else "")
-    if name == "another thing than text":
-        put_template_into_config(folder, 7)
+    template = NOT_OURS[name]
+    is_text = isinstance(template, str)
+    put_template_into_config(folder, template.replace("RAN", str(tmp_path / "ran")) if is_text else template)
     assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -266,7 +340,11 @@ def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, caps
 def test_a_template_that_never_ends_is_stopped(monkeypatch):
     monkeypatch.setattr(template_reading, "TIMEOUT_S", 1.0)
     began = time.monotonic()
-    with pytest.raises(TemplateError):
+    with pytest.raises(TemplateError, match=r"did not come to an end within 1 s"):
+        render(LOOP, {}, [{"messages": []}])
+    monkeypatch.undo()
+    monkeypatch.setattr(template_reading, "CPU_S", 1)
+    with pytest.raises(TemplateError, match=r"take it more than 1 s or 1 GiB of memory"):
         render(LOOP, {}, [{"messages": []}])
     assert time.monotonic() - began < 60
 
@@ -292,6 +370,22 @@ def test_an_end_that_is_no_id_is_refused(tmp_path, value, capsys):
     assert "eos_token_id" in capsys.readouterr().err
 
 
+def test_what_does_not_come_along_is_named(tmp_path, capsys):
+    """An end that is a word is text as well; the ids of rows without a token never come out."""
+    folder = write_smol(tmp_path / "smol", template=None, eos_token_id=[2, 40, 305])
+    file = folder / "tokenizer.json"
+    theirs = Tokenizer.from_file(str(file))
+    theirs.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 1)])
+    theirs.save(str(file))
+    capsys.readouterr()
+    assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
+    piece = load_bundle(tmp_path / "out").tokenizer.piece(40)
+    assert capsys.readouterr().err.splitlines() == [
+        f"transformers puts {START!r} before each text; here only a chat template does so",
+        f"eos_token_id has 40, which is the ordinary token {piece!r}; generation goes on there",
+    ]
+
+
 @pytest.mark.parametrize("template", ["CHATML", "THINKING"])
 def test_reasons_are_found_by_rendering_not_by_the_text(template, tmp_path):
     """The same layout, written otherwise, is the same template."""
@@ -308,17 +402,20 @@ def test_reasons_are_found_by_rendering_not_by_the_text(template, tmp_path):
 
 
 def test_added_tokens_are_cut_out_of_text_as_they_are_there(tmp_path, capsys):
-    """Runs of blanks that were added are words; what was added as a mark is none, special or not."""
+    """Runs of blanks and words that were added are words; what was added as a mark is none, special or not."""
     folder = write_smol(tmp_path / "smol")
     theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    theirs.add_tokens([AddedToken("    ", normalized=False, special=False), AddedToken("<tag>", special=False)])
+    words = [AddedToken("    ", normalized=False, special=False), AddedToken("the fool", special=False)]
+    theirs.add_tokens([*words, AddedToken("<tag>", special=False)])
     theirs.save(str(folder / "tokenizer.json"))
     config = json.loads((folder / "config.json").read_text("utf-8"))
     assert theirs.get_vocab_size() <= config["vocab_size"]
     assert main(["import", "hf", str(folder), str(tmp_path / "out")]) == 0
-    ours, text = load_bundle(tmp_path / "out").tokenizer, "def a():\n        return 1\n    the king\n"
+    ours, text = load_bundle(tmp_path / "out").tokenizer, "def a():\n        return the fool\n    the king\n"
     assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
-    assert theirs.token_to_id("    ") in ours.encode(text)
+    for word in words:
+        assert theirs.token_to_id(word.content) in ours.encode(text)
+        assert vocabulary_of(ours).types[theirs.token_to_id(word.content)] == USER_DEFINED, "else llama.cpp misses it"
     assert ours.decode(ours.encode(text)) == text
     assert theirs.token_to_id("<tag>") not in ours.encode("<tag>")
     assert ours.decode([theirs.token_to_id("<tag>"), 2, 0]) == "<tag>"

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from groundling.data.dialogues import MAX_PROMPT, prompts, shakespeare_dialogues
 from groundling.data.examples import (
-    LEAST_IDS,
     Conversation,
     Counts,
     Encoded,
@@ -97,16 +96,21 @@ def prompt_ids(
     return found
 
 
-def prompt_room(block_size: int, max_new_tokens: int) -> int:
+def prompt_room(block_size: int, max_new_tokens: int, least: int) -> int:
     """How many ids a prompt may have where a reply may have so many.
+
+    Args:
+        block_size: the model's context.
+        max_new_tokens: of a reply.
+        least: what a conversation takes at least (`least_ids`).
 
     Raises:
         ConfigError: there is no room for one.
     """
     require(
-        max_new_tokens <= block_size - LEAST_IDS,
+        max_new_tokens <= block_size - least,
         f"max_new_tokens is {max_new_tokens}, and the model's context has {block_size} positions, of which a prompt "
-        f"needs {LEAST_IDS} at least; it can be {block_size - LEAST_IDS} at most",
+        f"needs {least} at least; it can be {block_size - least} at most",
     )
     return block_size - max_new_tokens
 

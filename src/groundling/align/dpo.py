@@ -149,7 +149,7 @@ def dpo(config: DpoConfig) -> int:
     with open_stage(config, "dpo") as stage:
         bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
-        max_length, n_rows = config.longest(bundle.config.block_size), config.micro_batch_rows
+        max_length, n_rows = config.longest(bundle), config.micro_batch_rows
         pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, max_length)
         stage.say(f"pairs       {counts}")
         if not pairs:

@@ -23,6 +23,7 @@ from groundling.align.stage import Stage, open_stage
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.data.batches import MicroBatch
+from groundling.data.examples import least_ids
 from groundling.errors import TrainingError
 from groundling.train.loop import FINISHED
 from groundling.train.optim import Optimizers
@@ -49,7 +50,7 @@ class Learner(ABC, Generic[C]):
     ) -> None:
         assert bundle.chat is not None
         self.config, self.stage, self.drawer, self.each = config, stage, drawer, each
-        self.max_length = config.longest(bundle.config.block_size)
+        self.max_length = config.longest(bundle)
         n_sayable, autocast = bundle.n_ids, stage.picked.autocast
         self.policy = Policy(bundle.model, n_sayable, autocast, config.temperature)
         frozen = copy.deepcopy(bundle.model).requires_grad_(False)
@@ -121,7 +122,8 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Le
         bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
         rewards = make_rewards(config.reward, bundle, stage.picked)
-        room = prompt_room(config.longest(bundle.config.block_size), config.max_new_tokens)
+        least = least_ids(bundle.chat, bundle.tokenizer)
+        room = prompt_room(config.longest(bundle), config.max_new_tokens, least)
         asked = prompt_ids(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
         prompts = [list(ids) for ids in asked]
         learner = make(config, stage, bundle, Drawer(config, bundle, prompts, rewards))

@@ -19,11 +19,13 @@ from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
 from groundling.align.conversations import ChatDataConfig, prompt_room
 from groundling.align.gold import measure_by_name
 from groundling.align.rankings import Rankings
-from groundling.bundle import CONFIG, contexts, find_bundle, require_speaker
+from groundling.bundle import contexts, find_bundle, read_chat, read_config, require_speaker
 from groundling.config import parse
+from groundling.data.examples import least_ids
 from groundling.errors import ConfigError, require
 from groundling.log import say
-from groundling.manifest import read_json_object
+from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import load_tokenizer
 from groundling.train.watch import ASKED_TO_STOP
 
 RANK = "rankings simulate"
@@ -110,9 +112,10 @@ def chatgpt(config: ChatgptConfig) -> int:
     """
     folder = find_bundle(Path(config.path))
     require_speaker(config.path)
-    own = int(read_json_object(folder / CONFIG)["block_size"])
+    own, tokenizer = read_config(folder), load_tokenizer(folder)
+    chat = read_chat(folder, own) or ChatFormat.after(tokenizer.vocab_size)
     (context,) = contexts([config.path], config.context)
-    prompt_room(context or own, config.max_new_tokens)
+    prompt_room(context or own.block_size, config.max_new_tokens, least_ids(chat, tokenizer))
     _require_same_recipe(config)
     started = time.perf_counter()
     all_stages = stages(config)

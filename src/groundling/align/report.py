@@ -31,6 +31,7 @@ from groundling.align.rollout import nats_a_reply, scored_by
 from groundling.align.vocabulary import reads_the_same, require_chat, with_chat
 from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.config import parse
+from groundling.data.examples import least_ids
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.log import say
 from groundling.runtime import environment
@@ -163,7 +164,7 @@ class _Judge:
         require_same_ids(theirs, self.sft, config.reward)
         chat, block_size = self.sft.chat, self.sft.config.block_size
         assert chat is not None
-        room = prompt_room(block_size, config.max_new_tokens)
+        room = prompt_room(block_size, config.max_new_tokens, least_ids(chat, self.sft.tokenizer))
         asked = prompt_ids(read_asked(config.data).val, chat, self.sft.tokenizer, room)
         self.prompts = [list(ids) for ids in asked][: config.prompts]
         self.reference = self._policy(self.sft)

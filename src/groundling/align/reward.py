@@ -156,7 +156,7 @@ def reward(config: RewardConfig) -> int:
     with open_stage(config, "reward") as stage:
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
-        max_length = config.longest(bundle.config.block_size)
+        max_length = config.longest(bundle)
         answers, left_out = _read(config, bundle.chat, bundle.tokenizer, max_length)
         if not answers:
             raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")

@@ -261,7 +261,7 @@ class Drawer:
         ]
         # Packed as the first pass will pack them: its first ratio is 1 to the last bit, whatever the precision.
         parts = minibatches_of(len(replies), config.minibatches, config.seed, step, 0, each)
-        rows = (config.longest(bundle.config.block_size), config.micro_batch_rows, parts)
+        rows = (config.longest(bundle), config.micro_batch_rows, parts)
         return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
 
 

@@ -107,7 +107,7 @@ def sft(config: SftConfig) -> int:
         base = base_at(config.path)
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
-        max_length = config.longest(bundle.config.block_size)
+        max_length = config.longest(bundle)
         data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, max_length)
         for line in data.lines():
             stage.say(line)
@@ -155,7 +155,7 @@ class _Measure:
     ) -> None:
         self._config, self._stage, self._bundle, self._objective = config, stage, bundle, objective
         block_size = bundle.config.block_size
-        self._batches = sft_batches(data.val, config.longest(block_size), config.micro_batch_rows)
+        self._batches = sft_batches(data.val, config.longest(bundle), config.micro_batch_rows)
         chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
         assert chat is not None
         asked = data.asked.val[: config.n_replies]

@@ -20,7 +20,7 @@ from groundling.align.replies import Reply, Speaker
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import load_bundle
 from groundling.config import parse
-from groundling.data.examples import Messages
+from groundling.data.examples import Messages, least_ids
 from groundling.errors import require
 from groundling.log import say
 from groundling.sample.engine import DecodeConfig, settled
@@ -74,7 +74,8 @@ def simulate(config: SimulateConfig) -> int:
     started = time.perf_counter()
     bundle = require_chat(load_bundle(config.path, context=config.context), config.path)
     assert bundle.chat is not None
-    room = prompt_room(bundle.config.block_size, config.max_new_tokens)
+    least = least_ids(bundle.chat, bundle.tokenizer)
+    room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
     asked = prompt_ids(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
     speaker = Speaker(
         bundle.model,

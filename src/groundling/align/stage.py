@@ -14,8 +14,9 @@ from torch import nn
 
 from groundling import atomicio, dist, runtime
 from groundling.align.feed import ExampleFeed
+from groundling.bundle import Bundle
 from groundling.config import to_dict, to_toml
-from groundling.data.examples import LEAST_IDS
+from groundling.data.examples import least_ids
 from groundling.errors import TrainingError, require
 from groundling.log import JsonlSink, Record, say
 from groundling.model.gpt import GPT
@@ -63,16 +64,18 @@ class StageConfig:
         require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
 
-    def longest(self, block_size: int) -> int:
-        """The most tokens of an example for a model of this context.
+    def longest(self, bundle: Bundle) -> int:
+        """The most tokens of an example for a model that chats.
 
         Raises:
             ConfigError: max_length is more, or less than an example needs.
         """
+        assert bundle.chat is not None
+        block_size, least = bundle.config.block_size, least_ids(bundle.chat, bundle.tokenizer)
         if self.max_length is None:
             return block_size
-        allowed = f"the model's context is {block_size:,} tokens: give {LEAST_IDS} to {block_size}"
-        require(LEAST_IDS <= self.max_length <= block_size, f"max_length is {self.max_length}; {allowed}")
+        allowed = f"the model's context is {block_size:,} tokens: give {least} to {block_size}"
+        require(least <= self.max_length <= block_size, f"max_length is {self.max_length}; {allowed}")
         return self.max_length
 
 

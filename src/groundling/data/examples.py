@@ -22,7 +22,6 @@ from groundling.text.chat import ChatFormat, Message, Turn
 from groundling.text.tokenizer import Tokenizer
 
 __all__ = [
-    "LEAST_IDS",
     "Conversation",
     "Counts",
     "Encoded",
@@ -34,6 +33,7 @@ __all__ = [
     "encode_prompt",
     "holds_prompts",
     "iterate_conversations",
+    "least_ids",
     "read_conversations",
     "read_preferences",
     "read_prompts",
@@ -41,12 +41,10 @@ __all__ = [
 
 N_WORDS = 4
 """Ids of words that both sides of a conversation need at least."""
-LEAST_IDS = 4 + N_WORDS
-"""A shorter context has no room for two roles, two ends and words of both sides. Other templates take more."""
 
 
 def least_ids(chat: ChatFormat, tokenizer: Tokenizer) -> int:
-    """What `LEAST_IDS` is with a chat template."""
+    """What a question and its reply take at least: a shorter context has no room for them."""
     asked = chat.joined([chat.turn(Message("user", ""), tokenizer)], tokenizer, asks=True)
     return len(asked.ids) + len(chat.reply("", tokenizer)) + N_WORDS
 

@@ -38,16 +38,21 @@ class Additions:
 
     texts: dict[str, int]
     """Text to id, ascending; the ids follow on the tokenizer's without a gap."""
-    end: int
-    """The id that ends a text, or a turn; may be the tokenizer's own."""
+    ends: tuple[int, ...]
+    """The ids that end a text, or a turn; the first is the one to write. They may be the tokenizer's own."""
     end_is_known: bool
-    """Whether the model has learned that id."""
+    """Whether the model has learned them."""
     unknown: int | None
     """The id of a character that the tokenizer does not know, if its kind has none."""
     never_drawn: list[int]
     """Ids that no reply and no text holds: generation leaves them out."""
     n_ids: int
     """Rows of the exported model: at least the model's own."""
+
+    @property
+    def end(self) -> int:
+        """The first of the ends."""
+        return self.ends[0]
 
     def text_of(self, token: int) -> str:
         """The text of an added id."""
@@ -73,26 +78,27 @@ def additions_of(
         has_unknown: whether the target needs an id for unknown characters.
         own_end: an id of the tokenizer's that ends a text though the tokenizer does not say so, if it has one.
     """
-    first, end, end_is_known = tokenizer.vocab_size, tokenizer.vocab_size, True
+    first, end_is_known = tokenizer.vocab_size, True
     texts: dict[str, int] = {}
     if isinstance(chat, RoleTokens):
         names = {id: name for name, id in chat.to_json().items()}
         texts = {_free(CHAT_TEXTS[names[id]], taken): id for id in sorted(names)}
     if chat is not None:
-        end, n_drawn = chat.end, chat.n_sayable(tokenizer)
+        ends, n_drawn = chat.end_ids(tokenizer), chat.n_sayable(tokenizer)
     elif tokenizer.end_ids:
-        end, n_drawn = tokenizer.end_ids[0], first
+        ends, n_drawn = tokenizer.end_ids, first
     elif own_end is not None:
-        end, n_drawn = own_end, first
+        ends, n_drawn = (own_end,), first
     else:
-        texts, end_is_known, n_drawn = {_free(END_OF_TEXT, taken): end}, False, first
+        ends, n_drawn = (first,), first
+        texts, end_is_known = {_free(END_OF_TEXT, taken): first}, False
     unknown = first + len(texts) if has_unknown and needs_unknown(tokenizer) else None
     if unknown is not None:
         texts[_free(UNKNOWN, taken)] = unknown
     n_ids = max(n_rows, first + len(texts))
     return Additions(
         texts=texts,
-        end=end,
+        ends=ends,
         end_is_known=end_is_known,
         unknown=unknown,
         never_drawn=list(range(n_drawn, n_ids)),

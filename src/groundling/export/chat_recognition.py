@@ -5,9 +5,9 @@ role. The candidate is then checked: on more conversations it has to give the ve
 makes of the rendered text. A template that does anything else is not recognised.
 """
 
-import json
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ THINK = re.compile(r"(<[^<>]+>)(\s*)(</[^<>]+>)(\s*)")
 
 Names = Mapping[str, int]
 EncodeText = Callable[[str], list[int]]
+Probe = tuple[Sequence[Message], bool, bool]
+"""Messages, whether the assistant is to speak next, and whether it may think."""
 
 
 def read_chat(folder: Path, tokenizer: Tokenizer, names: Names, encode: EncodeText) -> ChatFormat | None:
@@ -54,16 +56,17 @@ class _Reader:
     """What a template renders of the probes."""
 
     def __init__(self, template: str, tokens: dict[str, str], names: Names) -> None:
-        self._template, self._tokens, self._names = template, tokens, names
+        self.names, self._template, self._tokens = names, template, tokens
         pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
         self._cut = re.compile(f"({pattern})") if names else None
 
-    def texts(self, probes: Sequence[tuple[Sequence[Message], bool, bool]]) -> list[str]:
-        """The text of each probe: messages, whether the assistant is to speak next, whether it may think."""
+    def texts(self, probes: Sequence[Probe]) -> list[str]:
+        """The text of each probe."""
         variables: list[dict[str, Any]] = []
         for messages, asks, thinking in probes:
             said = [{"role": message.role, "content": message.content} for message in messages]
-            variables.append({"messages": said, "add_generation_prompt": asks})
+            # As transformers does it, tools and documents are there, and are none.
+            variables.append({"messages": said, "add_generation_prompt": asks, "tools": None, "documents": None})
             if not thinking:
                 variables[-1]["enable_thinking"] = False
         found = []
@@ -125,13 +128,13 @@ class _Reader:
         if not nothing:
             return None
         tags = THINK.fullmatch(nothing)
-        if tags is None or tags[1] not in self._names or tags[3] not in self._names:
+        if tags is None or tags[1] not in self.names or tags[3] not in self.names:
             raise TemplateError(f"{nothing[:40]!r}, which turns thinking off, is not a pair of tags of the tokenizer")
-        return Thinking(self._names[tags[1]], self._names[tags[3]], self._segments(nothing))
+        return Thinking(self.names[tags[1]], self.names[tags[3]], self._segments(nothing))
 
     def _segments(self, text: str) -> Segments:
         parts = self._cut.split(text) if self._cut is not None else [text]
-        return tuple(self._names.get(part, part) for part in parts if part)
+        return tuple(self.names.get(part, part) for part in parts if part)
 
 
 def _around(text: str, words: str) -> tuple[str, str]:
@@ -157,29 +160,52 @@ def _before(text: str, end: str, what: str) -> str:
 def _check(chat: ChatFormat, reader: _Reader, tokenizer: Tokenizer, encode: EncodeText) -> None:
     """Check that conversations become the ids that they are to the model's own tokenizer.
 
+    The last reply of a whole conversation is compared as text: we encode it apart from its header, as it is generated.
+
     Raises:
         TemplateError: they do not.
         DataError: the tokenizer cannot say them.
     """
-    users = [Message("user", words) for words in ("Hello!", "\n\nWhy?\tSo  ", "1 + 1 = 2, été 日本 🙂\n")]
-    replies = [Message("assistant", words) for words in ("Yes. ", "It's 12345.\n\n- a\n- b", " No")]
-    turns = [turn for pair in zip(users, replies, strict=False) for turn in pair]
-    starts: list[list[Message]] = [[], [Message("system", "You are brief.\n")]]
-    probes = [
+    probes = _check_probes()
+    special = set(reader.names.values())
+    for (messages, asks, thinking), text in zip(probes, reader.texts(probes), strict=True):
+        theirs = encode(text)
+        if asks:
+            is_same = chat.prompt(messages, tokenizer, thinking=thinking) == theirs
+        else:
+            ours = [*chat.render(messages, tokenizer).ids, *to_ids(chat.closing("assistant")[1:], tokenizer)]
+            is_same = _spelled(ours, tokenizer, special) == _spelled(theirs, tokenizer, special)
+        if not is_same:
+            raise TemplateError(f"it renders {_shown(messages)} differently from other conversations")
+
+
+def _check_probes() -> list[Probe]:
+    """Conversations of every length, with and without a system message; some of their words are odd ones."""
+    users = ("Hello!", "\n\nWhy?\tSo  ", "1 + 1 = 2, été 日本 🙂\n", "", "a\r\nb\0{{ c }}", "word " * 1000)
+    replies = ("Yes. ", "It's 12345.\n\n- a\n- b", " No", "\n\nSo", "", "<b>&amp;</b>")
+    turns = [
+        turn
+        for pair in zip(users, replies, strict=True)
+        for turn in (Message("user", pair[0]), Message("assistant", pair[1]))
+    ]
+    starts: list[list[Message]] = [[], [Message("system", "You are brief.\n")], [Message("system", "")]]
+    return [
         ([*start, *turns[:n]], n % 2 == 1, thinking)
         for start in starts
         for n in range(1, len(turns) + 1)
         for thinking in (True, False)
         if n % 2 == 1 or thinking
     ]
-    for (messages, asks, thinking), text in zip(probes, reader.texts(probes), strict=True):
-        if asks:
-            ours = chat.prompt(messages, tokenizer, thinking=thinking)
-        else:
-            ours = [*chat.render(messages, tokenizer).ids, *to_ids(chat.closing("assistant")[1:], tokenizer)]
-        if ours != encode(text):
-            raise TemplateError(f"it lays out {_shown(messages)} otherwise than its other conversations")
+
+
+def _spelled(ids: Sequence[int], tokenizer: Tokenizer, special: Collection[int]) -> list[int | str]:
+    """Special ids, and the text between them."""
+    found: list[int | str] = []
+    for is_special, group in itertools.groupby(ids, special.__contains__):
+        some = list(group)
+        found += some if is_special else [tokenizer.decode(some)]
+    return found
 
 
 def _shown(messages: Sequence[Message]) -> str:
-    return json.dumps([{"role": message.role, "content": message.content} for message in messages])[:200]
+    return ", ".join(f"{message.role} {message.content[:30]!r}" for message in messages[-2:])

@@ -29,6 +29,8 @@ from groundling.optional import optional_import
 
 MARK = "groundling.version"
 """The first key after the architecture: what says that a file is ours, and may be replaced."""
+MOST_ENDS = 3
+"""A file has room for no more ids that end a text."""
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Newer programs of llama.cpp never draw these ids; older ones pass over the key."""
 
@@ -53,7 +55,7 @@ def export_gguf(bundle: Bundle, path: Path) -> None:
     vocabulary = vocabulary_of(bundle.tokenizer, bundle.chat)
     rows = list(range(len(vocabulary.pieces)))
     if vocabulary.end_is_added:
-        rows[vocabulary.end] = rarest_token(bundle)
+        rows[vocabulary.ends[0]] = rarest_token(bundle)
     with (
         atomicio.new_file(path) as temporary,
         contextlib.closing(library.GGUFWriter(temporary, family.model_type)) as writer,
@@ -125,9 +127,12 @@ def _describe_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(False)
     # Both ids have to be said, or llama.cpp takes ordinary tokens for them.
-    writer.add_bos_token_id(vocabulary.end)
-    writer.add_eos_token_id(vocabulary.end)
-    writer.add_eot_token_id(vocabulary.end)
+    end, *others = vocabulary.ends
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
+    writer.add_eot_token_id(others[0] if others else end)  # llama.cpp ends at eos, eot and eom alike
+    if len(others) > 1:
+        writer.add_eom_token_id(others[1])
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     if vocabulary.never_drawn:

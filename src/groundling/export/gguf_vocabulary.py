@@ -39,7 +39,7 @@ starts from single letters, and this is not made of any."""
 class Vocabulary:
     """A tokenizer as a GGUF file holds it.
 
-    The token at `end` ends a text, or a turn; nothing else does. A file has to name one: llama.cpp else takes id 11
+    The tokens `ends` end a text, or a turn; nothing else does. A file has to name one: llama.cpp else takes id 11
     for it, or 2 in a "llama" vocabulary, and generation would stop at a semicolon. Tokenizers that are trained here
     have no such token, so one is added after the last id (`end_is_added`), unless the model chats and so has one. It is
     never made from text, and never put before one.
@@ -55,10 +55,10 @@ class Vocabulary:
     """Pairs of pieces to join, first things first; of "gpt2"."""
     scores: list[float]
     """The higher, the sooner it is joined; of "llama"."""
-    end: int
-    """The id that ends a text, or a turn of a conversation."""
+    ends: tuple[int, ...]
+    """The ids that end a text, or a turn of a conversation; the first is the one to write."""
     end_is_added: bool
-    """Whether the model has no row for that id."""
+    """Whether the model has no row for the end."""
     never_drawn: list[int]
     """Ids that no text and no reply holds."""
     chat_template: str | None = None
@@ -104,7 +104,7 @@ def vocabulary_of(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> Vocab
         types=[*own.types, *[CONTROL] * len(added.texts)],
         merges=own.merges or [NEVER_MET],
         scores=[*own.scores, *[0.0] * len(added.texts)],
-        end=added.end,
+        ends=added.ends,
         end_is_added=not added.end_is_known,
         never_drawn=added.never_drawn,
         cut=own.cut,
@@ -158,6 +158,7 @@ def _byte_pairs(library: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) 
     joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     unreachable = END_OF_TEXT in ids and not any(merge.replace(" ", "") == END_OF_TEXT for merge in joined)
     pieces = {id: (piece, CONTROL if unreachable and piece == END_OF_TEXT else NORMAL) for piece, id in ids.items()}
+    pieces |= {token["id"]: (token["content"], USER_DEFINED) for token in library["added_tokens"]}
     pieces |= {token["id"]: (token["content"], CONTROL if token["special"] else USER_DEFINED) for token in added}
     texts, types = zip(*(pieces[id] for id in sorted(pieces)), strict=True)
     return _Pieces("gpt2", list(texts), list(types), joined, [], cut)

@@ -101,10 +101,9 @@ def _model(bundle: Bundle, family: Family, additions: Additions) -> tuple[dict[s
 
 def _ends(bundle: Bundle, additions: Additions) -> dict[str, Any]:
     """The ids that begin and end a text; a conversation begins with an id of its own."""
-    ends = [additions.end, *(id for id in bundle.end_ids if id != additions.end)]
     return {
         "bos_token_id": None if bundle.chat else additions.end,
-        "eos_token_id": ends if len(ends) > 1 else additions.end,
+        "eos_token_id": list(additions.ends) if len(additions.ends) > 1 else additions.end,
     }
 
 

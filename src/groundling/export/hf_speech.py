@@ -1,12 +1,15 @@
 """What a model's folder says of text: its tokenizer, the ids that end a text, and its chat template."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from groundling.export.chat_recognition import read_chat
 from groundling.export.export_note import ExportNote, chat_template
 from groundling.export.hf_folder import read_end_ids, read_own_note
 from groundling.export.hf_tokenizer_reading import open_tokenizer, read_tokenizer
 from groundling.export.template_reading import TemplateError, find_template, token_names
+from groundling.log import say
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.vendors import BPETokenizer
@@ -31,6 +34,7 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | No
     if note is not None and all(foreign.token_to_id(text) == id for text, id in note.texts.items()):
         return _read_own(folder, is_gpt2, end_ids, note)
     tokenizer = read_tokenizer(folder, is_gpt2, end_ids)
+    _say_what_is_lost(foreign, end_ids, tokenizer)
     added = {token.content: token.id for token in getattr(tokenizer, "added", ())} or tokenizer.special
     try:
         chat = read_chat(folder, tokenizer, added, lambda text: foreign.encode(text, add_special_tokens=False).ids)
@@ -39,6 +43,16 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | No
     if chat is not None and isinstance(tokenizer, BPETokenizer):
         tokenizer = tokenizer.with_special(chat.marks())
     return tokenizer, chat, ""
+
+
+def _say_what_is_lost(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    """Name what begins and ends a text of the model, and does not here; rows without a token are never drawn."""
+    first, plain = foreign.encode("a").ids[:1], foreign.encode("a", add_special_tokens=False).ids[:1]
+    if first != plain:
+        say(f"transformers puts {foreign.id_to_token(first[0])!r} before each text; here only a chat template does so")
+    for id in end_ids:
+        if id < tokenizer.vocab_size and id not in tokenizer.end_ids:
+            say(f"eos_token_id has {id}, which is the ordinary token {tokenizer.piece(id)!r}; generation goes on there")
 
 
 def _read_own(

@@ -6,7 +6,8 @@ byte-level BPE, GPT-2's or Llama 3's or Qwen's, becomes our `bpe`, in which spec
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from groundling.text.vendors import (
 TOKENIZER, SENTENCEPIECE, VOCABULARY, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
 SETTINGS = "tokenizer_config.json"
 INSTEAD = "give another with --tokenizer"
+MARK = re.compile(r"\s*[<\[({|].*[>\])}|]\s*", re.DOTALL)
+"""How added tokens are written that are no words."""
 UNUSED = ("truncation", "padding", "post_processor")
 """Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
 
@@ -50,7 +53,13 @@ def read_tokenizer(
     _require_no_prefix_space(spec, folder)
     if note is not None:
         spec = without_additions(spec, note)
-    return _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec) or _bpe(spec, folder, end_ids)
+    found = _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec)
+    if found is None and note is not None and not (_is_byte_level(spec) or (folder / SENTENCEPIECE).is_file()):
+        raise DataError(
+            f"{folder} has no {SENTENCEPIECE}, which transformers does not save again; copy it there from the folder "
+            "that groundling exported"
+        )
+    return found or _bpe(spec, folder, end_ids)
 
 
 def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
@@ -131,7 +140,8 @@ def _gpt2(spec: dict[str, Any]) -> Tokenizer | None:
 def _bpe(spec: dict[str, Any], folder: Path, end_ids: Sequence[int]) -> Tokenizer:
     """Any other byte-level BPE; its special tokens stand beside the vocabulary, so that no text gives them.
 
-    Tokens that were added for runs of blanks are words like any other, and cut out of a text as they are there.
+    Tokens that were added for runs of blanks, or for words, are words like any other, and cut out of a text as they are
+    there.
     """
     model = spec["model"]
     if model["type"] != "BPE" or not _is_byte_level(spec):
@@ -146,7 +156,7 @@ def _bpe(spec: dict[str, Any], folder: Path, end_ids: Sequence[int]) -> Tokenize
             f"{folder / TOKENIZER} changes text before it is cut ({spec['normalizer']['type']}), "
             f"so that it does not come back as it was; {INSTEAD}"
         )
-    words = [token for token in spec["added_tokens"] if token["content"].isspace() and not token["special"]]
+    words = [token for token in spec["added_tokens"] if token["id"] not in end_ids and _is_word(token)]
     others = {token["id"]: token for token in spec["added_tokens"] if token not in words}
     added = [AddedToken(token["content"], id, token["special"] or id in end_ids) for id, token in others.items()]
     added += _unreachable(model, set(end_ids) - others.keys())
@@ -155,6 +165,15 @@ def _bpe(spec: dict[str, Any], folder: Path, end_ids: Sequence[int]) -> Tokenize
     model["vocab"] |= {token["content"]: token["id"] for token in words}  # else the library would number them anew
     ends = [id for id in end_ids if id in {token.id for token in added}]
     return BPETokenizer(json.dumps({**spec, "added_tokens": words, **dict.fromkeys(UNUSED)}), added, ends)
+
+
+def _is_word(token: Mapping[str, Any]) -> bool:
+    """Whether an added token is a piece of text, and no mark, such as <think> or [INST].
+
+    One that takes the blanks around it along is left out: its text would not come back.
+    """
+    content, is_bare = token["content"], not (token["lstrip"] or token["rstrip"])
+    return not token["special"] and (content.isspace() or (is_bare and MARK.fullmatch(content) is None))
 
 
 def _unreachable(model: dict[str, Any], ids: set[int]) -> list[AddedToken]:

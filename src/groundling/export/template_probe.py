@@ -10,25 +10,24 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-CPU_S, MEMORY_BYTES = 5, 1 << 30
 MOST_CHARS = 100_000
 """Of a rendered conversation: the probes are short ones."""
 
 
-def limit_resources() -> None:
+def limit_resources(cpu_s: int, memory_bytes: int) -> None:
     """Take from this process what rendering text does not need, where the system can."""
     try:
         import resource
     except ImportError:  # Windows; the caller's deadline holds there too
         return
-    limits = {"RLIMIT_CPU": CPU_S, "RLIMIT_AS": MEMORY_BYTES, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
+    limits = {"RLIMIT_CPU": cpu_s, "RLIMIT_AS": memory_bytes, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
     for name, most in limits.items():
         with suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (most, most))
 
 
 def make_environment() -> Any:
-    """Jinja as `transformers` sets it up, without what would depend on the clock."""
+    """Jinja as `transformers` sets it up, but for the clock: what depends on it cannot be stored as data."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -45,6 +44,9 @@ def make_environment() -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(str(message)[:200])
 
+    def strftime_now(_: str) -> str:
+        raise jinja2.TemplateError("it asks for the date")
+
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
@@ -52,7 +54,7 @@ def make_environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     return environment
 
 
@@ -82,7 +84,7 @@ def _rendered(template: Any, variables: dict[str, Any]) -> str:
 
 
 def _failure(error: BaseException) -> dict[str, str]:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    said = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:200]
     return {"error": "".join(character if character.isprintable() else "?" for character in said)}
 
 
@@ -91,5 +93,5 @@ if __name__ == "__main__":
     sys.path[:] = request["path"]  # -I leaves out where the user may have installed jinja2
     import jinja2.sandbox  # noqa: F401 - before files are no longer opened
 
-    limit_resources()
+    limit_resources(**request["limits"])
     json.dump(render_all(request), sys.stdout)

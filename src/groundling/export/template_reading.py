@@ -13,9 +13,12 @@ from groundling.manifest import read_json_object
 from groundling.optional import missing_extra
 
 JINJA, TOKENIZER_CONFIG, PROCESSOR = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MOST_CHARS = 200_000
 """Of a template; the longest published ones have some ten thousand."""
+CPU_S, MEMORY_BYTES = 5, 1 << 30
+"""What the probe may take, where the system can limit it; `TIMEOUT_S` holds everywhere."""
 TIMEOUT_S = 20.0
 
 
@@ -29,21 +32,17 @@ def find_template(folder: Path) -> str | None:
     Raises:
         TemplateError: there is one, and it cannot be read.
     """
-    file = folder / JINJA
     try:
-        if file.is_file():
-            if file.stat().st_size > 4 * MOST_CHARS:
-                raise TemplateError(f"{JINJA} has more than {MOST_CHARS:,} characters")
-            template: Any = file.read_text(encoding="utf-8")
-        else:
-            template = _settings(folder, TOKENIZER_CONFIG).get("chat_template") or _settings(folder, PROCESSOR).get(
-                "chat_template"
-            )
+        template = _stored(folder)
     except (OSError, ValueError, CheckpointError) as error:
         raise TemplateError(f"it cannot be read: {error}") from error
     if isinstance(template, list):  # several, by name
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default")
+        template = {str(each.get("name")): each.get("template") for each in template if isinstance(each, dict)}
+    if isinstance(template, dict):
+        if "default" not in template:
+            names = ", ".join(map(repr, template))
+            raise TemplateError(f"there are several by name, and none is called default: {names[:100]}")
+        template = template["default"]
     if template is None or template == "":
         return None
     if not isinstance(template, str) or len(template) > MOST_CHARS:
@@ -51,16 +50,26 @@ def find_template(folder: Path) -> str | None:
     return template
 
 
+def _stored(folder: Path) -> Any:
+    """What stands where a chat template can stand; the first of three places."""
+    file = folder / JINJA
+    if file.exists():
+        if file.is_file() and file.stat().st_size > 4 * MOST_CHARS:
+            raise TemplateError(f"{JINJA} has more than {MOST_CHARS:,} characters")
+        return file.read_text(encoding="utf-8")
+    settings = _settings(folder, TOKENIZER_CONFIG)
+    return settings.get("chat_template") or _settings(folder, PROCESSOR).get("chat_template")
+
+
 def token_names(folder: Path) -> dict[str, str]:
     """What a template may call by name: bos_token, eos_token and the like.
 
     Raises:
-        TemplateError: the file that says so cannot be read.
+        CheckpointError: the file that says so cannot be read.
     """
-    try:
-        settings = _settings(folder, TOKENIZER_CONFIG)
-    except CheckpointError as error:
-        raise TemplateError(f"it cannot be read: {error}") from error
+    settings = _settings(folder, TOKENIZER_CONFIG)
+    if "added_tokens_decoder" not in settings:  # as transformers decides which of the two files counts
+        settings = {**settings, **_settings(folder, SPECIAL_TOKENS_MAP)}
     found = {}
     for name in SPECIAL_TOKENS:
         value = settings.get(name)
@@ -81,7 +90,8 @@ def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any
     Raises:
         TemplateError: it takes too long or too much memory, or jinja2 is not installed.
     """
-    request = {"template": template, "tokens": tokens, "probes": list(probes), "path": sys.path}
+    limits = {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES}
+    request = {"template": template, "tokens": tokens, "probes": list(probes), "path": sys.path, "limits": limits}
     command = [sys.executable, "-I", str(Path(__file__).with_name("template_probe.py"))]
     environment = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}  # for Windows
     try:
@@ -106,7 +116,7 @@ def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any
         ]
     except (ValueError, KeyError, TypeError):
         raise TemplateError(
-            f"it was stopped: it takes more than {TIMEOUT_S:.0f} s or 1 GiB of memory for a short conversation"
+            f"it was stopped: a few conversations take it more than {CPU_S} s or {MEMORY_BYTES >> 30} GiB of memory"
         ) from None
 
 

@@ -134,6 +134,8 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
     name: Annotated[str, Field(max_length=200)] | None = None
+    reasoning_content: Text | None = None
+    """What the model thought before, as the server told it: accepted, and not read again."""
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
