@@ -152,7 +152,7 @@ def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
     Raises:
         CheckpointError: there is no such thing, or it is damaged.
     """
-    folder = find_bundle(Path(path), checkpoint)
+    folder = find_bundle(path, checkpoint)
     sha256s = _check_files(folder)
     return Base(folder, sha256s[ADAPTER if ADAPTER in sha256s else WEIGHTS])
 
@@ -214,7 +214,7 @@ def load_bundle(
         CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
         ConfigError: the model has no such context, or is larger than the memory that is free.
     """
-    folder = find_bundle(Path(path), checkpoint)
+    folder = find_bundle(path, checkpoint)
     listed = _check_files(folder)
     config = read_config(folder)
     try:
@@ -274,14 +274,14 @@ def read_config(path: Path | str) -> GPTConfig:
     Raises:
         CheckpointError: there is no such thing, or it is damaged.
     """
-    file = find_bundle(Path(path)) / CONFIG
+    file = find_bundle(path) / CONFIG
     try:
         return from_dict(GPTConfig, read_json_object(file))
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
+def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
     """The folder that holds the three files of the bundle that is meant.
 
     The best of a run is `RUN/bundle`, or before training has ended the checkpoint with the lowest validation loss,
@@ -294,7 +294,9 @@ def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
     Raises:
         CheckpointError: there is no such thing.
     """
-    path = _standing(path)
+    if path == "":  # Python takes it for the folder in which one stands
+        raise CheckpointError("the path of the model is empty; give the folder of a bundle, a checkpoint or a run")
+    path = _standing(Path(path))
     if path.is_file():
         hint = "; a pickle is never opened here, because it can run code" if path.suffix in PICKLES else ""
         raise CheckpointError(f"{path} is a file; give the folder of a bundle, a checkpoint or a run{hint}")
@@ -325,7 +327,7 @@ def require_speaker(path: Path | str) -> None:
         ConfigError: it is a reward model.
         CheckpointError: there is no bundle.
     """
-    if (find_bundle(Path(path)) / HEAD).is_file():
+    if (find_bundle(path) / HEAD).is_file():
         raise ConfigError(f"{path} is a reward model: it judges replies, and says none; give the model that it judges")
 
 

@@ -110,7 +110,7 @@ def chatgpt(config: ChatgptConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    folder = find_bundle(Path(config.path))
+    folder = find_bundle(config.path)
     require_speaker(config.path)
     own, tokenizer = read_config(folder), load_tokenizer(folder)
     chat = read_chat(folder, own) or ChatFormat.after(tokenizer.vocab_size)

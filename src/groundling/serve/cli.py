@@ -44,9 +44,8 @@ def main(argv: list[str]) -> int:
     )
     listening = _listen(config)
     port = listening.getsockname()[1]
-    log.write(
-        "listening", host=config.host, port=port
-    )  # /health answers from now on; /ready says when the models are there
+    # /health answers from now on; /ready says when the models are there.
+    log.write("listening", host=config.host, port=port)
 
     def say() -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host

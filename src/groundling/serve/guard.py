@@ -36,6 +36,8 @@ CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 PROBES = ("/health", "/ready")
 """What a load balancer asks, by whatever name or address it knows; the answer is nobody's secret."""
 WITH_BODY = ("POST", "PUT", "PATCH")
+ALLOWED_HEADERS = ("Authorization", "Content-Encoding", "Content-Type")
+"""What a page of another site may set, if its origin is allowed."""
 CLIENTS_OWN = "x-stainless-"
 """What the headers begin with in which OpenAI's client tells of itself."""
 HEADER_BYTES = 16_384
@@ -140,7 +142,7 @@ class Origins:
             answer.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
             asked = headers.get("access-control-request-headers", "").split(",")
             told = [name for name in map(str.strip, asked) if name.lower().startswith(CLIENTS_OWN)]
-            answer.headers["Access-Control-Allow-Headers"] = ", ".join(["Authorization", "Content-Type", *told])
+            answer.headers["Access-Control-Allow-Headers"] = ", ".join([*ALLOWED_HEADERS, *told])
             await answer(scope, receive, send)
             return
 
@@ -238,7 +240,8 @@ class Bodies:
             raise self._too_large()
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise ApiError(415, f"the body is {kind[:100]!r}; send application/json", "unsupported_media_type")
+            came = f"is {kind[:100]!r}" if kind else "is missing"
+            raise ApiError(415, f"Content-Type {came}; send application/json", "unsupported_media_type")
 
     async def _read(self, receive: Receive) -> bytes | None:
         pieces, n_bytes = [], 0
