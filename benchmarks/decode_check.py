@@ -5,12 +5,18 @@ from typing import Any
 
 import decode_report
 
+from groundling.sample.native.library import Compilation
+
 Record = dict[str, Any]
 TORCH = "Groundling float32, PyTorch only"
 
 
 def check(sizes: Sequence[str], measure: Callable[[str], Sequence[Record]]) -> int:
-    """Print what was measured; 1 where compiled code is not ahead of PyTorch in some precision and job."""
+    """Print what was measured; 1 where compiled code is missing, or is not ahead of PyTorch in some job."""
+    compilation = Compilation()
+    if compilation.wait() is None:
+        print(f"NOT AHEAD: {compilation.reason}")
+        return 1
     behind = []
     for size in sizes:
         records = measure(size)

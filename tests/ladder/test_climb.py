@@ -29,7 +29,8 @@ for _ in side_by_side(time.sleep, [0, 600, 600], 2):
     print("the first is done", flush=True)
 """
 
-FIELDS = ["rung", "adds", "parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds", "sample"]
+FIELDS = ["rung", "adds", "parameters", "val_loss", "val_loss_random_batches", "train_loss_random_batches"]
+FIELDS += ["lecture_val_loss", "seconds", "sample"]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,9 @@ def test_a_rung_learns(name, corpus):
     assert result.val_loss == losses[-1] == whole_split_loss(result.model, corpus.val.ids, 8)
     assert result.val_loss_random_batches == pytest.approx(result.val_loss, abs=0.1)
     assert result.val_loss_random_batches != result.val_loss
+    whole = whole_split_loss(result.model, corpus.train.ids, 8)
+    assert result.train_loss_random_batches == pytest.approx(whole, abs=0.1)
+    assert result.train_loss_random_batches not in (whole, result.val_loss_random_batches)
     assert [step for step, _ in result.losses] == list(range(1, 61))
     assert result.losses[-1][1] < result.losses[0][1]
     assert len(result.sample) == 120
@@ -112,7 +116,7 @@ def test_the_record_has_these_fields_and_the_chart_is_a_png(corpus, tmp_path):
     for name in ("ladder.png", "no_lecture.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     rows = climb.table(results)
-    assert [column.header for column in rows.columns][0::3] == ["rung", "val_loss", "seconds"]
+    assert [column.header for column in rows.columns][0::3] == ["rung", "val_loss", "training loss"]
     assert rows.row_count == 2
 
 

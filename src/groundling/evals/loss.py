@@ -21,8 +21,8 @@ from groundling.model.loss import loss_sum
 
 TOKENS_AT_ONCE = 8192
 """What a model is given at a time: enough that the cost of calling it does not count."""
-
-
+TRAIN_ESTIMATE = 5
+"""The purpose of the generator that draws windows of the training text to estimate its loss, not to train."""
 MOST_TRAIN_WINDOWS = 512
 """Of the estimate of the training loss: on Tiny Shakespeare its standard error is about 0.01 nats."""
 
@@ -101,7 +101,7 @@ def train_loss_estimate(
     Raises:
         Interrupted: `asked_to_stop` became true.
     """
-    offset_of = RandomOffsets(len(tokens), block_size, seed=0, purpose=5)
+    offset_of = RandomOffsets(len(tokens), block_size, seed=0, purpose=TRAIN_ESTIMATE)
     offsets = [offset_of(sample) for sample in range(min(n_windows, MOST_TRAIN_WINDOWS))]
     n_at_once = max(1, TOKENS_AT_ONCE // block_size)
     groups = [offsets[first : first + n_at_once] for first in range(0, len(offsets), n_at_once)]
@@ -110,10 +110,20 @@ def train_loss_estimate(
 
 
 def random_batches_loss(
-    model: nn.Module, tokens: Tokens, block_size: int, *, n_batches: int = 200, batch_size: int = 32, seed: int = 1337
+    model: nn.Module,
+    tokens: Tokens,
+    block_size: int,
+    *,
+    n_batches: int = 200,
+    batch_size: int = 32,
+    seed: int = 1337,
+    purpose: int = 0,
 ) -> float:
-    """The lecture's estimate: the mean over batches from random places of the split, from a generator of its own."""
-    offset_of = RandomOffsets(len(tokens), block_size, seed)
+    """The lecture's estimate: the mean over batches from random places of the split, from a generator of its own.
+
+    Of the training split with a `purpose` of `TRAIN_ESTIMATE`, whatever the seed: training draws with 0.
+    """
+    offset_of = RandomOffsets(len(tokens), block_size, seed, purpose)
     samples = range(n_batches * batch_size)
     n_windows = max(1, TOKENS_AT_ONCE // block_size)  # batches of one size: the mean of their means is the mean of all
     batches = (

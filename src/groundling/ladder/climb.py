@@ -22,7 +22,7 @@ from groundling import atomicio
 from groundling.config import parse
 from groundling.data.corpus import Corpus, DataConfig, prepare
 from groundling.errors import require
-from groundling.evals.loss import random_batches_loss
+from groundling.evals.loss import TRAIN_ESTIMATE, random_batches_loss
 from groundling.ladder.begin import SMALL
 from groundling.ladder.long_run import LongRun, RungStoppedError, train_recorded
 from groundling.ladder.rungs import RUNGS, Rung, find_rung
@@ -37,9 +37,8 @@ from groundling.train import rundir
 
 NOTE = (
     "val_loss is over the whole validation split; the lecture estimates its own on 200 random batches, "
-    "as val_loss_random_batches does."
+    "as val_loss_random_batches does, and train_loss_random_batches of the training split."
 )
-
 
 RECORDED = (
     "rung",
@@ -47,6 +46,7 @@ RECORDED = (
     "parameters",
     "val_loss",
     "val_loss_random_batches",
+    "train_loss_random_batches",
     "lecture_val_loss",
     "seconds",
     "sample",
@@ -99,6 +99,7 @@ class RungResult:
     parameters: int
     val_loss: float
     val_loss_random_batches: float
+    train_loss_random_batches: float
     lecture_val_loss: float | None
     seconds: float
     sample: str
@@ -153,13 +154,15 @@ def train_rung(
 def _result(rung: Rung, trained: Trained, corpus: Corpus, seed: int) -> RungResult:
     model = trained.state.model
     block_size = int(model.block_size)  # type: ignore[arg-type]
+    sizes = {"n_batches": 200 if rung.name in SMALL else 20, "batch_size": rung.batch_size}
     return RungResult(
         rung=rung.name,
         adds=rung.adds,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         val_loss=trained.val_losses[-1][1],
-        val_loss_random_batches=random_batches_loss(
-            model, corpus.val.ids, block_size, n_batches=200 if rung.name in SMALL else 20, batch_size=rung.batch_size
+        val_loss_random_batches=random_batches_loss(model, corpus.val.ids, block_size, **sizes),
+        train_loss_random_batches=random_batches_loss(
+            model, corpus.train.ids, block_size, **sizes, purpose=TRAIN_ESTIMATE
         ),
         lecture_val_loss=rung.lecture_val_loss,
         seconds=round(trained.seconds, 2),
@@ -295,7 +298,7 @@ def table(results: Sequence[RungResult]) -> Table:
     in_all = sum(result.seconds for result in results)
     grid = Table("rung", title=f"The ladder, {in_all:.0f} s of training", box=box.SIMPLE_HEAD, title_justify="left")
     grid.add_column("adds", overflow="fold")
-    for heading in ("parameters", "val_loss", "random batches", "lecture", "seconds"):
+    for heading in ("parameters", "val_loss", "random batches", "lecture", "training loss", "seconds"):
         grid.add_column(heading, justify="right")
     for result in results:
         lecture = result.lecture_val_loss
@@ -306,6 +309,7 @@ def table(results: Sequence[RungResult]) -> Table:
             f"{result.val_loss:.3f}",
             f"{result.val_loss_random_batches:.3f}",
             "" if lecture is None else f"{lecture:.2f}",
+            f"{result.train_loss_random_batches:.3f}",
             f"{result.seconds:.1f}",
         )
     return grid

@@ -50,7 +50,7 @@ class RungStoppedError(GroundlingError):
 
 @dataclass(frozen=True, kw_only=True)
 class LongRun:
-    """Where a rung's run is kept, and what becomes of one that is there."""
+    """The folder of a rung's run, and what to do with a run that is already there."""
 
     folder: Path
     resume: bool = False

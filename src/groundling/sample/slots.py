@@ -1,9 +1,9 @@
-"""Slots, and who gets one: whose prompt can share what is read, and who may take how much memory for keys and values.
+"""Admission of samples to the slots of an engine: prefix sharing, and memory for keys and values.
 
-A sample is let in when the memory that it can come to need is there, besides what those that were let in before can
-still come to need: what was begun can be ended. Memory is only taken as windows fill, and other programs take some too;
-so free memory is read from the system each time. What slots still hold of samples that have ended, for prompts that
-begin alike, goes when it is needed.
+A sample is admitted when there is memory for the most it can need, in addition to the most that the running samples
+can still need: so every admitted sample can finish. Memory is allocated only as windows fill, and other programs
+allocate too, so free memory is read from the system each time. Slots of finished samples keep their keys and values for
+prompts with the same beginning, until the memory is needed.
 """
 
 from collections import deque
@@ -21,13 +21,13 @@ from groundling.sample.sequences import Lane, Sample, common_length, most_positi
 WORTH_WAITING = 8
 """Tokens that a prompt shares with one that is read in this step, for which it waits until it can copy them."""
 UNASKED_BYTES = 1 << 28
-"""Keys and values that take less than this in all are not worth asking the system how much memory there is."""
+"""Below this total of keys and values, the system is not asked how much memory is free."""
 SPARED_PART = 16
-"""One part in so many of the memory is left alone: a step needs some besides, and so do other programs."""
+"""1/16 of the memory is kept free for a step's own buffers and for other programs."""
 
 
 class Admitted(NamedTuple):
-    """Where a sample's place is."""
+    """The slot of an admitted sample."""
 
     slot: int
     n_shared: int
@@ -35,7 +35,7 @@ class Admitted(NamedTuple):
 
 
 class NoMemoryError(ConfigError):
-    """A sample can come to need more memory than there is, though nobody else is using any."""
+    """A sample can need more memory than there is, even when no other sample is running."""
 
     def __init__(self, message: str, sample: Sample | None = None) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class CacheMemory:
         self._sharing: WeakSet[Slots] = WeakSet()
 
     def add(self, slots: "Slots") -> None:
-        """Let some slots have a share."""
+        """Share the memory with these slots too."""
         self._sharing.add(slots)
 
     @property
@@ -59,16 +59,16 @@ class CacheMemory:
         return any(slots.is_in_use for slots in self._sharing)
 
     def held(self) -> int:
-        """Bytes that slots have."""
+        """Bytes that all slots have allocated."""
         return sum(slots.held() for slots in self._sharing)
 
     def make_room(self, wanted: int, slots: "Slots", spared: Sequence[int]) -> bool:
-        """Whether so many bytes can be had; releases what is only kept for prompts that begin alike, if need be.
+        """Whether `wanted` bytes are available; releases idle slots if necessary.
 
         Args:
             wanted: bytes.
-            slots: the requester; its own slots are released last.
-            spared: of these the ones that stay.
+            slots: the requester; its own idle slots are released last.
+            spared: slots of the requester that are not released.
         """
         wanted += sum(each.owed() for each in self._sharing)
         if wanted <= 0 or wanted + self.held() <= UNASKED_BYTES:
@@ -76,7 +76,7 @@ class CacheMemory:
         return any(wanted <= self._free(slots) for _ in self._releases(slots, spared))
 
     def most(self, slots: "Slots") -> int:
-        """Bytes that one sample could have now, if there were no others; at least `UNASKED_BYTES`."""
+        """Bytes that a single sample could have now; at least `UNASKED_BYTES`."""
         return max(UNASKED_BYTES, self._free(slots) + self.held())
 
     def _free(self, slots: "Slots") -> int:
@@ -87,7 +87,7 @@ class CacheMemory:
         return found.free - found.total // SPARED_PART
 
     def _releases(self, slots: "Slots", spared: Sequence[int]) -> Iterator[None]:
-        """Before the first release, and after each one."""
+        """Yield before the first release and after each one."""
         yield
         for each in sorted(self._sharing, key=lambda each: each is slots):
             for slot in each.idle():
@@ -100,9 +100,9 @@ class Slots:
     """The slots of an engine.
 
     Args:
-        reader: by which it reads.
-        n_slots: how many there are.
-        memory: which the slots share with those of other engines.
+        reader: of the engine.
+        n_slots: how many slots there are.
+        memory: shared with the slots of other engines.
     """
 
     def __init__(self, reader: Backend, n_slots: int, memory: CacheMemory) -> None:
@@ -120,17 +120,17 @@ class Slots:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether a sample has one."""
+        """Whether a sample is running."""
         return bool(self._used)
 
     @property
     def are_left(self) -> bool:
-        """Whether there is one for another sample."""
+        """Whether a slot is free."""
         return bool(self._free)
 
     @property
     def longest(self) -> int:
-        """Positions that a sample could have memory for now, if there were no others."""
+        """Positions that a single sample could have memory for now."""
         block_size = self._reader.block_size
         whole = sum(cache.n_bytes(block_size) for cache in self._caches)
         if whole <= UNASKED_BYTES:
@@ -139,18 +139,18 @@ class Slots:
         return min(block_size, n_positions // PART * PART)
 
     def has_room_for(self, n_bytes: int) -> bool:
-        """Whether there is memory for something else; what free slots hold goes for it."""
+        """Whether there is memory for `n_bytes` of something else; idle slots are released for it."""
         return not self._caches or self._memory.make_room(n_bytes, self, ())
 
     def also(self, cache: KVCache) -> None:
-        """Let each slot have memory for a draft model, too."""
+        """Count a draft model's cache, too."""
         self._caches.append(cache)
 
     def require(self, n_prompt: int, n_new: int) -> None:
-        """Check that a sample could have the memory that it can come to need, were there no others.
+        """Check that a sample fits into memory when it runs alone.
 
         Raises:
-            NoMemoryError: it could not.
+            NoMemoryError: it does not.
         """
         wanted = sum(_n_wanted(cache, n_prompt, n_new) for cache in self._caches)
         if wanted > UNASKED_BYTES and wanted > (most := self._memory.most(self)):
@@ -161,10 +161,10 @@ class Slots:
             )
 
     def admit(self, sample: Sample) -> Admitted | None:
-        """Give a sample a slot that is free; None: it has to wait for others to end, or to be read.
+        """Give a sample a free slot; None: it has to wait until others have finished, or their prompts are read.
 
         Raises:
-            NoMemoryError: there is not enough memory for it, though all others have ended.
+            NoMemoryError: there is not enough memory for it, even though no other sample is running.
         """
         lane = Lane(-1, self._reader.block_size)
         lane.begin(sample.tokens, len(sample.tokens))
@@ -186,17 +186,17 @@ class Slots:
         return Admitted(slot, n_shared)
 
     def leave(self, slot: int) -> None:
-        """A sample has ended; what its slot holds stays, for a prompt that begins alike."""
+        """Free the slot of a finished sample; its keys and values stay for prompts with the same beginning."""
         del self._used[slot]
         self._free.append(slot)
 
     def forget(self) -> None:
-        """Count nothing as held: a step was broken off."""
+        """Treat all slots as empty, after a step that was interrupted."""
         for lane in self.lanes:
             lane.forget()
 
     def idle(self) -> list[int]:
-        """Free slots that have memory, the one that was left first at the beginning."""
+        """Free slots with memory, the longest idle first."""
         return [slot for slot in self._free if any(cache.capacity(slot) for cache in self._caches)]
 
     def held(self) -> int:
@@ -204,7 +204,7 @@ class Slots:
         return sum(_n_held(cache, slot) for cache in self._caches for slot in range(cache.n_slots))
 
     def owed(self) -> int:
-        """Bytes that samples can still come to need, besides those that their slots have."""
+        """Bytes that running samples can still need beyond what their slots have allocated."""
         return sum(self._missing(sample, slot) for slot, sample in self._used.items())
 
     def release(self, slot: int) -> None:
@@ -214,7 +214,7 @@ class Slots:
         self.lanes[slot].forget()
 
     def _slot_for(self, best: int, n_shared: int) -> int:
-        """A free slot that may hold the shared beginning: that of the best, unless the best is wanted as it is."""
+        """The best match itself if it is free and at least half of it is shared; else another free slot."""
         return best if best in self._free and 2 * n_shared >= len(self.lanes[best].held) > 0 else self._free[0]
 
     def _has_room(self, sample: Sample, slot: int, spared: Sequence[int]) -> bool:
@@ -244,13 +244,13 @@ class Slots:
         self.lanes[slot].begin(sample.tokens, n_shared)
 
     def _missing(self, sample: Sample, slot: int) -> int:
-        """Bytes that a sample can come to need besides those that its slot has."""
+        """Bytes that a sample can need beyond what its slot has allocated."""
         return sum(
             max(0, _n_wanted(cache, len(sample.tokens), sample.n_left) - _n_held(cache, slot)) for cache in self._caches
         )
 
     def _unread(self, sample: Sample) -> list[int]:
-        """The window of a sample that will be read in the next step as a whole, else nothing."""
+        """The window of a sample whose whole prompt is read in the next step; empty for other samples."""
         assert sample.slot is not None
         start = self.lanes[sample.slot].start
         return sample.tokens[start:] if len(sample.tokens) == sample.n_prompt else []

@@ -1,7 +1,7 @@
 """Whether compiled code is faster than PyTorch here: measured once per machine, model shape and precision, and kept.
 
-It nearly always is, by a factor of two to four. But the vectors that a compiler was allowed to use may be narrower
-than those that PyTorch finds at run time, and nobody should wait longer for having a compiler.
+It nearly always is, by a factor of two to four. But a compiler may have been limited to narrower vectors than PyTorch
+picks at run time, and then an installed compiler must not make decoding slower.
 """
 
 import dataclasses

@@ -148,7 +148,7 @@ class Compilation:
         if not self._is_undamaged():
             self._whole.unlink(missing_ok=True)
             if self._started_at is not None:
-                raise OSError(f"{self._whole} was damaged; run again")
+                raise OSError(f"{self._whole} is damaged")
             return  # it is compiled again
         try:
             self._library = Library(self._whole)
