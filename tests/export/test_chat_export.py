@@ -80,17 +80,18 @@ def test_transformers_renders_a_conversation_to_our_ids(folders, kind, messages,
 
 
 def test_a_special_token_of_that_text_keeps_its_id(tmp_path):
-    """A tokenizer that was imported can have one of our texts already; then ours gets another."""
+    """A tokenizer that was imported can have one of our texts already, among hundreds; then ours gets another."""
     plain = tokenizer_of("bpe", "to be or not to be " * 50)
     V = plain.vocab_size
-    tokenizer = BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), [AddedToken("<|turn_end|>", V, True)], [V])
+    added = [AddedToken(f"<|reserved_{n}|>" if n else "<|turn_end|>", V + n, True) for n in range(256)]
+    tokenizer = BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), added, [V])
     bundle = make_chat(BASE, tokenizer)
     assert main(["export", "hf", str(save(bundle, tmp_path / "b")), str(tmp_path / "out")]) == 0
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (theirs.eos_token, theirs.eos_token_id) == ("<|turn_end_|>", bundle.chat.end)
     assert theirs.convert_tokens_to_ids("<|turn_end|>") == V
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [bundle.chat.end, V]
-    messages = [Message("user", "<|turn_end|> <|turn_end_|>")]
+    messages = [Message("user", "<|turn_end|> <|turn_end_|> <|reserved_255|>")]
     said = [{"role": message.role, "content": message.content} for message in messages]
     assert theirs.apply_chat_template(said)["input_ids"] == bundle.chat.render(messages, tokenizer).ids
     assert main(["import", "hf", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
@@ -217,8 +218,10 @@ def test_rows_that_only_the_export_has_stay_when_somebody_trained_them(tmp_path)
 def imported(tmp_path_factory):
     """Models with templates and special tokens of their own: imported, and exported again."""
     root = tmp_path_factory.mktemp("imported")
-    for name, write in (("smol", write_smol), ("qwen", write_qwen), ("gpt2", write_gpt2)):
-        write(root / name)
+    write_smol(root / "smol", eos_token_id=[0, 2])  # the end of a text before that of a turn
+    write_qwen(root / "qwen")
+    write_gpt2(root / "gpt2")
+    for name in ("smol", "qwen", "gpt2"):
         assert main(["import", "hf", str(root / name), str(root / f"{name}-bundle")]) == 0
         assert main(["export", "hf", str(root / f"{name}-bundle"), str(root / f"{name}-out")]) == 0
     return root

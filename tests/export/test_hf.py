@@ -147,6 +147,9 @@ def test_their_tokenizer_gives_our_ids(tmp_path, story, kind):
     text = story.read_text(encoding="utf-8")
     ours = tokenizer_of(kind, text)
     _, theirs = exported(make_bundle(dataclasses.replace(BASE, vocab_size=ours.vocab_size), ours), tmp_path)
+    (settings,) = tmp_path.rglob("tokenizer_config.json")
+    # Without this, transformers 4 hands token_type_ids to `generate` of a Llama or Qwen3, which refuses them.
+    assert json.loads(settings.read_text("utf-8"))["model_input_names"] == ["input_ids", "attention_mask"]
     for string in [TEXT] if kind.startswith("char") else [*STRINGS, TEXT, text[:3000]]:
         ids = theirs(string)["input_ids"]
         assert ids == ours.encode(string), string

@@ -28,7 +28,6 @@ def to_jinja(chat: ChatFormat, names: Mapping[int, str], *, escapes: bool = Fals
 
     replaced = replacements(names.values()) if escapes else []
     content = "message['content'] | trim" if chat.trim else "message['content']"
-    content += "".join(f" | replace({_literal(there)}, {_literal(instead)})" for there, instead in replaced)
     lines = []
     if chat.begin:
         lines.append("{{ " + text(chat.begin) + " }}")
@@ -41,6 +40,11 @@ def to_jinja(chat: ChatFormat, names: Mapping[int, str], *, escapes: bool = Fals
     lines.append("{% for message in messages %}{% if message['content'] is not string %}")
     lines.append("{{ raise_exception('the content of a message has to be text') }}{% endif %}")
     lines.append("{% set words = " + content + " %}")
+    # One by one: in a chain, the hundreds of special tokens of a Llama 3 nest deeper than Python's parser allows.
+    lines += [
+        "{% set words = words | replace(" + f"{_literal(there)}, {_literal(instead)}" + ") %}"
+        for there, instead in replaced
+    ]
     for number, role in enumerate(ROLES):
         lines.append("{% " + ("elif" if number else "if") + f" message['role'] == '{role}'" + " %}")
         opening, closing = text(chat.opening(role)), text(chat.closing(role))

@@ -41,7 +41,8 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | No
     except TemplateError as error:
         return tokenizer, None, f"its chat template is not recognised: {error}"
     if chat is not None and isinstance(tokenizer, BPETokenizer):
-        tokenizer = tokenizer.with_special(chat.marks())
+        # The end of a reply comes first, as it does in an export: so a model comes back from one as it was.
+        tokenizer = tokenizer.with_special(chat.marks(), chat.end_ids(tokenizer))
     return tokenizer, chat, ""
 
 

@@ -87,6 +87,7 @@ def tokenizer_settings(end: str, unknown: str | None, block_size: int, *, chats:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
+        "model_input_names": ["input_ids", "attention_mask"],  # 4 adds token_type_ids, which a Llama refuses
         "clean_up_tokenization_spaces": False,  # it would take the space away before a full stop
         "split_special_tokens": not chats,  # else text that reads like a special token is text
         **({} if chats else {"bos_token": end}),  # a conversation begins with the id of a role

@@ -227,11 +227,11 @@ class BPETokenizer(BytePieces):
         """Return `encode(text)` as an array."""
         return np.asarray(self.encode(text), dtype=np.uint32)
 
-    def with_special(self, ids: Iterable[int]) -> "BPETokenizer":
-        """The same tokenizer, in which these added tokens are special ones too: they are no text."""
+    def with_special(self, ids: Iterable[int], end_ids: Sequence[int]) -> "BPETokenizer":
+        """The same tokenizer, in which these added tokens are special ones too, and those of `end_ids` end a text."""
         wanted = set(ids)
         added = [token._replace(special=token.special or token.id in wanted) for token in self.added]
-        return BPETokenizer(self._library.to_str(), added, self.end_ids)
+        return BPETokenizer(self._library.to_str(), added, end_ids)
 
     def to_json(self) -> dict[str, Any]:
         """Return the library's own JSON, embedded; and what was added, if anything."""
