@@ -152,7 +152,7 @@ def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
     Raises:
         CheckpointError: there is no such thing, or it is damaged.
     """
-    folder = find_bundle(Path(path), checkpoint)
+    folder = find_bundle(path, checkpoint)
     sha256s = _check_files(folder)
     return Base(folder, sha256s[ADAPTER if ADAPTER in sha256s else WEIGHTS])
 
@@ -214,7 +214,7 @@ def load_bundle(
         CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
         ConfigError: the model has no such context, or is larger than the memory that is free.
     """
-    folder = find_bundle(Path(path), checkpoint)
+    folder = find_bundle(path, checkpoint)
     listed = _check_files(folder)
     config = read_config(folder)
     try:
@@ -227,6 +227,7 @@ def load_bundle(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
             "they do not belong together"
         )
+    _require_layers(folder, config)
     try:
         outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
     except RuntimeError as error:
@@ -258,6 +259,32 @@ def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | Non
     return [min(context, each) for each in own]
 
 
+def _require_layers(folder: Path, config: GPTConfig) -> None:
+    """Check a config's layers against those in the file of weights: each costs time to build, even without memory.
+
+    Raises:
+        CheckpointError: there are others, or a base of an adapter is its own.
+    """
+    seen = [folder.resolve()]
+    while (seen[-1] / ADAPTER).is_file():
+        base = find_bundle(_place_of_base(seen[-1])[0]).resolve()
+        if base in seen:
+            raise CheckpointError(
+                f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
+            )
+        seen.append(base)
+    file = seen[-1] / WEIGHTS
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            layers = {name.split(".")[1] for name in opened.keys() if name.startswith("h.")}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    if len(layers) != config.n_layer:
+        raise CheckpointError(
+            f"{file} has the weights of {len(layers)} layers, and {folder / CONFIG} says {config.n_layer}"
+        )
+
+
 def _require_memory(folder: Path, outline: GPT) -> None:
     """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
     needed, known = 4 * outline.n_parameters(), memory_of()
@@ -274,14 +301,14 @@ def read_config(path: Path | str) -> GPTConfig:
     Raises:
         CheckpointError: there is no such thing, or it is damaged.
     """
-    file = find_bundle(Path(path)) / CONFIG
+    file = find_bundle(path) / CONFIG
     try:
         return from_dict(GPTConfig, read_json_object(file))
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
+def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
     """The folder that holds the three files of the bundle that is meant.
 
     The best of a run is `RUN/bundle`, or before training has ended the checkpoint with the lowest validation loss,
@@ -294,7 +321,9 @@ def find_bundle(path: Path, checkpoint: str | int = "best") -> Path:
     Raises:
         CheckpointError: there is no such thing.
     """
-    path = _standing(path)
+    if path == "":  # Python takes it for the folder in which one stands
+        raise CheckpointError("the path of the model is empty; give the folder of a bundle, a checkpoint or a run")
+    path = _standing(Path(path))
     if path.is_file():
         hint = "; a pickle is never opened here, because it can run code" if path.suffix in PICKLES else ""
         raise CheckpointError(f"{path} is a file; give the folder of a bundle, a checkpoint or a run{hint}")
@@ -325,7 +354,7 @@ def require_speaker(path: Path | str) -> None:
         ConfigError: it is a reward model.
         CheckpointError: there is no bundle.
     """
-    if (find_bundle(Path(path)) / HEAD).is_file():
+    if (find_bundle(path) / HEAD).is_file():
         raise ConfigError(f"{path} is a reward model: it judges replies, and says none; give the model that it judges")
 
 
@@ -365,13 +394,7 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
 
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
     """An adapter's base with the adapter added: the weights of `model`."""
-    facts = read_manifest(folder)
-    place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
-    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
-        raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
-    where = Path(os.path.normpath(folder.resolve() / place))
-    if not where.is_dir():
-        raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
+    where, sha256, scale = _place_of_base(folder)
     if (base := base_at(where)).sha256 != sha256:
         raise CheckpointError(
             f"{folder} is an adapter of another model than {where} holds now; "
@@ -382,6 +405,18 @@ def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
     weights = adapter.applied_to(cut_positions(plain_state_dict(before), model.config), model.config.vocab_size)
     require_fit(weights, model, folder / ADAPTER)
     return weights
+
+
+def _place_of_base(folder: Path) -> tuple[Path, str, float]:
+    """Where an adapter's base is, the SHA-256 of its weights, and the adapter's scale."""
+    facts = read_manifest(folder)
+    place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
+    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
+        raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
+    where = Path(os.path.normpath(folder.resolve() / place.replace("\0", "?")))
+    if not where.is_dir():
+        raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
+    return where, sha256, scale
 
 
 def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:

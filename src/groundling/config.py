@@ -140,6 +140,8 @@ def _one_line(framed: str) -> str:
     parts = (" ".join(part.split()) for part in re.split("[\u2500-]{4,}", body))
     said, *more = [part for part in parts if part] or [" ".join(framed.split())]
     near = re.findall(r"--[\w.-]+", next((part for part in more if part.startswith("Perhaps you meant")), ""))
+    if missing := re.match(r"Missing value for argument '(--[\w.-]+)'", said):
+        return f"{said.rstrip('.')}; a value that begins with a hyphen is written {missing[1]}=VALUE"
     return f"{said.rstrip('.')}; did you mean {near[0]}?" if near else said.rstrip(".")
 
 

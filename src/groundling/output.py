@@ -27,8 +27,9 @@ from typing import Any, BinaryIO, TextIO, cast
 
 ESCAPE = "groundling.escape"
 """The name of our error handler of encodings."""
-REPLACED_HANDLERS = ("strict", "surrogateescape")
-"""Error handlers that raise for a character the encoding lacks. PYTHONIOENCODING sets any other one."""
+KEPT_HANDLERS = ("backslashreplace", "ignore", "namereplace", "replace", "xmlcharrefreplace")
+"""What PYTHONIOENCODING may ask for in its place: error handlers that never raise."""
+CLOSED = "this stream was closed from the start"
 
 
 class OutputEnded(Exception):  # noqa: N818  # like StopIteration: often no error
@@ -47,12 +48,20 @@ class _SafeRaw(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return self._raw is not None and self._raw.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._raw is None:
+            raise io.UnsupportedOperation(CLOSED)
+        return self._raw.seek(offset, whence)  # asked by UTF-16: a byte-order mark stands at a file's beginning only
+
     def isatty(self) -> bool:
         return self._raw is not None and self._raw.isatty()
 
     def fileno(self) -> int:
         if self._raw is None:
-            raise io.UnsupportedOperation("this stream was closed from the start")
+            raise io.UnsupportedOperation(CLOSED)
         return self._raw.fileno()
 
     def write(self, data: Any) -> int:
@@ -123,8 +132,7 @@ def _safe(
     if stream is None:
         nothing = _SafeRaw(None)
         return io.TextIOWrapper(io.BufferedWriter(nothing), encoding="utf-8", errors="backslashreplace"), nothing
-    buffer = getattr(stream, "buffer", None)
-    inner = getattr(buffer, "raw", buffer)
+    inner = _raw_of(stream)
     if isinstance(inner, _SafeRaw):  # a command inside a command
         return stream, inner
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(inner, io.RawIOBase):
@@ -133,13 +141,19 @@ def _safe(
         stream.flush()
     raw = _SafeRaw(inner, told)
     made = io.TextIOWrapper(
-        cast(BinaryIO, raw) if inner is buffer else io.BufferedWriter(raw),  # as `python -u` has it, and without
+        cast(BinaryIO, raw) if inner is stream.buffer else io.BufferedWriter(raw),
         encoding=stream.encoding,
-        errors=errors if errors is not None and stream.errors in REPLACED_HANDLERS else stream.errors,
+        errors=stream.errors if errors is None or stream.errors in KEPT_HANDLERS else errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
     return made, raw
+
+
+def _raw_of(stream: TextIO) -> object:
+    """What its bytes go to in the end; `python -u` has no buffer between."""
+    buffer = getattr(stream, "buffer", None)
+    return getattr(buffer, "raw", buffer)
 
 
 @contextmanager
@@ -171,7 +185,7 @@ def put(text: str) -> None:
     """
     sys.stdout.write(text)
     sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))
+    raw = _raw_of(sys.stdout)
     if isinstance(raw, _SafeRaw) and raw.ended:
         raise OutputEnded
 
@@ -185,6 +199,5 @@ def claim_descriptors() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # it takes the lowest number that is free: this one
+            taken = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(taken, True)

@@ -18,12 +18,14 @@ SAY = ("--max-new-tokens", "2")
 
 @follows(
     "there is no {}; give the folder of a bundle, a checkpoint or a run",
+    "the path of the model is empty; give the folder of a bundle, a checkpoint or a run",
     "{} is a file; give the folder of a bundle, a checkpoint or a run{}",
     "{} has no checkpoints to choose {} from; leave the choice out",
 )
 def test_what_a_model_is_named_by(advised, a_run, tmp_path):
     words = ("--prompt", "the", *SAY)
     advised.refused("sample", tmp_path / "nothing", *words)
+    advised.refused("sample", "", *words)
     advised.refused("sample", a_run / "bundle" / "model.safetensors", *words)
     for place in (a_run, a_run / "bundle", a_run / "checkpoints" / "step-00000006"):
         advised.works("sample", place, *words)

@@ -126,6 +126,8 @@ ERRORS = [
     (["pretrain", "--sinks", "mlflow"], 2, "invalid choice 'mlflow' for argument '--sinks'"),
     (["sample", "nowhere"], 1, "there is no nowhere"),
     (["sample"], 2, "groundling sample --help tells more"),
+    (["sample", "nowhere", "--prompt", "-a"], 2, "a value that begins with a hyphen is written --prompt=VALUE"),
+    (["sample", "nowhere", "--prompt=-a"], 1, "there is no nowhere"),
     (["plot", "nowhere"], 1, "nowhere has no records of losses"),
     (["verify-checkpoint", "nowhere"], 1, "nowhere holds no finished checkpoint and no bundle"),
     (["data", "get", "tiny_shakespear"], 1, "did you mean 'tiny_shakespeare'?"),
@@ -137,6 +139,9 @@ ERRORS = [
     (["export", "hf", "nowhere", ""], 2, "it is empty; give a path"),
     (["rank", "a", "--candidates", ""], 2, "it is empty; give a path"),
     (["rankings", "stats", ""], 2, "it is empty; give a path"),
+    *[([verb, ""], 1, "the path of the model is empty; give the folder of") for verb in ("sample", "chat")],
+    (["serve", "", "--port", "0"], 2, "'' names no model; give RUN_OR_BUNDLE or NAME=RUN_OR_BUNDLE"),
+    (["serve", "a=", "--port", "0"], 2, "'a=' names no model; give RUN_OR_BUNDLE or NAME=RUN_OR_BUNDLE"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Output that cannot be written: in an encoding that lacks characters, to nobody, or to a full disk; every verb."""
 
+import codecs
 import io
 import json
 import os
@@ -80,10 +81,10 @@ def outlet(kind: str) -> Iterator[Outlet]:
 def run(monkeypatch, capsys) -> Callable[..., tuple[int, bytes, str]]:
     """A command with its stdout at such an outlet: its exit code, what arrived, and what stderr said."""
 
-    def run(kind: str, words: list[object], stdin: str = "") -> tuple[int, bytes, str]:
+    def run(kind: str, words: list[object], stdin: str = "", locale: str = "utf-8") -> tuple[int, bytes, str]:
         with outlet(kind) as out, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", out.stream)
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding=locale))
             try:
                 code = cli.main([str(word) for word in words])
             except SystemExit as stopped:
@@ -221,15 +222,35 @@ def test_nothing_is_lost_of_what_an_encoding_lacks(run, things, kind):
     assert said.count("\n") == 1
 
 
-def test_an_error_handler_that_was_asked_for_stays(monkeypatch, things, capsys):
+@pytest.mark.parametrize(("handler", "stays"), [("replace", True), ("surrogatepass", False), ("no-such", False)])
+def test_an_error_handler_that_was_asked_for_stays_if_it_never_raises(monkeypatch, things, capsys, handler, stays):
     with outlet("ascii") as out:
-        out.stream.reconfigure(errors="replace")
+        out.stream.reconfigure(errors=handler)
         monkeypatch.setattr(sys, "stdout", out.stream)
         assert cli.main([str(word) for word in CASES["sample"](things, Path())]) == 0
         monkeypatch.undo()
-    assert b"?" in out.data()
-    assert b"\\u" not in out.data()
-    assert capsys.readouterr().err == ""
+    assert (b"?" in out.data(), b"\\u" not in out.data()) == (stays, stays)
+    assert (capsys.readouterr().err == "") == stays
+
+
+def test_a_file_in_utf_16_begins_with_its_byte_order(monkeypatch, tmp_path):
+    with (tmp_path / "out").open("w", encoding="utf-16") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        for _ in range(2):
+            assert cli.main(["--version"]) == 0
+        monkeypatch.undo()
+    data = (tmp_path / "out").read_bytes()
+    assert data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16")
+    assert text.startswith("groundling ")
+    assert "\ufeff" not in text
+
+
+def test_what_is_piped_in_is_utf_8_in_any_locale(run, things):
+    """Also after a byte-order mark, as PowerShell sends it: it is no part of a prompt."""
+    for words in (CASES["chat"](things, Path()), ["sample", things["base"], "--prompt", "-", *SAMPLE]):
+        assert run("utf-8", words, "\ufeffaé\n", "cp1252") == run("utf-8", words, "aé\n")
+        assert run("utf-8", words, "aé\n")[2] == ""
 
 
 def test_a_path_that_is_no_unicode_is_printed(run, things, tmp_path):

@@ -188,6 +188,22 @@ def test_the_server_tells_thoughts_from_words(server, model, fields, content, th
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == (thoughts or "")
 
 
+def test_a_reply_of_the_server_can_be_sent_back_as_it_came(server):
+    """As clients do: with its thoughts, which are not read again."""
+    replies = []
+    for leave_out in ((), ("reasoning_content", "refusal")):
+        said = list(ASK["messages"])
+        for _ in range(2):
+            asked = {"model": "qwen", **ASK, "messages": said}
+            status, answer, _ = server.ask("POST", "/v1/chat/completions", asked)
+            assert status == 200, answer
+            message = answer["choices"][0]["message"]
+            assert message["reasoning_content"] == "Hm"
+            said += [{name: each for name, each in message.items() if name not in leave_out}, *ASK["messages"]]
+        replies.append(answer["usage"])
+    assert replies[0] == replies[1]
+
+
 def test_completions_end_and_show_no_special_token(server):
     ask = {"model": "gpt2", "prompt": "\n", "temperature": 0, "max_tokens": 12, "logprobs": 1}
     _, answer, _ = server.ask("POST", "/v1/completions", ask)

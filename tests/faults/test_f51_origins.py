@@ -49,5 +49,6 @@ def test_an_origin_that_was_named_may(models) -> None:
         asked = {**named, **wanted, "Access-Control-Request-Method": "POST"}
         status, _, headers = server.ask("OPTIONS", "/v1/completions", headers=asked)
         assert (status, headers["access-control-allow-origin"]) == (204, "https://friend.example")
-        assert headers["access-control-allow-headers"] == "Authorization, Content-Type, x-stainless-os"
+        allowed = "Authorization, Content-Encoding, Content-Type, x-stainless-os"
+        assert headers["access-control-allow-headers"] == allowed
         assert server.ask("POST", "/v1/completions", BODY, headers={"Origin": "https://evil.example"})[0] == 403

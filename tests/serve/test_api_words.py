@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from groundling.serve.conversation import TURNS, conversation
 from groundling.serve.errors import ApiError
 from groundling.serve.faults import explain, find_fault
 from groundling.serve.rankings import Answer, TrainRequest
-from groundling.serve.schema import ChatRequest, CompletionRequest
+from groundling.serve.schema import ChatMessage, ChatRequest, CompletionRequest
 from groundling.serve.xray import XrayRequest
 
 USER = {"role": "user", "content": "Who?"}
@@ -23,12 +24,12 @@ VALID: dict[type[BaseModel], dict[str, Any]] = {
     Answer: {"question": "q", "choice": "tie", "rater": "ann", "key": "12345678"},
     TrainRequest: {},
 }
-PROMPTS = "a text, a list of texts, a list of whole numbers, or a list of lists of whole numbers"
-ELEMENTS = "a text, a whole number from 0 to 2,147,483,647, or a list of whole numbers"
-ID = "a whole number from 0 to 2,147,483,647"
-PARTS = "a text, or a list of objects with type and text"
+PROMPTS = "a string, an array of strings, an array of integers, or an array of arrays of integers"
+ELEMENTS = "a string, an integer from 0 to 2,147,483,647, or an array of integers"
+ID = "an integer from 0 to 2,147,483,647"
+PARTS = "a string, or an array of objects with type and text"
 ROLES = '"system", "developer", "user" or "assistant"'
-CHOICES = '"tie" or "skip", an object with best, or a list of lists of whole numbers'
+CHOICES = '"tie" or "skip", an object with best, or an array of arrays of integers'
 NO = "is not supported here; leave it out"
 NONE = "are not supported here; leave them out"
 
@@ -45,42 +46,46 @@ def asked(*parts: Any) -> dict[str, Any]:
 TEXT = {"type": "text", "text": "a"}
 TABLE: list[tuple[type[BaseModel], dict[str, Any], str, str]] = [
     # stop: a text or texts
-    (CompletionRequest, {"stop": ["x", ""]}, "stop.1", "is empty; it has to be a text of 1 to 1,000 characters"),
-    (CompletionRequest, {"stop": ""}, "stop", "is empty; it has to be a text of 1 to 1,000 characters"),
-    (CompletionRequest, {"stop": 5}, "stop", "is 5; it has to be a text, or a list of texts"),
-    (CompletionRequest, {"stop": {}}, "stop", "is an empty object; it has to be a text, or a list of texts"),
-    (CompletionRequest, {"stop": ["x", None]}, "stop.1", "is null; it has to be a text"),
-    (CompletionRequest, {"stop": ["x"] * 17}, "stop", "is a list of 17; it has to be a list of at most 16 texts"),
-    (ChatRequest, {"stop": ["x", ""]}, "stop.1", "is empty; it has to be a text of 1 to 1,000 characters"),
+    (CompletionRequest, {"stop": ["x", ""]}, "stop.1", "is empty; it has to be a string of 1 to 1,000 characters"),
+    (CompletionRequest, {"stop": ""}, "stop", "is empty; it has to be a string of 1 to 1,000 characters"),
+    (CompletionRequest, {"stop": 5}, "stop", "is 5; it has to be a string, or an array of strings"),
+    (CompletionRequest, {"stop": {}}, "stop", "is an empty object; it has to be a string, or an array of strings"),
+    (CompletionRequest, {"stop": ["x", None]}, "stop.1", "is null; it has to be a string"),
+    (CompletionRequest, {"stop": ["x"] * 17}, "stop", "is an array of 17; it has to be an array of at most 16 strings"),
+    (ChatRequest, {"stop": ["x", ""]}, "stop.1", "is empty; it has to be a string of 1 to 1,000 characters"),
     # prompt: a text, texts, ids, lists of ids
-    (CompletionRequest, {"prompt": []}, "prompt", f"is an empty list; it has to be {PROMPTS}"),
+    (CompletionRequest, {"prompt": []}, "prompt", f"is an empty array; it has to be {PROMPTS}"),
     (CompletionRequest, {"prompt": None}, "prompt", f"is null; it has to be {PROMPTS}"),
     (CompletionRequest, {"prompt": {"a": 1}}, "prompt", f"is an object; it has to be {PROMPTS}"),
     (CompletionRequest, {"prompt": True}, "prompt", f"is true; it has to be {PROMPTS}"),
     (CompletionRequest, {"prompt": [1, -1]}, "prompt.1", f"is -1; it has to be {ID}"),
     (CompletionRequest, {"prompt": [1, True]}, "prompt.1", f"is true; it has to be {ID}"),
-    (CompletionRequest, {"prompt": [1, "a"]}, "prompt.1", f"is a text; it has to be {ID}"),
-    (CompletionRequest, {"prompt": ["a", 1]}, "prompt.1", "is 1; it has to be a text"),
+    (CompletionRequest, {"prompt": [1, "a"]}, "prompt.1", f"is a string; it has to be {ID}"),
+    (CompletionRequest, {"prompt": ["a", 1]}, "prompt.1", "is 1; it has to be a string"),
     (CompletionRequest, {"prompt": [None]}, "prompt.0", f"is null; it has to be {ELEMENTS}"),
     (CompletionRequest, {"prompt": [1.5]}, "prompt.0", f"is 1.5; it has to be {ELEMENTS}"),
     (CompletionRequest, {"prompt": [[1], []]}, "prompt.1",
-     "is an empty list; it has to be a list of 1 or more whole numbers"),
-    (CompletionRequest, {"prompt": [[1], [2, "a"]]}, "prompt.1.1", f"is a text; it has to be {ID}"),
-    (CompletionRequest, {"prompt": ["a"] * 129}, "prompt", "is a list of 129; it has to be a list of 1 to 128 texts"),
+     "is an empty array; it has to be an array of 1 or more integers"),
+    (CompletionRequest, {"prompt": [[1], [2, "a"]]}, "prompt.1.1", f"is a string; it has to be {ID}"),
+    (CompletionRequest, {"prompt": ["a"] * 129}, "prompt",
+     "is an array of 129; it has to be an array of 1 to 128 strings"),
     # numbers
     (CompletionRequest, {"temperature": math.nan}, "temperature", "is NaN; it has to be a number from 0 to 2"),
     (CompletionRequest, {"temperature": -math.inf}, "temperature", "is -Infinity; it has to be a number from 0 to 2"),
-    (CompletionRequest, {"temperature": "1"}, "temperature", "is a text; it has to be a number from 0 to 2"),
+    (CompletionRequest, {"temperature": "1"}, "temperature", "is a string; it has to be a number from 0 to 2"),
     (CompletionRequest, {"top_p": 0}, "top_p", "is 0; it has to be a number above 0 and at most 1"),
     (CompletionRequest, {"min_p": 1}, "min_p", "is 1; it has to be a number at least 0 and below 1"),
-    (CompletionRequest, {"n": True}, "n", "is true; it has to be a whole number from 1 to 128"),
-    (CompletionRequest, {"n": 1.5}, "n", "is 1.5; it has to be a whole number from 1 to 128"),
-    (CompletionRequest, {"max_tokens": -1}, "max_tokens", "is -1; it has to be a whole number from 0 to 1,000,000"),
-    (CompletionRequest, {"seed": 10**60}, "seed", "is a number of 61 digits; it has to be a whole number from "
+    (CompletionRequest, {"n": True}, "n", "is true; it has to be an integer from 1 to 128"),
+    (CompletionRequest, {"n": 1.5}, "n", "is 1.5; it has to be an integer from 1 to 128"),
+    (CompletionRequest, {"max_tokens": -1}, "max_tokens", "is -1; it has to be an integer from 0 to 1,000,000"),
+    (CompletionRequest, {"seed": 10**60}, "seed", "is a number of 61 digits; it has to be an integer from "
      "-9,007,199,254,740,992 to 9,007,199,254,740,992"),
+    (CompletionRequest, {"temperature": 10**400}, "temperature",
+     "is a number of 401 digits; it has to be a number from 0 to 2"),
+    (CompletionRequest, {"prompt": [1, 10**400]}, "prompt.1", f"is a number of 401 digits; it has to be {ID}"),
     (CompletionRequest, {"logit_bias": {"1": 101}}, "logit_bias.1", "is 101; it has to be a number from -100 to 100"),
     (CompletionRequest, {"logit_bias": {"1": True}}, "logit_bias.1", "is true; it has to be a number from -100 to 100"),
-    (CompletionRequest, {"logit_bias": [1]}, "logit_bias", "is a list; it has to be an object of numbers"),
+    (CompletionRequest, {"logit_bias": [1]}, "logit_bias", "is an array; it has to be an object of numbers"),
     (CompletionRequest, {"logit_bias": {str(n): 0 for n in range(1001)}}, "logit_bias",
      "has 1,001 entries; 1,000 are the most"),
     (CompletionRequest, {"best_of": 2}, "best_of", "is 2; it has to be 1"),
@@ -92,7 +97,7 @@ TABLE: list[tuple[type[BaseModel], dict[str, Any], str, str]] = [
     (CompletionRequest, {"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage",
      "is 1; it has to be true or false"),
     (CompletionRequest, {"stream": True, "stream_options": "x"}, "stream_options",
-     "is a text; it has to be an object with include_usage and include_obfuscation"),
+     "is a string; it has to be an object with include_usage and include_obfuscation"),
     (ChatRequest, {"tools": [{"type": "function"}]}, "tools", NONE),
     (ChatRequest, {"tools": "x", "temperature": 9}, "tools", NONE),
     (ChatRequest, {"functions": [{}]}, "functions", NONE),
@@ -103,36 +108,38 @@ TABLE: list[tuple[type[BaseModel], dict[str, Any], str, str]] = [
      'is "json_object"; it has to be "text"'),
     (ChatRequest, {"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.type",
      'is "json_schema"; it has to be "text"'),
-    (ChatRequest, {"response_format": "text"}, "response_format", "is a text; it has to be an object with type"),
+    (ChatRequest, {"response_format": "text"}, "response_format", "is a string; it has to be an object with type"),
     (ChatRequest, {"response_format": {}}, "response_format.type", 'is missing; it has to be "text"'),
     (ChatRequest, {"modalities": ["text", "audio"]}, "modalities.1", 'is "audio"; it has to be "text"'),
     (ChatRequest, {"store": True}, "store", "is true; it has to be false"),
-    (ChatRequest, {"metadata": {"a": 1}}, "metadata.a", "is 1; it has to be a text"),
+    (ChatRequest, {"metadata": {"a": 1}}, "metadata.a", "is 1; it has to be a string"),
     (ChatRequest, {"logprobs": 5}, "logprobs", "is 5; it has to be true or false"),
     (ChatRequest, {"top_logprobs": 21, "logprobs": True}, "top_logprobs",
-     "is 21; it has to be a whole number from 0 to 20"),
+     "is 21; it has to be an integer from 0 to 20"),
     # messages
     (ChatRequest, said(None), "messages.1.content", f"is null; it has to be {PARTS}"),
     (ChatRequest, said(), "messages.1.content", f"is missing; it has to be {PARTS}"),
     (ChatRequest, said(5), "messages.1.content", f"is 5; it has to be {PARTS}"),
-    (ChatRequest, said([]), "messages.1.content", f"is an empty list; it has to be {PARTS}"),
+    (ChatRequest, said([]), "messages.1.content", f"is an empty array; it has to be {PARTS}"),
     (ChatRequest, said(None, tool_calls=[{"id": "c"}]), "messages.1.tool_calls", NONE),
     (ChatRequest, said("a", function_call={"name": "f"}), "messages.1.function_call", NO),
     (ChatRequest, said("a", refusal="no"), "messages.1.refusal", NO),
     (ChatRequest, said("a", audio={"id": "x"}), "messages.1.audio", NO),
     (ChatRequest, said("a", prefix=True), "messages.1.prefix", NO),
-    (ChatRequest, said("\ud83d"), "messages.1.content", "has half a character (\\ud83d) at 0; send whole ones"),
+    (ChatRequest, said("\ud83d"), "messages.1.content",
+     "has a lone surrogate (\\ud83d) at character 0; send whole characters"),
     (ChatRequest, {"messages": [{"role": "tool", "tool_call_id": "c", "content": "4"}]}, "messages.0.role",
      f'is "tool"; it has to be {ROLES}'),
     (ChatRequest, {"messages": [{"role": "function", "name": "f", "content": "4"}]}, "messages.0.role",
      f'is "function"; it has to be {ROLES}'),
     (ChatRequest, {"messages": [{"role": 1, "content": "4"}]}, "messages.0.role", f"is 1; it has to be {ROLES}"),
     (ChatRequest, {"messages": [{}]}, "messages.0.role", f"is missing; it has to be {ROLES}"),
-    (ChatRequest, {"messages": [[USER]]}, "messages.0", "is a list; it has to be an object with role and content"),
+    (ChatRequest, {"messages": [[USER]]}, "messages.0", "is an array; it has to be an object with role and content"),
     (ChatRequest, {"messages": []}, "messages",
-     "is an empty list; it has to be a list of 1 to 10,000 objects with role and content"),
-    (ChatRequest, {"messages": "hello"}, "messages", "is a text; it has to be a list of objects with role and content"),
-    (ChatRequest, {"messages": None}, "messages", "is null; it has to be a list of objects with role and content"),
+     "is an empty array; it has to be an array of 1 to 10,000 objects with role and content"),
+    (ChatRequest, {"messages": "hello"}, "messages",
+     "is a string; it has to be an array of objects with role and content"),
+    (ChatRequest, {"messages": None}, "messages", "is null; it has to be an array of objects with role and content"),
     (ChatRequest, asked(TEXT, {"type": "image_url", "image_url": {"url": "x"}}), "messages.0.content.1.type",
      'is "image_url"; it has to be "text"'),
     (ChatRequest, asked({"type": "input_audio", "input_audio": {}}), "messages.0.content.0.type",
@@ -140,27 +147,27 @@ TABLE: list[tuple[type[BaseModel], dict[str, Any], str, str]] = [
     (ChatRequest, asked({"type": "file", "file": {}}), "messages.0.content.0.type", 'is "file"; it has to be "text"'),
     (ChatRequest, asked({"type": "refusal", "refusal": "no"}), "messages.0.content.0.type",
      'is "refusal"; it has to be "text"'),
-    (ChatRequest, asked(TEXT, {"type": "text"}), "messages.0.content.1.text", "is missing; it has to be a text"),
+    (ChatRequest, asked(TEXT, {"type": "text"}), "messages.0.content.1.text", "is missing; it has to be a string"),
     (ChatRequest, asked({"text": "a"}), "messages.0.content.0.type", 'is missing; it has to be "text"'),
     (ChatRequest, asked({**TEXT, "cache_control": {}}), "messages.0.content.0.cache_control", NO),
-    (ChatRequest, asked("a"), "messages.0.content.0", "is a text; it has to be an object with type and text"),
+    (ChatRequest, asked("a"), "messages.0.content.0", "is a string; it has to be an object with type and text"),
     (ChatRequest, asked(*[TEXT] * 1001), "messages.0.content",
-     "is a list of 1,001; it has to be a list of 1 to 1,000 objects with type and text"),
+     "is an array of 1,001; it has to be an array of 1 to 1,000 objects with type and text"),
     # the other routes
-    (XrayRequest, {"prompt": 5}, "prompt", "is 5; it has to be a text"),
+    (XrayRequest, {"prompt": 5}, "prompt", "is 5; it has to be a string"),
     (XrayRequest, {"checkpoint": "newest"}, "checkpoint", 'is "newest"; it has to be "best", "last", or a step'),
     (XrayRequest, {"prompt": None, **said(None)}, "messages.1.content", f"is null; it has to be {PARTS}"),
     (Answer, {"choice": "both"}, "choice", 'is "both"; it has to be "tie" or "skip"'),
     (Answer, {"choice": None}, "choice", f"is null; it has to be {CHOICES}"),
     (Answer, {"choice": 1}, "choice", f"is 1; it has to be {CHOICES}"),
-    (Answer, {"choice": []}, "choice", f"is an empty list; it has to be {CHOICES}"),
-    (Answer, {"choice": [1]}, "choice.0", "is 1; it has to be a list of whole numbers"),
-    (Answer, {"choice": [[1], [9]]}, "choice.1.0", "is 9; it has to be a whole number from 1 to 4"),
-    (Answer, {"choice": {"best": 0}}, "choice.best", "is 0; it has to be a whole number from 1 to 4"),
+    (Answer, {"choice": []}, "choice", f"is an empty array; it has to be {CHOICES}"),
+    (Answer, {"choice": [1]}, "choice.0", "is 1; it has to be an array of integers"),
+    (Answer, {"choice": [[1], [9]]}, "choice.1.0", "is 9; it has to be an integer from 1 to 4"),
+    (Answer, {"choice": {"best": 0}}, "choice.best", "is 0; it has to be an integer from 1 to 4"),
     (Answer, {"choice": {"worst": 1}}, "choice.worst", NO),
     (Answer, {"key": "a b"}, "key", 'is "a b"; it has to be 8 to 100 letters, digits, dots, underscores or hyphens'),
-    (Answer, {"rater": ""}, "rater", "is empty; it has to be a text of 1 to 100 characters"),
-    (TrainRequest, {"model": ["a"]}, "model", "is a list; it has to be a text"),
+    (Answer, {"rater": ""}, "rater", "is empty; it has to be a string of 1 to 100 characters"),
+    (TrainRequest, {"model": ["a"]}, "model", "is an array; it has to be a string"),
 ]  # fmt: skip
 
 
@@ -210,11 +217,30 @@ def test_fields_that_do_not_go_together(model, changes, message, param):
 
 @pytest.mark.parametrize(
     ("body", "came"),
-    [([], "an empty list"), ([1], "a list"), ("x", "a text"), (5, "5"), (None, "null"), (False, "false")],
+    [([], "an empty array"), ([1], "an array"), ("x", "a string"), (5, "5"), (None, "null"), (False, "false")],
 )
 def test_a_body_that_is_no_object(body, came):
     error = error_of(ChatRequest, body)
     assert (error.message, error.param) == (f"the body is {came}; it has to be an object with model and messages", None)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (CompletionRequest, {"prompt": [None] * 10_000}),
+        (CompletionRequest, {"prompt": [[]] * 10_000}),
+        (CompletionRequest, {"prompt": [["a"] * 10_000]}),
+        (CompletionRequest, {"stop": [None] * 10_000}),
+        (ChatRequest, {"modalities": ["audio"] * 10_000}),
+        (ChatRequest, {"tools": [None] * 10_000}),
+        (Answer, {"choice": [[None] * 10_000]}),
+    ],
+)
+def test_a_large_list_is_given_up_at_its_first_error(model, changes):
+    """All errors of a request are put into words that nobody reads, while the server answers nobody else."""
+    error = refusal(model, {**VALID[model], **changes})
+    assert error.error_count() < 10
+    assert error_of(model, {**VALID[model], **changes}).param.split(".")[0] in changes
 
 
 def test_names_that_a_client_made_up_are_cut():
@@ -223,8 +249,32 @@ def test_names_that_a_client_made_up_are_cut():
     assert len(error.message) < 300
 
 
+@pytest.mark.parametrize(
+    ("roles", "place", "words"),
+    [
+        (["user", "user"], "messages.1.role", f'is "user"; it has to be "assistant": {TURNS}'),
+        (["assistant"], "messages.0.role", f'is "assistant"; it has to be "user": {TURNS}'),
+        (["system", "developer"], "messages.1.role", f'is "developer"; it has to be "user": {TURNS}'),
+        (["developer"], "messages.1", "is missing; a user's message has to follow the system's"),
+    ],
+)
+def test_a_message_out_of_turn(roles, place, words):
+    with pytest.raises(ApiError) as caught:
+        conversation([ChatMessage(role=role, content="a") for role in roles])
+    assert (caught.value.message, caught.value.param) == (f"{place} {words}", place)
+
+
+def test_a_message_is_one_line_whatever_names_and_values_hold():
+    error = error_of(CompletionRequest, {**VALID[CompletionRequest], "a\n\x1b[2J": 1})
+    assert (error.message, error.param) == (f"a\\n\\u001b[2J {NO}", "a\n\x1b[2J")
+    error = error_of(CompletionRequest, {**VALID[CompletionRequest], "": 1})
+    assert (error.message, error.param) == (f'"" {NO}', "")
+    error = error_of(ChatRequest, {**VALID[ChatRequest], "tool_choice": 'é\n"'})
+    assert error.message == 'tool_choice is "é\\n\\""; it has to be "none"'
+
+
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("text")
-USUAL = st.sampled_from([1, 0.5, "a", ["a"], [1], [[1]], {"1": 0.5}, [], USER, [TEXT], 1.0, "user", "tie"])
+USUAL = st.sampled_from([1, 0.5, "a", ["a"], [1], [[1]], {"1": 0.5}, [], USER, [TEXT], 1.0, "user", "tie", 10**400])
 JSON = USUAL | st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

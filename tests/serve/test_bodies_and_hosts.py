@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from groundling.serve import encodings
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
 from groundling.serve.encodings import unpacked
@@ -50,10 +51,13 @@ READ = json.dumps({"model": "base", "prompt": "a", "dance": 1}).encode()
         (b"", "the body is empty; it has to be an object with model and prompt"),
         (b"null", "the body is null; it has to be an object with model and prompt"),
         (b'{"a":}', "the body is not JSON: Expecting value, at character 5"),
+        (b'{"a": "\n"}', "the body is not JSON: Invalid control character, at character 7"),
         (b'{"model": "caf\xe9"}', "the body is not UTF-8: byte 14 is 0xE9; send JSON in UTF-8"),
         (b"\xff\xfe{\0}\0", "the body is not UTF-8: byte 0 is 0xFF; send JSON in UTF-8"),
+        (READ.decode().encode("utf-16-le"), "the body is not UTF-8: byte 1 is 0x00; send JSON in UTF-8"),
+        (READ.decode().encode("utf-32-be"), "the body is not UTF-8: byte 0 is 0x00; send JSON in UTF-8"),
         ("{é".encode()[:2], "the body is not UTF-8: byte 1 is 0xC3; send JSON in UTF-8"),
-        (b"[" * 9000, "the body cannot be read: its lists or objects are nested too deeply"),
+        (b"[" * 9000, "the body cannot be read: its arrays or objects are nested too deeply"),
         (b'{"n": ' + b"1" * 5000 + b"}", "the body cannot be read: it has a number of too many digits"),
     ],
     ids=lambda value: str(value[:20]),
@@ -79,6 +83,12 @@ def test_a_body_that_cannot_be_read(client, raw, message):
 def test_another_charset_is_not_guessed(client, kind, raw, status, message):
     found, error, _ = post(client, raw, Content_Type=kind)
     assert (found, error["message"]) == (status, message)
+
+
+@pytest.mark.parametrize(("kind", "came"), [("", "is missing"), ("Text/Plain; charset=utf-8", "is 'text/plain'")])
+def test_a_body_is_called_json(client, kind, came):
+    status, error, _ = post(client, READ, Content_Type=kind)
+    assert (status, error["message"]) == (415, f"Content-Type {came}; send application/json")
 
 
 @pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZIP", "identity, gzip"])
@@ -143,12 +153,54 @@ def test_the_address_has_words_too(client):
     asked = {
         "": ("rater is missing; give it in the address: ?rater=...", "rater"),
         "?rater=": ("rater is empty; it has to have at least 1 character", "rater"),
-        "?rater=a&n=x": ('n is "x"; it has to be a whole number', "n"),
+        "?rater=a&n=x": ('n is "x"; it has to be an integer', "n"),
+        "?rater=a&n=" + "9" * 5000: (f'n is "{"9" * 40}"; it has to be an integer', "n"),
         "?rater=a&n=9": ('n is "9"; it has to be less than or equal to 4', "n"),
     }
     for query, told in asked.items():
         error = client.get(f"/v1/groundling/rankings/next{query}").json()["error"]
         assert (error["message"], error["param"]) == told
+
+
+def test_many_small_members_are_unpacked_in_linear_time(monkeypatch):
+    """What is handed to zlib is counted: all that is left, again for each member, was the square."""
+    make, read = zlib.decompressobj, []
+
+    class Counted:
+        def __init__(self, wbits: int) -> None:
+            self._reader = make(wbits=wbits)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._reader, name)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            read.append(len(data))
+            return self._reader.decompress(data, most)
+
+    monkeypatch.setattr(encodings.zlib, "decompressobj", Counted)
+    work = []
+    for n in (1000, 2000):
+        read.clear()
+        assert unpacked(gzip.compress(b"a") * n, 10_000) == b"a" * n
+        work.append(sum(read))
+    assert work[1] < 2.2 * work[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "allowed"),
+    [
+        ("POST", "/chat/completions", 404, "not_found", None),
+        ("POST", "/v1/embeddings", 404, "not_found", None),
+        ("GET", "/v1/completions", 405, "method_not_allowed", "POST"),
+    ],
+)
+def test_an_address_that_is_none_is_told_where_the_api_is(client, method, path, status, code, allowed):
+    """Most often `/v1` is missing in a client's base URL."""
+    answer = client.request(method, path, content=READ, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.headers.get("allow")) == (status, allowed)
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert error["message"] == f"there is no {method} {path}; the API is under /v1, and /openapi.json describes it"
 
 
 async def call(app, path: str, headers: list[tuple[bytes, bytes]], method: str = "GET") -> int:

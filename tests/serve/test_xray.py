@@ -70,23 +70,25 @@ def test_a_conversation_is_shown_with_its_structure(server: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "code"),
+    ("body", "status", "code", "param"),
     [
-        ({"model": "nobody", "prompt": "a"}, 404, "model_not_found"),
-        ({"model": "base"}, 400, "invalid_value"),
-        ({"model": "base", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}, 400, "invalid_value"),
-        ({"model": "base", "messages": [{"role": "user", "content": "a"}]}, 400, "not_a_chat_model"),
-        ({"model": "base", "prompt": "a" * 65}, 400, "context_length_exceeded"),
-        ({"model": "base", "prompt": "\u0416"}, 400, "invalid_value"),
-        ({"model": "base", "prompt": "a", "checkpoint": "100"}, 404, "no_checkpoint"),
-        ({"model": "base", "prompt": "a", "checkpoint": "../.."}, 400, "invalid_value"),
-        ({"model": "base", "prompt": "a", "layers": 3}, 400, "unsupported_field"),
+        ({"model": "nobody", "prompt": "a"}, 404, "model_not_found", "model"),
+        ({"model": "base"}, 400, "invalid_value", None),
+        ({"model": "base", "prompt": "a", "messages": [{"role": "user", "content": "a"}]}, 400, "invalid_value", None),
+        ({"model": "base", "messages": [{"role": "user", "content": "a"}]}, 400, "not_a_chat_model", "messages"),
+        ({"model": "base", "prompt": "a" * 65}, 400, "context_length_exceeded", "prompt"),
+        ({"model": "base", "prompt": "\u0416"}, 400, "invalid_value", "prompt"),
+        ({"model": "base", "prompt": "a", "checkpoint": "100"}, 404, "no_checkpoint", "checkpoint"),
+        ({"model": "base", "prompt": "a", "checkpoint": "../.."}, 400, "invalid_value", "checkpoint"),
+        ({"model": "base", "prompt": "a", "layers": 3}, 400, "unsupported_field", "layers"),
     ],
     ids=lambda value: json.dumps(value)[:50] if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_looked_through_is_refused(server: Served, body: dict, status: int, code: str) -> None:
+def test_what_cannot_be_looked_through_is_refused(
+    server: Served, body: dict, status: int, code: str, param: str | None
+) -> None:
     found, answer, _ = server.ask("POST", PATH, body)
-    assert (found, answer["error"]["code"]) == (status, code)
+    assert (found, answer["error"]["code"], answer["error"]["param"]) == (status, code, param)
 
 
 def test_an_empty_text_stands_for_a_line_s_beginning(server: Served) -> None:

@@ -145,8 +145,9 @@ def main(argv: list[str]) -> int:
     bundle = require_chat(load_bundle(config.path, pick_device(config.device), context=config.context), config.path)
     chat = Chat(bundle, config.sampling, config.decode, config.system, config.thinking)
     is_terminal = sys.stdin.isatty()
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is told of, and the next one read
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is piped in is UTF-8 whatever the locale is, as for `sample`
+        encoding = sys.stdin.encoding if is_terminal else "utf-8-sig"
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")  # a wrong line is told of, and the next read
     if is_terminal:
         say(HELP)
     while True:

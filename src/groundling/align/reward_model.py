@@ -87,7 +87,7 @@ def load_reward_model(path: Path | str, device: torch.device | str = "cpu") -> t
         CheckpointError: there is no reward model, or it is damaged.
     """
     bundle = load_bundle(path, device)
-    file = find_bundle(Path(path)) / HEAD
+    file = find_bundle(path) / HEAD
     if not file.is_file():
         raise CheckpointError(f"{path} is no reward model (it has no {HEAD}); `groundling reward` makes one")
     head, model = read_tensors(file), RewardModel(bundle.model)

@@ -96,7 +96,7 @@ def _read_prompt(prompt: str | None) -> str:
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         return ""
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8-sig")  # PowerShell's pipes begin with a byte-order mark
     except UnicodeDecodeError as error:
         raise DataError(f"the prompt on stdin is not UTF-8: byte {error.start}; convert it first") from error
 

@@ -246,19 +246,21 @@ def _explain_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(explain(error, request.scope.get("endpoint")))
 
-    async def of_http(_: Request, error: Exception) -> Response:
+    async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        detail = str(error.detail) if error.__cause__ is None else unreadable(error.__cause__)
-        return error_response(ApiError(error.status_code, detail, _code(error.status_code)))
+        if error.__cause__ is not None:
+            return error_response(ApiError(error.status_code, unreadable(error.__cause__), "invalid_json"))
+        wanted = f"{request.method} {request.url.path[:100]}"
+        message = f"there is no {wanted}; the API is under /v1, and /openapi.json describes it"
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        answer = error_response(ApiError(error.status_code, message, code))
+        answer.headers.update(error.headers or {})
+        return answer
 
     app.add_exception_handler(ApiError, ours)
     app.add_exception_handler(GroundlingError, users)
     app.add_exception_handler(RequestValidationError, wrong_body)
     app.add_exception_handler(HTTPException, of_http)
-
-
-def _code(status: int) -> str:
-    return {404: "not_found", 405: "method_not_allowed"}.get(status, "bad_request")
 
 
 def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float], None]:

@@ -42,11 +42,10 @@ def main(argv: list[str]) -> int:
         timeout_graceful_shutdown=FLUSH_S,
         timeout_keep_alive=30,
     )
-    listening = _listen(config)
+    listening = listen(config)
     port = listening.getsockname()[1]
-    log.write(
-        "listening", host=config.host, port=port
-    )  # /health answers from now on; /ready says when the models are there
+    # /health answers from now on; /ready says when the models are there.
+    log.write("listening", host=config.host, port=port)
 
     def say() -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _listen(config: ServeConfig) -> socket.socket:
+def listen(config: ServeConfig) -> socket.socket:
     """A socket that listens.
 
     Raises:

@@ -8,6 +8,8 @@ from groundling.serve.schema import ChatMessage
 from groundling.text.chat import Message, wrong_turn
 from groundling.text.tokenizer import Tokenizer
 
+TURNS = "after at most one system message, user and assistant take turns"
+
 
 def conversation(given: Sequence[ChatMessage]) -> list[Message]:
     """Messages in turns. A developer's message is a system's.
@@ -17,10 +19,13 @@ def conversation(given: Sequence[ChatMessage]) -> list[Message]:
     """
     messages = [Message("system" if each.role == "developer" else each.role, each.text()) for each in given]
     wrong = wrong_turn(messages)
-    if wrong is not None:
-        place = f"messages.{wrong.number}" + ("" if wrong.role is None else ".role")
-        raise ApiError(400, f"{place} {wrong}", "invalid_value", place)
-    return messages
+    if wrong is None:
+        return messages
+    place, said = f"messages.{wrong.number}", "is missing; a user's message has to follow the system's"
+    if wrong.role is not None:
+        came, place = given[wrong.number].role, f"{place}.role"
+        said = f'is "{came}"; it has to be "{wrong.expected}": {TURNS}'
+    raise ApiError(400, f"{place} {said}", "invalid_value", place)
 
 
 def not_sayable(messages: Sequence[Message], tokenizer: Tokenizer, error: DataError) -> ApiError:

@@ -6,6 +6,7 @@ and of several things that one is taken whose kind came.
 """
 
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
 from groundling.serve.errors import ApiError
-from groundling.serve.schema_words import came, expected, kind_of, kinds
+from groundling.serve.schema_words import came, expected, kind_of, kinds, quoted
 
 Place = tuple[str | int, ...]
 Schema = Mapping[str, Any]
@@ -45,7 +46,8 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
     first = error.errors()[0]
     where, *place = first["loc"]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first['ctx']['error']}, at character {place[0]}", "invalid_json")
+        said = first["ctx"]["error"].removesuffix(" at")
+        return ApiError(400, f"the body is not JSON: {said}, at character {place[0]}", "invalid_json")
     model = _model_of(endpoint)
     if where != "body" or model is None:
         return _of_a_parameter(first)
@@ -57,17 +59,18 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
         said = first["msg"].removeprefix("Value error, ")
         name = said.split(" ", 1)[0]
         return ApiError(400, said, "invalid_value", name if name in model.model_fields else None)
-    named = ".".join(map(str, fault.place))[:MOST_SHOWN] or None
-    return ApiError(400, f"{named or 'the body'} {fault.said}", fault.code, named)
+    named = ".".join(map(str, fault.place))[:MOST_SHOWN] if fault.place else None
+    shown = "the body" if named is None else json.dumps(named, ensure_ascii=False)[1:-1] or '""'
+    return ApiError(400, f"{shown} {fault.said}", fault.code, named)
 
 
 def unreadable(cause: BaseException) -> str:
     """Why Python's JSON reader gave up on a body that is no broken JSON."""
     if isinstance(cause, RecursionError):
-        return "the body cannot be read: its lists or objects are nested too deeply"
-    if isinstance(cause, ValueError) and not isinstance(cause, UnicodeError):
+        return "the body cannot be read: its arrays or objects are nested too deeply"
+    if isinstance(cause, ValueError):
         return "the body cannot be read: it has a number of too many digits"
-    return "the body cannot be read; send JSON in UTF-8"
+    return "the body cannot be read"
 
 
 def _of_a_parameter(error: Mapping[str, Any]) -> ApiError:
@@ -76,10 +79,10 @@ def _of_a_parameter(error: Mapping[str, Any]) -> ApiError:
     if error["type"] == "missing":
         return ApiError(400, f"{name} is missing; give it in the address: ?{name}=...", "invalid_value", name)
     said = re.sub(r"^\w+ should ", "", error["msg"])
-    if error["type"] == "int_parsing":
-        said = "be a whole number"
+    if error["type"].startswith("int_parsing"):
+        said = "be an integer"
     value = error["input"]
-    shown = f'"{value[:40]}"' if isinstance(value, str) and value else came(value)
+    shown = quoted(value) if isinstance(value, str) and value else came(value)
     return ApiError(400, f"{name} is {shown}; it has to {said}", "invalid_value", name)
 
 
@@ -137,7 +140,7 @@ class _Search:
         return schema
 
     def _other(self, value: Any, schema: Schema, place: Place, *, shown: bool = False) -> Fault:
-        what = f'"{value[:40]}"' if shown and value else came(value)
+        what = quoted(value) if shown and value else came(value)
         return Fault(place, f"is {what}; it has to be {expected(schema, self._whole)}")
 
     def _of_one_of(self, value: Any, schema: Schema, options: Sequence[Schema], place: Place) -> Fault | None:
@@ -191,7 +194,7 @@ class _Search:
 
     def _of_list(self, value: list[Any], schema: Schema, place: Place) -> Fault | None:
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
-            what = "an empty list" if not value else f"a list of {len(value):,}"
+            what = f"an array of {len(value):,}" if value else came(value)
             return Fault(place, f"is {what}; it has to be {expected(schema, self._whole, sizes=True)}")
         faults = (self.look(inner, schema.get("items", {}), (*place, n)) for n, inner in enumerate(value))
         return next((fault for fault in faults if fault is not None), None)
@@ -199,9 +202,10 @@ class _Search:
     def _of_text(self, value: str, schema: Schema, place: Place) -> Fault | None:
         half = re.search("[\ud800-\udfff]", value)
         if half:
-            return Fault(place, f"has half a character (\\u{ord(half[0]):04x}) at {half.start()}; send whole ones")
+            said = f"has a lone surrogate (\\u{ord(half[0]):04x}) at character {half.start()}; send whole characters"
+            return Fault(place, said)
         if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf):
-            what = "empty" if not value else f"a text of {len(value):,} characters"
+            what = f"a string of {len(value):,} characters" if value else came(value)
             return Fault(place, f"is {what}; it has to be {expected(schema, self._whole, sizes=True)}")
         if re.search(schema.get("pattern", ""), value) is None:
             return self._other(value, schema, place, shown=True)
@@ -209,7 +213,7 @@ class _Search:
 
     def _of_number(self, value: Any, schema: Schema, place: Place) -> Fault | None:
         holds = (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))  # a whole number can be too large for isfinite
             and schema.get("minimum", value) <= value <= schema.get("maximum", value)
             and ("exclusiveMinimum" not in schema or schema["exclusiveMinimum"] < value)
             and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])

@@ -36,6 +36,8 @@ CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 PROBES = ("/health", "/ready")
 """What a load balancer asks, by whatever name or address it knows; the answer is nobody's secret."""
 WITH_BODY = ("POST", "PUT", "PATCH")
+ALLOWED_HEADERS = ("Authorization", "Content-Encoding", "Content-Type")
+"""What a page of another site may set, if its origin is allowed."""
 CLIENTS_OWN = "x-stainless-"
 """What the headers begin with in which OpenAI's client tells of itself."""
 HEADER_BYTES = 16_384
@@ -118,7 +120,7 @@ class Origins:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._goes_by(headers, scope["path"]):
             message = f"this server is not called {host[:100]!r}; allow the name with --allowed-hosts"
-            await error_response(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
+            await _closing(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
             return
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if n_bytes > HEADER_BYTES:
@@ -129,7 +131,7 @@ class Origins:
         may = origin is not None and origin.lower() in self._allowed
         if foreign and not may and scope["method"] in CHANGING:
             message = "a page of another site may not do this; allow its origin with --cors-origins"
-            await error_response(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
+            await _closing(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
             return
         if not (foreign and may):
             await self._app(scope, receive, send)
@@ -140,7 +142,7 @@ class Origins:
             answer.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
             asked = headers.get("access-control-request-headers", "").split(",")
             told = [name for name in map(str.strip, asked) if name.lower().startswith(CLIENTS_OWN)]
-            answer.headers["Access-Control-Allow-Headers"] = ", ".join(["Authorization", "Content-Type", *told])
+            answer.headers["Access-Control-Allow-Headers"] = ", ".join([*ALLOWED_HEADERS, *told])
             await answer(scope, receive, send)
             return
 
@@ -238,7 +240,8 @@ class Bodies:
             raise self._too_large()
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise ApiError(415, f"the body is {kind[:100]!r}; send application/json", "unsupported_media_type")
+            came = f"is {kind[:100]!r}" if kind else "is missing"
+            raise ApiError(415, f"Content-Type {came}; send application/json", "unsupported_media_type")
 
     async def _read(self, receive: Receive) -> bytes | None:
         pieces, n_bytes = [], 0

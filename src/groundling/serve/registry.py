@@ -259,6 +259,8 @@ def named_paths(words: Sequence[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for word in words:
+        if word.rpartition("=")[2] == "":
+            raise ConfigError(f"{word!r} names no model; give RUN_OR_BUNDLE or NAME=RUN_OR_BUNDLE")
         name, equals, path = word.partition("=")
         if not equals or Path(word).exists():
             resolved = Path(word).resolve()

@@ -23,6 +23,8 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Id = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(whole)]
+Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
+"""A list without a bound: an error for each element of a large one would keep the server busy for seconds."""
 _EXACT = WithJsonSchema({"type": "integer", "minimum": -(2**53), "maximum": 2**53})
 """The seeds that any client can write: /openapi.json holds bounds as floats, and 2**63 comes out as another number."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole), _EXACT]
@@ -104,8 +106,8 @@ class CompletionRequest(Sampling):
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
-        | Annotated[list[Id], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Id], Field(min_length=1)]], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, max_length=MOST_CHOICES)]
     )
     logprobs: Likely | None = None
     echo: bool | None = None
@@ -134,6 +136,8 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
     name: Annotated[str, Field(max_length=200)] | None = None
+    reasoning_content: Text | None = None
+    """What the model thought before, as the server told it: accepted, and not read again."""
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
@@ -169,7 +173,7 @@ class ChatRequest(Sampling):
     metadata: dict[str, str] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     chat_template_kwargs: TemplateOptions | None = None
 
     @property

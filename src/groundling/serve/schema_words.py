@@ -1,11 +1,13 @@
-"""A value and a JSON schema in words: "null", "a list", "a number from 0 to 2", "a text, or a list of texts"."""
+"""A value and a JSON schema in words: "null", "an array", "a number from 0 to 2", "a string, an array of strings"."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
 MOST_DIGITS = 25
+MOST_QUOTED = 40
 
 
 def kinds(value: Any) -> frozenset[str]:
@@ -26,7 +28,7 @@ def kind_of(schema: Schema) -> str | None:
 
 
 def came(value: Any) -> str:
-    """What a value is. A text's or a list's content is not told, for it can be long, and private."""
+    """What a value is. A string's or an array's content is not told, for it can be long, and private."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -35,9 +37,13 @@ def came(value: Any) -> str:
         text = f"{value}"
         return text if len(text) <= MOST_DIGITS else f"a number of {len(text):,} digits"
     if isinstance(value, str):
-        return "a text" if value else "empty"
-    name = "list" if isinstance(value, list) else "object"
-    return f"{'a' if value and name == 'list' else 'an'} {'' if value else 'empty '}{name}"
+        return "a string" if value else "empty"
+    return f"an {'' if value else 'empty '}{'array' if isinstance(value, list) else 'object'}"
+
+
+def quoted(text: str) -> str:
+    """The beginning of a string, as JSON has it: on one line, and nothing in it moves a terminal."""
+    return json.dumps(text[:MOST_QUOTED], ensure_ascii=False)
 
 
 def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
@@ -46,7 +52,7 @@ def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
     Args:
         schema: of the value.
         whole: holds the definitions that it refers to.
-        sizes: also tell how long texts and lists may be.
+        sizes: also tell how long strings and arrays may be.
     """
     schema = _resolved(schema, whole)
     if "anyOf" in schema:
@@ -58,14 +64,14 @@ def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
         return str(schema["description"])
     match schema.get("type"):
         case "string":
-            return f"a text{_size(schema, 'Length', 'characters') if sizes else ''}"
+            return f"a string{_size(schema, 'Length', 'characters') if sizes else ''}"
         case "integer" | "number":
-            return f"a {'whole ' if schema['type'] == 'integer' else ''}number{_range(schema)}"
+            return f"{'an integer' if schema['type'] == 'integer' else 'a number'}{_range(schema)}"
         case "boolean":
             return "true or false"
         case "array":
             items = _plural(schema.get("items", {}), whole)
-            return f"a list of {_size(schema, 'Items', items)[4:] or items}" if sizes else f"a list of {items}"
+            return f"an array of {_size(schema, 'Items', items)[4:] or items}" if sizes else f"an array of {items}"
         case "object":
             return f"an object {_inside(schema, whole)}"
     return "left out"
@@ -83,7 +89,7 @@ def _resolved(schema: Schema, whole: Schema) -> Schema:
 
 
 def _literal(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else came(value)
+    return quoted(value) if isinstance(value, str) else came(value)
 
 
 def _inside(schema: Schema, whole: Schema) -> str:
@@ -98,13 +104,13 @@ def _plural(schema: Schema, whole: Schema) -> str:
         return expected(schema, whole)
     match schema.get("type"):
         case "string":
-            return "texts"
+            return "strings"
         case "integer":
-            return "whole numbers"
+            return "integers"
         case "number":
             return "numbers"
         case "array":
-            return f"lists of {_plural(schema.get('items', {}), whole)}"
+            return f"arrays of {_plural(schema.get('items', {}), whole)}"
         case "object":
             return f"objects {_inside(schema, whole)}"
     return "values"

@@ -84,7 +84,7 @@ def router(theatre: Theatre) -> APIRouter:
         async with room.place():
             bundle = await shelf.get(served, body.checkpoint)
             ids = await run_in_threadpool(_ids, body, bundle)
-            _check_size(ids, bundle)
+            _check_size(ids, bundle, "messages" if body.prompt is None else "prompt")
             what = await _to_its_end(theatre.worker.call(lambda: glass.look(bundle, ids)))
             return await run_in_threadpool(_answer, served.name, body.checkpoint, bundle, ids, *what)
 
@@ -231,14 +231,15 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
         raise not_sayable(messages, tokenizer, error) from error
 
 
-def _check_size(ids: Sequence[int], bundle: Bundle) -> None:
+def _check_size(ids: Sequence[int], bundle: Bundle, param: str) -> None:
     c, n = bundle.config, len(ids)
     most = min(MOST_TOKENS, c.block_size)
     if n > most:
-        raise ApiError(400, f"the text has {n} tokens, and {most} can be looked through", "context_length_exceeded")
+        message = f"the text has {n} tokens, and {most} can be looked through; shorten it"
+        raise ApiError(400, message, "context_length_exceeded", param)
     if c.n_layer * c.n_head * n * (n + 1) // 2 > MOST_BYTES:
         message = f"{c.n_layer * c.n_head} heads over {n} tokens are more than a page can show; shorten the text"
-        raise ApiError(400, message, "context_length_exceeded")
+        raise ApiError(400, message, "context_length_exceeded", param)
 
 
 def _answer(

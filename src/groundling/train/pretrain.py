@@ -130,7 +130,7 @@ class _Run:
             )
         if how.weight:
             require_teachable(len(self.corpus.train), self.corpus.tokenizer, how.models)
-        return [find_bundle(Path(path)) for path in how.models]
+        return [find_bundle(path) for path in how.models]
 
     def _require_place(self) -> None:
         config = self.config
