@@ -2,11 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# PyTorch has no hash, because its CPU build comes from another place than its CUDA build.
+INSTALL = $(PIP) --require-hashes --no-deps --requirement $(1) && $(PIP) --constraint constraints.txt torch && \
+	$(PIP) --no-deps --no-build-isolation --editable .
 RUN := runs/speedrun
 CHATGPT := runs/chatgpt
 
-.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test coverage browser docs clean
+.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test fuzz coverage browser docs lock audit clean
 
 help:
 	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
@@ -14,8 +17,11 @@ help:
 	@echo "make chatgpt      train a small ChatGPT in all its stages, and report what each was good for (25 minutes)"
 	@echo "make check        the fast checks (under 90 seconds)"
 	@echo "make coverage     the tests again, counting which lines they reach (at least 90 %)"
+	@echo "make fuzz         attack what reads files with damaged and hostile ones (SECONDS=600 SEED=1)"
 	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
 	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make lock         pin the newest versions of all packages that the environments need"
+	@echo "make audit        look for known holes in them"
 	@echo "make env          only make the environment, in .venv"
 	@echo "make clean        remove the environment and all that was built; runs/ stays"
 
@@ -24,13 +30,30 @@ $(BIN)/python:
 		{ echo "Groundling needs Python 3.11 or newer, and $(PYTHON) is older; try make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[align,plot,text]'
+$(VENV)/.ready: pyproject.toml constraints.txt requirements.lock | $(BIN)/python
+	$(call INSTALL,requirements.lock)
 	@touch $@
 
-$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[dev,docs]'
+$(VENV)/.ready-dev: pyproject.toml constraints.txt requirements-dev.lock | $(BIN)/python
+	$(call INSTALL,requirements-dev.lock)
 	@touch $@ $(VENV)/.ready
+
+# The newest versions that pyproject.toml allows, for every platform. Without PyTorch, and what only its CUDA build needs.
+COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	--no-annotate --group build --constraint constraints.txt --custom-compile-command "make lock" \
+	--no-emit-package torch --no-emit-package triton
+NVIDIA = sed -i -e '/^\(nvidia\|cuda\)-/,/[^\\]$$/d'
+
+lock: $(BIN)/python
+	$(PIP) uv
+	$(COMPILE) --extra dev --extra docs --output-file requirements-dev.lock
+	$(COMPILE) --extra align --extra plot --extra text --constraint requirements-dev.lock --output-file requirements.lock
+	$(NVIDIA) requirements.lock requirements-dev.lock
+
+# Known holes in what the locks pin.
+audit: $(VENV)/.ready-dev
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements-dev.lock
 
 env: $(VENV)/.ready
 env-dev: $(VENV)/.ready-dev
@@ -63,6 +86,12 @@ check: lint fast
 
 test: lint docs browser
 	$(BIN)/python -m pytest -n 2 --durations=25
+
+# Damaged and hostile files, for as long as wanted; a failure names its seed.
+SECONDS := 600
+SEED := 1
+fuzz: $(VENV)/.ready-dev
+	GROUNDLING_FUZZ_S=$(SECONDS) GROUNDLING_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -n 2 --timeout=0 tests/fuzz
 
 # Counting lines takes a third more time, too much for every run.
 coverage: $(VENV)/.ready-dev browser

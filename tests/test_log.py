@@ -3,8 +3,12 @@
 import copy
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from groundling import log
 from groundling.errors import MissingExtraError
@@ -54,10 +58,42 @@ def test_a_last_line_that_a_crash_has_cut_is_passed_over_and_does_not_spoil_the_
     assert all(json.loads(line) for line in path.read_text("utf-8").splitlines())
 
 
-def test_what_is_no_record_is_passed_over(path, tmp_path):
-    path.write_text('[1]\n{"loss": 1}\n"step"\n{"step": 5}\nnonsense\n', "utf-8")
+DAMAGED = [
+    b"[1]",
+    b'{"loss": 1}',
+    b'"step"',
+    b"nonsense",
+    b"",
+    b'{"step": 6, "loss\xff": 1}',
+    b'{"step": "6"}',
+    b'{"step": true}',
+    b'{"step": 6, "loss": "1.5"}',
+    b'{"step": ' + b"9" * 5000 + b"}",
+    b"[" * 100_000,
+]
+
+
+def test_what_is_no_record_is_passed_over_and_counted(path, tmp_path, capsys):
+    path.write_bytes(b"".join(line + b"\n" for line in [*DAMAGED, b'{"step": 5}']))
     assert steps(path) == [5]
+    assert capsys.readouterr().err == f"{path}: passed over {len(DAMAGED)} damaged lines\n"
     assert read_records(tmp_path / "nothing") == []
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_record_with_one_changed_byte_loses_at_most_two_lines(data):
+    """One that ends up as two, or one that its neighbour is joined to."""
+    whole = b"".join(json.dumps({"step": n, "loss": n / 7}).encode() + b"\n" for n in range(1, 9))
+    place, byte = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+        kept = read_records(path)
+        sink = JsonlSink(path, resumed_at=8)
+        sink.write({"step": 9, "loss": 1.0})
+        assert len(kept) >= 6
+        assert len(read_records(path)) <= 9
 
 
 TRAINED = {"loss": 2.34567, "tokens_per_s": 12345.6, "utilisation": 0.5, "memory_mb": 1234.5}

@@ -157,3 +157,20 @@ def test_a_missing_package_is_named_and_one_that_is_broken_is_not_called_missing
         optional.optional_import("needs_one_more", "text")
     with pytest.raises(ConfigError, match=r"cannot be imported \(.*\); install it again: .*--force-reinstall"):
         optional.optional_import("broken_inside", "text")
+
+
+def test_the_locks_pin_what_the_environments_need():
+    """Each package with a hash, but for PyTorch; the smaller environment has the same versions as the larger one."""
+    pins = {}
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        assert all("--hash=sha256:" in line for line in lines)
+        pins[name] = {line.split()[0] for line in lines}
+    assert pins["requirements.lock"] <= pins["requirements-dev.lock"]
+    names = {pin.partition("==")[0] for pin in pins["requirements-dev.lock"]}
+    assert not [name for name in names if name.startswith(("torch", "nvidia", "triton", "cuda"))]
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *(need for name in extras if name != "track" for need in extras[name])]
+    assert {Requirement(need).name.lower() for need in wanted} - {"torch", "groundling"} <= names
+    assert {"hatchling", "editables"} <= names

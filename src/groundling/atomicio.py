@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -149,6 +150,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON to `path` whole or not at all, and durably."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+MOST_JSON = 256 << 20
+"""Bytes; the largest published tokenizers have a tenth of it."""
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, which others may have made: a regular one of a bounded size, with or without a byte-order mark.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is something else.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is no regular file")
+    if about.st_size > MOST_JSON:
+        raise ValueError(f"it has {about.st_size:,} bytes, and {MOST_JSON:,} are read at most")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def append_line(path: Path, line: str) -> None:

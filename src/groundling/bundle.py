@@ -227,6 +227,7 @@ def load_bundle(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
             "they do not belong together"
         )
+    _require_layers(folder, config)
     try:
         outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
     except RuntimeError as error:
@@ -256,6 +257,32 @@ def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | Non
     longest = max(range(len(own)), key=own.__getitem__)
     narrowed(read_config(paths[longest]), context, paths[longest])
     return [min(context, each) for each in own]
+
+
+def _require_layers(folder: Path, config: GPTConfig) -> None:
+    """Check a config's layers against those in the file of weights: each costs time to build, even without memory.
+
+    Raises:
+        CheckpointError: there are others, or a base of an adapter is its own.
+    """
+    seen = [folder.resolve()]
+    while (seen[-1] / ADAPTER).is_file():
+        base = find_bundle(_place_of_base(seen[-1])[0]).resolve()
+        if base in seen:
+            raise CheckpointError(
+                f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
+            )
+        seen.append(base)
+    file = seen[-1] / WEIGHTS
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            layers = {name.split(".")[1] for name in opened.keys() if name.startswith("h.")}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    if len(layers) != config.n_layer:
+        raise CheckpointError(
+            f"{file} has the weights of {len(layers)} layers, and {folder / CONFIG} says {config.n_layer}"
+        )
 
 
 def _require_memory(folder: Path, outline: GPT) -> None:
@@ -367,13 +394,7 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
 
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
     """An adapter's base with the adapter added: the weights of `model`."""
-    facts = read_manifest(folder)
-    place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
-    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
-        raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
-    where = Path(os.path.normpath(folder.resolve() / place))
-    if not where.is_dir():
-        raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
+    where, sha256, scale = _place_of_base(folder)
     if (base := base_at(where)).sha256 != sha256:
         raise CheckpointError(
             f"{folder} is an adapter of another model than {where} holds now; "
@@ -384,6 +405,18 @@ def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
     weights = adapter.applied_to(cut_positions(plain_state_dict(before), model.config), model.config.vocab_size)
     require_fit(weights, model, folder / ADAPTER)
     return weights
+
+
+def _place_of_base(folder: Path) -> tuple[Path, str, float]:
+    """Where an adapter's base is, the SHA-256 of its weights, and the adapter's scale."""
+    facts = read_manifest(folder)
+    place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
+    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
+        raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
+    where = Path(os.path.normpath(folder.resolve() / place.replace("\0", "?")))
+    if not where.is_dir():
+        raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
+    return where, sha256, scale
 
 
 def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:

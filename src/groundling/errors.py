@@ -6,9 +6,15 @@ code other than 0; anything that is not one of these is our own bug and shows it
 
 from collections.abc import Collection
 
+MOST_SIGNS = 1500
+"""Of a message: what files and requests hold may be of any length."""
+
 
 class GroundlingError(Exception):
-    """The base of all errors that a user can cause."""
+    """The base of all errors that a user can cause. As text it is one line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return legible(super().__str__())
 
 
 class ConfigError(GroundlingError, ValueError):
@@ -40,6 +46,15 @@ class MissingExtraError(GroundlingError, ImportError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return type(self), (self.package, self.extra, self.command)  # a pickle would hand the message to __init__
+
+
+def legible(text: str) -> str:
+    """Text of unknown origin on one line: escapes for what does not print, and the middle of a long one left out."""
+    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    n_left_out = len(shown) - MOST_SIGNS
+    if n_left_out <= 0:
+        return shown
+    return f"{shown[: MOST_SIGNS - 500]} [{n_left_out:,} characters left out] {shown[-500:]}"
 
 
 def require(condition: bool, message: str) -> None:

@@ -53,17 +53,35 @@ class JsonlSink:
         """Nothing is left to do: every line is already in the file."""
 
 
+NUMBERS = ("step", "loss", "val_loss", "train_loss", "n_tokens", "train_s")
+"""What others reckon with, where a record has it."""
+
+
 def read_records(path: Path) -> list[Record]:
-    """The records of a JSONL file; a last line that a crash has cut is passed over."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
+    """The records of a JSONL file.
+
+    A run's record never stops the run: a last line that a crash has cut is passed over, and damaged ones are too, which
+    is said.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    found = [_read_record(line) for line in lines]
+    n_damaged = found[:-1].count(None) + (bool(found) and found[-1] is None and lines[-1].endswith(b"\n"))
+    if n_damaged:
+        say(f"{path}: passed over {n_damaged:,} damaged {'line' if n_damaged == 1 else 'lines'}")
+    return [record for record in found if record is not None]
+
+
+def _read_record(line: bytes) -> Record | None:
+    """A line's record; None where it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of 5,000 digits, too deep
+        return None
+    if not isinstance(record, dict) or "step" not in record:
+        return None
+    numbers = [record[name] for name in NUMBERS if record.get(name) is not None]
+    sound = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+    return record if sound and isinstance(record["step"], int) else None
 
 
 class ConsoleSink:

@@ -89,10 +89,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = atomicio.read_json(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is damaged: it is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds a {type(value).__name__} and not a JSON object")

@@ -139,3 +139,20 @@ def test_with_no_checkpoint_at_all_neither(tiny, tmp_path):
 def test_a_whole_run_is_found_good(a_copy, capsys):
     assert main(["verify-checkpoint", str(a_copy)]) == 0
     assert capsys.readouterr().out.count("good  ") == 3
+
+
+def test_a_damaged_record_stops_no_run(tiny, tmp_path, last_bytes, capsys):
+    """It is a record of the run and nothing that it is made of."""
+    tiny.pretrain(tmp_path / "whole")
+    folder = tmp_path / "halves"
+    tiny.pretrain(folder, steps=10)
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"loss"', b'"lo\xff\x00s')
+    metrics.write_bytes(b"".join(lines))
+    (folder / "summary.json").write_bytes(b"{\xff")
+    (folder / "env.json").write_bytes(b"[" * 9999)
+    capsys.readouterr()
+    tiny.pretrain(folder, resume=True)
+    assert f"{metrics}: passed over 1 damaged line\n" in capsys.readouterr().err
+    assert last_bytes(folder) == last_bytes(tmp_path / "whole")

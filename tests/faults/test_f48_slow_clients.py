@@ -1,5 +1,7 @@
 """Row 48: who does not read, or does not say what it wants, costs the others nothing, and is left after a while."""
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -7,7 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from groundling.serve.cli import listen
+from groundling.serve.config import ServeConfig
+from groundling.serve.protocol import protocol_for
 from servekit import Served, serving, wait_until
 
 
@@ -104,3 +111,80 @@ def test_a_head_that_trickles_in_is_not_waited_for(impatient: Served) -> None:
             sock.sendall(bytes([letter]))
             time.sleep(0.05)
     assert time.monotonic() - begun < 30  # all of it would take 57
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n"
+STATES = {
+    "nothing said": (b"", b""),
+    "in the head": (HEALTH, b"X"),
+    "in the head of a second request": (HEALTH + b"\r\n", b"G"),
+    "in the body": (POST + b"Host: localhost\r\n\r\n", b"{"),
+    "in the body of a GET that is answered": (HEALTH + b"Content-Length: 1000000\r\n\r\n", b"x"),
+    "in the body of a DELETE": (HEALTH.replace(b"GET", b"DELETE") + b"Content-Length: 1000000\r\n\r\n", b"x"),
+    "in a chunk": (HEALTH + b"Transfer-Encoding: chunked\r\n\r\nfffff\r\n", b"x"),
+    "between chunks": (HEALTH + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n", b""),
+    "in the body of another host's": (POST + b"Host: elsewhere\r\n\r\n", b"{"),
+    "in the body of another page's": (POST + b"Host: localhost\r\nOrigin: http://elsewhere\r\n\r\n", b"{"),
+    "before a body that waits to be asked for": (HEALTH + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n", b""),
+    "half closed in the head": (HEALTH, None),
+    "half closed after a request": (HEALTH + b"\r\n", None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES)
+def test_a_connection_has_a_deadline_in_every_state(impatient: Served, state: str) -> None:
+    """However it is kept from ending: 300 of them, each of which reads what comes and then sends one byte more."""
+    begins, more = STATES[state]
+    socks = [socket.create_connection(("127.0.0.1", impatient.port)) for _ in range(300)]
+    for sock in socks:
+        sock.sendall(begins)
+    for sock in socks:
+        sock.settimeout(0.2 if begins.endswith(b"\r\n\r\n") and b"POST" not in begins else 0.001)
+        with contextlib.suppress(OSError):
+            sock.recv(1 << 16)
+        with contextlib.suppress(OSError):
+            sock.sendall(more) if more is not None else sock.shutdown(socket.SHUT_WR)
+    assert impatient.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", "max_tokens": 5})[0] == 200
+    wait_until(lambda: all(_is_closed(sock) for sock in socks))
+    assert impatient.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.slow
+def test_idle_connections_make_room_for_new_ones(models) -> None:
+    with serving(models["base"], "--max-connections", 20, "--safety", "off") as server:
+        socks = []
+        for _ in range(60):
+            socks.append(socket.create_connection(("127.0.0.1", server.port)))
+            socks[-1].sendall(HEALTH + b"\r\n")
+            assert socks[-1].recv(1 << 16).startswith(b"HTTP/1.1 200"), "refused though others are idle"
+        assert sum(not _is_closed(sock) for sock in socks) <= 20
+        assert all(_is_closed(sock) for sock in socks[:40]), "the longest idle go first"
+
+
+def test_an_answer_s_body_does_not_wait_for_its_head_s_acknowledgement() -> None:
+    """Nagle's algorithm would add 40 ms to each answer but the first of a connection."""
+
+    async def no_delay_of(listening: socket.socket) -> int:
+        made = []
+        state = ServerState()
+        config = uvicorn.Config(lambda *_: None, http=protocol_for(1, 1, 9), ws="none", lifespan="off", log_config=None)
+        config.load()
+        protocol = protocol_for(1, 1, 9)
+
+        def make() -> asyncio.Protocol:
+            made.append(protocol(config=config, server_state=state, app_state={}))
+            return made[-1]
+
+        server = await asyncio.get_running_loop().create_server(make, sock=listening)
+        async with server:
+            _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+            while not made or made[0].transport is None:
+                await asyncio.sleep(0.01)
+            told = made[0].transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+            made[0].transport.abort()
+            return told
+
+    assert asyncio.run(no_delay_of(listen(ServeConfig(paths=("x",), port=0))))

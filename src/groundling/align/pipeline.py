@@ -5,7 +5,6 @@ finished is not run again, so that an interrupted pipeline goes on at the stage 
 """
 
 import dataclasses
-import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -59,7 +58,7 @@ class Stage:
             return _has_rankings(Path(self.output()))
         file = Path(self.output()) / "summary.json"
         try:
-            summary = json.loads(file.read_text(encoding="utf-8"))
+            summary = atomicio.read_json(file)
             return bool(summary["ended"] != ASKED_TO_STOP and not summary["failed"])
         except (OSError, ValueError, LookupError, TypeError):
             return False
@@ -160,7 +159,7 @@ def _require_same_recipe(config: ChatgptConfig) -> None:
     recipe |= {"data": _data_flags(config), "max_new_tokens": config.max_new_tokens}
     recipe |= {} if config.context is None else {"context": config.context}
     try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
+        earlier = atomicio.read_json(file)
     except (OSError, ValueError):
         earlier = recipe
     require(

@@ -4,7 +4,6 @@ Every way to reply is drawn anew for the held-out prompts with several seeds, an
 the fine-tuned model's replies. Best-of-n is the baseline: n replies of that model, of which the reward model picks one.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.config import parse
 from groundling.data.examples import least_ids
 from groundling.errors import CheckpointError, ConfigError, require
-from groundling.log import say
+from groundling.log import read_records, say
 from groundling.runtime import environment
 from groundling.sample.engine import DecodeConfig, settled
 from groundling.text.chat_reading import messages_in
@@ -282,7 +281,7 @@ def _powers_of_two(most: int) -> list[int]:
 def _summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = atomicio.read_json(file)
         if isinstance(summary, dict) and {"stage", "wall_s"} <= summary.keys():
             return summary
     except (OSError, ValueError):
@@ -298,19 +297,14 @@ def _seconds(folder: Path) -> float | None:
 
 
 def _rounds(folder: Path) -> list[dict[str, Any]]:
-    return [record for record in _records(folder) if "kl" in record]
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return [record for record in read_records(folder / "metrics.jsonl") if "kl" in record]
 
 
 def _courses(folders: Sequence[Path]) -> dict[str, list[list[dict[str, Any]]]]:
     """What each stage wrote down as it learned: stage -> runs -> records."""
     courses: dict[str, list[list[dict[str, Any]]]] = {}
     for folder in folders:
-        if records := _records(folder):
+        if records := read_records(folder / "metrics.jsonl"):
             courses.setdefault(str(_summary(folder)["stage"]), []).append(records)
     return courses
 

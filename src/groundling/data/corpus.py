@@ -193,7 +193,7 @@ def _open_if_sound(folder: Path) -> Corpus | None:
 
 
 def _open(folder: Path) -> Corpus:
-    facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    facts = atomicio.read_json(folder / "corpus.json")
     corpus = Corpus(
         train=open_token_file(folder / "train.tok", verify=True),
         val=open_token_file(folder / "val.tok", verify=True),

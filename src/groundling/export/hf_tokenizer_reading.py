@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from groundling import atomicio
 from groundling.errors import DataError, GroundlingError, MissingExtraError
 from groundling.export.export_note import ExportNote, without_additions
 from groundling.export.hf_tokenizer import tokenizer_spec
@@ -193,7 +194,7 @@ def _require_no_prefix_space(spec: dict[str, Any], folder: Path) -> None:
     settings: dict[str, Any] = {}
     if (folder / SETTINGS).is_file():
         try:
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8-sig"))
+            settings = atomicio.read_json(folder / SETTINGS)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder / SETTINGS} cannot be read: {error}; {INSTEAD}") from error
     asked = [str(folder / TOKENIZER)] if any(step.get("add_prefix_space") for step in steps) else []

@@ -17,6 +17,9 @@ from groundling.model.cache import KVCache
 from groundling.model.dropout import Dropout
 from groundling.model.layers import LearnedPositions, RMSNorm, Rotary, Unchanged, Unrotated, make_mlp, make_norm
 
+MAX_BLOCK_SIZE = 2**22
+"""Rotary positions have tables of this length, and no weights whose file would bound it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -62,6 +65,8 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        most = MAX_BLOCK_SIZE
+        require(self.block_size <= most, f"block_size is {self.block_size:,}; it must be at most {most:,}")
         for name in ("n_kv_head", "head_size", "n_hidden"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; it must be at least 1, or None")

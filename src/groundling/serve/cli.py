@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         timeout_graceful_shutdown=FLUSH_S,
         timeout_keep_alive=30,
     )
-    listening = _listen(config)
+    listening = listen(config)
     port = listening.getsockname()[1]
     # /health answers from now on; /ready says when the models are there.
     log.write("listening", host=config.host, port=port)
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _listen(config: ServeConfig) -> socket.socket:
+def listen(config: ServeConfig) -> socket.socket:
     """A socket that listens.
 
     Raises:

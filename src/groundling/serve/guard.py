@@ -120,7 +120,7 @@ class Origins:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._goes_by(headers, scope["path"]):
             message = f"this server is not called {host[:100]!r}; allow the name with --allowed-hosts"
-            await error_response(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
+            await _closing(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
             return
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if n_bytes > HEADER_BYTES:
@@ -131,7 +131,7 @@ class Origins:
         may = origin is not None and origin.lower() in self._allowed
         if foreign and not may and scope["method"] in CHANGING:
             message = "a page of another site may not do this; allow its origin with --cors-origins"
-            await error_response(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
+            await _closing(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
             return
         if not (foreign and may):
             await self._app(scope, receive, send)

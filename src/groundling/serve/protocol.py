@@ -6,9 +6,11 @@ that is left is broken off with an error. A second signal ends it at once. Eithe
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import h11
 import uvicorn
@@ -30,13 +32,18 @@ def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connection
         """Closes connections that do not say what they want, that are not read, and those that are too many."""
 
         _timer: asyncio.TimerHandle | None = None
+        _waits_for: type[h11.IDLE] | type[h11.SEND_BODY] | None = None
+        _idle_since = 0.0
         _send_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > max_connections:
+            if len(self.connections) > max_connections and not self._make_room():
                 transport.abort()
                 return
+            # asyncio does so only for sockets made with IPPROTO_TCP. Without it, the body of an answer waits until the
+            # client acknowledges the head: 40 ms.
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # Anything that the client has not taken is waited for, also the last of what was written before a close.
             transport.set_write_buffer_limits(high=0)
             self._watch()
@@ -74,21 +81,48 @@ def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connection
             else:
                 self.transport.abort()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._idle_since = self.loop.time()
+            if self.conn.their_state is h11.SEND_BODY:
+                self._watch()
+
+        def _make_room(self) -> bool:
+            """Close the connection that has been idle for longest after an answer, if there is one."""
+            idle = [one for one in cast("set[Limited]", self.connections) if one._is_idle()]
+            for one in sorted(idle, key=lambda one: one._idle_since)[:1]:
+                one.transport.abort()
+            return bool(idle)
+
+        def _is_idle(self) -> bool:
+            """Whether it was answered, and nothing of a next request has come."""
+            is_between = self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
+            return is_between and self.cycle is not None and not self._waits_for and not self.transport.is_closing()
+
         def _watch(self) -> None:
-            """A request's head has to be there in time; how it trickles in makes no difference."""
-            if self.conn.their_state is not h11.IDLE:
-                self._unwatch()
-            elif self._timer is None:
+            """Start or end the deadline of a head, or of the rest of a body that was not read before its answer.
+
+            Bytes that trickle in do not move it. A body that is read has the deadline of `guard.Bodies`.
+            """
+            state = self.conn.their_state
+            is_answered = self.cycle is None or self.cycle.response_complete
+            waits_for = state if state is h11.IDLE or (state is h11.SEND_BODY and is_answered) else None
+            if waits_for is self._waits_for:
+                return
+            self._unwatch()
+            if waits_for is not None:
+                self._waits_for = waits_for
                 self._timer = self.loop.call_later(receive_timeout_s, self._too_slow)
 
         def _unwatch(self) -> None:
+            self._waits_for = None
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
         def _too_slow(self) -> None:
             self._timer = None
-            if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            if self.conn.their_state is self._waits_for and not self.transport.is_closing():
                 self.transport.close()
 
     return Limited

@@ -272,7 +272,7 @@ class RoleTokens(ChatFormat):
 
     def __post_init__(self) -> None:
         ids = (self.end, self.system, self.user, self.assistant)
-        if len(set(ids)) != len(ids) or not all(type(id) is int and id >= 0 for id in ids):
+        if not all(type(id) is int and id >= 0 for id in ids) or len(set(ids)) != len(ids):
             raise DataError(f"the ids of a chat format have to be different whole numbers, not {ids}")
         if self.end != min(ids):
             raise DataError(

@@ -147,14 +147,14 @@ class CharTokenizer:
     end_ids: tuple[int, ...] = ()
 
     def __init__(self, symbols: str, unknown: Unknown = "error", replacement: str | None = None) -> None:
-        if not symbols or list(symbols) != sorted(set(symbols)):
+        if not isinstance(symbols, str) or not symbols or list(symbols) != sorted(set(symbols)):
             raise DataError("the symbols of a character tokenizer have to be at least one, each once, ascending")
         require_unicode(symbols)
         if unknown not in get_args(Unknown):
             raise DataError(f"unknown is {unknown!r}; it has to be one of: {', '.join(get_args(Unknown))}")
         if (unknown == "replace") != (replacement is not None):
             raise DataError('a replacement is needed with unknown = "replace", and only there')
-        if replacement is not None and (len(replacement) != 1 or replacement not in symbols):
+        if replacement is not None and replacement not in list(symbols):
             raise DataError(f"the replacement {replacement!r} has to be one of the {len(symbols)} known characters")
         self.symbols, self.unknown, self.replacement = symbols, unknown, replacement
         self._code_points = _code_points(symbols)
@@ -369,7 +369,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     path = folder / FILE_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = atomicio.read_json(path)
     except FileNotFoundError:
         raise DataError(f"there is no {FILE_NAME} in {folder}; `groundling tokenizer train` makes one") from None
     except (OSError, ValueError) as error:

@@ -58,7 +58,11 @@ def from_json(values: Mapping[str, Any]) -> Tokenizer:
     if kind == "bpe":
         added = [AddedToken.from_json(token) for token in values.get("added_tokens", [])]
         return BPETokenizer(json.dumps(values["tokenizers"]), added, values.get("end_ids", []))
-    return SentencePieceTokenizer(base64.b64decode(values["model"]), kind)
+    try:
+        model = base64.b64decode(values["model"], validate=True)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"the model of this {kind} tokenizer is not in base64: {error}") from error
+    return SentencePieceTokenizer(model, kind)
 
 
 @cache
@@ -280,9 +284,10 @@ class SentencePieceTokenizer(BytePieces):
         self._library = _sentencepiece().SentencePieceProcessor()
         try:
             self._library.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+            pieces = [self._bytes_of(token) for token in range(self._library.GetPieceSize())]
+        except (RuntimeError, ValueError) as error:  # a piece that is no UTF-8, or names no byte
             raise DataError(f"this {kind} tokenizer cannot be read: {error}") from error
-        super().__init__([self._bytes_of(token) for token in range(self._library.GetPieceSize())])
+        super().__init__(pieces)
         self._space, unknown = self._library.PieceToId("<0x20>"), self._library.unk_id()
         self._has_blank = self._library.PieceToId(BLANK) != unknown
         self._blank = [self._library.PieceToId(f"<0x{byte:02X}>") for byte in BLANK.encode()]

@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
@@ -31,7 +32,7 @@ from groundling.bundle import (
     require_fit,
     write_bundle_files,
 )
-from groundling.errors import CheckpointError, StorageError
+from groundling.errors import CheckpointError, GroundlingError, StorageError
 from groundling.manifest import change_facts, check_manifest, read_json_object, read_manifest, write_manifest
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.text.chat import ChatFormat
@@ -52,6 +53,37 @@ class RunFacts:
     data_fingerprint: str
     compiled: bool
     """Whether the model was compiled: compiled and plain code round differently, so a resumed run does the same."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
+class _ProgressRecord(msgspec.Struct, forbid_unknown_fields=True):
+    """`Progress` in `state.json`, where no loss is infinite."""
+
+    step: Count
+    n_tokens: Count
+    train_s: Seconds
+    n_evals_since_best: Count
+    wall_s: Seconds = 0.0
+    val_loss: float | None = None
+    train_loss: float | None = None
+    evaluated_step: Count | None = None
+    best_val_loss: float | None = None
+    best_step: Count | None = None
+
+
+class _StateRecord(msgspec.Struct):
+    """`state.json`, of which others made by hand may end in no more than one line."""
+
+    progress: _ProgressRecord
+    batches: dict[str, Count]
+    config: dict[str, Any]
+    run_id: str
+    data_fingerprint: str
+    compiled: bool
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Checkpoints:
@@ -216,6 +248,10 @@ def read_state(path: Path) -> dict[str, Any]:
     record = read_json_object(path / "state.json")
     if record.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {record.get('format')}, and this version reads format {FORMAT}")
+    try:
+        msgspec.convert(record, _StateRecord)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path / 'state.json'} is damaged: {error}") from error
     return record
 
 
@@ -225,6 +261,15 @@ def restore(path: Path, state: TrainState) -> None:
     Raises:
         CheckpointError: it does not fit the model.
     """
+    try:
+        _restore(path, state)
+    except GroundlingError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit its run: {type(error).__name__}: {error}") from error
+
+
+def _restore(path: Path, state: TrainState) -> None:
     record = read_state(path)
     tensors = read_tensors(path / "training.safetensors")
     _restore_weights(path, state, _with_prefix(tensors, "weights|"))

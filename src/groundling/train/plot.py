@@ -46,7 +46,7 @@ def draw(config: PlotConfig) -> None:
     figure, axes = subplots(1, 1, figsize=(9, 5))
     for run in config.runs:
         records = read_records(run / "metrics.jsonl")
-        training = [record for record in records if "loss" in record]
+        training = [record for record in records if "loss" in record and config.by in record]
         if not training:
             raise DataError(f"{run} has no records of losses in metrics.jsonl; give the folder of a run")
         along = {record["step"]: record[config.by] for record in training}

@@ -3,7 +3,6 @@
 RUN/run.toml  env.json  metrics.jsonl  summary.json  checkpoints/  bundle/
 """
 
-import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -129,9 +128,9 @@ def new_run_id() -> str:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """What `summary.json` of a finished run says; empty where there is none."""
-    path = run / "summary.json"
-    if not path.is_file():
+    """What `summary.json` of a finished run says; empty where there is none that can be read."""
+    try:
+        summary = atomicio.read_json(run / "summary.json")
+    except (OSError, ValueError):
         return {}
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
+    return summary if isinstance(summary, dict) else {}
