@@ -15,6 +15,7 @@ import dataclasses
 import math
 import os.path
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -333,6 +334,9 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
         return _choose(steps, str(checkpoint), path) / "bundle"
     if checkpoint != "best":
         raise CheckpointError(f"{path} has no checkpoints to choose {checkpoint!r} from; leave the choice out")
+    if _is_of_transformers(path):
+        command = f"groundling import hf {shlex.quote(str(path))} OUT"
+        raise CheckpointError(f"{path} is a model in the layout of transformers; import it: {command}")
     if looks_like_bundle(path):
         return path
     if inner.is_dir():
@@ -485,6 +489,16 @@ def _check_files(folder: Path) -> dict[str, str]:
 def looks_like_bundle(folder: Path) -> bool:
     """Whether a folder has a bundle's files, or some of them."""
     return any((folder / name).exists() for name in FILES)
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    """Whether another program's `config.json` is in a folder: `transformers` names a family of models there."""
+    if (folder / MANIFEST).exists() or not (folder / CONFIG).is_file():
+        return False
+    try:
+        return "model_type" in read_json_object(folder / CONFIG)
+    except CheckpointError:
+        return False
 
 
 def _previous(folder: Path) -> Path:

@@ -201,11 +201,12 @@ def test_files_that_cannot_be_fetched(advised, monkeypatch, tmp_path):
 def test_a_tokenizer_that_does_not_know_the_text(advised, tokenizer_train, tmp_path, story):
     advised.works(*tokenizer_train())
     other = tmp_path / "other.txt"
-    other.write_text(story.read_text(encoding="utf-8") + "ZZZ", encoding="utf-8")
+    other.write_text(story.read_text(encoding="utf-8") + "ZZö", encoding="utf-8")
     words = ["--steps", "1", "--batch-size", "1", "--out-dir", tmp_path / "run", "--runtime.compile", "off"]
     words += ["--data.tokenizer.path", tmp_path / "t", "--data.path", other, "--eval-every", "None"]
     words += ["--model.n-layer", "1", "--runtime.device", "cpu"]
     said = advised.refused("pretrain", *words)
+    assert "such as 'Z', 'ö';" in said
     advised.works("pretrain", *words, *said.partition("leave them out with ")[2].split())
     advised.works("sample", tmp_path / "run", "--prompt", "theZ", *SAY)
 

@@ -43,7 +43,7 @@ def room(monkeypatch):
 
 
 @follows(
-    "keys and values of {} tokens need {} GB, and {} GB of memory can be had for them; ask for fewer new tokens, "
+    "keys and values of {} tokens need {} GB, and {} GB of memory are available for them; ask for fewer new tokens, "
     "shorten the prompt, or load the model with a smaller --context"
 )
 def test_a_text_that_needs_more_memory_than_there_is(advised, tmp_path, room):

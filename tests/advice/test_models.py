@@ -33,6 +33,16 @@ def test_what_a_model_is_named_by(advised, a_run, tmp_path):
     advised.works("sample", a_run / "bundle", *words)
 
 
+@follows("{} is a model in the layout of transformers; import it: {}", "groundling import hf {} OUT")
+def test_a_folder_of_transformers(advised, a_run, tmp_path):
+    folder = tmp_path / "a folder"
+    advised.works("export", "hf", a_run, folder)
+    said = advised.refused("sample", folder, "--prompt", "the", *SAY)
+    words = shlex.split(said[said.index("groundling import") :].splitlines()[0].replace("OUT", str(tmp_path / "out")))
+    advised.works(*words[1:])
+    advised.works("sample", tmp_path / "out", "--prompt", "the", *SAY)
+
+
 @follows(
     "{} exists and is not a bundle; it was left alone, choose another name",
     "{} is an adapter of {}, which is not there; put it there again",

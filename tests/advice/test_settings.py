@@ -13,9 +13,9 @@ from groundling.runtime import RuntimeConfig, _pick_dtype
 from groundling.train.settings import PretrainConfig
 
 SETTINGS = [
-    ("give either rankings or preferences", "dpo b", ["dpo b --rankings r.sqlite", "dpo b --preferences p.jsonl"]),
+    ("give either --rankings or --preferences", "dpo b", ["dpo b --rankings r.sqlite", "dpo b --preferences p.jsonl"]),
     (
-        "give either rankings or preferences",
+        "give either --rankings or --preferences",
         "dpo b --rankings r.sqlite --preferences p.jsonl",
         ["dpo b --rankings r.sqlite"],
     ),

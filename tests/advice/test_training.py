@@ -85,7 +85,7 @@ def test_a_folder_in_use(advised, preset, tmp_path):
 
 
 @follows(
-    "{} was trained with other settings ({}); without a preset and these flags, its own run.toml is taken; "
+    "{} was trained with other settings ({}); leave the preset and these flags out to take its own run.toml, "
     "or start a new run in another --out-dir"
 )
 def test_other_settings(advised, a_run, preset, tmp_path):

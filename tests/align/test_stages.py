@@ -180,7 +180,7 @@ def test_answers_that_cannot_be_said_are_counted_and_the_others_learned_from(fol
         rankings.add_all([answer(0, "abz", "e", "a"), *(answer(n, "abc" + "de"[n % 2] * n, "e", "a") for n in (1, 2))])
     flags = ["--rankings", str(tmp_path / "r.sqlite"), "--out-dir", str(tmp_path / "run"), "--epochs", "1", *FAST]
     assert reward.main([str(folder / "sft"), *flags]) == 0
-    assert "1 cannot be said (first the answer k0: " in capsys.readouterr().err
+    assert "1 cannot be encoded (first the answer k0: " in capsys.readouterr().err
 
 
 def test_where_the_measure_finds_no_difference_there_is_no_margin(folder, tmp_path):
@@ -375,7 +375,7 @@ TALK = ("--reward", "stagekit:reward", "--data.path", "CHATS", "--max-new-tokens
     ("method", "flags", "complaint"),
     [
         (dpo, ["BASE", "--rankings", "RANKINGS"], "never taught to answer"),
-        (dpo, ["SFT"], "either rankings or preferences"),
+        (dpo, ["SFT"], "either --rankings or --preferences"),
         (dpo, ["SFT", "--rankings", "nowhere.sqlite"], "nowhere.sqlite"),
         (grpo, ["SFT", "--reward", "SFT"], "no reward model"),
         (grpo, ["SFT", "--reward", "stagekit:nothing"], "no reward function"),

@@ -33,11 +33,26 @@ def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
     assert speed > 10
     assert float(rows["decoding"].split()[0].replace(",", "")) > 10
     assert "tokens/s of that model, by " in rows["decoding"]
-    assert re.fullmatch(r"vectors of \d+ floats; beside PyTorch, on one core:", rows["compiled code"])
+    assert re.fullmatch(r"vectors of \d+ floats; compared with PyTorch on one core:", rows["compiled code"])
     for weights in ("float32", "bfloat16", "int8"):
         speeds = r"1 stream [\d.]+ times as fast, 16 streams [\d.]+ times as fast, prompt of 32 [\d.]+ times as fast"
         assert re.search(rf"{weights}: {speeds}; (PyTorch is )?used", out), out
     assert "10.8 M parameters" in rows["training"] or "10.7 M parameters" in rows["training"]
+
+
+def test_a_missing_extra_comes_with_its_whole_command(capsys, monkeypatch):
+    """Brackets are markup to rich: `pip install -e 'here[serve]'` lost its extra."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setattr(doctor, "measure_decoding", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "measure_training", lambda *_: 1.0)
+    monkeypatch.setattr(doctor, "describe_compiled_code", lambda _: "none")
+    monkeypatch.setattr(doctor, "Engine", lambda *_: SimpleNamespace(is_native=False))
+    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1e9)
+    assert doctor.main(["--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    for extra in doctor.EXTRAS:
+        assert doctor.install_command(extra) in shown
 
 
 def test_training_is_never_more_than_all_of_the_peak(capsys, monkeypatch):

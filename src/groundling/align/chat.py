@@ -33,7 +33,7 @@ class ChatConfig:
     path: tyro.conf.Positional[str]
     """A bundle, a checkpoint, or the folder of a stage."""
     system: str = ""
-    """What the model is told before the conversation begins; empty: nothing."""
+    """The system message of the conversation; empty: the chat template's own, if it has one."""
     thinking: bool = True
     """Let a model that thinks before it replies do so; its thoughts are not shown."""
     context: int | None = None

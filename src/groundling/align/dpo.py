@@ -73,7 +73,7 @@ class DpoConfig(ExamplesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require((self.rankings is None) != (self.preferences is None), "give either rankings or preferences")
+        require((self.rankings is None) != (self.preferences is None), "give either --rankings or --preferences")
         require(self.beta > 0, f"beta is {self.beta}; it must be positive")
         require(0 <= self.label_smoothing < 0.5, f"label_smoothing is {self.label_smoothing}; it must be in [0, 0.5)")
         require(self.loss == "sigmoid" or self.label_smoothing == 0, "label_smoothing is for the sigmoid loss")

@@ -52,7 +52,7 @@ class LeftOut:
     def line(self) -> str:
         """For people, to be put behind what was kept; what did not happen is not mentioned."""
         silent = f"; {self.silent:,} said nothing about two replies that fit" if self.silent else ""
-        unknown = f"; {self.unknown:,} cannot be said (first {self.first_unknown})" if self.unknown else ""
+        unknown = f"; {self.unknown:,} cannot be encoded (first {self.first_unknown})" if self.unknown else ""
         return silent + unknown
 
 

@@ -117,7 +117,7 @@ class Corpus:
     replaced: int
     """How many flaws of the text were replaced by U+FFFD."""
     doubts: tuple[str, ...]
-    """Files that seem to be written in another language than people's, and were read all the same."""
+    """Files that look like markup or data (JSON, HTML, XML) and were read as text."""
 
 
 def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -152,7 +152,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     if corpus.replaced:
         _say(f"{corpus.replaced:,} flaws of the text were replaced by U+FFFD")
     for doubt in corpus.doubts:
-        _say(f"{doubt}; it is learned as it stands, signs and all")
+        _say(f"{doubt}; it is read as plain text, syntax included")
     return corpus
 
 
@@ -252,7 +252,7 @@ def _require_symbols(tokenizer: Tokenizer, symbols: set[str]) -> None:
         if missing:
             raise DataError(
                 f"the text has {len(missing)} characters that the given tokenizer does not know, such as "
-                f"{', '.join(map(ascii, missing[:5]))}; leave them out with --data.tokenizer.unknown skip"
+                f"{', '.join(map(repr, missing[:5]))}; leave them out with --data.tokenizer.unknown skip"
             )
 
 

@@ -43,7 +43,7 @@ class TextFiles:
 
     Attributes:
         replaced: how many flaws the last reading has replaced by U+FFFD; 0 with errors="strict".
-        doubts: what the last reading found to be another language than people's, and was read all the same.
+        doubts: files that look like markup or data (JSON, HTML, XML) and were read as text, at the last reading.
         n_bytes: the size of all files, packed as they are.
     """
 

@@ -97,7 +97,7 @@ class CompareConfig:
 
 def _compare(argv: list[str]) -> int:
     chosen = config.parse(CompareConfig, argv, "groundling tokenizer compare")
-    console = Console()
+    console = Console(markup=False)  # an extra in brackets is no style
     table = Table("tokenizer", show_lines=True)
     for heading in ("vocabulary", "tokens", "characters / token"):
         table.add_column(heading, justify="right")

@@ -78,7 +78,7 @@ def _gguf(argv: list[str]) -> int:
     for id in bundle.end_ids[MOST_ENDS:]:
         print(f"a file names {MOST_ENDS} ends at most: llama.cpp may go on after {bundle.tokenizer.piece(id)!r}")
     if bundle.tokenizer.kind == "bpe" and is_composing(bundle.tokenizer.to_json()["tokenizers"]):
-        print("its tokenizer composes characters (NFC) and llama.cpp does not: only composed text is cut alike")
+        print("its tokenizer normalises text to NFC and llama.cpp does not: only text that is NFC gets the same tokens")
     return 0
 
 

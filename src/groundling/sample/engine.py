@@ -48,10 +48,9 @@ class DecodeConfig:
     weights: Weights = "float32"
     """Precision of the matrices: bfloat16 and int8 are smaller and faster, and nearly as good."""
     native: Native = "auto"
-    """Decode by compiled code: as soon as there is some and if it is faster here (auto), wait for it (on), never (off).
+    """Decode by compiled code. auto: when it is ready, if it is faster here; on: wait for it; off: never.
 
-    It agrees with PyTorch to rounding, so hardly ever in another token. With bfloat16 weights it rounds more on AMD's
-    processors that multiply bfloat16, and the text can be another one."""
+    It agrees with PyTorch to rounding; with bfloat16 weights it rounds more if the processor multiplies bfloat16."""
     speculate: int = 0
     """Tokens to guess ahead in each step, from the text itself or by a draft model."""
 

@@ -156,7 +156,7 @@ class Slots:
         if wanted > UNASKED_BYTES and wanted > (most := self._memory.most(self)):
             raise NoMemoryError(
                 f"keys and values of {most_positions(n_prompt, n_new, self._reader.block_size):,} tokens need "
-                f"{wanted / 1e9:,.1f} GB, and {most / 1e9:,.1f} GB of memory can be had for them; "
+                f"{wanted / 1e9:,.1f} GB, and {most / 1e9:,.1f} GB of memory are available for them; "
                 "ask for fewer new tokens, shorten the prompt, or load the model with a smaller --context"
             )
 

@@ -38,7 +38,7 @@ class WrappedTurns(ChatFormat):
     def __post_init__(self) -> None:
         for name, by_role in (("openings", self.openings), ("closings", self.closings)):
             if set(by_role) != set(ROLES):
-                raise DataError(f"a chat format has {name} of {', '.join(ROLES)}, and of nobody else")
+                raise DataError(f"a chat format has {name} of {', '.join(ROLES)}, and of no other role")
             for role, segments in by_role.items():
                 if not segments or not isinstance(segments[0], int):
                     raise DataError(f"the {role}'s part of a chat format's {name} has to begin with a special id")

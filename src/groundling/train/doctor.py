@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     grid.add_row("cache", str(atomicio.cache_folder()))
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if find_spec(name) is None]
-        said = f"missing: {', '.join(missing)}; {install_command(extra)}" if missing else "installed"
+        said = f"missing: {', '.join(missing)}\n{install_command(extra)}" if missing else "installed"
         grid.add_row(f"extra {extra}", said)
     grid.add_section()
     for name, reason in picked.reasons.items():
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     engine = Engine(model, settled(model, DecodeConfig(), n_slots=1))
     how = "by compiled code" if engine.is_native else "by PyTorch"
     grid.add_row("decoding", f"{measure_decoding(engine, config.seconds / 3):,.0f} tokens/s of that model, {how}")
-    Console().print(grid)
+    Console(markup=False).print(grid)  # an extra in brackets is no style
     return 0
 
 
@@ -118,7 +118,7 @@ def describe_compiled_code(model: GPT) -> str:
     library = compilation.wait()
     if library is None:
         return f"none: {compilation.reason}"
-    lines = [f"vectors of {library.lanes} floats; beside PyTorch, on one core:"]
+    lines = [f"vectors of {library.lanes} floats; compared with PyTorch on one core:"]
     for weights in get_args(Weights):
         found = compare(model, STREAMS, weights, compilation, library)
         speeds = ", ".join(f"{case} {speedup:.1f} times as fast" for case, speedup in found.speedups().items())

@@ -51,7 +51,7 @@ def require_same_run(
     if refused:
         raise CheckpointError(
             f"{config.out_dir} was trained with other settings ({'; '.join(refused)}); "
-            "without a preset and these flags, its own run.toml is taken; or start a new run in another --out-dir"
+            "leave the preset and these flags out to take its own run.toml, or start a new run in another --out-dir"
         )
     if record["data_fingerprint"] != data_fingerprint:
         taught = " or a model that taught it" if config.teacher.models else ""

@@ -77,7 +77,7 @@ class PretrainConfig:
     eval_every: int | None = 250
     """Steps between evaluations on the whole validation split; None: never."""
     estimate_train_loss: bool = True
-    """At each evaluation, also estimate the training loss, on as many random windows (at most 512)."""
+    """At each evaluation, also estimate the training loss, on at most 512 random windows of the training text."""
     save_every: int | None = 250
     """Steps between checkpoints; None: none, not even at the end."""
     keep_checkpoints: int = 2
