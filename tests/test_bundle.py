@@ -294,6 +294,7 @@ def test_pickles_that_lie_around_are_not_looked_at(pickled, folder):
 # Replacing
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_operation_leaves_the_old_bundle_or_the_new(tmp_path):
     old, new = make_gpt(1), make_gpt(2)
     seen = set()

@@ -92,6 +92,7 @@ def test_one_conversation_learned_by_heart_comes_back_with_its_end(tmp_path):
     assert [message.role for message in chat.messages] == ["user", "assistant"]
 
 
+@pytest.mark.slow
 def test_adapters_learn_too_and_leave_the_known_words_alone(folder, tmp_path):
     flags = ["--data.path", str(folder / "chats.jsonl"), "--epochs", "6", "--lora.rank", "4"]
     assert sft.main([str(folder / "base"), "--out-dir", str(tmp_path / "sft"), *flags, *FAST]) == 0

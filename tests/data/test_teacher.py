@@ -48,6 +48,7 @@ def test_each_token_is_predicted_from_the_window_that_knows_most_before_it(finis
         torch.testing.assert_close(table_NV[place - 1].float(), expected_V, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_models_teach_their_mean(finished_run, tiny_config, corpus):
     pretrain(tiny_config("other", seed=5, steps=3))
     other = str(tiny_config("other").out_dir)

@@ -166,6 +166,7 @@ def server(folders):
 ASK = {"messages": [{"role": "user", "content": "Do you?"}], "temperature": 0, "max_tokens": 30}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "fields", "content", "thoughts"),
     [
@@ -353,6 +354,7 @@ def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, caps
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_template_that_never_ends_is_stopped(monkeypatch):
     monkeypatch.setattr(template_reading, "TIMEOUT_S", 1.0)
     began = time.monotonic()

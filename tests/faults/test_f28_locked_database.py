@@ -103,6 +103,7 @@ def test_processes_that_open_a_new_file_at_once_all_get_their_rows_in(tmp_path):
         assert {found.key for found in rankings} == set(outputs[0])
 
 
+@pytest.mark.slow
 def test_who_opens_a_new_file_waits_for_another_that_is_making_it(tmp_path):
     """For the step to a write-ahead log SQLite itself does not wait: it says "locked" at once."""
     other = sqlite3.connect(tmp_path / "r.db", isolation_level=None, check_same_thread=False)
@@ -135,6 +136,7 @@ def holder(tmp_path):
         other.close()
 
 
+@pytest.mark.slow
 def test_a_writer_waits_for_its_turn(holder):
     rankings, other = holder
     threading.Timer(0.7, lambda: other.execute("ROLLBACK")).start()

@@ -122,6 +122,7 @@ def test_a_busy_server_is_asked_again(server, target, status):
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_pauses_double(server, target):
     server.script = [refuse(503)]
     begin = time.monotonic()

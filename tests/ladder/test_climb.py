@@ -103,6 +103,7 @@ def test_one_step_is_enough_for_a_result(corpus):
     assert len(result.losses) == 1
 
 
+@pytest.mark.slow
 def test_the_record_has_these_fields_and_the_chart_is_a_png(corpus, tmp_path):
     results = [train_rung(name, steps=3, corpus=corpus) for name in ("s1", "s2")]
     record = results[0].record()

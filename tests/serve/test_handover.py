@@ -64,6 +64,7 @@ async def _read(generation: Generation, pace_s: float) -> tuple[dict[int, list[i
     return read, n_times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pace_s", [0, 0.001, 0.02])
 @pytest.mark.parametrize("pause_s", [0, 0.0005, 0.003])
 @in_a_loop

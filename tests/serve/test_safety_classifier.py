@@ -114,6 +114,7 @@ def test_a_last_sentence_without_an_end_is_judged_too(classifier: Classifier) ->
     assert "".join(segment.text for segment in shown) == "Sweet lady and cousin, my friend"
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_measures(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["safety", "train", str(data), "--out", str(tmp_path / "kept")]) == 0
     said = capsys.readouterr().out

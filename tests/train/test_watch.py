@@ -76,6 +76,7 @@ def test_the_loss_that_is_written_down_is_that_of_the_saved_weights_on_the_whole
         assert whole_split_loss(model, val, 16) == pytest.approx(written, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_training_loss_is_estimated_on_the_same_windows_at_each_evaluation(tiny_config, capsys):
     config = tiny_config(steps=4, eval_every=2, save_every=2, average_decay=0.5, keep_checkpoints=9)
     summary = pretrain(config)
