@@ -46,6 +46,11 @@ def is_alive(pid):
     return False
 
 
+def heed_ctrl_c():
+    """A shell lets what it starts in the background ignore SIGINT, these tests too, and what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
 @pytest.mark.parametrize(
@@ -69,6 +74,7 @@ def test_training_a_tokenizer_ends_when_it_is_told_to(tmp_path, long_text, words
             stderr=file,
             stdout=file,
             start_new_session=True,
+            preexec_fn=heed_ctrl_c,
         )
     try:
         wait_until(lambda: "training the tokenizer" in log.read_text() or process.poll() is not None, "its training")
