@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import platform
 from collections import Counter, deque
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from groundling.errors import CheckpointError
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample import backend
+from groundling.sample import backend, filters
 from groundling.sample.backend import Backend
 from groundling.sample.choose import SamplingConfig, adjust
 from groundling.sample.engine import DecodeConfig, Engine
@@ -377,3 +379,34 @@ def test_past_block_size_a_token_costs_the_same_however_long_the_text_is():
         reads.append(engine.counts.read / n)
     assert max(reads) <= 2.0 + 1e-9, "one for the token, and one for its part in the readings of kept halves"
     assert max(reads) - min(reads) < 0.1
+
+
+@pytest.mark.parametrize("n_ids", [1, 7, 16, 65, 130])
+@pytest.mark.parametrize("t", [1e-42, 1e-3, 0.5, 1.0, 1e4])
+def test_compiled_code_draws_as_numpy_does(any_library, n_ids, t):
+    """But for ties that rounding decides; also from the first columns of padded scores, and where some are -inf."""
+    reader = native(make_gpt(BASE), any_library)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        logits_RV = 4 * torch.randn(3, n_ids + 5, generator=generator)
+        if seed % 2:
+            logits_RV[:, : n_ids // 2] = -math.inf
+        logits_RV = logits_RV[:, :n_ids]
+        noises = list(torch.empty(3, n_ids).exponential_(generator=generator) + 1e-12)
+        drawn = torch.tensor(reader.race(logits_RV, t, noises))
+        expected = filters.race_of_few(logits_RV, t, torch.stack(noises))
+        speeds_RV = filters.temperature(logits_RV.double(), t).exp() / torch.stack(noises)
+        for ids in (drawn, expected):
+            mine_R = speeds_RV.gather(1, ids[:, None])[:, 0]
+            torch.testing.assert_close(mine_R, speeds_RV.amax(-1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_compiled_code_draws_from_no_damaged_scores(any_library, bad):
+    reader = native(make_gpt(BASE), any_library)
+    logits_RV = torch.zeros(2, 9)
+    logits_RV[1, 4] = bad
+    with pytest.raises(CheckpointError, match=r"best score is (nan|inf) \(sample 1\)"):
+        reader.race(logits_RV, 1.0, [torch.ones(9), torch.ones(9)])
+    with pytest.raises(CheckpointError, match="sample 0"):
+        reader.race(torch.full((1, 9), -math.inf), 1.0, [torch.ones(9)])

@@ -14,6 +14,7 @@ from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
 from groundling.progress import Progress
 from groundling.runtime import unwrap
+from groundling.sample.filters import race_of_few
 from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, kept_or_measured, measure, shape_key
 from groundling.sample.native.library import Compilation, Library
 from groundling.sample.native.reader import NativeReader, can_read
@@ -151,6 +152,17 @@ class Backend:
         if self._seconds > WORTH_COMPILING_S:
             self._go_on_compiled(self._compilation)
         return logits_RV
+
+    def race(self, logits_RV: Tensor, t: float, noises: Sequence[Tensor]) -> list[int]:
+        """Draw an id of each row from all of few, at a temperature: see `filters.race_of_few`.
+
+        Raises:
+            CheckpointError: the scores are not finite.
+        """
+        if isinstance(self._reader, NativeReader):
+            return self._reader.race(logits_RV, t, noises)
+        ids: list[int] = race_of_few(logits_RV, t, torch.stack(list(noises))).tolist()
+        return ids
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """See `Reader`."""

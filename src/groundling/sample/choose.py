@@ -133,6 +133,11 @@ def adjust(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context
     return filters.min_p(filters.top_p(logits_BV, config.top_p), config.min_p)
 
 
+def draws_from_few(config: SamplingConfig, logits_BV: Tensor) -> bool:
+    """Whether the next ids are drawn from all that there are, and these are few and at hand (`filters.race_of_few`)."""
+    return logits_BV.size(-1) <= FEW and config.draws_from_all()
+
+
 def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context], noise_BV: Tensor | None) -> Tensor:
     """The next id of each row (B).
 
@@ -145,7 +150,7 @@ def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context
     Raises:
         CheckpointError: the scores are not finite.
     """
-    if noise_BV is not None and logits_BV.size(-1) <= FEW and config.draws_from_all():
+    if noise_BV is not None and draws_from_few(config, logits_BV):
         return filters.race_of_few(logits_BV, config.temperature, noise_BV)
     filters.require_scores(logits_BV.amax(-1).tolist())  # NaN wins
     if noise_BV is None:

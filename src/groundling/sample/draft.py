@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from groundling.sample import filters
-from groundling.sample.readers import Reader
+from groundling.sample.backend import Backend
 from groundling.sample.sequences import Lane, Sample, choose_alike, common_length
 
 
@@ -78,7 +78,7 @@ class ModelDrafter:
         n_ids: only ids below this can come out.
     """
 
-    def __init__(self, reader: Reader, n_slots: int, n_ids: int) -> None:
+    def __init__(self, reader: Backend, n_slots: int, n_ids: int) -> None:
         self._reader, self._n_ids = reader, n_ids
         self._lanes = [Lane(slot, reader.block_size) for slot in range(n_slots)]
         self._owners: list[Sample | None] = [None] * n_slots
@@ -96,7 +96,9 @@ class ModelDrafter:
                 pieces.append(self._lane(samples[row]).piece(tokens, (), 1))
             logits_RV = filters.below(self._reader.read(pieces), self._n_ids)
             for row, logits_V in zip(rows, logits_RV, strict=True):
-                guesses[row] += choose_alike([(samples[row], guesses[row])], logits_V[None], self._reader.block_size)
+                guesses[row] += choose_alike(
+                    [(samples[row], guesses[row])], logits_V[None], self._reader.block_size, self._reader.race
+                )
         return guesses
 
     def forget(self) -> None:

@@ -243,7 +243,7 @@ class Engine:
                 for sample, guess in zip(samples, guesses, strict=True)
             ]
             logits_RV = filters.below(self._reader.read([*pieces, *leads]), self._n_ids)
-            chosen = self._choose(samples, guesses, logits_RV[: len(logits_RV) - len(leads)])
+            chosen = self._choose(samples, guesses, logits_RV[: -len(leads)] if leads else logits_RV)
         self.counts.steps += 1
         self.counts.read += sum(len(piece.ids) for piece in (*pieces, *leads))
         return [self._take(*each) for each in zip(samples, guesses, chosen, strict=True)]
@@ -314,7 +314,7 @@ class Engine:
             rows_of[sample.way].append(row)
         for alike in rows_of.values():
             alike_RV = logits_RV if len(alike) == len(rows) else logits_RV[alike]
-            chosen = choose_alike([rows[row] for row in alike], alike_RV, self._reader.block_size)
+            chosen = choose_alike([rows[row] for row in alike], alike_RV, self._reader.block_size, self._reader.race)
             for row, id in zip(alike, chosen, strict=True):
                 ids[row] = id
         tokens = (self._token(sample, ids[row], logits_RV, row) for row, (sample, _) in enumerate(rows))

@@ -33,7 +33,7 @@ def require_scores(best_B: Iterable[float]) -> None:
 
 def below(logits_BV: Tensor, n_ids: int | None) -> Tensor:
     """Only the ids below `n_ids`, or all (None): a model's vocabulary may be padded beyond its tokenizer's."""
-    return logits_BV[:, :n_ids]
+    return logits_BV if n_ids in (None, logits_BV.size(-1)) else logits_BV[:, :n_ids]
 
 
 def logit_bias(logits_BV: Tensor, bias: Mapping[int, float]) -> Tensor:

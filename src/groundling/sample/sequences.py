@@ -5,13 +5,13 @@ Shapes: R rows, each a position to be chosen for, V vocabulary.
 
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from groundling.sample.choose import Context, SamplingConfig, choose
+from groundling.sample.choose import Context, SamplingConfig, choose, draws_from_few
 from groundling.sample.readers import Piece
 
 DRAWN_AT_ONCE = 2048
@@ -101,18 +101,27 @@ class Sample:
         self.finished = self.n_left <= 0 or (bool(ids) and ids[-1] in self.config.end_ids)
 
 
-def choose_alike(rows: Sequence[tuple[Sample, Sequence[int]]], logits_RV: Tensor, block_size: int) -> list[int]:
+Race = Callable[[Tensor, float, Sequence[Tensor]], list[int]]
+"""(logits_RV, temperature, the noise of each row) -> ids."""
+
+
+def choose_alike(
+    rows: Sequence[tuple[Sample, Sequence[int]]], logits_RV: Tensor, block_size: int, race: Race
+) -> list[int]:
     """What samples of one way of choosing choose next, each after a guess of its own.
 
     Args:
         rows: the samples, each with the tokens that are guessed to come first.
         logits_RV: the scores after them, of the ids that can come out.
         block_size: of the model that gave the scores.
+        race: draws where there are few ids and nothing is dropped.
     """
     config, n_ids = rows[0][0].config, logits_RV.size(-1)
     noise_RV, contexts = None, []
     if config.temperature > 0:
         noises = [sample.noise(len(guess), n_ids) for sample, guess in rows]
+        if draws_from_few(config, logits_RV):
+            return race(logits_RV, config.temperature, noises)
         noise_RV = torch.stack(noises) if len(noises) > 1 else noises[0][None]
     if config.looks_back():
         contexts = [sample.context(guess, block_size, n_ids) for sample, guess in rows]

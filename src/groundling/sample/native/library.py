@@ -55,6 +55,10 @@ class Library:
         self.team_wake: Callable[[int], None] = library.team_wake
         self.team_delete: Callable[[int], None] = library.team_delete
         self.read_rows: Callable[..., int] = library.read_rows
+        self.race: Callable[..., None] = library.race
+        integer, pointer = ctypes.c_int64, ctypes.c_void_p
+        library.race.restype = None
+        library.race.argtypes = [pointer, integer, integer, integer, ctypes.c_float, pointer, pointer]
         library.team_new.argtypes, library.team_new.restype = [ctypes.c_int], ctypes.c_void_p
         library.team_wake.argtypes, library.team_wake.restype = [ctypes.c_void_p], None
         library.team_delete.argtypes, library.team_delete.restype = [ctypes.c_void_p], None

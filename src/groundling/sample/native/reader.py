@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from groundling.model.cache import LINE_BYTES, KVCache, from_a_line
 from groundling.model.gpt import GPT, Block
 from groundling.model.layers import LearnedPositions, Rotary, SwiGLU
+from groundling.sample.filters import require_scores
 from groundling.sample.native.library import Library
 from groundling.sample.quantize import Weights, to_int8
 from groundling.sample.readers import Piece
@@ -154,6 +155,27 @@ class NativeReader:
         if failed:
             raise MemoryError(f"not enough memory to read {len(ids)} positions at once")
         return logits_RV
+
+    def race(self, logits_RV: Tensor, t: float, noises: Sequence[Tensor]) -> list[int]:
+        """`filters.race_of_few` of scores that `read` gave, or their first columns.
+
+        Args:
+            logits_RV: the scores.
+            t: the temperature, above 0.
+            noises: of each row, draws (V) from the exponential distribution, above 0.
+
+        Raises:
+            CheckpointError: the scores are not finite.
+        """
+        drawn, noise = array("q", [0]) * len(noises), array("Q", [each.data_ptr() for each in noises])
+        self._library.race(
+            *(logits_RV.data_ptr(), len(noises), logits_RV.stride(0), logits_RV.size(-1), t),
+            *(noise.buffer_info()[0], drawn.buffer_info()[0]),
+        )
+        ids = drawn.tolist()
+        if min(ids) < 0:
+            require_scores(logits_RV.amax(-1).tolist())  # NaN wins
+        return ids
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """Let a slot begin with the first positions of another."""
