@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from faultkit import append_a_byte, crash_at, cut_in_half, flip_a_bit
-from groundling import atomicio
+from groundling import atomicio, cli
 from groundling.adapter import Adapter
 from groundling.bundle import (
     FILES,
@@ -455,3 +455,13 @@ def test_an_adapter_of_itself_is_refused(tmp_path, folder):
         write_manifest(tmp_path / name, {**facts, "base": f"../{other}"})
         with pytest.raises(CheckpointError, match=r"is an adapter whose base is .*, which is an adapter of it"):
             load_bundle(tmp_path / name)
+
+
+def test_a_bundle_is_not_exported_over_itself(folder, tmp_path, capsys):
+    """Nor under another name for it: an adapter would be replaced by the whole model."""
+    (tmp_path / "link").symlink_to(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for out in (folder, tmp_path / "link"):
+        assert cli.main(["export", "bundle", str(folder), str(out), "--overwrite"]) == 1
+        assert f"{out} is what is read; choose another name to write to" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

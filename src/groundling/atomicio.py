@@ -259,6 +259,16 @@ def require_room(folder: Path, n_bytes: int) -> None:
         )
 
 
+def require_apart(source: Path, target: Path) -> None:
+    """Check that a command does not write over what it reads, under whatever name.
+
+    Raises:
+        StorageError: it would.
+    """
+    if source.exists() and target.exists() and source.samefile(target):
+        raise StorageError(f"{target} is what is read; choose another name to write to")
+
+
 def make_folder(path: Path) -> Path:
     """Make a folder that can be written to, with its parents, and return it.
 

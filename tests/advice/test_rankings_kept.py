@@ -41,6 +41,7 @@ def test_half_a_character(advised):
     "{} is damaged ({}); restore it from a copy, or import an export into a new file",
     "{} is an SQLite file of another program; choose another path",
     "cannot write {}: it is a device or a pipe; give the name of a file and run again",
+    "{} is what is read; choose another name to write to",
 )
 def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
     import io
@@ -54,6 +55,9 @@ def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
     advised.works("rankings", "stats", file)
     os.mkfifo(tmp_path / "pipe")
     advised.refused("rankings", "export", file, tmp_path / "pipe")
+    (tmp_path / "link").hardlink_to(file)
+    for same in (file, tmp_path / "link"):
+        advised.refused("rankings", "export", file, same)
     advised.works("rankings", "export", file, exported)
     for left in tmp_path.glob("r.sqlite-*"):
         left.unlink()

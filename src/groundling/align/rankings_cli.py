@@ -37,6 +37,7 @@ class ExportConfig:
 
 def _export(argv: list[str]) -> int:
     chosen = config.parse(ExportConfig, argv, "groundling rankings export")
+    atomicio.require_apart(chosen.path, chosen.out)
     with Rankings(chosen.path, must_exist=True) as rankings:
         atomicio.make_folder(chosen.out.parent)
         print(f"{chosen.out}: {rankings.export_jsonl(chosen.out)} judgements")

@@ -116,6 +116,8 @@ def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
             raise StorageError(f"{chosen.out} exists; choose another name, or --overwrite to replace an earlier export")
         if not may_replace(chosen.out):
             raise StorageError(f"{chosen.out} is not an earlier export, and was left alone; choose another name")
+        for read in (Path(chosen.path), find_bundle(chosen.path, chosen.checkpoint)):
+            atomicio.require_apart(read, chosen.out)
     return load_bundle(chosen.path, checkpoint=chosen.checkpoint, context=chosen.context)
 
 

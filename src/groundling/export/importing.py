@@ -84,6 +84,7 @@ def _hf(argv: list[str]) -> int:
     chosen = config.parse(HFConfig, argv, "groundling import hf")
     _require_room_for(chosen.out, chosen.overwrite)
     folder = find_folder(chosen.source)
+    atomicio.require_apart(folder, chosen.out)
     family, gpt_config, weights = read_model(folder)
     if chosen.tokenizer:
         tokenizer, chat = _named_tokenizer(chosen.tokenizer), None
