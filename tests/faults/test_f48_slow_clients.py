@@ -151,6 +151,36 @@ def test_a_connection_has_a_deadline_in_every_state(impatient: Served, state: st
     assert impatient.ask("GET", "/health")[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b"nonsense\r\n\r\n", 400, "illegal request line"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "Missing mandatory Host: header"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "multiple Host: headers"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX Y: z\r\n\r\n", 400, "illegal header line"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400, "bad Content-Length"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "Only Transfer-Encoding: chunked"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000, 431, "Receive buffer too long"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(1, 200)) + b"\r\n\r\n", 400, "illegal"),
+    ],
+)
+def test_what_is_no_http_is_told_so_in_json(impatient: Served, sent: bytes, status: int, said: str) -> None:
+    """And with the headers of all answers; then the connection is closed."""
+    with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as sock:
+        sock.sendall(sent)
+        answer = b""
+        while piece := sock.recv(1 << 16):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    error = json.loads(body)["error"]
+    assert error["message"].startswith("this cannot be read as HTTP/1.1: ")
+    assert said in error["message"]
+    assert error["code"] == "bad_request"
+    assert head.startswith(b"HTTP/1.1 %d" % status)
+    assert b"nosniff" in head
+    assert b"\r\nconnection: close" in head.lower()
+
+
 @pytest.mark.slow
 def test_idle_connections_make_room_for_new_ones(models) -> None:
     with serving(models["base"], "--max-connections", 20, "--safety", "off") as server:

@@ -7,6 +7,7 @@ that is left is broken off with an error. A second signal ends it at once. Eithe
 import asyncio
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -16,7 +17,10 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from groundling.serve.errors import ApiError
+from groundling.serve.guard import SECURITY
 from groundling.serve.registry import State, Theatre
+from groundling.serve.respond import as_json
 
 FLUSH_S = 2
 """For the last errors to be sent, after all was broken off."""
@@ -80,6 +84,21 @@ def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connection
                 self._watch_sending()
             else:
                 self.transport.abort()
+
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is not HTTP as everything else is answered: in JSON, with the same headers."""
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # half of another answer is out
+                self.transport.close()
+                return
+            fault = sys.exception()
+            status = fault.error_status_hint if isinstance(fault, h11.RemoteProtocolError) else 400
+            error = ApiError(status, f"this cannot be read as HTTP/1.1: {fault or msg}", "bad_request")
+            body = as_json(error.body())
+            own = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+            headers = [(name.encode(), value.encode()) for name, value in {**own, **SECURITY}.items()]
+            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
