@@ -274,11 +274,8 @@ def _require_layers(folder: Path, config: GPTConfig) -> None:
             )
         seen.append(base)
     file = seen[-1] / WEIGHTS
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            layers = {name.split(".")[1] for name in opened.keys() if name.startswith("h.")}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    with _readable(file), safetensors.safe_open(file, framework="pt") as opened:
+        layers = {name.split(".")[1] for name in opened.keys() if name.startswith("h.")}  # noqa: SIM118
     if len(layers) != config.n_layer:
         raise CheckpointError(
             f"{file} has the weights of {len(layers)} layers, and {folder / CONFIG} says {config.n_layer}"
@@ -443,11 +440,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it cannot be read, or is none.
     """
-    try:
+    with _readable(file):
         tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
+    return tensors
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Name a file that safetensors cannot read."""
+    try:
+        yield
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
-    return tensors
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -8,8 +8,8 @@
     {"prompt": "...", "completion": "...", "label": true}                   KTO's: one reply, and whether it is good
     {"prompt": "..."}                                                       or a .txt with one prompt a line
 
-`system` (or `system_prompt`) and `history` may stand beside any prompt. Other keys of a row (an id, a source) are
-passed over, but not those that change what is said (`tools`, `images`, `context`), nor any key of a message but two.
+`system` (or `system_prompt`) and `history` may stand beside any prompt. Ignore other keys of a row (an id, a source).
+Refuse keys that change the conversation (`tools`, `images`, `context`), and keys of a message besides role and content.
 """
 
 from collections.abc import Iterator

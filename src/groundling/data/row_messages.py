@@ -152,7 +152,7 @@ def keys_of(values: Mapping[str, Any]) -> str:
 
 
 def require_no_input(row: Row, beside: str | None) -> None:
-    """Refuse what is asked about where it is not read: it would get lost. Only an instruction has it beside it.
+    """Refuse an `input` or `context` without an instruction: it would be dropped.
 
     Raises:
         DataError: it is there, beside the key `beside`, or beside none.

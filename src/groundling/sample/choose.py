@@ -150,8 +150,6 @@ def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context
     Raises:
         CheckpointError: the scores are not finite.
     """
-    if noise_BV is not None and draws_from_few(config, logits_BV):
-        return filters.race_of_few(logits_BV, config.temperature, noise_BV)
     filters.require_scores(logits_BV.amax(-1).tolist())  # NaN wins
     if noise_BV is None:
         return filters.greedy(_penalized(logits_BV, config, contexts))
