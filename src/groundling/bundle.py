@@ -326,7 +326,7 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
         raise CheckpointError(f"{path} is a file; give the folder of a bundle, a checkpoint or a run{hint}")
     if not path.is_dir():
         raise CheckpointError(f"there is no {path}; give the folder of a bundle, a checkpoint or a run")
-    inner, steps = _standing(path / "bundle"), finished_checkpoints(path / "checkpoints")
+    inner, steps = _standing(path / "bundle"), model_checkpoints(path / "checkpoints")
     if steps and not looks_like_bundle(path) and not (checkpoint == "best" and inner.is_dir()):
         return _choose(steps, str(checkpoint), path) / "bundle"
     if checkpoint != "best":
@@ -338,6 +338,11 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
         return path
     if inner.is_dir():
         return inner
+    if finished_checkpoints(path / "checkpoints"):
+        raise CheckpointError(
+            f"{path} is a stage that was interrupted before it left a model; go on with it: the same command, and "
+            "--resume"
+        )
     raise CheckpointError(
         f"{path} is not a bundle (a folder with {', '.join(FILES)} and {MANIFEST}), "
         "nor a checkpoint or a run that has saved one"
@@ -359,6 +364,11 @@ def finished_checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> folder, oldest first. The order is that of the steps, never that of the clock."""
     found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
     return {step: found[step] for step in sorted(found) if (found[step] / MANIFEST).is_file()}
+
+
+def model_checkpoints(folder: Path) -> dict[int, Path]:
+    """Those that hold a model which speaks; the checkpoints of alignment's stages hold none."""
+    return {step: path for step, path in finished_checkpoints(folder).items() if (path / "bundle").is_dir()}
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:

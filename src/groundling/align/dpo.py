@@ -21,18 +21,20 @@ import tyro
 from torch import Tensor, nn
 
 from groundling import dist
+from groundling.align.arguments import parse_stage
+from groundling.align.checkpoint import Snapshot
+from groundling.align.example_training import learn
 from groundling.align.feed import ExampleFeed
 from groundling.align.held_out import split
 from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_trees
 from groundling.align.policy import Policy, Scored, score_rows
 from groundling.align.rankings import Rankings
-from groundling.align.stage import ExamplesConfig, learn, open_stage
+from groundling.align.stage import ExamplesConfig, has_finished, open_stage
 from groundling.align.vocabulary import require_chat
-from groundling.bundle import load_bundle, save_bundle
-from groundling.config import parse
+from groundling.bundle import base_at, load_bundle, save_bundle
 from groundling.data.examples import Counts, EncodedPair, Messages, Preference, encode_preference, read_preferences
-from groundling.errors import DataError, require
+from groundling.errors import CheckpointError, DataError, require
 from groundling.progress import Progress
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
@@ -40,6 +42,8 @@ from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
 
 Kind = Literal["sigmoid", "ipo"]
+REFERENCE = "reference"
+"""In checkpoints: what the reference gives both replies of each pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +141,7 @@ def dpo_loss(gaps_P: Tensor, kind: Kind, beta: float, label_smoothing: float = 0
 
 def main(argv: Sequence[str]) -> int:
     """The verb `dpo`."""
-    return dpo(parse(DpoConfig, argv, "groundling dpo"))
+    return dpo(parse_stage(DpoConfig, argv, "groundling dpo"))
 
 
 def dpo(config: DpoConfig) -> int:
@@ -146,6 +150,8 @@ def dpo(config: DpoConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
+    if has_finished(config, "dpo"):
+        return 0
     with open_stage(config, "dpo") as stage:
         bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
@@ -155,7 +161,8 @@ def dpo(config: DpoConfig) -> int:
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
         policy = Policy(bundle.model, bundle.n_ids, stage.picked.autocast)
-        pairs = with_reference(policy, pairs, max_length, n_rows)
+        earlier = stage.look_back([base_at(config.path).sha256], pairs)
+        pairs = with_reference(policy, pairs, max_length, n_rows) if earlier is None else as_scored(pairs, earlier)
         train, measured = split(pairs, config.held_out)
         feed = ExampleFeed(
             len(train),
@@ -163,10 +170,10 @@ def dpo(config: DpoConfig) -> int:
             lambda numbers: dpo_batches([train[i] for i in numbers], max_length, n_rows),
             config.seed,
         )
-        stage.begin()
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
         measure = _Measure(policy, dpo_batches(measured, max_length, n_rows) if measured else [])
-        ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
+        keep = {REFERENCE: torch.tensor([pair.reference for pair in pairs])}
+        ended, figures = learn(stage, config, bundle.model, objective, feed, measure, keep)
         if dist.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
         return stage.finish(ended, figures)
@@ -225,6 +232,19 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], max_length: int, n_row
                 done.append(dataclasses.replace(pairs[len(done)], reference=(chosen, rejected)))
             progress.done = len(done)
     return done
+
+
+def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
+    """The pairs with what the policy gave them before its first step, as a checkpoint knows it.
+
+    Raises:
+        CheckpointError: it is of other pairs.
+    """
+    reference = snapshot.tensors.get(REFERENCE)
+    if reference is None or reference.shape != (len(pairs), 2):
+        raise CheckpointError(f"the checkpoint does not know what the model gave these {len(pairs):,} pairs at first")
+    scored = zip(pairs, reference.tolist(), strict=True)
+    return [dataclasses.replace(pair, reference=tuple(values)) for pair, values in scored]
 
 
 def dpo_batches(pairs: Sequence[Pair], max_length: int, n_rows: int) -> list[DpoBatch]:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from groundling.align.arguments import parse_stage
 from groundling.align.learner import Learner, optimise
 from groundling.align.rollout import Drawer, RolloutConfig, Round
 from groundling.align.stage import Stage
 from groundling.bundle import Bundle
-from groundling.config import parse
 from groundling.errors import require
 
 
@@ -61,7 +61,7 @@ def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> 
 
 def main(argv: Sequence[str]) -> int:
     """The verb `grpo`."""
-    return grpo(parse(GrpoConfig, argv, "groundling grpo"))
+    return grpo(parse_stage(GrpoConfig, argv, "groundling grpo"))
 
 
 def grpo(config: GrpoConfig) -> int:

@@ -19,19 +19,20 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from groundling.align.arguments import parse_stage
 from groundling.align.learner import Learner, optimise
 from groundling.align.policy import Scored, said_values
 from groundling.align.replies import Reply
 from groundling.align.reward_model import RewardModel, load_reward_model
-from groundling.align.rewards import is_function
-from groundling.align.rollout import Drawer, RolloutConfig, Round, packed_values, whitened
+from groundling.align.rewards import is_function, reward_fingerprint
+from groundling.align.rollout import Drawer, RolloutConfig, Round, laid_end_to_end, of_each, packed_values, whitened
 from groundling.align.stage import Stage
 from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
-from groundling.config import parse
 from groundling.errors import ConfigError, require
 from groundling.model.loss import IGNORE
 from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.training_tensors import optimizer_tensors, restore_learned, weight_tensors, with_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ class KlControl:
 
 def main(argv: Sequence[str]) -> int:
     """The verb `ppo`."""
-    return ppo(parse(PpoConfig, argv, "groundling ppo"))
+    return ppo(parse_stage(PpoConfig, argv, "groundling ppo"))
 
 
 def ppo(config: PpoConfig) -> int:
@@ -193,6 +194,26 @@ class _Ppo(Learner[PpoConfig]):
         packed = packed_values(round_.replies, values, numbers, self.max_length, self.config.micro_batch_rows)
         batches = [ValueBatch(scored, *rows) for scored, rows in packed]
         self.update(self.value_objective, batches, self.value_optimizers, step)
+
+    def models(self) -> list[str]:
+        source = self.config.value_from
+        return [*super().models(), "" if source is None else reward_fingerprint(source)]
+
+    def other_tensors(self) -> dict[str, Tensor]:
+        learned = weight_tensors(self.values) | optimizer_tensors(self.value_optimizers)
+        tensors = {f"values|{name}": tensor for name, tensor in learned.items()}
+        if self.round is None:
+            return tensors
+        return tensors | laid_end_to_end("guessed", self.guessed) | laid_end_to_end("came", self.came)
+
+    def other_facts(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl.coef}
+
+    def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        restore_learned(self.values, self.value_optimizers, with_prefix(tensors, "values|"))
+        self.kl.coef = float(facts["kl_coef"])
+        if "guessed" in tensors:
+            self.guessed, self.came = of_each(tensors, "guessed"), of_each(tensors, "came")
 
     def more_figures(self) -> dict[str, float]:
         explained = explained_variance(torch.cat(self.guessed), torch.cat(self.came))

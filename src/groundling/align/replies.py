@@ -4,14 +4,15 @@ Drawn by the one decode engine (`sample/engine.py`) at the temperature that they
 the distribution that is sampled is the one that is learned about.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
-from groundling.sample.sequences import row_generator
+from groundling.sample.sequences import Sample, row_generator
 from groundling.text.chat import ChatFormat
 from groundling.text.thoughts import reply_text
 from groundling.text.tokenizer import Tokenizer
@@ -68,15 +69,39 @@ class Speaker:
 
         A reply follows from the model, its prompt, the seed and its number, whatever else is asked for.
         """
-        samples = [
-            self._engine.add(prompt, self._config, row_generator(seed, number * each + n))
-            for number, prompt in enumerate(prompts)
-            for n in range(each)
-        ]
-        while self._engine.is_busy:
+        return [replies for _, replies in self.stream(enumerate(prompts), seed, each)]
+
+    def stream(
+        self,
+        prompts: Iterable[tuple[int, list[int]]],
+        seed: int,
+        each: int = 1,
+        stop: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, list[Reply]]]:
+        """The replies to numbered prompts, prompt by prompt in their order, as soon as those of one are there.
+
+        Args:
+            prompts: each with its number, from which its replies follow.
+            seed: of all.
+            each: replies to a prompt.
+            stop: asked after each step of decoding; where it says so, nothing more comes.
+        """
+        left, begun = iter(prompts), deque[tuple[int, list[Sample]]]()
+        while True:
+            while self._engine.n_waiting < AT_ONCE and (following := next(left, None)) is not None:
+                number, prompt = following
+                draws = (row_generator(seed, number * each + n) for n in range(each))
+                begun.append((number, [self._engine.add(prompt, self._config, draw) for draw in draws]))
+            while begun and all(sample.finished for sample in begun[0][1]):
+                number, samples = begun.popleft()
+                yield number, [self._reply(sample.tokens, sample.n_prompt) for sample in samples]
+            if not self._engine.is_busy or (stop is not None and stop()):
+                return
             self._engine.step()
-        replies = [self._reply(sample.tokens, sample.n_prompt) for sample in samples]
-        return [replies[i : i + each] for i in range(0, len(replies), each)]
+
+    def reply_of(self, prompt: list[int], said: list[int]) -> Reply:
+        """A reply whose ids are known."""
+        return self._reply([*prompt, *said], len(prompt))
 
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
         said = tokens[n_prompt:]

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from groundling import dist
 from groundling.align.agreement import clustered
+from groundling.align.arguments import parse_stage
+from groundling.align.example_training import learn
 from groundling.align.feed import ExampleFeed
 from groundling.align.gold import measure_by_name
 from groundling.align.held_out import split
@@ -36,10 +38,9 @@ from groundling.align.reward_model import (
     save_reward_model,
     scores_of,
 )
-from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
+from groundling.align.stage import ExamplesConfig, Stage, has_finished, open_stage
 from groundling.align.vocabulary import with_chat
-from groundling.bundle import load_bundle
-from groundling.config import parse
+from groundling.bundle import base_at, load_bundle
 from groundling.errors import DataError, require
 from groundling.model.packed import Layout
 from groundling.text.chat import ChatFormat
@@ -144,7 +145,7 @@ def bradley_terry(scores_N: Tensor, pairs_P2: Tensor, wins_P: Tensor) -> Tensor:
 
 def main(argv: Sequence[str]) -> int:
     """The verb `reward`."""
-    return reward(parse(RewardConfig, argv, "groundling reward"))
+    return reward(parse_stage(RewardConfig, argv, "groundling reward"))
 
 
 def reward(config: RewardConfig) -> int:
@@ -153,6 +154,8 @@ def reward(config: RewardConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
+    if has_finished(config, "reward"):
+        return 0
     with open_stage(config, "reward") as stage:
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
@@ -169,7 +172,7 @@ def reward(config: RewardConfig) -> int:
             return pair_batches([train[i] for i in numbers], max_length, config.micro_batch_rows)
 
         feed = ExampleFeed(len(train), config.batch_size, make, config.seed)
-        stage.begin()
+        stage.look_back([base_at(config.path).sha256], train)
         objective = RewardObjective(model, stage.picked.autocast)
         judge = None if config.gold is None else Judge(measure_by_name(config.gold), config.gold_noise, 0)
         measure = _Measure(stage, model, measured, judge)

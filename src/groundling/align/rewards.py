@@ -11,8 +11,9 @@ from groundling.align.policy import exchanges_of
 from groundling.align.replies import Reply, Rewards
 from groundling.align.reward_model import load_reward_model, scores_of
 from groundling.align.vocabulary import reads_the_same
-from groundling.bundle import Bundle
+from groundling.bundle import HEAD, Bundle, base_at
 from groundling.errors import ConfigError
+from groundling.manifest import read_manifest
 from groundling.runtime import Runtime
 from groundling.text.chat_reading import last_words
 
@@ -30,6 +31,18 @@ def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
     if not reads_the_same(theirs, bundle):
         raise ConfigError(f"the reward model {name} reads other ids, or less of them, than the policy writes")
     return lambda replies: scores_of(model, exchanges_of(replies), picked.autocast)
+
+
+def reward_fingerprint(name: str) -> str:
+    """What a reward is known by: its model's weights and head; of a function, the name.
+
+    Raises:
+        CheckpointError: there is no such model, or it is damaged.
+    """
+    if is_function(name):
+        return name
+    base = base_at(name)
+    return f"{base.sha256} {read_manifest(base.folder)['files'].get(HEAD)}"
 
 
 def is_function(name: str) -> bool:

@@ -5,7 +5,7 @@ Shapes: B rows, T positions, N of them at which something is said, V vocabulary.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from groundling.align.stage import StageConfig
 from groundling.bundle import Bundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
+from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, token_logprobs
 from groundling.sample.engine import DecodeConfig, settled
 from groundling.train.optim import OptimConfig
@@ -39,6 +40,8 @@ class RolloutConfig(StageConfig):
     """A reward model, or a Python function as MODULE:FUNCTION, from (prompt, reply) to a number."""
     steps: int = 24
     """Rounds of drawing replies and learning from them."""
+    save_every: int = 5
+    """Rounds between checkpoints. The last two are kept, until the stage has finished."""
     replies: int = 128
     """Replies a round."""
     minibatches: int = 2
@@ -93,6 +96,29 @@ class Round:
     def kl(self) -> float:
         """How far the policy has left the reference: nats a reply, as these replies tell."""
         return nats_a_reply(self.logprobs, self.reference)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for a checkpoint; `Drawer.round_of` takes it back."""
+        ids = [(torch.tensor(reply.prompt), torch.tensor(reply.said)) for reply in self.replies]
+        return {
+            **laid_end_to_end("prompt", [prompt for prompt, _ in ids]),
+            **laid_end_to_end("said", [said for _, said in ids]),
+            "rewards": torch.tensor(self.rewards, dtype=torch.float64),
+            **laid_end_to_end("logprobs", self.logprobs),
+            **laid_end_to_end("reference", self.reference),
+            **laid_end_to_end("advantages", self.advantages),
+        }
+
+
+def laid_end_to_end(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Vectors of different lengths as two tensors: all their numbers, and their lengths."""
+    return {name: torch.cat(list(values)), f"{name}.lengths": torch.tensor([len(each) for each in values])}
+
+
+def of_each(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
+    """The vectors that `laid_end_to_end` was given."""
+    parts = torch.split(tensors[name], tensors[f"{name}.lengths"].tolist())
+    return [part.clone() for part in parts]
 
 
 def nats_a_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
@@ -240,29 +266,46 @@ class Drawer:
         self._config, self._bundle, self._prompts, self._rewards = config, bundle, prompts, rewards
         self._order = ShuffledNumbers(len(prompts), config.seed, purpose=3)
 
-    def draw(self, policy: Policy, reference: Policy, step: int, each: int) -> Round:
-        """The replies of round `step`: `each` to every one of its prompts."""
-        config, bundle = self._config, self._bundle
-        assert bundle.chat is not None
-        speaker = Speaker(
-            policy.model,
-            bundle.chat,
-            bundle.tokenizer,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            decode=settled(policy.model, DecodeConfig(weights="bfloat16")),
-        )
+    def draw(
+        self, policy: Policy, reference: Policy, step: int, each: int, stop: Callable[[], bool] | None = None
+    ) -> Round | None:
+        """The replies of round `step`, `each` to every one of its prompts; None where `stop` has ended the drawing."""
+        config = self._config
+        speaker = self._speaker(policy.model)
         n_prompts = config.replies // each
         prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
-        replies = [r for group in speaker.reply(prompts, config.seed + 7919 * (step + 1), each) for r in group]
+        groups = list(speaker.stream(enumerate(prompts), config.seed + 7919 * (step + 1), each, stop))
+        if len(groups) < len(prompts):
+            return None
+        replies = [reply for _, group in groups for reply in group]
         rewards = [
             value if reply.ended else config.no_end
             for reply, value in zip(replies, rewards_of_different(self._rewards, replies), strict=True)
         ]
         # Packed as the first pass will pack them: its first ratio is 1 to the last bit, whatever the precision.
         parts = minibatches_of(len(replies), config.minibatches, config.seed, step, 0, each)
-        rows = (config.longest(bundle), config.micro_batch_rows, parts)
+        rows = (config.longest(self._bundle), config.micro_batch_rows, parts)
         return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
+
+    def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
+        """The round whose `Round.tensors` these are."""
+        speaker = self._speaker(policy.model)
+        prompts, said = (of_each(tensors, name) for name in ("prompt", "said"))
+        replies = [speaker.reply_of(p.tolist(), s.tolist()) for p, s in zip(prompts, said, strict=True)]
+        known = (of_each(tensors, name) for name in ("logprobs", "reference", "advantages"))
+        return Round(replies, tensors["rewards"].tolist(), *known)
+
+    def _speaker(self, model: GPT) -> Speaker:
+        config, bundle = self._config, self._bundle
+        assert bundle.chat is not None
+        return Speaker(
+            model,
+            bundle.chat,
+            bundle.tokenizer,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            decode=settled(model, DecodeConfig(weights="bfloat16")),
+        )
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:

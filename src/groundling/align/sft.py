@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from groundling import dist
 from groundling.align.adapters import LoraConfig, adapt, adapter_of, merged_state
+from groundling.align.arguments import parse_stage
 from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations, prompt_ids
+from groundling.align.example_training import learn
 from groundling.align.feed import ExampleFeed
 from groundling.align.packing import alike, groups_of_rows, pack
 from groundling.align.replies import Speaker
-from groundling.align.stage import ExamplesConfig, Stage, learn, open_stage
+from groundling.align.stage import ExamplesConfig, Stage, has_finished, open_stage
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import Base, Bundle, base_at, load_bundle, require_speaker, save_adapter, save_bundle
-from groundling.config import parse
 from groundling.data.examples import Encoded
 from groundling.errors import require
 from groundling.model.blank import blank_gpt
@@ -93,7 +94,7 @@ class SftObjective(nn.Module):
 
 def main(argv: Sequence[str]) -> int:
     """The verb `sft`."""
-    return sft(parse(SftConfig, argv, "groundling sft"))
+    return sft(parse_stage(SftConfig, argv, "groundling sft"))
 
 
 def sft(config: SftConfig) -> int:
@@ -102,6 +103,8 @@ def sft(config: SftConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
+    if has_finished(config, "sft"):
+        return 0
     with open_stage(config, "sft") as stage:
         require_speaker(config.path)
         base = base_at(config.path)
@@ -113,7 +116,7 @@ def sft(config: SftConfig) -> int:
             stage.say(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
         feed = conversation_feed(data.train, max_length, config)
-        stage.begin()
+        stage.look_back([base.sha256], data.train)
         objective = SftObjective(bundle.model, stage.picked.autocast)
         measure = _Measure(config, stage, bundle, data, objective)
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)

@@ -1,34 +1,29 @@
-"""What all stages that learn from examples share: the folder, the loop, the record, the end."""
+"""What all stages share: their settings, the folder, checkpoints, the record, the end."""
 
 import dataclasses
 import math
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import Any, Literal
 
 from groundling import atomicio, dist, runtime
-from groundling.align.feed import ExampleFeed
+from groundling.align.checkpoint import Found, Snapshot, StageCheckpoints, StageFacts, fingerprint_of, same_settings
+from groundling.align.checkpoint import find as find_stage
 from groundling.bundle import Bundle
 from groundling.config import to_dict, to_toml
 from groundling.data.examples import least_ids
-from groundling.errors import TrainingError, require
+from groundling.errors import CheckpointError, TrainingError, require
 from groundling.log import JsonlSink, Record, say
-from groundling.model.gpt import GPT
 from groundling.runtime import Runtime, RuntimeConfig
 from groundling.train import rundir
-from groundling.train.loop import FINISHED, Watcher, train
-from groundling.train.optim import OptimConfig, Optimizers
-from groundling.train.resuming import lower_rates
+from groundling.train.optim import OptimConfig
+from groundling.train.resuming import AFTER_A_LOST_RANK, decided, lower_rates
 from groundling.train.schedule import ScheduleConfig
 from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
-from groundling.train.state import TrainState
-from groundling.train.step import StepStats
 from groundling.train.watch import ASKED_TO_STOP, make_deterministic
 
 
@@ -38,6 +33,8 @@ class StageConfig:
 
     out_dir: Path
     """The stage's folder."""
+    resume: bool | Literal["if-present"] = False
+    """Go on from the newest good checkpoint in out_dir; `--resume if-present` begins the stage where there is none."""
     overwrite: bool = False
     """Remove what an earlier run left in out_dir."""
     context: int | None = None
@@ -54,15 +51,18 @@ class StageConfig:
     """The gradient's greatest length; None: as it comes."""
     log_every: int = 10
     """Steps between records of the loss."""
+    save_every: int = 100
+    """Steps between checkpoints. The last two are kept, until the stage has finished."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_rows", "log_every"):
+        for name in ("batch_size", "micro_batch_rows", "log_every", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
+        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
 
     def longest(self, bundle: Bundle) -> int:
         """The most tokens of an example for a model that chats.
@@ -102,6 +102,10 @@ class Stage:
         self.started = time.perf_counter()
         self.failure: TrainingError | None = None
         """Why it could not go on; what it had learned by then is kept."""
+        self.found: Found | None = None
+        """What it goes on from."""
+        self._checkpoints = StageCheckpoints(config.out_dir, picked.device)
+        self._facts = StageFacts(name, rundir.new_run_id(), _own_settings(config), "")
         self._sink: JsonlSink | None = None
 
     def say(self, text: str) -> None:
@@ -109,15 +113,53 @@ class Stage:
         if dist.is_first():
             say(text)
 
-    def begin(self) -> None:
-        """All that could be refused has been: an earlier run goes now, and the record begins."""
+    def look_back(self, *learns_from: Iterable[Any]) -> Snapshot | None:
+        """Where a stage is that goes on; None for one that begins. All ranks call this together, before `begin`.
+
+        Args:
+            learns_from: all that it learns from, as plain data: the models' fingerprints, the examples.
+
+        Raises:
+            CheckpointError: there is nothing to go on from, or it is another stage's.
+        """
+        self._facts = dataclasses.replace(self._facts, learns_from=fingerprint_of(*learns_from))
+        if not self.config.resume:
+            return None
+        if dist.is_first():
+            path, passed_over = rundir.find_resumable(self.config.out_dir)
+            for why in passed_over:
+                self.say(f"passed over: {why}")
+        dist.barrier()
+        if not dist.is_first():
+            path, _ = self._checkpoints.newest_good()
+        self.found = found = find_stage(path, self.config, self.name, self._facts.learns_from)
+        self._facts = dataclasses.replace(self._facts, run_id=found.run_id)
+        self.say(f"resuming from {path}")
+        if found.changed:
+            self.say(f"changed     {'; '.join(found.changed)}")
+        return found.snapshot
+
+    def begin(self, record_from: int = 0) -> None:
+        """All that could be refused has been: an earlier run goes now, unless it is gone on with; the record begins.
+
+        Args:
+            record_from: of a stage that goes on, the last step whose record stays.
+        """
         run = self.config.out_dir
         if dist.is_first():
-            self._stack.enter_context(rundir.new_run(run, self.stop))
-            atomicio.write_text(run / "run.toml", to_toml(dataclasses.replace(self.config, overwrite=False)))
-            atomicio.write_json(run / "env.json", {"stage": self.name, **runtime.environment(), **self.picked.reasons})
-            self._sink = JsonlSink(run / "metrics.jsonl")
+            if self.found is None:
+                self._stack.enter_context(rundir.new_run(run, self.stop))
+            (run / "summary.json").unlink(missing_ok=True)
+            settings = dataclasses.replace(self.config, resume=False, overwrite=False)
+            atomicio.write_text(run / "run.toml", to_toml(settings))
+            about = {"stage": self.name, "run_id": self._facts.run_id}
+            atomicio.write_json(run / "env.json", {**about, **runtime.environment(), **self.picked.reasons})
+            self._sink = JsonlSink(run / "metrics.jsonl", None if self.found is None else record_from)
         dist.barrier()
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint. All ranks call this together."""
+        self._checkpoints.save(snapshot, self._facts, self._wall_s())
 
     def record(self, record: Record, *, show: bool = True) -> None:
         """Write a record down, and show it."""
@@ -134,9 +176,10 @@ class Stage:
     def fail(self, step: int, error: TrainingError) -> str:
         """Remember why no more can be learned, until what was learned is kept; return how the stage ended."""
         reason = f"{self.name} stopped at step {step}: {error}"
+        again = "--resume" if self._checkpoints.finished() else "--overwrite"
         self.failure = TrainingError(
             f"{reason}; what it had learned is in {self.config.out_dir}; try again with lower learning rates, "
-            f"for example: {lower_rates(self.config)} --overwrite"
+            f"for example: {lower_rates(self.config)} {again}"
         )
         return reason
 
@@ -146,20 +189,37 @@ class Stage:
         Raises:
             TrainingError: it failed.
         """
+        stopped = ended == ASKED_TO_STOP
         summary = {
             "stage": self.name,
-            "wall_s": round(time.perf_counter() - self.started, 1),
-            "config": to_dict(self.config),
+            "wall_s": round(self._wall_s(), 1),
+            "config": _own_settings(self.config),
             "ended": ended,
             "failed": self.failure is not None,
             **figures,
         }
         if dist.is_first():
             atomicio.write_json(self.config.out_dir / "summary.json", summary)
+            if not stopped and self.failure is None and self._checkpoints.folder.exists():
+                atomicio.remove_tree(self._checkpoints.folder)
         if self.failure is not None:
             raise self.failure
+        if stopped:
+            self.say(f"{self.name} stopped as asked; go on: {_way_on(self.name, self.config)}")
         # Another rank may have been the one that was asked.
-        return (self.stop.exit_code or SIGTERM_EXIT_CODE) if ended == ASKED_TO_STOP else 0
+        return (self.stop.exit_code or SIGTERM_EXIT_CODE) if stopped else 0
+
+    def _wall_s(self) -> float:
+        return time.perf_counter() - self.started + (0.0 if self.found is None else self.found.wall_s)
+
+
+def _own_settings(config: StageConfig) -> dict[str, Any]:
+    """What a stage was told, but for how the command was given."""
+    return to_dict(dataclasses.replace(config, resume=False, overwrite=False))
+
+
+def _way_on(name: str, config: StageConfig) -> str:
+    return f"groundling {name} --resume --out-dir {shlex.quote(str(config.out_dir))}"
 
 
 @contextmanager
@@ -173,80 +233,38 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         device = runtime.pick_device(config.runtime.device)
-        stack.enter_context(dist.process_group(device, advice="begin the stage again with --overwrite"))
+        stack.enter_context(dist.process_group(device, advice=AFTER_A_LOST_RANK))
         if dist.is_first():
             stack.enter_context(rundir.locked(config.out_dir))
-            rundir.require_room(config.out_dir, overwrite=config.overwrite, resumable=False)
+        config = decided(config)
+        if dist.is_first() and not config.resume:
+            rundir.require_room(config.out_dir, overwrite=config.overwrite)
         dist.barrier()
         picked = runtime.pick(config.runtime, worth_compiling=False)
         make_deterministic(picked.device)
         yield Stage(config, name, stop, picked, stack)
 
 
-def learn(
-    stage: Stage,
-    config: ExamplesConfig,
-    model: nn.Module,
-    objective: nn.Module,
-    feed: ExampleFeed,
-    evaluate: Callable[[], dict[str, float]],
-) -> tuple[str, dict[str, float]]:
-    """Train `model` through `objective`; return how it ended ("finished" or why) and the figures of what was learned.
+def has_finished(config: StageConfig, name: str) -> bool:
+    """Whether a stage that is to go on has nothing left to do, which is said.
 
-    A stage that was asked to stop has none: those of its beginning are another model's. So has one that failed, since a
-    loss or a gradient was not finite; its weights are those of the last good step, and `Stage.finish` tells of it.
+    Raises:
+        CheckpointError: another stage has finished there, or this one with other settings.
     """
-    picked, n_steps = stage.picked, feed.n_steps(config.epochs)
-    for module in model.modules():
-        if isinstance(module, GPT):
-            module.set_dropout(config.dropout)
-    torch.manual_seed(config.seed + dist.rank())
-    optimizers = Optimizers(model, config.optim, picked.compute_dtype)
-    state = TrainState(model, dist.wrap(objective), optimizers, feed)
-    watcher = _Watch(stage, n_steps, evaluate)
-    try:
-        reason = train(state, n_steps=n_steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher)
-    except TrainingError as error:
-        reason = stage.fail(state.progress.step + 1, error)
-    model.eval()
-    return reason, {} if reason != FINISHED else watcher.newest
-
-
-class _Watch(Watcher):
-    """Evaluates before the first step and after the last; records."""
-
-    def __init__(self, stage: Stage, n_steps: int, evaluate: Callable[[], dict[str, float]]) -> None:
-        self._stage, self._n_steps, self._evaluate = stage, n_steps, evaluate
-        self.newest: dict[str, float] = {}
-        self._stopping = False
-
-    def before_step(self, state: TrainState) -> None:
-        self._stopping = self._stage.asked_to_stop()
-        step = state.progress.step
-        if step in (0, self._n_steps) and not self._stopping:
-            self._stage.stop.can_save = step > 0
-            with state.ready_to_judge():
-                self.newest = self._evaluate()
-            self._stage.stop.can_save = True
-            self._stage.record({"step": step, **self.newest})
-
-    def reason_to_stop(self, state: TrainState) -> str | None:  # noqa: ARG002
-        return ASKED_TO_STOP if self._stopping else None
-
-    def after_step(self, state: TrainState, stats: StepStats) -> None:
-        step = state.progress.step
-        if step % self._stage.config.log_every and step != 1:
-            return
-        progress = state.progress
-        record = {
-            "step": step,
-            "loss": stats.loss,
-            "grad_norm": stats.grad_norm,
-            "lr_factor": stats.lr_factor,
-            "train_s": round(progress.train_s, 3),
-            "eta_s": round((self._n_steps - step) * progress.train_s / step, 1),
-        }
-        self._stage.record(record, show=(step // self._stage.config.log_every) % 10 == 1)
+    summary = rundir.read_summary(config.out_dir) if config.resume else {}
+    if summary.get("ended") in (None, ASKED_TO_STOP) or summary.get("failed", True):
+        return False
+    if summary.get("stage") != name:
+        raise CheckpointError(f"{config.out_dir} holds a run of {summary.get('stage')}; choose another --out-dir")
+    earlier = summary.get("config")
+    if changed := same_settings(config, earlier if isinstance(earlier, dict) else {}, f"{config.out_dir} was made"):
+        raise CheckpointError(
+            f"{config.out_dir} has finished, and these settings are new: {'; '.join(changed)}; "
+            "make it anew with --overwrite, or start from its model in another --out-dir"
+        )
+    if dist.is_first():
+        say(f"{config.out_dir} has finished; nothing is left to do")
+    return True
 
 
 def describe(record: Record) -> str:

@@ -161,6 +161,11 @@ class Engine:
         return self._slots.has_room_for(n_bytes)
 
     @property
+    def n_waiting(self) -> int:
+        """Samples that have no slot yet."""
+        return len(self._waiting)
+
+    @property
     def is_busy(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._running or self._waiting)

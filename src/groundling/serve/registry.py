@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from groundling.bundle import Bundle, base_at, contexts, find_bundle, finished_checkpoints, load_bundle, require_speaker
+from groundling.bundle import Bundle, base_at, contexts, find_bundle, load_bundle, model_checkpoints, require_speaker
 from groundling.errors import ConfigError, DataError
 from groundling.runtime import pick_device
 from groundling.sample.choose import SamplingConfig
@@ -149,7 +149,7 @@ class Theatre:
             name=name,
             path=path,
             bundle=bundle,
-            run=path if finished_checkpoints(path / "checkpoints") else None,
+            run=path if model_checkpoints(path / "checkpoints") else None,
             worker=self.worker,
             engine=self._engine(bundle),
             words=Words(bundle.tokenizer),

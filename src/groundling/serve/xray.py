@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from torch import Tensor
 
-from groundling.bundle import Bundle, find_bundle, finished_checkpoints, load_bundle
+from groundling.bundle import Bundle, find_bundle, load_bundle, model_checkpoints
 from groundling.errors import CheckpointError, DataError
 from groundling.manifest import MANIFEST, read_manifest
 from groundling.model.gpt import GPT
@@ -206,7 +206,7 @@ def _checkpoints(served: Served) -> list[dict[str, Any]]:
     if served.run is None:
         return []
     found = []
-    for step, folder in finished_checkpoints(Path(served.run) / "checkpoints").items():
+    for step, folder in model_checkpoints(Path(served.run) / "checkpoints").items():
         with suppress(CheckpointError):  # a run that goes on removes old ones
             found.append({"checkpoint": str(step), "step": step, "val_loss": read_manifest(folder).get("val_loss")})
     return found

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from groundling.bundle import read_config
 from groundling.config import load_preset, parse
@@ -22,7 +23,7 @@ def parse_arguments(argv: Sequence[str]) -> PretrainConfig:
         ConfigError: as `groundling.config.parse`, or the first word is no preset.
         CheckpointError: init_from names no bundle.
     """
-    seen = _peek(argv)
+    seen = peek(argv, PretrainConfig)
     first = argv[0] if argv and not argv[0].startswith("-") else None
     named = first if first is not None and first.endswith(".toml") else None
     if first is not None and named is None:
@@ -37,13 +38,17 @@ def parse_arguments(argv: Sequence[str]) -> PretrainConfig:
     return parse(PretrainConfig, argv, "groundling pretrain", base=base)
 
 
-def _peek(argv: Sequence[str]) -> argparse.Namespace:
-    """What decides about presets and defaults; everything else is left to the parser."""
+def peek(argv: Sequence[str], config_class: Any) -> argparse.Namespace:
+    """What decides about presets and defaults (out_dir, resume, init_from); all else is left to the parser."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--out-dir", "--out_dir", type=Path, default=PretrainConfig.out_dir)
-    parser.add_argument("--resume", nargs="?", const=True, default=False, type=lambda word: word != "False")
+    parser.add_argument("--out-dir", "--out_dir", type=Path, default=config_class.out_dir)
+    parser.add_argument("--resume", nargs="?", const=True, default=False, type=_resume)
     parser.add_argument("--init-from", "--init_from", default=None)
     try:
         return parser.parse_known_args(list(argv))[0]
     except argparse.ArgumentError:  # a flag without its value: the parser proper says so
         return parser.parse_args([])
+
+
+def _resume(word: str) -> bool | str:
+    return {"True": True, "False": False}.get(word, word)

@@ -1,16 +1,13 @@
 """Checkpoints: whole or not there, hashed, and enough to go on from as if nothing had happened.
 
-    RUN/checkpoints/step-00000250/
-        bundle/                what sampling needs (groundling.bundle)
-        training.safetensors   optimizer, random generators of all ranks, the trained weights where the bundle's differ
-        state.json             step, data position, the config, whose run this is
-        manifest.json          size and SHA-256 of each file, written last
-
-Order of writing: a temporary folder, its files, the manifest, fsync, a rename; only then are old ones removed.
+RUN/checkpoints/step-00000250/
+    bundle/                what sampling needs (groundling.bundle)
+    training.safetensors   optimizer, random generators of all ranks, the trained weights where the bundle's differ
+    state.json             step, data position, the config, whose run this is
+    manifest.json          size and SHA-256 of each file, written last
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +22,6 @@ from torch import Tensor, nn
 from groundling import atomicio, dist
 from groundling.bundle import (
     CHAT,
-    finished_checkpoints,
     plain_state_dict,
     read_tensors,
     read_weights,
@@ -33,11 +29,19 @@ from groundling.bundle import (
     write_bundle_files,
 )
 from groundling.errors import CheckpointError, GroundlingError, StorageError
-from groundling.manifest import change_facts, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.manifest import change_facts, read_json_object
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer, fingerprint
+from groundling.train.checkpoint_folder import CheckpointFolder
 from groundling.train.state import Progress, TrainState
+from groundling.train.training_tensors import (
+    generator_tensors,
+    optimizer_tensors,
+    restore_generators,
+    weight_tensors,
+    with_prefix,
+)
 
 FORMAT = 1
 """Of state.json and training.safetensors; a checkpoint of another format is refused and not guessed at."""
@@ -86,8 +90,8 @@ class _StateRecord(msgspec.Struct):
     world_size: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Checkpoints:
-    """The checkpoints of one run.
+class Checkpoints(CheckpointFolder):
+    """The checkpoints of a run of pretraining.
 
     Args:
         folder: `RUN/checkpoints`.
@@ -97,20 +101,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2, as_gpt: Callable[[nn.Module], GPT] | None = None) -> None:
-        self.folder, self.keep, self.as_gpt = folder, keep, as_gpt
-
-    def path_of(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
-        return self.folder / f"step-{step:08d}"
-
-    def finished(self) -> list[Path]:
-        """All that have a manifest, oldest first: in the order of their steps, never of the clock."""
-        return list(finished_checkpoints(self.folder).values())
-
-    def folders(self) -> list[Path]:
-        """Finished ones and those that lost their manifest, oldest first; an unfinished one has another name."""
-        found = [path for path in self.folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
-        return sorted(found, key=_step_of)
+        super().__init__(folder, keep)
+        self.as_gpt = as_gpt
 
     def save(
         self,
@@ -129,8 +121,8 @@ class Checkpoints:
         target = self.path_of(state.progress.step)
         if dist.is_first():
             try:
-                if not self._update(target, state.progress, facts.run_id):
-                    self._write(target, state, tensors, model_config, tokenizer, facts, chat)
+                if not self._update(state.progress, facts.run_id):
+                    self._write(state, tensors, model_config, tokenizer, facts, chat)
                 self.prune(facts.run_id, state.progress.step)
             except StorageError as error:
                 failure = str(error)
@@ -138,28 +130,21 @@ class Checkpoints:
             raise StorageError(failure or "the first rank could not write the checkpoint")
         return target
 
-    def _update(self, target: Path, progress: Progress, run_id: str) -> bool:
+    def _update(self, progress: Progress, run_id: str) -> bool:
         """If this very step is already saved, only note its validation loss, measured since; return whether it is.
 
         A run that was interrupted in an evaluation goes on with that evaluation. Writing the folder anew would mean
         a moment without it.
         """
-        if not target.exists():
+        manifest = self.has(progress.step, run_id)
+        if manifest is None:
             return False
-        try:
-            manifest = check_manifest(target)
-        except CheckpointError:
-            atomicio.remove_tree(target)
-            return False
-        if manifest.get("run_id") != run_id:
-            raise StorageError(f"{target} belongs to another run; nothing was written")
         if progress.evaluated_step == progress.step and manifest.get("val_loss") is None:
-            change_facts(target, {"val_loss": progress.val_loss})
+            change_facts(self.path_of(progress.step), {"val_loss": progress.val_loss})
         return True
 
     def _write(
         self,
-        target: Path,
         state: TrainState,
         tensors: dict[str, Tensor],
         model_config: GPTConfig,
@@ -167,10 +152,9 @@ class Checkpoints:
         facts: RunFacts,
         chat: ChatFormat | None,
     ) -> None:
-        atomicio.make_folder(self.folder)
-        atomicio.require_room(self.folder, int(1.5 * _expected_bytes(state, tensors)))
-        progress = dataclasses.asdict(state.progress)
-        with atomicio.new_folder(target) as new:
+        progress, facts_of_run = dataclasses.asdict(state.progress), dataclasses.asdict(facts)
+
+        def fill(new: Path) -> None:
             (new / "bundle").mkdir()
             with state.ready_to_judge():
                 weights = plain_state_dict(self.as_gpt(state.model) if self.as_gpt else state.model)
@@ -185,63 +169,13 @@ class Checkpoints:
                 "tokenizer": fingerprint(tokenizer),
                 "torch": torch.__version__,
                 "world_size": dist.world_size(),
-                **dataclasses.asdict(facts),
+                **facts_of_run,
             }
             atomicio.write_json(new / "state.json", record)
-            measured = state.progress.evaluated_step == state.progress.step
-            val_loss = state.progress.val_loss if measured else None
-            write_manifest(new, {"run_id": facts.run_id, "step": state.progress.step, "val_loss": val_loss})
-            check_manifest(new)
-        atomicio.write_text(self.folder / "LATEST", target.name + "\n")  # a hint for people; nothing reads it
 
-    def prune(self, run_id: str, step: int) -> None:
-        """Remove this run's checkpoints before the one of `step`: never the newest, the best, or another run's.
-
-        A later one was passed over when the run was resumed, for it is damaged: it takes nobody's place.
-        """
-        ranked = [path for path in self.by_loss(run_id) if _step_of(path) <= step]
-        kept = {*sorted(ranked, key=_step_of)[-self.keep :], *ranked[:1]}
-        for path in ranked:
-            if path not in kept:
-                atomicio.remove_tree(path)
-
-    def by_loss(self, run_id: str) -> list[Path]:
-        """This run's, the lowest validation loss first, the earliest of equals; then those without one, newest first.
-
-        One whose manifest is damaged does not say whose it is; it is left alone.
-        """
-        measured: dict[Path, float] = {}
-        others: list[Path] = []
-        for path in self.finished():
-            try:
-                manifest = read_manifest(path)
-            except CheckpointError:
-                continue
-            loss = manifest.get("val_loss")
-            if manifest.get("run_id") != run_id:
-                continue
-            if loss is not None and math.isfinite(loss):
-                measured[path] = loss
-            else:
-                others.insert(0, path)
-        return [*sorted(measured, key=measured.__getitem__), *others]
-
-    def newest_good(self) -> tuple[Path, list[str]]:
-        """The newest checkpoint whose files are what its manifest says, and why newer ones were passed over.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        passed_over: list[str] = []
-        for path in reversed(self.folders()):
-            try:
-                check_manifest(path)
-            except CheckpointError as error:
-                passed_over.append(str(error))
-            else:
-                return path, passed_over
-        why = f": {'; '.join(passed_over)}" if passed_over else ""
-        raise CheckpointError(f"{self.folder} holds no good checkpoint to resume from{why}")
+        measured = state.progress.evaluated_step == state.progress.step
+        about = {"run_id": facts.run_id, "val_loss": state.progress.val_loss if measured else None}
+        self.write(state.progress.step, about, _expected_bytes(state, tensors), fill)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -277,15 +211,15 @@ def restore(path: Path, state: TrainState) -> None:
 def _restore(path: Path, state: TrainState) -> None:
     record = read_state(path)
     tensors = read_tensors(path / "training.safetensors")
-    _restore_weights(path, state, _with_prefix(tensors, "weights|"))
+    _restore_weights(path, state, with_prefix(tensors, "weights|"))
     if state.average is not None:
         state.average.n_updates = record["progress"]["step"]
-    state.optimizers.load_state_tensors(_with_prefix(tensors, "optimizer|"))
+    state.optimizers.load_state_tensors(with_prefix(tensors, "optimizer|"))
     state.batches.load_state_dict(record["batches"])
     best = record["progress"]["best_val_loss"]
     state.progress = Progress(**{**record["progress"], "best_val_loss": float("inf") if best is None else best})
     if record["world_size"] == dist.world_size():  # other ranks than before draw anew from their seeds
-        _set_generators(_with_prefix(tensors, f"generator|{dist.rank()}|"))
+        restore_generators(tensors)
 
 
 def _restore_weights(path: Path, state: TrainState, trained: dict[str, Tensor]) -> None:
@@ -304,37 +238,10 @@ def _restore_weights(path: Path, state: TrainState, trained: dict[str, Tensor]) 
 
 
 def _training_tensors(state: TrainState, *, with_weights: bool) -> dict[str, Tensor]:
-    tensors = {f"optimizer|{key}": value for key, value in state.optimizers.state_tensors().items()}
+    tensors = optimizer_tensors(state.optimizers)
     if with_weights or state.average is not None:
-        for name, parameter in state.model.named_parameters():
-            tensors[f"weights|{name}"] = parameter.detach().contiguous()
-    device = next(state.model.parameters()).device
-    for kind, value in _generators(device).items():
-        for rank, of_rank in enumerate(dist.gather_tensors(value.to(device))):
-            tensors[f"generator|{rank}|{kind}"] = of_rank.cpu()
-    return tensors
-
-
-def _generators(device: torch.device) -> dict[str, Tensor]:
-    """The states of PyTorch's global generators, from which dropout draws; they are plain bytes."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _set_generators(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    if "mps" in states and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states["mps"])
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        tensors |= weight_tensors(state.model)
+    return tensors | generator_tensors(next(state.model.parameters()).device)
 
 
 def _expected_bytes(state: TrainState, tensors: dict[str, Tensor]) -> int:
@@ -345,7 +252,3 @@ def _expected_bytes(state: TrainState, tensors: dict[str, Tensor]) -> int:
 def _finite(value: float) -> float | None:
     """JSON has no infinity."""
     return None if value == float("inf") else value
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))

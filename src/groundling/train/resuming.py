@@ -2,7 +2,8 @@
 
 import dataclasses
 import shlex
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 from groundling import dist
 from groundling.config import completed, differences
@@ -19,7 +20,22 @@ AFTER_A_LOST_RANK = (
 )
 
 
-def decided(config: PretrainConfig) -> PretrainConfig:
+class Resumable(Protocol):
+    """The config of a run that can go on."""
+
+    @property
+    def out_dir(self) -> Path:
+        """The run's folder."""
+
+    @property
+    def resume(self) -> bool | Literal["if-present"]:
+        """Whether to go on."""
+
+
+R = TypeVar("R", bound=Resumable)
+
+
+def decided(config: R) -> R:
     """The config with `resume` true or false: "if-present" goes on with what is there, and else starts the run.
 
     All ranks call this together and get the first one's answer. What a run left that ended before its first checkpoint
@@ -28,7 +44,7 @@ def decided(config: PretrainConfig) -> PretrainConfig:
     if config.resume != "if-present":
         return config
     starts = dist.any_rank(dist.is_first() and rundir.has_nothing_to_lose(config.out_dir))
-    return dataclasses.replace(config, resume=not starts, overwrite=starts)
+    return dataclasses.replace(config, resume=not starts, overwrite=starts)  # type: ignore[type-var]
 
 
 def require_same_run(
@@ -47,7 +63,7 @@ def require_same_run(
         CheckpointError: it would be another run.
     """
     changed = differences(completed(PretrainConfig, record["config"]), plain)
-    refused = [line for line in changed if not _is_about(line, MAY_CHANGE)]
+    refused = [line for line in changed if not is_about(line, MAY_CHANGE)]
     if refused:
         raise CheckpointError(
             f"{config.out_dir} was trained with other settings ({'; '.join(refused)}); "
@@ -65,7 +81,7 @@ def require_same_run(
             f"steps is {config.steps}, and {config.out_dir} has made {reached} already; "
             f"give --steps {reached} or more, or start a new run in another --out-dir"
         )
-    return [line for line in changed if not _is_about(line, NEVER_SAID)]
+    return [line for line in changed if not is_about(line, NEVER_SAID)]
 
 
 def way_on(config: PretrainConfig) -> str:
@@ -87,5 +103,6 @@ def lower_rates(config: Any) -> str:
     return " ".join(flags)
 
 
-def _is_about(line: str, names: tuple[str, ...]) -> bool:
+def is_about(line: str, names: tuple[str, ...]) -> bool:
+    """Whether a line of `differences` is about one of these settings, or one of those inside them."""
     return line.startswith(tuple(f"{name}{end}" for name in names for end in (":", ".")))

@@ -14,7 +14,7 @@ import filelock
 
 from groundling import atomicio
 from groundling.errors import CheckpointError, ConfigError
-from groundling.train.checkpoint import Checkpoints
+from groundling.train.checkpoint_folder import CheckpointFolder
 from groundling.train.signals import StopRequest
 
 FILES = ("run.toml", "env.json", "metrics.jsonl", "summary.json")
@@ -103,7 +103,7 @@ def find_resumable(run: Path) -> tuple[Path, list[str]]:
         ConfigError: a speedrun lives there.
     """
     _require_no_speedrun(run)
-    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints = CheckpointFolder(run / "checkpoints")
     if not checkpoints.finished():
         other = "remove what is there (--overwrite), or choose another --out-dir"
         way_out = other if has_run(run) else "start it without --resume"
@@ -119,7 +119,7 @@ def _require_no_speedrun(run: Path) -> None:
 
 
 def _finished(run: Path) -> list[Path]:
-    return Checkpoints(run / "checkpoints").finished()
+    return CheckpointFolder(run / "checkpoints").finished()
 
 
 def new_run_id() -> str:

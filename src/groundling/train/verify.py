@@ -10,7 +10,7 @@ import tyro
 from groundling.config import parse
 from groundling.errors import CheckpointError
 from groundling.manifest import MANIFEST, check_manifest
-from groundling.train.checkpoint import Checkpoints
+from groundling.train.checkpoint_folder import CheckpointFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def folders_with_manifests(path: Path) -> list[Path]:
     if (path / MANIFEST).is_file():
         return [path]
     found = [
-        *Checkpoints(path / "checkpoints").folders(),
+        *CheckpointFolder(path / "checkpoints").folders(),
         *([path / "bundle"] if (path / "bundle" / MANIFEST).is_file() else []),
     ]
     if not found:

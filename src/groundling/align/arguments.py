@@ -1,0 +1,31 @@
+"""The command line of a stage: one that goes on takes its own settings where no others are given."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from groundling.align.stage import StageConfig
+from groundling.config import from_dict, load_preset, parse
+from groundling.errors import CheckpointError, ConfigError
+from groundling.train.arguments import peek
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
+    """Read the config of a stage: `groundling sft --resume --out-dir RUN` needs no more.
+
+    Raises:
+        ConfigError: as `groundling.config.parse`, or the settings in the folder cannot be read.
+        CheckpointError: there is nothing to go on with.
+    """
+    seen = peek(argv, config_class)
+    own = seen.out_dir / "run.toml"
+    if not seen.resume or not own.is_file():
+        if seen.resume is True:
+            raise CheckpointError(f"{seen.out_dir} holds no run to resume; start it without --resume")
+        return parse(config_class, argv, prog)
+    try:
+        base = from_dict(config_class, load_preset(str(own)))
+    except ConfigError as error:
+        raise ConfigError(f"{own}: {error}; name the settings again, or start anew with --overwrite") from error
+    return parse(config_class, argv, prog, base=base)

@@ -1,0 +1,240 @@
+"""Checkpoints of the stages of alignment: all that changes while a stage runs, to go on with it to the same bits.
+
+    RUN/checkpoints/step-00000100/
+        training.safetensors   what is learned, optimizers, random generators of all ranks, a round that was drawn
+        state.json             how far it is, its config, and what it learns from
+        manifest.json          size and SHA-256 of each file, written last
+
+They hold no model that speaks: a stage that was asked to stop leaves one, and so does one that has finished.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from groundling import atomicio, dist
+from groundling.bundle import read_tensors
+from groundling.config import completed, differences, to_dict
+from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
+from groundling.manifest import read_json_object
+from groundling.train.checkpoint_folder import CheckpointFolder
+from groundling.train.resuming import NEVER_SAID, is_about
+from groundling.train.training_tensors import generator_tensors, restore_generators
+
+FORMAT = 1
+MAY_CHANGE = (
+    *NEVER_SAID,
+    "path",
+    "epochs",
+    "steps",
+    "log_every",
+    "save_every",
+    "micro_batch_rows",
+    "runtime",
+    "data.path",
+    "data.val_path",
+    "rankings",
+    "preferences",
+    "reward",
+    "value_from",
+    "optim.lr",
+    "optim.weight_decay",
+    "optim.muon_lr",
+    "optim.muon_weight_decay",
+    "value_optim.lr",
+    "value_optim.weight_decay",
+    "value_optim.muon_lr",
+    "value_optim.muon_weight_decay",
+    "schedule",
+)
+"""On resume these may differ from the stage's own config; all else would make another stage of it. Models and data are
+compared by their content, wherever they lie."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+
+
+class _State(msgspec.Struct, forbid_unknown_fields=True):
+    """`state.json`."""
+
+    format: int
+    stage: str
+    run_id: str
+    config: dict[str, Any]
+    learns_from: str
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
+    torch: str
+    wall_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    step: Count
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stage at a step."""
+
+    step: int
+    """Optimizer updates made."""
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    """Plain data."""
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """Which run a checkpoint belongs to."""
+
+    stage: str
+    run_id: str
+    config: dict[str, Any]
+    learns_from: str
+    """A fingerprint of the models and the examples."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from."""
+
+    path: Path
+    snapshot: Snapshot
+    run_id: str
+    wall_s: float
+    world_size: int
+    changed: list[str] = field(default_factory=list)
+    """Settings that are other than they were, as `name: old -> new`."""
+
+
+def fingerprint_of(*parts: Iterable[Any]) -> str:
+    """The SHA-256 of plain data, dataclasses and tuples among it: what a stage learns from."""
+    total, encoder = hashlib.sha256(), msgspec.json.Encoder()
+    for part in parts:
+        for item in part:
+            total.update(encoder.encode(item) + b"\n")
+        total.update(b"\n")
+    return total.hexdigest()
+
+
+class StageCheckpoints(CheckpointFolder):
+    """The checkpoints of one run of a stage.
+
+    Args:
+        run: the stage's folder.
+        device: whose generators are kept besides the CPU's.
+    """
+
+    def __init__(self, run: Path, device: torch.device) -> None:
+        super().__init__(run / "checkpoints")
+        self._device = device
+
+    def save(self, snapshot: Snapshot, about: StageFacts, wall_s: float) -> None:
+        """Write a snapshot, unless its step is saved already; all ranks call this together, and the first one writes.
+
+        Raises:
+            StorageError: it could not be written, and all older checkpoints are still there.
+        """
+        tensors, failure = snapshot.tensors | generator_tensors(self._device), ""
+        if dist.is_first():
+            try:
+                if self.has(snapshot.step, about.run_id) is None:
+                    self._write(snapshot, tensors, about, wall_s)
+                self.prune(about.run_id, snapshot.step)
+            except StorageError as error:
+                failure = str(error)
+        if dist.any_rank(bool(failure)):
+            raise StorageError(failure or "the first rank could not write the checkpoint")
+
+    def _write(self, snapshot: Snapshot, tensors: dict[str, Tensor], about: StageFacts, wall_s: float) -> None:
+        state = {
+            "format": FORMAT,
+            **asdict(about),
+            "world_size": dist.world_size(),
+            "torch": torch.__version__,
+            "wall_s": wall_s,
+            "step": snapshot.step,
+            "facts": snapshot.facts,
+        }
+
+        def fill(new: Path) -> None:
+            atomicio.write_bytes(new / "training.safetensors", safetensors.torch.save(tensors))
+            atomicio.write_json(new / "state.json", state)
+
+        n_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        self.write(snapshot.step, {"run_id": about.run_id, "stage": about.stage}, n_bytes, fill)
+
+
+def find(path: Path, config: Any, stage: str, learns_from: str) -> Found:
+    """Read a checkpoint, whose manifest was checked, for a stage with this config.
+
+    Raises:
+        CheckpointError: it is damaged, or another stage's.
+    """
+    record = read_json_object(path / "state.json")
+    try:
+        state = msgspec.convert(record, _State)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path / 'state.json'} is no state of a stage: {error}") from error
+    out_dir = path.parent.parent
+    if state.format != FORMAT:
+        raise CheckpointError(f"{path} has format {state.format}, and this version reads format {FORMAT}")
+    if state.stage != stage:
+        raise CheckpointError(f"{out_dir} holds a run of {state.stage}; go on with it by groundling {state.stage}")
+    changed = same_settings(config, state.config, f"{out_dir} was begun")
+    if state.learns_from != learns_from:
+        raise CheckpointError(
+            f"the models or the examples are not those that {out_dir} was begun with; "
+            "resume with those, or start a new run in another --out-dir"
+        )
+    snapshot = Snapshot(state.step, read_tensors(path / "training.safetensors"), state.facts)
+    return Found(path, snapshot, state.run_id, state.wall_s, state.world_size, changed)
+
+
+def same_settings(config: Any, earlier: dict[str, Any], what: str) -> list[str]:
+    """Compare a config with what another run of the same stage was told; return the allowed changes.
+
+    Raises:
+        CheckpointError: others have changed.
+    """
+    changed = differences(completed(type(config), earlier), to_dict(config))
+    refused = [line for line in changed if not is_about(line, MAY_CHANGE)]
+    if refused:
+        raise CheckpointError(
+            f"{what} with other settings ({'; '.join(refused)}); leave these flags out to take its own run.toml, "
+            "or start a new run in another --out-dir"
+        )
+    return [line for line in changed if not is_about(line, NEVER_SAID)]
+
+
+def require_steps_left(step: int, n_steps: int, out_dir: Path, setting: str) -> None:
+    """Check that a stage is not to end before the step that it has reached.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if n_steps < step:
+        raise ConfigError(
+            f"{setting} makes {n_steps} steps, and {out_dir} has made {step} already; "
+            f"give more, or start a new run in another --out-dir"
+        )
+
+
+@contextmanager
+def restoring(found: Found) -> Iterator[Snapshot]:
+    """For putting a snapshot back: what does not fit is a CheckpointError; at the end generators are as they were.
+
+    Other ranks than before draw anew from their seeds.
+    """
+    try:
+        yield found.snapshot
+        if found.world_size == dist.world_size():
+            restore_generators(found.snapshot.tensors)
+    except GroundlingError as error:
+        raise CheckpointError(f"{found.path} does not fit its run: {error}") from error
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{found.path} does not fit its run: {type(error).__name__}: {error}") from error
