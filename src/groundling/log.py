@@ -36,11 +36,20 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """One JSON object a line. On resume, what an interrupted run wrote after its last checkpoint is dropped."""
+    """One JSON object a line. On resume, what an interrupted run wrote after its last checkpoint is dropped.
 
-    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
+    Args:
+        path: the file.
+        resumed_at: the checkpoint's step, up to which records are kept; None: a new run.
+        made_again: at that step itself, records that a run which goes on writes once more.
+    """
+
+    def __init__(
+        self, path: Path, resumed_at: int | None = None, made_again: Callable[[Record], bool] = lambda _: False
+    ) -> None:
         self.path = path
-        kept = [] if resumed_at is None else [r for r in read_records(path) if r["step"] <= resumed_at]
+        earlier = [] if resumed_at is None else [r for r in read_records(path) if r["step"] <= resumed_at]
+        kept = [r for r in earlier if r["step"] != resumed_at or not made_again(r)]
         atomicio.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.sampled_at = max((record["step"] for record in kept if "sample" in record), default=0)
         """The step of the newest sample that was kept; 0: there is none. A run that goes on does not speak twice."""

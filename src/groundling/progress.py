@@ -8,7 +8,7 @@ from typing import Self
 
 FIRST_S = 2.0
 """Work that is done earlier says nothing."""
-LONGEST_S = 60.0
+LONGEST_S = 20.0
 """The pauses between two lines double, up to this one."""
 
 
@@ -44,6 +44,9 @@ class Progress:
 
     def _report(self) -> None:
         while not self._ended.wait(self._pause_s):
-            part = f"{min(1.0, self.done / self.total):.0%}, " if self.total and self.done else ""
-            print(f"groundling: {self.what}: {part}{time.monotonic() - self._start:.0f} s so far", file=sys.stderr)
+            seconds, part, left = time.monotonic() - self._start, "", ""
+            if self.total and self.done:
+                share = min(1.0, self.done / self.total)
+                part, left = f"{share:.0%}, ", f", about {seconds * (1 - share) / share:.0f} s left"
+            print(f"groundling: {self.what}: {part}{seconds:.0f} s so far{left}", file=sys.stderr)
             self._pause_s = min(LONGEST_S, 2 * self._pause_s)

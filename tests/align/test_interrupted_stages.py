@@ -9,13 +9,9 @@ import pytest
 from stagekit import FAST, write_base, write_conversations, write_rankings
 
 from groundling import atomicio
-from groundling.align import dpo, example_training, grpo, learner, ppo, reward, sft
-from groundling.align.checkpoint import StageCheckpoints
-from groundling.bundle import find_bundle, load_bundle
-from groundling.errors import CheckpointError, ConfigError
+from groundling.align import dpo, grpo, learner, ppo, reward, sft
 from groundling.sample.engine import Engine
 from groundling.train import loop
-from groundling.train.rundir import find_resumable
 
 TIMES = ("train_s", "eta_s", "seconds")
 ROUNDS = ("--reward", "stagekit:reward", "--replies", "16", "--max-new-tokens", "8", "--steps", "4", "--gold", "verse")
@@ -112,7 +108,7 @@ def check_in_pieces(name, begun, tmp_path, unbroken, monkeypatch, happen, n_time
                 code = -1
         atomicio.observers.clear()
         stopped += code != 0
-    assert stopped >= min(2, n_times)
+    assert stopped == n_times
     assert outcome(run) == outcome(unbroken[name])
     assert not (run / "checkpoints").exists(), "a stage that has finished needs none"
 
@@ -128,4 +124,4 @@ def test_stopped_twice_and_resumed(name, begun, tmp_path, unbroken, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_killed_ten_times_and_resumed(name, begun, tmp_path, unbroken, monkeypatch):
-    check_in_pieces(name, begun, tmp_path, unbroken, monkeypatch, kill, n_times=10, farthest=150)
+    check_in_pieces(name, begun, tmp_path, unbroken, monkeypatch, kill, n_times=10, farthest=70)

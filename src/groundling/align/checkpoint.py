@@ -30,6 +30,8 @@ from groundling.train.resuming import NEVER_SAID, is_about
 from groundling.train.training_tensors import generator_tensors, restore_generators
 
 FORMAT = 1
+CHECKPOINTS = "checkpoints"
+"""Their folder in that of the stage."""
 MAY_CHANGE = (
     *NEVER_SAID,
     "path",
@@ -130,7 +132,7 @@ class StageCheckpoints(CheckpointFolder):
     """
 
     def __init__(self, run: Path, device: torch.device) -> None:
-        super().__init__(run / "checkpoints")
+        super().__init__(run / CHECKPOINTS)
         self._device = device
 
     def save(self, snapshot: Snapshot, about: StageFacts, wall_s: float) -> None:

@@ -49,7 +49,7 @@ def learn(
             restore_learned(model, optimizers, snapshot.tensors)
             feed.load_state_dict(snapshot.facts["batches"])
             state.progress = msgspec.convert(snapshot.facts["progress"], Progress)
-    stage.begin(state.progress.step)
+    stage.begin(state.progress.step, made_again=lambda record: "loss" not in record)
     watcher = _Watch(stage, n_steps, evaluate, keep or {}, saved_at=state.progress.step)
     try:
         reason = train(state, n_steps=n_steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher)

@@ -1,7 +1,7 @@
 """`groundling chatgpt`: every stage of a small ChatGPT one after another, from a pretrained model to the report.
 
 Each is a verb of its own, and is shown as one before it runs: what is done here can be done by hand. A stage that has
-finished is not run again, so that an interrupted pipeline goes on at the stage that it was in.
+finished is not run again, and an interrupted one goes on where it was.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import tyro
 
 from groundling import atomicio
 from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
+from groundling.align.checkpoint import CHECKPOINTS
 from groundling.align.conversations import ChatDataConfig, prompt_room
 from groundling.align.gold import measure_by_name
 from groundling.align.rankings import Rankings
@@ -25,6 +26,7 @@ from groundling.errors import ConfigError, require
 from groundling.log import say
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import load_tokenizer
+from groundling.train import rundir
 from groundling.train.watch import ASKED_TO_STOP
 
 RANK = "rankings simulate"
@@ -50,18 +52,26 @@ class Stage:
         """Whether it is a training, with a folder that an interrupted one leaves behind."""
         return self.verb not in (RANK, "align-report")
 
+    def way_on(self, *, is_stale: bool) -> list[str]:
+        """The flags by which a stage that was interrupted goes on; one whose inputs are made anew begins anew."""
+        if not self.learns():
+            return []
+        has_checkpoints = any((Path(self.output()) / CHECKPOINTS).glob("step-*"))
+        return ["--resume"] if has_checkpoints and not is_stale and not self.has_failed() else ["--overwrite"]
+
+    def has_failed(self) -> bool:
+        """Whether it came to a loss that was not finite: going on would lead there again."""
+        return bool(rundir.read_summary(Path(self.output())).get("failed", False))
+
     def is_done(self) -> bool:
         """Whether it has left its result; the report is always made anew."""
         if self.verb == "align-report":
             return False
         if self.verb == RANK:
-            return _has_rankings(Path(self.output()))
-        file = Path(self.output()) / "summary.json"
-        try:
-            summary = atomicio.read_json(file)
-            return bool(summary["ended"] != ASKED_TO_STOP and not summary["failed"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
+            file = Path(self.output())
+            return _has_rankings(file) and not simulate.is_unfinished(file)
+        summary = rundir.read_summary(Path(self.output()))
+        return summary.get("ended") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
 
     def line(self) -> str:
         """As it is typed."""
@@ -124,8 +134,8 @@ def chatgpt(config: ChatgptConfig) -> int:
             say(f"\n{stage.line()}: done before")
             continue
         say(f"\n$ {stage.line()}")
-        # What an interrupted stage left goes.
-        if code := stage.run([*stage.argv, "--overwrite"] if stage.learns() else stage.argv):
+        is_stale = any(stage.needs(other.output()) for other in missing)
+        if code := stage.run([*stage.argv, *stage.way_on(is_stale=is_stale)]):
             return code
     say(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
         f"groundling chat {shlex.quote(str(config.out_dir / f'ppo-{config.seeds[0]}'))}")  # fmt: skip
@@ -142,7 +152,8 @@ def what_is_missing(all_stages: Sequence[Stage]) -> list[Stage]:
     for stage in all_stages:
         if stage.is_done() and not any(stage.needs(other.output()) for other in missing):
             continue
-        if stage.verb == RANK and _has_rankings(Path(stage.output())):
+        is_stale = any(stage.needs(other.output()) for other in missing)
+        if stage.verb == RANK and is_stale and _has_rankings(Path(stage.output())):
             raise ConfigError(f"{stage.output()} has rankings of an earlier model's replies; move it elsewhere")
         missing.append(stage)
     return missing

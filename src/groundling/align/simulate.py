@@ -4,7 +4,7 @@ What is written is what people would have written: texts and an order. The measu
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +18,16 @@ from groundling.align.judgements import Candidate, Judgement, name_of, now_utc
 from groundling.align.rankings import Rankings
 from groundling.align.replies import Reply, Speaker
 from groundling.align.vocabulary import require_chat
-from groundling.bundle import load_bundle
-from groundling.config import parse
+from groundling.bundle import base_at, load_bundle
+from groundling.config import parse, to_dict
 from groundling.data.examples import Messages, least_ids
 from groundling.errors import require
 from groundling.log import say
+from groundling.progress import Progress
 from groundling.sample.engine import DecodeConfig, settled
+
+COMMIT_S = 2.0
+"""Seconds between commits: what a kill can cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ def main(argv: Sequence[str]) -> int:
 def simulate(config: SimulateConfig) -> int:
     """Fill a store with simulated rankings; return the exit code.
 
+    They are kept as they are made. The same command leaves out those that are there, and makes the rest.
+
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
@@ -87,29 +93,100 @@ def simulate(config: SimulateConfig) -> int:
     )
     judge = Judge(measure_by_name(config.gold), config.noise, config.seed)
     judge.measure("")  # what it needs is there
+    questions = _questions(config, base_at(config.path).sha256, asked)
     atomicio.make_folder(config.rankings.parent)
     with Rankings(config.rankings) as rankings:
-        groups = speaker.reply([list(ids) for ids in asked], config.seed, config.candidates)
-        n_new = rankings.add_all(judged(config, judge, list(asked.values()), groups))
+        left = [question for question in questions if question.key not in rankings]
+        n_there = len(questions) - len(left)
+        if n_there:
+            say(f"{n_there:,} of {len(questions):,} rankings are there already; the others follow")
+        write_progress(config, done=False)
+        with Progress("simulating rankings", len(left)) as progress:
+            n_new = _rank(config, speaker, judge, left, rankings, progress)
+    write_progress(config, done=True)
     say(f"{n_new:,} new rankings of {config.candidates} replies each by the measure {config.gold!r}, "
         f"in {time.perf_counter() - started:.0f} s: {config.rankings}")  # fmt: skip
     return 0
 
 
-def judged(
-    config: SimulateConfig, judge: Judge, asked: Sequence[Messages], groups: Iterable[Sequence[Reply]]
-) -> Iterable[Judgement]:
-    """The judge's answers, as a rater's who was shown the replies in an order of chance."""
-    rater, moment = f"simulated-{config.gold}", now_utc()
-    for number, (messages, replies) in enumerate(zip(asked, groups, strict=True)):
-        texts = [reply.text for reply in replies]
-        order = named_generator("shown", config.seed, number).permutation(len(texts))
-        yield Judgement(
-            key=name_of([rater, config.seed, config.noise, number, texts]),
-            messages=messages,
-            candidates=tuple(Candidate(text, config.path, config.seed) for text in texts),
-            shown=tuple(int(place) for place in order),
-            choice=judge.rank(number, texts),
-            rater=rater,
-            time=moment,
-        )
+@dataclass(frozen=True)
+class Question:
+    """A prompt whose replies are to be ranked."""
+
+    number: int
+    ids: list[int]
+    messages: Messages
+    key: str
+    """Of the ranking: it follows from the model and all settings, so that it is known before the replies are."""
+
+
+def _questions(config: SimulateConfig, model: str, asked: Mapping[tuple[int, ...], Messages]) -> list[Question]:
+    settings = [_rater(config), config.seed, config.noise, config.candidates, config.temperature]
+    settings += [config.max_new_tokens, config.context, model]
+    return [
+        Question(number, list(ids), messages, name_of([*settings, number, ids]))
+        for number, (ids, messages) in enumerate(asked.items())
+    ]
+
+
+def _rank(
+    config: SimulateConfig,
+    speaker: Speaker,
+    judge: Judge,
+    questions: Sequence[Question],
+    rankings: Rankings,
+    progress: Progress,
+) -> int:
+    """Have replies made and ranked, and keep them every `COMMIT_S` seconds, also those before an interruption."""
+    by_number = {question.number: question for question in questions}
+    ready, n_new, kept_at = list[Judgement](), 0, time.monotonic()
+    prompts = ((question.number, question.ids) for question in questions)
+    try:
+        for number, replies in speaker.stream(prompts, config.seed, config.candidates):
+            ready.append(judged(config, judge, by_number[number], replies))
+            progress.advance(1)
+            if time.monotonic() - kept_at >= COMMIT_S:
+                n_new += rankings.add_all(ready)
+                ready, kept_at = [], time.monotonic()
+    except KeyboardInterrupt:
+        n_new += rankings.add_all(ready)
+        say(f"{n_new:,} new rankings are in {config.rankings}; the same command makes the others")
+        raise
+    return n_new + rankings.add_all(ready)
+
+
+def judged(config: SimulateConfig, judge: Judge, question: Question, replies: Sequence[Reply]) -> Judgement:
+    """The judge's answer, as a rater's who was shown the replies in an order of chance."""
+    texts = [reply.text for reply in replies]
+    order = named_generator("shown", config.seed, question.number).permutation(len(texts))
+    return Judgement(
+        key=question.key,
+        messages=question.messages,
+        candidates=tuple(Candidate(text, config.path, config.seed) for text in texts),
+        shown=tuple(int(place) for place in order),
+        choice=judge.rank(question.number, texts),
+        rater=_rater(config),
+        time=now_utc(),
+    )
+
+
+def _rater(config: SimulateConfig) -> str:
+    return f"simulated-{config.gold}"
+
+
+def write_progress(config: SimulateConfig, *, done: bool) -> None:
+    """Say beside the rankings whether all were made that were asked for."""
+    atomicio.write_json(progress_file(config.rankings), {"rankings simulate": to_dict(config), "done": done})
+
+
+def is_unfinished(rankings: Path) -> bool:
+    """Whether a simulation was interrupted that fills this store."""
+    try:
+        return atomicio.read_json(progress_file(rankings))["done"] is not True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def progress_file(rankings: Path) -> Path:
+    """Where `rankings simulate` says how far it is."""
+    return rankings.with_name(f"{rankings.name}.simulated.json")

@@ -4,14 +4,22 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from groundling import atomicio, dist, runtime
-from groundling.align.checkpoint import Found, Snapshot, StageCheckpoints, StageFacts, fingerprint_of, same_settings
+from groundling.align.checkpoint import (
+    CHECKPOINTS,
+    Found,
+    Snapshot,
+    StageCheckpoints,
+    StageFacts,
+    fingerprint_of,
+    same_settings,
+)
 from groundling.align.checkpoint import find as find_stage
 from groundling.bundle import Bundle
 from groundling.config import to_dict, to_toml
@@ -139,11 +147,12 @@ class Stage:
             self.say(f"changed     {'; '.join(found.changed)}")
         return found.snapshot
 
-    def begin(self, record_from: int = 0) -> None:
+    def begin(self, step: int = 0, made_again: Callable[[Record], bool] = lambda _: False) -> None:
         """All that could be refused has been: an earlier run goes now, unless it is gone on with; the record begins.
 
         Args:
-            record_from: of a stage that goes on, the last step whose record stays.
+            step: that a stage which goes on has reached.
+            made_again: which records of that very step it will make once more.
         """
         run = self.config.out_dir
         if dist.is_first():
@@ -154,7 +163,8 @@ class Stage:
             atomicio.write_text(run / "run.toml", to_toml(settings))
             about = {"stage": self.name, "run_id": self._facts.run_id}
             atomicio.write_json(run / "env.json", {**about, **runtime.environment(), **self.picked.reasons})
-            self._sink = JsonlSink(run / "metrics.jsonl", None if self.found is None else record_from)
+            resumed_at = None if self.found is None else step
+            self._sink = JsonlSink(run / "metrics.jsonl", resumed_at, made_again)
         dist.barrier()
 
     def save(self, snapshot: Snapshot) -> None:
@@ -264,6 +274,8 @@ def has_finished(config: StageConfig, name: str) -> bool:
         )
     if dist.is_first():
         say(f"{config.out_dir} has finished; nothing is left to do")
+        if (config.out_dir / CHECKPOINTS).exists():  # it was killed when it removed them
+            atomicio.remove_tree(config.out_dir / CHECKPOINTS)
     return True
 
 
