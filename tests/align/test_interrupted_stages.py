@@ -1,15 +1,26 @@
 """Row 62: a stage of alignment that was stopped or killed, and resumed, is to the bit the one that was not."""
 
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from stagekit import FAST, write_base, write_conversations, write_rankings
 
 from groundling import atomicio
-from groundling.align import dpo, grpo, learner, ppo, reward, sft
+from groundling.align import dpo, grpo, learner, ppo, reward, sft, simulate
+from groundling.align.checkpoint import StageCheckpoints
+from groundling.align.rankings import Rankings
+from groundling.bundle import find_bundle, load_bundle
+from groundling.errors import CheckpointError, ConfigError
+from groundling.manifest import write_manifest
 from groundling.sample.engine import Engine
 from groundling.train import loop
 
@@ -125,3 +136,258 @@ def test_stopped_twice_and_resumed(name, begun, tmp_path, unbroken, monkeypatch)
 @pytest.mark.parametrize("name", STAGES)
 def test_killed_ten_times_and_resumed(name, begun, tmp_path, unbroken, monkeypatch):
     check_in_pieces(name, begun, tmp_path, unbroken, monkeypatch, kill, n_times=10, farthest=70)
+
+
+def stopped_at(name: str, begun: Path, run: Path, moment: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command line of a stage that was stopped there."""
+    argv = arguments(begun, name, run)
+    with monkeypatch.context() as patches:
+        at_moment(patches, moment, lambda: signal.raise_signal(signal.SIGTERM))
+        assert STAGES[name][0].main(argv) == 128 + signal.SIGTERM
+    atomicio.observers.clear()
+    return argv
+
+
+def test_the_folder_knows_the_command(begun, tmp_path, unbroken, monkeypatch, capsys):
+    """What a stopped stage says is enough to go on with it."""
+    stopped_at("grpo", begun, tmp_path / "run", 50, monkeypatch)
+    said = capsys.readouterr().err
+    assert f"go on: groundling grpo --resume --out-dir {tmp_path / 'run'}" in said
+    assert load_bundle(tmp_path / "run").chat is not None, "what it has learned so far"
+    assert grpo.main(["--resume", "--out-dir", str(tmp_path / "run")]) == 0
+    assert outcome(tmp_path / "run") == outcome(unbroken["grpo"])
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert grpo.main(["--resume", "--out-dir", str(tmp_path / "run")]) == 0
+    assert "has finished; nothing is left to do" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def forget_the_value_model(tensors, state):
+    for name in list(tensors):
+        if name.startswith("values|weights|"):
+            tensors[name].zero_()
+
+
+def forget_the_value_optimizer(tensors, state):
+    for name in list(tensors):
+        if name.startswith("values|optimizer|") and name.endswith("exp_avg"):
+            tensors[name].zero_()
+
+
+def forget_the_optimizer(tensors, state):
+    for name in list(tensors):
+        if name.startswith("policy|optimizer|") and name.endswith("exp_avg_sq"):
+            tensors[name].fill_(1.0)
+
+
+def forget_the_advantages(tensors, state):
+    tensors["round|advantages"].zero_()
+
+
+def forget_what_came(tensors, state):
+    tensors["came"].zero_()
+
+
+def forget_the_price_of_a_nat(tensors, state):
+    state["facts"]["kl_coef"] = 9.0
+
+
+def forget_what_was_seen(tensors, state):
+    state["facts"]["seen"] = state["facts"]["seen"][:1]
+
+
+def forget_nothing(tensors, state):
+    pass
+
+
+FORGET = [
+    forget_nothing,
+    forget_the_value_model,
+    forget_the_value_optimizer,
+    forget_the_optimizer,
+    forget_the_advantages,
+    forget_what_came,
+    forget_the_price_of_a_nat,
+    forget_what_was_seen,
+]
+
+
+@pytest.fixture(scope="module")
+def in_a_round(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PPO, stopped between two updates of its second round."""
+    run, updates = tmp_path_factory.mktemp("round") / "run", []
+    with pytest.MonkeyPatch.context() as patches:
+        train_step = learner.train_step
+
+        def step(*args, **named):
+            stats = train_step(*args, **named)
+            updates.append(stats)
+            if len(updates) == 12:  # of the policy and of the values, in turns: eight a round
+                signal.raise_signal(signal.SIGTERM)
+            return stats
+
+        patches.setattr(learner, "train_step", step)
+        assert ppo.main(arguments(begun, "ppo", run)) == 128 + signal.SIGTERM
+    (saved,) = StageCheckpoints(run, torch.device("cpu")).finished()
+    assert saved.name == "step-00000006"
+    return run
+
+
+@pytest.mark.parametrize("forget", FORGET)
+def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(in_a_round, tmp_path, unbroken, forget):
+    """Of a round that was begun: each part of the state matters."""
+    run = tmp_path / "run"
+    shutil.copytree(in_a_round, run)
+    (saved,) = (run / "checkpoints").glob("step-*")
+    tensors = load_file(saved / "training.safetensors")
+    state, facts = (json.loads((saved / name).read_text(encoding="utf-8")) for name in ("state.json", "manifest.json"))
+    forget(tensors, state)
+    save_file(tensors, saved / "training.safetensors")
+    atomicio.write_json(saved / "state.json", state)
+    write_manifest(saved, {name: facts[name] for name in ("run_id", "stage", "step")})
+    assert ppo.main(["--resume", "--out-dir", str(run)]) == 0
+    assert (outcome(run) == outcome(unbroken["ppo"])) == (forget is forget_nothing)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "complaint"),
+    [
+        (["--minibatches", "1"], CheckpointError, "was begun with other settings .minibatches: 2 -> 1"),
+        (["--steps", "1"], ConfigError, "steps makes 1 steps, and .* has made 2 already; give more"),
+        (["--seed", "7"], CheckpointError, "seed: 1337 -> 7"),
+        (["--reward", "stagekit:e_share_of"], CheckpointError, "not those that .* was begun with"),
+        (["--resume", "--overwrite"], ConfigError, "choose one"),
+        ([], ConfigError, "already holds a run; go on with it .--resume."),
+    ],
+)
+def test_another_stage_is_not_gone_on_with(in_a_round, begun, tmp_path, flags, error, complaint):
+    run = tmp_path / "run"
+    shutil.copytree(in_a_round, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    argv = arguments(begun, "ppo", run) if not flags else ["--out-dir", str(run), "--resume", *flags]
+    with pytest.raises(error, match=complaint):
+        ppo.main(argv)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}, "nothing is lost"
+
+
+def test_other_models_and_other_examples_are_noticed_wherever_they_lie(in_a_round, begun, tmp_path, unbroken):
+    run = tmp_path / "run"
+    shutil.copytree(in_a_round, run)
+    write_conversations(tmp_path / "other.jsonl", n=60)
+    for flags in (["--data.path", str(tmp_path / "other.jsonl")], [str(unbroken["dpo"])]):
+        with pytest.raises(CheckpointError, match=r"not those that .* was begun with"):
+            ppo.main([*flags, "--resume", "--out-dir", str(run)])
+    shutil.copytree(begun / "sft", tmp_path / "moved")
+    shutil.copy(begun / "chats.jsonl", tmp_path / "moved.jsonl")
+    flags = [str(tmp_path / "moved"), "--data.path", str(tmp_path / "moved.jsonl")]
+    assert ppo.main([*flags, "--resume", "--out-dir", str(run)]) == 0
+    assert outcome(run) == outcome(unbroken["ppo"])
+
+
+def test_a_damaged_checkpoint_is_passed_over(begun, tmp_path, unbroken, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patches:
+        at_moment(patches, 250, kill)
+        with pytest.raises(Killed):
+            dpo.main([*arguments(begun, "dpo", run), "--save-every", "1"])
+    atomicio.observers.clear()
+    older, newer = StageCheckpoints(run, torch.device("cpu")).finished()
+    with (newer / "training.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(CheckpointError, match=f"{run} is a stage that was interrupted before it left a model"):
+        find_bundle(run)
+    assert dpo.main(["--resume", "--out-dir", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert f"passed over: {newer}" in said
+    assert f"resuming from {older}" in said
+    assert "scoring" not in said, "what the reference gives the pairs is known"
+    assert outcome(run) == outcome(unbroken["dpo"])
+
+
+def test_where_nothing_can_be_gone_on_with(begun, tmp_path, in_a_round):
+    with pytest.raises(CheckpointError, match="holds no run to resume; start it without --resume"):
+        dpo.main(["--resume", "--out-dir", str(tmp_path / "none")])
+    run = tmp_path / "run"
+    shutil.copytree(in_a_round, run)
+    with pytest.raises(CheckpointError, match="holds a run of ppo; go on with it by groundling ppo"):
+        grpo.main([*arguments(begun, "grpo", run), "--resume"])
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
+        ppo.main(["--resume", "--out-dir", str(run)])
+
+
+def test_lower_rates_are_taken_on_resume(in_a_round, tmp_path, unbroken, capsys):
+    """They, the number of rounds and how often something is written may change; and what has changed is said."""
+    run = tmp_path / "run"
+    shutil.copytree(in_a_round, run)
+    argv = ["--resume", "--out-dir", str(run), "--optim.lr", "1e-3", "--steps", "5", "--save-every", "2"]
+    assert ppo.main(argv) == 0
+    said = capsys.readouterr().err
+    (changed,) = [line for line in said.splitlines() if line.startswith("changed ")]
+    assert all(each in changed for each in ("steps: 4 -> 5", "save_every: 5 -> 2", "optim.lr: 0.01 -> 0.001"))
+    assert len(outcome(run)[1]) == 5
+    assert outcome(run)[1][0] == outcome(unbroken["ppo"])[1][0]
+
+
+def simulation(begun: Path, rankings: Path) -> list[str]:
+    argv = [str(begun / "sft"), "--rankings", str(rankings), "--gold", "verse", "--prompts", "90", "--candidates", "3"]
+    return [*argv, "--data.path", str(begun / "chats.jsonl"), "--max-new-tokens", "8", "--seed", "3"]
+
+
+def judgements(file: Path) -> dict[str, tuple]:
+    with Rankings(file, must_exist=True) as rankings:
+        return {each.key: (each.messages, each.candidates, each.shown, each.choice, each.rater) for each in rankings}
+
+
+@pytest.mark.parametrize("interruption", [Killed, KeyboardInterrupt])
+def test_simulated_rankings_are_kept_as_they_come(begun, tmp_path, monkeypatch, capsys, interruption):
+    """And made only once: three interruptions, and then all are those of the unbroken command."""
+    monkeypatch.setattr(simulate, "COMMIT_S", 0.0 if interruption is Killed else 1e9)
+    whole, broken = tmp_path / "whole.sqlite", tmp_path / "broken.sqlite"
+    assert simulate.main(simulation(begun, whole)) == 0
+    assert not simulate.is_unfinished(whole)
+
+    def interrupt():
+        raise interruption
+
+    kept = [0]
+    for _ in range(3):
+        with monkeypatch.context() as patches:
+            step, count = Engine.step, iter(range(12))
+            patches.setattr(
+                Engine, "step", lambda engine, s=step, c=count: s(engine) if next(c, -1) >= 0 else interrupt()
+            )
+            atomicio.observers.clear()  # only steps of decoding count
+            with pytest.raises(interruption):
+                simulate.main(simulation(begun, broken))
+        assert simulate.is_unfinished(broken)
+        kept.append(len(judgements(broken)))
+    assert sorted(set(kept)) == kept, "each got further"
+    assert judgements(broken).items() < judgements(whole).items()
+    capsys.readouterr()
+    assert simulate.main(simulation(begun, broken)) == 0
+    said = capsys.readouterr().err
+    assert f"{kept[-1]} of {len(judgements(whole))} rankings are there already" in said
+    assert f"{len(judgements(whole)) - kept[-1]} new rankings" in said
+    assert judgements(broken) == judgements(whole)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(begun, tmp_path, unbroken):
+    """By SIGKILL, at five moments of its own."""
+    run, draw = tmp_path / "run", random.Random(5)
+    argv = [sys.executable, "-m", "groundling", "ppo", *arguments(begun, "ppo", run), "--save-every", "1"]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    code, kills = None, 0
+    while code != 0:
+        process = subprocess.Popen([*argv, "--resume", "if-present"], env=here, stderr=subprocess.PIPE)
+        n_lines = draw.randint(1, 4) if kills < 5 else 10**9
+        assert process.stderr is not None
+        for number, _ in enumerate(process.stderr, 1):
+            if number == n_lines:
+                process.kill()
+                kills += 1
+        code = process.wait(timeout=120)
+        assert code in (0, -signal.SIGKILL)
+    assert kills > 2
+    assert outcome(run) == outcome(unbroken["ppo"])

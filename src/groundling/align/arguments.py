@@ -1,8 +1,10 @@
 """The command line of a stage: one that goes on takes its own settings where no others are given."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
+from groundling import atomicio
 from groundling.align.stage import StageConfig
 from groundling.config import from_dict, load_preset, parse
 from groundling.errors import CheckpointError, ConfigError
@@ -24,8 +26,18 @@ def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
         if seen.resume is True:
             raise CheckpointError(f"{seen.out_dir} holds no run to resume; start it without --resume")
         return parse(config_class, argv, prog)
+    _require_stage(seen.out_dir, prog.split()[-1])
     try:
         base = from_dict(config_class, load_preset(str(own)))
     except ConfigError as error:
         raise ConfigError(f"{own}: {error}; name the settings again, or start anew with --overwrite") from error
     return parse(config_class, argv, prog, base=base)
+
+
+def _require_stage(run: Path, name: str) -> None:
+    try:
+        stage = atomicio.read_json(run / "env.json")["stage"]
+    except (OSError, ValueError, LookupError, TypeError):  # what it holds is looked at again, with the checkpoint
+        return
+    if stage != name:
+        raise CheckpointError(f"{run} holds a run of {stage}; go on with it by groundling {stage}")
