@@ -177,6 +177,7 @@ BEHIND_A_VERB = (
     "groundling.train.arguments",
     "groundling.data.cli",
     "groundling.data.sources",
+    "groundling.align.arguments",
     "groundling.align.simulate",
 )
 """Modules that read a command line for another one."""

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import shlex
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from advicekit import follows, parsed
 
 from groundling import dist
-from groundling.align import pipeline, report
+from groundling.align import pipeline, report, sft
 from groundling.align.feed import ExampleFeed
 from groundling.align.judgements import Candidate, Judgement
 from groundling.align.rankings import Rankings
@@ -24,6 +26,7 @@ from groundling.manifest import write_manifest
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.text.chat import ChatFormat, Message
 from groundling.text.tokenizer import CharTokenizer
+from groundling.train import loop
 
 LETTERS = CharTokenizer(" abcde")
 FAST = ("--runtime.device", "cpu", "--runtime.dtype", "float32", "--log-every", "1")
@@ -48,7 +51,7 @@ def conversations(tmp_path):
 
 
 @follows(
-    "{}; what it had learned is in {}; try again with lower learning rates, for example: {} --overwrite",
+    "try again with lower learning rates, for example: {} --overwrite",
     "{} already holds a run; {}remove it (--overwrite), or choose another --out-dir",
 )
 def test_a_stage_that_diverges(advised, talker, conversations, tmp_path):
@@ -62,11 +65,93 @@ def test_a_stage_that_diverges(advised, talker, conversations, tmp_path):
     advised.works(*words, "--out-dir", tmp_path / "another")
 
 
-@follows("begin the stage again with --overwrite", "start again")
+@pytest.fixture
+def stopped(talker, conversations, tmp_path, monkeypatch):
+    """The words of a stage, and those of SIGTERM after its second step."""
+    words = ["sft", talker, "--data.path", conversations, "--out-dir", tmp_path / "sft", *FAST, "--n-replies", "0"]
+    words += ["--batch-size", "2", "--epochs", "2"]
+
+    def stop(*more):
+        with monkeypatch.context() as patches:
+            step, stats = loop.train_step, []
+
+            def second(*args, **named):
+                stats.append(step(*args, **named))
+                if len(stats) == 2:
+                    signal.raise_signal(signal.SIGTERM)
+                return stats[-1]
+
+            patches.setattr(loop, "train_step", second)
+            return sft.main([str(word) for word in (*words[1:], *more)])
+
+    return words, stop
+
+
+@follows(
+    "groundling {} --resume --out-dir {}",
+    "{} stopped as asked; go on: {}",
+    "{} has finished, and these settings are new: {}; start it again with --overwrite, or choose another --out-dir",
+    "{} holds a run of {}; choose another --out-dir",
+    "{} holds a run of {}; go on with it by groundling {}",
+    "{} holds no run to resume; start it without --resume",
+    "{} is a stage that was interrupted before it left a model; go on with it: the same command, and --resume",
+)
+def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd):
+    words, stop = stopped
+    assert stop() == 128 + signal.SIGTERM
+    said = capfd.readouterr().err
+    advised.hears(said)
+    (tmp_path / "sft" / "bundle").rename(tmp_path / "aside")
+    advised.refused("sample", tmp_path / "sft")
+    advised.refused("dpo", "--resume", "--out-dir", tmp_path / "sft")
+    command = shlex.split(said.rpartition("go on: groundling ")[2])
+    assert command[0] == "sft"
+    advised.works(*command)
+    advised.works(*words, "--resume")
+    more = advised.refused(*command, "--epochs", "3")
+    assert "epochs: 2.0 -> 3.0" in more
+    for name in ("env.json", "run.toml"):
+        (tmp_path / "sft" / name).unlink()
+    advised.refused(
+        "dpo", talker, "--preferences", tmp_path / "none", "--resume", "if-present", "--out-dir", tmp_path / "sft"
+    )
+    advised.works(*words, "--epochs", "3", "--overwrite")
+    advised.works(*words, "--out-dir", tmp_path / "another")
+    advised.refused(*words, "--out-dir", tmp_path / "third", "--resume")
+    advised.works(*words, "--out-dir", tmp_path / "third")
+
+
+@follows(
+    "{} with other settings ({}); leave these flags out to take its own run.toml, "
+    "or start a new run in another --out-dir",
+    "{} makes {} steps, and {} has made {} already; give more, or start a new run in another --out-dir",
+    "the models or the examples are not those that {} was begun with; "
+    "resume with those, or start a new run in another --out-dir",
+    "{}: {}; give all settings of the run as flags",
+    "go on from its last checkpoint with lower learning rates: {} {}",
+)
+def test_a_stage_that_cannot_go_on(advised, stopped, talker, conversations, tmp_path):
+    words, stop = stopped
+    stop()
+    shutil.copytree(tmp_path / "sft", tmp_path / "copy")
+    resume = ["sft", "--resume", "--out-dir", tmp_path / "sft"]
+    advised.refused(*resume, "--batch-size", "4")
+    advised.refused(*resume, "--epochs", "0.1")
+    (tmp_path / "d.jsonl").write_text(conversations.read_text(encoding="utf-8").replace("cde", "edc"), encoding="utf-8")
+    advised.refused(*resume, "--data.path", tmp_path / "d.jsonl")
+    (tmp_path / "sft" / "run.toml").write_text("epochs = [", encoding="utf-8")
+    advised.refused(*resume)
+    said = advised.refused(*words, "--resume", "--optim.lr", "1e3", "--schedule.kind", "constant")
+    command = shlex.split(said.rpartition("lower learning rates: groundling ")[2])
+    advised.works(*command, "--optim.lr", "1e-3")
+    advised.works("sft", "--resume", "--out-dir", tmp_path / "copy", "--epochs", "2.5")
+    advised.works(*words, "--data.path", tmp_path / "d.jsonl", "--batch-size", "4", "--out-dir", tmp_path / "another")
+
+
+@follows("start again")
 def test_a_stage_that_lost_a_rank(advised, talker, conversations, tmp_path):
     words = ["sft", talker, "--data.path", conversations, "--out-dir", tmp_path / "sft", *FAST, "--n-replies", "0"]
     advised.works(*words, "--epochs", "0.5")
-    advised.hears("begin the stage again with --overwrite")
     advised.hears("start again")
     advised.works(*words, "--epochs", "0.5", "--overwrite")
     with dist.process_group(torch.device("cpu")):
@@ -269,12 +354,10 @@ def test_safety(advised, tmp_path):
 
 @follows("stopped as asked before the first step; there is nothing to save, run it again")
 def test_a_stage_that_is_stopped_at_once(advised, talker, conversations, tmp_path, monkeypatch, capfd):
-    import signal
-
-    from groundling.align import stage
+    from groundling.align import example_training
     from groundling.cli import main
 
-    real, calls = stage.train, []
+    real, calls = example_training.train, []
 
     def stopping(*args, **kwargs):
         calls.append(1)
@@ -282,7 +365,7 @@ def test_a_stage_that_is_stopped_at_once(advised, talker, conversations, tmp_pat
             signal.raise_signal(signal.SIGTERM)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(stage, "train", stopping)
+    monkeypatch.setattr(example_training, "train", stopping)
     words = ["sft", talker, "--data.path", conversations, "--out-dir", tmp_path / "sft", *FAST, "--n-replies", "0"]
     with pytest.raises(SystemExit, match="143"):
         main([*map(str, words), "--epochs", "0.5"])

@@ -30,7 +30,10 @@ def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     try:
         base = from_dict(config_class, load_preset(str(own)))
     except ConfigError as error:
-        raise ConfigError(f"{own}: {error}; name the settings again, or start anew with --overwrite") from error
+        try:
+            return parse(config_class, argv, prog)  # whether they are the run's own, its checkpoint tells
+        except ConfigError:
+            raise ConfigError(f"{own}: {error}; give all settings of the run as flags") from error
     return parse(config_class, argv, prog, base=base)
 
 

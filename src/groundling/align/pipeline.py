@@ -16,17 +16,21 @@ import tyro
 from groundling import atomicio
 from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
 from groundling.align.checkpoint import CHECKPOINTS
-from groundling.align.conversations import ChatDataConfig, prompt_room
+from groundling.align.conversations import ChatDataConfig, prompt_room, read_asked
 from groundling.align.gold import measure_by_name
+from groundling.align.pipeline_time import N_DIALOGUES, Clock, measure, name_of
 from groundling.align.rankings import Rankings
-from groundling.bundle import contexts, find_bundle, read_chat, read_config, require_speaker
+from groundling.align.vocabulary import with_chat
+from groundling.bundle import contexts, find_bundle, load_bundle, read_chat, read_config, require_speaker
 from groundling.config import parse
 from groundling.data.examples import least_ids
 from groundling.errors import ConfigError, require
 from groundling.log import say
+from groundling.runtime import RuntimeConfig
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import load_tokenizer
 from groundling.train import rundir
+from groundling.train.estimate import describe_seconds
 from groundling.train.watch import ASKED_TO_STOP
 
 RANK = "rankings simulate"
@@ -129,17 +133,38 @@ def chatgpt(config: ChatgptConfig) -> int:
     started = time.perf_counter()
     all_stages = stages(config)
     missing = what_is_missing(all_stages)
+    clock = _clock(config, missing)
     for stage in all_stages:
         if stage not in missing:
             say(f"\n{stage.line()}: done before")
             continue
         say(f"\n$ {stage.line()}")
-        is_stale = any(stage.needs(other.output()) for other in missing)
+        begun, is_stale = time.perf_counter(), any(stage.needs(other.output()) for other in missing)
         if code := stage.run([*stage.argv, *stage.way_on(is_stale=is_stale)]):
             return code
+        if clock is not None:
+            clock.end(time.perf_counter() - begun)
+            say(f"{stage.verb} done in {time.perf_counter() - begun:.0f} s; {_left(clock)}")
     say(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
         f"groundling chat {shlex.quote(str(config.out_dir / f'ppo-{config.seeds[0]}'))}")  # fmt: skip
     return 0
+
+
+def _clock(config: ChatgptConfig, missing: Sequence[Stage]) -> Clock | None:
+    """What foretells the time of all stages, which is said; None where they are too short to need one."""
+    if config.smoke:
+        return None
+    bundle = with_chat(load_bundle(config.path, context=config.context))
+    scale = 1.0
+    if config.data.path is not None:
+        scale = len(read_asked(config.data).train) / N_DIALOGUES
+    clock = Clock([name_of(stage.verb, stage.output()) for stage in missing], measure(bundle, RuntimeConfig()), scale)
+    say(f"{len(missing)} stages; {_left(clock)} on this machine, as a short trial of training and decoding tells")
+    return clock
+
+
+def _left(clock: Clock) -> str:
+    return f"about {describe_seconds(clock.seconds_left)} left for all"
 
 
 def what_is_missing(all_stages: Sequence[Stage]) -> list[Stage]:

@@ -186,11 +186,14 @@ class Stage:
     def fail(self, step: int, error: TrainingError) -> str:
         """Remember why no more can be learned, until what was learned is kept; return how the stage ended."""
         reason = f"{self.name} stopped at step {step}: {error}"
-        again = "--resume" if self._checkpoints.finished() else "--overwrite"
-        self.failure = TrainingError(
-            f"{reason}; what it had learned is in {self.config.out_dir}; try again with lower learning rates, "
-            f"for example: {lower_rates(self.config)} {again}"
-        )
+        kept, rates = f"{reason}; what it had learned is in {self.config.out_dir}", lower_rates(self.config)
+        if self._checkpoints.finished():
+            way_on = (
+                f"go on from its last checkpoint with lower learning rates: {_way_on(self.name, self.config)} {rates}"
+            )
+        else:
+            way_on = f"try again with lower learning rates, for example: {rates} --overwrite"
+        self.failure = TrainingError(f"{kept}; {way_on}")
         return reason
 
     def finish(self, ended: str, figures: dict[str, Any]) -> int:
@@ -270,7 +273,7 @@ def has_finished(config: StageConfig, name: str) -> bool:
     if changed := same_settings(config, earlier if isinstance(earlier, dict) else {}, f"{config.out_dir} was made"):
         raise CheckpointError(
             f"{config.out_dir} has finished, and these settings are new: {'; '.join(changed)}; "
-            "make it anew with --overwrite, or start from its model in another --out-dir"
+            "start it again with --overwrite, or choose another --out-dir"
         )
     if dist.is_first():
         say(f"{config.out_dir} has finished; nothing is left to do")

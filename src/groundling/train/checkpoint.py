@@ -1,10 +1,12 @@
 """Checkpoints: whole or not there, hashed, and enough to go on from as if nothing had happened.
 
-RUN/checkpoints/step-00000250/
-    bundle/                what sampling needs (groundling.bundle)
-    training.safetensors   optimizer, random generators of all ranks, the trained weights where the bundle's differ
-    state.json             step, data position, the config, whose run this is
-    manifest.json          size and SHA-256 of each file, written last
+    RUN/checkpoints/step-00000250/
+        bundle/                what sampling needs (groundling.bundle)
+        training.safetensors   optimizer, random generators of all ranks, the trained weights where the bundle's differ
+        state.json             step, data position, the config, whose run this is
+        manifest.json          size and SHA-256 of each file, written last
+
+Order of writing: a temporary folder, its files, the manifest, fsync, a rename; only then are old ones removed.
 """
 
 import dataclasses

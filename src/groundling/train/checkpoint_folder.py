@@ -1,7 +1,4 @@
-"""The folder of a run's checkpoints: each whole or not there, hashed, and old ones removed only after new ones.
-
-Order of writing: a temporary folder, its files, the manifest, fsync, a rename; only then are old ones removed.
-"""
+"""The folder of a run's checkpoints: each is whole or not there, and old ones are removed only after new ones."""
 
 import math
 from collections.abc import Callable

@@ -1,0 +1,64 @@
+"""How long all stages take is said at their start, and corrected as they end."""
+
+import dataclasses
+
+import pytest
+from stagekit import write_base, write_conversations
+
+from groundling.align import pipeline
+from groundling.align.conversations import read_asked
+from groundling.align.pipeline_time import N_DIALOGUES, REFERENCE, SECONDS, Clock, Speed, measure, name_of
+from groundling.align.vocabulary import with_chat
+from groundling.bundle import load_bundle
+from groundling.runtime import RuntimeConfig
+
+ALL = [name_of(stage.verb, stage.output()) for stage in pipeline.stages(pipeline.ChatgptConfig(path="base"))]
+
+
+def test_it_takes_as_long_as_it_took_where_it_was_measured():
+    assert Clock(ALL, REFERENCE).seconds_left == pytest.approx(1_070, abs=100)
+    twice = Speed(2 * REFERENCE.training, 2 * REFERENCE.decoding)
+    assert Clock(ALL, twice).seconds_left == pytest.approx(2 * Clock(ALL, REFERENCE).seconds_left)
+    assert Clock(["ppo"], Speed(10 * REFERENCE.training, REFERENCE.decoding)).seconds_left == 10 * 43 + 18
+    assert Clock(["sft"], REFERENCE, scale=3.0).seconds_left == 3 * 64
+
+
+def test_stages_that_take_longer_correct_it():
+    clock, foretold = Clock(ALL, REFERENCE), Clock(ALL, REFERENCE).seconds_left
+    for name in ALL:
+        before = clock.seconds_left
+        clock.end(2 * sum(SECONDS[name]))
+        assert clock.seconds_left <= 2 * foretold
+        if name == "reward":  # more than a tenth has passed by now
+            assert clock.seconds_left == pytest.approx(2 * (foretold - 64 - 205 - 197))
+        elif name == "sft":
+            assert before - 64 < clock.seconds_left < 2 * (before - 64)
+    assert clock.seconds_left == 0
+
+
+def test_the_scale_is_that_of_the_dialogues():
+    assert len(read_asked(pipeline.ChatgptConfig(path="base").data).train) == N_DIALOGUES
+
+
+def test_a_model_is_tried_and_left_as_it_was(tmp_path):
+    bundle = with_chat(load_bundle(write_base(tmp_path / "base")))
+    before = {name: tensor.clone() for name, tensor in bundle.model.state_dict().items()}
+    speed = measure(bundle, RuntimeConfig(device="cpu"))
+    assert 0 < speed.training < 60
+    assert 0 < speed.decoding < 60
+    assert all((before[name] == tensor).all() for name, tensor in bundle.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in bundle.model.parameters())
+
+
+def test_it_is_said_first_and_after_each_stage(tmp_path, monkeypatch, capsys):
+    real = pipeline.stages
+    quick = lambda config: [dataclasses.replace(stage, run=lambda argv: 0) for stage in real(config)]  # noqa: E731
+    monkeypatch.setattr(pipeline, "stages", quick)
+    monkeypatch.setattr(pipeline, "measure", lambda bundle, config: REFERENCE)
+    write_conversations(tmp_path / "chats.jsonl")
+    argv = [str(write_base(tmp_path / "base")), "--out-dir", str(tmp_path / "out"), "--max-new-tokens", "8"]
+    assert pipeline.main([*argv, "--data.path", str(tmp_path / "chats.jsonl")]) == 0
+    first, *lines = [line for line in capsys.readouterr().err.splitlines() if "left for all" in line]
+    assert first.startswith("17 stages; about ")
+    assert len(lines) == 17
+    assert lines[-1].endswith("about 0 s left for all")
