@@ -20,7 +20,8 @@ def test_it_takes_as_long_as_it_took_where_it_was_measured():
     twice = Speed(2 * REFERENCE.training, 2 * REFERENCE.decoding)
     assert Clock(ALL, twice).seconds_left == pytest.approx(2 * Clock(ALL, REFERENCE).seconds_left)
     assert Clock(["ppo"], Speed(10 * REFERENCE.training, REFERENCE.decoding)).seconds_left == 10 * 43 + 18
-    assert Clock(["sft"], REFERENCE, scale=3.0).seconds_left == 3 * 64
+    assert Clock(["sft", "ppo"], REFERENCE, scale=3.0).seconds_left == 3 * 64 + 61
+    assert Clock(["reward"], REFERENCE, scale=3.0).seconds_left == pytest.approx(197 * 5000 / N_DIALOGUES)
 
 
 def test_stages_that_take_longer_correct_it():

@@ -1,5 +1,6 @@
 """How long the stages of `groundling chatgpt` take: from two short measurements, corrected by each stage that ends."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,10 @@ def name_of(verb: str, output: str) -> str:
     return written if written in SECONDS else verb
 
 
-N_DIALOGUES = 4652
+N_DIALOGUES = 3409
 """Prompts of Tiny Shakespeare's dialogues in the training split."""
+MOST_SCALE = 5000 / N_DIALOGUES
+"""There are rankings for so many prompts at most; rounds of PPO and GRPO, and the report, are always as long."""
 
 
 class Clock:
@@ -68,7 +71,12 @@ class Clock:
 
     def __init__(self, names: Sequence[str], speed: Speed, scale: float = 1.0) -> None:
         training, decoding = speed.training / REFERENCE.training, speed.decoding / REFERENCE.decoding
-        self._left = [scale * (SECONDS[name][0] * training + SECONDS[name][1] * decoding) for name in names]
+        most = {"sft": math.inf, "rankings simulate": MOST_SCALE, "reward": MOST_SCALE, "dpo": MOST_SCALE}
+        self._left = [
+            (SECONDS[name][0] * training + SECONDS[name][1] * decoding)
+            * (min(scale, most[name]) if name in most else 1)
+            for name in names
+        ]
         self._expected = self._passed = 0.0
 
     @property
