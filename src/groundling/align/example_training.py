@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from groundling import dist
 from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
 from groundling.align.feed import ExampleFeed
-from groundling.align.stage import ExamplesConfig, Stage
+from groundling.align.stage import ExamplesConfig, Stage, progress_of_first
 from groundling.errors import TrainingError
 from groundling.model.gpt import GPT
 from groundling.train.loop import FINISHED, Watcher, train
@@ -81,7 +81,7 @@ class _Watch(Watcher):
             self._save(state)
         if step in (0, self._n_steps) and not self._stopping:
             self._stage.stop.can_save = step > 0
-            with state.ready_to_judge():
+            with state.ready_to_judge(), progress_of_first("evaluating"):
                 self.newest = self._evaluate()
             self._stage.stop.can_save = True
             self._stage.record({"step": step, **self.newest})

@@ -33,6 +33,7 @@ from groundling.config import parse
 from groundling.data.examples import least_ids
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.log import read_records, say
+from groundling.progress import Progress
 from groundling.runtime import environment
 from groundling.sample.engine import DecodeConfig, settled
 from groundling.text.chat_reading import messages_in
@@ -233,8 +234,9 @@ class _Judge:
         seconds: float | None,
         ways: list[list[tuple[float, float]]] | None = None,
     ) -> Row:
-        proxy = [self._rewards(each) for each in replies]
-        verdict = judge_replies(replies, self.theirs, self.measure, proxy, kl)
+        with Progress(f"judging {name}"):
+            proxy = [self._rewards(each) for each in replies]
+            verdict = judge_replies(replies, self.theirs, self.measure, proxy, kl)
         return Row(name, verdict, seconds, replies[0], ways or [])
 
     def _draw(self, bundle: Bundle, seed: int, each: int) -> list[list[Reply]]:
@@ -246,7 +248,12 @@ class _Judge:
             max_new_tokens=self.config.max_new_tokens,
             decode=settled(bundle.model, DecodeConfig(weights="bfloat16")),
         )
-        return speaker.reply(self.prompts, seed, each)
+        with Progress("drawing replies", len(self.prompts)) as progress:
+            groups = []
+            for _, group in speaker.stream(enumerate(self.prompts), seed, each):
+                groups.append(group)
+                progress.advance(1)
+            return groups
 
     def _rewards(self, replies: Sequence[Reply]) -> list[float]:
         return scores_of(self.reward_model, exchanges_of(replies), nullcontext)

@@ -19,7 +19,7 @@ from groundling.align.feed import ShuffledNumbers
 from groundling.align.gold import measure_by_name
 from groundling.align.policy import Policy, Scored, entropy_of, said_values, scored_groups
 from groundling.align.replies import Reply, Rewards, Speaker
-from groundling.align.stage import StageConfig
+from groundling.align.stage import StageConfig, progress_of_first
 from groundling.bundle import Bundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
@@ -274,10 +274,13 @@ class Drawer:
         speaker = self._speaker(policy.model)
         n_prompts = config.replies // each
         prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
-        groups = list(speaker.stream(enumerate(prompts), config.seed + 7919 * (step + 1), each, stop))
-        if len(groups) < len(prompts):
+        replies: list[Reply] = []
+        with progress_of_first(f"round {step + 1}: drawing replies", config.replies) as progress:
+            for _, group in speaker.stream(enumerate(prompts), config.seed + 7919 * (step + 1), each, stop):
+                replies += group
+                progress.done = len(replies)
+        if len(replies) < config.replies:
             return None
-        replies = [reply for _, group in groups for reply in group]
         rewards = [
             value if reply.ended else config.no_end
             for reply, value in zip(replies, rewards_of_different(self._rewards, replies), strict=True)

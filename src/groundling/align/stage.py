@@ -5,7 +5,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from groundling.config import to_dict, to_toml
 from groundling.data.examples import least_ids
 from groundling.errors import CheckpointError, TrainingError, require
 from groundling.log import JsonlSink, Record, say
+from groundling.progress import Progress
 from groundling.runtime import Runtime, RuntimeConfig
 from groundling.train import rundir
 from groundling.train.optim import OptimConfig
@@ -280,6 +281,14 @@ def has_finished(config: StageConfig, name: str) -> bool:
         if (config.out_dir / CHECKPOINTS).exists():  # it was killed when it removed them
             atomicio.remove_tree(config.out_dir / CHECKPOINTS)
     return True
+
+
+@contextmanager
+def progress_of_first(what: str, total: int | None = None) -> Iterator[Progress]:
+    """`Progress` that only the first rank prints."""
+    progress = Progress(what, total)
+    with progress if dist.is_first() else nullcontext():
+        yield progress
 
 
 def describe(record: Record) -> str:
