@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sqlite3
 import threading
 import time
@@ -114,3 +115,13 @@ def test_while_the_file_is_locked_the_server_answers_all_else(models, tmp_path):
         other.close()
         assert [server.ask("POST", url, body)[0] for body in answers] == [200] * 3
         assert server.ask("GET", url)[1]["judgements"] == 3
+        late = answer(3)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        last = pool.submit(ask, "POST", url, late)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        status, told, headers, _ = last.result()
+        assert (status, told["error"]["code"], headers["retry-after"]) == (503, "rankings_unusable", "5")
+        assert server.process.wait(60) == 0
+        other.close()

@@ -59,7 +59,7 @@ def router(theatre: Theatre) -> APIRouter:
     Raises:
         DataError: the file of prompts is none.
     """
-    store, prompts = Store(theatre.config.rankings), Prompts(theatre.config.prompts)
+    store, prompts = Store(theatre.config.rankings, counted=theatre.counted), Prompts(theatre.config.prompts)
     fetching = CapacityLimiter(1)  # not in the threads that all requests share: a download can take long
     training = RewardTraining(theatre.config.runs, theatre.config.rankings)
 

@@ -23,7 +23,7 @@ STRIDE = 1024
 MOST_SHOWN = 100
 """Characters of a pattern that a message shows."""
 
-_WORD, _DIGIT, _SPACE = r"\pL\pN_", r"\p{Nd}", r"\t-\r\x1c-\x1f\x{85}\pZ"
+_WORD, _DIGIT, _SPACE = r"_\pL\pN", r"\p{Nd}", r"\t-\r\x1c-\x1f\x{85}\pZ"
 _CLASSES = {"w": f"[{_WORD}]", "W": f"[^{_WORD}]", "d": _DIGIT, "D": r"\P{Nd}", "s": f"[{_SPACE}]", "S": f"[^{_SPACE}]"}
 _IN_SETS = {"w": _WORD, "d": _DIGIT, "D": r"\P{Nd}", "s": _SPACE}
 _TOKEN = re.compile(
@@ -148,6 +148,7 @@ class Pattern:
         )
         require(part.text != "\\C", f"{self._name} has \\C, which is half a character; write (?s:.)")
         is_set = part.kind == "set"
+        assert is_set or part.text != "[", "RE2 has found where it ends"
         require(
             not (is_set and re.search(r"(?<!\\)(?:\\\\)*\\[WS]", part.text)),
             f"{self._name} has \\W or \\S in brackets; write \\W|[...], or a set that begins with ^: [^\\w...]",

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,10 +35,16 @@ class Store:
     Args:
         path: the file.
         patience_s: how long a piece of work may wait, for others and for locks together.
+        counted: is entered while a piece of work is waited for: a server that drains waits, too.
     """
 
-    def __init__(self, path: Path, patience_s: float = BUSY_S) -> None:
-        self._path, self._patience_s = path, patience_s
+    def __init__(
+        self,
+        path: Path,
+        patience_s: float = BUSY_S,
+        counted: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._path, self._patience_s, self._counted = path, patience_s, counted
         self._book = Book(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rankings")
         self._n_waiting = 0
@@ -68,8 +74,9 @@ class Store:
         # Not when the caller has gone, but when the thread is done with it.
         future.add_done_callback(lambda _: self._is_over(loop))
         try:
-            async with asyncio.timeout(until + GRACE_S - time.monotonic()):
-                return await asyncio.wrap_future(future)
+            with self._counted():
+                async with asyncio.timeout(until + GRACE_S - time.monotonic()):
+                    return await asyncio.wrap_future(future)
         except TimeoutError:
             if future.cancel():  # it was not begun
                 raise self._busy("they have been locked since this was asked") from None
