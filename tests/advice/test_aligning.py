@@ -318,7 +318,7 @@ def test_rungs(advised):
     "there is nothing to measure; give --rules or --classifier",
     "{} is a classifier of version {}, and this groundling knows {}; train it anew",
     "{}: write [[rule]], not [rule]",
-    "the pattern {} may match more than {} characters; bound it: {0,50} in place of *",
+    "{} may match more than {} characters; bound it: {0,50} in place of *",
 )
 def test_safety(advised, tmp_path):
     labelled = tmp_path / "l.jsonl"

@@ -10,7 +10,7 @@ import torch
 from advicekit import follows
 
 from groundling.align.database import Database
-from groundling.align.judgements import Candidate, Judgement
+from groundling.align.judgements import MOST_CANDIDATES, Candidate, Judgement
 from groundling.align.rankings import Rankings
 from groundling.bundle import save_bundle
 from groundling.model.gpt import GPT, GPTConfig
@@ -130,6 +130,28 @@ def test_a_disk_without_a_write_ahead_log(advised, tmp_path, monkeypatch):
     with Rankings(tmp_path / "local" / "r.sqlite") as rankings:
         rankings.add(judged())
         advised.done(rankings.get("k") is not None)
+
+
+@follows("{}: there are {} candidates; give {} at most, or split them")
+def test_more_candidates_than_can_be_compared(advised, tmp_path):
+    """In a row that is imported: a ranking of 10,000 would be 50 million comparisons."""
+    rows, kept = tmp_path / "rows.jsonl", tmp_path / "r.sqlite"
+
+    def write(n: int) -> None:
+        texts = [{"text": f"{number}", "model": "one", "seed": None} for number in range(n)]
+        order = list(range(n))
+        row = {**judged().to_json(), "candidates": texts, "shown": order, "choice": [[number] for number in order]}
+        rows.write_text(json.dumps(judged("first").to_json()) + "\n" + json.dumps(row), encoding="utf-8")
+
+    write(10_000)
+    said = advised.refused("rankings", "import", kept, rows)
+    assert f"{rows}:2: judgement 'k': there are 10,000 candidates" in said
+    with Rankings(kept) as rankings:
+        assert list(rankings) == [], "all or none"
+    write(MOST_CANDIDATES)
+    advised.works("rankings", "import", kept, rows)
+    with Rankings(kept) as rankings:
+        assert len(list(rankings.pairs())) == 1 + 4950
 
 
 @pytest.fixture

@@ -28,18 +28,20 @@ class Database:
     Args:
         path: the file; it is made if it is not there.
         migrations: the statements that make schema version n + 1 of version n; all that are missing are run.
+        patience_s: how long others' locks are waited for; None: BUSY_S.
 
     Raises:
         DataError: the file is damaged, is another program's, or has a newer schema.
         StorageError: it cannot be opened, or written to.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[Sequence[str]]) -> None:
+    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], patience_s: float | None = None) -> None:
         self.path, self._migrations = path, migrations
+        self._patience_s = BUSY_S if patience_s is None else patience_s
         self._lock = threading.RLock()
         with self._clear_errors():
             # `isolation_level=None`: transactions begin and end where this file says so, and nowhere else.
-            self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=self._patience_s, isolation_level=None, check_same_thread=False)
         try:
             with self._clear_errors():
                 self._prepare()
@@ -51,6 +53,12 @@ class Database:
         """Give the file back."""
         with self._lock:
             self._db.close()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long others' locks are waited for from now on."""
+        with self._lock, self._clear_errors():
+            self._patience_s = seconds
+            self._db.execute(f"PRAGMA busy_timeout = {max(1, round(1000 * seconds))}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -104,7 +112,7 @@ class Database:
 
     def _switch_to_wal(self) -> None:
         """Have a write-ahead log. For this one step SQLite does not wait while others open the same new file."""
-        until = time.monotonic() + BUSY_S
+        until = time.monotonic() + self._patience_s
         while self._value("PRAGMA journal_mode") != "wal":
             try:
                 if self._value("PRAGMA journal_mode = WAL") != "wal":
@@ -140,7 +148,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                reason = f"another program has been writing to it for {BUSY_S:g} s; end it, or try again"
+                reason = f"another program has been writing to it for {self._patience_s:.3g} s; end it, or try again"
             elif code == sqlite3.SQLITE_NOTADB and not _begins_as_database(self.path):
                 raise DataError(f"{self.path} {not_a_database(self.path)}") from error
             elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or "decode" in str(error):

@@ -18,6 +18,8 @@ from groundling.text.chat import ROLES, Message, check_messages
 
 Choice = tuple[tuple[int, ...], ...]
 SKIP: Choice = ()
+MOST_CANDIDATES = 100
+"""Of one prompt: a ranking of so many says 4,950 times which of two is better, and there it grows with the square."""
 
 
 def tie_of(n_candidates: int) -> Choice:
@@ -198,6 +200,10 @@ def check_question(messages: Sequence[Message], candidates: Sequence[Candidate],
     check_messages(messages, where)
     _require(messages[-1].role == "user", f"{where}: the last message has to be the user's, for the replies follow it")
     _require(len(candidates) >= 2, f"{where}: there are {len(candidates)} candidates; a choice needs 2 at least")
+    _require(
+        len(candidates) <= MOST_CANDIDATES,
+        f"{where}: there are {len(candidates):,} candidates; give {MOST_CANDIDATES} at most, or split them",
+    )
     _require(
         all(candidate.model and (candidate.seed is None or _is_seed(candidate.seed)) for candidate in candidates),
         f"{where}: a candidate needs a model's name, and a seed is a whole number from 0 to 2**63 - 1",

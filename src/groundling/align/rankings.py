@@ -68,16 +68,21 @@ class Imported(NamedTuple):
 class Rankings:
     """A file of judgements. Any number of threads may share one, and any number of processes the file.
 
+    Args:
+        path: the file; it is made if it is not there.
+        must_exist: it is not.
+        patience_s: how long others' locks are waited for; None: BUSY_S.
+
     Raises:
         DataError: the file is damaged, is no file of rankings, or is of a newer version.
         StorageError: it cannot be opened, or written to.
     """
 
-    def __init__(self, path: Path | str, *, must_exist: bool = False) -> None:
+    def __init__(self, path: Path | str, *, must_exist: bool = False, patience_s: float | None = None) -> None:
         self.path = Path(path)
         if must_exist and not self.path.is_file():
             raise DataError(f"there are no rankings at {self.path}; `groundling rank` collects some")
-        self._file = Database(self.path, MIGRATIONS)
+        self._file = Database(self.path, MIGRATIONS, patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +93,10 @@ class Rankings:
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long others' locks are waited for from now on."""
+        self._file.wait_at_most(seconds)
 
     def add(self, judgement: Judgement) -> bool:
         """Keep a judgement, on disk when this returns; False, and nothing is changed, when its key is there already.
@@ -115,9 +124,13 @@ class Rankings:
     def __iter__(self) -> Iterator[Judgement]:
         """All judgements in the order of their coming; others may write meanwhile."""
         last = 0
-        while rows := self._read("j.id > ?", last, ROWS_AT_ONCE):
+        while rows := self.after(last):
             yield from (judgement for _, judgement in rows)
             last = rows[-1][0]
+
+    def after(self, last: int) -> list[tuple[int, Judgement]]:
+        """The next judgements with their numbers, ROWS_AT_ONCE at most; [] where none comes after this number."""
+        return self._read("j.id > ?", last, ROWS_AT_ONCE)
 
     def pairs(self) -> Iterator[Comparison]:
         """Each preference that somebody stated: ties and skips yield none."""

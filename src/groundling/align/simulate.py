@@ -14,7 +14,7 @@ from groundling import atomicio
 from groundling.align.conversations import ChatDataConfig, prompt_ids, prompt_room, read_asked
 from groundling.align.gold import measure_by_name
 from groundling.align.judge import Judge, named_generator
-from groundling.align.judgements import Candidate, Judgement, name_of, now_utc
+from groundling.align.judgements import MOST_CANDIDATES, Candidate, Judgement, name_of, now_utc
 from groundling.align.rankings import Rankings
 from groundling.align.replies import Reply, Speaker
 from groundling.align.vocabulary import require_chat
@@ -57,7 +57,10 @@ class SimulateConfig:
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
 
     def __post_init__(self) -> None:
-        require(self.candidates >= 2, f"candidates is {self.candidates}; a ranking needs at least 2")
+        require(
+            2 <= self.candidates <= MOST_CANDIDATES,
+            f"candidates is {self.candidates}; a ranking has from 2 to {MOST_CANDIDATES}",
+        )
         for name in ("prompts", "max_new_tokens"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.noise >= 0, f"noise is {self.noise}; it must be at least 0")

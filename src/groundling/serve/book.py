@@ -1,6 +1,6 @@
 """The file of rankings as the server uses it: opened when it is needed, and counted once.
 
-What is here waits for the disk: call it in a thread.
+What is here waits for the disk: the server calls it in a thread of its own (`store.py`).
 """
 
 import threading
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from groundling import atomicio
+from groundling.align.database import BUSY_S
 from groundling.align.judgements import SKIP, Judgement, tie_of
 from groundling.align.rankings import Rankings
 from groundling.text.chat import Message
@@ -68,6 +69,7 @@ class Book:
         self.path = path
         self._lock = threading.Lock()
         self._rankings: Rankings | None = None
+        self._patience_s = BUSY_S
         self._tally = Tally()
         self._seen: tuple[object, ...] | None = None
 
@@ -77,6 +79,12 @@ class Book:
             if self._rankings is not None:
                 self._rankings.close()
                 self._rankings = None
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long others' locks are waited for from now on."""
+        self._patience_s = seconds
+        if self._rankings is not None:
+            self._rankings.wait_at_most(seconds)
 
     def get(self, key: str) -> Judgement | None:
         """The judgement of this key."""
@@ -120,6 +128,11 @@ class Book:
         """All judgements in the order of their coming."""
         return iter(self._if_there() or ())
 
+    def after(self, last: int) -> list[tuple[int, Judgement]]:
+        """Some hundred judgements with their numbers, from the one after this number on; [] at the end."""
+        rankings = self._if_there()
+        return [] if rankings is None else rankings.after(last)
+
     def _if_there(self) -> Rankings | None:
         """The file, if somebody has made it."""
         return self._open() if self._rankings is not None or self.path.exists() else None
@@ -127,7 +140,7 @@ class Book:
     def _open(self) -> Rankings:
         with self._lock:
             if self._rankings is None:
-                self._rankings = Rankings(self.path)
+                self._rankings = Rankings(self.path, patience_s=self._patience_s)
             return self._rankings
 
     def _current(self) -> Tally:

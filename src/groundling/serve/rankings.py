@@ -1,20 +1,18 @@
 """Ranking over HTTP: questions, answers that are on disk before they are acknowledged, and a reward model of them."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 
 from groundling.align.judgements import SKIP, Choice, Judgement, best_of, now_utc, tie_of
 from groundling.align.rank import AT_MOST
-from groundling.errors import DataError, StorageError
-from groundling.serve.book import Book
 from groundling.serve.errors import ApiError, in_time
 from groundling.serve.prompts import Prompts
 from groundling.serve.questions import Question, Questions, Speaker
@@ -22,6 +20,7 @@ from groundling.serve.registry import Theatre
 from groundling.serve.respond import as_json
 from groundling.serve.reward_training import LEAST_PAIRS, RewardTraining, require_enough
 from groundling.serve.schema import Body, whole
+from groundling.serve.store import MAYBE_DONE, Store
 from groundling.text.chat import Message
 
 Rater = Annotated[str, Field(min_length=1, max_length=100)]
@@ -60,7 +59,8 @@ def router(theatre: Theatre) -> APIRouter:
     Raises:
         DataError: the file of prompts is none.
     """
-    book, prompts = Book(theatre.config.rankings), Prompts(theatre.config.prompts)
+    store, prompts = Store(theatre.config.rankings, counted=theatre.counted), Prompts(theatre.config.prompts)
+    fetching = CapacityLimiter(1)  # not in the threads that all requests share: a download can take long
     training = RewardTraining(theatre.config.runs, theatre.config.rankings)
 
     questions = Questions()
@@ -69,17 +69,17 @@ def router(theatre: Theatre) -> APIRouter:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await training.stop()
-        book.close()
+        await store.close()
 
     routes = APIRouter(prefix="/v1/groundling/rankings", tags=["rankings"], lifespan=lifespan)
 
     async def asked(client: str, rater: str, n: int, prompt: str | None) -> bytes:
         speakers = _speakers(theatre, client)
         if prompt is None:
-            given = await to_thread.run_sync(prompts.get)
+            given = await to_thread.run_sync(prompts.get, limiter=fetching)
         else:
             given = [(Message("user", await theatre.check_prompt(prompt)),)]
-        answered = await _of_disk(lambda: book.answered(rater))
+        answered = await store.call(lambda book: book.answered(rater))
         question = await questions.ask(rater, n, given, speakers, answered)
         messages = [{"role": message.role, "content": message.content} for message in question.messages]
         replies = [{"place": place, "text": text} for place, text in enumerate(question.texts(), 1)]
@@ -101,32 +101,35 @@ def router(theatre: Theatre) -> APIRouter:
     async def keep(answer: Answer) -> dict[str, Any]:
         """Keep an answer; when this says so, it is on disk. Sent again under its key, it is still there once."""
         question = questions.get(answer.question)
-        known = await _of_disk(lambda: book.get(answer.key))
+        until = store.deadline()
+        known = await store.call(lambda book: book.get(answer.key), until)
         if known is None:
-            known = await _keep_new(book, question, answer)
+            known = await _keep_new(store, question, answer, until)
         return _told(_same(known, question, answer))
 
     @routes.get("")
     async def count(rater: Annotated[str | None, Query(min_length=1, max_length=100)] = None) -> dict[str, Any]:
         """How much there is."""
-        counts, _ = await _of_disk(lambda: book.counts(rater))
+        until = store.deadline()
+        counts, _ = await store.call(lambda book: book.counts(rater), until)
         if rater is not None:
-            counts["prompts_by_you"] = prompts.n_among(await _of_disk(lambda: book.answered(rater)))
+            answered = await store.call(lambda book: book.answered(rater), until)
+            counts["prompts_by_you"] = prompts.n_among(answered)
         facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": theatre.models.chatting()}
         return {**counts, **facts, "least_pairs": LEAST_PAIRS}
 
     @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
     async def export() -> Response:
         """All of it as lines of JSON, as `groundling rankings export` writes them."""
-        await _of_disk(lambda: book.counts(None))  # what is wrong with the file is told before the first byte
+        await store.call(lambda book: book.counts(None))  # what is wrong with the file is told before the first byte
         headers = {"Content-Disposition": 'attachment; filename="rankings.jsonl"', "Cache-Control": "no-store"}
-        return StreamingResponse(_lines(book), headers=headers, media_type="application/x-ndjson")
+        return StreamingResponse(_lines(store), headers=headers, media_type="application/x-ndjson")
 
-    _add_training(routes, theatre, book, training)
+    _add_training(routes, theatre, store, training)
     return routes
 
 
-def _add_training(routes: APIRouter, theatre: Theatre, book: Book, training: RewardTraining) -> None:
+def _add_training(routes: APIRouter, theatre: Theatre, store: Store, training: RewardTraining) -> None:
     @routes.post("/train")
     async def train(request: TrainRequest) -> dict[str, Any]:
         """Teach a reward model what was said."""
@@ -136,7 +139,7 @@ def _add_training(routes: APIRouter, theatre: Theatre, book: Book, training: Rew
             raise ApiError(
                 409, f"{served.name} was never taught to answer; begin with one that was", "not_a_chat_model"
             )
-        counts, n_prompts = await _of_disk(lambda: book.counts(None))
+        counts, n_prompts = await store.call(lambda book: book.counts(None))
         require_enough(counts["pairs"], n_prompts)
         await training.start(served.name, served.path, counts["useful"])
         return await to_thread.run_sync(training.facts)
@@ -189,19 +192,7 @@ def _speakers(theatre: Theatre, client: str) -> list[Speaker]:
     return [Speaker(name, partial(reply, name)) for name in _chatting(theatre)]
 
 
-async def _of_disk(work: Any) -> Any:
-    """Do something with the file of rankings, in a thread.
-
-    Raises:
-        ApiError: 503: it cannot be used.
-    """
-    try:
-        return await to_thread.run_sync(work)
-    except (DataError, StorageError) as error:
-        raise ApiError(503, " ".join(str(error).split()), "rankings_unusable", retry_after_s=5) from error
-
-
-async def _keep_new(book: Book, question: Question | None, answer: Answer) -> Judgement:
+async def _keep_new(store: Store, question: Question | None, answer: Answer, until: float) -> Judgement:
     """Keep an answer whose key is new, or return the one that has come under this key meanwhile.
 
     Raises:
@@ -224,11 +215,11 @@ async def _keep_new(book: Book, question: Question | None, answer: Answer) -> Ju
     )
     question.key = answer.key
     try:
-        kept: Judgement = await _of_disk(lambda: book.keep(judgement))
-    except BaseException:
-        question.key = None
+        return await store.call(lambda book: book.keep(judgement), until)
+    except ApiError as error:
+        if error.code != MAYBE_DONE:
+            question.key = None
         raise
-    return kept
 
 
 def _same(known: Judgement, question: Question | None, answer: Answer) -> Judgement:
@@ -276,6 +267,6 @@ def _told(kept: Judgement) -> dict[str, Any]:
     return {"key": kept.key, "choice": choice, "rater": kept.rater, "time": kept.time, "revealed": revealed}
 
 
-def _lines(book: Book) -> Iterator[str]:
-    for judgement in book:
+async def _lines(store: Store) -> AsyncIterator[str]:
+    async for judgement in store.judgements():
         yield json.dumps(judgement.to_json(), ensure_ascii=False) + "\n"

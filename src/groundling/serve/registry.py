@@ -1,7 +1,8 @@
 """All of the server's state: its models by name, the thread that owns them, and whether it is ready."""
 
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -132,7 +133,7 @@ class Theatre:
         self.safety: Safety | None = None
         """What looks at prompts and replies; None: nothing does."""
         self.n_open = 0
-        """Requests for text that are being answered."""
+        """Requests that are being answered, and that a server waits for when it drains."""
         self.failure: Exception | None = None
         """Why the models could not be loaded."""
         self.wanted = named_paths(config.paths)
@@ -180,12 +181,19 @@ class Theatre:
 
     async def attended(self, request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
         """The JSON that some work comes to, done as long as somebody waits for it; a server that drains waits too."""
+        with self.counted():
+            try:
+                return Response(await unless_gone(request.receive, work), media_type="application/json")
+            except Gone as gone:
+                self.metrics.aborted.labels(gone.reason).inc()
+                return Response(status_code=499)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """While something is done that a server that drains waits for."""
         self.n_open += 1
         try:
-            return Response(await unless_gone(request.receive, work), media_type="application/json")
-        except Gone as gone:
-            self.metrics.aborted.labels(gone.reason).inc()
-            return Response(status_code=499)
+            yield
         finally:
             self.n_open -= 1
 

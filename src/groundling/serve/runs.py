@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query
 
 from groundling.serve.curves import Thinned, read_news
@@ -10,12 +10,16 @@ from groundling.serve.errors import ApiError
 from groundling.serve.registry import Theatre
 from groundling.serve.run_folders import METRICS, RunFolder, describe, find_runs, ladder_of
 
+AT_ONCE = 4
+"""Requests that read runs."""
+
 
 def router(theatre: Theatre) -> APIRouter:
     """All routes of the page of training."""
     routes = APIRouter(prefix="/v1/groundling/runs", tags=["runs"])
 
     known: dict[str, RunFolder] = {}
+    reading = CapacityLimiter(AT_ONCE)  # not all of the threads that other requests need: a disk may not answer
 
     def runs() -> list[RunFolder]:
         nonlocal known
@@ -36,7 +40,10 @@ def router(theatre: Theatre) -> APIRouter:
     @routes.get("")
     async def list_runs() -> dict[str, Any]:
         """All runs that are found."""
-        return {"object": "list", "data": await to_thread.run_sync(lambda: [describe(run) for run in runs()])}
+        return {
+            "object": "list",
+            "data": await to_thread.run_sync(lambda: [describe(run) for run in runs()], limiter=reading),
+        }
 
     @routes.get("/{name:path}/metrics")
     async def metrics(
@@ -45,12 +52,12 @@ def router(theatre: Theatre) -> APIRouter:
         mark: Annotated[str | None, Query(max_length=64)] = None,
     ) -> dict[str, Any]:
         """What a run has recorded after the byte `after`. Give back `next` as `after`, and `mark`, to go on."""
-        return await to_thread.run_sync(lambda: _metrics(find(name), after, mark))
+        return await to_thread.run_sync(lambda: _metrics(find(name), after, mark), limiter=reading)
 
     @routes.get("/{name:path}/ladder")
     async def ladder(name: str) -> dict[str, Any]:
         """What came of each rung of the ladder, beside the lecture."""
-        return {"rungs": await to_thread.run_sync(lambda: ladder_of(find(name)))}
+        return {"rungs": await to_thread.run_sync(lambda: ladder_of(find(name)), limiter=reading)}
 
     return routes
 

@@ -11,10 +11,11 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from groundling.serve.safety_rules import CONTEXT, Action, Finder, Rule, Where, read_rules
+from groundling.serve.safety_finders import CONTEXT, Finder
+from groundling.serve.safety_rules import Action, Rule, Where, read_rules
 
 PIECE = 256
-"""Characters of a prompt that are looked at together: each thing found costs another look at its piece."""
+"""Characters of a text that are looked at together: each thing found costs another look at its piece."""
 DEFAULT = Path(str(resources.files("groundling.serve") / "safety_default.toml"))
 
 
@@ -72,8 +73,7 @@ class Safety:
     def check_prompt(self, text: str) -> tuple[str, list[Finding]]:
         """The prompt as the model may see it, and what was found. If something blocks, the model is not asked."""
         judge = ReplyFilter(self._rules, "prompt")
-        shown = [segment for at in range(0, len(text), PIECE) for segment in judge.push(text[at : at + PIECE])]
-        shown += judge.finish()
+        shown = [*judge.push(text), *judge.finish()]
         return "".join(segment.text for segment in shown), judge.findings
 
     def reply(self) -> "ReplyFilter":
@@ -92,15 +92,19 @@ class ReplyFilter:
         self.blocked = False
         self._where = where
         self._finders: list[tuple[Rule, Finder]] = [(rule, rule.finder()) for rule in rules if where in rule.where]
+        self._searched = [0] * len(self._finders)  # before this place, nothing begins that a finder could find
         self._text, self._place = "", 0  # some context, and what is held back from this place on
         self._carried: Find | None = None  # began in what was hidden, and goes on from this place
 
     def push(self, text: str) -> list[Segment]:
         """Take the next piece; return what may be shown now."""
-        if self.blocked or not text:
-            return []
-        self._text += text
-        return self._settle(ended=False)
+        segments: list[Segment] = []
+        for at in range(0, len(text), PIECE):
+            if self.blocked:
+                break
+            self._text += text[at : at + PIECE]
+            segments += self._settle(ended=False)
+        return segments
 
     def finish(self) -> list[Segment]:
         """The text has ended; return what was held back and may be shown."""
@@ -115,8 +119,8 @@ class ReplyFilter:
         """Decide on all that more text could not change."""
         segments: list[Segment] = []
         while not self.blocked:
-            undecided = len(self._text) + 1 if ended else self._undecided()
-            finds = self._finds()
+            decided, finds = self._look()
+            undecided = len(self._text) + 1 if ended else decided
             # Of those that begin first, the longest; of these, that of the first rule.
             first = self._carried or min(finds, key=lambda find: (find.start, -find.end), default=None)
             # What is hidden waits for all that may begin in it, and go on after it.
@@ -135,13 +139,17 @@ class ReplyFilter:
         self._forget()
         return segments
 
-    def _undecided(self) -> int:
-        ends = (finder.undecided(self._text, self._place) for _, finder in self._finders)
-        return min(ends, default=len(self._text))
-
-    def _finds(self) -> list[Find]:
-        finds = (self._find(rule, finder, self._place) for rule, finder in self._finders)
-        return [find for find in finds if find is not None]
+    def _look(self) -> tuple[int, list[Find]]:
+        """Up to which place more text changes nothing, and what each rule finds first."""
+        decided, finds = len(self._text), []
+        for number, (rule, finder) in enumerate(self._finders):
+            until = finder.undecided(self._text, self._place)
+            find = self._find(rule, finder, max(self._place, self._searched[number]))
+            if find is not None:
+                finds.append(find)
+            self._searched[number] = until if find is None else min(until, find.start)
+            decided = min(decided, until)
+        return decided, finds
 
     def _find(self, rule: Rule, finder: Finder, start: int) -> Find | None:
         span = finder.first(self._text, start)
@@ -161,6 +169,10 @@ class ReplyFilter:
             self._carried = max(beyond, key=lambda find: (find.blocks, find.end))._replace(start=end)
         self._text = self._text[:start] + " " * (end - start) + self._text[end:]
         self._place = end
+        self._searched = [end] * len(self._finders)
+        for _, finder in self._finders:
+            if hasattr(finder, "hidden"):
+                finder.hidden(end)
 
     def _within(self, find: Find | None, end: int) -> Iterator[Find]:
         """All of one rule that begin before `end`."""
@@ -177,6 +189,7 @@ class ReplyFilter:
         n = self._place - 4 * CONTEXT
         if n > 0:
             self._text, self._place = self._text[n:], self._place - n
+            self._searched = [place - n for place in self._searched]
             if self._carried is not None:
                 self._carried = self._carried._replace(start=self._carried.start - n, end=self._carried.end - n)
             for _, finder in self._finders:

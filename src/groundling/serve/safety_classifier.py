@@ -26,7 +26,9 @@ from groundling.errors import CheckpointError, DataError, StorageError
 from groundling.manifest import check_manifest, read_json_object, write_manifest
 from groundling.optional import optional_import
 from groundling.serve.safety import Safety
-from groundling.serve.safety_rules import Rule, Span, folded
+from groundling.serve.safety_finders import Span
+from groundling.serve.safety_rules import Rule
+from groundling.serve.safety_words import folded
 
 VERSION = 1
 N_BUCKETS = 1 << 16

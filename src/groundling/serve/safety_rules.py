@@ -6,55 +6,26 @@ place. From these two, texts that come in pieces are judged as if they had come 
 
 import re
 import tomllib
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from re import _parser as parser  # type: ignore[attr-defined]
 from string import ascii_letters, digits
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from groundling.errors import ConfigError, near_name, require
+from groundling.serve.safety_finders import Finder, Span
+from groundling.serve.safety_patterns import Pattern
+from groundling.serve.safety_words import Words
 
 Action = Literal["block", "redact"]
 Where = Literal["prompt", "reply"]
 Personal = Literal["email", "phone", "card"]
-LONGEST_MATCH = 500
-"""Characters that a pattern may match at most: as many may have to be held back."""
 LONGEST_UNIT = 40
 """Characters of what is found repeated."""
-CONTEXT = 16
-"""Characters before a place that finders may look at."""
-WINDOW = 64
-"""Characters that are folded at first, to find a word."""
 KINDS = ("words", "pattern", "personal", "longest", "repetition")
 KEYS = ("name", "reason", "action", "where", "mark", *KINDS)
-
-
-class Span(NamedTuple):
-    """A place in a text; `end` None: all that follows."""
-
-    start: int
-    end: int | None
-
-
-class Finder(Protocol):
-    """Looks at a text that grows. Places are those of the piece that it is handed."""
-
-    def first(self, text: str, start: int) -> Span | None:
-        """The first place at or after `start` where the rule holds, the longest of those that begin there.
-
-        A finder that counts or judges as it goes sees each character once; of what it has found before `start`, it
-        gives the rest.
-        """
-        ...
-
-    def undecided(self, text: str, start: int) -> int:
-        """Where, at or after `start`, a place may begin that more text could complete, or change; the end if none."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,135 +40,6 @@ class Rule:
     """What is shown in place of what is redacted."""
     finder: Callable[[], Finder]
     """Makes one for a text: some count as they go."""
-
-
-class Words:
-    """Whole words, or phrases; case, accents, width, and marks that cannot be seen make no difference."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        folded = sorted({_folded(word)[0].strip() for word in words}, key=len, reverse=True)
-        require(bool(folded) and all(folded), "words have to be a list of words that are not empty")
-        self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, folded))})(?!\w)")
-        self._beginnings = {word[:n] for word in folded for n in range(1, len(word) + 1)}
-        self._longest = len(folded[0])
-
-    def first(self, text: str, start: int) -> Span | None:
-        """See `Finder`."""
-        begin, n = max(0, start - CONTEXT), WINDOW
-        while True:  # most often something near is wanted, and all of a text is not folded for it
-            window = text[begin : start + n]
-            at_end = start + n >= len(text)
-            folded, places = _folded(window)
-            for match in self._pattern.finditer(folded):
-                if not at_end and match.start() + self._longest >= len(folded):
-                    break
-                first = begin + places[match.start()]
-                if first >= start:
-                    last = match.end()
-                    end = begin + places[last] if last < len(places) else len(text)
-                    return Span(first, max(end, begin + places[last - 1] + 1))  # one may be folded to several
-            if at_end:
-                return None
-            n *= 4
-
-    def undecided(self, text: str, start: int) -> int:
-        """See `Finder`."""
-        tail = WINDOW
-        while True:
-            begin = max(0, start - CONTEXT, len(text) - tail)
-            folded, places = _folded(text[begin:])
-            if len(folded) > self._longest + 1 or begin <= max(0, start - CONTEXT):
-                break
-            tail *= 4
-        for n in range(min(self._longest, len(folded)), 0, -1):
-            at = len(folded) - n
-            if folded[at:] in self._beginnings and begin + places[at] >= start and not _is_word(folded, at - 1):
-                return begin + places[at]
-        return len(text)
-
-
-def _is_word(text: str, at: int) -> bool:
-    return at >= 0 and (text[at].isalnum() or text[at] == "_")
-
-
-def folded(text: str) -> str:
-    """A text without what spelling may differ in: case, accents, width, marks that cannot be seen, space."""
-    return _folded(text)[0]
-
-
-def _folded(text: str) -> tuple[str, list[int]]:
-    """A text without what spelling may differ in, and the place that each of its characters comes from."""
-    pieces, places, after_space = [], [], False
-    for place, character in enumerate(text):
-        piece = _fold(character)
-        if piece == " " and after_space:
-            continue
-        if piece:
-            after_space = piece == " "
-        pieces.append(piece)
-        places += [place] * len(piece)
-    return "".join(pieces), places
-
-
-@lru_cache(maxsize=4096)
-def _fold(character: str) -> str:
-    if character.isspace():
-        return " "
-    plain = unicodedata.normalize("NFKD", character).casefold()
-    plain = unicodedata.normalize("NFKD", plain)
-    return "".join(c for c in plain if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
-
-
-class Pattern:
-    """A regular expression of bounded length, in which no repetition holds another."""
-
-    def __init__(self, pattern: str) -> None:
-        try:
-            tree = parser.parse(pattern)
-            self._pattern = re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ConfigError(f"the pattern {pattern!r} is not a regular expression: {error}") from error
-        least, most = tree.getwidth()
-        require(least > 0, f"the pattern {pattern!r} also matches nothing at all")
-        require(
-            most <= LONGEST_MATCH,
-            f"the pattern {pattern!r} may match more than {LONGEST_MATCH} characters; bound it: {{0,50}} in place of *",
-        )
-        for kind in _nodes(tree, False):
-            require(kind != "nested", f"the pattern {pattern!r} has a repetition within one, which can take for ever")
-            require(kind != "looks", f"the pattern {pattern!r} looks ahead or behind; only \\b may")
-        self._most = int(most)
-
-    def first(self, text: str, start: int) -> Span | None:
-        """See `Finder`."""
-        match = self._pattern.search(text, start)
-        return None if match is None else Span(*match.span())
-
-    def undecided(self, text: str, start: int) -> int:
-        """See `Finder`."""
-        return max(start, len(text) - self._most)
-
-
-def _nodes(tree: Any, in_repeat: bool) -> Iterator[str]:
-    """What stands in a parsed expression that is not to stand there."""
-    for op, value in tree:
-        name = str(op)
-        repeats = name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") and value[1] > 1
-        if repeats and in_repeat:
-            yield "nested"
-        if name in ("ASSERT", "ASSERT_NOT", "GROUPREF", "GROUPREF_EXISTS"):
-            yield "looks"
-            continue
-        for part in _subpatterns(value):
-            yield from _nodes(part, in_repeat or repeats)
-
-
-def _subpatterns(value: Any) -> Iterator[Any]:
-    if isinstance(value, parser.SubPattern):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _subpatterns(part)
 
 
 Test = Callable[[str], bool]
@@ -396,8 +238,7 @@ def _finder(kind: str, value: Any) -> Callable[[], Finder]:
         require(
             isinstance(value, list) and all(isinstance(one, str) for one in value), "words has to be a list of words"
         )
-        words = Words(value)
-        return lambda: words
+        return Words(value).for_another_text
     if kind == "pattern":
         require(isinstance(value, str), "pattern has to be a regular expression, as a text")
         pattern = Pattern(value)

@@ -36,7 +36,7 @@ EXTRAS = {
     "export": ("gguf", "huggingface_hub", "tokenizers"),
     "plot": ("matplotlib",),
     "safety": ("sklearn",),
-    "serve": ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+    "serve": ("fastapi", "prometheus_client", "pydantic", "re2", "starlette", "uvicorn"),
     "text": ("tiktoken", "tokenizers", "sentencepiece", "zstandard"),
     "track": ("tensorboard", "wandb"),
 }
