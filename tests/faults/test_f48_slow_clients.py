@@ -197,6 +197,7 @@ def test_a_connection_has_a_deadline_in_every_state(impatient: Served, state: st
         (HEALTH + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "came together"),
         (b"GET /health HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "came with HTTP/1.0"),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "HTTP/2.0 is not supported"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "the request line has more than"),
         (b"GET /health\r\n\r\n", 400, "illegal request line: b'GET /health'"),
         (CHUNKED + b"1;" + b"a" * 9000 + b"\r\n{\r\n1;" + b"a" * 9000 + b"\r\n}\r\n", 400, "chunk extensions"),
         (CHUNKED + b"1;" + b"a" * 3_000_000 + b"\r\n", 431, "Receive buffer too long"),

@@ -252,7 +252,7 @@ def _explain_errors(app: FastAPI) -> None:
         if error.__cause__ is not None:
             return error_response(ApiError(error.status_code, unreadable(error.__cause__), "invalid_json"))
         # Not of `request.url`, which fails where the header Host is no host.
-        wanted = f"{request.method} {request.scope['path'][:100]}"
+        wanted = f"{request.method[:20]} {request.scope['path'][:100]}"
         message = f"there is no {wanted}; the API is under /v1, and /openapi.json describes it"
         code = "method_not_allowed" if error.status_code == 405 else "not_found"
         answer = error_response(ApiError(error.status_code, message, code))
@@ -271,7 +271,7 @@ def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float]
         theatre.metrics.requests.labels(route, str(status)).inc()
         theatre.metrics.seconds.observe(seconds)
         if route not in ("/health", "/ready", "/metrics"):
-            facts = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+            facts = {"method": scope["method"][:20], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
             log.write("request", **facts, **scope["notes"])
 
     return over

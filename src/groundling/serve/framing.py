@@ -88,6 +88,8 @@ def _refuse_faults(data: bytearray, start: int, end: int) -> None:
 
 def _check_head(lines: Sequence[bytes]) -> None:
     """What h11 takes: any version, and two lengths of one body, of which it believes the second."""
+    if len(lines[0]) > HEADER_BYTES:
+        raise h11.LocalProtocolError(f"the request line has more than {HEADER_BYTES:,} bytes", error_status_hint=414)
     version = VERSION.search(lines[0])
     if version is not None and version[1] not in (b"1.0", b"1.1"):
         raise h11.LocalProtocolError(f"HTTP/{version[1].decode()} is not supported, only HTTP/1.0 and HTTP/1.1")
