@@ -223,6 +223,25 @@ def test_what_is_no_http_is_told_so_in_json(impatient: Served, sent: bytes, stat
     assert b"\r\nconnection: close" in head.lower()
 
 
+def test_an_answer_is_not_lost_where_more_was_sent_than_is_read(impatient: Served) -> None:
+    """What a connection leaves unread when it is closed makes the kernel reset it, and the client lose the answer."""
+    foreign = b"POST / HTTP/1.1\r\nHost: localhost\r\nOrigin: http://elsewhere\r\nContent-Length: 3000000\r\n\r\n"
+    last = HEALTH + b"Connection: close\r\n\r\n"
+    for sent, status in (
+        (foreign, b"403"),
+        (foreign.replace(b"3000000", b"2"), b"403"),
+        (last, b"200"),
+        (b"x", b"431"),
+    ):
+        with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as sock:
+            sock.sendall(sent + b"x" * 3_000_000)
+            answer = b""
+            while piece := sock.recv(1 << 16):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert answer.endswith(b"}")
+
+
 @pytest.mark.slow
 def test_idle_connections_make_room_for_new_ones(models) -> None:
     with serving(models["base"], "--max-connections", 20, "--safety", "off") as server:

@@ -28,7 +28,7 @@ from groundling.serve.respond import as_json
 GRACE_S = 1.0
 """A stream ends by itself when it is not read, and says why; the connection is broken off after that."""
 
-LINGER_S = 2.0
+LINGER_S = 5.0
 """How long a connection is read whose answer came before the end of its request."""
 
 LOOK_S = 0.2
@@ -82,6 +82,8 @@ class Limited(H11Protocol):
 
     lingers = False
     """Whether all is said, and what still comes is read and thrown away."""
+    _drops = False
+    """Whether something came after the last request that is answered."""
     _has_ended = False
     """Whether the client has closed its side."""
     _timer: asyncio.TimerHandle | None = None
@@ -107,7 +109,8 @@ class Limited(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        if self.lingers or self.conn.their_state is h11.MUST_CLOSE:  # nothing is read after a last request
+        self._drops = self.lingers or self.conn.their_state is h11.MUST_CLOSE
+        if self._drops:
             return
         super().data_received(data)
         self._watch()
@@ -126,7 +129,7 @@ class Limited(H11Protocol):
     def _should_upgrade(self) -> bool:
         return False
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays: for the answer to a request that is whole."""
         is_first, self._has_ended = not self._has_ended, True
         if not self._is_whole():
@@ -176,7 +179,7 @@ class Limited(H11Protocol):
         )
 
     def _send_filler(self) -> None:
-        filler = self.cycle.scope.get("extensions", {}).get("filler")
+        filler = cast(dict[str, Any], self.cycle.scope["extensions"]).get("filler")
         if not self.cycle.response_started:
             cast(Outlet, self.cycle.transport).write_ahead()
         elif filler and not self.transport.get_write_buffer_size():
@@ -186,9 +189,10 @@ class Limited(H11Protocol):
 
     def end_answer(self) -> None:
         """Close the connection after an answer, or in the middle of one."""
+        more_came = self._drops or self.flow.read_paused or self.conn.trailing_data[0]
         if not self._is_answered():
             self._break_off()
-        elif self.conn.their_state is h11.SEND_BODY:
+        elif self.conn.their_state is h11.SEND_BODY or more_came:
             self._linger()
         else:
             self.transport.close()
@@ -225,8 +229,8 @@ class Limited(H11Protocol):
 
     def refuse(self, message: str, status: int = 400) -> None:
         """Answer a request that cannot be carried out with an error, and end the connection."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # half of another answer is out
-            self.transport.close()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another answer is out, or half of it
+            self._linger() if self._is_answered() else self._break_off()
             return
         is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
         outlet = self.transport
