@@ -87,7 +87,7 @@ check: lint fast
 test: lint docs browser
 	$(BIN)/python -m pytest -n 2 --durations=25
 
-# Damaged and hostile files, for as long as wanted; a failure names its seed.
+# Hostile files and requests, for as long as wanted; a failure names its seed.
 SECONDS := 600
 SEED := 1
 fuzz: $(VENV)/.ready-dev
