@@ -17,7 +17,7 @@ help:
 	@echo "make chatgpt      train a small ChatGPT in all its stages, and report what each was good for (25 minutes)"
 	@echo "make check        the fast checks (under 90 seconds)"
 	@echo "make coverage     the tests again, counting which lines they reach (at least 90 %)"
-	@echo "make fuzz         attack what reads files with damaged and hostile ones (SECONDS=600 SEED=1)"
+	@echo "make fuzz         attack loaders with hostile files, and the server with hostile requests (SECONDS=600 SEED=1)"
 	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make lock         pin the newest versions of all packages that the environments need"
@@ -87,7 +87,7 @@ check: lint fast
 test: lint docs browser
 	$(BIN)/python -m pytest -n 2 --durations=25
 
-# Damaged and hostile files, for as long as wanted; a failure names its seed.
+# Hostile files and requests, for as long as wanted; a failure names its seed.
 SECONDS := 600
 SEED := 1
 fuzz: $(VENV)/.ready-dev

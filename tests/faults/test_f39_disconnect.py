@@ -56,6 +56,53 @@ def test_who_waits_in_the_queue_can_leave_too(server: Served) -> None:
     wait_until(lambda: gone(server), 2.0)
 
 
+def test_who_leaves_after_the_head_of_a_stream_loses_the_place_in_the_queue(server: Served) -> None:
+    """Nothing is unread then, so that its kernel says nothing but that no more will come."""
+    writers = [server.open_stream({**LONG, "n": 8}) for _ in range(2)]
+    wait_until(lambda: server.metric("groundling_active") == 16)
+    waits = server.open_stream(LONG)
+    wait_until(lambda: server.metric("groundling_queue") == 1)
+    assert waits.recv(1 << 16).endswith(b"\r\n\r\n")
+    waits.close()
+    wait_until(lambda: server.metric("groundling_queue") == 0, 2.0)
+    for writer in writers:
+        writer.close()
+    wait_until(lambda: gone(server), 2.0)
+
+
+def _told(sock: socket.socket) -> bytes:
+    told = b""
+    while piece := sock.recv(1 << 16):
+        told += piece
+    return told
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_who_closes_his_side_is_answered(server: Served, version: str) -> None:
+    """As by `nc -N`: whole, streamed, and also when the answer takes long enough for the connection to be tried."""
+    for streamed, n_tokens in ((False, 2), (False, 10_000), (True, 5000)):
+        body = json.dumps({**LONG, "max_tokens": n_tokens, "stream": streamed, "ignore_eos": True}).encode()
+        head = f"POST /v1/completions HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+            sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            sock.shutdown(socket.SHUT_WR)
+            told, _, text = _told(sock).partition(b"\r\n\r\n")
+        assert told.startswith(b"HTTP/1.1 200 OK\r\n")
+        if streamed:
+            assert b"data: [DONE]" in text
+        else:
+            assert json.loads(text)["usage"]["completion_tokens"] == n_tokens
+    if version == "1.1":
+        health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for rest, status in ((b"", b"200"), (health[:-2], b"400"), (b"POST / HTTP/1.1\r\nHost: localhost\r\n", b"400")):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+                sock.sendall(2 * health + rest)
+                sock.shutdown(socket.SHUT_WR)
+                answers = _told(sock).split(b"HTTP/1.1 ")[1:]
+            assert [answer[:3] for answer in answers] == [b"200", b"200"] + [status] * (rest != b"")
+            assert not rest or b"in the middle of the headers" in answers[-1]
+
+
 class Fickle(Take):
     """Is cancelled while somebody looks."""
 

@@ -7,7 +7,7 @@ from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
 from groundling.serve.logs import EventLog
 from groundling.serve.registry import Theatre
-from servekit import Served
+from servekit import Served, wait_until
 
 BODIES = [
     b"",
@@ -48,6 +48,18 @@ def test_another_way(server: Served, method: str, path: str, status: int) -> Non
     found, answer, _ = server.ask(method, path)
     assert found == status
     assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_what_is_told_and_logged_of_a_request_is_short(server: Served) -> None:
+    method = "A" * 5000
+    status, answer, headers = server.ask(method, "/" + "b" * 5000)
+    assert status == 404
+    assert len(answer["error"]["message"]) < 300
+    logged: list[dict] = []
+    wait_until(
+        lambda: logged.extend(line for line in server.log() if line.get("id") == headers["x-request-id"]) or logged
+    )
+    assert len(str(logged[0])) < 300
 
 
 def test_a_bug_is_an_answer_like_any_other(tmp_path) -> None:

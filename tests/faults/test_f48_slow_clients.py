@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,28 @@ def test_who_never_reads_is_left(impatient: Served, streamed: bool) -> None:
 
 
 @pytest.mark.slow
+def test_a_reader_of_a_byte_at_a_time_loses_the_connection_with_the_stream(impatient: Served) -> None:
+    """Each byte that is taken is progress; what is not decoded for any more is not sent, either."""
+    n_before, aborted = _n_sockets_at_rest(impatient), impatient.metric("groundling_aborted_total")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", impatient.port))
+    asked = {"model": "base", "prompt": "a", "max_tokens": 2900, "logprobs": 20, "stream": True, "n": 8}
+    body = json.dumps(asked).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    until = time.monotonic() + 60
+    while impatient.metric("groundling_aborted_total") == aborted:
+        assert time.monotonic() < until
+        assert sock.recv(1)
+    wait_until(lambda: _n_sockets(impatient) == n_before)
+    with pytest.raises(ConnectionResetError):  # noqa: PT012  # the kernel, too, has let go of what was not read
+        while sock.recv(1 << 16):
+            pass
+    sock.close()
+
+
+@pytest.mark.slow
 def test_who_reads_slowly_gets_all_of_it(impatient: Served) -> None:
     asked = {"model": "base", "prompt": "a", "max_tokens": 1000, "logprobs": 20, "n": 8}
     sock = impatient.open_stream({**asked, "stream": False})
@@ -114,6 +137,8 @@ def test_a_head_that_trickles_in_is_not_waited_for(impatient: Served) -> None:
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED += b"Transfer-Encoding: chunked\r\n\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n"
 STATES = {
     "nothing said": (b"", b""),
@@ -161,6 +186,23 @@ def test_a_connection_has_a_deadline_in_every_state(impatient: Served, state: st
         (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", 400, "bad Content-Length"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "Only Transfer-Encoding: chunked"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000, 431, "Receive buffer too long"),
+        (b"GET /health HTTP/1.1\nHost: localhost\n\n", 400, "a line ends in LF without CR"),
+        (HEALTH + b"X: a\nY: b\r\n\r\n", 400, "a line ends in LF without CR"),
+        (HEALTH + b"X: a\rY: b\r\n\r\n", 400, "a CR stands without LF"),
+        (HEALTH + b"X: a\r\n b\r\n\r\n", 400, "a header is folded"),
+        (HEALTH + b"X: a\x01b\r\n\r\n", 400, "illegal byte 0x01"),
+        (HEALTH + b"X: a\0b\r\n\r\n", 400, "illegal byte 0x00"),
+        (HEALTH + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "conflicting Content-Length"),
+        (HEALTH + b"Content-Length: +5\r\n\r\nhello", 400, "bad Content-Length"),
+        (HEALTH + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "came together"),
+        (b"GET /health HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "came with HTTP/1.0"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "HTTP/2.0 is not supported"),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "the request line has more than"),
+        (b"GET /health\r\n\r\n", 400, "illegal request line: b'GET /health'"),
+        (CHUNKED + b"1;" + b"a" * 9000 + b"\r\n{\r\n1;" + b"a" * 9000 + b"\r\n}\r\n", 400, "chunk extensions"),
+        (CHUNKED + b"1;" + b"a" * 3_000_000 + b"\r\n", 431, "Receive buffer too long"),
+        (CHUNKED + b"1;a\rb\r\n{\r\n", 400, "a CR stands without LF"),
+        (CHUNKED + b"2\r\n{}\r\n0\r\nX: a\nY: b\r\n\r\n", 400, "a line ends in LF without CR"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(1, 200)) + b"\r\n\r\n", 400, "illegal"),
     ],
 )
@@ -176,9 +218,28 @@ def test_what_is_no_http_is_told_so_in_json(impatient: Served, sent: bytes, stat
     assert error["message"].startswith("this cannot be read as HTTP/1.1: ")
     assert said in error["message"]
     assert error["code"] == "bad_request"
-    assert head.startswith(b"HTTP/1.1 %d" % status)
+    assert head.startswith(b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode()))
     assert b"nosniff" in head
     assert b"\r\nconnection: close" in head.lower()
+
+
+def test_an_answer_is_not_lost_where_more_was_sent_than_is_read(impatient: Served) -> None:
+    """What a connection leaves unread when it is closed makes the kernel reset it, and the client lose the answer."""
+    foreign = b"POST / HTTP/1.1\r\nHost: localhost\r\nOrigin: http://elsewhere\r\nContent-Length: 3000000\r\n\r\n"
+    last = HEALTH + b"Connection: close\r\n\r\n"
+    for sent, status in (
+        (foreign, b"403"),
+        (foreign.replace(b"3000000", b"2"), b"403"),
+        (last, b"200"),
+        (b"x", b"431"),
+    ):
+        with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as sock:
+            sock.sendall(sent + b"x" * 3_000_000)
+            answer = b""
+            while piece := sock.recv(1 << 16):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert answer.endswith(b"}")
 
 
 @pytest.mark.slow

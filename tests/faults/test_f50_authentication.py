@@ -1,6 +1,8 @@
 """Row 50: without a key nothing is told but that the server lives, whatever the path or the way."""
 
 import http.client
+import json
+import socket
 
 import pytest
 from starlette.routing import Route
@@ -50,6 +52,32 @@ def test_each_route_needs_a_key(guarded: Served, models, tmp_path) -> None:
             assert status == 401, (method, path)
             assert headers["www-authenticate"] == "Bearer"
             assert method == "HEAD" or answer["error"]["code"] == "invalid_api_key"
+
+
+REFUSED = {
+    "a body that does not come": (b"POST", b"Content-Length: 1000\r\n", b""),
+    "a body that is too large": (b"POST", b"Content-Length: 4000000\r\n", b"x" * 4_000_000),
+    "chunks without end": (b"PUT", b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n"),
+    "a body that waits to be asked for": (b"POST", b"Expect: 100-continue\r\nContent-Length: 9\r\n", b""),
+    "a body that a GET has": (b"GET", b"Content-Length: 1000\r\n", b""),
+    "another key": (b"POST", b"Authorization: Bearer another-key\r\nContent-Length: 1000\r\n", b""),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_body_is_read_after_the_key(guarded: Served, what: str) -> None:
+    """Without one, the answer comes at once and all of it, and then the connection is closed."""
+    method, headers, body = REFUSED[what]
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as sock:  # a body has 10 s to come
+        sock.sendall(method + b" /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n" + body)
+        answer = b""
+        while piece := sock.recv(1 << 16):
+            answer += piece
+    head, _, text = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 401" if method != b"GET" else b"HTTP/1.1 405")
+    assert b"\r\nconnection: close" in head.lower()
+    assert b"nosniff" in head
+    assert json.loads(text)["error"]["code"] == ("invalid_api_key" if method != b"GET" else "method_not_allowed")
 
 
 @pytest.mark.parametrize("path", sorted(OPEN - {"/static/{name}"}))

@@ -243,14 +243,28 @@ async def call(app, path: str, headers: list[tuple[bytes, bytes]], method: str =
         ("/v1/models", "localhost..", 403),
         ("/v1/models", "[localhost", 403),
         ("/v1/models", "[::1]evil.example", 403),
+        ("http://localhost/v1/models", "evil.example", 503),
+        ("HTTP://localhost:8000/v1/models", None, 503),
+        ("http://localhost/health", "localhost", 200),
+        ("http://evil.example/v1/models", "localhost", 403),
+        ("http:///v1/models", "localhost", 400),
+        ("ftp://localhost/v1/models", "localhost", 400),
+        ("localhost:8000", "localhost", 400),
+        ("*", "localhost", 400),
     ],
 )
 def test_names_of_the_host(app, path, host, status):
     """503 is what is said of models that are not there yet: the name was taken."""
     headers = [] if host is None else [(b"host", host.encode())]
     assert asyncio.run(call(app, path, headers)) == status
-    if host is None:
+    if host is None and path.startswith("/"):
         assert asyncio.run(call(app, path, [(b"origin", b"http://evil.example")], "POST")) == 403
+
+
+@pytest.mark.parametrize("host", ["[", "[x", "a]:b", "\\", "a b"])
+def test_a_host_that_is_none_breaks_nothing(app, host):
+    """Where any name is taken, its address cannot be put together."""
+    assert asyncio.run(call(app, "/health", [(b"host", host.encode())], "DELETE")) == 405
 
 
 @pytest.mark.parametrize(

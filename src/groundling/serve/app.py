@@ -17,10 +17,10 @@ from starlette.types import Scope
 
 from groundling.errors import GroundlingError
 from groundling.serve import orders, pages, rankings, runs, xray
-from groundling.serve.auth import keeper
+from groundling.serve.auth import keeper, lock
 from groundling.serve.errors import ApiError, in_time
 from groundling.serve.faults import explain, unreadable
-from groundling.serve.guard import Bodies, Ledger, Origins, error_response
+from groundling.serve.guard import Bodies, Ledger, Locks, Origins, error_response
 from groundling.serve.logs import EventLog
 from groundling.serve.openai import Performance
 from groundling.serve.orders import Order
@@ -70,6 +70,7 @@ def create_app(theatre: Theatre, log: EventLog) -> FastAPI:
     _explain_errors(app)
     config = theatre.config
     app.add_middleware(Bodies, most_bytes=config.max_body_bytes, timeout_s=config.receive_timeout_s)
+    app.add_middleware(Locks, check=lock(config.keys()))
     app.add_middleware(Origins, hosts=config.hosts(), allowed=config.cors_origins)
     app.add_middleware(Ledger, when_over=_bookkeeper(theatre, log), when_failed=_confessor(log))
     return app
@@ -250,7 +251,8 @@ def _explain_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.__cause__ is not None:
             return error_response(ApiError(error.status_code, unreadable(error.__cause__), "invalid_json"))
-        wanted = f"{request.method} {request.url.path[:100]}"
+        # Not of `request.url`, which fails where the header Host is no host.
+        wanted = f"{request.method[:20]} {request.scope['path'][:100]}"
         message = f"there is no {wanted}; the API is under /v1, and /openapi.json describes it"
         code = "method_not_allowed" if error.status_code == 405 else "not_found"
         answer = error_response(ApiError(error.status_code, message, code))
@@ -269,7 +271,7 @@ def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float]
         theatre.metrics.requests.labels(route, str(status)).inc()
         theatre.metrics.seconds.observe(seconds)
         if route not in ("/health", "/ready", "/metrics"):
-            facts = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+            facts = {"method": scope["method"][:20], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
             log.write("request", **facts, **scope["notes"])
 
     return over

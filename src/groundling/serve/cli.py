@@ -17,11 +17,11 @@ def main(argv: list[str]) -> int:
         optional_import(package, "serve")
     uvicorn = optional_import("uvicorn", "serve")
     from groundling.serve.app import create_app
-    from groundling.serve.guard import HEADER_BYTES
     from groundling.serve.logs import EventLog, LibraryLog
-    from groundling.serve.protocol import FLUSH_S, Server, protocol_for
+    from groundling.serve.protocol import protocol_for
     from groundling.serve.registry import Theatre
     from groundling.serve.safety_classifier import load_safety
+    from groundling.serve.server import FLUSH_S, Server
 
     log = EventLog()
     logging.getLogger("uvicorn").handlers = [LibraryLog(log)]
@@ -38,7 +38,6 @@ def main(argv: list[str]) -> int:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_graceful_shutdown=FLUSH_S,
         timeout_keep_alive=30,
     )

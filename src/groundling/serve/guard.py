@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -81,6 +81,8 @@ class Ledger:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = notes["id"]
+                if status >= 400 and scope["method"] not in WITH_BODY and _has_body(scope):
+                    headers["Connection"] = "close"  # nobody reads that body
                 for name, value in SECURITY.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -115,6 +117,10 @@ class Origins:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        fault = _read_target(scope)
+        if fault is not None:
+            await _closing(fault)(scope, receive, send)
             return
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -166,6 +172,30 @@ class Origins:
             return False
 
 
+def _read_target(scope: Scope) -> ApiError | None:
+    """Bring what is asked for into one form, a path; say what is wrong with it, if anything is.
+
+    A proxy may be sent the whole address, whose host then counts in place of the header Host (RFC 9112, 3.2.2).
+    """
+    raw = scope.get("raw_path") or scope["path"].encode()
+    if raw.startswith(b"/"):
+        return None
+    scheme, _, rest = raw.partition(b"://")
+    host, _, path = rest.partition(b"/")
+    if scheme.lower() not in (b"http", b"https") or not host:
+        shown = raw[:100].decode("ascii", "replace")
+        return ApiError(400, f"the target is {shown!r}; it has to be a path like /v1/models", "bad_request")
+    scope["path"], scope["raw_path"] = unquote("/" + path.decode("ascii", "replace")), b"/" + path
+    others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    scope["headers"] = [*others, (b"host", host)]
+    return None
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+
+
 def _cors(origin: str) -> dict[str, str]:
     return {
         "Access-Control-Allow-Origin": origin,
@@ -188,6 +218,28 @@ def host_name(host: str) -> str:
         return str(ipaddress.ip_address(inside.partition("%")[0]))
     except ValueError:
         return name.lower().removesuffix(".")
+
+
+class Locks:
+    """Refuses a request without a right key before its body is read; every route that has one needs a key.
+
+    Args:
+        app: what comes after.
+        check: raises ApiError unless a header Authorization holds a key.
+    """
+
+    def __init__(self, app: ASGIApp, check: Callable[[str], object]) -> None:
+        self._app, self._check = app, check
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and scope["method"] in WITH_BODY:
+            try:
+                self._check(Headers(scope=scope).get("authorization", ""))
+            except ApiError as error:
+                await _closing(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Bodies:

@@ -1,188 +1,323 @@
-"""How connections are kept: not too many, and none that takes for ever to say what it wants; and how a server ends.
+"""Connections: how many there are, how long each may take, and how each ends.
 
-After SIGTERM it drains: what is being written is ended, what comes newly is refused with 503, and after a while all
-that is left is broken off with an error. A second signal ends it at once. Either way it exits with 0.
+None may take for ever to say what it wants or to read what it gets. A client that has sent its request may close its
+own side (`shutdown(SHUT_WR)`, `nc -N`): it is answered. TCP does not tell it from one that has left for good, until
+that one is sent something, and resets the connection. So after such an end the connection is tried: while there is no
+answer, with the next byte of what every answer begins with; in a stream of events, with a comment.
+
+A connection that the server ends before all of a request was read is closed for sending first and read for a while:
+with unread data the kernel would reset it, and the client could lose the answer.
 """
 
 import asyncio
-import signal
 import socket
+import struct
 import sys
-import time
-from collections.abc import Callable
-from types import FrameType
-from typing import cast
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, cast
 
 import h11
-import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from groundling.serve.errors import ApiError
+from groundling.serve.framing import strict_connection
 from groundling.serve.guard import SECURITY
-from groundling.serve.registry import State, Theatre
 from groundling.serve.respond import as_json
-
-FLUSH_S = 2
-"""For the last errors to be sent, after all was broken off."""
 
 GRACE_S = 1.0
 """A stream ends by itself when it is not read, and says why; the connection is broken off after that."""
+
+LINGER_S = 5.0
+"""How long a connection is read whose answer came before the end of its request."""
+
+LOOK_S = 0.2
+"""Between two looks at whether a client that closed its side has left."""
+
+FIRST_TRY_S = 0.1
+"""After a client closed its side; each wait is three times as long as the one before."""
+
+BEGINNING = b"HTTP/1.1 "
+"""Of every answer, whatever it will be."""
 
 
 def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connections: int) -> type[H11Protocol]:
     """HTTP/1.1, with limits."""
 
-    class Limited(H11Protocol):
-        """Closes connections that do not say what they want, that are not read, and those that are too many."""
+    class WithLimits(Limited):
+        limits = (receive_timeout_s, send_timeout_s, max_connections)
 
-        _timer: asyncio.TimerHandle | None = None
-        _waits_for: type[h11.IDLE] | type[h11.SEND_BODY] | None = None
-        _idle_since = 0.0
-        _send_timer: asyncio.TimerHandle | None = None
+    return WithLimits
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > max_connections and not self._make_room():
-                transport.abort()
-                return
-            # asyncio does so only for sockets made with IPPROTO_TCP. Without it, the body of an answer waits until the
-            # client acknowledges the head: 40 ms.
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Anything that the client has not taken is waited for, also the last of what was written before a close.
-            transport.set_write_buffer_limits(high=0)
-            self._watch()
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
+class Outlet(asyncio.Transport):
+    """What one answer is written to. It may begin before the answer is known, with what all answers have in common."""
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._unwatch()
-            self._unwatch_sending()
-            super().connection_lost(exc)
+    def __init__(self, connection: "Limited") -> None:
+        super().__init__()
+        self._connection = connection
+        self._n_ahead = 0
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._watch_sending()
+    def write_ahead(self) -> None:
+        """Send the next byte of the beginning, if there is one."""
+        self._connection.transport.write(BEGINNING[self._n_ahead : self._n_ahead + 1])
+        self._n_ahead = min(self._n_ahead + 1, len(BEGINNING))
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._unwatch_sending()
+    def write(self, data: Any) -> None:
+        self._connection.transport.write(data[self._n_ahead :])
+        self._n_ahead = 0
 
-        def _watch_sending(self) -> None:
-            n_left = self.transport.get_write_buffer_size()
-            self._send_timer = self.loop.call_later(send_timeout_s + GRACE_S, self._look_at_sending, n_left)
+    def close(self) -> None:
+        self._connection.end_answer()
 
-        def _unwatch_sending(self) -> None:
-            if self._send_timer is not None:
-                self._send_timer.cancel()
-                self._send_timer = None
+    def is_closing(self) -> bool:
+        return self._connection.lingers or self._connection.transport.is_closing()
 
-        def _look_at_sending(self, n_before: int) -> None:
-            """Who has read nothing of it does not read; closing would wait for him, and keep all that is unsent."""
-            if self.transport.get_write_buffer_size() < n_before:
-                self._watch_sending()
-            else:
-                self.transport.abort()
 
-        def send_400_response(self, msg: str) -> None:
-            """Answer what is not HTTP as everything else is answered: in JSON, with the same headers."""
-            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # half of another answer is out
-                self.transport.close()
-                return
-            fault = sys.exception()
-            status = fault.error_status_hint if isinstance(fault, h11.RemoteProtocolError) else 400
-            error = ApiError(status, f"this cannot be read as HTTP/1.1: {fault or msg}", "bad_request")
-            body = as_json(error.body())
-            own = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-            headers = [(name.encode(), value.encode()) for name, value in {**own, **SECURITY}.items()]
-            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+class Limited(H11Protocol):
+    """Closes connections that do not say what they want, are not read, or were left, and those that are too many."""
+
+    limits: tuple[float, float, int]
+    """Seconds to receive a request, seconds to leave an answer unread, and connections at once."""
+
+    lingers = False
+    """Whether all is said, and what still comes is read and thrown away."""
+    _drops = False
+    """Whether something came after the last request that is answered."""
+    _has_ended = False
+    """Whether the client has closed its side."""
+    _timer: asyncio.TimerHandle | None = None
+    _waits_for: type[h11.IDLE] | type[h11.SEND_BODY] | None = None
+    _idle_since = 0.0
+    _send_timer: asyncio.TimerHandle | None = None
+    _look_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = strict_connection()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits[2] and not self._make_room():
+            transport.abort()
+            return
+        # asyncio does so only for sockets made with IPPROTO_TCP. Without it, the body of an answer waits until the
+        # client acknowledges the head: 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Anything that the client has not taken is waited for, also the last of what was written before a close.
+        transport.set_write_buffer_limits(high=0)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        self._drops = self.lingers or self.conn.their_state is h11.MUST_CLOSE
+        if self._drops:
+            return
+        super().data_received(data)
+        self._watch()
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self.cycle.transport = Outlet(self)
+            self.scope["extensions"] = {}
+            if self._has_ended:
+                self._try_connection(FIRST_TRY_S)
+        if self._has_ended and not self._is_whole():
             self.transport.close()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._idle_since = self.loop.time()
-            if self.conn.their_state is h11.SEND_BODY:
-                self._watch()
+    def _should_upgrade(self) -> bool:
+        return False
 
-        def _make_room(self) -> bool:
-            """Close the connection that has been idle for longest after an answer, if there is one."""
-            idle = [one for one in cast("set[Limited]", self.connections) if one._is_idle()]
-            for one in sorted(idle, key=lambda one: one._idle_since)[:1]:
-                one.transport.abort()
-            return bool(idle)
-
-        def _is_idle(self) -> bool:
-            """Whether it was answered, and nothing of a next request has come."""
-            is_between = self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
-            return is_between and self.cycle is not None and not self._waits_for and not self.transport.is_closing()
-
-        def _watch(self) -> None:
-            """Start or end the deadline of a head, or of the rest of a body that was not read before its answer.
-
-            Bytes that trickle in do not move it. A body that is read has the deadline of `guard.Bodies`.
-            """
-            state = self.conn.their_state
-            is_answered = self.cycle is None or self.cycle.response_complete
-            waits_for = state if state is h11.IDLE or (state is h11.SEND_BODY and is_answered) else None
-            if waits_for is self._waits_for:
-                return
-            self._unwatch()
-            if waits_for is not None:
-                self._waits_for = waits_for
-                self._timer = self.loop.call_later(receive_timeout_s, self._too_slow)
-
-        def _unwatch(self) -> None:
-            self._waits_for = None
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _too_slow(self) -> None:
-            self._timer = None
-            if self.conn.their_state is self._waits_for and not self.transport.is_closing():
-                self.transport.close()
-
-    return Limited
-
-
-class Server(uvicorn.Server):
-    """uvicorn, with an end of our own.
-
-    Args:
-        config: of uvicorn.
-        theatre: is drained.
-        say: is told once, when requests are answered.
-    """
-
-    def __init__(self, config: uvicorn.Config, theatre: Theatre, say: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._theatre, self._say = theatre, say
-        self._has_said = False
-        self._until: float | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain; at the second signal, end."""
-        del frame
-        if self._until is None:
-            self._theatre.state = State.DRAINING
-            quick = sig == signal.SIGINT and not self._theatre.n_open
-            self._until = time.monotonic() + (0 if quick else self._theatre.config.drain_s)
-        else:
-            self._until = 0.0
-
-    async def on_tick(self, counter: int) -> bool:
-        """Every tenth of a second: whether to end now."""
-        if await super().on_tick(counter):
-            return True
-        if self._theatre.failure is not None:
-            return True
-        if self._theatre.state is State.READY and not self._has_said:
-            self._has_said = True
-            self._say()
-        if self._until is None or (self._theatre.n_open and time.monotonic() < self._until):
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays: for the answer to a request that is whole."""
+        is_first, self._has_ended = not self._has_ended, True
+        if not self._is_whole():
             return False
-        self._theatre.state = State.STOPPED
-        await self._theatre.worker.stop()  # what is left hears of it
+        if is_first:
+            self._try_connection(FIRST_TRY_S)
         return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        self._unwatch_sending()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        super().connection_lost(exc)
+
+    # How a client's side ends
+
+    def _is_whole(self) -> bool:
+        """Whether there is a request that can be answered, though nothing more will come. A part of one is refused."""
+        if self.lingers or self.transport.is_closing():
+            return False
+        state = self.conn.their_state
+        if state is h11.IDLE and self.conn.trailing_data[0]:
+            self.refuse("the connection was closed in the middle of the headers")
+        elif state is h11.SEND_BODY and not self._is_answered():
+            self.refuse("the connection was closed in the middle of the body")
+        return state not in (h11.IDLE, h11.SEND_BODY, h11.ERROR) and not self._is_answered()
+
+    def _is_answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _try_connection(self, wait_s: float, *, waited_s: float = 0.0) -> None:
+        """Break the connection off when its client has left; send something at times that shows it."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        if self.transport.is_closing() or self._is_answered():
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if waited_s >= wait_s:
+            self._send_filler()
+            wait_s, waited_s = 3 * wait_s, 0.0
+        next_s = min(LOOK_S, wait_s - waited_s)
+        self._look_timer = self.loop.call_later(
+            next_s, lambda: self._try_connection(wait_s, waited_s=waited_s + next_s)
+        )
+
+    def _send_filler(self) -> None:
+        filler = cast(dict[str, Any], self.cycle.scope["extensions"]).get("filler")
+        if not self.cycle.response_started:
+            cast(Outlet, self.cycle.transport).write_ahead()
+        elif filler and not self.transport.get_write_buffer_size():
+            self.transport.write(self.conn.send(h11.Data(data=filler)))
+
+    # How ours does
+
+    def end_answer(self) -> None:
+        """Close the connection after an answer, or in the middle of one."""
+        more_came = self._drops or self.flow.read_paused or self.conn.trailing_data[0]
+        if not self._is_answered():
+            self._break_off()
+        elif self.conn.their_state is h11.SEND_BODY or more_came:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _break_off(self) -> None:
+        """Drop also what the kernel has not sent: somebody who does not read would keep it, and the connection."""
+        no_time = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+        with suppress(OSError):  # it is closed already
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_time)
+        self.transport.abort()
+
+    def _linger(self) -> None:
+        """Close for sending, and read on until the client closes, too, or the time is over."""
+        if self.transport.is_closing() or self.lingers:
+            return
+        if self._has_ended:
+            self.transport.close()
+            return
+        self._unwatch()
+        self.lingers, self._idle_since = True, self.loop.time()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has left
+            self.transport.abort()
+            return
+        self.flow.resume_reading()
+        self._timer = self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP as everything else is answered: in JSON, with the same headers."""
+        fault = sys.exception()
+        status = fault.error_status_hint if isinstance(fault, h11.RemoteProtocolError) else 400
+        self.refuse(f"this cannot be read as HTTP/1.1: {str(fault or msg)[:200]}", status)
+
+    def refuse(self, message: str, status: int = 400) -> None:
+        """Answer a request that cannot be carried out with an error, and end the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another answer is out, or half of it
+            self._linger() if self._is_answered() else self._break_off()
+            return
+        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+        outlet = self.transport
+        if not self._is_answered():  # by nobody else any more
+            outlet, self.cycle.disconnected = self.cycle.transport, True
+            self.cycle.message_event.set()
+        body = as_json(ApiError(status, message, "bad_request").body())
+        own = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        headers = [(name.encode(), value.encode()) for name, value in {**own, **SECURITY}.items()]
+        reason = HTTPStatus(status).phrase.encode()
+        events = [
+            h11.Response(status_code=status, headers=headers, reason=reason),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ]
+        for event in events[:1] + events[2:] if is_head else events:
+            outlet.write(self.conn.send(event) or b"")
+        self._linger()
+
+    # How long what may take
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unwatch_sending()
+
+    def _watch_sending(self) -> None:
+        n_left = self.transport.get_write_buffer_size()
+        self._send_timer = self.loop.call_later(self.limits[1] + GRACE_S, self._look_at_sending, n_left)
+
+    def _unwatch_sending(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _look_at_sending(self, n_before: int) -> None:
+        """Who has read nothing of it does not read; closing would wait for him, and keep all that is unsent."""
+        if self.transport.get_write_buffer_size() < n_before:
+            self._watch_sending()
+        else:
+            self._break_off()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
+        if self.conn.their_state is h11.SEND_BODY and not self.lingers:
+            self._watch()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest after an answer, if there is one."""
+        idle = [one for one in cast("set[Limited]", self.connections) if one._is_idle()]
+        for one in sorted(idle, key=lambda one: one._idle_since)[:1]:
+            one.transport.abort()
+        return bool(idle)
+
+    def _is_idle(self) -> bool:
+        """Whether it was answered, and nothing of a next request has come."""
+        is_between = self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
+        is_done = self.lingers or (is_between and self.cycle is not None and not self._waits_for)
+        return is_done and not self.transport.is_closing()
+
+    def _watch(self) -> None:
+        """Start or end the deadline of a head, or of the rest of a body that was not read before its answer.
+
+        Bytes that trickle in do not move it. A body that is read has the deadline of `guard.Bodies`.
+        """
+        if self.lingers:
+            return
+        state = self.conn.their_state
+        waits_for = state if state is h11.IDLE or (state is h11.SEND_BODY and self._is_answered()) else None
+        if waits_for is self._waits_for:
+            return
+        self._unwatch()
+        if waits_for is not None:
+            self._waits_for = waits_for
+            self._timer = self.loop.call_later(self.limits[0], self._too_slow)
+
+    def _unwatch(self) -> None:
+        self._waits_for = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.conn.their_state is self._waits_for and not self.transport.is_closing():
+            self.transport.close()

@@ -12,6 +12,8 @@ from starlette.types import Receive, Scope, Send
 from groundling.serve.errors import ApiError
 
 T = TypeVar("T")
+COMMENT = b":\n\n"
+"""Of a stream of events: clients skip it."""
 
 
 class Gone(Exception):  # noqa: N818  # not an error: it is how a request ends
@@ -71,7 +73,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        del scope
+        scope.get("extensions", {})["filler"] = COMMENT  # what the connection may be tried with, see `protocol`
         reason: str | None = "error"
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -89,8 +91,10 @@ class EventStream(Response):
             last = b"data: [DONE]\n\n"
         except ApiError as error:
             last, reason = _event(error.body()), error.code or "error"
-        with suppress(Gone):
+        try:
             await self._send(send, last, more=False)
+        except Gone as gone:
+            return reason or gone.reason
         return reason
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
