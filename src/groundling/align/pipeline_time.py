@@ -29,8 +29,9 @@ class Speed:
     """32 texts of 24 new tokens each."""
 
 
-REFERENCE = Speed(training=0.0427, decoding=0.0683)
-"""Of the model of `make chatgpt`, on two cores of an Intel Xeon with AMX (2026-11-29)."""
+REFERENCE = Speed(training=0.10, decoding=0.14)
+"""Of the model of `make chatgpt`, on two cores of an Intel Xeon with AMX (2026-11-29; five trials: 0.09 to 0.12, and 0.13
+to 0.18)."""
 
 SECONDS: Mapping[str, tuple[float, float]] = {
     "sft": (60, 4),
@@ -122,7 +123,7 @@ def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
     return Speed(_fastest(learn), _fastest(speak))
 
 
-def _fastest(work: Callable[[], None], n_times: int = 3) -> float:
+def _fastest(work: Callable[[], None], n_times: int = 5) -> float:
     """The least seconds of a few: the first makes ready, and what disturbs only adds."""
     work()
     seconds = []
