@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundling import files
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.export.families import GPT2, MOST_LAYERS
 from groundling.export.foreign import LARGEST
@@ -58,7 +59,8 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}; give the ckpt.pt of nanoGPT")
     try:
-        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with files.held(file, links=True) as (name, _):
+            stored = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of many kinds, for files of many kinds
         raise CheckpointError(
             f"{file} cannot be read as tensors and plain data alone: it is damaged, or holds code, which is never run "

@@ -11,6 +11,7 @@ Order of writing: a temporary folder, its files, the manifest, fsync, a rename; 
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from groundling.bundle import (
     CHAT,
     finished_checkpoints,
     plain_state_dict,
-    read_tensors,
     read_weights,
     require_fit,
     write_bundle_files,
@@ -35,6 +35,7 @@ from groundling.bundle import (
 from groundling.errors import CheckpointError, GroundlingError, StorageError
 from groundling.manifest import change_facts, check_manifest, read_json_object, read_manifest, write_manifest
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.tensors import read_tensors
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer, fingerprint
 from groundling.train.state import Progress, TrainState
@@ -144,12 +145,12 @@ class Checkpoints:
         A run that was interrupted in an evaluation goes on with that evaluation. Writing the folder anew would mean
         a moment without it.
         """
-        if not target.exists():
+        if not os.path.lexists(target):
             return False
         try:
             manifest = check_manifest(target)
         except CheckpointError:
-            atomicio.remove_tree(target)
+            atomicio.remove(target)
             return False
         if manifest.get("run_id") != run_id:
             raise StorageError(f"{target} belongs to another run; nothing was written")
@@ -203,7 +204,7 @@ class Checkpoints:
         kept = {*sorted(ranked, key=_step_of)[-self.keep :], *ranked[:1]}
         for path in ranked:
             if path not in kept:
-                atomicio.remove_tree(path)
+                atomicio.remove(path)
 
     def by_loss(self, run_id: str) -> list[Path]:
         """This run's, the lowest validation loss first, the earliest of equals; then those without one, newest first.
@@ -220,7 +221,7 @@ class Checkpoints:
             loss = manifest.get("val_loss")
             if manifest.get("run_id") != run_id:
                 continue
-            if loss is not None and math.isfinite(loss):
+            if isinstance(loss, (int, float)) and math.isfinite(loss):
                 measured[path] = loss
             else:
                 others.insert(0, path)
@@ -276,7 +277,7 @@ def restore(path: Path, state: TrainState) -> None:
 
 def _restore(path: Path, state: TrainState) -> None:
     record = read_state(path)
-    tensors = read_tensors(path / "training.safetensors")
+    tensors = read_tensors(path / "training.safetensors", raw="generator|")
     _restore_weights(path, state, _with_prefix(tensors, "weights|"))
     if state.average is not None:
         state.average.n_updates = record["progress"]["step"]

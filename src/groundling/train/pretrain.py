@@ -315,7 +315,7 @@ class _Run:
         atomicio.write_text(run / "run.toml", to_toml(dataclasses.replace(config, resume=False, overwrite=False)))
         about = {"run_id": self.facts.run_id, **runtime.environment(), **self.picked.reasons}
         atomicio.write_json(run / "env.json", about)
-        (run / "summary.json").unlink(missing_ok=True)
+        atomicio.remove(run / "summary.json")
         record = JsonlSink(run / "metrics.jsonl", resumed_at=step if config.resume else None)
         return [record, self.console, *more]
 
