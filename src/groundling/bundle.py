@@ -277,7 +277,7 @@ def _require_layers(folder: Path, config: GPTConfig) -> None:
                 f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
             )
         seen.append(base)
-        if len(seen) > MOST_ADAPTERS:
+        if len(seen) > MOST_ADAPTERS + 1:
             raise CheckpointError(f"{folder} is an adapter of an adapter, and so on for more than {MOST_ADAPTERS}")
     file = seen[-1] / WEIGHTS
     layers = {name.split(".")[1] for name in tensor_names(file) if name.startswith("h.")}

@@ -16,6 +16,8 @@ from groundling.errors import CheckpointError
 MANIFEST = "manifest.json"
 MOST_FILES = 1000
 """That a manifest lists; each is read, and a folder of ours holds about ten."""
+MOST_JSON = 16 << 20
+"""Bytes of a file that holds one object: a config, a manifest, the index of a large model."""
 SEAL = "sha256"
 """The manifest's key for the SHA-256 of all the rest of it."""
 
@@ -93,7 +95,7 @@ def read_json_object(path: Path, *, links: bool = False) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or holds something else.
     """
     try:
-        value = atomicio.read_json(path, links=links)
+        value = atomicio.read_json(path, MOST_JSON, links=links)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

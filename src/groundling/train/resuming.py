@@ -51,9 +51,9 @@ def require_same_run(
     changed = differences(completed(PretrainConfig, record["config"]), plain)
     refused = [line for line in changed if not _is_about(line, MAY_CHANGE)]
     if refused:
+        more = [f"and {len(refused) - MOST_SAID:,} more"] if len(refused) > MOST_SAID else []
         raise CheckpointError(
-            f"{config.out_dir} was trained with other settings ({'; '.join(refused[:MOST_SAID])}"
-            f"{f'; and {len(refused) - MOST_SAID} more' if len(refused) > MOST_SAID else ''}); "
+            f"{config.out_dir} was trained with other settings ({'; '.join([*refused[:MOST_SAID], *more])}); "
             "leave the preset and these flags out to take its own run.toml, or start a new run in another --out-dir"
         )
     if record["data_fingerprint"] != data_fingerprint:
