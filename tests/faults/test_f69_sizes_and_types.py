@@ -326,6 +326,9 @@ def test_a_folder_of_transformers_is_checked_before_it_is_built(foreign):
             read_speech if name == "tokenizer.json" else read_model, foreign, *([False] * (name == "tokenizer.json"))
         )
         (foreign / name).write_bytes(kept)
+    bpe = {"type": "BPE", "vocab": {"a": 0, "b": 2**31}, "merges": []}
+    (foreign / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": bpe}))
+    assert "it has the id 2,147,483,648" in refused(read_speech, foreign, False)
     for name in ("config.json", "model.safetensors"):
         kept = (foreign / name).read_bytes()
         for target in ("/dev/zero", name):

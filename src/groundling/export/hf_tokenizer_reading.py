@@ -31,6 +31,8 @@ SETTINGS = "tokenizer_config.json"
 INSTEAD = "give another with --tokenizer"
 MARK = re.compile(r"\s*[<\[({|].*[>\])}|]\s*", re.DOTALL)
 """How added tokens are written that are no words."""
+MOST_ID = 10**7
+"""The library goes through all ids up to the largest, whether or not they are there."""
 UNUSED = ("truncation", "padding", "post_processor")
 """Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
 
@@ -77,6 +79,8 @@ def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
             found = _from_pair(folder)
         else:
             raise DataError(f"{folder} has no {TOKENIZER}; {INSTEAD} (gpt2, or a folder with a tokenizer.json of ours)")
+        if (largest := max(found.get_vocab().values(), default=0)) > MOST_ID:
+            raise ValueError(f"it has the id {largest:,}, and {MOST_ID:,} is the largest that is read")
     except DataError:
         raise
     except Exception as error:  # the library raises Exception itself
