@@ -420,9 +420,10 @@ def _place_of_base(folder: Path) -> tuple[Path, str, float]:
     """Where an adapter's base is, the SHA-256 of its weights, and the adapter's scale."""
     facts = read_manifest(folder)
     place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
-    is_scale = isinstance(scale, float) and math.isfinite(scale)
-    if not isinstance(place, str) or not isinstance(sha256, str) or not is_scale:
+    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
         raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{folder / MANIFEST} has the scale {scale}, which is no finite number")
     where = Path(os.path.normpath(folder.resolve() / place.replace("\0", "?")))
     if not where.is_dir():
         raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")

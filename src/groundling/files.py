@@ -16,8 +16,8 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import BinaryIO
 
 PIECE_BYTES = 1 << 20
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -41,7 +41,7 @@ class RefusedFileError(OSError):
         return str(self.strerror)
 
 
-def open_regular(path: Path, *, links: bool = False, within: Path | None = None) -> BinaryIO:
+def open_regular(path: Path, *, links: bool = False, within: Path | None = None) -> BufferedReader:
     """Open a regular file to read its bytes. Nothing that is no regular file is waited for, or opened at all.
 
     Args:
@@ -55,17 +55,18 @@ def open_regular(path: Path, *, links: bool = False, within: Path | None = None)
         RefusedFileError: it is a link or no regular file.
         OSError: it cannot be opened.
     """
-    for folder in () if within is None else path.relative_to(within).parents[:-1]:
-        _require(within / folder, _status(within / folder, links=False), stat.S_ISDIR)
+    if within is not None:
+        for folder in path.relative_to(within).parents[:-1]:
+            _require(within / folder, _status(within / folder, links=False), stat.S_ISDIR)
     return os.fdopen(_descriptor(path, os.O_RDONLY, links), "rb")
 
 
-def open_to_append(path: Path) -> BinaryIO:
+def open_to_append(path: Path) -> BufferedWriter:
     """Open a regular file to add bytes to its end, or make it. Raises as `open_regular`."""
     return os.fdopen(_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, links=False), "ab")
 
 
-def open_to_replace(path: Path) -> BinaryIO:
+def open_to_replace(path: Path) -> BufferedWriter:
     """Open a regular file to write it anew, or make it. Raises as `open_regular`."""
     return os.fdopen(_descriptor(path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, links=False), "wb")
 
@@ -146,7 +147,7 @@ def read_text(path: Path, most: int, *, links: bool = False) -> str:
 
 
 @contextmanager
-def held(path: Path, *, links: bool = False) -> Iterator[tuple[Path, BinaryIO]]:
+def held(path: Path, *, links: bool = False) -> Iterator[tuple[Path, BufferedReader]]:
     """Open a file for a library that opens files itself, and return a name for it that is of this very file.
 
     Where the system has no such names (all but Linux), it is the path. Raises as `open_regular`.

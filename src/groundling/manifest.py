@@ -7,6 +7,7 @@ manifest vouches for itself too: a flipped digit in what it says beside its file
 import hashlib
 import json
 import os
+from itertools import starmap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -61,8 +62,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished, or not made by groundling")
     manifest = read_json_object(path)
     listed = manifest.get("files")
-    is_list = isinstance(listed, dict) and len(listed) <= MOST_FILES
-    if not is_list or not all(_is_entry(name, entry) for name, entry in listed.items()):
+    is_list = isinstance(listed, dict) and len(listed) <= MOST_FILES and all(starmap(_is_entry, listed.items()))
+    if not is_list:
         raise CheckpointError(f"{path} is damaged: it does not list files with their sizes and SHA-256")
     if manifest.get(SEAL) != _seal(manifest):
         raise CheckpointError(f"{path} is damaged: its content differs from its own SHA-256")

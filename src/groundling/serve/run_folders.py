@@ -127,7 +127,8 @@ def ladder_of(run: RunFolder) -> list[dict[str, Any]]:
     found = []
     for rung in rungs[:100] if isinstance(rungs, list) else ():
         if isinstance(rung, dict) and isinstance(rung.get("rung"), str):
-            row = {name: sayable(rung.get(name, ""), most) for name, most in TEXTS.items()}
+            texts = {name: rung[name] for name in TEXTS if isinstance(rung.get(name), str)}
+            row: dict[str, Any] = {"sample": ""} | {name: sayable(text, TEXTS[name]) for name, text in texts.items()}
             row |= {name: rung[name] if is_number(rung.get(name)) else None for name in NUMBERS}
             found.append(row)
     return found
