@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from groundling import atomicio, bundle
 from groundling.adapter import Adapter
+from groundling.align.adapters import LoraConfig, adapt
 from groundling.align.reward_model import RewardModel, load_reward_model, save_reward_model
 from groundling.bundle import base_at, load_bundle, save_adapter, save_bundle
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, legible
@@ -177,6 +178,11 @@ def test_a_preset_asks_for_what_no_machine_has(tiny, tmp_path, monkeypatch):
         tiny.pretrain(tmp_path / "run")
     monkeypatch.undo()
     assert tiny.pretrain(tmp_path / "run", steps=1, save_every=None, eval_every=None).steps == 1
+
+
+def test_a_rank_that_no_matrix_has_is_refused():
+    with pytest.raises(ConfigError, match=r"lora.rank is 1000000000; the model's matrices have at most a rank of 8"):
+        adapt(GPT(CONFIG), LoraConfig(rank=10**9), 4, seed=0)
 
 
 def test_an_adapter_does_not_fit_by_being_spread(folder, tmp_path):
