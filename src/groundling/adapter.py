@@ -41,6 +41,8 @@ class Adapter:
         if names[A] != names[B] or n_known != len(tensors):
             raise CheckpointError("these are not the tensors of an adapter: each weight has A and B, or rows")
         low_rank = {name: (tensors[name + A], tensors[name + B]) for name in sorted(names[A])}
+        if any(matrix.dim() != 2 for matrix in tensors.values()):
+            raise CheckpointError("these are not the tensors of an adapter: each is a matrix")
         return cls(low_rank, {name: tensors[name + ROWS] for name in sorted(names[ROWS])}, scale)
 
     def applied_to(self, weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
@@ -58,6 +60,11 @@ class Adapter:
             for name, rows in self.rows.items():
                 changed[name] = torch.cat([weights[name][: n_rows - rows.size(0)], rows.to(weights[name])])
             for name, (a, b) in self.low_rank.items():
+                if (b.size(0), a.size(1)) != weights[name].shape:  # one that is spread over the weight would go unseen
+                    raise CheckpointError(
+                        f"the adapter does not fit its model: {name} is {tuple(weights[name].shape)}, and B A is "
+                        f"{b.size(0), a.size(1)}"
+                    )
                 changed[name] = added(weights[name], a.to(weights[name]), b.to(weights[name]), self.scale)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the adapter does not fit its model: {str(error).splitlines()[0]}") from error

@@ -11,13 +11,15 @@ import json
 import os
 import shutil
 import signal
-import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import filelock
+
+from groundling import files
 from groundling.errors import StorageError
 
 PIECE_BYTES = 1 << 16
@@ -67,7 +69,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
     """Say in one line why a write failed."""
     try:
         yield
-    except StorageError:
+    except (StorageError, filelock.Timeout):
         raise
     except OSError as error:
         reasons = {
@@ -78,6 +80,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
             errno.EPERM: "no permission",
             errno.EROFS: "the file system is read-only",
         }
+        if isinstance(error, files.RefusedFileError):
+            raise StorageError(f"cannot write {path}: {error}; remove it, and run again") from error
         reason = reasons.get(error.errno or 0, error.strerror or str(error))
         hint = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder you can write to"
         raise StorageError(f"cannot write {path}: {reason}; {hint} and run again") from error
@@ -132,7 +136,7 @@ def new_file(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             replace(temporary, path)
         except Exception:
-            temporary.unlink(missing_ok=True)
+            files.remove(temporary)
             raise
 
 
@@ -149,37 +153,58 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON to `path` whole or not at all, and durably."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        write_text(path, f"{text}\n")
+    except UnicodeEncodeError:  # half of a surrogate pair: a file's name that is not UTF-8
+        write_text(path, f"{json.dumps(value, indent=2)}\n")
 
 
 MOST_JSON = 256 << 20
 """Bytes; the largest published tokenizers have a tenth of it."""
+DEEPEST_JSON = 100
+"""Levels: whatever walks through what was read later comes to its end."""
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, most: int = MOST_JSON, *, links: bool = False) -> Any:
     """Read a JSON file, which others may have made: a regular one of a bounded size, with or without a byte-order mark.
+
+    Args:
+        path: of the file.
+        most: bytes of it.
+        links: as `files.open_regular` takes it.
 
     Raises:
         OSError: it is not there, or cannot be read.
         ValueError: it is something else.
     """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("it is no regular file")
-    if about.st_size > MOST_JSON:
-        raise ValueError(f"it has {about.st_size:,} bytes, and {MOST_JSON:,} are read at most")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(files.read_text(path, most, links=links))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        below = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level = [item for items in below for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return value
+    raise ValueError("it is nested too deep")
+
+
+def write_note(path: Path, text: str) -> None:
+    """Write a small file that need not survive a crash. What stood there goes first: of a link the link alone."""
+    with _clear_errors(path):
+        files.remove(path)
+        with files.open_to_replace(path) as file:
+            file.write(text.encode())
 
 
 def append_line(path: Path, line: str) -> None:
     """Append one line. A crash may lose or cut this last line, never an earlier one."""
     with _clear_errors(path):
         _announce("append", path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with files.open_to_append(path) as file:
+            file.write(f"{line}\n".encode())
 
 
 def replace(source: Path, target: Path) -> None:
@@ -241,8 +266,44 @@ def sweep_temporaries(folder: Path) -> list[str]:
     leftovers = sorted(folder.glob(TEMPORARY_PREFIX + "*"))
     for leftover in leftovers:
         _announce("unlink", leftover)
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        with _clear_errors(leftover):
+            files.remove(leftover)
     return [leftover.name for leftover in leftovers]
+
+
+def remove(path: Path) -> None:
+    """Remove what is there, if anything is: of a link the link alone, of a folder all in it, as `remove_tree` does.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+        return
+    with _clear_errors(path):
+        files.remove(path)
+
+
+@contextmanager
+def locked(path: Path, timeout_s: float = -1) -> Iterator[None]:
+    """Hold the lock that a file stands for; it falls with the process, however that ends.
+
+    Args:
+        path: of the file; it is made if it is not there.
+        timeout_s: how long to wait for another process that holds it; -1: for ever.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+        StorageError: there is a link or no regular file, or none can be made.
+    """
+    lock = filelock.FileLock(path)
+    with _clear_errors(path):
+        files.open_to_append(path).close()
+        lock.acquire(timeout=timeout_s)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_room(folder: Path, n_bytes: int) -> None:
@@ -283,10 +344,15 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
-    """Return the SHA-256 of a file as a hex string; `advance` is called with numbers of bytes that are done."""
+def sha256_of(
+    path: Path, advance: Callable[[int], None] = lambda _: None, *, links: bool = False, within: Path | None = None
+) -> str:
+    """Return the SHA-256 of a file as a hex string; `advance` is called with numbers of bytes that are done.
+
+    The others are as `files.open_regular` takes them, which says what it raises.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with files.open_regular(path, links=links, within=within) as file:
         while piece := file.read(HASHED_BYTES):
             digest.update(piece)
             advance(len(piece))

@@ -13,7 +13,7 @@ A checkpoint holds all but the manifest in its folder `bundle`, and its own mani
 
 import dataclasses
 import math
-import os.path
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from groundling.memory import memory_of
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import unwrap
+from groundling.tensors import read_tensors, tensor_names
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
@@ -48,6 +48,10 @@ HEAD = "head.safetensors"
 """Only in the bundle of a model that has another head besides the one of words."""
 ADAPTER = "adapter.safetensors"
 """In place of the weights, in the bundle of what fine-tuning changed."""
+MOST_ADAPTERS = 20
+"""One on the other."""
+MOST_TABLES = 1 << 27
+"""Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -234,7 +238,7 @@ def load_bundle(
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     config = narrowed(config, context, path)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
-    _require_memory(folder, outline)
+    _require_memory(folder, config, outline)
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
@@ -266,25 +270,33 @@ def _require_layers(folder: Path, config: GPTConfig) -> None:
         CheckpointError: there are others, or a base of an adapter is its own.
     """
     seen = [folder.resolve()]
-    while (seen[-1] / ADAPTER).is_file():
+    while os.path.lexists(seen[-1] / ADAPTER):
         base = find_bundle(_place_of_base(seen[-1])[0]).resolve()
         if base in seen:
             raise CheckpointError(
                 f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
             )
         seen.append(base)
+        if len(seen) > MOST_ADAPTERS + 1:
+            raise CheckpointError(f"{folder} is an adapter of an adapter, and so on for more than {MOST_ADAPTERS}")
     file = seen[-1] / WEIGHTS
-    with _readable(file), safetensors.safe_open(file, framework="pt") as opened:
-        layers = {name.split(".")[1] for name in opened.keys() if name.startswith("h.")}  # noqa: SIM118
+    layers = {name.split(".")[1] for name in tensor_names(file) if name.startswith("h.")}
     if len(layers) != config.n_layer:
         raise CheckpointError(
             f"{file} has the weights of {len(layers)} layers, and {folder / CONFIG} says {config.n_layer}"
         )
 
 
-def _require_memory(folder: Path, outline: GPT) -> None:
+def _require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
     """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
-    needed, known = 4 * outline.n_parameters(), memory_of()
+    tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
+    weights, known = 4 * outline.n_parameters(), memory_of()
+    if tables > MOST_TABLES + 4 * weights:
+        raise ConfigError(
+            f"{folder} has {weights / 1e6:,.1f} MB of weights, and a context of {config.block_size:,} tokens takes "
+            f"tables of {tables / 1e6:,.1f} MB; give a shorter one with --context"
+        )
+    needed = weights + tables
     if known is not None and needed > known.free:
         raise ConfigError(
             f"the weights of {folder} take {needed / 1e9:,.1f} GB, and {known.free / 1e9:,.1f} GB of memory are free; "
@@ -356,14 +368,14 @@ def require_speaker(path: Path | str) -> None:
         ConfigError: it is a reward model.
         CheckpointError: there is no bundle.
     """
-    if (find_bundle(path) / HEAD).is_file():
+    if os.path.lexists(find_bundle(path) / HEAD):
         raise ConfigError(f"{path} is a reward model: it judges replies, and says none; give the model that it judges")
 
 
 def finished_checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> folder, oldest first. The order is that of the steps, never that of the clock."""
     found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
-    return {step: found[step] for step in sorted(found) if (found[step] / MANIFEST).is_file()}
+    return {step: found[step] for step in sorted(found) if os.path.lexists(found[step] / MANIFEST)}
 
 
 def model_checkpoints(folder: Path) -> dict[int, Path]:
@@ -420,6 +432,8 @@ def _place_of_base(folder: Path) -> tuple[Path, str, float]:
     place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
     if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
         raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{folder / MANIFEST} has the scale {scale}, which is no finite number")
     where = Path(os.path.normpath(folder.resolve() / place.replace("\0", "?")))
     if not where.is_dir():
         raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
@@ -444,26 +458,6 @@ def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> 
         raise CheckpointError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        CheckpointError: it cannot be read, or is none.
-    """
-    with _readable(file):
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
-    return tensors
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    """Name a file that safetensors cannot read."""
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
-
-
 def _whole(tensor: Tensor) -> Tensor:
     """A tensor that lies on this rank in one piece: a sharded one (DTensor) has no memory of its own to be written."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -476,7 +470,7 @@ def read_chat(folder: Path, config: GPTConfig) -> ChatFormat | None:
     Raises:
         CheckpointError: the file is damaged, or belongs to another model.
     """
-    if not (folder / CHAT).is_file():
+    if not os.path.lexists(folder / CHAT):
         return None
     try:
         chat = ChatFormat.from_json(read_json_object(folder / CHAT))
@@ -491,7 +485,7 @@ def read_chat(folder: Path, config: GPTConfig) -> ChatFormat | None:
 
 def _check_files(folder: Path) -> dict[str, str]:
     """A bundle's files against its own manifest, or that of the checkpoint it lies in; return name -> SHA-256."""
-    own = (folder / MANIFEST).is_file() or not (folder.parent / MANIFEST).is_file()
+    own = os.path.lexists(folder / MANIFEST) or not os.path.lexists(folder.parent / MANIFEST)
     root, under = (folder, "") if own else (folder.parent, f"{folder.name}/")
     listed = check_manifest(root, under)["files"]
     for name in (CONFIG, ADAPTER if under + ADAPTER in listed else WEIGHTS, TOKENIZER):
@@ -507,10 +501,10 @@ def looks_like_bundle(folder: Path) -> bool:
 
 def _is_of_transformers(folder: Path) -> bool:
     """Whether another program's `config.json` is in a folder: `transformers` names a family of models there."""
-    if (folder / MANIFEST).exists() or not (folder / CONFIG).is_file():
+    if os.path.lexists(folder / MANIFEST):
         return False
     try:
-        return "model_type" in read_json_object(folder / CONFIG)
+        return "model_type" in read_json_object(folder / CONFIG, links=True)
     except CheckpointError:
         return False
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import threading
 from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -10,8 +11,8 @@ from typing import NamedTuple
 from groundling import output
 from groundling.errors import ConfigError, GroundlingError, near_name
 
-INTERRUPTED = 130
-"""128 + SIGINT: how shells say that Ctrl-C ended a command."""
+INTERRUPTED, TERMINATED = 130, 143
+"""128 + SIGINT, 128 + SIGTERM: how shells say that Ctrl-C or SIGTERM ended a command."""
 
 
 class Verb(NamedTuple):
@@ -118,11 +119,17 @@ def calm_waiting_threads(environment: MutableMapping[str, str]) -> None:
 def console() -> None:
     """The entry point of the command `groundling`."""
     output.claim_descriptors()
-    code = main(sys.argv[1:])
-    if code == INTERRUPTED or "TORCHELASTIC_RUN_ID" in os.environ:
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as stop:
+        if stop.code not in (INTERRUPTED, TERMINATED):
+            raise
+        code = stop.code
+    at_work = any(thread.name.startswith(output.UNBREAKABLE) for thread in threading.enumerate())
+    if code in (INTERRUPTED, TERMINATED) or at_work or "TORCHELASTIC_RUN_ID" in os.environ:
         # All is written and closed. Taking PyTorch and a long text apart takes a second of the processor, more beside
-        # busy processes, and Ctrl-C is to end at once. Under torchrun, what is left of gloo's threads has been seen
-        # to abort the interpreter on its way out, and a finished run would be called a failed one.
+        # busy processes, and a signal is to end it at once. A thread inside PyTorch, which loads a model or is what is
+        # left of gloo under torchrun, aborts the interpreter on its way out: what has ended well would look failed.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

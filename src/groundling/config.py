@@ -19,9 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from groundling import files
 from groundling.errors import ConfigError
 
 C = TypeVar("C")
+MOST_TOML = 1 << 20
+"""Bytes of a preset; those that come with the package have a few hundred."""
 ABSENT = "None"
 """TOML has no null; a preset says "None", as a command line does."""
 EMPTY_PATH = 'it is empty; give a path ("." is this folder)'
@@ -168,15 +171,28 @@ def load_preset(name: str) -> dict[str, Any]:
         ConfigError: there is no such file, or it is not TOML.
     """
     path = Path(name)
-    if not path.is_file():
+    if not files.is_regular(path, links=True):
         known = shipped_presets()
         if path.name != name.removeprefix("configs/") or path.name not in known:
             raise ConfigError(f"no preset {name!r}; give the path of a TOML file, or one of: {', '.join(known)}")
         path = known[path.name]
+    return read_toml(path, links=True)
+
+
+def read_toml(path: Path, *, links: bool = False) -> dict[str, Any]:
+    """Read a TOML preset from its file. `links` is as `files.open_regular` takes it.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(files.read_text(path, MOST_TOML, links=links))
+    except OSError as error:
+        raise ConfigError(f"the preset {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the preset {path} is not valid TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"the preset {path} is not valid TOML: it is nested too deep") from None
 
 
 def shipped_presets() -> dict[str, Path]:

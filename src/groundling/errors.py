@@ -50,6 +50,10 @@ class MissingExtraError(GroundlingError, ImportError):
 
 def legible(text: str) -> str:
     """Text of unknown origin on one line: escapes for what does not print, and the middle of a long one left out."""
+    if len(text) > 4 * MOST_SIGNS:  # escapes only make it longer
+        n_left_out = len(text) - MOST_SIGNS
+        head, tail = (legible(part) for part in (text[: MOST_SIGNS - 500], text[-500:]))
+        return f"{head[: MOST_SIGNS - 500]} [{n_left_out:,} characters left out] {tail[-500:]}"
     shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
     n_left_out = len(shown) - MOST_SIGNS
     if n_left_out <= 0:

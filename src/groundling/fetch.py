@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.errors import DataError
 
 PIECE_BYTES = 1 << 16
@@ -87,6 +87,8 @@ def download(url: str, target: Path, sha256: str, n_bytes: int, patience: Patien
 
 def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
     """Bring `part` to its full length, asking only for what is missing; return whether it was begun before."""
+    if not files.is_regular(part):  # a link that somebody put there leads to a file that is not ours to write to
+        files.remove(part)
     have = part.stat().st_size if part.exists() else 0
     if have >= n_bytes:
         return True
@@ -100,7 +102,7 @@ def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
             resumed = bool(have) and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             begin = have if resumed else 0
             received = begin
-            with part.open("ab" if resumed else "wb") as file:
+            with (files.open_to_append if resumed else files.open_to_replace)(part) as file:
                 # One byte more than expected is enough to know that this is another file.
                 while received <= n_bytes and (piece := answer.read(PIECE_BYTES)):
                     file.write(piece)
@@ -118,7 +120,7 @@ def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
 def _explain(error: urllib.error.HTTPError, part: Path) -> None:
     with error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink(missing_ok=True)
+            files.remove(part)
             raise _TryAgainError("the part that was here does not belong to the file there") from error
         if error.code in BUSY:
             raise _TryAgainError(
@@ -143,13 +145,13 @@ def _accept(url: str, part: Path, target: Path, sha256: str, n_bytes: int, resum
     """Give a complete and right `part` its final name; throw away a wrong one."""
     got_bytes, got = part.stat().st_size, atomicio.sha256_of(part)
     if got == sha256:
-        with part.open("rb") as file:
+        with files.open_regular(part) as file:
             os.fsync(file.fileno())
         atomicio.replace(part, target)
         return
-    with part.open("rb") as file:
+    with files.open_regular(part) as file:
         begins = file.read(200).lstrip().lower()
-    part.unlink()
+    files.remove(part)
     if resumed:
         raise _TryAgainError("the part that was here does not belong to the file there")
     if begins.startswith((b"<!doctype html", b"<html")):
@@ -191,8 +193,8 @@ def read_members(archive: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(archive) as wheel:
             return {name: wheel.read(name) for name in wheel.namelist() if not name.endswith("/")}
     with tarfile.open(archive) as tar:
-        files = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
-        return {name: file.read() for name, file in files.items() if file is not None}
+        members = {member.name: tar.extractfile(member) for member in tar if member.isfile()}
+        return {name: file.read() for name, file in members.items() if file is not None}
 
 
 def require_sha256(data: bytes, sha256: str, what: str) -> bytes:

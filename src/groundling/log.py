@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 from rich.table import Table
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.optional import missing_extra, optional_import
 
 Record = dict[str, Any]
@@ -62,6 +62,10 @@ class JsonlSink:
         """Nothing is left to do: every line is already in the file."""
 
 
+MOST_RECORDS = 1 << 30
+"""Bytes of a run's records: some millions of lines."""
+MOST_LINE = 1 << 20
+"""Bytes of one record."""
 NUMBERS = ("step", "loss", "val_loss", "train_loss", "n_tokens", "train_s")
 """What others reckon with, where a record has it."""
 
@@ -72,12 +76,35 @@ def read_records(path: Path) -> list[Record]:
     A run's record never stops the run: a last line that a crash has cut is passed over, and damaged ones are too, which
     is said.
     """
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    found = [_read_record(line) for line in lines]
-    n_damaged = found[:-1].count(None) + (bool(found) and found[-1] is None and lines[-1].endswith(b"\n"))
+    found: list[Record] = []
+    n_damaged, is_last_damaged = 0, False
+    for line in _lines(path):
+        record = _read_record(line)
+        if record is not None:
+            found.append(record)
+        is_last_damaged = record is None and not line.endswith(b"\n")
+        n_damaged += record is None
+    n_damaged -= is_last_damaged
     if n_damaged:
         say(f"{path}: passed over {n_damaged:,} damaged {'line' if n_damaged == 1 else 'lines'}")
-    return [record for record in found if record is not None]
+    return found
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a record, with their ends; of one that is too long to be one, its beginning."""
+    try:
+        with files.open_regular(path) as file:
+            while file.tell() < MOST_RECORDS and (line := file.readline(MOST_LINE)):
+                rest = line
+                while rest and not rest.endswith(b"\n") and file.tell() < MOST_RECORDS:
+                    rest = file.readline(MOST_LINE)
+                yield line if line is rest or not rest.endswith(b"\n") else line + b"\n"
+            if file.read(1):
+                say(f"{path}: passed over what follows its first {MOST_RECORDS:,} bytes")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        say(f"{path}: passed over all of it ({error.strerror})")
 
 
 def _read_record(line: bytes) -> Record | None:

@@ -6,13 +6,19 @@ manifest vouches for itself too: a flipped digit in what it says beside its file
 
 import hashlib
 import json
+import os
+from itertools import starmap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+MOST_FILES = 1000
+"""That a manifest lists; each is read, and a folder of ours holds about ten."""
+MOST_JSON = 16 << 20
+"""Bytes of a file that holds one object: a config, a manifest, the index of a large model."""
 SEAL = "sha256"
 """The manifest's key for the SHA-256 of all the rest of it."""
 
@@ -27,12 +33,12 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     Raises:
         StorageError: the manifest could not be written.
     """
-    files = {
+    listed = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": atomicio.sha256_of(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }
-    _write_sealed(folder, {**facts, "files": files})
+    _write_sealed(folder, {**facts, "files": listed})
 
 
 def change_facts(folder: Path, facts: dict[str, Any]) -> None:
@@ -52,11 +58,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: there is none, or it is damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished, or not made by groundling")
     manifest = read_json_object(path)
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
+    listed = manifest.get("files")
+    is_list = isinstance(listed, dict) and len(listed) <= MOST_FILES and all(starmap(_is_entry, listed.items()))
+    if not is_list:
         raise CheckpointError(f"{path} is damaged: it does not list files with their sizes and SHA-256")
     if manifest.get(SEAL) != _seal(manifest):
         raise CheckpointError(f"{path} is damaged: its content differs from its own SHA-256")
@@ -78,18 +85,18 @@ def check_manifest(folder: Path, under: str = "") -> dict[str, Any]:
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
         if name.startswith(under):
-            _check_file(folder / name, entry["size"], entry["sha256"])
+            _check_file(folder, name, entry["size"], entry["sha256"])
     return manifest
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
+def read_json_object(path: Path, *, links: bool = False) -> dict[str, Any]:
+    """Read a JSON file that holds one object. `links` is as `files.open_regular` takes it.
 
     Raises:
         CheckpointError: the file cannot be read, or holds something else.
     """
     try:
-        value = atomicio.read_json(path)
+        value = atomicio.read_json(path, MOST_JSON, links=links)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -113,16 +120,22 @@ def _is_entry(name: str, entry: Any) -> bool:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not isinstance(entry, dict):
         return False
+    if str(path) != name:  # else one file could be listed, and hashed, under any number of names
+        return False
     return type(entry.get("size")) is int and type(entry.get("sha256")) is str
 
 
-def _check_file(path: Path, size: int, sha256: str) -> None:
-    advice = "restore it from a copy, or use another checkpoint"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing, and the {MANIFEST} lists it; {advice}")
-    found = path.stat().st_size
+def _check_file(folder: Path, name: str, size: int, sha256: str) -> None:
+    path, advice = folder / name, "restore it from a copy, or use another checkpoint"
+    try:
+        with files.open_regular(path, within=folder) as file:
+            found = os.fstat(file.fileno()).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path} is missing, and the {MANIFEST} lists it; {advice}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; {advice}") from error
     if found != size:
         what = "is truncated" if found < size else "has extra bytes"
         raise CheckpointError(f"{path} {what}: size {found}, expected {size}; {advice}")
-    if atomicio.sha256_of(path) != sha256:
+    if atomicio.sha256_of(path, within=folder) != sha256:
         raise CheckpointError(f"{path} is damaged: its content differs from the SHA-256 in the {MANIFEST}; {advice}")

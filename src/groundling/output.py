@@ -29,6 +29,8 @@ ESCAPE = "groundling.escape"
 """The name of our error handler of encodings."""
 KEPT_HANDLERS = ("backslashreplace", "ignore", "namereplace", "replace", "xmlcharrefreplace")
 """What PYTHONIOENCODING may ask for in its place: error handlers that never raise."""
+UNBREAKABLE = "groundling-"
+"""What the names of threads begin with that cannot be broken off: the process ends without waiting for them."""
 CLOSED = "this stream was closed from the start"
 
 

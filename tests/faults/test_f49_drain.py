@@ -1,6 +1,8 @@
 """Row 49: asked to stop, it ends what it has begun, refuses what is new, and leaves with 0 and no orphan."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -59,6 +61,38 @@ def test_what_does_not_end_in_time_is_told_so(models, second: bool) -> None:
         assert last["error"]["code"] == "draining"
         assert server.process.wait(60) == 0
         assert time.monotonic() - begun < 25
+
+
+LOADS_FOR_EVER = """
+import sys, torch
+from groundling.serve import registry
+from groundling.cli import console
+def load(*_, **__):
+    while True:
+        torch.rand(2000, 2000) @ torch.rand(2000, 2000)
+registry.load_bundle = load
+sys.argv = ["groundling", "serve", sys.argv[1], "--port", "0"]
+console()
+"""
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_a_model_that_is_being_loaded(models) -> None:
+    """A thread inside PyTorch cannot be broken off, and aborts an interpreter that ends around it."""
+    command = [sys.executable, "-c", LOADS_FOR_EVER, str(models["base"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "listening" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        assert time.monotonic() - began < 8, "it waited for the thread"
+        assert "Abort" not in (said := process.stderr.read()), said
+        assert "terminate" not in said
 
 
 @pytest.mark.slow

@@ -89,6 +89,22 @@ def damaged(text: bytes, chance: random.Random) -> bytes:
     return bytes(flipped)
 
 
+def with_header(before: bytes, chance: random.Random) -> bytes:
+    """A file of safetensors whose header promises something else: other types, shapes, places or names."""
+    n_header = int.from_bytes(before[:8], "little")
+    header = json.loads(before[8 : 8 + n_header])
+    name = chance.choice([name for name in header if name != "__metadata__"])
+    if chance.random() < 0.5:
+        header[name]["dtype"] = chance.choice(
+            ["I64", "I32", "I16", "U8", "BOOL", "C64", "F64", "F16", "F8_E4M3", "F4", "X"]
+        )
+        text = json.dumps(header)
+    else:
+        text = changed(header, chance)
+    made = text.encode("utf-8", "surrogatepass")
+    return len(made).to_bytes(8, "little") + made + before[8 + n_header :]
+
+
 def attack(file: Path, chance: random.Random, sealed_in: Path | None) -> str:
     """Change a file, seal its folder's manifest again where there is one, and say how to make the same."""
     before = file.read_bytes()
@@ -96,6 +112,10 @@ def attack(file: Path, chance: random.Random, sealed_in: Path | None) -> str:
         after = changed(json.loads(before), chance).encode("utf-8", "surrogatepass")
     elif file.suffix == ".json" and chance.random() < 0.2:
         after = deep(chance.choice([600, 100_000])).encode()
+    elif file.suffix == ".toml" and chance.random() < 0.5:
+        after = f"{json.dumps(chance.choice(KEYS))} = {json.dumps(chance.choice(VALUES))}\n".encode() + before
+    elif file.suffix == ".safetensors" and chance.random() < 0.5:
+        after = with_header(before, chance)
     else:
         after = damaged(before, chance)
     file.write_bytes(after)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from filefuzz import attack
@@ -21,13 +22,20 @@ from filefuzz import attack
 from groundling.adapter import Adapter
 from groundling.align.reward_model import RewardModel, load_reward_model, save_reward_model
 from groundling.bundle import Bundle, base_at, load_bundle, save_adapter, save_bundle
+from groundling.config import to_toml
 from groundling.data.corpus import DataConfig
+from groundling.data.tokenfile import open_token_file, write_token_file
 from groundling.errors import GroundlingError
+from groundling.export.families import GPT2
+from groundling.export.hf import export_hf
+from groundling.export.hf_folder import read_model
+from groundling.export.hf_speech import read_speech
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import RuntimeConfig
 from groundling.text.chat import ChatFormat, Message
 from groundling.text.chat_wrapped import WrappedTurns
 from groundling.text.training import TokenizerConfig, train_tokenizer
+from groundling.train.arguments import parse_arguments
 from groundling.train.pretrain import PretrainConfig, pretrain
 from groundling.train.verify import main as verify
 
@@ -128,11 +136,36 @@ def use(bundle: Bundle) -> None:
     tokenizer.decode([id for id in [*ids[:2], int(best)] if id < tokenizer.vocab_size])
 
 
+def make_foreign(folder: Path) -> None:
+    """A folder of transformers: a model without a chat template, whose rendering takes a process of its own."""
+    save(folder / "ours", "bpe", position="rotary", norm="rmsnorm", mlp="swiglu", bias=False, n_kv_head=1)
+    export_hf(load_bundle(folder / "ours"), folder / "theirs")
+
+
+def read_foreign(folder: Path) -> None:
+    family, config, weights = read_model(folder / "theirs")
+    tokenizer, _, _ = read_speech(folder / "theirs", family is GPT2)
+    assert sum(tensor.numel() for tensor in weights.values()) > 0
+    assert config.vocab_size > 0
+    tokenizer.decode(tokenizer.encode("to be"))
+
+
+def make_tokens(folder: Path) -> None:
+    folder.mkdir()
+    write_token_file(folder / "train.tok", [np.arange(300)], 300)
+
+
+def make_preset(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "preset.toml").write_text(to_toml(run_config(folder)), encoding="utf-8")
+
+
 def resume(folder: Path) -> None:
     pretrain(dataclasses.replace(run_config(folder), steps=3, resume=True))
 
 
 BUNDLE = ("config.json", "tokenizer.json", "manifest.json", "model.safetensors")
+SPEECH = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 STEP = "checkpoints/step-00000002"
 KINDS = {
     "bundle": Kind(lambda f: save(f, "char"), BUNDLE, "", lambda f: use(load_bundle(f))),
@@ -157,6 +190,14 @@ KINDS = {
     "checkpoint": Kind(
         make_run, tuple(f"{STEP}/{name}" for name in ("state.json", "training.safetensors")), STEP, resume
     ),
+    "folder of transformers": Kind(
+        make_foreign,
+        tuple(f"theirs/{name}" for name in ("config.json", "model.safetensors", *SPEECH)),
+        None,
+        read_foreign,
+    ),
+    "token file": Kind(make_tokens, ("train.tok",), None, lambda f: open_token_file(f / "train.tok", verify=True)),
+    "preset": Kind(make_preset, ("preset.toml",), None, lambda f: parse_arguments([str(f / "preset.toml")])),
     "verified": Kind(make_run, (f"{STEP}/manifest.json", "bundle/manifest.json"), None, lambda f: verify([str(f)])),
 }
 

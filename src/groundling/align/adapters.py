@@ -68,9 +68,15 @@ class LearnedRows(nn.Module):
 
 
 def adapt(model: GPT, config: LoraConfig, n_known_ids: int, seed: int) -> None:
-    """Let only adapters and the rows of ids from `n_known_ids` on be learned; without a rank, do nothing."""
+    """Let only adapters and the rows of ids from `n_known_ids` on be learned; without a rank, do nothing.
+
+    Raises:
+        ConfigError: the rank is higher than that of any matrix.
+    """
     if config.rank is None:
         return
+    most = max(min(linear.weight.shape) for linear in _block_linears(model))
+    require(config.rank <= most, f"lora.rank is {config.rank}; the model's matrices have at most a rank of {most}")
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

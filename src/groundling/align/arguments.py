@@ -1,12 +1,13 @@
 """The command line of a stage: one that goes on takes its own settings where no others are given."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from groundling import atomicio
 from groundling.align.stage import StageConfig
-from groundling.config import from_dict, load_preset, parse
+from groundling.config import from_dict, parse, read_toml
 from groundling.errors import CheckpointError, ConfigError
 from groundling.train.arguments import peek
 
@@ -22,13 +23,13 @@ def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
     """
     seen = peek(argv, config_class)
     own = seen.out_dir / "run.toml"
-    if not seen.resume or not own.is_file():
+    if not seen.resume or not os.path.lexists(own):
         if seen.resume is True:
             raise CheckpointError(f"{seen.out_dir} holds no run to resume; start it without --resume")
         return parse(config_class, argv, prog)
     _require_stage(seen.out_dir, prog.split()[-1])
     try:
-        base = from_dict(config_class, load_preset(str(own)))
+        base = from_dict(config_class, read_toml(own))
     except ConfigError as error:
         try:
             return parse(config_class, argv, prog)  # whether they are the run's own, its checkpoint tells

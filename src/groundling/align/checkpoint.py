@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from groundling import atomicio, dist
-from groundling.bundle import read_tensors
 from groundling.config import completed, differences, to_dict
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
 from groundling.manifest import read_json_object
+from groundling.tensors import read_tensors
 from groundling.train.checkpoint_folder import CheckpointFolder
 from groundling.train.resuming import NEVER_SAID, is_about
 from groundling.train.training_tensors import generator_tensors, restore_generators
@@ -193,7 +193,7 @@ def find(path: Path, config: Any, stage: str, learns_from: str) -> Found:
             f"the models or the examples are not those that {out_dir} was begun with; "
             "resume with those, or start a new run in another --out-dir"
         )
-    snapshot = Snapshot(state.step, read_tensors(path / "training.safetensors"), state.facts)
+    snapshot = Snapshot(state.step, read_tensors(path / "training.safetensors", raw="generator|"), state.facts)
     return Found(path, snapshot, state.run_id, state.wall_s, state.world_size, changed)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from groundling import files
 from groundling.data.formats import HEAD_BYTES, SQLITE, binary_format
 from groundling.errors import DataError, StorageError
 
@@ -164,7 +165,7 @@ class Database:
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path, links=True) as file:
             return file.read(HEAD_BYTES)
     except OSError:
         return b""

@@ -30,8 +30,10 @@ class Speed:
 
 
 REFERENCE = Speed(training=0.10, decoding=0.14)
-"""Of the model of `make chatgpt`, on two cores of an Intel Xeon with AMX (2026-11-29). Five trials: 0.09 to 0.12, and 0.13
-to 0.18."""
+"""Of the model of `make chatgpt`, on two cores of an Intel Xeon with AMX (2026-11-29).
+
+Five trials: 0.09 to 0.12, and 0.13 to 0.18.
+"""
 
 SECONDS: Mapping[str, tuple[float, float]] = {
     "sft": (60, 4),

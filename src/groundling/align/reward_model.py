@@ -7,6 +7,7 @@ Shapes: B rows, T positions, C n_embd, N sequences.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groundling.align.packing import Exchange, Rows, groups_of_exchanges, pack_exchanges
-from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, read_tensors, save_bundle
+from groundling.bundle import HEAD, Bundle, find_bundle, load_bundle, save_bundle
 from groundling.errors import CheckpointError, require
 from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 from groundling.model.layers import at_least_float32
 from groundling.model.packed import Layout, Packed
+from groundling.tensors import read_tensors
 
 SCALE = 1 / 16
 """Numbers are small, so that their sum over a reply begins in the range in which preferences are learned."""
@@ -88,7 +90,7 @@ def load_reward_model(path: Path | str, device: torch.device | str = "cpu") -> t
     """
     bundle = load_bundle(path, device)
     file = find_bundle(path) / HEAD
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise CheckpointError(f"{path} is no reward model (it has no {HEAD}); `groundling reward` makes one")
     head, model = read_tensors(file), RewardModel(bundle.model)
     expected = {"weight": model.head_weight.shape, "bias": model.head_bias.shape}

@@ -28,6 +28,7 @@ from groundling.model.loss import IGNORE, token_logprobs
 from groundling.sample.engine import DecodeConfig, settled
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
+from groundling.train.training_tensors import of_ragged, ragged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,26 +100,14 @@ class Round:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it, for a checkpoint; `Drawer.round_of` takes it back."""
-        ids = [(torch.tensor(reply.prompt), torch.tensor(reply.said)) for reply in self.replies]
         return {
-            **laid_end_to_end("prompt", [prompt for prompt, _ in ids]),
-            **laid_end_to_end("said", [said for _, said in ids]),
+            **ragged("prompt", [torch.tensor(reply.prompt) for reply in self.replies]),
+            **ragged("said", [torch.tensor(reply.said) for reply in self.replies]),
             "rewards": torch.tensor(self.rewards, dtype=torch.float64),
-            **laid_end_to_end("logprobs", self.logprobs),
-            **laid_end_to_end("reference", self.reference),
-            **laid_end_to_end("advantages", self.advantages),
+            **ragged("logprobs", self.logprobs),
+            **ragged("reference", self.reference),
+            **ragged("advantages", self.advantages),
         }
-
-
-def laid_end_to_end(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Vectors of different lengths as two tensors: all their numbers, and their lengths."""
-    return {name: torch.cat(list(values)), f"{name}.lengths": torch.tensor([len(each) for each in values])}
-
-
-def of_each(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
-    """The vectors that `laid_end_to_end` was given."""
-    parts = torch.split(tensors[name], tensors[f"{name}.lengths"].tolist())
-    return [part.clone() for part in parts]
 
 
 def nats_a_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
@@ -293,9 +282,9 @@ class Drawer:
     def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
         """The round whose `Round.tensors` these are."""
         speaker = self._speaker(policy.model)
-        prompts, said = (of_each(tensors, name) for name in ("prompt", "said"))
-        replies = [speaker.reply_of(p.tolist(), s.tolist()) for p, s in zip(prompts, said, strict=True)]
-        known = (of_each(tensors, name) for name in ("logprobs", "reference", "advantages"))
+        prompts, said = (of_ragged(tensors, name) for name in ("prompt", "said"))
+        replies = [speaker.reply_of(p.long().tolist(), s.long().tolist()) for p, s in zip(prompts, said, strict=True)]
+        known = (of_ragged(tensors, name) for name in ("logprobs", "reference", "advantages"))
         return Round(replies, tensors["rewards"].tolist(), *known)
 
     def _speaker(self, model: GPT) -> Speaker:

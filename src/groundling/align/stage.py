@@ -159,7 +159,7 @@ class Stage:
         if dist.is_first():
             if self.found is None:
                 self._stack.enter_context(rundir.new_run(run, self.stop))
-            (run / "summary.json").unlink(missing_ok=True)
+            atomicio.remove(run / "summary.json")
             settings = dataclasses.replace(self.config, resume=False, overwrite=False)
             atomicio.write_text(run / "run.toml", to_toml(settings))
             about = {"stage": self.name, "run_id": self._facts.run_id}
@@ -214,8 +214,8 @@ class Stage:
         }
         if dist.is_first():
             atomicio.write_json(self.config.out_dir / "summary.json", summary)
-            if not stopped and self.failure is None and self._checkpoints.folder.exists():
-                atomicio.remove_tree(self._checkpoints.folder)
+            if not stopped and self.failure is None:
+                atomicio.remove(self._checkpoints.folder)
         if self.failure is not None:
             raise self.failure
         if stopped:
@@ -278,8 +278,7 @@ def has_finished(config: StageConfig, name: str) -> bool:
         )
     if dist.is_first():
         say(f"{config.out_dir} has finished; nothing is left to do")
-        if (config.out_dir / CHECKPOINTS).exists():  # it was killed when it removed them
-            atomicio.remove_tree(config.out_dir / CHECKPOINTS)
+        atomicio.remove(config.out_dir / CHECKPOINTS)  # it may have been killed when it removed them
     return True
 
 

@@ -6,14 +6,13 @@ part and the validation part. The last `val_fraction` of the characters is held 
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from groundling import atomicio
 from groundling.config import to_dict
@@ -158,13 +157,10 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    lock = filelock.FileLock(path)
-    with Progress("waiting for another process that prepares this text"):
-        lock.acquire()
-    try:
+    with ExitStack() as stack:
+        with Progress("waiting for another process that prepares this text"):
+            stack.enter_context(atomicio.locked(path))
         yield
-    finally:
-        lock.release()
 
 
 def _key(config: DataConfig, text: reading.TextFiles, tokenizer: Tokenizer | None) -> str:
@@ -173,7 +169,7 @@ def _key(config: DataConfig, text: reading.TextFiles, tokenizer: Tokenizer | Non
     packings = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
     try:
         with Progress("looking whether this text was prepared before", text.n_bytes) as progress:
-            contents = [atomicio.sha256_of(path, progress.advance) for path in text.paths]
+            contents = [atomicio.sha256_of(path, progress.advance, links=True) for path in text.paths]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     made_of = [FORMAT, contents, packings, config.errors, config.val_fraction, how]
@@ -181,14 +177,14 @@ def _key(config: DataConfig, text: reading.TextFiles, tokenizer: Tokenizer | Non
 
 
 def _open_if_sound(folder: Path) -> Corpus | None:
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return None
     try:
         with Progress("checking the text that was prepared before"):
             return _open(folder)
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         _say(f"the prepared text in {folder} is damaged and is made again ({error})")
-        atomicio.remove_tree(folder)
+        atomicio.remove(folder)
         return None
 
 

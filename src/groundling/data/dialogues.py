@@ -23,6 +23,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from groundling import files
 from groundling.data import sources
 from groundling.data.example_files import Conversation
 from groundling.data.row_messages import Messages
@@ -33,6 +34,8 @@ Split = Literal["train", "val"]
 
 N_SPEAKERS = 3
 """So many speakers on both sides of a place tell whether the scene changes there."""
+MOST_BYTES = 8 << 20
+"""Of the text: it has one million."""
 MAX_PROMPT = 92
 MAX_REPLY = 160
 """Characters. Both and the four ids of a turn's structure fit into the lecture's 256 characters of context."""
@@ -143,7 +146,7 @@ def shakespeare_dialogues(
     Raises:
         DataError: it could not be fetched.
     """
-    text = sources.get("tiny_shakespeare").read_text("utf-8")
+    text = files.read_text(sources.get("tiny_shakespeare"), MOST_BYTES)
     limits = {"max_prompt": max_prompt, "max_reply": max_reply, "max_turns": max_turns}
     return dialogues(text, "train", **limits), dialogues(text, "val", **limits)
 

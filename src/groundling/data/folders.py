@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from groundling import files
 from groundling.data import formats
 from groundling.errors import DataError
 
@@ -45,9 +46,9 @@ class Found:
         common = [f"{n} {ending or 'without an ending'}" for ending, n in self.endings.most_common(MOST_ENDINGS)]
         more = ", ..." if len(self.endings) > MOST_ENDINGS else ""
         n_others = self.endings.total()
-        files = _counted(n_others, "file") + f" that {_are(n_others)} not text by name ({', '.join(common)}{more})"
+        others = _counted(n_others, "file") + f" that {_are(n_others)} not text by name ({', '.join(common)}{more})"
         parts = [
-            (n_others, files),
+            (n_others, others),
             (self.hidden, f"{self.hidden} hidden"),
             (self.again, f"{_counted(self.again, 'link')} to what is read already"),
             (self.broken, f"{_counted(self.broken, 'broken link')} or special file{'' if self.broken == 1 else 's'}"),
@@ -80,7 +81,7 @@ def find_files(path: str) -> Found:
 def _find(chosen: Path, path: str) -> Found:
     if chosen.is_dir():
         return _in_folder(chosen, path)
-    if chosen.is_file():
+    if files.is_regular(chosen, links=True):
         return Found([chosen])
     if chosen.exists():
         raise DataError(f"{path} is not a file that can be read twice; save the text to a file first")
@@ -99,7 +100,7 @@ def _matching(pattern: str) -> Found:
     """The files that a glob matches. Its folders are not looked into, but by `**`, which looks into each once."""
     found, seen = Found(), set[str]()
     for file in sorted(_glob(pattern, found.unreadable)):
-        if file.is_file():
+        if files.is_regular(file, links=True):
             real = os.path.realpath(file)
             found.again += real in seen
             found.paths += [file] * (real not in seen)
@@ -145,7 +146,7 @@ class _Walk:
         for folder, entries in self.folders(start):
             for entry in entries:
                 here = folder / entry.name
-                if not here.is_file():
+                if not files.is_regular(here, links=True):
                     self._found.broken += 1
                 elif here.suffix.lower() not in ENDINGS or formats.is_other_by_name(here):
                     self._found.endings["".join(here.suffixes[-2:]).lower() or ""] += 1

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from groundling import files
 from groundling.data import formats, row_formats
 from groundling.errors import DataError
 from groundling.optional import optional_import
@@ -186,14 +187,14 @@ def _whole_head(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _unpacked(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path, links=True) as file:
             begin = file.read(4)
         suffix = path.suffix.lower()
         if begin.startswith(formats.ZSTD) or (suffix == ".zst" and begin):
             yield from _zst_pieces(path)
             return
         is_gzip = begin.startswith(formats.GZIP) or suffix == ".gz"
-        with gzip.open(path) if is_gzip else path.open("rb") as file:
+        with files.open_regular(path, links=True) as packed, gzip.open(packed) if is_gzip else packed as file:
             while piece := file.read(PIECE_BYTES):
                 yield piece
     except IsADirectoryError:
@@ -206,7 +207,7 @@ def _zst_pieces(path: Path) -> Iterator[bytes]:
     zstandard = optional_import("zstandard", "text")
     frame = None
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path, links=True) as file:
             while packed := file.read(PIECE_BYTES):
                 while packed:
                     frame = frame or zstandard.ZstdDecompressor().decompressobj()

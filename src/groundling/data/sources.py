@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import filelock
-
 from groundling import atomicio, config, fetch
 from groundling.errors import DataError, near_name
 
@@ -120,17 +118,20 @@ def obtain(source: DataSource, patience: fetch.Patience | None = None) -> Path:
     if _is_there(source):
         return path
     atomicio.make_folder(path.parent)
-    with filelock.FileLock(path.with_name(".lock")):
+    with atomicio.locked(path.with_name(".lock")):
         if not _is_there(source):
             atomicio.sweep_temporaries(path.parent)
             _fetch(source, path, patience)
-            path.with_name(f"{path.name}.part").unlink(missing_ok=True)
+            atomicio.remove(path.with_name(f"{path.name}.part"))
     return path
 
 
 def _is_there(source: DataSource) -> bool:
     path = source.path()
-    return path.is_file() and path.stat().st_size == source.n_bytes and atomicio.sha256_of(path) == source.sha256
+    try:
+        return path.stat().st_size == source.n_bytes and atomicio.sha256_of(path) == source.sha256
+    except OSError:
+        return False
 
 
 def _fetch(source: DataSource, path: Path, patience: fetch.Patience | None) -> None:

@@ -5,6 +5,7 @@ so a reader that has it mapped keeps what it has.
 """
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.errors import DataError
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -60,9 +61,9 @@ class Header:
             DataError: this is no token file, or one that is cut, or has grown.
         """
         try:
-            with path.open("rb") as file:
+            with files.open_regular(path) as file:
                 data = file.read(cls.LAYOUT.size)
-            n_bytes = path.stat().st_size
+                n_bytes = os.fstat(file.fileno()).st_size
         except OSError as error:
             raise DataError(f"the token file {path} cannot be read: {error.strerror}") from error
         if len(data) < cls.LAYOUT.size or not data.startswith(MAGIC):
@@ -95,11 +96,10 @@ class TokenFile:
         self.path, self.vocab_size, self.max_id = path, header.vocab_size, header.max_id
         self.sha256 = header.sha256.hex()
         dtype = DTYPES[header.itemsize]
-        self.ids: Tokens = (
-            np.memmap(path, dtype, "r", offset=Header.LAYOUT.size, shape=(header.count,))
-            if header.count
-            else np.empty(0, dtype)  # nothing cannot be mapped
-        )
+        self.ids: Tokens = np.empty(0, dtype)
+        if header.count:  # nothing cannot be mapped
+            with files.open_regular(path) as file:
+                self.ids = np.memmap(file, dtype, "r", offset=Header.LAYOUT.size, shape=(header.count,))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -146,7 +146,7 @@ def open_token_file(path: Path, verify: bool = False) -> TokenFile:
     """
     header = Header.read(path)
     if verify:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             file.seek(Header.LAYOUT.size)
             if hashlib.file_digest(file, "sha256").digest() != header.sha256:
                 raise _damaged(path, "its ids are not those that were written")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from groundling import atomicio, config
+from groundling import atomicio, config, files
 from groundling.data.corpus import Corpus, DataConfig, TextConfig, TokenizerConfig, prepare
 from groundling.errors import DataError, MissingExtraError
 from groundling.text.tokenizer import FILE_NAME, Tokenizer, load_tokenizer, save_tokenizer
@@ -79,7 +79,7 @@ def _home_of_tokenizer(folder: Path) -> Path:
     if folder.name == FILE_NAME:
         return folder.parent
     found = [folder / FILE_NAME, *sorted(folder.glob(f"*/{FILE_NAME}")), *sorted(folder.glob(f"*/*/{FILE_NAME}"))]
-    return next((path.parent for path in found if path.is_file()), folder)
+    return next((path.parent for path in found if files.is_regular(path)), folder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`groundling export hf|gguf|bundle`: a trained model for other programs, or in one piece."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from groundling.bundle import (
     find_bundle,
     load_bundle,
     looks_like_bundle,
-    read_tensors,
     require_speaker,
     save_bundle,
 )
 from groundling.errors import StorageError
 from groundling.progress import Progress
+from groundling.tensors import read_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,12 @@ def _bundle(argv: list[str]) -> int:
     bundle = _load(chosen, looks_like_bundle)
     head = find_bundle(chosen.path, chosen.checkpoint) / HEAD
     save_bundle(
-        chosen.out, bundle.model, bundle.tokenizer, None, bundle.chat, read_tensors(head) if head.is_file() else None
+        chosen.out,
+        bundle.model,
+        bundle.tokenizer,
+        None,
+        bundle.chat,
+        read_tensors(head) if os.path.lexists(head) else None,
     )
     print(f"{chosen.out}: {_said(bundle)}")
     return 0

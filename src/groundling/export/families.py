@@ -13,14 +13,10 @@ from typing import Any, NamedTuple
 from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError
 from groundling.export.foreign import ForeignConfig
-from groundling.model.gpt import GPTConfig
+from groundling.model.gpt import MAX_LAYERS, GPTConfig
 
 NOTE = "groundling"
 """The key of `config.json` under which the whole GPTConfig stands; also what marks a folder as written by us."""
-
-
-MOST_LAYERS = 10_000
-"""No model that anybody has is deeper, and building a deeper one would hang."""
 
 
 class Family(NamedTuple):
@@ -173,8 +169,8 @@ def _read_plain(values: Mapping[str, Any], where: str) -> tuple[Family, GPTConfi
         )
     theirs.require("quantization_config", None, None)
     layers = theirs.size("n_layer" if family is GPT2 else "num_hidden_layers")
-    if layers > MOST_LAYERS:
-        raise CheckpointError(f"{where}: {layers:,} layers are more than the {MOST_LAYERS:,} that are built")
+    if layers > MAX_LAYERS:
+        raise CheckpointError(f"{where}: {layers:,} layers are more than the {MAX_LAYERS:,} that are built")
     try:
         config = GPTConfig(**(_read_gpt2(theirs) if family is GPT2 else _read_llama(theirs, family)))
     except ConfigError as error:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.bundle import Bundle, plain_state_dict
 from groundling.errors import ConfigError
 from groundling.export.additions import rarest_token
@@ -76,9 +76,9 @@ def _gguf() -> Any:
 
 def is_export(path: Path) -> bool:
     """Whether a file is an earlier export of ours, and so may be replaced."""
-    if path.is_symlink() or not path.is_file():
+    if not files.is_regular(path):
         return False
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         beginning = file.read(1024)
     return beginning.startswith(b"GGUF") and MARK.encode() in beginning
 

@@ -5,11 +5,11 @@ What llama.cpp does is its own code, chosen by the name of a tokenizer: "gpt2" m
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from groundling import atomicio
 from groundling.errors import ConfigError
 from groundling.export.additions import additions_of, special_names
 from groundling.export.chat_jinja import to_jinja
@@ -188,7 +188,7 @@ def _name_of_cut(cutter: Mapping[str, Any]) -> str | None:
 
 
 def _gpt2() -> _Pieces:
-    ids: dict[str, int] = json.loads(gpt2_vocabulary().read_bytes())
+    ids: dict[str, int] = atomicio.read_json(gpt2_vocabulary())
     pieces = sorted(ids, key=ids.__getitem__)
     types = [CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces]
     return _Pieces("gpt2", pieces, types, merges_of([piece for piece in pieces if piece != END_OF_TEXT]), [])

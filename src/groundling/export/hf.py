@@ -9,7 +9,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from groundling.export.families import NOTE, Family, family_of, write_config
 from groundling.export.hf_tokenizer import names_of, tokenizer_settings, tokenizer_spec, with_additions
 from groundling.export.weights import to_theirs
 from groundling.manifest import read_json_object
+from groundling.tensors import opened
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
@@ -75,9 +75,9 @@ def is_export(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES:
         return False
     try:
-        with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
+        with opened(folder / WEIGHTS) as file:
             return bool(file.metadata() == METADATA) and NOTE in read_json_object(folder / CONFIG)
-    except (CheckpointError, OSError, safetensors.SafetensorError):
+    except CheckpointError:
         return not any(folder.iterdir())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
-from groundling.bundle import read_tensors
+from groundling import files
 from groundling.errors import CheckpointError, DataError
 from groundling.export.additions import without_copies
 from groundling.export.export_note import ExportNote, read_note
@@ -14,6 +14,7 @@ from groundling.export.weights import to_ours, with_biases, without_absent_biase
 from groundling.manifest import read_json_object
 from groundling.model.gpt import GPTConfig
 from groundling.optional import optional_import
+from groundling.tensors import read_foreign
 
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
 GENERATION = "generation_config.json"
@@ -52,9 +53,9 @@ def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
     Raises:
         CheckpointError: the model is of another kind, or something in the folder is missing, damaged or a pickle.
     """
-    if not (folder / CONFIG).is_file():
+    if not files.is_regular(folder / CONFIG, links=True):
         raise CheckpointError(f"{folder} has no {CONFIG}; give a folder that transformers could load a model from")
-    values = read_json_object(folder / CONFIG)
+    values = read_json_object(folder / CONFIG, links=True)
     family, config = read_config(values, str(folder / CONFIG))
     full = with_biases(config, family)
     weights = to_ours(_read_all(folder), full, family, str(folder))
@@ -84,7 +85,7 @@ def read_own_note(folder: Path) -> ExportNote | None:
     Raises:
         CheckpointError: the config cannot be read.
     """
-    return read_note(read_json_object(folder / CONFIG))
+    return read_note(read_json_object(folder / CONFIG, links=True))
 
 
 def read_end_ids(folder: Path) -> list[int]:
@@ -95,7 +96,7 @@ def read_end_ids(folder: Path) -> list[int]:
     """
     found: list[int] = []
     for name in (GENERATION, CONFIG):
-        values = read_json_object(folder / name) if (folder / name).is_file() else {}
+        values = read_json_object(folder / name, links=True) if (folder / name).exists() else {}
         given = values.get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
         if not all(type(id) is int and id >= 0 for id in ids):
@@ -106,9 +107,9 @@ def read_end_ids(folder: Path) -> list[int]:
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder's safetensors, one file or many."""
-    if (folder / WEIGHTS).is_file():
-        return read_tensors(folder / WEIGHTS)
-    if (folder / INDEX).is_file():
+    if (folder / WEIGHTS).exists():
+        return read_foreign(folder / WEIGHTS)
+    if (folder / INDEX).exists():
         return _read_shards(folder)
     if pickles := sorted(path.name for path in folder.glob(f"{PICKLED}*")):
         raise CheckpointError(
@@ -121,14 +122,14 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     """The tensors of all files that the index names, each tensor from its own."""
-    places = read_json_object(folder / INDEX).get("weight_map")
+    places = read_json_object(folder / INDEX, links=True).get("weight_map")
     if not isinstance(places, dict) or not all(_is_plain_name(name) for name in places.values()):
         raise CheckpointError(f"{folder / INDEX} is damaged: it does not say which file holds which tensor")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
-        if not (folder / file).is_file():
+        if not (folder / file).exists():
             raise CheckpointError(f"{folder / file} is missing, and {INDEX} names it; download the whole model")
-        tensors.update(read_tensors(folder / file))
+        tensors.update(read_foreign(folder / file))
     if absent := sorted(places.keys() - tensors.keys()):
         raise CheckpointError(f"{folder}: no file holds {absent[0]}, and {INDEX} names it; download the model again")
     return tensors

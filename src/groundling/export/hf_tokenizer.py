@@ -8,10 +8,10 @@ The JSON is written here, so that an export needs no library but the tokenizer's
 
 import base64
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from groundling import atomicio
 from groundling.errors import ConfigError
 from groundling.export.additions import Additions
 from groundling.export.chat_escapes import unescaping
@@ -152,7 +152,7 @@ def gpt2_spec() -> dict[str, Any]:
     Raises:
         DataError: the vocabulary is not here and cannot be fetched.
     """
-    vocabulary: dict[str, int] = json.loads(vendors.gpt2_vocabulary().read_bytes())
+    vocabulary: dict[str, int] = atomicio.read_json(vendors.gpt2_vocabulary())
     in_order = sorted(vocabulary, key=vocabulary.__getitem__)
     merges = merge_pairs([piece for piece in in_order if piece != vendors.END_OF_TEXT])
     special = {vendors.END_OF_TEXT: vendors.END_OF_TEXT_ID}

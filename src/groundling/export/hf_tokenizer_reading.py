@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.errors import DataError, GroundlingError, MissingExtraError
 from groundling.export.export_note import ExportNote, without_additions
 from groundling.export.hf_tokenizer import tokenizer_spec
@@ -31,6 +31,8 @@ SETTINGS = "tokenizer_config.json"
 INSTEAD = "give another with --tokenizer"
 MARK = re.compile(r"\s*[<\[({|].*[>\])}|]\s*", re.DOTALL)
 """How added tokens are written that are no words."""
+MOST_ID = 10**7
+"""The library goes through all ids up to the largest, whether or not they are there."""
 UNUSED = ("truncation", "padding", "post_processor")
 """Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
 
@@ -55,7 +57,11 @@ def read_tokenizer(
     if note is not None:
         spec = without_additions(spec, note)
     found = _char(spec) or _sentencepiece(spec, folder) or _gpt2(spec)
-    if found is None and note is not None and not (_is_byte_level(spec) or (folder / SENTENCEPIECE).is_file()):
+    if (
+        found is None
+        and note is not None
+        and not (_is_byte_level(spec) or files.is_regular(folder / SENTENCEPIECE, links=True))
+    ):
         raise DataError(
             f"{folder} has no {SENTENCEPIECE}, which transformers does not save again; copy it there from the folder "
             "that groundling exported"
@@ -67,12 +73,14 @@ def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
     """The folder's tokenizer as the library's own object, which finds special tokens in a text. Raises as above."""
     library = _library()
     try:
-        if (folder / TOKENIZER).is_file():
-            found = library.Tokenizer.from_file(str(folder / TOKENIZER))
-        elif is_gpt2 and (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
+        if (folder / TOKENIZER).exists():
+            found = library.Tokenizer.from_buffer(files.read_bytes(folder / TOKENIZER, atomicio.MOST_JSON, links=True))
+        elif is_gpt2 and (folder / VOCABULARY).exists() and (folder / MERGES).exists():
             found = _from_pair(folder)
         else:
             raise DataError(f"{folder} has no {TOKENIZER}; {INSTEAD} (gpt2, or a folder with a tokenizer.json of ours)")
+        if (largest := max(found.get_vocab().values(), default=0)) > MOST_ID:
+            raise ValueError(f"it has the id {largest:,}, and {MOST_ID:,} is the largest that is read")
     except DataError:
         raise
     except Exception as error:  # the library raises Exception itself
@@ -83,7 +91,10 @@ def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
 def _from_pair(folder: Path) -> Any:
     """GPT-2's older layout: the vocabulary and the merges apart."""
     library = _library()
-    found = library.Tokenizer(library.models.BPE.from_file(str(folder / VOCABULARY), str(folder / MERGES)))
+    vocabulary = atomicio.read_json(folder / VOCABULARY, links=True)
+    lines = files.read_text(folder / MERGES, atomicio.MOST_JSON, links=True).split("\n")
+    merges = [tuple(line.rstrip().split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    found = library.Tokenizer(library.models.BPE(vocabulary, merges))
     found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = library.decoders.ByteLevel()
     return found
@@ -110,9 +121,9 @@ def _char(spec: dict[str, Any]) -> Tokenizer | None:
 
 def _sentencepiece(spec: dict[str, Any], folder: Path) -> Tokenizer | None:
     """Ours only where Hugging Face's side of it is our export: another would put a space before each text."""
-    if not (folder / SENTENCEPIECE).is_file():
+    if not files.is_regular(folder / SENTENCEPIECE, links=True):
         return None
-    model = (folder / SENTENCEPIECE).read_bytes()
+    model = files.read_bytes(folder / SENTENCEPIECE, atomicio.MOST_JSON, links=True)
     try:
         tokenizer = SentencePieceTokenizer(model, "unigram" if spec["model"]["type"] == "Unigram" else "sp_bpe")
         return tokenizer if _is_export_of(tokenizer, spec) else None
@@ -192,9 +203,9 @@ def _require_no_prefix_space(spec: dict[str, Any], folder: Path) -> None:
     before = spec["pre_tokenizer"] or {}
     steps = [step for step in before.get("pretokenizers", [before]) if step.get("type") == "ByteLevel"]
     settings: dict[str, Any] = {}
-    if (folder / SETTINGS).is_file():
+    if (folder / SETTINGS).exists():
         try:
-            settings = atomicio.read_json(folder / SETTINGS)
+            settings = atomicio.read_json(folder / SETTINGS, links=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder / SETTINGS} cannot be read: {error}; {INSTEAD}") from error
     asked = [str(folder / TOKENIZER)] if any(step.get("add_prefix_space") for step in steps) else []

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundling import files
 from groundling.errors import CheckpointError, ConfigError, DataError
-from groundling.export.families import GPT2, MOST_LAYERS
+from groundling.export.families import GPT2
 from groundling.export.foreign import LARGEST
 from groundling.export.weights import to_ours
-from groundling.model.gpt import GPTConfig
+from groundling.model.gpt import MAX_LAYERS, GPTConfig
 from groundling.text.tokenizer import CharTokenizer
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
@@ -32,8 +33,8 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: it has no 'model' with its 'model_args'")
     if absent := [name for name in SIZES if type(sizes.get(name)) is not int or sizes[name] > LARGEST]:
         raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no {absent[0]}")
-    if sizes["n_layer"] > MOST_LAYERS:
-        raise CheckpointError(f"{file}: {sizes['n_layer']:,} layers are more than the {MOST_LAYERS:,} that are built")
+    if sizes["n_layer"] > MAX_LAYERS:
+        raise CheckpointError(f"{file}: {sizes['n_layer']:,} layers are more than the {MAX_LAYERS:,} that are built")
     # Files that torch.compile's wrapper saved carry its prefix.
     tensors = {str(name).removeprefix("_orig_mod."): value for name, value in tensors.items() if _is_plain(value)}
     table, output = tensors.get("transformer.wte.weight"), tensors.get("lm_head.weight")
@@ -58,7 +59,8 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"there is no file {file}; give the ckpt.pt of nanoGPT")
     try:
-        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with files.held(file, links=True) as (name, _):
+            stored = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of many kinds, for files of many kinds
         raise CheckpointError(
             f"{file} cannot be read as tensors and plain data alone: it is damaged, or holds code, which is never run "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from groundling import files
 from groundling.errors import CheckpointError, GroundlingError
 from groundling.manifest import read_json_object
 from groundling.optional import missing_extra
@@ -54,9 +55,7 @@ def _stored(folder: Path) -> Any:
     """What stands where a chat template can stand; the first of three places."""
     file = folder / JINJA
     if file.exists():
-        if file.is_file() and file.stat().st_size > 4 * MOST_CHARS:
-            raise TemplateError(f"{JINJA} has more than {MOST_CHARS:,} characters")
-        return file.read_text(encoding="utf-8")
+        return files.read_text(file, 4 * MOST_CHARS, links=True)
     settings = _settings(folder, TOKENIZER_CONFIG)
     return settings.get("chat_template") or _settings(folder, PROCESSOR).get("chat_template")
 
@@ -121,4 +120,4 @@ def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any
 
 
 def _settings(folder: Path, name: str) -> dict[str, Any]:
-    return read_json_object(folder / name) if (folder / name).is_file() else {}
+    return read_json_object(folder / name, links=True) if (folder / name).exists() else {}

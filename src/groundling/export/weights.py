@@ -5,7 +5,7 @@ of F, C); Llama and Qwen3 keep q, k and v apart, which with us are stacked in th
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -87,6 +87,7 @@ def to_ours(
                 f"{where}: the embedding and lm_head.weight differ, and its config says that they are tied; "
                 'set "tie_word_embeddings" to false there if they are meant to differ'
             )
+    _require_layers(left, config, family, where)
     turns = family is GPT2 and transposed
     ours: dict[str, Tensor] = {}
     problems: list[str] = []
@@ -109,6 +110,14 @@ def to_ours(
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{where} does not fit its config: {'; '.join(problems[:3])}{more}")
     return ours
+
+
+def _require_layers(theirs: Collection[str], config: GPTConfig, family: Family, where: str) -> None:
+    """Count the layers that are there before any is built, which takes time even where it takes no memory."""
+    begin = f"{family.prefix}{'h' if family is GPT2 else 'layers'}."
+    layers = {name[len(begin) :].partition(".")[0] for name in theirs if name.startswith(begin)}
+    if len(layers) != config.n_layer:
+        raise CheckpointError(f"{where} has the weights of {len(layers)} layers, and its config says {config.n_layer}")
 
 
 def our_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:

@@ -209,7 +209,7 @@ class _RungWatcher(RunWatcher):
         folder, step = self._run.folder, state.progress.step
         about = {"run_id": self._facts.run_id, "stage": "ladder", **runtime.environment(), **picked.reasons}
         atomicio.write_json(folder / "env.json", about)
-        (folder / "summary.json").unlink(missing_ok=True)
+        atomicio.remove(folder / "summary.json")
         return [JsonlSink(folder / "metrics.jsonl", resumed_at=step if self._run.resume else None), self._console]
 
     def _write(self, state: TrainState) -> None:

@@ -1,11 +1,13 @@
 """A GPT whose weights are about to come from elsewhere."""
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from groundling.errors import ConfigError
 from groundling.model.gpt import GPT, GPTConfig
 
 
@@ -17,6 +19,22 @@ def blank_gpt(config: GPTConfig, device: torch.device | str = "cpu") -> GPT:
     """
     with torch.device(device), _WithoutDrawing():
         return GPT(config)
+
+
+def count_parameters(config: GPTConfig) -> int:
+    """How many numbers a GPT learns; a tied matrix counts once. Its layers, which are all alike, are not built for it.
+
+    Raises:
+        ConfigError: no machine has such sizes.
+    """
+    try:
+        one, two = (
+            blank_gpt(dataclasses.replace(config, n_layer=n, block_size=1), "meta").n_parameters() for n in (1, 2)
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"these are sizes that no machine has: {str(error).splitlines()[0]}") from error
+    places = (config.block_size - 1) * config.n_embd if config.position == "learned" else 0
+    return one + places + (config.n_layer - 1) * (two - one)
 
 
 class _WithoutDrawing(TorchFunctionMode):

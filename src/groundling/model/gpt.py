@@ -17,6 +17,8 @@ from groundling.model.cache import KVCache
 from groundling.model.dropout import Dropout
 from groundling.model.layers import LearnedPositions, RMSNorm, Rotary, Unchanged, Unrotated, make_mlp, make_norm
 
+MAX_LAYERS = 10_000
+"""No model that anybody has is a tenth as deep, and building a deeper one would hang."""
 MAX_BLOCK_SIZE = 2**22
 """Rotary positions have tables of this length, and no weights whose file would bound it."""
 
@@ -65,6 +67,7 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.n_layer <= MAX_LAYERS, f"n_layer is {self.n_layer:,}; it must be at most {MAX_LAYERS:,}")
         most = MAX_BLOCK_SIZE
         require(self.block_size <= most, f"block_size is {self.block_size:,}; it must be at most {most:,}")
         for name in ("n_kv_head", "head_size", "n_hidden"):

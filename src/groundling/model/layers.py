@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from groundling.model.cache import Places
 
+PLACES_AT_ONCE = 8192
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Losses and softmaxes are summed in float32 or better: a bfloat16 sum stops growing after a few hundred terms."""
@@ -125,8 +127,12 @@ def _rotary_tables(block_size: int, head_size: int, theta: float) -> tuple[Tenso
     if torch.get_default_device().type == "meta":  # an outline has sizes, and nothing is computed
         return torch.empty(block_size, head_size // 2), torch.empty(block_size, head_size // 2)
     rates = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-    angles_TP = torch.outer(torch.arange(block_size, dtype=torch.float64), rates)
-    return angles_TP.cos().float(), angles_TP.sin().float()
+    cos_TP, sin_TP = (torch.empty(block_size, head_size // 2, dtype=torch.float32) for _ in range(2))
+    for start in range(0, block_size, PLACES_AT_ONCE):  # in float64 all of them would take four times as much
+        places = torch.arange(start, min(start + PLACES_AT_ONCE, block_size), dtype=torch.float64)
+        angles_TP = torch.outer(places, rates)
+        cos_TP[start : start + len(places)], sin_TP[start : start + len(places)] = angles_TP.cos(), angles_TP.sin()
+    return cos_TP, sin_TP
 
 
 class Unrotated(nn.Module):

@@ -87,7 +87,7 @@ def _lifespan(theatre: Theatre, log: EventLog) -> Callable[[FastAPI], Any]:
         loading = asyncio.create_task(_load(theatre, log))
         yield
         loading.cancel()
-        await theatre.worker.stop()
+        await theatre.stop()
 
     return lifespan
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from groundling import files
+
 CHUNK = 1 << 20
 MOST_BYTES = 32 << 20
 """Read for one answer; the rest is for the next."""
@@ -113,16 +115,16 @@ class News:
             row = json.loads(line)
         except (ValueError, RecursionError):
             return
-        if not isinstance(row, dict) or not _is_number(row.get("step")):
+        if not isinstance(row, dict) or not is_number(row.get("step")):
             return
         step = row["step"]
         self.n_rows += 1
         for name, value in row.items():
             if name == "sample" and isinstance(value, str):
-                self.samples = [*self.samples, {"step": step, "text": value[:MOST_SAMPLE]}][-MOST_SAMPLES:]
+                self.samples = [*self.samples, {"step": step, "text": sayable(value, MOST_SAMPLE)}][-MOST_SAMPLES:]
             elif isinstance(value, float) and not math.isfinite(value):
                 self.n_not_finite += 1
-            elif name != "step" and _is_number(value) and len(name) <= 100:
+            elif name != "step" and is_number(value) and is_name(name):
                 if name not in self.series:
                     if len(self.series) >= MOST_SERIES:
                         continue
@@ -130,9 +132,19 @@ class News:
                 self.series[name].add(step, value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether it is a number that JSON can hold, and a screen."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be the name of a series: short, and no half of a surrogate pair, which cannot be sent."""
+    return len(text) <= 100 and sayable(text, 100) == text
+
+
+def sayable(value: Any, most: int) -> str:
+    """The beginning of what a file says, as text that can be sent: half of a surrogate pair is a question mark."""
+    return str(value)[:most].encode("utf-8", "replace").decode()
 
 
 def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int = MOST_BYTES) -> News:
@@ -145,8 +157,8 @@ def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int =
         most_bytes: to read at once.
     """
     try:
-        file = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError):
+        file = files.open_regular(path)
+    except OSError:  # not there, a link, a pipe, not ours to read
         return News(0, restarted=after > 0)
     with file:
         size = file.seek(0, 2)
@@ -191,7 +203,7 @@ def _mark(file: BinaryIO, after: int) -> str:
 def last_values(path: Path, tail_bytes: int = 65_536) -> dict[str, float]:
     """The newest value of each series near the end of a file, and the newest step."""
     try:
-        with path.open("rb") as file:
+        with files.open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - tail_bytes))
             lines = file.read(tail_bytes).split(b"\n")
@@ -203,6 +215,6 @@ def last_values(path: Path, tail_bytes: int = 65_536) -> dict[str, float]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and _is_number(row.get("step")):
-            found.update({name: value for name, value in row.items() if _is_number(value) and len(name) <= 100})
+        if isinstance(row, dict) and is_number(row.get("step")):
+            found.update({name: value for name, value in row.items() if is_number(value) and is_name(name)})
     return found

@@ -1,5 +1,6 @@
 """All of the server's state: its models by name, the thread that owns them, and whether it is ready."""
 
+import os
 import re
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,12 @@ from groundling.serve.handover import Take
 from groundling.serve.metrics import Metrics
 from groundling.serve.respond import Gone, unless_gone
 from groundling.serve.safety import Safety
-from groundling.serve.worker import Worker
+from groundling.serve.worker import STOP_S, Worker
 from groundling.text.chat import Message
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LEAVE_S = 0.3
+"""A model that is being loaded cannot be broken off."""
 MOST_NEW_TOKENS = 200
 """Of a reply that is to be ranked; it takes half of the model's context at most."""
 
@@ -134,6 +137,8 @@ class Theatre:
         """What looks at prompts and replies; None: nothing does."""
         self.n_open = 0
         """Requests that are being answered, and that a server waits for when it drains."""
+        self.leaves_loading = False
+        """Whether it was told to end while models were loaded, for which nobody waits then."""
         self.failure: Exception | None = None
         """Why the models could not be loaded."""
         self.wanted = named_paths(config.paths)
@@ -157,6 +162,10 @@ class Theatre:
             fingerprint=f"fp_{base_at(path).sha256[:12]}",
             created=int((find_bundle(path) / "config.json").stat().st_mtime),
         )
+
+    async def stop(self) -> None:
+        """End the model thread."""
+        await self.worker.stop(LEAVE_S if self.leaves_loading else STOP_S)
 
     def _contexts(self) -> dict[str, int | None]:
         """Of each model, by name."""
@@ -271,7 +280,7 @@ def named_paths(words: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"{word!r} names no model; give RUN_OR_BUNDLE or NAME=RUN_OR_BUNDLE")
         name, equals, path = word.partition("=")
         if not equals or Path(word).exists():
-            resolved = Path(word).resolve()
+            resolved = Path(os.path.realpath(word))
             name, path = (resolved.parent.name if resolved.name == "bundle" else resolved.name), word
         if NAME.fullmatch(name) is None:
             raise ConfigError(f"{name!r} cannot be a model's name (letters, digits, '.', '_', '-'); give NAME={path}")

@@ -4,7 +4,7 @@ The names come from a scan of a bounded size that follows no links. A client's w
 becomes a path.
 """
 
-import json
+import heapq
 import os
 import re
 from collections.abc import Mapping
@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundling.serve.curves import last_values
+from groundling import atomicio, files
+from groundling.serve.curves import is_number, last_values, sayable
+from groundling.train.rundir import holder_of
 
 METRICS, LADDER = "metrics.jsonl", "ladder.json"
 DEEPEST = 4
 MOST_FOLDERS = 3000
 MOST_RUNS = 500
 MOST_JSON = 1 << 20
+TEXTS = {"rung": 100, "adds": 1000, "sample": 4000}
+"""What is told of a rung, and how many characters of it."""
+NUMBERS = ("parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds")
 CLOSED = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
 """Folders of a run in which no other run lies."""
 
@@ -41,12 +46,12 @@ def find_runs(root: Path, served: Mapping[str, Path]) -> dict[str, RunFolder]:
     """
     names_at: dict[Path, list[str]] = {}
     for name, path in served.items():
-        place = path.resolve()
+        place = Path(os.path.realpath(path))  # which goes round no circle of links
         names_at.setdefault(place.parent if place.name == "bundle" else place, []).append(name)
     found = {}
     for path in _folders(root):
         name = path.relative_to(root).as_posix()
-        found[name] = RunFolder(name, path, tuple(names_at.pop(path.resolve(), ())))
+        found[name] = RunFolder(name, path, tuple(names_at.pop(Path(os.path.realpath(path)), ())))
     for path, names in names_at.items():
         if _has_records(path):
             found[f"served:{names[0]}"] = RunFolder(f"served:{names[0]}", path, tuple(names))
@@ -61,7 +66,9 @@ def _folders(root: Path) -> list[Path]:
         below = []
         for folder in level:
             try:
-                inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
+                with os.scandir(folder) as listed:
+                    names = (entry.name for entry in listed if entry.is_dir(follow_symlinks=False))
+                    inside = heapq.nsmallest(MOST_FOLDERS + 1, names)
             except OSError:  # not there, or not ours to read
                 continue
             for name in inside:
@@ -78,7 +85,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _has_records(path: Path) -> bool:
-    return any((path / name).is_file() and not (path / name).is_symlink() for name in (METRICS, LADDER))
+    return any(files.is_regular(path / name) for name in (METRICS, LADDER))
 
 
 def _is_sayable(name: str) -> bool:
@@ -93,7 +100,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def describe(run: RunFolder) -> dict[str, Any]:
     """What a list says of a run: what it is, how far it has come, and whether it goes on."""
     summary, environment = _read_json(run.path / "summary.json"), _read_json(run.path / "env.json")
-    has_metrics = (run.path / METRICS).is_file()
+    has_metrics = files.is_regular(run.path / METRICS)
     last = last_values(run.path / METRICS) if has_metrics else {}
     ended = summary.get("ended") or summary.get("reason")
     if not has_metrics:
@@ -104,11 +111,11 @@ def describe(run: RunFolder) -> dict[str, Any]:
         state = "ended" if summary else "broken off"
     return {
         "name": run.name,
-        "kind": str(environment.get("stage") or "pretrain")[:40] if has_metrics else "ladder",
-        "has_ladder": (run.path / LADDER).is_file(),
+        "kind": sayable(environment.get("stage") or "pretrain", 40) if has_metrics else "ladder",
+        "has_ladder": files.is_regular(run.path / LADDER),
         "served": list(run.served),
         "state": state,
-        "ended": str(ended)[:200] if ended and state == "ended" else None,
+        "ended": sayable(ended, 200) if ended and state == "ended" else None,
         "step": last.pop("step", None),
         "last": dict(list(last.items())[:50]),
     }
@@ -117,14 +124,13 @@ def describe(run: RunFolder) -> dict[str, Any]:
 def ladder_of(run: RunFolder) -> list[dict[str, Any]]:
     """The rungs of a ladder that was climbed; none where there is no ladder."""
     rungs = _read_json(run.path / LADDER).get("rungs")
-    kinds: dict[str, type | tuple[type, ...]] = {"rung": str, "adds": str, "sample": str, "parameters": int}
-    numbers = ("val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds")
     found = []
     for rung in rungs[:100] if isinstance(rungs, list) else ():
         if isinstance(rung, dict) and isinstance(rung.get("rung"), str):
-            row = {name: rung[name] for name, kind in kinds.items() if isinstance(rung.get(name), kind)}
-            row |= {name: rung[name] if isinstance(rung.get(name), (int, float)) else None for name in numbers}
-            found.append({**row, "sample": str(row.get("sample", ""))[:4000]})
+            texts = {name: rung[name] for name in TEXTS if isinstance(rung.get(name), str)}
+            row: dict[str, Any] = {"sample": ""} | {name: sayable(text, TEXTS[name]) for name, text in texts.items()}
+            row |= {name: rung[name] if is_number(rung.get(name)) else None for name in NUMBERS}
+            found.append(row)
     return found
 
 
@@ -133,22 +139,21 @@ def _is_held(path: Path) -> bool:
 
     The lock itself is not tried: a run that begins at that moment would be refused.
     """
+    pid = holder_of(path)
     try:
-        pid = int((path / ".lock.pid").read_text(encoding="ascii")[:20])
-        os.kill(pid, 0)
+        if pid is not None:
+            os.kill(pid, 0)
     except PermissionError:  # another user's, and alive
         return True
-    except (OSError, ValueError, OverflowError):
+    except (OSError, OverflowError):
         return False
-    return pid > 0
+    return pid is not None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """An object of a small file; empty if there is none."""
     try:
-        if path.stat().st_size > MOST_JSON:
-            return {}
-        value = json.loads(path.read_bytes(), parse_constant=lambda _: None)
-    except (OSError, ValueError, RecursionError):
+        value = atomicio.read_json(path, MOST_JSON)
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

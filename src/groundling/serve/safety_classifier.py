@@ -7,6 +7,7 @@ numbers and plain data.
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.data.rows import rows
 from groundling.errors import CheckpointError, DataError, StorageError
 from groundling.manifest import check_manifest, read_json_object, write_manifest
@@ -119,7 +120,7 @@ class Classifier:
         Raises:
             StorageError: something is there already, or it cannot be written.
         """
-        if folder.exists():
+        if os.path.lexists(folder):
             raise StorageError(f"{folder} exists already; it was left alone, choose another name")
         arrays = {"worth": self.worth, "rarity": self.rarity}
         facts = {"version": VERSION, "bias": self.bias, "threshold": self.threshold}
@@ -143,7 +144,11 @@ class Classifier:
                 "train it anew"
             )
         try:
-            arrays = safetensors.numpy.load_file(folder / WEIGHTS)
+            with files.held(folder / WEIGHTS) as (file, _):
+                arrays = safetensors.numpy.load_file(file)
+            for name in ("worth", "rarity"):
+                if arrays[name].dtype.kind != "f" or arrays[name].shape != (N_BUCKETS,):
+                    raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
             return cls(arrays["worth"], arrays["rarity"], float(facts["bias"]), float(facts["threshold"]))
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise CheckpointError(f"{folder} is not a whole classifier: {error}") from error

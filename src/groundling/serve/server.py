@@ -36,6 +36,7 @@ class Server(uvicorn.Server):
         """Drain; at the second signal, end."""
         del frame
         if self._until is None:
+            self._theatre.leaves_loading = self._theatre.state is State.LOADING
             self._theatre.state = State.DRAINING
             quick = sig == signal.SIGINT and not self._theatre.n_open
             self._until = time.monotonic() + (0 if quick else self._theatre.config.drain_s)
@@ -54,5 +55,5 @@ class Server(uvicorn.Server):
         if self._until is None or (self._theatre.n_open and time.monotonic() < self._until):
             return False
         self._theatre.state = State.STOPPED
-        await self._theatre.worker.stop()  # what is left hears of it
+        await self._theatre.stop()  # what is left hears of it
         return True

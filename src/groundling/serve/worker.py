@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
 from groundling.errors import GroundlingError
+from groundling.output import UNBREAKABLE
 from groundling.sample.engine import Engine
 from groundling.sample.sequences import Sample
 from groundling.sample.slots import NoMemoryError
@@ -51,20 +52,20 @@ class Worker:
         self._seconds_a_take = 1.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._when_failed: Callable[[Exception], None] | None = None
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{UNBREAKABLE}model", daemon=True)
 
     def start(self, when_failed: Callable[[Exception], None]) -> None:
         """Begin, in a running event loop, which is told if the thread itself fails: nothing is decoded then."""
         self._loop, self._when_failed = asyncio.get_running_loop(), when_failed
         self._thread.start()
 
-    async def stop(self) -> None:
-        """End the thread; what is under way ends with an error."""
+    async def stop(self, wait_s: float = STOP_S) -> None:
+        """End the thread; what is under way ends with an error, but a call has to come to its end."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, STOP_S)
+            await asyncio.to_thread(self._thread.join, wait_s)
 
     def wake(self) -> None:
         """Look again at what there is to do."""

@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from torch import Tensor
 
+from groundling import files
 from groundling.bundle import Bundle, find_bundle, load_bundle, model_checkpoints
 from groundling.errors import CheckpointError, DataError
 from groundling.manifest import MANIFEST, read_manifest
@@ -30,6 +31,7 @@ from groundling.model.gpt import GPT
 from groundling.sample.attention import HeadScores, Look, look, score_heads
 from groundling.sample.generate import prompt_ids
 from groundling.serve.conversation import conversation, not_sayable
+from groundling.serve.curves import is_number
 from groundling.serve.errors import ApiError
 from groundling.serve.registry import Served, Theatre
 from groundling.serve.respond import as_json
@@ -184,7 +186,7 @@ def _on_disk(run: Path, checkpoint: str) -> tuple[Path, _Stamp]:
     folder = find_bundle(run, checkpoint)
     manifest = folder / MANIFEST
     try:
-        facts = (manifest if manifest.is_file() else folder.parent / MANIFEST).stat()
+        facts = (manifest if files.is_regular(manifest) else folder.parent / MANIFEST).stat()
     except OSError as error:
         raise CheckpointError(f"{folder} was removed meanwhile") from error
     return folder, (facts.st_ino, facts.st_size, facts.st_mtime_ns)
@@ -208,7 +210,8 @@ def _checkpoints(served: Served) -> list[dict[str, Any]]:
     found = []
     for step, folder in model_checkpoints(Path(served.run) / "checkpoints").items():
         with suppress(CheckpointError):  # a run that goes on removes old ones
-            found.append({"checkpoint": str(step), "step": step, "val_loss": read_manifest(folder).get("val_loss")})
+            loss = read_manifest(folder).get("val_loss")
+            found.append({"checkpoint": str(step), "step": step, "val_loss": loss if is_number(loss) else None})
     return found
 
 

@@ -375,7 +375,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except NotADirectoryError:
         raise DataError(f"{folder} is a file; give the folder that holds {FILE_NAME}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; {AGAIN}") from error
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {AGAIN}") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} holds {type(values).__name__}, not a tokenizer; {AGAIN}")
     return tokenizer_from_json(values)

@@ -16,10 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import filelock
 import numpy as np
 
-from groundling import atomicio, fetch
+from groundling import atomicio, fetch, files
 from groundling.errors import DataError
 from groundling.optional import optional_import
 from groundling.text import trainers
@@ -90,7 +89,7 @@ class GPT2Tokenizer(BytePieces):
 
     def __init__(self) -> None:
         tiktoken = optional_import("tiktoken", "text")
-        listed = json.loads(gpt2_vocabulary().read_bytes())
+        listed = atomicio.read_json(gpt2_vocabulary())
         special = {END_OF_TEXT: listed.pop(END_OF_TEXT)}
         ranks = {_from_alphabet(piece): rank for piece, rank in listed.items()}
         self._encoding = tiktoken.Encoding(
@@ -123,8 +122,8 @@ def gpt2_vocabulary() -> Path:
     """
     path = atomicio.cache_folder() / "gpt2" / "encoder.json"
     atomicio.make_folder(path.parent)
-    with filelock.FileLock(path.with_name(".lock")):
-        if path.is_file() and atomicio.sha256_of(path) == GPT2_SHA256:
+    with atomicio.locked(path.with_name(".lock")):
+        if files.is_regular(path) and atomicio.sha256_of(path) == GPT2_SHA256:
             return path
         data = _gpt2_by_tiktoken()
         if data is None:
@@ -146,8 +145,9 @@ def _gpt2_by_tiktoken() -> bytes | None:
             subprocess.run(command, env=environment, capture_output=True, timeout=TIKTOKEN_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
             return None
-        files = [path for path in folder.glob("*") if path.is_file()]
-        return next((path.read_bytes() for path in files if atomicio.sha256_of(path) == GPT2_SHA256), None)
+        found = [path for path in folder.glob("*") if files.is_regular(path)]
+        same = (path for path in found if atomicio.sha256_of(path) == GPT2_SHA256)
+        return next((files.read_bytes(path, atomicio.MOST_JSON) for path in same), None)
 
 
 def _gpt2_by_package(path: Path) -> bytes:

@@ -1,12 +1,13 @@
 """The command line of `pretrain`: which preset stands below the flags, and which defaults below the preset."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from groundling.bundle import read_config
-from groundling.config import load_preset, parse
+from groundling.config import from_dict, load_preset, parse, read_toml
 from groundling.errors import ConfigError
 from groundling.train.settings import PretrainConfig
 
@@ -29,13 +30,25 @@ def parse_arguments(argv: Sequence[str]) -> PretrainConfig:
     if first is not None and named is None:
         raise ConfigError(f"{first} is not a preset, a TOML file; if it is a text, give --data.path before it")
     own = seen.out_dir / "run.toml"
-    if named is None and seen.resume and own.is_file():
-        return parse(PretrainConfig, argv, "groundling pretrain", default_preset=str(own))
+    if named is None and seen.resume and os.path.lexists(own):
+        return parse(PretrainConfig, argv, "groundling pretrain", base=_own_settings(own))
     init_from = seen.init_from or (None if named is None else load_preset(named).get("init_from"))
     if init_from in (None, "", "None"):
         return parse(PretrainConfig, argv, "groundling pretrain", default_preset=DEFAULT_PRESET)
     base = PretrainConfig(init_from=str(init_from), model=read_config(str(init_from)))
     return parse(PretrainConfig, argv, "groundling pretrain", base=base)
+
+
+def _own_settings(file: Path) -> PretrainConfig:
+    """What a run's own preset says.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return from_dict(PretrainConfig, read_toml(file))
+    except ConfigError as error:
+        raise ConfigError(f"preset {file}: {error}") from error
 
 
 def peek(argv: Sequence[str], config_class: Any) -> argparse.Namespace:

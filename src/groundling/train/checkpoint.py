@@ -25,7 +25,6 @@ from groundling import atomicio, dist
 from groundling.bundle import (
     CHAT,
     plain_state_dict,
-    read_tensors,
     read_weights,
     require_fit,
     write_bundle_files,
@@ -33,6 +32,7 @@ from groundling.bundle import (
 from groundling.errors import CheckpointError, GroundlingError, StorageError
 from groundling.manifest import change_facts, read_json_object
 from groundling.model.gpt import GPT, GPTConfig
+from groundling.tensors import read_tensors
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer, fingerprint
 from groundling.train.checkpoint_folder import CheckpointFolder
@@ -212,7 +212,7 @@ def restore(path: Path, state: TrainState) -> None:
 
 def _restore(path: Path, state: TrainState) -> None:
     record = read_state(path)
-    tensors = read_tensors(path / "training.safetensors")
+    tensors = read_tensors(path / "training.safetensors", raw="generator|")
     _restore_weights(path, state, with_prefix(tensors, "weights|"))
     if state.average is not None:
         state.average.n_updates = record["progress"]["step"]

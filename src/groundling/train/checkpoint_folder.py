@@ -1,6 +1,7 @@
 """The folder of a run's checkpoints: each is whole or not there, and old ones are removed only after new ones."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,12 @@ class CheckpointFolder:
             StorageError: it is another run's.
         """
         target = self.path_of(step)
-        if not target.exists():
+        if not os.path.lexists(target):
             return None
         try:
             manifest = check_manifest(target)
         except CheckpointError:
-            atomicio.remove_tree(target)
+            atomicio.remove(target)
             return None
         if manifest.get("run_id") != run_id:
             raise StorageError(f"{target} belongs to another run; nothing was written")
@@ -83,7 +84,7 @@ class CheckpointFolder:
         kept = {*sorted(ranked, key=_step_of)[-self.keep :], *ranked[:1]}
         for path in ranked:
             if path not in kept:
-                atomicio.remove_tree(path)
+                atomicio.remove(path)
 
     def by_loss(self, run_id: str) -> list[Path]:
         """This run's, the lowest validation loss first, the earliest of equals; then those without one, newest first.
@@ -100,7 +101,7 @@ class CheckpointFolder:
             loss = manifest.get("val_loss")
             if manifest.get("run_id") != run_id:
                 continue
-            if loss is not None and math.isfinite(loss):
+            if isinstance(loss, (int, float)) and math.isfinite(loss):
                 measured[path] = loss
             else:
                 others.insert(0, path)

@@ -8,7 +8,9 @@ import torch
 from groundling import dist, runtime
 from groundling.data.batches import Batch
 from groundling.errors import require
-from groundling.model.gpt import GPT
+from groundling.memory import memory_of
+from groundling.model.blank import count_parameters
+from groundling.model.gpt import GPT, GPTConfig
 from groundling.runtime import Runtime
 from groundling.train.step import Objective
 
@@ -80,6 +82,20 @@ def memory_bytes(model: GPT, picked: Runtime, micro_batch_size: int) -> int:
     per_token = c.n_layer * (12 * c.n_embd + 4 * c.hidden_width()) * picked.compute_dtype.itemsize
     per_token += 3 * 4 * c.vocab_size
     return of_weights + micro_batch_size * c.block_size * per_token
+
+
+def require_buildable(config: GPTConfig) -> None:
+    """Refuse a model whose weights alone are more than the main memory that is free, before any of it is built.
+
+    Raises:
+        ConfigError: they are.
+    """
+    weights, known = 4 * count_parameters(config), memory_of()
+    require(
+        known is None or weights <= known.free,
+        f"the weights of this model take {weights / 1e9:,.1f} GB, and {known.free / 1e9 if known else 0:,.1f} GB of "
+        "memory are free; take a smaller model",
+    )
 
 
 def require_memory(model: GPT, picked: Runtime, micro_batch_size: int) -> None:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from groundling.errors import CheckpointError, require
 from groundling.train.muon import POLAR_EXPRESS, Muon
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
+"""What the optimizers keep of each number of a parameter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -113,7 +116,7 @@ class Optimizers:
         """Take back what `state_tensors` gave.
 
         Raises:
-            CheckpointError: a tensor is for a parameter that this model has not got.
+            CheckpointError: a tensor is for a parameter that this model has not got, or of another shape.
         """
         owners = {
             self._names[id(parameter)]: (part, parameter)
@@ -126,6 +129,11 @@ class Optimizers:
             if name not in owners:
                 raise CheckpointError(f"the optimizer's state is for {name!r}, which this model has not got")
             part, parameter = owners[name]
+            expected = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameter.shape)}.get(what, value.shape)
+            if value.shape != expected:
+                raise CheckpointError(
+                    f"the optimizer's {what} of {name!r} is {tuple(value.shape)}, expected {tuple(expected)}"
+                )
             device = "cpu" if what == "step" and parameter.device.type == "cpu" else parameter.device
             part.state[parameter][what] = value.to(device)
 

@@ -27,7 +27,7 @@ from groundling.train.arguments import parse_arguments
 from groundling.train.average import WeightAverage
 from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, restore
 from groundling.train.compiled import compile_objective
-from groundling.train.estimate import estimate, require_memory, total_flops
+from groundling.train.estimate import estimate, require_buildable, require_memory, total_flops
 from groundling.train.initial import read_initial, take_weights
 from groundling.train.loop import train
 from groundling.train.optim import Optimizers
@@ -184,11 +184,13 @@ class _Run:
     def _build_model(self) -> GPT:
         config = self.config
         torch.manual_seed(config.seed)
+        vocab_size = config.model.vocab_size if self.initial else self.corpus.tokenizer.vocab_size
+        require_buildable(dataclasses.replace(config.model, vocab_size=vocab_size))
         if self.initial is not None:
             model = GPT(config.model)
             take_weights(model, self.initial)
             return model
-        model = GPT(dataclasses.replace(config.model, vocab_size=self.corpus.tokenizer.vocab_size))
+        model = GPT(dataclasses.replace(config.model, vocab_size=vocab_size))
         if config.zero_init:
             model.start_as_identity()
         return model
@@ -315,7 +317,7 @@ class _Run:
         atomicio.write_text(run / "run.toml", to_toml(dataclasses.replace(config, resume=False, overwrite=False)))
         about = {"run_id": self.facts.run_id, **runtime.environment(), **self.picked.reasons}
         atomicio.write_json(run / "env.json", about)
-        (run / "summary.json").unlink(missing_ok=True)
+        atomicio.remove(run / "summary.json")
         record = JsonlSink(run / "metrics.jsonl", resumed_at=step if config.resume else None)
         return [record, self.console, *more]
 

@@ -14,6 +14,8 @@ from groundling.train.settings import MAY_CHANGE, PretrainConfig
 
 NEVER_SAID = ("out_dir", "resume", "overwrite")
 """How a command was given, and not how a run is."""
+MOST_SAID = 20
+"""Settings that are named in one line."""
 AFTER_A_LOST_RANK = (
     "what was saved is still there: go on from it with --resume if-present, "
     "with which torchrun --max-restarts 1 does so by itself"
@@ -65,8 +67,9 @@ def require_same_run(
     changed = differences(completed(PretrainConfig, record["config"]), plain)
     refused = [line for line in changed if not is_about(line, MAY_CHANGE)]
     if refused:
+        more = [f"and {len(refused) - MOST_SAID:,} more"] if len(refused) > MOST_SAID else []
         raise CheckpointError(
-            f"{config.out_dir} was trained with other settings ({'; '.join(refused)}); "
+            f"{config.out_dir} was trained with other settings ({'; '.join([*refused[:MOST_SAID], *more])}); "
             "leave the preset and these flags out to take its own run.toml, or start a new run in another --out-dir"
         )
     if record["data_fingerprint"] != data_fingerprint:

@@ -6,13 +6,13 @@ RUN/run.toml  env.json  metrics.jsonl  summary.json  checkpoints/  bundle/
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from groundling import atomicio
+from groundling import atomicio, files
 from groundling.errors import CheckpointError, ConfigError
 from groundling.train.checkpoint_folder import CheckpointFolder
 from groundling.train.signals import StopRequest
@@ -20,6 +20,8 @@ from groundling.train.signals import StopRequest
 FILES = ("run.toml", "env.json", "metrics.jsonl", "summary.json")
 FOLDERS = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
 SPEEDRUN_REPORT = "speedrun.json"
+MOST_PID = 20
+"""Bytes of a process's number."""
 
 
 @contextmanager
@@ -32,25 +34,31 @@ def locked(run: Path) -> Iterator[None]:
     """
     atomicio.make_folder(run)
     holder = run / ".lock.pid"  # beside the lock file, which a failed attempt to lock empties
-    lock = filelock.FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        pid = holder.read_text(encoding="utf-8").strip() if holder.exists() else "unknown"
-        raise CheckpointError(
-            f"{run} is being used by another process (pid {pid}); wait for it, or choose another --out-dir"
-        ) from None
-    try:
-        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(atomicio.locked(run / ".lock", timeout_s=0))
+        except filelock.Timeout:
+            raise CheckpointError(
+                f"{run} is being used by another process (pid {holder_of(run) or 'unknown'}); "
+                "wait for it, or choose another --out-dir"
+            ) from None
+        stack.callback(atomicio.remove, holder)
+        atomicio.write_note(holder, f"{os.getpid()}\n")
         yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+
+
+def holder_of(run: Path) -> int | None:
+    """The process that says that it works on a run; None: none does."""
+    try:
+        pid = int(files.read_text(run / ".lock.pid", MOST_PID))
+    except (OSError, ValueError):
+        return None
+    return pid if pid > 0 else None
 
 
 def has_run(run: Path) -> bool:
     """Whether a run has already left something here."""
-    return any((run / name).exists() for name in (*FILES, *FOLDERS))
+    return any(os.path.lexists(run / name) for name in (*FILES, *FOLDERS))
 
 
 def has_nothing_to_lose(run: Path) -> bool:
@@ -78,10 +86,9 @@ def make_room(run: Path) -> None:
         return
     atomicio.sweep_temporaries(run)
     for name in FOLDERS:
-        if (run / name).exists():
-            atomicio.remove_tree(run / name)
+        atomicio.remove(run / name)
     for name in FILES:
-        (run / name).unlink(missing_ok=True)
+        atomicio.remove(run / name)
 
 
 @contextmanager

@@ -213,7 +213,7 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
     if left and not overwrite:
         raise ConfigError(f"{left[0]} is there already; remove it (--overwrite), or choose another --out-dir")
     for path in left:  # the report first: what it promises is there, or it is gone
-        atomicio.remove_tree(path) if path.is_dir() else path.unlink()
+        atomicio.remove(path)
 
 
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:

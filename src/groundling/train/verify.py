@@ -1,5 +1,6 @@
 """`groundling verify-checkpoint DIR`: check every file of a run's checkpoints and bundle."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"BAD   {error}")
         else:
             loss = manifest.get("val_loss")
-            about = "" if loss is None else f", validation loss {loss:.4f}"
+            about = f", validation loss {loss:.4f}" if isinstance(loss, (int, float)) else ""
             print(f"good  {folder}: {len(manifest['files'])} files{about}")
     if n_bad:
         raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume passes them over")
@@ -47,11 +48,11 @@ def folders_with_manifests(path: Path) -> list[Path]:
     Raises:
         CheckpointError: there is none.
     """
-    if (path / MANIFEST).is_file():
+    if os.path.lexists(path / MANIFEST):
         return [path]
     found = [
         *CheckpointFolder(path / "checkpoints").folders(),
-        *([path / "bundle"] if (path / "bundle" / MANIFEST).is_file() else []),
+        *([path / "bundle"] if os.path.lexists(path / "bundle" / MANIFEST) else []),
     ]
     if not found:
         raise CheckpointError(f"{path} holds no finished checkpoint and no bundle; give the folder of one, or of a run")

@@ -1,0 +1,305 @@
+"""Row 68: what lies in a folder that others made is read only where it is a regular file; no link leads out of it."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from groundling import atomicio, cli, files, log
+from groundling.bundle import FILES, load_bundle, save_bundle
+from groundling.data.corpus import DataConfig, prepare
+from groundling.data.folders import find_files
+from groundling.data.reading import TextFiles
+from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
+from groundling.log import read_records
+from groundling.manifest import MANIFEST
+from groundling.model.gpt import GPT, GPTConfig
+from groundling.serve.curves import last_values, read_news
+from groundling.serve.run_folders import RunFolder, describe, find_runs, ladder_of
+from groundling.text.tokenizer import CharTokenizer
+from groundling.train import rundir
+from groundling.train.arguments import parse_arguments
+
+
+def link_to_zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_outside(path: Path) -> None:
+    outside = path.parent.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    shutil.copy(path.parent.parent / "sound" / path.name, outside / path.name)
+    path.symlink_to(outside / path.name)
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def listening(path: Path) -> None:
+    before = Path.cwd()
+    os.chdir(path.parent)  # a socket's path is short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+def vast(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(100 << 30)
+
+
+ATTACKS: tuple[Callable[[Path], None], ...] = (
+    *(link_to_zeros, link_outside, link_to_itself, os.mkfifo, Path.mkdir, listening, vast),
+)
+
+
+@contextmanager
+def in_time(seconds: int = 20) -> Iterator[None]:
+    """A reader that waits for a pipe is not waited for."""
+
+    def too_long(*_: object) -> None:
+        raise AssertionError("it does not come to an end")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def victim(tmp_path):
+    (tmp_path / "victim").write_text("mine\n")
+    return tmp_path / "victim"
+
+
+def test_the_files_of_a_bundle(tmp_path, capsys):
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=3)
+    save_bundle(tmp_path / "sound", GPT(config), CharTokenizer("abc"))
+    for name in (*FILES, MANIFEST):
+        for attack in ATTACKS:
+            folder = tmp_path / "attacked"
+            shutil.copytree(tmp_path / "sound", folder)
+            (folder / name).unlink()
+            attack(folder / name)
+            with in_time(), pytest.raises(CheckpointError) as refused:
+                load_bundle(folder)
+            assert "\n" not in str(refused.value)
+            assert cli.main(["verify-checkpoint", str(folder)]) == 1
+            shutil.rmtree(folder)
+    capsys.readouterr()
+    (tmp_path / "link").symlink_to(tmp_path / "sound")
+    load_bundle(tmp_path / "link")  # a folder may be one
+
+
+def test_no_folder_that_a_manifest_names_leads_out_of_it(tiny, tmp_path):
+    step = tiny.save(rundir.Checkpoints(tmp_path / "checkpoints"), tiny.state(5))
+    load_bundle(step)
+    (step / "bundle").rename(tmp_path / "elsewhere")
+    (step / "bundle").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"cannot read .*it is a link"):
+        load_bundle(step)
+
+
+RECORDS = {
+    "env.json": '{"stage": "sft"}',
+    "summary.json": '{"ended": "finished"}',
+    "metrics.jsonl": '{"step": 1, "loss": 2}\n',
+    "ladder.json": '{"rungs": [{"rung": "s1"}]}',
+    ".lock.pid": f"{os.getpid()}\n",
+}
+
+
+def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
+    """The page of training lists what is sound, and goes on."""
+    monkeypatch.setattr(log, "MOST_RECORDS", 1 << 22)
+    sound = tmp_path / "sound"
+    sound.mkdir()
+    for name, text in RECORDS.items():
+        (sound / name).write_text(text)
+    whole = describe(RunFolder("run", sound))
+    assert (whole["kind"], whole["state"], whole["step"], whole["has_ladder"]) == ("sft", "live", 1, True)
+    for name in RECORDS:
+        for attack in ATTACKS:
+            folder = tmp_path / "runs"
+            shutil.copytree(sound, folder)
+            (folder / name).unlink()
+            attack(folder / name)
+            run = RunFolder("run", folder)
+            with in_time():
+                told = describe(run)
+                assert read_news(folder / "metrics.jsonl", 0).n_rows == (name != "metrics.jsonl")
+                assert bool(last_values(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
+                assert bool(ladder_of(run)) == (name != "ladder.json")
+                assert len(read_records(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
+                assert rundir.read_summary(folder) == ({} if name == "summary.json" else {"ended": "finished"})
+            if attack is not vast:
+                assert told["kind"] == ("pretrain" if name == "env.json" else "sft" if told["step"] else "ladder")
+            assert (told["state"] == "ended") == (name == ".lock.pid" or told["kind"] == "ladder")
+            shutil.rmtree(folder)
+
+
+def test_no_word_of_a_run_that_cannot_be_sent_is_told(tmp_path):
+    """Half of a surrogate pair, and a number without end, were an error of the server."""
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    half = '"\\ud800"'
+    (folder / "env.json").write_text(f'{{"stage": {half}}}')
+    (folder / "summary.json").write_text(f'{{"ended": {half}}}')
+    (folder / "ladder.json").write_text(f'{{"rungs": [{{"rung": {half}, "sample": {half}, "val_loss": 1e999}}]}}')
+    (folder / "metrics.jsonl").write_text(f'{{"step": 1, {half}: 1, "loss": 2, "sample": {half}}}\n')
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/runs/\xff")).mkdir()
+    (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "itself").symlink_to("itself")
+    runs = find_runs(tmp_path / "runs", {"served": tmp_path / "runs" / "itself"})
+    assert list(runs) == ["run"]
+    news = read_news(folder / "metrics.jsonl", 0)
+    told = [describe(runs["run"]), ladder_of(runs["run"]), news.samples, news.points()]
+    json.dumps(told, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    assert news.points() == {"loss": ([1], [2])}
+
+
+def test_a_lock_overwrites_nothing(tmp_path, victim):
+    for name, attack in ((".lock", "link"), (".lock", "pipe"), (".lock.pid", "link"), (".lock.pid", "pipe")):
+        run = tmp_path / f"{name}-{attack}"
+        run.mkdir()
+        os.mkfifo(run / name) if attack == "pipe" else (run / name).symlink_to(victim)
+        with in_time():
+            if name == ".lock":
+                with pytest.raises(StorageError, match=r"lock: it is a (link|pipe), .*; remove it, and run again"):
+                    rundir.locked(run).__enter__()
+                (run / name).unlink()
+            with rundir.locked(run):
+                assert rundir.holder_of(run) == os.getpid()
+        assert victim.read_text() == "mine\n"
+    run = tmp_path / "held"
+    with rundir.locked(run):
+        (run / ".lock.pid").unlink()
+        (run / ".lock.pid").symlink_to("/dev/zero")
+        with in_time(), pytest.raises(CheckpointError, match=r"another process \(pid unknown\)"):
+            rundir.locked(run).__enter__()
+
+
+def test_a_lock_on_a_full_disk_is_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    try:
+        with pytest.raises(StorageError, match=r"cannot write .*\.lock\.pid: the file is larger than"):
+            rundir.locked(tmp_path / "run").__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    with rundir.locked(tmp_path / "run"):
+        pass
+
+
+def test_of_a_link_the_link_alone_is_removed(tmp_path, victim):
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    (precious / "deep").mkdir(parents=True)
+    (precious / "deep" / "file").write_text("mine")
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    for name in (".tmp-x", "bundle", "tensorboard"):
+        (run / name).symlink_to(precious)
+    (run / "checkpoints" / "step-00000001" / "inner").symlink_to(precious)
+    (run / "summary.json").symlink_to(victim)
+    (run / "env.json").symlink_to("nowhere")
+    (run / "run.toml").mkdir()
+    os.mkfifo(run / ".tmp-pipe")
+    rundir.make_room(run)
+    assert list(run.iterdir()) == []
+    assert (precious / "deep" / "file").read_text() == victim.read_text().strip() == "mine"
+
+
+def test_what_is_added_to_a_file_goes_through_no_link(tmp_path, victim):
+    (tmp_path / "link").symlink_to(victim)
+    with pytest.raises(StorageError, match="it is a link, and a regular file is expected; remove it, and run again"):
+        atomicio.append_line(tmp_path / "link", "theirs")
+    assert victim.read_text() == "mine\n"
+    os.mkfifo(tmp_path / "pipe")
+    with in_time(), pytest.raises(StorageError, match="it is a pipe"):
+        atomicio.append_line(tmp_path / "pipe", "theirs")
+
+
+def test_the_settings_of_a_run_and_presets(tmp_path, victim):
+    """A run's own settings are in its folder; a preset is named by the user, who may give a link to one."""
+    run = tmp_path / "run"
+    run.mkdir()
+    preset = tmp_path / "preset.toml"
+    preset.write_text("steps = 7\n")
+    (run / "run.toml").symlink_to(preset)
+    with pytest.raises(ConfigError, match=r"run\.toml cannot be read: it is a link"):
+        parse_arguments(["--resume", "--out-dir", str(run)])
+    (tmp_path / "link.toml").symlink_to(preset)
+    assert parse_arguments([str(tmp_path / "link.toml")]).steps == 7
+    os.mkfifo(tmp_path / "pipe.toml")
+    with in_time(), pytest.raises(ConfigError, match="no preset"):
+        parse_arguments([str(tmp_path / "pipe.toml")])
+    for text, said in (
+        ("x = " + "[" * 5000 + "]" * 5000, "nested too deep"),
+        ("x = 1\n" * 300_000, "are read at most"),
+    ):
+        preset.write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            parse_arguments([str(preset)])
+
+
+def test_the_files_of_a_folder_of_texts(tmp_path, monkeypatch):
+    """Links are followed there, to files that can be read to their end."""
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (tmp_path / "elsewhere.txt").write_text("elsewhere " * 50)
+    (folder / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
+    (folder / "zeros.txt").symlink_to("/dev/zero")
+    (folder / "round.txt").symlink_to("round.txt")
+    (folder / "round").symlink_to(folder)
+    os.mkfifo(folder / "pipe.txt")
+    undecodable = Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt"))
+    undecodable.write_text("<html><body>" + "it is text " * 50)
+    with in_time():
+        for path in (str(folder), f"{folder}/*.txt", f"{folder}/**/*.txt"):
+            assert {found.name for found in find_files(path).paths} == {"link.txt", undecodable.name}
+        corpus = prepare(DataConfig(path=str(folder)), 8)
+    assert corpus.train_part.n_chars > 500
+    assert len(corpus.doubts) == 1
+    with in_time(), pytest.raises(GroundlingError, match="it is a pipe"):
+        list(TextFiles([folder / "pipe.txt"]).pieces())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no names for descriptors")
+def test_what_the_user_names_may_be_a_link_or_a_descriptor(tmp_path):
+    """`--data.path /dev/stdin < text.txt` reads a regular file."""
+    (tmp_path / "text.txt").write_text("words")
+    (tmp_path / "link.txt").symlink_to("text.txt")
+    with (tmp_path / "text.txt").open() as file:
+        for path in (str(tmp_path / "link.txt"), f"/dev/fd/{file.fileno()}"):
+            assert "".join(TextFiles(find_files(path).paths).pieces()) == "words"
+
+
+def test_a_file_that_is_exchanged_while_it_is_looked_at_is_not_read(tmp_path, victim, monkeypatch):
+    """What counts is what was opened."""
+    (tmp_path / "file").write_text("ours")
+    status = files._status
+
+    def exchanged(path, links):
+        mode = status(path, links)
+        path.unlink()
+        path.symlink_to(victim)
+        return mode
+
+    monkeypatch.setattr(files, "_status", exchanged)
+    with pytest.raises(files.RefusedFileError, match="it is a link"):
+        files.read_bytes(tmp_path / "file", 100)
+    assert victim.read_text() == "mine\n"
