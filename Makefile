@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # PyTorch has no hash, because its CPU build comes from another place than its CUDA build.
 INSTALL = $(PIP) --require-hashes --no-deps --requirement $(1) && $(PIP) --constraint constraints.txt torch && \
 	$(PIP) --no-deps --no-build-isolation --editable .
+# The tests start many processes; where this is set, each compiles the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 RUN := runs/speedrun
 CHATGPT := runs/chatgpt
 
@@ -80,7 +82,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" --hypothesis-profile=fast
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" --hypothesis-profile=fast -p no:schemathesis
 
 check: lint fast
 

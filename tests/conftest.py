@@ -34,9 +34,11 @@ LONG_TO_IMPORT = (
     "export/test_chat_export.py",
     "export/test_hf.py",
     "export/test_importing.py",
+    "export/test_instruct.py",
+    "serve/test_schema.py",
     "export/test_nanogpt.py",
 )
-"""A browser's tests are slow anyway; the others bring transformers, and that each process of the tests imports it."""
+"""A browser's tests are slow anyway; the others bring transformers or schemathesis, and each process of the tests imports them."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import io
 import re
 import shlex
@@ -13,6 +14,7 @@ import pytest
 from advicekit import SOURCES, parsed, texts_of
 
 from groundling.cli import VERBS, main
+from groundling.config import to_toml
 from groundling.errors import GroundlingError
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +30,7 @@ COMMANDS = {
     "tokenizer": ["train", "show", "compare"],
 }
 """What a verb has commands for; the law below reads them off its own help."""
+STAGES = ("sft", "reward", "dpo", "ppo", "grpo")
 FLAG = re.compile(r"(?<![\w`.<-])--[a-z][a-z0-9]*(?:[-_.][a-z0-9]+)*")
 
 
@@ -116,6 +119,14 @@ def _of_groundling(number: int, shown: str) -> Iterator[tuple[int, list[str]]]:
                 yield number, rest
 
 
+def _begun(verb: str, folder: Path) -> Path:
+    """The folder of a stage that has its settings, and nothing else: enough to read a command that goes on with it."""
+    config_class = getattr(importlib.import_module(VERBS[verb].module), f"{verb.capitalize()}Config")
+    (folder / verb).mkdir(exist_ok=True)
+    (folder / verb / "run.toml").write_text(to_toml(config_class(path="base")), encoding="utf-8")
+    return folder / verb
+
+
 def is_a_sketch(words: list[str]) -> bool:
     """`groundling sft BUNDLE [--field value ...]`, or a verb alone: said in general."""
     names = COMMANDS.get(words[0], [])
@@ -143,6 +154,9 @@ def test_commands_of_the_documentation_are_read(page, finished_run, tmp_path, mo
         if "--init-from" in words:  # the only flag whose bundle has to be there to be read
             words = [*words]
             words[words.index("--init-from") + 1] = str(finished_run)
+        if words[0] in STAGES and "--resume" in words and words[1].startswith("--"):
+            words = [*words]
+            words[words.index("--out-dir") + 1] = str(_begun(words[0], tmp_path))
         if words[0] == "pretrain" and len(words) > 1 and words[1].endswith(".toml") and not _is_a_preset(words[1]):
             words[1] = "shakespeare_char.toml"
         try:

@@ -1,4 +1,4 @@
-"""Row 62: a stage of alignment that was stopped or killed, and resumed, is to the bit the one that was not."""
+"""Row 70: a stage of alignment that was stopped or killed, and resumed, is to the bit the one that was not."""
 
 import json
 import os

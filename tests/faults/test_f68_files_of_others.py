@@ -26,6 +26,7 @@ from groundling.serve.run_folders import RunFolder, describe, find_runs, ladder_
 from groundling.text.tokenizer import CharTokenizer
 from groundling.train import rundir
 from groundling.train.arguments import parse_arguments
+from groundling.train.checkpoint import Checkpoints
 
 
 def link_to_zeros(path: Path) -> None:
@@ -105,7 +106,7 @@ def test_the_files_of_a_bundle(tmp_path, capsys):
 
 
 def test_no_folder_that_a_manifest_names_leads_out_of_it(tiny, tmp_path):
-    step = tiny.save(rundir.Checkpoints(tmp_path / "checkpoints"), tiny.state(5))
+    step = tiny.save(Checkpoints(tmp_path / "checkpoints"), tiny.state(5))
     load_bundle(step)
     (step / "bundle").rename(tmp_path / "elsewhere")
     (step / "bundle").symlink_to(tmp_path / "elsewhere")
