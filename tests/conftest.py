@@ -38,7 +38,7 @@ LONG_TO_IMPORT = (
     "serve/test_schema.py",
     "export/test_nanogpt.py",
 )
-"""A browser's tests are slow anyway; the others bring transformers or schemathesis, and each process of the tests imports them."""
+"""A browser's tests are slow anyway; the others bring transformers or schemathesis, which each process would import."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

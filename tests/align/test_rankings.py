@@ -74,6 +74,7 @@ def judgements(draw):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(judgements(), max_size=8, unique_by=lambda item: item.key))
 def test_what_was_put_in_comes_out_of_the_store_and_of_its_export(tmp_path, items):

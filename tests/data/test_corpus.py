@@ -135,6 +135,7 @@ def test_a_text_without_blanks_is_cut_anyhow():
     assert "".join(cut) == text
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=5)), st.integers(0, 30), st.integers(0, 30))
 def test_a_span_of_a_stream_is_a_slice_of_the_text(pieces, start, stop):
     assert "".join(reading.span(iter(pieces), start, stop)) == "".join(pieces)[start:stop]

@@ -213,6 +213,7 @@ def test_a_long_chain_of_adapters_is_refused(folder, tmp_path, monkeypatch):
     assert "an adapter of an adapter, and so on for more than 2" in refused(load_bundle, before)
 
 
+@pytest.mark.slow
 def test_json_of_any_size_and_depth_is_one_line(folder):
     many = {f"key {n}": n for n in range(200_000)}
     deep: object = 0
@@ -256,6 +257,7 @@ def test_a_manifest_lists_few_files_and_each_once(folder):
     assert "and 16,777,216 are read at most" in refused(load_bundle, folder)
 
 
+@pytest.mark.slow
 def test_a_state_of_many_settings_is_one_line(tiny, tmp_path):
     run = tmp_path / "run"
     tiny.pretrain(run, steps=5)

@@ -78,6 +78,7 @@ def assert_same(one, other):
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save_every_s", "compiler"),
     [(0.0, ""), (3600.0, ""), pytest.param(0.0, "g++", marks=pytest.mark.slow)],

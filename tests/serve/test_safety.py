@@ -179,6 +179,7 @@ HIDDEN = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([*HIDDEN, *SHOWN]), max_size=12, unique=True), st.integers(1, 5))
 def test_what_is_hidden_is_not_shown(safety: Safety, items: list[str], size: int) -> None:
@@ -189,6 +190,7 @@ def test_what_is_hidden_is_not_shown(safety: Safety, items: list[str], size: int
     assert shown == [item for item in shown if item in (*SHOWN, "", "|")]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([*HIDDEN, *SHOWN]), max_size=12, unique=True), st.integers(1, 5))
 @example(["(030) 123456 78", "4111 1111 1111 1111"], 1)

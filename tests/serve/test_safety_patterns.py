@@ -168,6 +168,7 @@ def test_marks_that_fold_to_nothing_are_looked_at_once(n_folded) -> None:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(

@@ -18,6 +18,7 @@ def size_of_png(path) -> tuple[int, int]:
     return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
 
 
+@pytest.mark.slow
 def test_one_run_or_several_become_a_png(finished_run, tmp_path, capsys):
     assert plot.main([str(finished_run), "--out", str(tmp_path / "one.png")]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'one.png'}\n"
