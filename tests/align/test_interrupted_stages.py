@@ -79,14 +79,16 @@ def arguments(begun: Path, name: str, run: Path) -> list[str]:
     return [str(begun / source), *data, "--out-dir", str(run), *FAST, "--log-every", "1", *flags]
 
 
-def outcome(run: Path) -> tuple[bytes, list[dict]]:
-    """The weights, and the record without times."""
+def outcome(run: Path) -> tuple[bytes, list[dict], dict]:
+    """The weights, the record without times, and the figures at the end."""
     (weights,) = [
         path for path in (run / "bundle").iterdir() if path.suffix == ".safetensors" and "head" not in path.name
     ]
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-    return weights.read_bytes(), records
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    figures = {key: value for key, value in summary.items() if key not in (*TIMES, "wall_s", "config")}
+    return weights.read_bytes(), records, figures
 
 
 def at_moment(monkeypatch: pytest.MonkeyPatch, number: int, happen) -> None:

@@ -66,6 +66,8 @@ class Learner(ABC, Generic[C]):
         """Rounds that are complete, and updates made in the one after them."""
         self.round: Round | None = None
         """The one that is learned from."""
+        self.figures: dict[str, float] = {}
+        """Of the last complete round."""
 
     @abstractmethod
     def judge(self, round_: Round) -> None:
@@ -106,39 +108,39 @@ class Learner(ABC, Generic[C]):
             self.restore_others(tensors, facts)
             self.step, self.n_updates = divmod(snapshot.step, self._updates_a_round())
             self.objective.seen = msgspec.convert(facts["seen"], list[dict[str, float]])
+            self.figures = msgspec.convert(facts["figures"], dict[str, float])
             if drawn := with_prefix(tensors, "round|"):
                 self.round = self.drawer.round_of(self.policy, drawn)
         require_steps_left(self.step + bool(self.n_updates), self.config.steps, self.config.out_dir, "steps")
         return self.step
 
-    def run(self) -> tuple[str, dict[str, Any]]:
+    def run(self) -> tuple[str, dict[str, float]]:
         """All rounds that are left; how they ended, and the figures of the last."""
-        figures = dict[str, Any]()
         while self.step < self.config.steps:
             started = time.perf_counter()
             if self.stage.asked_to_stop():
-                return self._stop(), figures
+                return self._stop(), self.figures
             if self.round is None and not self._draw():
-                return self._stop(), figures
+                return self._stop(), self.figures
             round_, limit = self.round, self.config.stop_kl
             assert round_ is not None
             if limit is not None and round_.kl() > limit:
-                figures = figures_of(round_, started, self.config.gold)  # of the policy that is kept
-                self.stage.record({"step": self.step + 1, **figures})
-                return f"the KL went beyond {limit}", figures
+                self.figures = figures_of(round_, started, self.config.gold)  # of the policy that is kept
+                self.stage.record({"step": self.step + 1, **self.figures})
+                return f"the KL went beyond {limit}", self.figures
             try:
                 if not self._learn_from(round_):
-                    return self._stop(), figures
+                    return self._stop(), self.figures
             except TrainingError as error:
-                return self.stage.fail(self.step + 1, error), figures
+                return self.stage.fail(self.step + 1, error), self.figures
             seen = {**self.objective.look(), **self.more_figures()}
-            figures = {**figures_of(round_, started, self.config.gold), **seen}
-            self.stage.record({"step": self.step + 1, **figures})
+            self.figures = {**figures_of(round_, started, self.config.gold), **seen}
+            self.stage.record({"step": self.step + 1, **self.figures})
             self.end_round(round_)
             self.step, self.round, self.n_updates = self.step + 1, None, 0
             if self.step % self.config.save_every == 0:
                 self._save()
-        return FINISHED, figures
+        return FINISHED, self.figures
 
     def _draw(self) -> bool:
         """Draw a round, and judge it; False where a signal came meanwhile."""
@@ -177,7 +179,7 @@ class Learner(ABC, Generic[C]):
         tensors = {f"policy|{name}": tensor for name, tensor in learned.items()} | self.other_tensors()
         if self.round is not None:
             tensors |= {f"round|{name}": tensor for name, tensor in self.round.tensors().items()}
-        facts = {"seen": self.objective.seen, **self.other_facts()}
+        facts = {"seen": self.objective.seen, "figures": self.figures, **self.other_facts()}
         self.stage.save(Snapshot(self.step * self._updates_a_round() + self.n_updates, tensors, facts))
 
     def update(self, objective: Any, batches: Sequence[MicroBatch], optimizers: Optimizers, step: int) -> None:
