@@ -3,12 +3,14 @@
 import json
 import math
 import re
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from groundling.align import pipeline, report
+from groundling.align import learner, pipeline, report
 from groundling.bundle import save_bundle
 from groundling.config import parse
 from groundling.data import sources
@@ -78,7 +80,7 @@ def test_the_report_shows_what_the_rater_did(folder: Path) -> None:
 
 
 def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An interrupted stage is, from its beginning; those after it go on from what it leaves."""
+    """One that left no checkpoint is; those after it go on from what it leaves."""
     (folder / "all/ppo-2/summary.json").write_text('{"ended": "asked to stop"}', "utf-8")
     before = {name: (folder / f"all/{name}/metrics.jsonl").stat().st_mtime_ns for name in ("sft", "ppo-1", "ppo-2")}
     argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--smoke"]
@@ -86,6 +88,30 @@ def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.Capture
     after = {name: (folder / f"all/{name}/metrics.jsonl").stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == ["ppo-2"]
     assert capsys.readouterr().err.count("done before") == 3 + 2 * 3 + 1 + 3 - 1
+
+
+def test_an_interrupted_stage_goes_on_where_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the weights that it had when nobody interrupted it."""
+    run = folder / "all/ppo-2"
+    before = (run / "bundle/model.safetensors").read_bytes()
+    shutil.rmtree(run)
+    argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--smoke"]
+    with monkeypatch.context() as patches:
+        step, updates = learner.train_step, iter(range(100))
+
+        def stopping(*args, **named):
+            if next(updates) == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return step(*args, **named)
+
+        patches.setattr(learner, "train_step", stopping)
+        assert pipeline.main(argv) == 128 + signal.SIGTERM
+    capsys.readouterr()
+    assert pipeline.main(argv) == 0
+    assert f"resuming from {run / 'checkpoints'}" in capsys.readouterr().err
+    assert (run / "bundle/model.safetensors").read_bytes() == before
 
 
 def test_stages_of_another_recipe_are_not_mixed_with_these(folder: Path) -> None:
