@@ -25,7 +25,8 @@ from groundling.align.policy import Scored, said_values
 from groundling.align.replies import Reply
 from groundling.align.reward_model import RewardModel, load_reward_model
 from groundling.align.rewards import is_function, reward_fingerprint
-from groundling.align.rollout import Drawer, RolloutConfig, Round, laid_end_to_end, of_each, packed_values, whitened
+from groundling.align.rollout import Drawer, RolloutConfig, packed_values, whitened
+from groundling.align.rounds import Round, laid_end_to_end, values_of_each
 from groundling.align.stage import Stage
 from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
@@ -212,8 +213,9 @@ class _Ppo(Learner[PpoConfig]):
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         restore_learned(self.values, self.value_optimizers, with_prefix(tensors, "values|"))
         self.kl.coef = float(facts["kl_coef"])
-        if "guessed" in tensors:
-            self.guessed, self.came = of_each(tensors, "guessed"), of_each(tensors, "came")
+        if self.round is not None:
+            lengths = [len(reply.said) for reply in self.round.replies]
+            self.guessed, self.came = (values_of_each(tensors, name, lengths) for name in ("guessed", "came"))
 
     def more_figures(self) -> dict[str, float]:
         explained = explained_variance(torch.cat(self.guessed), torch.cat(self.came))
