@@ -52,7 +52,7 @@ class Stage:
         return True
 
     def forget(self) -> None:
-        """Leave nothing by which it would count as done, or go on: its inputs are made anew, and a kill may follow.
+        """Remove what marks it as done or resumable: its inputs are made again, and a kill may come before it is.
 
         Raises:
             CheckpointError: another process uses its folder.
