@@ -186,7 +186,7 @@ def test_a_small_chatgpt(advised, talker, tmp_path, monkeypatch, capfd):
     advised.refused(*words, "--gold", "verse")
     advised.works(*words, "--gold", "verse", "--out-dir", tmp_path / "another")
     stage = next(stage for stage in real(parsed(words)) if stage.verb == pipeline.RANK)
-    monkeypatch.setattr(pipeline, "_has_rankings", lambda path: path.exists())
+    monkeypatch.setattr(pipeline, "has_rankings", lambda path: path.exists())
     rankings = Path(stage.output())
     rankings.write_bytes(b"")
     advised.refused(*words)

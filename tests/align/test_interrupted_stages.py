@@ -18,11 +18,12 @@ from groundling import atomicio
 from groundling.align import dpo, grpo, learner, ppo, reward, sft, simulate
 from groundling.align.checkpoint import StageCheckpoints
 from groundling.align.rankings import Rankings
+from groundling.align.stage import Stage
 from groundling.bundle import find_bundle, load_bundle
 from groundling.errors import CheckpointError, ConfigError
 from groundling.manifest import write_manifest
 from groundling.sample.engine import Engine
-from groundling.train import loop
+from groundling.train import loop, rundir
 
 TIMES = ("train_s", "eta_s", "seconds")
 ROUNDS = ("--reward", "stagekit:reward", "--replies", "16", "--max-new-tokens", "8", "--steps", "4", "--gold", "verse")
@@ -92,7 +93,7 @@ def outcome(run: Path) -> tuple[bytes, list[dict], dict]:
 
 
 def at_moment(monkeypatch: pytest.MonkeyPatch, number: int, happen) -> None:
-    """Something happens at the so-manieth moment: an update, a step of decoding, or an operation on a file."""
+    """Call `happen` at the n-th moment: an update, a step of decoding, or an operation on a file."""
     count = [0]
 
     def tick(*_):
@@ -328,6 +329,206 @@ def test_where_nothing_can_be_gone_on_with(begun, tmp_path, in_a_round):
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
         ppo.main(["--resume", "--out-dir", str(run)])
+
+
+def summary_of(run: Path) -> dict:
+    """How it ended, but for times and places."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in summary.items() if name not in ("wall_s", "seconds", "config")}
+
+
+def test_a_stage_that_was_stopped_before_its_first_step_goes_on(begun, tmp_path, unbroken, monkeypatch):
+    """Of some ranks only one may have been asked."""
+    run, asked = tmp_path / "run", Stage.asked_to_stop
+
+    def stop(stage):
+        stage.stop.can_save = True
+        signal.raise_signal(signal.SIGTERM)
+        return asked(stage)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Stage, "asked_to_stop", stop)
+        assert sft.main(arguments(begun, "sft", run)) == 128 + signal.SIGTERM
+    assert sft.main(["--resume", "--out-dir", str(run)]) == 0
+    assert outcome(run) == outcome(unbroken["sft"])
+
+
+@pytest.mark.parametrize(("name", "flags"), [("sft", ()), ("grpo", ()), ("grpo", ("--stop-kl", "1e-6"))])
+def test_a_short_stage_that_was_killed_between_its_model_and_its_summary(
+    begun, tmp_path, unbroken, monkeypatch, name, flags
+):
+    """It has fewer steps than lie between two checkpoints."""
+    run, main = tmp_path / "run", STAGES[name][0].main
+    argv = [*arguments(begun, name, run), *flags]
+    with monkeypatch.context() as patches:
+        patches.setattr(Stage, "finish", lambda *_: kill())
+        with pytest.raises(Killed):
+            main(argv)
+    before = outcome(run)
+    assert main([*argv, "--resume", "if-present"]) == 0
+    assert outcome(run) == before
+    if not flags:
+        assert summary_of(run) == summary_of(unbroken[name])
+    else:
+        assert summary_of(run)["ended"] == "the KL went beyond 1e-06"
+
+
+def test_a_signal_after_the_last_step_ends_what_would_follow(begun, tmp_path, unbroken, monkeypatch):
+    """The stage itself has finished."""
+    run, finish = tmp_path / "run", Stage.finish
+
+    def stopped(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return finish(*args)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Stage, "finish", stopped)
+        assert dpo.main(arguments(begun, "dpo", run)) == 128 + signal.SIGTERM
+    assert summary_of(run) == summary_of(unbroken["dpo"])
+    assert dpo.main(["--resume", "--out-dir", str(run)]) == 0
+
+
+def test_what_is_left_of_a_finished_stage_is_removed_by_one_process(tmp_path, unbroken):
+    run = tmp_path / "run"
+    shutil.copytree(unbroken["sft"], run)
+    (run / "checkpoints/step-00000001").mkdir(parents=True)
+    (run / ".tmp-removed-checkpoints-1").mkdir()
+    resume = ["--resume", "--out-dir", str(run)]
+    with rundir.locked(run), pytest.raises(CheckpointError, match="is being used by another process"):
+        sft.main(resume)
+    assert (run / "checkpoints").exists()
+    assert sft.main(resume) == 0
+    assert not [path for path in run.iterdir() if path.name == "checkpoints" or path.name.startswith(".tmp-")]
+
+
+def test_a_stage_that_lost_its_model_has_not_finished(begun, tmp_path, unbroken):
+    """It was to be made anew, and was killed while it removed the old one."""
+    run = tmp_path / "run"
+    shutil.copytree(unbroken["sft"], run)
+
+    def observe(operation, path):
+        if operation == "unlink" and ".tmp-removed-bundle" in str(path):
+            raise Killed
+
+    atomicio.observers[:] = [observe]
+    try:
+        with pytest.raises(Killed):
+            sft.main([*arguments(begun, "sft", run), "--overwrite"])
+    finally:
+        atomicio.observers.clear()
+    assert not (run / "bundle").exists()
+    assert sft.main([*arguments(begun, "sft", run), "--resume", "if-present"]) == 0
+    assert outcome(run) == outcome(unbroken["sft"])
+
+
+def with_tensor(name: str, change):
+    def spoil(tensors, state):
+        tensors[name] = change(tensors[name])
+
+    return spoil
+
+
+def with_fact(name: str, value):
+    def spoil(tensors, state):
+        state["facts"][name] = value
+
+    return spoil
+
+
+def the_first(ending: str, change):
+    def spoil(tensors, state):
+        name = min(name for name in tensors if name.endswith(ending))
+        tensors[name] = change(tensors[name])
+
+    return spoil
+
+
+def without(ending: str):
+    def spoil(tensors, state):
+        del tensors[min(name for name in tensors if name.endswith(ending))]
+
+    return spoil
+
+
+def of_another_step(tensors, state):
+    state["step"] = 2**61
+
+
+SPOIL = {
+    "ppo": [
+        with_tensor("round|said", lambda ids: ids + 10**9),
+        with_tensor("round|said", lambda ids: ids.float()),
+        with_tensor("round|prompt.lengths", lambda lengths: lengths - 1),
+        with_tensor("round|logprobs", lambda values: values[None]),
+        with_tensor("round|advantages", lambda values: values.bool()),
+        with_tensor("round|reference.lengths", lambda lengths: lengths.flip(0)),
+        with_tensor("round|rewards", lambda values: values[:3]),
+        with_tensor("guessed.lengths", lambda lengths: lengths.flip(0)),
+        without("came"),
+        the_first("exp_avg", lambda values: values.flatten()[:1]),
+        the_first("exp_avg_sq", lambda values: values.to(torch.int32)),
+        without("|step"),
+        with_tensor("generator|0|cpu", lambda values: values[:7]),
+        with_fact("seen", [{}]),
+        with_fact("figures", []),
+        of_another_step,
+    ],
+    "dpo": [
+        with_tensor("reference", lambda values: values.bool()),
+        with_fact("n_tokens", -1),
+        with_fact("batches", {"next_sample": 10**15}),
+        with_fact("batches", {}),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SPOIL)
+def test_what_a_checkpoint_says_is_checked(in_a_round, begun, tmp_path, monkeypatch, name):
+    """One whose manifest fits it, but made by somebody else: an error of one line, and nothing is lost."""
+    run = tmp_path / "run"
+    if name == "ppo":
+        shutil.copytree(in_a_round, run)
+    else:
+        stopped_at(name, begun, run, 40, monkeypatch)
+    (saved,) = (run / "checkpoints").glob("step-*")
+    parts = ("training.safetensors", "state.json", "manifest.json")
+    before = {part: (saved / part).read_bytes() for part in parts}
+    facts = json.loads(before["manifest.json"])
+    for spoil in SPOIL[name]:
+        tensors, state = load_file(saved / parts[0]), json.loads(before["state.json"])
+        spoil(tensors, state)
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, saved / parts[0])
+        atomicio.write_json(saved / "state.json", state)
+        write_manifest(saved, {key: facts[key] for key in ("run_id", "stage", "step")})
+        with pytest.raises((CheckpointError, ConfigError)) as caught:
+            STAGES[name][0].main(["--resume", "--out-dir", str(run)])
+        assert "\n" not in str(caught.value)
+        for part in parts:
+            (saved / part).write_bytes(before[part])
+    assert STAGES[name][0].main(["--resume", "--out-dir", str(run)]) == 0
+
+
+@pytest.mark.slow
+def test_two_ranks_that_were_killed_go_on(begun, tmp_path):
+    """With dropout: each has its own random generator."""
+    argv = [*arguments(begun, "sft", tmp_path / "run")[:3], *FAST, "--log-every", "1", *STAGES["sft"][2]]
+    argv += ["--save-every", "2", "--resume", "if-present", "--n-replies", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+    def run(folder, **more):
+        words = [*command, "-m", "groundling", "sft", *argv, "--out-dir", str(folder)]
+        return subprocess.run(words, env=here | more, capture_output=True, text=True, timeout=120, check=False)
+
+    assert run(tmp_path / "whole").returncode == 0
+    assert run(tmp_path / "run", GROUNDLING_KILL_AT="append@metrics.jsonl#7").returncode != 0
+    done = run(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    done = run(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("has finished; nothing is left to do") == 1
 
 
 def test_lower_rates_are_taken_on_resume(in_a_round, tmp_path, unbroken, capsys):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from stagekit import write_base, write_conversations
+from stagekit import write_base, write_conversations, write_rankings
 
 from groundling.align import pipeline
 from groundling.align.conversations import read_asked
@@ -63,3 +63,41 @@ def test_it_is_said_first_and_after_each_stage(tmp_path, monkeypatch, capsys):
     assert first.startswith("17 stages; about ")
     assert len(lines) == 17
     assert lines[-1].endswith("about 0 s left for all")
+
+
+def test_what_is_made_anew_is_known_after_a_kill(tmp_path, monkeypatch):
+    """Stages that follow one which runs again are not done, though that one has finished when the kill comes."""
+    out, ran = tmp_path / "out", []
+    argv = [str(write_base(tmp_path / "base")), "--out-dir", str(out), "--max-new-tokens", "8", "--seeds", "1"]
+    argv += ["--smoke", "--data.path", str(write_conversations(tmp_path / "chats.jsonl"))]
+    out.mkdir()
+    for name in ("rankings", "verse"):
+        write_rankings(out / f"{name}.sqlite", n=1)
+    folders = ("sft", "reward", "dpo-1", "grpo-1", "ppo-1", "without-kl", "reward-verse", "over-optimised")
+    for name in folders:
+        (out / name).mkdir()
+        if name != "reward":
+            (out / name / "summary.json").write_text('{"ended": "finished", "failed": false}', encoding="utf-8")
+    for name in ("ppo-1", "reward"):
+        (out / name / "checkpoints/step-00000001").mkdir(parents=True)  # without a manifest
+    real = pipeline.stages
+
+    def running(stage):
+        def run(argv):
+            name = stage.output().rpartition("/")[2]
+            ran.append((name, argv[-1]))
+            if len(ran) == 2:
+                raise KeyboardInterrupt
+            (out / name).mkdir(exist_ok=True)
+            (out / name / "summary.json").write_text('{"ended": "finished", "failed": false}', encoding="utf-8")
+            return 0
+
+        return dataclasses.replace(stage, run=run)
+
+    monkeypatch.setattr(pipeline, "stages", lambda config: [running(stage) for stage in real(config)])
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.main(argv)
+    assert pipeline.main(argv) == 0
+    names = [name for name, _ in ran]
+    assert names == ["reward", "grpo-1", "grpo-1", "ppo-1", "without-kl", "report"]
+    assert {last for name, last in ran if name != "report"} == {"--overwrite"}, "there is no good checkpoint"

@@ -1,11 +1,11 @@
-"""Checkpoints of the stages of alignment: all that changes while a stage runs, to go on with it to the same bits.
+"""Checkpoints of the stages of alignment: all that changes while a stage runs, so that a resumed one is exact.
 
     RUN/checkpoints/step-00000100/
         training.safetensors   what is learned, optimizers, random generators of all ranks, a round that was drawn
         state.json             how far it is, its config, and what it learns from
         manifest.json          size and SHA-256 of each file, written last
 
-They hold no model that speaks: a stage that was asked to stop leaves one, and so does one that has finished.
+They hold no bundle. `RUN/bundle` is written when a stage has finished, or was asked to stop.
 """
 
 import hashlib
@@ -57,10 +57,11 @@ MAY_CHANGE = (
     "value_optim.muon_weight_decay",
     "schedule",
 )
-"""On resume these may differ from the stage's own config; all else would make another stage of it. Models and data are
-compared by their content, wherever they lie."""
+"""On resume these may differ from the stage's own config; any other difference is refused. Models and data are compared
+by their content, wherever they are."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class _State(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,7 +74,7 @@ class _State(msgspec.Struct, forbid_unknown_fields=True):
     learns_from: str
     world_size: Annotated[int, msgspec.Meta(ge=1)]
     torch: str
-    wall_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    wall_s: Seconds
     step: Count
     facts: dict[str, Any]
 
@@ -97,12 +98,12 @@ class StageFacts:
     run_id: str
     config: dict[str, Any]
     learns_from: str
-    """A fingerprint of the models and the examples."""
+    """Fingerprint of the models and the examples."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on from."""
+    """A checkpoint to resume from."""
 
     path: Path
     snapshot: Snapshot
@@ -110,7 +111,7 @@ class Found:
     wall_s: float
     world_size: int
     changed: list[str] = field(default_factory=list)
-    """Settings that are other than they were, as `name: old -> new`."""
+    """Settings that have changed, as `name: old -> new`."""
 
 
 def fingerprint_of(*parts: Iterable[Any]) -> str:
@@ -178,13 +179,13 @@ def find(path: Path, config: Any, stage: str, learns_from: str) -> Found:
         CheckpointError: it is damaged, or another stage's.
     """
     record = read_json_object(path / "state.json")
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {record.get('format')}, and this version reads format {FORMAT}")
     try:
         state = msgspec.convert(record, _State)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path / 'state.json'} is no state of a stage: {error}") from error
     out_dir = path.parent.parent
-    if state.format != FORMAT:
-        raise CheckpointError(f"{path} has format {state.format}, and this version reads format {FORMAT}")
     if state.stage != stage:
         raise CheckpointError(f"{out_dir} holds a run of {state.stage}; go on with it by groundling {state.stage}")
     changed = same_settings(config, state.config, f"{out_dir} was begun")
@@ -214,7 +215,7 @@ def same_settings(config: Any, earlier: dict[str, Any], what: str) -> list[str]:
 
 
 def require_steps_left(step: int, n_steps: int, out_dir: Path, setting: str) -> None:
-    """Check that a stage is not to end before the step that it has reached.
+    """Check that a resumed stage would not end before the step that it has reached.
 
     Raises:
         ConfigError: it is.
@@ -228,9 +229,8 @@ def require_steps_left(step: int, n_steps: int, out_dir: Path, setting: str) -> 
 
 @contextmanager
 def restoring(found: Found) -> Iterator[Snapshot]:
-    """For putting a snapshot back: what does not fit is a CheckpointError; at the end generators are as they were.
-
-    Other ranks than before draw anew from their seeds.
+    """Restore a snapshot inside this block: what does not fit is a CheckpointError. The generators come last; with
+    another number of ranks they start from their seeds.
     """
     try:
         yield found.snapshot

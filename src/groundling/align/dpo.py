@@ -30,7 +30,7 @@ from groundling.align.judgements import Judgement
 from groundling.align.packing import Exchange, groups_of_trees
 from groundling.align.policy import Policy, Scored, score_rows
 from groundling.align.rankings import Rankings
-from groundling.align.stage import ExamplesConfig, has_finished, open_stage
+from groundling.align.stage import ExamplesConfig, open_stage
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import base_at, load_bundle, save_bundle
 from groundling.data.examples import Counts, EncodedPair, Messages, Preference, encode_preference, read_preferences
@@ -150,9 +150,9 @@ def dpo(config: DpoConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    if has_finished(config, "dpo"):
-        return 0
     with open_stage(config, "dpo") as stage:
+        if stage.has_finished():
+            return 0
         bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
         max_length, n_rows = config.longest(bundle), config.micro_batch_rows
@@ -241,7 +241,7 @@ def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
         CheckpointError: it is of other pairs.
     """
     reference = snapshot.tensors.get(REFERENCE)
-    if reference is None or reference.shape != (len(pairs), 2):
+    if reference is None or reference.shape != (len(pairs), 2) or reference.dtype != torch.float32:
         raise CheckpointError(f"the checkpoint does not know what the model gave these {len(pairs):,} pairs at first")
     scored = zip(pairs, reference.tolist(), strict=True)
     return [dataclasses.replace(pair, reference=tuple(values)) for pair, values in scored]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from groundling import dist
-from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
+from groundling.align.checkpoint import Count, Seconds, Snapshot, require_steps_left, restoring
 from groundling.align.feed import ExampleFeed
 from groundling.align.stage import ExamplesConfig, Stage, progress_of_first
-from groundling.errors import TrainingError
+from groundling.errors import CheckpointError, TrainingError
 from groundling.model.gpt import GPT
 from groundling.train.loop import FINISHED, Watcher, train
 from groundling.train.optim import Optimizers
@@ -18,6 +18,14 @@ from groundling.train.state import Progress, TrainState
 from groundling.train.step import StepStats
 from groundling.train.training_tensors import optimizer_tensors, restore_learned, weight_tensors
 from groundling.train.watch import ASKED_TO_STOP
+
+
+class _Facts(msgspec.Struct, forbid_unknown_fields=True):
+    """What a checkpoint says besides its tensors."""
+
+    n_tokens: Count
+    train_s: Seconds
+    batches: dict[str, Count]
 
 
 def learn(
@@ -47,10 +55,14 @@ def learn(
         require_steps_left(stage.found.snapshot.step, n_steps, config.out_dir, f"epochs {config.epochs}")
         with restoring(stage.found) as snapshot:
             restore_learned(model, optimizers, snapshot.tensors)
-            feed.load_state_dict(snapshot.facts["batches"])
-            state.progress = msgspec.convert(snapshot.facts["progress"], Progress)
+            facts = msgspec.convert(snapshot.facts, _Facts)
+            feed.load_state_dict(facts.batches)
+            state.progress = Progress(snapshot.step, facts.n_tokens, facts.train_s)
+            if facts.batches != {"next_sample": snapshot.step * config.batch_size}:
+                raise CheckpointError(f"its examples go on at {facts.batches}, and not after its {snapshot.step} steps")
     stage.begin(state.progress.step, made_again=lambda record: "loss" not in record)
-    watcher = _Watch(stage, n_steps, evaluate, keep or {}, saved_at=state.progress.step)
+    saved_at = None if stage.found is None else state.progress.step
+    watcher = _Watch(stage, n_steps, evaluate, keep or {}, saved_at)
     try:
         reason = train(state, n_steps=n_steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher)
     except TrainingError as error:
@@ -68,7 +80,7 @@ class _Watch(Watcher):
         n_steps: int,
         evaluate: Callable[[], dict[str, float]],
         keep: dict[str, Tensor],
-        saved_at: int,
+        saved_at: int | None,
     ) -> None:
         self._stage, self._n_steps, self._evaluate, self._keep = stage, n_steps, evaluate, keep
         self.newest: dict[str, float] = {}
@@ -77,7 +89,9 @@ class _Watch(Watcher):
     def before_step(self, state: TrainState) -> None:
         self._stopping = self._stage.asked_to_stop()
         step = state.progress.step
-        if (self._stopping or step % self._stage.config.save_every == 0) and step != self._saved_at:
+        # Also at the end: what follows takes time, and a folder with a bundle alone could not be gone on with.
+        is_due = step > 0 and (step % self._stage.config.save_every == 0 or step == self._n_steps)
+        if (self._stopping or is_due) and step != self._saved_at:
             self._save(state)
         if step in (0, self._n_steps) and not self._stopping:
             self._stage.stop.can_save = step > 0
@@ -106,7 +120,7 @@ class _Watch(Watcher):
 
     def _save(self, state: TrainState) -> None:
         tensors = weight_tensors(state.model) | optimizer_tensors(state.optimizers) | self._keep
-        progress = {name: getattr(state.progress, name) for name in ("step", "n_tokens", "train_s")}
-        facts = {"progress": progress, "batches": state.batches.state_dict()}
+        progress, batches = state.progress, state.batches.state_dict()
+        facts = {"n_tokens": progress.n_tokens, "train_s": progress.train_s, "batches": batches}
         self._stage.save(Snapshot(state.progress.step, tensors, facts))
         self._saved_at = state.progress.step

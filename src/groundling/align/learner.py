@@ -18,12 +18,12 @@ from groundling.align.rollout import (
     ClippedObjective,
     Drawer,
     RolloutConfig,
-    Round,
-    figures_of,
+    Seen,
     minibatches_of,
     policy_batches,
 )
-from groundling.align.stage import Stage, has_finished, open_stage
+from groundling.align.rounds import Round, figures_of
+from groundling.align.stage import Stage, open_stage
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import Bundle, base_at, load_bundle, save_bundle
 from groundling.data.batches import MicroBatch
@@ -66,22 +66,22 @@ class Learner(ABC, Generic[C]):
         """Rounds that are complete, and updates made in the one after them."""
         self.round: Round | None = None
         """The one that is learned from."""
-        self.figures: dict[str, float] = {}
-        """Of the last complete round."""
+        self.figures = dict[str, Any]()
+        """Of the last complete one."""
 
     @abstractmethod
     def judge(self, round_: Round) -> None:
         """Fill in the round's advantages."""
 
     def models(self) -> list[str]:
-        """What the models that it learns from, besides the one it begins with, are known by."""
+        """Fingerprints of the models that it learns from, besides the one it starts from."""
         return [reward_fingerprint(self.config.reward)]
 
     def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
-        """Learn something else than the policy from some replies."""
+        """Train other models than the policy on some replies."""
 
     def more_figures(self) -> dict[str, float]:
-        """What else is written down of the round that was learned from."""
+        """More figures for the record of a round."""
         return {}
 
     def end_round(self, round_: Round) -> None:
@@ -96,37 +96,36 @@ class Learner(ABC, Generic[C]):
         return {}
 
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take back what `other_tensors` and `other_facts` gave."""
+        """Restore what `other_tensors` and `other_facts` gave, after the round is restored."""
 
     def resume(self) -> int:
-        """Go on where the stage has found a checkpoint; return how many rounds are complete."""
+        """Restore the checkpoint that the stage has found, if any; return how many rounds are complete."""
         if self.stage.found is None:
             return 0
         with restoring(self.stage.found) as snapshot:
             tensors, facts = snapshot.tensors, snapshot.facts
             restore_learned(self.policy.model, self.optimizers, with_prefix(tensors, "policy|"))
-            self.restore_others(tensors, facts)
             self.step, self.n_updates = divmod(snapshot.step, self._updates_a_round())
-            self.objective.seen = msgspec.convert(facts["seen"], list[dict[str, float]])
+            self.objective.seen = msgspec.convert(facts["seen"], list[Seen])
             self.figures = msgspec.convert(facts["figures"], dict[str, float])
-            if drawn := with_prefix(tensors, "round|"):
+            drawn = with_prefix(tensors, "round|")
+            if drawn or self.n_updates:
                 self.round = self.drawer.round_of(self.policy, drawn)
+            self.restore_others(tensors, facts)
         require_steps_left(self.step + bool(self.n_updates), self.config.steps, self.config.out_dir, "steps")
         return self.step
 
-    def run(self) -> tuple[str, dict[str, float]]:
-        """All rounds that are left; how they ended, and the figures of the last."""
+    def run(self) -> tuple[str, dict[str, Any]]:
+        """Run the rounds that are left; return how they ended, and the figures of the last."""
         while self.step < self.config.steps:
             started = time.perf_counter()
-            if self.stage.asked_to_stop():
-                return self._stop(), self.figures
-            if self.round is None and not self._draw():
+            if self.stage.asked_to_stop() or (self.round is None and not self._draw()):
                 return self._stop(), self.figures
             round_, limit = self.round, self.config.stop_kl
             assert round_ is not None
             if limit is not None and round_.kl() > limit:
-                self.figures = figures_of(round_, started, self.config.gold)  # of the policy that is kept
-                self.stage.record({"step": self.step + 1, **self.figures})
+                self._save()
+                self._record(figures_of(round_, started, self.config.gold))  # of the policy that is kept
                 return f"the KL went beyond {limit}", self.figures
             try:
                 if not self._learn_from(round_):
@@ -134,16 +133,19 @@ class Learner(ABC, Generic[C]):
             except TrainingError as error:
                 return self.stage.fail(self.step + 1, error), self.figures
             seen = {**self.objective.look(), **self.more_figures()}
-            self.figures = {**figures_of(round_, started, self.config.gold), **seen}
-            self.stage.record({"step": self.step + 1, **self.figures})
+            self._record({**figures_of(round_, started, self.config.gold), **seen})
             self.end_round(round_)
             self.step, self.round, self.n_updates = self.step + 1, None, 0
-            if self.step % self.config.save_every == 0:
+            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
                 self._save()
         return FINISHED, self.figures
 
+    def _record(self, figures: dict[str, Any]) -> None:
+        self.figures = figures
+        self.stage.record({"step": self.step + 1, **figures})
+
     def _draw(self) -> bool:
-        """Draw a round, and judge it; False where a signal came meanwhile."""
+        """Draw a round and judge it; False if a signal ended the drawing."""
         # Other ranks, which draw the same, would wait for the one that gave up.
         stop = (lambda: bool(self.stage.stop)) if dist.world_size() == 1 else None
         round_ = self.drawer.draw(self.policy, self.reference, self.step, self.each, stop)
@@ -154,7 +156,7 @@ class Learner(ABC, Generic[C]):
         return True
 
     def _learn_from(self, round_: Round) -> bool:
-        """Make the updates of a round that are left; False where a signal came between two of them."""
+        """Make the updates that are left of a round; False if a signal came between two of them."""
         config = self.config
         for update in range(self.n_updates, self._updates_a_round()):
             if update and self.stage.asked_to_stop():
@@ -195,9 +197,9 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Le
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    if has_finished(config, name):
-        return 0
     with open_stage(config, name) as stage:
+        if stage.has_finished():
+            return 0
         bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
         rewards = make_rewards(config.reward, bundle, stage.picked)

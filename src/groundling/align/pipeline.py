@@ -7,7 +7,7 @@ finished is not run again, and an interrupted one goes on where it was.
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,10 @@ import tyro
 
 from groundling import atomicio
 from groundling.align import dpo, grpo, ppo, report, reward, sft, simulate
-from groundling.align.checkpoint import CHECKPOINTS
 from groundling.align.conversations import ChatDataConfig, prompt_room, read_asked
 from groundling.align.gold import measure_by_name
+from groundling.align.pipeline_stage import RANK, Stage, has_rankings
 from groundling.align.pipeline_time import N_DIALOGUES, Clock, measure, name_of
-from groundling.align.rankings import Rankings
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import contexts, find_bundle, load_bundle, read_chat, read_config, require_speaker
 from groundling.config import parse
@@ -29,57 +28,7 @@ from groundling.log import say
 from groundling.runtime import RuntimeConfig
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import load_tokenizer
-from groundling.train import rundir
 from groundling.train.estimate import describe_seconds
-from groundling.train.watch import ASKED_TO_STOP
-
-RANK = "rankings simulate"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command."""
-
-    verb: str
-    run: Callable[[Sequence[str]], int]
-    argv: list[str]
-
-    def output(self) -> str:
-        """The path that it writes."""
-        return _value(self.argv, "--rankings" if self.verb == RANK else "--out-dir")
-
-    def needs(self, path: str) -> bool:
-        """Whether it reads what another stage writes there."""
-        return path in self.argv and path != self.output()
-
-    def learns(self) -> bool:
-        """Whether it is a training, with a folder that an interrupted one leaves behind."""
-        return self.verb not in (RANK, "align-report")
-
-    def way_on(self, *, is_stale: bool) -> list[str]:
-        """The flags by which a stage that was interrupted goes on; one whose inputs are made anew begins anew."""
-        if not self.learns():
-            return []
-        has_checkpoints = any((Path(self.output()) / CHECKPOINTS).glob("step-*"))
-        return ["--resume"] if has_checkpoints and not is_stale and not self.has_failed() else ["--overwrite"]
-
-    def has_failed(self) -> bool:
-        """Whether it came to a loss that was not finite: going on would lead there again."""
-        return bool(rundir.read_summary(Path(self.output())).get("failed", False))
-
-    def is_done(self) -> bool:
-        """Whether it has left its result; the report is always made anew."""
-        if self.verb == "align-report":
-            return False
-        if self.verb == RANK:
-            file = Path(self.output())
-            return _has_rankings(file) and not simulate.is_unfinished(file)
-        summary = rundir.read_summary(Path(self.output()))
-        return summary.get("ended") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
-
-    def line(self) -> str:
-        """As it is typed."""
-        return f"groundling {self.verb} {shlex.join(self.argv)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +83,16 @@ def chatgpt(config: ChatgptConfig) -> int:
     all_stages = stages(config)
     missing = what_is_missing(all_stages)
     clock = _clock(config, missing)
+    for stage in missing:
+        if _is_stale(stage, missing):
+            stage.forget()
     for stage in all_stages:
         if stage not in missing:
             say(f"\n{stage.line()}: done before")
             continue
         say(f"\n$ {stage.line()}")
-        begun, is_stale = time.perf_counter(), any(stage.needs(other.output()) for other in missing)
-        if code := stage.run([*stage.argv, *stage.way_on(is_stale=is_stale)]):
+        begun = time.perf_counter()
+        if code := stage.run([*stage.argv, *stage.way_on()]):
             return code
         if clock is not None:
             clock.end(time.perf_counter() - begun)
@@ -151,7 +103,7 @@ def chatgpt(config: ChatgptConfig) -> int:
 
 
 def _clock(config: ChatgptConfig, missing: Sequence[Stage]) -> Clock | None:
-    """What foretells the time of all stages, which is said; None where they are too short to need one."""
+    """An estimate for all stages, which is printed; None where they are too short to need one."""
     if config.smoke:
         return None
     bundle = with_chat(load_bundle(config.path, context=config.context))
@@ -159,7 +111,8 @@ def _clock(config: ChatgptConfig, missing: Sequence[Stage]) -> Clock | None:
     if config.data.path is not None:
         scale = len(read_asked(config.data).train) / N_DIALOGUES
     clock = Clock([name_of(stage.verb, stage.output()) for stage in missing], measure(bundle, RuntimeConfig()), scale)
-    say(f"{len(missing)} stages; {_left(clock)} on this machine, as a short trial of training and decoding tells")
+    stages_left = f"{len(missing)} {'stage' if len(missing) == 1 else 'stages'}"
+    say(f"{stages_left}; {_left(clock)} on this machine, by a short trial of training and decoding")
     return clock
 
 
@@ -175,13 +128,18 @@ def what_is_missing(all_stages: Sequence[Stage]) -> list[Stage]:
     """
     missing: list[Stage] = []
     for stage in all_stages:
-        if stage.is_done() and not any(stage.needs(other.output()) for other in missing):
+        is_stale = _is_stale(stage, missing)
+        if stage.is_done() and not is_stale:
             continue
-        is_stale = any(stage.needs(other.output()) for other in missing)
-        if stage.verb == RANK and is_stale and _has_rankings(Path(stage.output())):
+        if stage.verb == RANK and is_stale and has_rankings(Path(stage.output())):
             raise ConfigError(f"{stage.output()} has rankings of an earlier model's replies; move it elsewhere")
         missing.append(stage)
     return missing
+
+
+def _is_stale(stage: Stage, missing: Sequence[Stage]) -> bool:
+    """Whether it reads what one of these is to make."""
+    return any(stage.needs(other.output()) for other in missing)
 
 
 def _require_same_recipe(config: ChatgptConfig) -> None:
@@ -276,14 +234,3 @@ GRPO = ["--kl-coef", "0.1", "--optim.lr", "4e-4", "--steps", "20", "--stop-kl", 
 PPO = ["--kl-coef", "0.15", "--optim.lr", "3e-4", "--steps", "20", "--stop-kl", "8.5"]
 FREE = ["--kl-coef", "0", "--optim.lr", "1e-3", "--steps", "24", "--no-end", "0"]
 SMALL_REWARD = ["--n-layer", "1", "--epochs", "2", "--batch-size", "8", "--optim.lr", "1e-3"]
-
-
-def _value(argv: Sequence[str], flag: str) -> str:
-    return argv[list(argv).index(flag) + 1]
-
-
-def _has_rankings(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with Rankings(file, must_exist=True) as rankings:
-        return any(True for _ in rankings)

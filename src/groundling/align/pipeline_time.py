@@ -1,4 +1,4 @@
-"""How long the stages of `groundling chatgpt` take: from two short measurements, corrected by each stage that ends."""
+"""An estimate of how long `groundling chatgpt` takes: from two short measurements, corrected as stages end."""
 
 import math
 import time
@@ -64,7 +64,7 @@ MOST_SCALE = 5000 / N_DIALOGUES
 
 
 class Clock:
-    """Foretells the time of stages.
+    """Estimates how long stages take.
 
     Args:
         names: of the stages that are to run, each a key of SECONDS.
@@ -84,7 +84,7 @@ class Clock:
 
     @property
     def seconds_left(self) -> float:
-        """What is foretold for the stages that have not ended, in proportion to how those that have kept to it."""
+        """The estimate for all stages that have not ended, scaled by how far off it was for those that have."""
         # Until a tenth has passed, one stage that is done sooner or later says little.
         known = self._expected / (self._expected + sum(self._left)) if self._left else 1.0
         kept = self._passed / self._expected if self._expected else 1.0
@@ -92,7 +92,7 @@ class Clock:
         return sum(self._left) * (weight * kept + 1 - weight)
 
     def end(self, seconds: float) -> None:
-        """Take the time of the next stage."""
+        """Take how long the next stage took."""
         self._expected += self._left.pop(0)
         self._passed += seconds
 
@@ -126,7 +126,7 @@ def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
 
 
 def _fastest(work: Callable[[], None], n_times: int = 5) -> float:
-    """The least seconds of a few: the first makes ready, and what disturbs only adds."""
+    """The shortest of a few runs after a warm-up: other processes can only make one longer."""
     work()
     seconds = []
     for _ in range(n_times):

@@ -25,7 +25,8 @@ from groundling.align.policy import Scored, said_values
 from groundling.align.replies import Reply
 from groundling.align.reward_model import RewardModel, load_reward_model
 from groundling.align.rewards import is_function, reward_fingerprint
-from groundling.align.rollout import Drawer, RolloutConfig, Round, packed_values, whitened
+from groundling.align.rollout import Drawer, RolloutConfig, packed_values, whitened
+from groundling.align.rounds import Round, laid_end_to_end, values_of_each
 from groundling.align.stage import Stage
 from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
@@ -33,9 +34,7 @@ from groundling.errors import ConfigError, require
 from groundling.model.loss import IGNORE
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.training_tensors import (
-    of_ragged,
     optimizer_tensors,
-    ragged,
     restore_learned,
     weight_tensors,
     with_prefix,
@@ -211,7 +210,7 @@ class _Ppo(Learner[PpoConfig]):
         tensors = {f"values|{name}": tensor for name, tensor in learned.items()}
         if self.round is None:
             return tensors
-        return tensors | ragged("guessed", self.guessed) | ragged("came", self.came)
+        return tensors | laid_end_to_end("guessed", self.guessed) | laid_end_to_end("came", self.came)
 
     def other_facts(self) -> dict[str, Any]:
         return {"kl_coef": self.kl.coef}
@@ -219,8 +218,9 @@ class _Ppo(Learner[PpoConfig]):
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         restore_learned(self.values, self.value_optimizers, with_prefix(tensors, "values|"))
         self.kl.coef = float(facts["kl_coef"])
-        if "guessed" in tensors:
-            self.guessed, self.came = of_ragged(tensors, "guessed"), of_ragged(tensors, "came")
+        if self.round is not None:
+            lengths = [len(reply.said) for reply in self.round.replies]
+            self.guessed, self.came = (values_of_each(tensors, name, lengths) for name in ("guessed", "came"))
 
     def more_figures(self) -> dict[str, float]:
         explained = explained_variance(torch.cat(self.guessed), torch.cat(self.came))

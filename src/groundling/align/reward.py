@@ -38,7 +38,7 @@ from groundling.align.reward_model import (
     save_reward_model,
     scores_of,
 )
-from groundling.align.stage import ExamplesConfig, Stage, has_finished, open_stage
+from groundling.align.stage import ExamplesConfig, Stage, open_stage
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import base_at, load_bundle
 from groundling.errors import DataError, require
@@ -154,9 +154,9 @@ def reward(config: RewardConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    if has_finished(config, "reward"):
-        return 0
     with open_stage(config, "reward") as stage:
+        if stage.has_finished():
+            return 0
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
         max_length = config.longest(bundle)

@@ -3,11 +3,9 @@
 Shapes: B rows, T positions, N of them at which something is said, V vocabulary.
 """
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from groundling.align.feed import ShuffledNumbers
 from groundling.align.gold import measure_by_name
 from groundling.align.policy import Policy, Scored, entropy_of, said_values, scored_groups
 from groundling.align.replies import Reply, Rewards, Speaker
+from groundling.align.rounds import Round, exchanges_in, values_of_each
 from groundling.align.stage import StageConfig, progress_of_first
 from groundling.bundle import Bundle
 from groundling.data.batches import counted_generator
@@ -28,7 +27,6 @@ from groundling.model.loss import IGNORE, token_logprobs
 from groundling.sample.engine import DecodeConfig, settled
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
-from groundling.train.training_tensors import of_ragged, ragged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,38 +81,6 @@ class RolloutConfig(StageConfig):
         )
 
 
-@dataclass
-class Round:
-    """Replies of one round, and what is known of them. Tensors are of each reply's said ids, in order."""
-
-    replies: list[Reply]
-    rewards: list[float]
-    logprobs: list[Tensor]
-    """Of the policy that drew them, recomputed."""
-    reference: list[Tensor]
-    advantages: list[Tensor] = field(default_factory=list)
-
-    def kl(self) -> float:
-        """How far the policy has left the reference: nats a reply, as these replies tell."""
-        return nats_a_reply(self.logprobs, self.reference)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a checkpoint; `Drawer.round_of` takes it back."""
-        return {
-            **ragged("prompt", [torch.tensor(reply.prompt) for reply in self.replies]),
-            **ragged("said", [torch.tensor(reply.said) for reply in self.replies]),
-            "rewards": torch.tensor(self.rewards, dtype=torch.float64),
-            **ragged("logprobs", self.logprobs),
-            **ragged("reference", self.reference),
-            **ragged("advantages", self.advantages),
-        }
-
-
-def nats_a_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
-    """The KL of one policy to another, as replies of the first tell: what each gives their ids -> nats a reply."""
-    return math.fsum(float((ours - theirs).sum()) for ours, theirs in zip(new, old, strict=True)) / len(new)
-
-
 @dataclass(frozen=True)
 class PolicyBatch:
     """Packed replies with what the clipped loss needs."""
@@ -139,6 +105,17 @@ class PolicyBatch:
         return self.scored, self.old_BT, self.reference_BT, self.advantages_BT
 
 
+class Seen(TypedDict):
+    """What a call of the objective saw: sums over ids."""
+
+    n: float
+    clipped: float
+    entropy: float
+    step_kl: float
+    off_one: float
+    """The greatest distance of a ratio from 1."""
+
+
 class ClippedObjective(nn.Module):
     """PPO's clipped loss (arXiv:1707.06347, equation 7), summed over what was said; and GRPO's KL term besides.
 
@@ -152,8 +129,8 @@ class ClippedObjective(nn.Module):
     def __init__(self, policy: Policy, clip: float, kl_coef: float = 0.0) -> None:
         super().__init__()
         self.policy, self.clip, self.kl_coef = policy, clip, kl_coef
-        self.seen: list[dict[str, float]] = []
-        """What the calls since the last look saw: sums over ids."""
+        self.seen: list[Seen] = []
+        """By the calls since the last look."""
 
     def forward(self, scored: Scored, old_BT: Tensor, reference_BT: Tensor, advantages_BT: Tensor) -> Tensor:
         """The loss of a batch."""
@@ -280,12 +257,17 @@ class Drawer:
         return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
 
     def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
-        """The round whose `Round.tensors` these are."""
-        speaker = self._speaker(policy.model)
-        prompts, said = (of_ragged(tensors, name) for name in ("prompt", "said"))
-        replies = [speaker.reply_of(p.long().tolist(), s.long().tolist()) for p, s in zip(prompts, said, strict=True)]
-        known = (of_ragged(tensors, name) for name in ("logprobs", "reference", "advantages"))
-        return Round(replies, tensors["rewards"].tolist(), *known)
+        """The round whose `Round.tensors` these are.
+
+        Raises:
+            CheckpointError: they are those of no round of this stage.
+        """
+        config, bundle, speaker = self._config, self._bundle, self._speaker(policy.model)
+        limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, config.longest(bundle))
+        replies = [speaker.reply_of(*each) for each in exchanges_in(tensors, *limits)]
+        lengths = [len(reply.said) for reply in replies]
+        known = (values_of_each(tensors, name, lengths) for name in ("logprobs", "reference", "advantages"))
+        return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
     def _speaker(self, model: GPT) -> Speaker:
         config, bundle = self._config, self._bundle
@@ -327,20 +309,3 @@ def whitened(values: Sequence[Tensor]) -> list[Tensor]:
     if spread <= 1e-8:
         return [torch.zeros_like(each) for each in values]
     return [(each - mean) / spread for each in values]
-
-
-def figures_of(round_: Round, started: float, gold: str | None = None) -> dict[str, float]:
-    """What a round's replies were like."""
-    n = len(round_.replies)
-    measured = {}
-    if gold is not None:
-        measure = measure_by_name(gold)
-        measured["gold"] = math.fsum(measure(reply.text) for reply in round_.replies) / n
-    return {
-        **measured,
-        "reward": math.fsum(round_.rewards) / n,
-        "kl": round_.kl(),
-        "replies_ended": sum(reply.ended for reply in round_.replies) / n,
-        "length": sum(len(reply.said) for reply in round_.replies) / n,
-        "seconds": round(time.perf_counter() - started, 2),
-    }

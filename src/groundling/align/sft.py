@@ -22,7 +22,7 @@ from groundling.align.example_training import learn
 from groundling.align.feed import ExampleFeed
 from groundling.align.packing import alike, groups_of_rows, pack
 from groundling.align.replies import Speaker
-from groundling.align.stage import ExamplesConfig, Stage, has_finished, open_stage
+from groundling.align.stage import ExamplesConfig, Stage, open_stage
 from groundling.align.vocabulary import with_chat
 from groundling.bundle import Base, Bundle, base_at, load_bundle, require_speaker, save_adapter, save_bundle
 from groundling.data.examples import Encoded
@@ -103,9 +103,9 @@ def sft(config: SftConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    if has_finished(config, "sft"):
-        return 0
     with open_stage(config, "sft") as stage:
+        if stage.has_finished():
+            return 0
         require_speaker(config.path)
         base = base_at(config.path)
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))

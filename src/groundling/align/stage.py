@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from groundling import atomicio, dist, runtime
 from groundling.align.checkpoint import (
-    CHECKPOINTS,
     Found,
     Snapshot,
     StageCheckpoints,
@@ -112,7 +111,7 @@ class Stage:
         self.failure: TrainingError | None = None
         """Why it could not go on; what it had learned by then is kept."""
         self.found: Found | None = None
-        """What it goes on from."""
+        """The checkpoint that it is resumed from."""
         self._checkpoints = StageCheckpoints(config.out_dir, picked.device)
         self._facts = StageFacts(name, rundir.new_run_id(), _own_settings(config), "")
         self._sink: JsonlSink | None = None
@@ -122,8 +121,32 @@ class Stage:
         if dist.is_first():
             say(text)
 
+    def has_finished(self) -> bool:
+        """Whether a stage that is to be resumed has nothing left to do, which is printed. All ranks call this together.
+
+        Raises:
+            CheckpointError: another stage has finished there, or this one with other settings.
+        """
+        run = self.config.out_dir
+        summary = rundir.read_summary(run) if self.config.resume else {}
+        if summary.get("ended") in (None, ASKED_TO_STOP) or summary.get("failed", True):
+            return False
+        if summary.get("stage") != self.name:
+            raise CheckpointError(f"{run} holds a run of {summary.get('stage')}; choose another --out-dir")
+        earlier = summary.get("config")
+        if changed := same_settings(self.config, earlier if isinstance(earlier, dict) else {}, f"{run} was made"):
+            raise CheckpointError(
+                f"{run} has finished, and these settings are new: {'; '.join(changed)}; "
+                "start it again with --overwrite, or choose another --out-dir"
+            )
+        self.say(f"{run} has finished; nothing is left to do")
+        if dist.is_first():
+            atomicio.remove(self._checkpoints.folder)  # it may have been killed while it removed them
+            atomicio.sweep_temporaries(run)
+        return True
+
     def look_back(self, *learns_from: Iterable[Any]) -> Snapshot | None:
-        """Where a stage is that goes on; None for one that begins. All ranks call this together, before `begin`.
+        """Find the checkpoint of a stage that is resumed; None for a new one. All ranks call this before `begin`.
 
         Args:
             learns_from: all that it learns from, as plain data: the models' fingerprints, the examples.
@@ -149,11 +172,11 @@ class Stage:
         return found.snapshot
 
     def begin(self, step: int = 0, made_again: Callable[[Record], bool] = lambda _: False) -> None:
-        """All that could be refused has been: an earlier run goes now, unless it is gone on with; the record begins.
+        """Open the record, once nothing more can be refused; a new stage first removes what an earlier run left.
 
         Args:
-            step: that a stage which goes on has reached.
-            made_again: which records of that very step it will make once more.
+            step: the checkpoint's, for a stage that is resumed.
+            made_again: which records of that step it will write again.
         """
         run = self.config.out_dir
         if dist.is_first():
@@ -220,8 +243,9 @@ class Stage:
             raise self.failure
         if stopped:
             self.say(f"{self.name} stopped as asked; go on: {_way_on(self.name, self.config)}")
-        # Another rank may have been the one that was asked.
-        return (self.stop.exit_code or SIGTERM_EXIT_CODE) if stopped else 0
+            # Another rank may have been the one that was asked.
+            return self.stop.exit_code or SIGTERM_EXIT_CODE
+        return self.stop.exit_code  # a signal that came after the last step ends what would follow this stage
 
     def _wall_s(self) -> float:
         return time.perf_counter() - self.started + (0.0 if self.found is None else self.found.wall_s)
@@ -257,29 +281,6 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
         picked = runtime.pick(config.runtime, worth_compiling=False)
         make_deterministic(picked.device)
         yield Stage(config, name, stop, picked, stack)
-
-
-def has_finished(config: StageConfig, name: str) -> bool:
-    """Whether a stage that is to go on has nothing left to do, which is said.
-
-    Raises:
-        CheckpointError: another stage has finished there, or this one with other settings.
-    """
-    summary = rundir.read_summary(config.out_dir) if config.resume else {}
-    if summary.get("ended") in (None, ASKED_TO_STOP) or summary.get("failed", True):
-        return False
-    if summary.get("stage") != name:
-        raise CheckpointError(f"{config.out_dir} holds a run of {summary.get('stage')}; choose another --out-dir")
-    earlier = summary.get("config")
-    if changed := same_settings(config, earlier if isinstance(earlier, dict) else {}, f"{config.out_dir} was made"):
-        raise CheckpointError(
-            f"{config.out_dir} has finished, and these settings are new: {'; '.join(changed)}; "
-            "start it again with --overwrite, or choose another --out-dir"
-        )
-    if dist.is_first():
-        say(f"{config.out_dir} has finished; nothing is left to do")
-        atomicio.remove(config.out_dir / CHECKPOINTS)  # it may have been killed when it removed them
-    return True
 
 
 @contextmanager

@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(weight)
                 if self.neuron_beta is not None:
-                    state["variance"] = _zeros_for_neurons(weight)
+                    state["variance"] = zeros_for_neurons(weight)
             state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             if group["weight_decay"]:
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -142,7 +142,7 @@ def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
     updates_NRC.mul_(factors_NR1.type_as(updates_NRC))
 
 
-def _zeros_for_neurons(weight: Tensor) -> Tensor:
+def zeros_for_neurons(weight: Tensor) -> Tensor:
     """A number for each neuron of each of a matrix's squares, in a shape that is cut as the matrix is."""
     (n_rows, n_columns), (n, dim) = weight.shape, _cut(weight)
     if n == 1 and n_rows < n_columns:

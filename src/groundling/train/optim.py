@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from groundling.errors import CheckpointError, require
-from groundling.train.muon import POLAR_EXPRESS, Muon
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
-"""What the optimizers keep of each number of a parameter."""
+from groundling.train.muon import POLAR_EXPRESS, Muon, zeros_for_neurons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +113,8 @@ class Optimizers:
         """Take back what `state_tensors` gave.
 
         Raises:
-            CheckpointError: a tensor is for a parameter that this model has not got, or of another shape.
+            CheckpointError: a tensor is for a parameter that this model has not got, or has not the shape and the type
+                that its optimizer works with; or a parameter has only a part of what its optimizer remembers.
         """
         owners = {
             self._names[id(parameter)]: (part, parameter)
@@ -124,18 +122,28 @@ class Optimizers:
             for group in part.param_groups
             for parameter in group["params"]
         }
+        given: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, _, what = key.rpartition("|")
             if name not in owners:
                 raise CheckpointError(f"the optimizer's state is for {name!r}, which this model has not got")
+            given.setdefault(name, {})[what] = value
+        for name, state in given.items():
             part, parameter = owners[name]
-            expected = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameter.shape)}.get(what, value.shape)
-            if value.shape != expected:
-                raise CheckpointError(
-                    f"the optimizer's {what} of {name!r} is {tuple(value.shape)}, expected {tuple(expected)}"
-                )
-            device = "cpu" if what == "step" and parameter.device.type == "cpu" else parameter.device
-            part.state[parameter][what] = value.to(device)
+            found = {what: (value.shape, value.dtype) for what, value in state.items()}
+            if found != (expected := _state_like(part, parameter)):
+                raise CheckpointError(f"the optimizer's state of {name} is {found}, and it works with {expected}")
+            part.state[parameter].update({what: value.to(parameter.device) for what, value in state.items()})
+
+
+def _state_like(part: torch.optim.Optimizer, parameter: Tensor) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """The shapes and types of what an optimizer remembers of a parameter."""
+    like = (parameter.shape, parameter.dtype)
+    if not isinstance(part, Muon):
+        return {"step": (torch.Size(()), torch.float32), "exp_avg": like, "exp_avg_sq": like}
+    if part.neuron_beta is None:
+        return {"momentum": like}
+    return {"momentum": like, "variance": (zeros_for_neurons(parameter).shape, parameter.dtype)}
 
 
 def split_parameters(model: nn.Module, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -81,10 +81,14 @@ def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
 
 
 def make_room(run: Path) -> None:
-    """Remove the run that is in the folder, if there is one; what else lies there stays."""
+    """Remove the run that is in the folder, if there is one; what else lies there stays.
+
+    First the summary, by which a run is known to have finished: a kill may come after it.
+    """
     if not has_run(run):
         return
     atomicio.sweep_temporaries(run)
+    (run / "summary.json").unlink(missing_ok=True)
     for name in FOLDERS:
         atomicio.remove(run / name)
     for name in FILES:

@@ -3,8 +3,6 @@
 All are tensors under names: `weights|NAME`, `optimizer|NAME|WHAT`, `generator|RANK|KIND`.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -59,21 +57,6 @@ def restore_generators(tensors: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-
-
-def ragged(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Vectors of different lengths as two tensors: all their numbers, and their lengths.
-
-    What a checkpoint holds is floating point; whole numbers are exact in float64.
-    """
-    numbers, lengths = torch.cat(list(values)), torch.tensor([len(each) for each in values], dtype=torch.float64)
-    return {name: numbers if numbers.is_floating_point() else numbers.double(), f"{name}.lengths": lengths}
-
-
-def of_ragged(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
-    """The vectors that `ragged` was given."""
-    parts = torch.split(tensors[name], tensors[f"{name}.lengths"].long().tolist())
-    return [part.clone() for part in parts]
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
