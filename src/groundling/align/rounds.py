@@ -61,7 +61,7 @@ def of_each(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
     is_right = numbers.dim() == lengths.dim() == 1 and are_whole(lengths, len(numbers) + 1)
     if not is_right or int(lengths.sum()) != len(numbers):
         raise CheckpointError(f"its {name} has {tuple(numbers.shape)} numbers, and its lengths say otherwise")
-    return [part.clone() for part in torch.split(numbers, lengths.long().tolist())]  # type: ignore[no-untyped-call]
+    return [part.clone() for part in torch.split(numbers, lengths.long().tolist())]
 
 
 def are_whole(numbers: Tensor, end: int) -> bool:
