@@ -88,7 +88,7 @@ def make_room(run: Path) -> None:
     if not has_run(run):
         return
     atomicio.sweep_temporaries(run)
-    (run / "summary.json").unlink(missing_ok=True)
+    atomicio.remove(run / "summary.json")
     for name in FOLDERS:
         atomicio.remove(run / name)
     for name in FILES:
