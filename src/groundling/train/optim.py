@@ -1,6 +1,7 @@
 """Which parameter is updated by what: AdamW with decay groups, and Muon for the matrices inside the blocks."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +10,6 @@ from torch import Tensor, nn
 
 from groundling.errors import CheckpointError, require
 from groundling.train.muon import POLAR_EXPRESS, Muon
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
-"""What the optimizers keep of each number of a parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +114,7 @@ class Optimizers:
         """Take back what `state_tensors` gave.
 
         Raises:
-            CheckpointError: a tensor is for a parameter that this model has not got, or of another shape.
+            CheckpointError: a tensor is for a parameter that this model has not got, or not as the optimizer made it.
         """
         owners = {
             self._names[id(parameter)]: (part, parameter)
@@ -124,18 +122,33 @@ class Optimizers:
             for group in part.param_groups
             for parameter in group["params"]
         }
+        found: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors.items():
             name, _, what = key.rpartition("|")
             if name not in owners:
                 raise CheckpointError(f"the optimizer's state is for {name!r}, which this model has not got")
+            found[name][what] = value
+        for name, memory in found.items():
             part, parameter = owners[name]
-            expected = {"step": torch.Size(), **dict.fromkeys(MOMENTS, parameter.shape)}.get(what, value.shape)
-            if value.shape != expected:
-                raise CheckpointError(
-                    f"the optimizer's {what} of {name!r} is {tuple(value.shape)}, expected {tuple(expected)}"
-                )
-            device = "cpu" if what == "step" and parameter.device.type == "cpu" else parameter.device
-            part.state[parameter][what] = value.to(device)
+            _require_whole(part, parameter, name, memory)
+            for what, value in memory.items():
+                device = "cpu" if what == "step" and parameter.device.type == "cpu" else parameter.device
+                part.state[parameter][what] = value.to(device)
+
+
+def _require_whole(part: torch.optim.Optimizer, parameter: Tensor, name: str, memory: dict[str, Tensor]) -> None:
+    """Check that what is remembered of a parameter is all of it, as the optimizer itself makes it."""
+    like = torch.empty_like(parameter, device="meta")
+    adam = {"step": torch.empty((), dtype=torch.float32, device="meta"), "exp_avg": like, "exp_avg_sq": like}
+    expected = part.fresh(like) if isinstance(part, Muon) else adam
+    if memory.keys() != expected.keys():
+        raise CheckpointError(
+            f"the optimizer's memory of {name!r} is {', '.join(sorted(memory))}; expected {', '.join(sorted(expected))}"
+        )
+    for what, wanted in expected.items():
+        kinds = [(each.dtype, tuple(each.shape)) for each in (memory[what], wanted)]
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(f"the optimizer's {what} of {name!r} is {kinds[0]}, expected {kinds[1]}")
 
 
 def split_parameters(model: nn.Module, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
