@@ -1,5 +1,6 @@
 """The loop of the stages that learn from examples: sft, reward and dpo."""
 
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from groundling import dist
-from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
+from groundling.align.checkpoint import Count, Snapshot, require_steps_left, restoring
 from groundling.align.feed import ExampleFeed
 from groundling.align.stage import ExamplesConfig, Stage, progress_of_first
 from groundling.errors import TrainingError
@@ -47,8 +48,10 @@ def learn(
         require_steps_left(stage.found.snapshot.step, n_steps, config.out_dir, f"epochs {config.epochs}")
         with restoring(stage.found) as snapshot:
             restore_learned(model, optimizers, snapshot.tensors)
-            feed.load_state_dict(snapshot.facts["batches"])
+            feed.load_state_dict(msgspec.convert(snapshot.facts["batches"], dict[str, Count]))
             state.progress = msgspec.convert(snapshot.facts["progress"], Progress)
+            if state.progress.step != snapshot.step or not 0 <= state.progress.train_s < math.inf:
+                raise ValueError(f"its progress is not that of step {snapshot.step}")
     stage.begin(state.progress.step, made_again=lambda record: "loss" not in record)
     watcher = _Watch(stage, n_steps, evaluate, keep or {}, saved_at=state.progress.step)
     try:

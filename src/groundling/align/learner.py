@@ -19,6 +19,7 @@ from groundling.align.rollout import (
     Drawer,
     RolloutConfig,
     Round,
+    Seen,
     figures_of,
     minibatches_of,
     policy_batches,
@@ -94,7 +95,7 @@ class Learner(ABC, Generic[C]):
         return {}
 
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take back what `other_tensors` and `other_facts` gave."""
+        """Take back what `other_tensors` and `other_facts` gave; the round is there by then, if there is one."""
 
     def resume(self) -> int:
         """Go on where the stage has found a checkpoint; return how many rounds are complete."""
@@ -103,11 +104,12 @@ class Learner(ABC, Generic[C]):
         with restoring(self.stage.found) as snapshot:
             tensors, facts = snapshot.tensors, snapshot.facts
             restore_learned(self.policy.model, self.optimizers, with_prefix(tensors, "policy|"))
-            self.restore_others(tensors, facts)
             self.step, self.n_updates = divmod(snapshot.step, self._updates_a_round())
-            self.objective.seen = msgspec.convert(facts["seen"], list[dict[str, float]])
-            if drawn := with_prefix(tensors, "round|"):
+            self.objective.seen = msgspec.convert(facts["seen"], list[Seen])
+            drawn = with_prefix(tensors, "round|")
+            if drawn or self.n_updates:
                 self.round = self.drawer.round_of(self.policy, drawn)
+            self.restore_others(tensors, facts)
         require_steps_left(self.step + bool(self.n_updates), self.config.steps, self.config.out_dir, "steps")
         return self.step
 

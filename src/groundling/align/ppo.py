@@ -9,6 +9,7 @@ Shapes: B rows, T positions, N replies.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from groundling.align.policy import Scored, said_values
 from groundling.align.replies import Reply
 from groundling.align.reward_model import RewardModel, load_reward_model
 from groundling.align.rewards import is_function, reward_fingerprint
-from groundling.align.rollout import Drawer, RolloutConfig, Round, packed_values, whitened
+from groundling.align.rollout import Drawer, RolloutConfig, Round, packed_values, require_numbers, whitened
 from groundling.align.stage import Stage
 from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
@@ -219,8 +220,11 @@ class _Ppo(Learner[PpoConfig]):
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         restore_learned(self.values, self.value_optimizers, with_prefix(tensors, "values|"))
         self.kl.coef = float(facts["kl_coef"])
-        if "guessed" in tensors:
+        if not 0 <= self.kl.coef < math.inf:
+            raise ValueError(f"kl_coef is {self.kl.coef}")
+        if self.round is not None:
             self.guessed, self.came = of_ragged(tensors, "guessed"), of_ragged(tensors, "came")
+            require_numbers(self.round.replies, self.guessed, self.came)
 
     def more_figures(self) -> dict[str, float]:
         explained = explained_variance(torch.cat(self.guessed), torch.cat(self.came))

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -139,6 +139,16 @@ class PolicyBatch:
         return self.scored, self.old_BT, self.reference_BT, self.advantages_BT
 
 
+class Seen(TypedDict):
+    """What one call of the objective saw: sums over ids, and how far from 1 a ratio was at most."""
+
+    n: float
+    clipped: float
+    entropy: float
+    step_kl: float
+    off_one: float
+
+
 class ClippedObjective(nn.Module):
     """PPO's clipped loss (arXiv:1707.06347, equation 7), summed over what was said; and GRPO's KL term besides.
 
@@ -152,8 +162,8 @@ class ClippedObjective(nn.Module):
     def __init__(self, policy: Policy, clip: float, kl_coef: float = 0.0) -> None:
         super().__init__()
         self.policy, self.clip, self.kl_coef = policy, clip, kl_coef
-        self.seen: list[dict[str, float]] = []
-        """What the calls since the last look saw: sums over ids."""
+        self.seen: list[Seen] = []
+        """What the calls since the last look saw."""
 
     def forward(self, scored: Scored, old_BT: Tensor, reference_BT: Tensor, advantages_BT: Tensor) -> Tensor:
         """The loss of a batch."""
@@ -282,9 +292,17 @@ class Drawer:
     def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
         """The round whose `Round.tensors` these are."""
         speaker = self._speaker(policy.model)
-        prompts, said = (of_ragged(tensors, name) for name in ("prompt", "said"))
-        replies = [speaker.reply_of(p.long().tolist(), s.long().tolist()) for p, s in zip(prompts, said, strict=True)]
-        known = (of_ragged(tensors, name) for name in ("logprobs", "reference", "advantages"))
+        prompts, said = (_ids_of(tensors, name, policy.model.config.vocab_size) for name in ("prompt", "said"))
+        longest, expected = self._config.longest(self._bundle), self._config.replies
+        if len(prompts) != expected or tensors["rewards"].shape != (expected,):
+            raise ValueError(f"its round has {len(prompts)} replies, expected {expected}")
+        if not all(p and s and len(p) + len(s) <= longest for p, s in zip(prompts, said, strict=True)):
+            raise ValueError(f"its round has an empty prompt or reply, or one of more than {longest} ids")
+        if not bool(tensors["rewards"].isfinite().all()):
+            raise ValueError("its round has rewards that are no finite numbers")
+        replies = [speaker.reply_of(p, s) for p, s in zip(prompts, said, strict=True)]
+        known = [of_ragged(tensors, name) for name in ("logprobs", "reference", "advantages")]
+        require_numbers(replies, *known)
         return Round(replies, tensors["rewards"].tolist(), *known)
 
     def _speaker(self, model: GPT) -> Speaker:
@@ -298,6 +316,22 @@ class Drawer:
             temperature=config.temperature,
             decode=settled(model, DecodeConfig(weights="bfloat16")),
         )
+
+
+def _ids_of(tensors: dict[str, Tensor], name: str, n_ids: int) -> list[list[int]]:
+    """Ids that `ragged` was given. Raises ValueError for numbers that are none."""
+    numbers = tensors[name]
+    if not bool(((numbers == numbers.round()) & (numbers >= 0) & (numbers < n_ids)).all()):
+        raise ValueError(f"its round has numbers among the ids of {name} that are no ids of the model")
+    return [ids.long().tolist() for ids in of_ragged(tensors, name)]
+
+
+def require_numbers(replies: Sequence[Reply], *values: Sequence[Tensor]) -> None:
+    """Check that each value has a finite number for each id that was said. Raises ValueError where one has not."""
+    lengths = [len(reply.said) for reply in replies]
+    for value in values:
+        if [len(each) for each in value] != lengths or not bool(torch.cat(list(value)).isfinite().all()):
+            raise ValueError("its round has not a finite number for each id that was said")
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:
