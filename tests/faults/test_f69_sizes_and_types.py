@@ -17,6 +17,7 @@ from groundling.bundle import base_at, find_bundle, load_bundle, save_adapter, s
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, legible
 from groundling.export.hf_folder import read_model
 from groundling.export.hf_speech import read_speech
+from groundling.export.nanogpt import read_checkpoint
 from groundling.log import read_records
 from groundling.manifest import MANIFEST, _write_sealed, read_manifest, write_manifest
 from groundling.memory import Memory
@@ -335,6 +336,26 @@ def foreign(tmp_path):
     for blob, name in zip("123", names, strict=True):
         (snapshot / name).symlink_to(f"../../blobs/{blob}")
     return snapshot
+
+
+def test_the_weights_of_nanogpt_are_in_its_file(tmp_path):
+    """One number that stands for all of a matrix, or one matrix for those of all layers, would fill the memory."""
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 8, "vocab_size": 5000, "bias": False}
+    shapes = {
+        **{"wte": (5000, 64), "wpe": (8, 64), "ln_f": (64,), "h.0.ln_1": (64,), "h.0.ln_2": (64,)},
+        **{"h.0.attn.c_attn": (192, 64), "h.0.attn.c_proj": (64, 64)},
+        **{"h.0.mlp.c_fc": (256, 64), "h.0.mlp.c_proj": (64, 256)},
+    }
+    model = {f"transformer.{name}.weight": torch.rand(shape) for name, shape in shapes.items()}
+    tied = {**model, "lm_head.weight": model["transformer.wte.weight"]}
+    torch.save({"model_args": sizes, "model": tied}, tmp_path / "ckpt.pt")
+    assert read_checkpoint(tmp_path / "ckpt.pt")[0].tie_weights
+    spread = {**model, "transformer.wte.weight": torch.rand(1, 1).expand(5000, 64)}
+    torch.save({"model_args": sizes, "model": spread}, tmp_path / "ckpt.pt")
+    assert "bytes, and says that its weights have 1," in refused(read_checkpoint, tmp_path / "ckpt.pt")
+    layers = {name.replace("h.0", f"h.{n}"): tensor for n in range(50) for name, tensor in model.items()}
+    torch.save({"model_args": {**sizes, "n_layer": 50}, "model": layers}, tmp_path / "ckpt.pt")
+    assert "bytes, and says that its weights have 11," in refused(read_checkpoint, tmp_path / "ckpt.pt")
 
 
 def test_a_folder_of_transformers_is_checked_before_it_is_built(foreign):
