@@ -20,12 +20,12 @@ from groundling.align.reward import bradley_terry
 from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, scores_of
 from groundling.align.rollout import (
     ClippedObjective,
-    Round,
     policy_batches,
     rewards_of_different,
     scored_by,
     whitened,
 )
+from groundling.align.rounds import Round
 from groundling.align.sft import SftObjective, sft_batches
 from groundling.align.vocabulary import with_rows
 from groundling.data.examples import Encoded

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from groundling.align.arguments import parse_stage
 from groundling.align.learner import Learner, optimise
-from groundling.align.rollout import Drawer, RolloutConfig, Round
+from groundling.align.rollout import Drawer, RolloutConfig
+from groundling.align.rounds import Round
 from groundling.align.stage import Stage
 from groundling.bundle import Bundle
 from groundling.errors import require

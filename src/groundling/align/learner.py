@@ -18,12 +18,12 @@ from groundling.align.rollout import (
     ClippedObjective,
     Drawer,
     RolloutConfig,
-    Round,
     Seen,
     figures_of,
     minibatches_of,
     policy_batches,
 )
+from groundling.align.rounds import Round
 from groundling.align.stage import Stage, has_finished, open_stage
 from groundling.align.vocabulary import require_chat
 from groundling.bundle import Bundle, base_at, load_bundle, save_bundle

@@ -26,7 +26,8 @@ from groundling.align.policy import Scored, said_values
 from groundling.align.replies import Reply
 from groundling.align.reward_model import RewardModel, load_reward_model
 from groundling.align.rewards import is_function, reward_fingerprint
-from groundling.align.rollout import Drawer, RolloutConfig, Round, packed_values, require_numbers, whitened
+from groundling.align.rollout import Drawer, RolloutConfig, packed_values, whitened
+from groundling.align.rounds import Round, require_numbers
 from groundling.align.stage import Stage
 from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle

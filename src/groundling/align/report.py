@@ -26,7 +26,8 @@ from groundling.align.policy import Policy, exchanges_of
 from groundling.align.rankings import Rankings
 from groundling.align.replies import Reply, Speaker
 from groundling.align.reward_model import load_reward_model, scores_of
-from groundling.align.rollout import nats_a_reply, scored_by
+from groundling.align.rollout import scored_by
+from groundling.align.rounds import nats_a_reply
 from groundling.align.vocabulary import reads_the_same, require_chat, with_chat
 from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.config import parse

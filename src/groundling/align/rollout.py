@@ -19,6 +19,7 @@ from groundling.align.feed import ShuffledNumbers
 from groundling.align.gold import measure_by_name
 from groundling.align.policy import Policy, Scored, entropy_of, said_values, scored_groups
 from groundling.align.replies import Reply, Rewards, Speaker
+from groundling.align.rounds import Round, read_exchanges, read_round
 from groundling.align.stage import StageConfig, progress_of_first
 from groundling.bundle import Bundle
 from groundling.data.batches import counted_generator
@@ -28,7 +29,6 @@ from groundling.model.loss import IGNORE, token_logprobs
 from groundling.sample.engine import DecodeConfig, settled
 from groundling.train.optim import OptimConfig
 from groundling.train.schedule import ScheduleConfig
-from groundling.train.training_tensors import of_ragged, ragged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,38 +81,6 @@ class RolloutConfig(StageConfig):
             self.replies % self.minibatches == 0,
             f"replies {self.replies} is not a multiple of minibatches {self.minibatches}; change one",
         )
-
-
-@dataclass
-class Round:
-    """Replies of one round, and what is known of them. Tensors are of each reply's said ids, in order."""
-
-    replies: list[Reply]
-    rewards: list[float]
-    logprobs: list[Tensor]
-    """Of the policy that drew them, recomputed."""
-    reference: list[Tensor]
-    advantages: list[Tensor] = field(default_factory=list)
-
-    def kl(self) -> float:
-        """How far the policy has left the reference: nats a reply, as these replies tell."""
-        return nats_a_reply(self.logprobs, self.reference)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a checkpoint; `Drawer.round_of` takes it back."""
-        return {
-            **ragged("prompt", [torch.tensor(reply.prompt) for reply in self.replies]),
-            **ragged("said", [torch.tensor(reply.said) for reply in self.replies]),
-            "rewards": torch.tensor(self.rewards, dtype=torch.float64),
-            **ragged("logprobs", self.logprobs),
-            **ragged("reference", self.reference),
-            **ragged("advantages", self.advantages),
-        }
-
-
-def nats_a_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
-    """The KL of one policy to another, as replies of the first tell: what each gives their ids -> nats a reply."""
-    return math.fsum(float((ours - theirs).sum()) for ours, theirs in zip(new, old, strict=True)) / len(new)
 
 
 @dataclass(frozen=True)
@@ -290,20 +258,15 @@ class Drawer:
         return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
 
     def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
-        """The round whose `Round.tensors` these are."""
+        """The round whose `Round.tensors` these are.
+
+        Raises:
+            ValueError, LookupError: they are those of no whole round of this model.
+        """
+        longest, n_ids = self._config.longest(self._bundle), policy.model.config.vocab_size
+        asked = read_exchanges(tensors, self._config.replies, n_ids, longest)
         speaker = self._speaker(policy.model)
-        prompts, said = (_ids_of(tensors, name, policy.model.config.vocab_size) for name in ("prompt", "said"))
-        longest, expected = self._config.longest(self._bundle), self._config.replies
-        if len(prompts) != expected or tensors["rewards"].shape != (expected,):
-            raise ValueError(f"its round has {len(prompts)} replies, expected {expected}")
-        if not all(p and s and len(p) + len(s) <= longest for p, s in zip(prompts, said, strict=True)):
-            raise ValueError(f"its round has an empty prompt or reply, or one of more than {longest} ids")
-        if not bool(tensors["rewards"].isfinite().all()):
-            raise ValueError("its round has rewards that are no finite numbers")
-        replies = [speaker.reply_of(p, s) for p, s in zip(prompts, said, strict=True)]
-        known = [of_ragged(tensors, name) for name in ("logprobs", "reference", "advantages")]
-        require_numbers(replies, *known)
-        return Round(replies, tensors["rewards"].tolist(), *known)
+        return read_round([speaker.reply_of(prompt, said) for prompt, said in asked], tensors)
 
     def _speaker(self, model: GPT) -> Speaker:
         config, bundle = self._config, self._bundle
@@ -316,22 +279,6 @@ class Drawer:
             temperature=config.temperature,
             decode=settled(model, DecodeConfig(weights="bfloat16")),
         )
-
-
-def _ids_of(tensors: dict[str, Tensor], name: str, n_ids: int) -> list[list[int]]:
-    """Ids that `ragged` was given. Raises ValueError for numbers that are none."""
-    numbers = tensors[name]
-    if not bool(((numbers == numbers.round()) & (numbers >= 0) & (numbers < n_ids)).all()):
-        raise ValueError(f"its round has numbers among the ids of {name} that are no ids of the model")
-    return [ids.long().tolist() for ids in of_ragged(tensors, name)]
-
-
-def require_numbers(replies: Sequence[Reply], *values: Sequence[Tensor]) -> None:
-    """Check that each value has a finite number for each id that was said. Raises ValueError where one has not."""
-    lengths = [len(reply.said) for reply in replies]
-    for value in values:
-        if [len(each) for each in value] != lengths or not bool(torch.cat(list(value)).isfinite().all()):
-            raise ValueError("its round has not a finite number for each id that was said")
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:
