@@ -247,12 +247,12 @@ def test_the_settings_of_a_run_and_presets(tmp_path, victim):
     preset = tmp_path / "preset.toml"
     preset.write_text("steps = 7\n")
     (run / "run.toml").symlink_to(preset)
-    with pytest.raises(ConfigError, match=r"run\.toml cannot be read: it is a link"):
+    with pytest.raises(ConfigError, match=r"^the preset .*run\.toml cannot be read: it is a link"):
         parse_arguments(["--resume", "--out-dir", str(run)])
     (tmp_path / "link.toml").symlink_to(preset)
     assert parse_arguments([str(tmp_path / "link.toml")]).steps == 7
     os.mkfifo(tmp_path / "pipe.toml")
-    with in_time(), pytest.raises(ConfigError, match="no preset"):
+    with in_time(), pytest.raises(ConfigError, match=r"^no preset"):
         parse_arguments([str(tmp_path / "pipe.toml")])
     for text, said in (
         ("x = " + "[" * 5000 + "]" * 5000, "nested too deep"),
