@@ -298,7 +298,8 @@ def locked(path: Path, timeout_s: float = -1) -> Iterator[None]:
     """
     lock = filelock.FileLock(path)
     with _clear_errors(path):
-        files.open_to_append(path).close()
+        with suppress(FileNotFoundError):  # filelock makes it: where a disk has no locks, the new file itself is one
+            files.require_regular(path)
         lock.acquire(timeout=timeout_s)
     try:
         yield

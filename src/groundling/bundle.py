@@ -52,6 +52,8 @@ MOST_ADAPTERS = 20
 """One on the other."""
 MOST_TABLES = 1 << 27
 """Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
+LARGEST_LOSS = 1e300
+"""A whole number in a file can be larger than any float."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -524,7 +526,7 @@ def _choose(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:
     if checkpoint == "last":
         return list(steps.values())[-1]
     if checkpoint == "best":
-        return min(reversed(steps.values()), key=_val_loss)
+        return min(reversed(steps.values()), key=_rank)
     if checkpoint.isdecimal() and int(checkpoint) in steps:
         return steps[int(checkpoint)]
     raise CheckpointError(
@@ -532,7 +534,14 @@ def _choose(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:
     )
 
 
-def _val_loss(checkpoint: Path) -> float:
-    """A checkpoint's validation loss; infinite where none was measured."""
-    value = read_manifest(checkpoint).get("val_loss")
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else math.inf
+def val_loss_of(manifest: Mapping[str, Any]) -> float | None:
+    """A checkpoint's validation loss, as its manifest tells it; None where none was measured."""
+    value = manifest.get("val_loss")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < LARGEST_LOSS else None
+
+
+def _rank(checkpoint: Path) -> float:
+    loss = val_loss_of(read_manifest(checkpoint))
+    return math.inf if loss is None else loss

@@ -58,8 +58,9 @@ def parse(
     description = description or config_class.__doc__ or ""
     default = base
     if preset is not None:
+        values = load_preset(preset)
         try:
-            default = from_dict(config_class, load_preset(preset), base)
+            default = from_dict(config_class, values, base)
         except ConfigError as error:
             raise ConfigError(f"preset {preset}: {error}") from error
     return _parse_flags(config_class, words, prog, description, default)

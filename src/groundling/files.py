@@ -23,7 +23,6 @@ PIECE_BYTES = 1 << 20
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _ALWAYS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = (
-    (stat.S_ISLNK, "a link"),
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -39,6 +38,13 @@ class RefusedFileError(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class LinkedFileError(RefusedFileError):
+    """A link where none is followed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _refusal("a link"))
 
 
 def open_regular(path: Path, *, links: bool = False, within: Path | None = None) -> BufferedReader:
@@ -71,6 +77,11 @@ def open_to_replace(path: Path) -> BufferedWriter:
     return os.fdopen(_descriptor(path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, links=False), "wb")
 
 
+def require_regular(path: Path) -> None:
+    """Check what is there before others open it. Raises as `open_regular`."""
+    _require(path, _status(path, links=False), stat.S_ISREG)
+
+
 def _descriptor(path: Path, flags: int, links: bool) -> int:
     """The descriptor of a regular file, which was one before it was opened, too: to open a device can set it going."""
     try:
@@ -82,7 +93,7 @@ def _descriptor(path: Path, flags: int, links: bool) -> int:
         descriptor = os.open(path, flags | _ALWAYS | (0 if links else _NOFOLLOW), 0o666)
     except OSError as error:
         if not links and error.errno in (errno.ELOOP, errno.EMLINK):
-            raise RefusedFileError(path, _refusal("a link")) from None
+            raise LinkedFileError(path) from None
         raise
     try:
         _require(path, os.fstat(descriptor).st_mode, stat.S_ISREG)
@@ -104,6 +115,8 @@ def _require(path: Path, mode: int, is_right: Callable[[int], bool]) -> None:
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISLNK(mode):
+        raise LinkedFileError(path)
     raise RefusedFileError(path, _refusal(next((name for test, name in _KINDS if test(mode)), "something else")))
 
 

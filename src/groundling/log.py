@@ -6,6 +6,7 @@ The JSONL file is the record; the console, TensorBoard and Weights & Biases are 
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,8 +49,8 @@ class JsonlSink:
         self, path: Path, resumed_at: int | None = None, made_again: Callable[[Record], bool] = lambda _: False
     ) -> None:
         self.path = path
-        earlier = [] if resumed_at is None else [r for r in read_records(path) if r["step"] <= resumed_at]
-        kept = [r for r in earlier if r["step"] != resumed_at or not made_again(r)]
+        earlier = [] if resumed_at is None else _read_or_keep(path)
+        kept = [r for r in earlier if r["step"] <= resumed_at and not (r["step"] == resumed_at and made_again(r))]
         atomicio.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.sampled_at = max((record["step"] for record in kept if "sample" in record), default=0)
         """The step of the newest sample that was kept; 0: there is none. A run that goes on does not speak twice."""
@@ -76,9 +77,30 @@ def read_records(path: Path) -> list[Record]:
     A run's record never stops the run: a last line that a crash has cut is passed over, and damaged ones are too, which
     is said.
     """
+    found, unread = _read(path)
+    if unread:
+        say(f"{path}: passed over {unread}")
+    return found
+
+
+def _read_or_keep(path: Path) -> list[Record]:
+    """The records of a file that is about to be written anew; where it was not read to its end, it is kept besides."""
+    found, unread = _read(path)
+    if unread:
+        number = 1
+        while os.path.lexists(kept := path.with_name(f"{path.name}.unread-{number}")):
+            number += 1
+        atomicio.replace(path, kept)
+        say(f"{path}: passed over {unread}; the whole file is kept as {kept}")
+    return found
+
+
+def _read(path: Path) -> tuple[list[Record], str]:
+    """The records of a file, and what of it was not read, and why."""
     found: list[Record] = []
+    unread: list[str] = []
     n_damaged, is_last_damaged = 0, False
-    for line in _lines(path):
+    for line in _lines(path, unread):
         record = _read_record(line)
         if record is not None:
             found.append(record)
@@ -87,11 +109,14 @@ def read_records(path: Path) -> list[Record]:
     n_damaged -= is_last_damaged
     if n_damaged:
         say(f"{path}: passed over {n_damaged:,} damaged {'line' if n_damaged == 1 else 'lines'}")
-    return found
+    return found, "".join(unread)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a record, with their ends; of one that is too long to be one, its beginning."""
+def _lines(path: Path, unread: list[str]) -> Iterator[bytes]:
+    """The lines of a record, with their ends; of one that is too long to be one, its beginning.
+
+    What was not read is added to `unread`.
+    """
     try:
         with files.open_regular(path) as file:
             while file.tell() < MOST_RECORDS and (line := file.readline(MOST_LINE)):
@@ -100,11 +125,11 @@ def _lines(path: Path) -> Iterator[bytes]:
                     rest = file.readline(MOST_LINE)
                 yield line if line is rest or not rest.endswith(b"\n") else line + b"\n"
             if file.read(1):
-                say(f"{path}: passed over what follows its first {MOST_RECORDS:,} bytes")
+                unread.append(f"what follows its first {MOST_RECORDS:,} bytes")
     except FileNotFoundError:
         return
     except OSError as error:
-        say(f"{path}: passed over all of it ({error.strerror})")
+        unread.append(f"all that could not be read ({error.strerror})")
 
 
 def _read_record(line: bytes) -> Record | None:
@@ -116,7 +141,7 @@ def _read_record(line: bytes) -> Record | None:
     if not isinstance(record, dict) or "step" not in record:
         return None
     numbers = [record[name] for name in NUMBERS if record.get(name) is not None]
-    sound = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+    sound = all(isinstance(n, float) or (type(n) is int and abs(n) < 2**63) for n in numbers)
     return record if sound and isinstance(record["step"], int) else None
 
 

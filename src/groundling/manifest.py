@@ -19,6 +19,8 @@ MOST_FILES = 1000
 """That a manifest lists; each is read, and a folder of ours holds about ten."""
 MOST_JSON = 16 << 20
 """Bytes of a file that holds one object: a config, a manifest, the index of a large model."""
+COPY = "copy the folder with cp -rL"
+"""For folders of links, as the cache of a hub, git-annex and DVC have them."""
 SEAL = "sha256"
 """The manifest's key for the SHA-256 of all the rest of it."""
 
@@ -98,7 +100,7 @@ def read_json_object(path: Path, *, links: bool = False) -> dict[str, Any]:
     try:
         value = atomicio.read_json(path, MOST_JSON, links=links)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: it is not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -133,9 +135,15 @@ def _check_file(folder: Path, name: str, size: int, sha256: str) -> None:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is missing, and the {MANIFEST} lists it; {advice}") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; {advice}") from error
+        raise CheckpointError(f"cannot read {path}: {_reason(error, advice)}") from error
     if found != size:
         what = "is truncated" if found < size else "has extra bytes"
         raise CheckpointError(f"{path} {what}: size {found}, expected {size}; {advice}")
     if atomicio.sha256_of(path, within=folder) != sha256:
         raise CheckpointError(f"{path} is damaged: its content differs from the SHA-256 in the {MANIFEST}; {advice}")
+
+
+def _reason(error: OSError, advice: str = "") -> str:
+    """Why a file cannot be read, and what to do."""
+    advice = COPY if isinstance(error, files.LinkedFileError) else advice
+    return "; ".join(filter(None, (error.strerror or str(error), advice)))

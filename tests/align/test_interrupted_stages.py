@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from stagekit import FAST, write_base, write_conversations, write_rankings
 
 from groundling import atomicio
@@ -247,6 +247,99 @@ def in_a_round(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def resealed(saved: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    """A checkpoint with other content, which its manifest vouches for."""
+    facts = json.loads((saved / "manifest.json").read_text(encoding="utf-8"))
+    save_file(tensors, saved / "training.safetensors")
+    atomicio.write_json(saved / "state.json", state)
+    write_manifest(saved, {name: facts[name] for name in ("run_id", "stage", "step")})
+
+
+def without_last_number(name: str):
+    def change(tensors, state):
+        tensors[name] = tensors[name][:-1].clone()
+        tensors[f"{name}.lengths"][-1] -= 1
+
+    return change
+
+
+def number_in(name: str, value: float):
+    def change(tensors, state):
+        tensors[name].view(-1)[0] = value
+
+    return change
+
+
+def no_round(tensors, state):
+    for name in list(tensors):
+        if name.startswith("round|"):
+            del tensors[name]
+
+
+def one_reply_less(tensors, state):
+    for name in ("prompt", "said", "logprobs", "reference", "advantages"):
+        n = int(tensors[f"round|{name}.lengths"][-1])
+        tensors[f"round|{name}"] = tensors[f"round|{name}"][:-n].clone()
+        tensors[f"round|{name}.lengths"] = tensors[f"round|{name}.lengths"][:-1].clone()
+    tensors["round|rewards"] = tensors["round|rewards"][:-1].clone()
+
+
+def fact(name: str, value: object):
+    def change(tensors, state):
+        state["facts"][name] = value
+
+    return change
+
+
+HOSTILE_ROUNDS = (
+    *(no_round, one_reply_less, without_last_number("came"), without_last_number("guessed")),
+    *(without_last_number(f"round|{name}") for name in ("logprobs", "reference", "advantages", "said")),
+    *(number_in("round|prompt", value) for value in (999.0, -1.0, 0.5, float("nan"))),
+    *(number_in("round|said", 999.0), number_in("round|said.lengths", 0.0), number_in("came", float("nan"))),
+    *(number_in(f"round|{name}", float("inf")) for name in ("rewards", "logprobs", "reference", "advantages")),
+    *(fact("seen", [{}]), fact("seen", [{"n": "1"}]), fact("kl_coef", float("nan")), fact("kl_coef", -1.0)),
+)
+
+
+def test_a_round_that_others_made_is_whole_or_refused(in_a_round, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(in_a_round, run)
+    (saved,) = (run / "checkpoints").glob("step-*")
+    sound = (saved / "training.safetensors").read_bytes(), (saved / "state.json").read_text(encoding="utf-8")
+    for change in HOSTILE_ROUNDS:
+        tensors, state = load(sound[0]), json.loads(sound[1])
+        change(tensors, state)
+        resealed(saved, tensors, state)
+        with pytest.raises(CheckpointError, match=f"{saved} does not fit its run"):
+            ppo.main(["--resume", "--out-dir", str(run)])
+        assert saved.is_dir()
+
+
+def test_a_place_in_the_examples_that_others_made_is_refused(begun, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stopped_at("dpo", begun, run, 40, monkeypatch)
+    (saved,) = (run / "checkpoints").glob("step-*")
+    sound = load_file(saved / "training.safetensors"), json.loads((saved / "state.json").read_text(encoding="utf-8"))
+    step = sound[1]["step"]
+    assert step > 0
+    for name, value in (
+        *(("batches", {"next_sample": n}) for n in (-5, 10**400, 1.5, None)),
+        *(("progress", {"step": n, "n_tokens": 1, "train_s": 1.0}) for n in (-(10**9), step + 1)),
+        *(("progress", {"step": step, "n_tokens": 1, "train_s": s}) for s in (float("nan"), -1.0)),
+    ):
+        state = json.loads(json.dumps(sound[1]))
+        state["facts"][name] = value
+        resealed(saved, sound[0], state)
+        with pytest.raises(CheckpointError, match=f"{saved} does not fit its run"):
+            dpo.main(["--resume", "--out-dir", str(run)])
+    for value in (float("nan"), float("inf")):
+        tensors = {name: tensor.clone() for name, tensor in sound[0].items()}
+        tensors["reference"][0, 0] = value
+        resealed(saved, tensors, sound[1])
+        with pytest.raises(CheckpointError, match="does not know what the model gave these 231 pairs at first"):
+            dpo.main(["--resume", "--out-dir", str(run)])
+
+
 @pytest.mark.parametrize("forget", FORGET)
 def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(in_a_round, tmp_path, unbroken, forget):
     """Of a round that was begun: each part of the state matters."""
@@ -254,11 +347,9 @@ def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(in_a_round, tmp_
     shutil.copytree(in_a_round, run)
     (saved,) = (run / "checkpoints").glob("step-*")
     tensors = load_file(saved / "training.safetensors")
-    state, facts = (json.loads((saved / name).read_text(encoding="utf-8")) for name in ("state.json", "manifest.json"))
+    state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
     forget(tensors, state)
-    save_file(tensors, saved / "training.safetensors")
-    atomicio.write_json(saved / "state.json", state)
-    write_manifest(saved, {name: facts[name] for name in ("run_id", "stage", "step")})
+    resealed(saved, tensors, state)
     assert ppo.main(["--resume", "--out-dir", str(run)]) == 0
     assert (outcome(run) == outcome(unbroken["ppo"])) == (forget is forget_nothing)
 

@@ -1,28 +1,35 @@
 """Row 68: what lies in a folder that others made is read only where it is a regular file; no link leads out of it."""
 
+import dataclasses
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import resource
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from groundling import atomicio, cli, files, log
+from groundling import atomicio, cli, fetch, files, log
 from groundling.bundle import FILES, load_bundle, save_bundle
+from groundling.data import sources
 from groundling.data.corpus import DataConfig, prepare
 from groundling.data.folders import find_files
 from groundling.data.reading import TextFiles
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
-from groundling.log import read_records
+from groundling.log import JsonlSink, read_records
 from groundling.manifest import MANIFEST
 from groundling.model.gpt import GPT, GPTConfig
 from groundling.serve.curves import last_values, read_news
 from groundling.serve.run_folders import RunFolder, describe, find_runs, ladder_of
+from groundling.text import vendors
 from groundling.text.tokenizer import CharTokenizer
 from groundling.train import rundir
 from groundling.train.arguments import parse_arguments
@@ -240,12 +247,12 @@ def test_the_settings_of_a_run_and_presets(tmp_path, victim):
     preset = tmp_path / "preset.toml"
     preset.write_text("steps = 7\n")
     (run / "run.toml").symlink_to(preset)
-    with pytest.raises(ConfigError, match=r"run\.toml cannot be read: it is a link"):
+    with pytest.raises(ConfigError, match=r"^the preset .*run\.toml cannot be read: it is a link"):
         parse_arguments(["--resume", "--out-dir", str(run)])
     (tmp_path / "link.toml").symlink_to(preset)
     assert parse_arguments([str(tmp_path / "link.toml")]).steps == 7
     os.mkfifo(tmp_path / "pipe.toml")
-    with in_time(), pytest.raises(ConfigError, match="no preset"):
+    with in_time(), pytest.raises(ConfigError, match=r"^no preset"):
         parse_arguments([str(tmp_path / "pipe.toml")])
     for text, said in (
         ("x = " + "[" * 5000 + "]" * 5000, "nested too deep"),
@@ -304,3 +311,79 @@ def test_a_file_that_is_exchanged_while_it_is_looked_at_is_not_read(tmp_path, vi
     with pytest.raises(files.RefusedFileError, match="it is a link"):
         files.read_bytes(tmp_path / "file", 100)
     assert victim.read_text() == "mine\n"
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_lock_on_a_disk_that_has_none(tmp_path, monkeypatch):
+    """Some network disks know no flock; a file that was put there first would be taken for the lock of another."""
+
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    for _ in range(2):
+        held = f"another process .pid {os.getpid()}."
+        with rundir.locked(tmp_path / "run"), pytest.raises(CheckpointError, match=held):
+            rundir.locked(tmp_path / "run").__enter__()
+
+
+def test_a_record_that_cannot_be_read_is_kept_beside_the_one_of_a_run_that_goes_on(tmp_path, monkeypatch, capsys):
+    """A disk that fails for a moment, or a file of 1 GiB, was an empty record afterwards."""
+    path = tmp_path / "metrics.jsonl"
+    lines = "".join(f'{{"step": {step}, "loss": 2}}\n' for step in range(100))
+    path.write_text(lines)
+    open_regular = files.open_regular
+    monkeypatch.setattr(files, "open_regular", lambda _: open_regular(tmp_path / ("x" * 300)))
+    JsonlSink(path, resumed_at=50).write({"step": 51})
+    monkeypatch.undo()
+    assert (kept := tmp_path / "metrics.jsonl.unread-1").read_text() == lines
+    assert [record["step"] for record in read_records(path)] == [51]
+    why = "all that could not be read (File name too long)"
+    assert f"{path}: passed over {why}; the whole file is kept as {kept}" in capsys.readouterr().err
+    for number in (2, 3):
+        path.write_text(lines)
+        monkeypatch.setattr(log, "MOST_RECORDS", 300)
+        JsonlSink(path, resumed_at=50).write({"step": 51})
+        monkeypatch.undo()
+        assert (kept := tmp_path / f"metrics.jsonl.unread-{number}").read_text() == lines
+        assert [record["step"] for record in read_records(path)][-2:] == [12, 51]
+        assert f"what follows its first 300 bytes; the whole file is kept as {kept}" in capsys.readouterr().err
+
+
+def test_what_was_fetched_may_be_a_link_to_the_same_bytes(tmp_path, monkeypatch):
+    """Where it says to put the file there, a link will do: its content is known by its hash."""
+    monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
+    data = b"to be"
+    source = dataclasses.replace(
+        sources.SOURCES["tiny_shakespeare"], urls=(), sha256=hashlib.sha256(data).hexdigest(), n_bytes=len(data)
+    )
+    monkeypatch.setattr(fetch, "package_archive", lambda _: pytest.fail("it was fetched again"))
+    (tmp_path / "text").write_bytes(data)
+    source.path().parent.mkdir(parents=True)
+    source.path().symlink_to(tmp_path / "text")
+    assert sources.obtain(source).read_bytes() == data
+    vocabulary = tmp_path / "cache" / "gpt2" / "encoder.json"
+    (tmp_path / "ids").write_text('{"a": 0}')
+    monkeypatch.setattr(vendors, "GPT2_SHA256", atomicio.sha256_of(tmp_path / "ids"))
+    vocabulary.parent.mkdir()
+    vocabulary.symlink_to(tmp_path / "ids")
+    monkeypatch.setattr(atomicio, "make_folder", lambda _: pytest.fail("the cache may be read-only"))
+    assert vendors.gpt2_ids() == {"a": 0}
+
+
+def test_a_bundle_of_links_is_copied_with_what_they_lead_to(tmp_path, capsys):
+    """As the cache of a hub, git-annex or DVC have it."""
+    config = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=3)
+    save_bundle(tmp_path / "blobs", GPT(config), CharTokenizer("abc"))
+    for names in ((*FILES, MANIFEST), ("model.safetensors",)):
+        snapshot = tmp_path / f"snapshot {len(names)}"
+        shutil.copytree(tmp_path / "blobs", snapshot)
+        for name in names:
+            (snapshot / name).unlink()
+            (snapshot / name).symlink_to(tmp_path / "blobs" / name)
+        with pytest.raises(CheckpointError, match=r"it is a link, .*; copy the folder with cp -rL$"):
+            load_bundle(snapshot)
+        subprocess.run(["cp", "-rL", snapshot, tmp_path / f"copy {len(names)}"], check=True)
+        load_bundle(tmp_path / f"copy {len(names)}")
+    assert cli.main(["tokenizer", "show", str(tmp_path / "snapshot 4" / "tokenizer.json")]) == 0, "the user names it"
+    assert "char, 3 ids" in capsys.readouterr().out

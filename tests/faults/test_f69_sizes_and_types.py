@@ -9,14 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundling import atomicio, bundle
+from groundling import atomicio, bundle, cli
 from groundling.adapter import Adapter
 from groundling.align.adapters import LoraConfig, adapt
 from groundling.align.reward_model import RewardModel, load_reward_model, save_reward_model
-from groundling.bundle import base_at, load_bundle, save_adapter, save_bundle
+from groundling.bundle import base_at, find_bundle, load_bundle, save_adapter, save_bundle
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, legible
 from groundling.export.hf_folder import read_model
 from groundling.export.hf_speech import read_speech
+from groundling.export.nanogpt import read_checkpoint
+from groundling.log import read_records
 from groundling.manifest import MANIFEST, _write_sealed, read_manifest, write_manifest
 from groundling.memory import Memory
 from groundling.model.blank import count_parameters
@@ -25,7 +27,7 @@ from groundling.model.layers import PLACES_AT_ONCE, Rotary
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import CharTokenizer
 from groundling.train import estimate
-from groundling.train.checkpoint import Checkpoints
+from groundling.train.checkpoint import Checkpoints, restore
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=8)
 WRONG = {"I64": torch.int64, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
@@ -97,14 +99,20 @@ def test_what_a_run_goes_on_from_is_of_its_type_and_shape(tiny, tmp_path):
     sound, tensors = file.read_bytes(), load_file(file)
     moment = next(name for name in tensors if name.endswith("|exp_avg") and tensors[name].dim() == 2)
     generator = next(name for name in tensors if name.startswith("generator|"))
+    count = moment.replace("|exp_avg", "|step")
     attacks = [
+        ({moment: None}, "the optimizer's memory of"),
+        ({count: None}, "the optimizer's memory of"),
+        ({moment.replace("exp_avg", "momentum"): tensors[moment].clone()}, "the optimizer's memory of"),
+        ({moment: tensors[moment].to(torch.float64)}, "the optimizer's exp_avg of"),
         ({moment: tensors[moment].to(torch.int32)}, f"{moment} is of type I32, expected F32"),
         ({moment: tensors[moment].to(torch.complex64)}, f"{moment} is of type C64"),
         ({generator: tensors[generator].float()}, f"{generator} is of type F32, expected U8"),
         ({moment: tensors[moment].T.contiguous()[:1]}, "the optimizer's exp_avg of"),
     ]
     for change, said in attacks:
-        save_file({**tensors, **change}, file)
+        changed = {**tensors, **change}
+        save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, file)
         sealed(newest)
         with pytest.raises(CheckpointError) as error:
             tiny.pretrain(run, resume=True, steps=8)
@@ -112,6 +120,31 @@ def test_what_a_run_goes_on_from_is_of_its_type_and_shape(tiny, tmp_path):
     file.write_bytes(sound)
     sealed(newest)
     tiny.pretrain(run, resume=True, steps=8)
+
+
+def test_learned_weights_beside_their_average_are_not_spread(tiny, tmp_path):
+    """A checkpoint of a run with an average holds both."""
+    newest = tiny.save(Checkpoints(tmp_path / "checkpoints"), tiny.state(5, decay=0.9))
+    restore(newest, tiny.state(1, decay=0.9))
+    file, name = newest / "training.safetensors", "weights|ln_f.weight"
+    tensors = load_file(file)
+    for change in ({name: tensors[name][:1].clone()}, {"weights|another": tensors[name].clone()}):
+        save_file({**tensors, **change}, file)
+        sealed(newest)
+        assert "does not fit the model" in refused(restore, newest, tiny.state(1, decay=0.9))
+
+
+def test_a_loss_that_no_float_holds_ranks_last(tiny, tmp_path, capsys):
+    folder = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
+    steps = [tiny.save(folder, tiny.state(step, val_loss=2.0)) for step in (5, 6)]
+    for loss in (10**400, -(10**400), float("nan"), True, "2"):
+        sealed(steps[0], val_loss=loss)
+        assert find_bundle(tmp_path / "run") == steps[1] / "bundle"
+        assert folder.by_loss("ours") == [steps[1], steps[0]]
+        assert cli.main(["verify-checkpoint", str(tmp_path / "run")]) == 0
+        assert f"good  {steps[0]}: 5 files\n" in capsys.readouterr().out
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {10**400}}}\n{{"step": 2, "loss": 1}}\n')
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [2]
 
 
 HUGE = [
@@ -303,6 +336,26 @@ def foreign(tmp_path):
     for blob, name in zip("123", names, strict=True):
         (snapshot / name).symlink_to(f"../../blobs/{blob}")
     return snapshot
+
+
+def test_the_weights_of_nanogpt_are_in_its_file(tmp_path):
+    """One number that stands for all of a matrix, or one matrix for those of all layers, would fill the memory."""
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 8, "vocab_size": 5000, "bias": False}
+    shapes = {
+        **{"wte": (5000, 64), "wpe": (8, 64), "ln_f": (64,), "h.0.ln_1": (64,), "h.0.ln_2": (64,)},
+        **{"h.0.attn.c_attn": (192, 64), "h.0.attn.c_proj": (64, 64)},
+        **{"h.0.mlp.c_fc": (256, 64), "h.0.mlp.c_proj": (64, 256)},
+    }
+    model = {f"transformer.{name}.weight": torch.rand(shape) for name, shape in shapes.items()}
+    tied = {**model, "lm_head.weight": model["transformer.wte.weight"]}
+    torch.save({"model_args": sizes, "model": tied}, tmp_path / "ckpt.pt")
+    assert read_checkpoint(tmp_path / "ckpt.pt")[0].tie_weights
+    spread = {**model, "transformer.wte.weight": torch.rand(1, 1).expand(5000, 64)}
+    torch.save({"model_args": sizes, "model": spread}, tmp_path / "ckpt.pt")
+    assert "bytes, and says that its weights have 1," in refused(read_checkpoint, tmp_path / "ckpt.pt")
+    layers = {name.replace("h.0", f"h.{n}"): tensor for n in range(50) for name, tensor in model.items()}
+    torch.save({"model_args": {**sizes, "n_layer": 50}, "model": layers}, tmp_path / "ckpt.pt")
+    assert "bytes, and says that its weights have 11," in refused(read_checkpoint, tmp_path / "ckpt.pt")
 
 
 def test_a_folder_of_transformers_is_checked_before_it_is_built(foreign):

@@ -241,7 +241,12 @@ def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
         CheckpointError: it is of other pairs.
     """
     reference = snapshot.tensors.get(REFERENCE)
-    if reference is None or reference.shape != (len(pairs), 2) or reference.dtype != torch.float32:
+    if (
+        reference is None
+        or reference.shape != (len(pairs), 2)
+        or reference.dtype != torch.float32
+        or not bool(reference.isfinite().all())
+    ):
         raise CheckpointError(f"the checkpoint does not know what the model gave these {len(pairs):,} pairs at first")
     scored = zip(pairs, reference.tolist(), strict=True)
     return [dataclasses.replace(pair, reference=tuple(values)) for pair, values in scored]

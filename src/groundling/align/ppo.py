@@ -9,6 +9,7 @@ Shapes: B rows, T positions, N replies.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from groundling.align.rounds import Round, laid_end_to_end, values_of_each
 from groundling.align.stage import Stage
 from groundling.align.vocabulary import reads_the_same
 from groundling.bundle import Bundle
-from groundling.errors import ConfigError, require
+from groundling.errors import CheckpointError, ConfigError, require
 from groundling.model.loss import IGNORE
 from groundling.train.optim import OptimConfig, Optimizers
 from groundling.train.training_tensors import (
@@ -218,6 +219,8 @@ class _Ppo(Learner[PpoConfig]):
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         restore_learned(self.values, self.value_optimizers, with_prefix(tensors, "values|"))
         self.kl.coef = float(facts["kl_coef"])
+        if not 0 <= self.kl.coef < math.inf:
+            raise CheckpointError(f"its kl_coef is {self.kl.coef}")
         if self.round is not None:
             lengths = [len(reply.said) for reply in self.round.replies]
             self.guessed, self.came = (values_of_each(tensors, name, lengths) for name in ("guessed", "came"))

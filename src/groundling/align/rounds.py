@@ -70,14 +70,14 @@ def are_whole(numbers: Tensor, end: int) -> bool:
 
 
 def values_of_each(tensors: dict[str, Tensor], name: str, said_lengths: Sequence[int]) -> list[Tensor]:
-    """The same, where each reply has a number for each of its ids.
+    """The same, where each reply has a finite number for each of its ids.
 
     Raises:
         CheckpointError: it has not.
     """
     values = of_each(tensors, name)
-    if [len(each) for each in values] != list(said_lengths):
-        raise CheckpointError(f"its {name} is not a number for each id that was said")
+    if [len(each) for each in values] != list(said_lengths) or not bool(tensors[name].isfinite().all()):
+        raise CheckpointError(f"its {name} is not a finite number for each id that was said")
     return values
 
 
@@ -95,6 +95,8 @@ def exchanges_in(
     prompts, said = ([part.long().tolist() for part in of_each(tensors, name)] for name in ("prompt", "said"))
     if not len(prompts) == len(said) == tensors["rewards"].numel() == n_replies:
         raise CheckpointError(f"its round has {len(said):,} replies, and a round of this stage {n_replies:,}")
+    if not bool(tensors["rewards"].isfinite().all()):
+        raise CheckpointError("its round has a reward that is not finite")
     exchanges = list(zip(prompts, said, strict=True))
     if not all(prompt and words and len(prompt) + len(words) <= max_length for prompt, words in exchanges):
         raise CheckpointError(f"its round has a reply that is empty, or longer than {max_length:,} ids with its prompt")

@@ -146,7 +146,7 @@ def shakespeare_dialogues(
     Raises:
         DataError: it could not be fetched.
     """
-    text = files.read_text(sources.get("tiny_shakespeare"), MOST_BYTES)
+    text = files.read_text(sources.get("tiny_shakespeare"), MOST_BYTES, links=True)
     limits = {"max_prompt": max_prompt, "max_reply": max_reply, "max_turns": max_turns}
     return dialogues(text, "train", **limits), dialogues(text, "val", **limits)
 

@@ -129,7 +129,7 @@ def obtain(source: DataSource, patience: fetch.Patience | None = None) -> Path:
 def _is_there(source: DataSource) -> bool:
     path = source.path()
     try:
-        return path.stat().st_size == source.n_bytes and atomicio.sha256_of(path) == source.sha256
+        return path.stat().st_size == source.n_bytes and atomicio.sha256_of(path, links=True) == source.sha256
     except OSError:
         return False
 

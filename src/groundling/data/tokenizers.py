@@ -65,7 +65,8 @@ class ShowConfig:
 
 def _show(argv: list[str]) -> int:
     chosen = config.parse(ShowConfig, argv, "groundling tokenizer show")
-    tokenizer = load_tokenizer(_home_of_tokenizer(chosen.folder))
+    is_named = chosen.folder.name == FILE_NAME
+    tokenizer = load_tokenizer(_home_of_tokenizer(chosen.folder), links=is_named)
     console = Console()
     console.print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids; from all over its pieces:", highlight=False)
     step = max(1, tokenizer.vocab_size // N_PIECES_SHOWN)

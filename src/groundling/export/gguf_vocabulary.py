@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from groundling import atomicio
 from groundling.errors import ConfigError
 from groundling.export.additions import additions_of, special_names
 from groundling.export.chat_jinja import to_jinja
@@ -17,7 +16,7 @@ from groundling.export.hf_tokenizer import merge_pairs
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.trainers import BLANK
-from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_vocabulary
+from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_ids
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """What a token is, in GGUF's numbers."""
@@ -188,7 +187,7 @@ def _name_of_cut(cutter: Mapping[str, Any]) -> str | None:
 
 
 def _gpt2() -> _Pieces:
-    ids: dict[str, int] = atomicio.read_json(gpt2_vocabulary())
+    ids = gpt2_ids()
     pieces = sorted(ids, key=ids.__getitem__)
     types = [CONTROL if piece == END_OF_TEXT else NORMAL for piece in pieces]
     return _Pieces("gpt2", pieces, types, merges_of([piece for piece in pieces if piece != END_OF_TEXT]), [])

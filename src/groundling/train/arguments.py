@@ -45,8 +45,9 @@ def _own_settings(file: Path) -> PretrainConfig:
     Raises:
         ConfigError: it cannot be read.
     """
+    values = read_toml(file)
     try:
-        return from_dict(PretrainConfig, read_toml(file))
+        return from_dict(PretrainConfig, values)
     except ConfigError as error:
         raise ConfigError(f"preset {file}: {error}") from error
 

@@ -226,8 +226,9 @@ def _restore(path: Path, state: TrainState) -> None:
 
 def _restore_weights(path: Path, state: TrainState, trained: dict[str, Tensor]) -> None:
     """The bundle's weights are the average's, if there is one, else the model's, unless it keeps its own beside."""
-    if trained and state.average is None:
+    if trained:
         require_fit(trained, state.model, path / "training.safetensors")
+    if trained and state.average is None:
         state.model.load_state_dict(trained, strict=False)
         return
     state.model.load_state_dict(read_weights(path / "bundle" / "model.safetensors", state.model), strict=False)

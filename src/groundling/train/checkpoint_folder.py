@@ -1,13 +1,12 @@
 """The folder of a run's checkpoints: each is whole or not there, and old ones are removed only after new ones."""
 
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from groundling import atomicio
-from groundling.bundle import finished_checkpoints
+from groundling.bundle import finished_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, StorageError
 from groundling.manifest import check_manifest, read_manifest, write_manifest
 
@@ -98,13 +97,13 @@ class CheckpointFolder:
                 manifest = read_manifest(path)
             except CheckpointError:
                 continue
-            loss = manifest.get("val_loss")
+            loss = val_loss_of(manifest)
             if manifest.get("run_id") != run_id:
                 continue
-            if isinstance(loss, (int, float)) and math.isfinite(loss):
-                measured[path] = loss
-            else:
+            if loss is None:
                 others.insert(0, path)
+            else:
+                measured[path] = loss
         return [*sorted(measured, key=measured.__getitem__), *others]
 
     def newest_good(self) -> tuple[Path, list[str]]:

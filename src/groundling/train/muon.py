@@ -70,6 +70,13 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.iterations, self.neuron_beta, self.dtype = iterations, neuron_beta, dtype
 
+    def fresh(self, weight: Tensor) -> dict[str, Tensor]:
+        """What is remembered of a weight before its first step."""
+        memory = {"momentum": torch.zeros_like(weight)}
+        if self.neuron_beta is not None:
+            memory["variance"] = _zeros_for_neurons(weight)
+        return memory
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Make one update."""
@@ -97,9 +104,7 @@ class Muon(torch.optim.Optimizer):
                 continue
             state = self.state[weight]
             if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(weight)
-                if self.neuron_beta is not None:
-                    state["variance"] = zeros_for_neurons(weight)
+                state.update(self.fresh(weight))
             state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             if group["weight_decay"]:
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -142,7 +147,7 @@ def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
     updates_NRC.mul_(factors_NR1.type_as(updates_NRC))
 
 
-def zeros_for_neurons(weight: Tensor) -> Tensor:
+def _zeros_for_neurons(weight: Tensor) -> Tensor:
     """A number for each neuron of each of a matrix's squares, in a shape that is cut as the matrix is."""
     (n_rows, n_columns), (n, dim) = weight.shape, _cut(weight)
     if n == 1 and n_rows < n_columns:

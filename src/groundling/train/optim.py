@@ -1,6 +1,7 @@
 """Which parameter is updated by what: AdamW with decay groups, and Muon for the matrices inside the blocks."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from groundling.errors import CheckpointError, require
-from groundling.train.muon import POLAR_EXPRESS, Muon, zeros_for_neurons
+from groundling.train.muon import POLAR_EXPRESS, Muon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +114,7 @@ class Optimizers:
         """Take back what `state_tensors` gave.
 
         Raises:
-            CheckpointError: a tensor is for a parameter that this model has not got, or has not the shape and the type
-                that its optimizer works with; or a parameter has only a part of what its optimizer remembers.
+            CheckpointError: a tensor is for a parameter that this model has not got, or not as the optimizer made it.
         """
         owners = {
             self._names[id(parameter)]: (part, parameter)
@@ -122,28 +122,33 @@ class Optimizers:
             for group in part.param_groups
             for parameter in group["params"]
         }
-        given: dict[str, dict[str, Tensor]] = {}
+        found: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors.items():
             name, _, what = key.rpartition("|")
             if name not in owners:
                 raise CheckpointError(f"the optimizer's state is for {name!r}, which this model has not got")
-            given.setdefault(name, {})[what] = value
-        for name, state in given.items():
+            found[name][what] = value
+        for name, memory in found.items():
             part, parameter = owners[name]
-            found = {what: (value.shape, value.dtype) for what, value in state.items()}
-            if found != (expected := _state_like(part, parameter)):
-                raise CheckpointError(f"the optimizer's state of {name} is {found}, and it works with {expected}")
-            part.state[parameter].update({what: value.to(parameter.device) for what, value in state.items()})
+            _require_whole(part, parameter, name, memory)
+            for what, value in memory.items():
+                device = "cpu" if what == "step" and parameter.device.type == "cpu" else parameter.device
+                part.state[parameter][what] = value.to(device)
 
 
-def _state_like(part: torch.optim.Optimizer, parameter: Tensor) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """The shapes and types of what an optimizer remembers of a parameter."""
-    like = (parameter.shape, parameter.dtype)
-    if not isinstance(part, Muon):
-        return {"step": (torch.Size(()), torch.float32), "exp_avg": like, "exp_avg_sq": like}
-    if part.neuron_beta is None:
-        return {"momentum": like}
-    return {"momentum": like, "variance": (zeros_for_neurons(parameter).shape, parameter.dtype)}
+def _require_whole(part: torch.optim.Optimizer, parameter: Tensor, name: str, memory: dict[str, Tensor]) -> None:
+    """Check that what is remembered of a parameter is all of it, as the optimizer itself makes it."""
+    like = torch.empty_like(parameter, device="meta")
+    adam = {"step": torch.empty((), dtype=torch.float32, device="meta"), "exp_avg": like, "exp_avg_sq": like}
+    expected = part.fresh(like) if isinstance(part, Muon) else adam
+    if memory.keys() != expected.keys():
+        raise CheckpointError(
+            f"the optimizer's memory of {name!r} is {', '.join(sorted(memory))}; expected {', '.join(sorted(expected))}"
+        )
+    for what, wanted in expected.items():
+        kinds = [(each.dtype, tuple(each.shape)) for each in (memory[what], wanted)]
+        if kinds[0] != kinds[1]:
+            raise CheckpointError(f"the optimizer's {what} of {name!r} is {kinds[0]}, expected {kinds[1]}")
 
 
 def split_parameters(model: nn.Module, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from groundling.bundle import val_loss_of
 from groundling.config import parse
 from groundling.errors import CheckpointError
 from groundling.manifest import MANIFEST, check_manifest
@@ -34,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
             n_bad += 1
             print(f"BAD   {error}")
         else:
-            loss = manifest.get("val_loss")
-            about = f", validation loss {loss:.4f}" if isinstance(loss, (int, float)) else ""
+            loss = val_loss_of(manifest)
+            about = "" if loss is None else f", validation loss {loss:.4f}"
             print(f"good  {folder}: {len(manifest['files'])} files{about}")
     if n_bad:
         raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume passes them over")
