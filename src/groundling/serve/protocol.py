@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import h11
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from groundling.serve.errors import ApiError
@@ -123,6 +124,8 @@ class Limited(H11Protocol):
             self.scope["extensions"] = {}
             if self._has_ended:
                 self._try_connection(FIRST_TRY_S)
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < HIGH_WATER_LIMIT:
+            self.flow.resume_reading()  # else nobody would hear that the client leaves
         if self._has_ended and not self._is_whole():
             self.transport.close()
 
@@ -219,7 +222,13 @@ class Limited(H11Protocol):
             self.transport.abort()
             return
         self.flow.resume_reading()
-        self._timer = self.loop.call_later(LINGER_S, self.transport.abort)
+        self._timer = self.loop.call_later(LINGER_S, self._end_linger)
+
+    def _end_linger(self) -> None:
+        if self.transport.get_write_buffer_size():  # the answer is still being read; `_look_at_sending` sees that it is
+            self._timer = self.loop.call_later(LINGER_S, self._end_linger)
+        else:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as everything else is answered: in JSON, with the same headers."""
@@ -279,13 +288,14 @@ class Limited(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._idle_since = self.loop.time()
-        if self.conn.their_state is h11.SEND_BODY and not self.lingers:
+        # Between two requests there is no deadline but that of keep-alive.
+        if self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]:
             self._watch()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest after an answer, if there is one."""
+        """Close the connection that has been idle for longest, if there is one; first those whose answers are sent."""
         idle = [one for one in cast("set[Limited]", self.connections) if one._is_idle()]
-        for one in sorted(idle, key=lambda one: one._idle_since)[:1]:
+        for one in sorted(idle, key=lambda one: (one.transport.get_write_buffer_size() > 0, one._idle_since))[:1]:
             one.transport.abort()
         return bool(idle)
 
