@@ -11,9 +11,7 @@ with unread data the kernel would reset it, and the client could lose the answer
 
 import asyncio
 import socket
-import struct
 import sys
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -24,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from groundling.serve.errors import ApiError
 from groundling.serve.framing import strict_connection
 from groundling.serve.guard import SECURITY
+from groundling.serve.outlet import Outlet, reset
 from groundling.serve.respond import as_json
 
 GRACE_S = 1.0
@@ -38,9 +37,6 @@ LOOK_S = 0.2
 FIRST_TRY_S = 0.1
 """After a client closed its side; each wait is three times as long as the one before."""
 
-BEGINNING = b"HTTP/1.1 "
-"""Of every answer, whatever it will be."""
-
 
 def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connections: int) -> type[H11Protocol]:
     """HTTP/1.1, with limits."""
@@ -49,30 +45,6 @@ def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connection
         limits = (receive_timeout_s, send_timeout_s, max_connections)
 
     return WithLimits
-
-
-class Outlet(asyncio.Transport):
-    """What one answer is written to. It may begin before the answer is known, with what all answers have in common."""
-
-    def __init__(self, connection: "Limited") -> None:
-        super().__init__()
-        self._connection = connection
-        self._n_ahead = 0
-
-    def write_ahead(self) -> None:
-        """Send the next byte of the beginning, if there is one."""
-        self._connection.transport.write(BEGINNING[self._n_ahead : self._n_ahead + 1])
-        self._n_ahead = min(self._n_ahead + 1, len(BEGINNING))
-
-    def write(self, data: Any) -> None:
-        self._connection.transport.write(data[self._n_ahead :])
-        self._n_ahead = 0
-
-    def close(self) -> None:
-        self._connection.end_answer()
-
-    def is_closing(self) -> bool:
-        return self._connection.lingers or self._connection.transport.is_closing()
 
 
 class Limited(H11Protocol):
@@ -120,7 +92,7 @@ class Limited(H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            self.cycle.transport = Outlet(self)
+            self.cycle.transport = Outlet(self.transport, self.end_answer, lambda: self.lingers)
             self.scope["extensions"] = {}
             if self._has_ended:
                 self._try_connection(FIRST_TRY_S)
@@ -194,18 +166,11 @@ class Limited(H11Protocol):
         """Close the connection after an answer, or in the middle of one."""
         more_came = self._drops or self.flow.read_paused or self.conn.trailing_data[0]
         if not self._is_answered():
-            self._break_off()
+            reset(self.transport)
         elif self.conn.their_state is h11.SEND_BODY or more_came:
             self._linger()
         else:
             self.transport.close()
-
-    def _break_off(self) -> None:
-        """Drop also what the kernel has not sent: somebody who does not read would keep it, and the connection."""
-        no_time = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-        with suppress(OSError):  # it is closed already
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_time)
-        self.transport.abort()
 
     def _linger(self) -> None:
         """Close for sending, and read on until the client closes, too, or the time is over."""
@@ -239,7 +204,7 @@ class Limited(H11Protocol):
     def refuse(self, message: str, status: int = 400) -> None:
         """Answer a request that cannot be carried out with an error, and end the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another answer is out, or half of it
-            self._linger() if self._is_answered() else self._break_off()
+            self._linger() if self._is_answered() else reset(self.transport)
             return
         is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
         outlet = self.transport
@@ -283,7 +248,7 @@ class Limited(H11Protocol):
         if self.transport.get_write_buffer_size() < n_before:
             self._watch_sending()
         else:
-            self._break_off()
+            reset(self.transport)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -308,7 +273,7 @@ class Limited(H11Protocol):
     def _watch(self) -> None:
         """Start or end the deadline of a head, or of the rest of a body that was not read before its answer.
 
-        Bytes that trickle in do not move it. A body that is read has the deadline of `guard.Bodies`.
+        Bytes that trickle in do not move it. A body that is read has the deadline of `bodies.Bodies`.
         """
         if self.lingers:
             return
