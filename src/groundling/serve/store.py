@@ -81,7 +81,7 @@ class Store:
             if future.cancel():  # it was not begun
                 raise self._busy("they have been locked since this was asked") from None
             raise self._busy("what was asked is under way", MAYBE_DONE) from None
-        except (DataError, StorageError) as error:
+        except (DataError, StorageError, OSError) as error:  # the last: what stands in the file's place, or above it
             raise ApiError(503, str(error), "rankings_unusable", retry_after_s=RETRY_S) from error
 
     def _is_over(self, loop: asyncio.AbstractEventLoop) -> None:
