@@ -1,9 +1,9 @@
 """Connections: how many there are, how long each may take, and how each ends.
 
-None may take for ever to say what it wants or to read what it gets. A client that has sent its request may close its
-own side (`shutdown(SHUT_WR)`, `nc -N`): it is answered. TCP does not tell it from one that has left for good, until
-that one is sent something, and resets the connection. So after such an end the connection is tried: while there is no
-answer, with the next byte of what every answer begins with; in a stream of events, with a comment.
+A connection has a deadline in every state. A client that has sent its request may half-close the connection
+(`shutdown(SHUT_WR)`, `nc -N`) and is answered. One that has left for good looks the same until something is sent to it:
+then it resets the connection. So a half-closed connection is probed: before an answer, with the next byte of what every
+answer begins with; in a stream of events, with a comment.
 
 A connection that the server ends before all of a request was read is closed for sending first and read for a while:
 with unread data the kernel would reset it, and the client could lose the answer.
@@ -32,10 +32,10 @@ LINGER_S = 5.0
 """How long a connection is read whose answer came before the end of its request."""
 
 LOOK_S = 0.2
-"""Between two looks at whether a client that closed its side has left."""
+"""Between two looks at whether the client of a half-closed connection has left."""
 
-FIRST_TRY_S = 0.1
-"""After a client closed its side; each wait is three times as long as the one before."""
+FIRST_PROBE_S = 0.1
+"""Until a half-closed connection is probed first; each wait is three times as long as the one before."""
 
 
 def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connections: int) -> type[H11Protocol]:
@@ -48,16 +48,16 @@ def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connection
 
 
 class Limited(H11Protocol):
-    """Closes connections that do not say what they want, are not read, or were left, and those that are too many."""
+    """Closes connections that are idle, slow, not read or abandoned, and those above the limit."""
 
     limits: tuple[float, float, int]
     """Seconds to receive a request, seconds to leave an answer unread, and connections at once."""
 
     lingers = False
-    """Whether all is said, and what still comes is read and thrown away."""
+    """Whether the last answer is written, and what still comes is read and dropped."""
     _drops = False
-    """Whether something came after the last request that is answered."""
-    _has_ended = False
+    """Whether bytes came after the last request that is answered."""
+    _half_closed = False
     """Whether the client has closed its side."""
     _timer: asyncio.TimerHandle | None = None
     _waits_for: type[h11.IDLE] | type[h11.SEND_BODY] | None = None
@@ -94,23 +94,23 @@ class Limited(H11Protocol):
         if self.cycle is not before:
             self.cycle.transport = Outlet(self.transport, self.end_answer, lambda: self.lingers)
             self.scope["extensions"] = {}
-            if self._has_ended:
-                self._try_connection(FIRST_TRY_S)
+            if self._half_closed:
+                self._probe(FIRST_PROBE_S)
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < HIGH_WATER_LIMIT:
             self.flow.resume_reading()  # else nobody would hear that the client leaves
-        if self._has_ended and not self._is_whole():
+        if self._half_closed and not self._awaits_answer():
             self.transport.close()
 
     def _should_upgrade(self) -> bool:
         return False
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays: for the answer to a request that is whole."""
-        is_first, self._has_ended = not self._has_ended, True
-        if not self._is_whole():
+        """Whether the connection stays open: for the answer to a complete request."""
+        is_first, self._half_closed = not self._half_closed, True
+        if not self._awaits_answer():
             return False
         if is_first:
-            self._try_connection(FIRST_TRY_S)
+            self._probe(FIRST_PROBE_S)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -120,10 +120,10 @@ class Limited(H11Protocol):
             self._look_timer.cancel()
         super().connection_lost(exc)
 
-    # How a client's side ends
+    # Half-closed connections
 
-    def _is_whole(self) -> bool:
-        """Whether there is a request that can be answered, though nothing more will come. A part of one is refused."""
+    def _awaits_answer(self) -> bool:
+        """Whether a complete request waits for its answer, though nothing more will come. A part of one is refused."""
         if self.lingers or self.transport.is_closing():
             return False
         state = self.conn.their_state
@@ -136,8 +136,8 @@ class Limited(H11Protocol):
     def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _try_connection(self, wait_s: float, *, waited_s: float = 0.0) -> None:
-        """Break the connection off when its client has left; send something at times that shows it."""
+    def _probe(self, wait_s: float, *, waited_s: float = 0.0) -> None:
+        """Probe a half-closed connection, and break it off when its client has left."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         if self.transport.is_closing() or self._is_answered():
@@ -149,9 +149,7 @@ class Limited(H11Protocol):
             self._send_filler()
             wait_s, waited_s = 3 * wait_s, 0.0
         next_s = min(LOOK_S, wait_s - waited_s)
-        self._look_timer = self.loop.call_later(
-            next_s, lambda: self._try_connection(wait_s, waited_s=waited_s + next_s)
-        )
+        self._look_timer = self.loop.call_later(next_s, lambda: self._probe(wait_s, waited_s=waited_s + next_s))
 
     def _send_filler(self) -> None:
         filler = cast(dict[str, Any], self.cycle.scope["extensions"]).get("filler")
@@ -160,7 +158,7 @@ class Limited(H11Protocol):
         elif filler and not self.transport.get_write_buffer_size():
             self.transport.write(self.conn.send(h11.Data(data=filler)))
 
-    # How ours does
+    # How a connection ends
 
     def end_answer(self) -> None:
         """Close the connection after an answer, or in the middle of one."""
@@ -176,7 +174,7 @@ class Limited(H11Protocol):
         """Close for sending, and read on until the client closes, too, or the time is over."""
         if self.transport.is_closing() or self.lingers:
             return
-        if self._has_ended:
+        if self._half_closed:
             self.transport.close()
             return
         self._unwatch()
@@ -224,7 +222,7 @@ class Limited(H11Protocol):
             outlet.write(self.conn.send(event) or b"")
         self._linger()
 
-    # How long what may take
+    # Deadlines
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -244,7 +242,7 @@ class Limited(H11Protocol):
             self._send_timer = None
 
     def _look_at_sending(self, n_before: int) -> None:
-        """Who has read nothing of it does not read; closing would wait for him, and keep all that is unsent."""
+        """Break off without progress since the last look: a close would wait, and keep what is unsent."""
         if self.transport.get_write_buffer_size() < n_before:
             self._watch_sending()
         else:
