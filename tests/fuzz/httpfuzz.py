@@ -178,8 +178,15 @@ def chunked(body: bytes, chance: random.Random) -> bytes:
 
 def spoil(request: Request, chance: random.Random) -> None:
     """Do one thing to a request that is not done."""
+    parts = [*4 * [_spoil_line], _spoil_host, _spoil_length, *2 * [_spoil_coding], *2 * [_spoil_use]]
+    parts += [*3 * [_spoil_fields], _spoil_body]
+    kind = chance.randrange(len(parts))
+    parts[kind](request, kind, chance)
+
+
+def _spoil_line(request: Request, kind: int, chance: random.Random) -> None:
+    """Line ends, colons, the version, the target."""
     pick = chance.choice
-    kind = chance.randrange(14)
     if kind == 0:
         request.end = pick([b"\n", b"\r", b"\n\r", b"\r\r\n", b"\r\n "])
     elif kind == 1:
@@ -188,7 +195,7 @@ def spoil(request: Request, chance: random.Random) -> None:
         request.version = pick(
             ["", "HTTP/0.9", "HTTP/1.0", "HTTP/2.0", "HTTP/1.2", "HTTP/9.9", "http/1.1", "HTTP/1.10", "HTTP/1.1 x"]
         )
-    elif kind == 3:
+    else:
         near = ["*", "localhost:80", "http://localhost/health", "http://localhost", "http://[", "http://evil/v1/models"]
         odd = [
             "",
@@ -203,55 +210,75 @@ def spoil(request: Request, chance: random.Random) -> None:
             "/a b",
         ]
         request.target = pick(near + odd)
-    elif kind == 4:
-        hosts = [
-            "",
-            "[",
-            "a b",
-            "evil.example",
-            "localhost,localhost",
-            "localhost\0",
-            "[::1",
-            "a" * 9000,
-            "\\",
-            "localhost:99999",
+
+
+def _spoil_host(request: Request, kind: int, chance: random.Random) -> None:
+    """Other hosts, none, or two."""
+    del kind
+    pick = chance.choice
+    hosts = [
+        "",
+        "[",
+        "a b",
+        "evil.example",
+        "localhost,localhost",
+        "localhost\0",
+        "[::1",
+        "a" * 9000,
+        "\\",
+        "localhost:99999",
+    ]
+    request.host = pick([[], [("Host", "localhost")] * 2, [("host", pick(hosts))], [("Host", pick(hosts))]])
+
+
+def _spoil_length(request: Request, kind: int, chance: random.Random) -> None:
+    """A length that is none, or another."""
+    del kind
+    pick = chance.choice
+    n = len(request.body)
+    one = [
+        f"+{n}",
+        "-1",
+        f"{n} {n}",
+        f"{n}, {n}",
+        f"{n},{n + 1}",
+        f"0x{n:x}",
+        "9" * 19,
+        "9" * 25,
+        "",
+        "a",
+        f"{n + 9}",
+        f"{n // 2}",
+    ]
+    request.framing = [("Content-Length", pick(one)) for _ in range(pick([1, 1, 2]))]
+
+
+def _spoil_coding(request: Request, kind: int, chance: random.Random) -> None:
+    """Chunks, and codings that are not known."""
+    del kind
+    pick = chance.choice
+    coding = pick(
+        [
+            "chunked",
+            "chunked",
+            "chunked",
+            "chunked",
+            "gzip",
+            "chunked, chunked",
+            "identity",
+            "\x0bchunked",
+            "xchunked",
         ]
-        request.host = pick([[], [("Host", "localhost")] * 2, [("host", pick(hosts))], [("Host", pick(hosts))]])
-    elif kind == 5:
-        n = len(request.body)
-        one = [
-            f"+{n}",
-            "-1",
-            f"{n} {n}",
-            f"{n}, {n}",
-            f"{n},{n + 1}",
-            f"0x{n:x}",
-            "9" * 19,
-            "9" * 25,
-            "",
-            "a",
-            f"{n + 9}",
-            f"{n // 2}",
-        ]
-        request.framing = [("Content-Length", pick(one)) for _ in range(pick([1, 1, 2]))]
-    elif kind in (6, 7):
-        coding = pick(
-            [
-                "chunked",
-                "chunked",
-                "chunked",
-                "chunked",
-                "gzip",
-                "chunked, chunked",
-                "identity",
-                "\x0bchunked",
-                "xchunked",
-            ]
-        )
-        length = [("Content-Length", str(len(request.body)))] if chance.random() < 0.2 else []
-        request.framing = [*length, ("Transfer-Encoding", coding)]
-        request.body = chunked(request.body or b"hello", chance)
-    elif kind == 8:
+    )
+    length = [("Content-Length", str(len(request.body)))] if chance.random() < 0.2 else []
+    request.framing = [*length, ("Transfer-Encoding", coding)]
+    request.body = chunked(request.body or b"hello", chance)
+
+
+def _spoil_use(request: Request, kind: int, chance: random.Random) -> None:
+    """Upgrades, what is expected, keys."""
+    pick = chance.choice
+    if kind == 8:
         upgrades = [
             ("Upgrade", pick(["websocket", "h2c", "a" * 900])),
             ("Connection", pick(["Upgrade", "upgrade, keep-alive"])),
@@ -261,7 +288,7 @@ def spoil(request: Request, chance: random.Random) -> None:
             [("Expect", pick(["100-continue", "200-ok"]))],
         ]
         request.headers += pick([upgrades, *others])
-    elif kind == 9:
+    else:
         keys = [
             "",
             "Bearer",
@@ -274,7 +301,12 @@ def spoil(request: Request, chance: random.Random) -> None:
         ]
         request.headers = [(name, value) for name, value in request.headers if name != "Authorization"]
         request.headers += [("Authorization", pick(keys))] if chance.random() < 0.7 else []
-    elif kind == 10:
+
+
+def _spoil_fields(request: Request, kind: int, chance: random.Random) -> None:
+    """Methods, names and values of headers, origins."""
+    pick = chance.choice
+    if kind == 10:
         request.method = pick(
             ["CONNECT", "TRACE", "OPTIONS", "PRI", "PUT", "PATCH", "get", "", "A" * 20_000, "G\0T", "POST", "\xff"]
         )
@@ -296,12 +328,17 @@ def spoil(request: Request, chance: random.Random) -> None:
             ]
         )
         request.headers += [(name, pick(values))] * pick([1, 1, 1, 900])
-    elif kind == 12:
+    else:
         request.headers += [("Origin", pick(["null", "http://localhost", "http://evil", "http://[", "*"]))]
         request.headers += [("Access-Control-Request-Method", "POST"), ("Cookie", "a=b; " * 300)]
-    else:
-        request.body = request.body[: chance.randrange(len(request.body) + 1)]
-        request.framing = request.framing or [("Content-Length", str(len(request.body) + pick([0, 1, 5000])))]
+
+
+def _spoil_body(request: Request, kind: int, chance: random.Random) -> None:
+    """Cut it off."""
+    del kind
+    pick = chance.choice
+    request.body = request.body[: chance.randrange(len(request.body) + 1)]
+    request.framing = request.framing or [("Content-Length", str(len(request.body) + pick([0, 1, 5000])))]
 
 
 def raw_attack(seed: int) -> Attack:

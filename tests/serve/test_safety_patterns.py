@@ -56,6 +56,9 @@ def test_as_much_is_held_back_as_a_pattern_matches() -> None:
         r"a\{2}",
         r"\p{Greek}\pL{2}",
         r"\Qa|b*\E{2}",
+        r"\Qa|b",
+        r"ab^{0}",
+        r"(?:x{3}\A{0}|y)z$?",
     )
     widths = [Pattern(pattern)._read(pattern)[1:3] for pattern in (*LIKE_RE, *more)]
     assert widths == [
@@ -66,6 +69,9 @@ def test_as_much_is_held_back_as_a_pattern_matches() -> None:
         (4, 4),
         (3, 3),
         (5, 5),
+        (3, 3),
+        (2, 2),
+        (2, 4),
     ]
 
 
@@ -224,3 +230,12 @@ def test_a_word_is_as_long_as_what_can_be_held_back_and_there_may_be_many() -> N
     Words(["a" * 250, "a" * 251])
     many = Words(["a" * 500, *(f"word{n}" for n in range(50_000))])
     assert many.first("x word49999 y" * 100, 0) == (2, 11)
+
+
+def test_what_differs_from_re_is_what_the_guide_says() -> None:
+    for pattern, text in (("(?i)i", "İ"), ("(?i)i", "ı"), ("a$", "a\n")):
+        assert re.search(pattern, text)
+        assert Pattern(pattern).first(text, 0) is None
+    assert Words(["istanbul"]).first("İSTANBUL", 0) == (0, 8)
+    assert Pattern("(?m)a$").first("a\nb", 0) == (0, 1)
+    assert Pattern(r"\b\Qa\b").first(r"xa\b a\b", 0) == (5, 8)

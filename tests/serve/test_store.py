@@ -11,8 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from groundling.align.judgements import Candidate, Judgement, best_of
+from groundling.align.rankings import Rankings
 from groundling.serve import store as serving_store
+from groundling.serve.config import ServeConfig
 from groundling.serve.errors import ApiError
+from groundling.serve.rankings import router
+from groundling.serve.registry import Theatre
 from groundling.serve.store import MAYBE_DONE, MOST_WAITING, Store
 from groundling.text.chat import Message
 from servekit import TALK, serving
@@ -73,6 +77,46 @@ def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkey
         await patient.close()
 
     asyncio.run(use())
+
+
+def test_a_file_that_cannot_be_there_is_no_bug_of_the_server(tmp_path):
+    (tmp_path / "a file").touch()
+
+    async def use() -> None:
+        store = Store(tmp_path / "a file" / "r.db")
+        for work in (lambda book: book.counts(None), lambda book: book.keep(item("k"))):
+            with pytest.raises(ApiError) as caught:
+                await store.call(work)
+            assert (caught.value.status, caught.value.code) == (503, "rankings_unusable")
+        await store.close()
+
+    asyncio.run(use())
+
+
+def test_a_server_that_drains_waits_for_an_export_that_is_read_slowly(tmp_path):
+    """What is read of the file is soon read; the client may take longer."""
+    theatre = Theatre(ServeConfig(paths=("none=none",), rankings=tmp_path / "r.db", runs=tmp_path))
+    with Rankings(tmp_path / "r.db") as rankings:
+        rankings.add(item("k"))
+    (export,) = (each.endpoint for each in router(theatre).routes if each.path.endswith("/export"))
+    n_open, sent = [], b""
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        nonlocal sent
+        await asyncio.sleep(0.05)
+        n_open.append(theatre.n_open)
+        sent += message.get("body", b"")
+
+    async def use() -> None:
+        response = await export()
+        await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+
+    asyncio.run(use())
+    assert json.loads(sent)["key"] == "k"
+    assert (set(n_open), theatre.n_open) == ({1}, 0)
 
 
 @pytest.mark.slow

@@ -18,9 +18,10 @@ from starlette.types import Scope
 from groundling.errors import GroundlingError
 from groundling.serve import orders, pages, rankings, runs, xray
 from groundling.serve.auth import keeper, lock
+from groundling.serve.bodies import Bodies, Locks
 from groundling.serve.errors import ApiError, in_time
 from groundling.serve.faults import explain, unreadable
-from groundling.serve.guard import Bodies, Ledger, Locks, Origins, error_response
+from groundling.serve.guard import Ledger, Origins, error_response
 from groundling.serve.logs import EventLog
 from groundling.serve.openai import Performance
 from groundling.serve.orders import Order

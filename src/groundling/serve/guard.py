@@ -1,9 +1,8 @@
-"""What every request passes first, below all routes: who is asked, from which page, how large, how slow.
+"""What every request passes first, below all routes: which host it names, and from which page it comes.
 
 Plain ASGI, so that no route can be forgotten. Each answers with an error of its own before anything else is read.
 """
 
-import asyncio
 import ipaddress
 import time
 import uuid
@@ -11,12 +10,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from groundling.serve.encodings import check_encodings, check_text, unpacked
 from groundling.serve.errors import ApiError
 from groundling.serve.respond import as_json
 
@@ -47,6 +44,13 @@ HEADER_BYTES = 16_384
 def error_response(error: ApiError) -> Response:
     """An error as an answer."""
     return Response(as_json(error.body()), error.status, error.headers(), "application/json")
+
+
+def closing_response(error: ApiError) -> Response:
+    """An error as an answer, after which the connection ends: what was not read cannot be told from a next request."""
+    response = error_response(error)
+    response.headers["Connection"] = "close"
+    return response
 
 
 class Ledger:
@@ -120,24 +124,24 @@ class Origins:
             return
         fault = _read_target(scope)
         if fault is not None:
-            await _closing(fault)(scope, receive, send)
+            await closing_response(fault)(scope, receive, send)
             return
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._goes_by(headers, scope["path"]):
             message = f"this server is not called {host[:100]!r}; allow the name with --allowed-hosts"
-            await _closing(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
+            await closing_response(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
             return
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if n_bytes > HEADER_BYTES:
             message = f"the headers have {n_bytes:,} bytes, and {HEADER_BYTES:,} are read at most"
-            await _closing(ApiError(431, message, "headers_too_large"))(scope, receive, send)
+            await closing_response(ApiError(431, message, "headers_too_large"))(scope, receive, send)
             return
         foreign = origin is not None and not self._is_own(origin, host)
         may = origin is not None and origin.lower() in self._allowed
         if foreign and not may and scope["method"] in CHANGING:
             message = "a page of another site may not do this; allow its origin with --cors-origins"
-            await _closing(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
+            await closing_response(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
             return
         if not (foreign and may):
             await self._app(scope, receive, send)
@@ -218,102 +222,3 @@ def host_name(host: str) -> str:
         return str(ipaddress.ip_address(inside.partition("%")[0]))
     except ValueError:
         return name.lower().removesuffix(".")
-
-
-class Locks:
-    """Refuses a request without a right key before its body is read; every route that has one needs a key.
-
-    Args:
-        app: what comes after.
-        check: raises ApiError unless a header Authorization holds a key.
-    """
-
-    def __init__(self, app: ASGIApp, check: Callable[[str], object]) -> None:
-        self._app, self._check = app, check
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and scope["method"] in WITH_BODY:
-            try:
-                self._check(Headers(scope=scope).get("authorization", ""))
-            except ApiError as error:
-                await _closing(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-class Bodies:
-    """Takes in whole bodies of a bounded size, in a bounded time, and only JSON.
-
-    Args:
-        app: what comes after; it is handed the body in one piece.
-        most_bytes: of a body.
-        timeout_s: how long a client may take to send it.
-    """
-
-    def __init__(self, app: ASGIApp, most_bytes: int, timeout_s: float) -> None:
-        self._app, self._most_bytes, self._timeout_s = app, most_bytes, timeout_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] != "http" or scope["method"] not in WITH_BODY:
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        try:
-            self._check(headers)
-            is_packed = check_encodings(headers)
-            async with asyncio.timeout(self._timeout_s):
-                body = await self._read(receive)
-            if is_packed and body:
-                body = await run_in_threadpool(unpacked, body, self._most_bytes)
-            check_text(body or b"", headers)
-        except TimeoutError:
-            error = ApiError(408, f"the body did not come within {self._timeout_s:g} s", "request_timeout")
-            await _closing(error)(scope, receive, send)
-            return
-        except ApiError as error:
-            await _closing(error)(scope, receive, send)
-            return
-        if body is None:  # the client has left
-            return
-        waiting = [body]
-
-        async def replay() -> Message:
-            if waiting:
-                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-            return await receive()
-
-        await self._app(scope, replay, send)
-
-    def _check(self, headers: Headers) -> None:
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self._most_bytes:
-            raise self._too_large()
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            came = f"is {kind[:100]!r}" if kind else "is missing"
-            raise ApiError(415, f"Content-Type {came}; send application/json", "unsupported_media_type")
-
-    async def _read(self, receive: Receive) -> bytes | None:
-        pieces, n_bytes = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            pieces.append(message.get("body", b""))
-            n_bytes += len(pieces[-1])
-            if n_bytes > self._most_bytes:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return b"".join(pieces)
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body has more than {self._most_bytes:,} bytes; send less", "request_too_large")
-
-
-def _closing(error: ApiError) -> Response:
-    """What was not read cannot be told from a next request: the connection ends here."""
-    response = error_response(error)
-    response.headers["Connection"] = "close"
-    return response

@@ -1,9 +1,9 @@
 """Connections: how many there are, how long each may take, and how each ends.
 
-None may take for ever to say what it wants or to read what it gets. A client that has sent its request may close its
-own side (`shutdown(SHUT_WR)`, `nc -N`): it is answered. TCP does not tell it from one that has left for good, until
-that one is sent something, and resets the connection. So after such an end the connection is tried: while there is no
-answer, with the next byte of what every answer begins with; in a stream of events, with a comment.
+A connection has a deadline in every state. A client that has sent its request may half-close the connection
+(`shutdown(SHUT_WR)`, `nc -N`) and is answered. One that has left for good looks the same until something is sent to it:
+then it resets the connection. So a half-closed connection is probed: before an answer, with the next byte of what every
+answer begins with; in a stream of events, with a comment.
 
 A connection that the server ends before all of a request was read is closed for sending first and read for a while:
 with unread data the kernel would reset it, and the client could lose the answer.
@@ -11,18 +11,18 @@ with unread data the kernel would reset it, and the client could lose the answer
 
 import asyncio
 import socket
-import struct
 import sys
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
 import h11
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from groundling.serve.errors import ApiError
 from groundling.serve.framing import strict_connection
 from groundling.serve.guard import SECURITY
+from groundling.serve.outlet import Outlet, reset
 from groundling.serve.respond import as_json
 
 GRACE_S = 1.0
@@ -32,13 +32,10 @@ LINGER_S = 5.0
 """How long a connection is read whose answer came before the end of its request."""
 
 LOOK_S = 0.2
-"""Between two looks at whether a client that closed its side has left."""
+"""Between two looks at whether the client of a half-closed connection has left."""
 
-FIRST_TRY_S = 0.1
-"""After a client closed its side; each wait is three times as long as the one before."""
-
-BEGINNING = b"HTTP/1.1 "
-"""Of every answer, whatever it will be."""
+FIRST_PROBE_S = 0.1
+"""Until a half-closed connection is probed first; each wait is three times as long as the one before."""
 
 
 def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connections: int) -> type[H11Protocol]:
@@ -50,41 +47,17 @@ def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connection
     return WithLimits
 
 
-class Outlet(asyncio.Transport):
-    """What one answer is written to. It may begin before the answer is known, with what all answers have in common."""
-
-    def __init__(self, connection: "Limited") -> None:
-        super().__init__()
-        self._connection = connection
-        self._n_ahead = 0
-
-    def write_ahead(self) -> None:
-        """Send the next byte of the beginning, if there is one."""
-        self._connection.transport.write(BEGINNING[self._n_ahead : self._n_ahead + 1])
-        self._n_ahead = min(self._n_ahead + 1, len(BEGINNING))
-
-    def write(self, data: Any) -> None:
-        self._connection.transport.write(data[self._n_ahead :])
-        self._n_ahead = 0
-
-    def close(self) -> None:
-        self._connection.end_answer()
-
-    def is_closing(self) -> bool:
-        return self._connection.lingers or self._connection.transport.is_closing()
-
-
 class Limited(H11Protocol):
-    """Closes connections that do not say what they want, are not read, or were left, and those that are too many."""
+    """Closes connections that are idle, slow, not read or abandoned, and those above the limit."""
 
     limits: tuple[float, float, int]
     """Seconds to receive a request, seconds to leave an answer unread, and connections at once."""
 
     lingers = False
-    """Whether all is said, and what still comes is read and thrown away."""
+    """Whether the last answer is written, and what still comes is read and dropped."""
     _drops = False
-    """Whether something came after the last request that is answered."""
-    _has_ended = False
+    """Whether bytes came after the last request that is answered."""
+    _half_closed = False
     """Whether the client has closed its side."""
     _timer: asyncio.TimerHandle | None = None
     _waits_for: type[h11.IDLE] | type[h11.SEND_BODY] | None = None
@@ -119,23 +92,25 @@ class Limited(H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            self.cycle.transport = Outlet(self)
+            self.cycle.transport = Outlet(self.transport, self.end_answer, lambda: self.lingers)
             self.scope["extensions"] = {}
-            if self._has_ended:
-                self._try_connection(FIRST_TRY_S)
-        if self._has_ended and not self._is_whole():
+            if self._half_closed:
+                self._probe(FIRST_PROBE_S)
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < HIGH_WATER_LIMIT:
+            self.flow.resume_reading()  # else nobody would hear that the client leaves
+        if self._half_closed and not self._awaits_answer():
             self.transport.close()
 
     def _should_upgrade(self) -> bool:
         return False
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays: for the answer to a request that is whole."""
-        is_first, self._has_ended = not self._has_ended, True
-        if not self._is_whole():
+        """Whether the connection stays open: for the answer to a complete request."""
+        is_first, self._half_closed = not self._half_closed, True
+        if not self._awaits_answer():
             return False
         if is_first:
-            self._try_connection(FIRST_TRY_S)
+            self._probe(FIRST_PROBE_S)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -145,10 +120,10 @@ class Limited(H11Protocol):
             self._look_timer.cancel()
         super().connection_lost(exc)
 
-    # How a client's side ends
+    # Half-closed connections
 
-    def _is_whole(self) -> bool:
-        """Whether there is a request that can be answered, though nothing more will come. A part of one is refused."""
+    def _awaits_answer(self) -> bool:
+        """Whether a complete request waits for its answer, though nothing more will come. A part of one is refused."""
         if self.lingers or self.transport.is_closing():
             return False
         state = self.conn.their_state
@@ -161,8 +136,8 @@ class Limited(H11Protocol):
     def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _try_connection(self, wait_s: float, *, waited_s: float = 0.0) -> None:
-        """Break the connection off when its client has left; send something at times that shows it."""
+    def _probe(self, wait_s: float, *, waited_s: float = 0.0) -> None:
+        """Probe a half-closed connection, and break it off when its client has left."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         if self.transport.is_closing() or self._is_answered():
@@ -174,9 +149,7 @@ class Limited(H11Protocol):
             self._send_filler()
             wait_s, waited_s = 3 * wait_s, 0.0
         next_s = min(LOOK_S, wait_s - waited_s)
-        self._look_timer = self.loop.call_later(
-            next_s, lambda: self._try_connection(wait_s, waited_s=waited_s + next_s)
-        )
+        self._look_timer = self.loop.call_later(next_s, lambda: self._probe(wait_s, waited_s=waited_s + next_s))
 
     def _send_filler(self) -> None:
         filler = cast(dict[str, Any], self.cycle.scope["extensions"]).get("filler")
@@ -185,30 +158,23 @@ class Limited(H11Protocol):
         elif filler and not self.transport.get_write_buffer_size():
             self.transport.write(self.conn.send(h11.Data(data=filler)))
 
-    # How ours does
+    # How a connection ends
 
     def end_answer(self) -> None:
         """Close the connection after an answer, or in the middle of one."""
         more_came = self._drops or self.flow.read_paused or self.conn.trailing_data[0]
         if not self._is_answered():
-            self._break_off()
+            reset(self.transport)
         elif self.conn.their_state is h11.SEND_BODY or more_came:
             self._linger()
         else:
             self.transport.close()
 
-    def _break_off(self) -> None:
-        """Drop also what the kernel has not sent: somebody who does not read would keep it, and the connection."""
-        no_time = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-        with suppress(OSError):  # it is closed already
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_time)
-        self.transport.abort()
-
     def _linger(self) -> None:
         """Close for sending, and read on until the client closes, too, or the time is over."""
         if self.transport.is_closing() or self.lingers:
             return
-        if self._has_ended:
+        if self._half_closed:
             self.transport.close()
             return
         self._unwatch()
@@ -219,7 +185,13 @@ class Limited(H11Protocol):
             self.transport.abort()
             return
         self.flow.resume_reading()
-        self._timer = self.loop.call_later(LINGER_S, self.transport.abort)
+        self._timer = self.loop.call_later(LINGER_S, self._end_linger)
+
+    def _end_linger(self) -> None:
+        if self.transport.get_write_buffer_size():  # the answer is still being read; `_look_at_sending` sees that it is
+            self._timer = self.loop.call_later(LINGER_S, self._end_linger)
+        else:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP as everything else is answered: in JSON, with the same headers."""
@@ -230,7 +202,7 @@ class Limited(H11Protocol):
     def refuse(self, message: str, status: int = 400) -> None:
         """Answer a request that cannot be carried out with an error, and end the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another answer is out, or half of it
-            self._linger() if self._is_answered() else self._break_off()
+            self._linger() if self._is_answered() else reset(self.transport)
             return
         is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
         outlet = self.transport
@@ -250,7 +222,7 @@ class Limited(H11Protocol):
             outlet.write(self.conn.send(event) or b"")
         self._linger()
 
-    # How long what may take
+    # Deadlines
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -270,22 +242,23 @@ class Limited(H11Protocol):
             self._send_timer = None
 
     def _look_at_sending(self, n_before: int) -> None:
-        """Who has read nothing of it does not read; closing would wait for him, and keep all that is unsent."""
+        """Break off without progress since the last look: a close would wait, and keep what is unsent."""
         if self.transport.get_write_buffer_size() < n_before:
             self._watch_sending()
         else:
-            self._break_off()
+            reset(self.transport)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._idle_since = self.loop.time()
-        if self.conn.their_state is h11.SEND_BODY and not self.lingers:
+        # Between two requests there is no deadline but that of keep-alive.
+        if self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]:
             self._watch()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest after an answer, if there is one."""
+        """Close the connection that has been idle for longest, if there is one; first those whose answers are sent."""
         idle = [one for one in cast("set[Limited]", self.connections) if one._is_idle()]
-        for one in sorted(idle, key=lambda one: one._idle_since)[:1]:
+        for one in sorted(idle, key=lambda one: (one.transport.get_write_buffer_size() > 0, one._idle_since))[:1]:
             one.transport.abort()
         return bool(idle)
 
@@ -298,7 +271,7 @@ class Limited(H11Protocol):
     def _watch(self) -> None:
         """Start or end the deadline of a head, or of the rest of a body that was not read before its answer.
 
-        Bytes that trickle in do not move it. A body that is read has the deadline of `guard.Bodies`.
+        Bytes that trickle in do not move it. A body that is read has the deadline of `bodies.Bodies`.
         """
         if self.lingers:
             return

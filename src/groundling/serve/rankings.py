@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from groundling.align.judgements import SKIP, Choice, Judgement, best_of, now_utc, tie_of
 from groundling.align.rank import AT_MOST
@@ -123,7 +124,7 @@ def router(theatre: Theatre) -> APIRouter:
         """All of it as lines of JSON, as `groundling rankings export` writes them."""
         await store.call(lambda book: book.counts(None))  # what is wrong with the file is told before the first byte
         headers = {"Content-Disposition": 'attachment; filename="rankings.jsonl"', "Cache-Control": "no-store"}
-        return StreamingResponse(_lines(store), headers=headers, media_type="application/x-ndjson")
+        return _Export(_lines(store), theatre.counted, headers=headers, media_type="application/x-ndjson")
 
     _add_training(routes, theatre, store, training)
     return routes
@@ -265,6 +266,27 @@ def _told(kept: Judgement) -> dict[str, Any]:
     shown = [kept.candidates[number] for number in kept.shown]
     revealed = [{"place": place, "model": each.model, "seed": each.seed} for place, each in enumerate(shown, 1)]
     return {"key": kept.key, "choice": choice, "rater": kept.rater, "time": kept.time, "revealed": revealed}
+
+
+class _Export(StreamingResponse):
+    """A stream that a server that drains waits for until it is sent, and not only while the file is read.
+
+    Args:
+        lines: what is sent.
+        counted: is entered while it is sent.
+        **how: as for any response.
+    """
+
+    def __init__(
+        self, lines: AsyncIterator[str], counted: Callable[[], AbstractContextManager[None]], **how: Any
+    ) -> None:
+        super().__init__(lines, **how)
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._counted():
+            await super().__call__(scope, receive, send)
 
 
 async def _lines(store: Store) -> AsyncIterator[str]:

@@ -73,7 +73,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        scope.get("extensions", {})["filler"] = COMMENT  # what the connection may be tried with, see `protocol`
+        scope.get("extensions", {})["filler"] = COMMENT  # what the connection may be probed with, see `protocol`
         reason: str | None = "error"
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

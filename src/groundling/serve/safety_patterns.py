@@ -180,6 +180,8 @@ def _in_unicode(part: _Part) -> str:
     """A part with the classes of `re` in place of RE2's."""
     if part.kind == "one":
         return _CLASSES.get(part.text[1:], part.text) if part.text.startswith("\\") else part.text
+    if part.kind == "quoted":
+        return part.text.removesuffix("\\E") + "\\E"  # what follows is ours
     if part.kind == "set":
         return re.sub(r"\\(.)", lambda found: _IN_SETS.get(found[1], found[0]), part.text, flags=re.DOTALL)
     return part.text
@@ -233,6 +235,8 @@ class _Width:
             self.groups[-1].add(group.whole())
         elif part.kind == "either":
             group.close_alternative()
+        elif part.kind == "place":
+            group.add(NONE)  # a repetition behind it is its own
         elif part.kind == "repeat":
             fewest, most = _times(part.text)
             group.last = (group.last[0] * fewest, group.last[1] * most if group.last[1] else 0.0)

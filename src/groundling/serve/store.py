@@ -1,7 +1,7 @@
 """The thread that alone touches the file of rankings, and the short queue before it.
 
-SQLite waits for locks, and disks take their time. The pool of threads that requests share is not waited in: what waits
-for the file waits here, few at a time and for a few seconds, and is told to come again.
+SQLite waits for locks, and disks can be slow. Nothing waits for them in the thread pool that all requests share: a few
+requests at a time wait here, for a few seconds, and are then told to try again.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from groundling.serve.errors import ApiError
 
 T = TypeVar("T")
 MOST_WAITING = 32
-"""Pieces of work that wait or are being done; more are refused at once."""
+"""Calls that wait or run; more are refused at once."""
 MAYBE_DONE = "rankings_slow"
 RETRY_S = 5
 GRACE_S = 1.0
@@ -30,7 +30,7 @@ CLOSE_S = 2.0
 
 
 class Store:
-    """The rankings, for the event loop. What was called off while it was being done may yet be done.
+    """The rankings, for the event loop. A call that is cancelled while it runs may still be carried out.
 
     Args:
         path: the file.
@@ -81,7 +81,7 @@ class Store:
             if future.cancel():  # it was not begun
                 raise self._busy("they have been locked since this was asked") from None
             raise self._busy("what was asked is under way", MAYBE_DONE) from None
-        except (DataError, StorageError) as error:
+        except (DataError, StorageError, OSError) as error:  # the last: what stands in the file's place, or above it
             raise ApiError(503, str(error), "rankings_unusable", retry_after_s=RETRY_S) from error
 
     def _is_over(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -92,7 +92,8 @@ export async function* events(path, body, signal) {
       const whole = held.split("\n\n");
       held = whole.pop();
       for (const line of whole) {
-        const data = line.replace(/^data: /, "");
+        if (!line.startsWith("data: ")) continue;  // a comment
+        const data = line.slice("data: ".length);
         if (data === "[DONE]") return;
         const event = JSON.parse(data);
         if (event.error) throw new ApiError(500, event.error.message, event.error.code);
