@@ -15,8 +15,8 @@ from groundling.runtime import Runtime
 from groundling.train.step import Objective
 
 COMPILED_SPEED_UP = 1.4
-"""How much faster compiled code is than eager code on two cores, between float32's 1.2 and bfloat16's 1.7 (the README's
-race); for the ETA only."""
+"""How much faster compiled code is than eager code on two cores, between float32's 1.2 and bfloat16's 1.7 (the
+race in benchmarks/README.md); for the ETA only."""
 
 
 @dataclass(frozen=True)

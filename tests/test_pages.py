@@ -1,0 +1,62 @@
+"""Laws of the pages: the README is short and leads to the code, links lead somewhere, and no path is this machine's."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / ".github").rglob("*.md")]
+PAGES += [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
+
+
+def prose(text: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def links(text: str) -> list[str]:
+    return [target for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)) if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(text: str) -> set[str]:
+    """As GitHub and MyST name headings; and MyST's own targets."""
+    titles = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
+    named = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    return named | set(re.findall(r"^\(([\w-]+)\)=$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in links(page.read_text("utf-8")):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there.read_text("utf-8")), target
+
+
+def test_the_readme_is_short_and_leads_to_each_rung_in_one_hop():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 110
+    linked = set(links(text))
+    rungs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src/groundling/ladder").glob("s[1-9]_*.py")}
+    assert len(rungs) == 9
+    assert rungs <= linked
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "src/groundling").glob("*/__init__.py")}
+    assert folders <= linked
+
+
+def test_every_included_file_is_linked_above():
+    """GitHub does not render `literalinclude`."""
+    for page in PAGES:
+        above = ""
+        for block in page.read_text("utf-8").split("\n\n"):
+            for name in re.findall(r"(?:^```{literalinclude}|^:diff:) (\S+)$", block, re.MULTILINE):
+                assert f"]({name})" in above, (page.name, name)
+            above = block
+
+
+def test_no_page_names_a_path_of_a_machine():
+    for page in PAGES:
+        assert not re.search(r"(?<![\w.~$])/(?:tmp|home|root|work|Users)/", page.read_text("utf-8")), page.name
