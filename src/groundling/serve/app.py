@@ -45,7 +45,7 @@ class ErrorBody(BaseModel):
     error: ErrorFacts
 
 
-STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 500, 503)
+STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 429, 431, 500, 503)
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in STATUSES}
 
 
