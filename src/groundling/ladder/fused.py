@@ -46,7 +46,7 @@ class FusedHeads(MultiHead):
         matrices: list[Tensor] = [getattr(head, name).weight for name in ("query", "key", "value") for head in heads]
         all_BTF = linear(x_BTC, torch.cat(matrices))
         q_BHTD, k_BHSD, v_BHSD = all_BTF.view(B, T, 3, len(heads), -1).permute(2, 0, 3, 1, 4)
-        found_BHTD = attention_weights(heads[0], q_BHTD, k_BHSD) @ v_BHSD
+        found_BHTD: Tensor = attention_weights(heads[0], q_BHTD, k_BHSD) @ v_BHSD
         return found_BHTD.transpose(1, 2).flatten(start_dim=2)
 
 

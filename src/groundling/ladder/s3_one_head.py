@@ -43,10 +43,11 @@ class Head(nn.Module):
         """For each position, the weighted mean of the values of its past."""
         T = x_BTC.shape[-2]
         v_BSD, q_BTD, k_BSD = self.value(x_BTC), self.query(x_BTC), self.key(x_BTC)
-        weights_BTS: Tensor = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
+        weights_BTS = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
         weights_BTS = weights_BTS.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
         weights_BTS = weights_BTS.softmax(dim=-1)
-        return weights_BTS @ v_BSD
+        out_BTD: Tensor = weights_BTS @ v_BSD
+        return out_BTD
 
 
 class OneHeadModel(EmbeddingModel):

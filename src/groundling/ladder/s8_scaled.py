@@ -35,11 +35,12 @@ class DropoutHead(Head):
         """As a plain head, but for the weights that are set to zero."""
         T = x_BTC.shape[-2]
         v_BSD, q_BTD, k_BSD = self.value(x_BTC), self.query(x_BTC), self.key(x_BTC)
-        weights_BTS: Tensor = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
+        weights_BTS = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
         weights_BTS = weights_BTS.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
         weights_BTS = weights_BTS.softmax(dim=-1)
         weights_BTS = self.dropout(weights_BTS)
-        return weights_BTS @ v_BSD
+        out_BTD: Tensor = weights_BTS @ v_BSD
+        return out_BTD
 
 
 class ScaledModel(EmbeddingModel):
