@@ -47,6 +47,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.option.markexpr == "not slow" and here in LONG_TO_IMPORT else None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option of tests/test_snapshots.py."""
+    parser.addoption("--update-snapshots", action="store_true", help="rewrite the files in tests/snapshots")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave what needs a server out of `make check`."""

@@ -20,7 +20,7 @@ from groundling.align.rankings import Rankings
 from groundling.align.reward_model import RewardModel, first_blocks, save_reward_model
 from groundling.bundle import load_bundle, save_bundle
 from groundling.ladder.s2_embeddings import EmbeddingModel
-from groundling.ladder.s4_multi_head import MultiHead
+from groundling.ladder.s4_multi_head import MultiHeadModel
 from groundling.ladder.s9_production import fold_bias
 from groundling.manifest import write_manifest
 from groundling.model.gpt import GPT, GPTConfig
@@ -305,8 +305,8 @@ def test_rungs(advised):
     idx = torch.zeros(1, 6, dtype=torch.long)
     advised.raises(lambda: model(idx))
     advised.done(model(idx[:, -4:]).shape == (1, 4, 5))
-    advised.raises(lambda: MultiHead(10, 4, 8))
-    advised.done(MultiHead(12, 4, 8))
+    advised.raises(lambda: MultiHeadModel(65, n_embd=10, n_head=4))
+    advised.done(MultiHeadModel(65, n_embd=12, n_head=4))
     torch.manual_seed(0)
     advised.raises(lambda: fold_bias(torch.randn(9, 4), torch.randn(9)))
     advised.done(fold_bias(torch.randn(9, 9), torch.randn(9)).shape == (9,))

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from groundling.errors import ConfigError
+from groundling.ladder.fused import FusedHeads, fuse_heads
 from groundling.ladder.rungs import RUNGS, find_rung
 from groundling.ladder.s1_bigram import BigramModel
-from groundling.ladder.s4_multi_head import MultiHead
+from groundling.ladder.s4_multi_head import MultiHeadModel
 from groundling.ladder.s6_residual import ResidualBlock
 from groundling.ladder.s8_scaled import DropoutHead, ScaledModel
 from groundling.model.loss import loss_sum
@@ -97,7 +98,7 @@ def test_a_context_that_is_too_long_is_refused_in_words(name: str) -> None:
 
 def test_heads_must_share_the_width_evenly() -> None:
     with pytest.raises(ConfigError, match=r"n_embd=32 .* n_head=5"):
-        MultiHead(32, 5, 8)
+        MultiHeadModel(V, n_embd=32, n_head=5)
 
 
 def test_dropout_works_in_training_only() -> None:
@@ -109,15 +110,24 @@ def test_dropout_works_in_training_only() -> None:
     assert torch.equal(model(idx_BT), model(idx_BT))
 
 
-def test_dropout_falls_on_the_attention_weights_and_on_the_end_of_each_half() -> None:
+@pytest.mark.parametrize("fused", [False, True], ids=["as written", "fused"])
+def test_dropout_falls_on_the_attention_weights_and_on_the_end_of_each_half(fused: bool) -> None:
     model = ScaledModel(V, block_size=8, n_embd=24, n_head=2, n_layer=1, dropout=0.5)
+    if fused:
+        fuse_heads(model)
     (block,) = (module for module in model.modules() if isinstance(module, ResidualBlock))
     heads = [module for module in model.modules() if isinstance(module, DropoutHead)]
     assert len(heads) == 2
-    x_BTC = torch.randn(16, 8, 24)
-    past_TS = torch.tril(torch.ones(8, 8, dtype=torch.bool))
+    assert any(isinstance(module, FusedHeads) for module in model.modules()) == fused
+    dropped = []
     for head in heads:
-        share = (head.weights(x_BTC)[:, past_TS] == 0).float().mean().item()
+        head.dropout.register_forward_hook(lambda _, inputs, weights_BTS: dropped.append(weights_BTS))
+    x_BTC = torch.randn(16, 8, 24)
+    block.communicate(x_BTC)
+    assert [tuple(weights.shape) for weights in dropped] == ([(16, 2, 8, 8)] if fused else [(16, 8, 8)] * 2)
+    past_TS = torch.tril(torch.ones(8, 8, dtype=torch.bool))
+    for weights_BTS in dropped:
+        share = (weights_BTS[..., past_TS] == 0).float().mean().item()
         assert 0.4 < share < 0.6, "about half of the weights on the past must be dropped"
     for half in (block.communicate, block.compute):
         assert 0.45 < (half(x_BTC) == 0).float().mean().item() < 0.55

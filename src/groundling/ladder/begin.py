@@ -6,6 +6,7 @@ from torch import nn
 from groundling import runtime
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus
+from groundling.ladder.fused import fuse_heads
 from groundling.ladder.rungs import Rung
 from groundling.log import say
 from groundling.model.dropout import MaskedDropout, scaled_mask
@@ -20,7 +21,7 @@ SMALL = ("s1", "s2", "s3", "s4", "s5", "s6", "s7")
 
 
 def begin(rung: Rung, corpus: Corpus, seed: int, compiled: bool | None = None) -> tuple[TrainState, Runtime]:
-    """Build a rung and all that trains it: AdamW at a constant rate, on batches from random places.
+    """Build a rung, its heads fused, and all that trains it: AdamW at a constant rate, on batches from random places.
 
     Args:
         rung: what to train.
@@ -29,7 +30,7 @@ def begin(rung: Rung, corpus: Corpus, seed: int, compiled: bool | None = None) -
         compiled: whether its run was compiled before; None: a new one.
     """
     torch.manual_seed(seed)
-    model = rung.build(corpus.tokenizer.vocab_size)
+    model = fuse_heads(rung.build(corpus.tokenizer.vocab_size))
     picked = runtime.pick(_runtime(rung, compiled))
     make_deterministic(picked.device)
     model.to(picked.device)

@@ -24,6 +24,7 @@ from groundling.data.corpus import Corpus, DataConfig, prepare
 from groundling.errors import require
 from groundling.evals.loss import TRAIN_ESTIMATE, random_batches_loss
 from groundling.ladder.begin import SMALL
+from groundling.ladder.fused import fuse_heads
 from groundling.ladder.long_run import LongRun, RungStoppedError, train_recorded
 from groundling.ladder.rungs import RUNGS, Rung, find_rung
 from groundling.ladder.short_run import Trained, train_unrecorded
@@ -189,7 +190,7 @@ class _Packed:
     def unpack(self, vocab_size: int) -> RungResult:
         """The result, with its model."""
         with torch.random.fork_rng(devices=[]):  # new weights are drawn and thrown away; let nobody notice
-            model = find_rung(self.values["rung"]).build(vocab_size)
+            model = fuse_heads(find_rung(self.values["rung"]).build(vocab_size))
         model.load_state_dict({name: torch.from_numpy(weight) for name, weight in self.weights.items()})
         return RungResult(**self.values, model=model)
 

@@ -36,23 +36,18 @@ class Head(nn.Module):
         self.key = nn.Linear(n_embd, head_size, bias=False)
         self.value = nn.Linear(n_embd, head_size, bias=False)
         self.scale = head_size**-0.5
-        tril = torch.tril(torch.ones(block_size, block_size, dtype=torch.bool))
+        tril = torch.tril(torch.ones(block_size, block_size))
         self.register_buffer("tril", tril, persistent=False)  # moves with the model, but is not learned or saved
 
-    def share(self, q_BTD: Tensor, k_BSD: Tensor) -> Tensor:
-        """How much each query takes from each key of its past: rows that sum to 1, with zeros for the future."""
-        T = q_BTD.shape[-2]
-        scores_BTS: Tensor = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
-        return scores_BTS.masked_fill(~self.tril[:T, :T], float("-inf")).softmax(dim=-1)
-
-    def weights(self, x_BTC: Tensor) -> Tensor:
-        """How much each position takes from each."""
-        return self.share(self.query(x_BTC), self.key(x_BTC))
-
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """The weighted mean of the values of the past, for each position."""
-        v_BSD: Tensor = self.value(x_BTC)
-        return self.weights(x_BTC) @ v_BSD
+        """For each position, the weighted mean of the values of its past."""
+        T = x_BTC.shape[-2]
+        v_BSD, q_BTD, k_BSD = self.value(x_BTC), self.query(x_BTC), self.key(x_BTC)
+        weights_BTS = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
+        weights_BTS = weights_BTS.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
+        weights_BTS = weights_BTS.softmax(dim=-1)
+        out_BTD: Tensor = weights_BTS @ v_BSD
+        return out_BTD
 
 
 class OneHeadModel(EmbeddingModel):

@@ -15,7 +15,8 @@ Shapes: B sequences in a batch, T positions, C = n_embd numbers for a position, 
 from torch import Tensor, nn
 
 from groundling.ladder.s2_embeddings import EmbeddingModel
-from groundling.ladder.s4_multi_head import MultiHead
+from groundling.ladder.s3_one_head import Head
+from groundling.ladder.s4_multi_head import MultiHead, size_of_head
 
 
 class FeedForward(nn.Module):
@@ -35,5 +36,7 @@ class FeedForwardModel(EmbeddingModel):
     """Embeddings, heads, feed-forward, `lm_head`."""
 
     def __init__(self, vocab_size: int, block_size: int = 8, n_embd: int = 32, n_head: int = 4) -> None:
-        body = nn.Sequential(MultiHead(n_embd, n_head, block_size), FeedForward(n_embd, n_embd))
+        head_size = size_of_head(n_embd, n_head)
+        heads = MultiHead(Head(n_embd, head_size, block_size) for _ in range(n_head))
+        body = nn.Sequential(heads, FeedForward(n_embd, n_embd))
         super().__init__(vocab_size, block_size, n_embd, body)

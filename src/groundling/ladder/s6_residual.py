@@ -21,7 +21,8 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from groundling.ladder.s2_embeddings import EmbeddingModel
-from groundling.ladder.s4_multi_head import MultiHead
+from groundling.ladder.s3_one_head import Head
+from groundling.ladder.s4_multi_head import MultiHead, size_of_head
 from groundling.ladder.s5_feed_forward import FeedForward
 
 
@@ -50,10 +51,11 @@ class ResidualModel(EmbeddingModel):
     def __init__(
         self, vocab_size: int, block_size: int = 8, n_embd: int = 32, n_head: int = 4, n_layer: int = 3
     ) -> None:
+        head_size = size_of_head(n_embd, n_head)
         blocks = [
             ResidualBlock(
                 communicate=chain(
-                    heads=MultiHead(n_embd, n_head, block_size),
+                    heads=MultiHead(Head(n_embd, head_size, block_size) for _ in range(n_head)),
                     projection=nn.Linear(n_embd, n_embd),
                 ),
                 compute=chain(

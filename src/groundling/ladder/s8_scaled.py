@@ -15,13 +15,11 @@ The lecture's validation loss: 1.48.
 Shapes: B sequences in a batch, T positions, S positions looked at (here S = T), C = n_embd numbers for a position.
 """
 
-from functools import partial
-
 from torch import Tensor, nn
 
 from groundling.ladder.s2_embeddings import EmbeddingModel
 from groundling.ladder.s3_one_head import Head
-from groundling.ladder.s4_multi_head import MultiHead
+from groundling.ladder.s4_multi_head import MultiHead, size_of_head
 from groundling.ladder.s5_feed_forward import FeedForward
 from groundling.ladder.s6_residual import ResidualBlock, chain
 
@@ -33,10 +31,16 @@ class DropoutHead(Head):
         super().__init__(n_embd, head_size, block_size)
         self.dropout = nn.Dropout(dropout)
 
-    def share(self, q_BTD: Tensor, k_BSD: Tensor) -> Tensor:
-        """The weights of a plain head, some of them set to zero."""
-        weights_BTS: Tensor = self.dropout(super().share(q_BTD, k_BSD))
-        return weights_BTS
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """As a plain head, but for the weights that are set to zero."""
+        T = x_BTC.shape[-2]
+        v_BSD, q_BTD, k_BSD = self.value(x_BTC), self.query(x_BTC), self.key(x_BTC)
+        weights_BTS = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
+        weights_BTS = weights_BTS.masked_fill(self.tril[:T, :T] == 0, float("-inf"))
+        weights_BTS = weights_BTS.softmax(dim=-1)
+        weights_BTS = self.dropout(weights_BTS)
+        out_BTD: Tensor = weights_BTS @ v_BSD
+        return out_BTD
 
 
 class ScaledModel(EmbeddingModel):
@@ -51,11 +55,12 @@ class ScaledModel(EmbeddingModel):
         n_layer: int = 6,
         dropout: float = 0.2,
     ) -> None:
+        head_size = size_of_head(n_embd, n_head)
         blocks = [
             ResidualBlock(
                 communicate=chain(
                     norm=nn.LayerNorm(n_embd),
-                    heads=MultiHead(n_embd, n_head, block_size, make_head=partial(DropoutHead, dropout=dropout)),
+                    heads=MultiHead(DropoutHead(n_embd, head_size, block_size, dropout) for _ in range(n_head)),
                     projection=nn.Linear(n_embd, n_embd),
                     dropout=nn.Dropout(dropout),
                 ),
