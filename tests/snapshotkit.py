@@ -195,8 +195,10 @@ def shape(value: Any, name: str = "") -> Iterator[str]:
 
 
 def shapes(values: Iterable[Any]) -> list[str]:
-    """The lines of all of several values."""
-    return sorted({line for value in values for line in shape(value)})
+    """The lines of all of several values; "null" only where nothing else stands: how a stream is cut is chance."""
+    lines = {line for value in values for line in shape(value)}
+    others = {line.rpartition(": ")[0] for line in lines if not line.endswith(": null")}
+    return sorted(line for line in lines if not line.endswith(": null") or line.rpartition(": ")[0] not in others)
 
 
 def safetensors(path: Path) -> list[str]:
