@@ -82,12 +82,12 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" --hypothesis-profile=fast -p no:schemathesis
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" --hypothesis-profile=fast -p no:schemathesis
 
 check: lint fast
 
 test: lint docs browser
-	$(BIN)/python -m pytest -n 2 --durations=25
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
 # Hostile files and requests, for as long as wanted; a failure names its seed.
 SECONDS := 600
