@@ -5,7 +5,7 @@ from typing import Any
 
 import decode_report
 
-from groundling.sample.native.library import Compilation
+from groundling.sample.native.build import Compilation
 
 Record = dict[str, Any]
 TORCH = "Groundling float32, PyTorch only"

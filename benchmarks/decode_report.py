@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from groundling.runtime import Peak
+from groundling.system.hardware import Peak
 
 Record = dict[str, Any]
 

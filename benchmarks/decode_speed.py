@@ -30,16 +30,18 @@ import trained
 from train_speed import show_bars
 from turns import EndedError, Worker
 
-from groundling import runtime
 from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.cli import calm_waiting_threads
 from groundling.export.gguf import export_gguf
 from groundling.export.hf import export_hf
-from groundling.log import say
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.sample.generate import prompt_ids
-from groundling.text.tokenizer import CharTokenizer, Tokenizer
-from groundling.text.vendors import GPT2Tokenizer
+from groundling.system import hardware
+from groundling.system.logs import say
+from groundling.text.char import CharTokenizer
+from groundling.text.gpt2 import GPT2Tokenizer
+from groundling.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 N_CHARACTERS = 65
@@ -308,7 +310,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     nanogpt = options.nanogpt
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": runtime.environment(),
+        "environment": hardware.environment(),
         "threads": options.threads,
         "rounds": options.rounds,
         "budget_s": options.budget,

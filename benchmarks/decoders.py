@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from train_speed import import_file
 from turns import serve
 
-from groundling.bundle import load_bundle, plain_state_dict
-from groundling.sample.choose import SamplingConfig
+from groundling.bundle import load_bundle
+from groundling.bundle.weights import plain_state_dict
 from groundling.sample.engine import DecodeConfig, Engine
-from groundling.sample.native.library import Compilation
-from groundling.sample.sequences import row_generator
+from groundling.sample.native.build import Compilation
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import row_generator
 
 WARM_UP = 4
 """Tokens of each stream that do not count."""

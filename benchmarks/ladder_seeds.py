@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from groundling import runtime
-from groundling.ladder.begin import SMALL
-from groundling.ladder.climb import train_rung
 from groundling.ladder.rungs import RUNGS
+from groundling.ladder.runs.begin import SMALL
+from groundling.ladder.train import train_rung
+from groundling.system import hardware
 
 MOST_APART = 0.06
 
@@ -44,9 +44,9 @@ def main() -> int:
             f"| {row['rung']} | {lecture or ''} | {', '.join(f'{x:.3f}' for x in whole)} "
             f"| {', '.join(f'{x:.3f}' for x in random)} | {'' if worst is None else f'{worst:.3f}'} | {seconds:.1f} |"
         )
-    print(f"\nworst distance {worst_of_all:.3f}, at most {MOST_APART} asked; {runtime.environment()}")
+    print(f"\nworst distance {worst_of_all:.3f}, at most {MOST_APART} asked; {hardware.environment()}")
     if options.json:
-        options.json.write_text(json.dumps({"environment": runtime.environment(), "rungs": rows}, indent=2))
+        options.json.write_text(json.dumps({"environment": hardware.environment(), "rungs": rows}, indent=2))
     return int(worst_of_all > MOST_APART)
 
 

@@ -31,11 +31,11 @@ import torch
 from decode_speed import SIZES
 from train_speed import show_bars
 
-from groundling import runtime
 from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.export.gguf import export_gguf
-from groundling.log import say
 from groundling.model.gpt import GPT
+from groundling.system import hardware
+from groundling.system.logs import say
 
 STREAMS = 16
 PROMPT = "5;ABCDEFGH"
@@ -300,7 +300,7 @@ def main() -> int:
     report(speeds, loaded, options.clients)
     show_bars(bars)
     if options.json:
-        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "environment": runtime.environment()}
+        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "environment": hardware.environment()}
         options.json.write_text(json.dumps({**facts, "speeds": speeds, "load": loaded, "bars": bars}, indent=1))
     return 0
 

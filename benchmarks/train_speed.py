@@ -31,16 +31,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from groundling import runtime
 from groundling.cli import calm_waiting_threads
 from groundling.data.batches import Batch, Batches
-from groundling.log import say
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import RuntimeConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.system import hardware, runtime
+from groundling.system import memory as memory_module
+from groundling.system.logs import say
+from groundling.system.runtime import RuntimeConfig, make_deterministic
 from groundling.train.compiled import compile_objective
-from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
-from groundling.train.watch import make_deterministic
 
 CPU = torch.device("cpu")
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
@@ -180,7 +181,7 @@ def work(contestant: Contestant) -> None:
         start = time.perf_counter()
         loss = step(batches)
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "loss": loss, "memory_mb": runtime.peak_memory_bytes(CPU) / 1e6}
+        return {"seconds": seconds, "loss": loss, "memory_mb": memory_module.peak_memory_bytes(CPU) / 1e6}
 
     with redirect_stdout(sys.stderr):
         torch.manual_seed(1337)
@@ -201,7 +202,7 @@ def work(contestant: Contestant) -> None:
                 answer(**timed_step())
             else:
                 dtype = runtime.DTYPES[contestant.dtype]
-                answer(flops_per_s=runtime.measure_matmul_peak(CPU, dtype, PEAK_SECONDS))
+                answer(flops_per_s=hardware.measure_matmul_peak(CPU, dtype, PEAK_SECONDS))
 
 
 class Worker:
@@ -286,7 +287,7 @@ class Worker:
             "tokens_per_s": tokens_per_s,
             "flops_per_s": flops_per_s,
             "peaks_flops_per_s": self.peaks,
-            "utilisation": runtime.Peak(median(self.peaks)).share(flops_per_s),
+            "utilisation": hardware.Peak(median(self.peaks)).share(flops_per_s),
             "peak_memory_mb": max(step["memory_mb"] for step in [self.ready["first_step"], *self.steps]),
             "compile_s": self.ready["first_step"]["seconds"],
             "notes": self.ready["notes"],
@@ -440,7 +441,7 @@ def facts(nanogpt: Path | None, recipe: Recipe) -> dict[str, Any]:
     """What the figures depend on."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": runtime.environment(),
+        "environment": hardware.environment(),
         "threads": torch.get_num_threads(),
         "bfloat16": runtime.bfloat16_support(CPU),
         "compiler": runtime.find_compiler(),

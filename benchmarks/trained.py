@@ -10,8 +10,8 @@ from typing import get_args
 from groundling.bundle import load_bundle
 from groundling.data.corpus import DataConfig, prepare
 from groundling.evals.loss import whole_split_loss
-from groundling.log import say
 from groundling.sample.quantize import Weights, with_rounded_weights
+from groundling.system.logs import say
 
 NEW = 500
 """Tokens, where guessing is measured; as `groundling sample` does by itself."""

@@ -3,8 +3,8 @@
 import torch
 
 from groundling.data.corpus import DataConfig, prepare
-from groundling.ladder.climb import train_rung
 from groundling.ladder.fused import attention_weights
+from groundling.ladder.train import train_rung
 
 text = "To be, o"
 corpus = prepare(DataConfig(), block_size=8)

@@ -6,8 +6,9 @@ from tempfile import TemporaryDirectory
 
 from groundling import GPTConfig, generate, load_bundle
 from groundling.data.corpus import DataConfig
-from groundling.train.optim import OptimConfig
-from groundling.train.pretrain import PretrainConfig, pretrain
+from groundling.train.optim.optimizers import OptimConfig
+from groundling.train.pretrain import pretrain
+from groundling.train.settings import PretrainConfig
 
 if len(sys.argv) != 2:
     sys.exit(__doc__)

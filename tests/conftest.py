@@ -10,9 +10,10 @@ import torch
 from hypothesis import settings
 
 from groundling.data.corpus import DataConfig
-from groundling.model.gpt import GPTConfig
-from groundling.runtime import RuntimeConfig
-from groundling.train.pretrain import PretrainConfig, pretrain
+from groundling.model.config import GPTConfig
+from groundling.system.runtime import RuntimeConfig
+from groundling.train.pretrain import pretrain
+from groundling.train.settings import PretrainConfig
 from servekit import Served, serving, write_models
 
 # Two busy threads on a shared core wait for each other; subprocesses inherit this.

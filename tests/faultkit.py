@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from groundling import atomicio
+from groundling.storage import atomic
 
 
 class CrashPoint(BaseException):
@@ -20,13 +20,13 @@ def crash_at(number: int, action: Callable[[], object]) -> bool:
         if left == 0:
             raise CrashPoint
 
-    atomicio.observers.append(count_down)
+    atomic.observers.append(count_down)
     try:
         action()
     except CrashPoint:
         return True
     finally:
-        atomicio.observers.remove(count_down)
+        atomic.observers.remove(count_down)
     return False
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from groundling.bundle import save_bundle
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.bpe import train_bpe
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer
-from groundling.text.vendors import train_bpe
 
 LETTERS = "".join(sorted("\n !\"&'(),-.0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz"))
 TALK = {"role": "user", "content": "Who is there?"}

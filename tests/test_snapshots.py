@@ -18,16 +18,19 @@ import torch
 from torch import nn
 
 import snapshotkit
-from groundling import atomicio
-from groundling.align import dpo, grpo, ppo, reward, sft
-from groundling.data.tokenfile import write_token_file
+from groundling.align import dpo, sft
+from groundling.align.reward import train as reward
+from groundling.align.rl import grpo, ppo
+from groundling.data.token_file import write_token_file
 from groundling.ladder.s4_multi_head import MultiHeadModel
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample.choose import SamplingConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
-from groundling.text.tokenizer import CharTokenizer
-from groundling.text.vendors import train_bpe
+from groundling.sample.sampler import SamplingConfig
+from groundling.storage import atomic
+from groundling.text.bpe import train_bpe
+from groundling.text.char import CharTokenizer
 from servekit import TALK, events, serving, wait_until
 from snapshotkit import folders, shape, shapes
 
@@ -167,11 +170,11 @@ def test_the_stages_of_alignment(kept: Callable[[str, str], None], tmp_path: Pat
     for name, (method, source, options) in STAGES.items():
         flag = "--rankings" if method in (reward, dpo) else "--data.path"
         argv = [str(tmp_path / source), flag, data[flag], "--out-dir", str(tmp_path / name), *FAST, *options]
-        atomicio.observers[:] = [keep_checkpoints]
+        atomic.observers[:] = [keep_checkpoints]
         try:
             assert method.main([*argv, "--log-every", "1", "--save-every", "1"]) == 0
         finally:
-            atomicio.observers.clear()
+            atomic.observers.clear()
         (tmp_path / name / "kept").rename(tmp_path / name / "checkpoints")
     kept("run_stages.txt", folders(tmp_path / name for name in STAGES))
 
@@ -194,8 +197,8 @@ def test_single_files(kept: Callable[[str, str], None], tmp_path: Path) -> None:
 def test_the_description_of_the_server(kept: Callable[[str, str], None], tmp_path: Path) -> None:
     from groundling.serve.app import _schema, create_app
     from groundling.serve.config import ServeConfig
-    from groundling.serve.logs import EventLog
-    from groundling.serve.registry import Theatre
+    from groundling.serve.state import Theatre
+    from groundling.system.logs import EventLog
 
     theatre = Theatre(ServeConfig(paths=(str(tmp_path),), safety="off"))
     app = create_app(theatre, EventLog())

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from groundling.bundle import Bundle, load_bundle
-    from groundling.model.gpt import GPT, GPTConfig
+    from groundling.model.config import GPTConfig
+    from groundling.model.gpt import GPT
     from groundling.sample.generate import generate, stream
 
 __all__ = ["GPT", "Bundle", "GPTConfig", "generate", "load_bundle", "stream"]

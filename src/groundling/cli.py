@@ -8,8 +8,8 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from groundling import output
 from groundling.errors import ConfigError, GroundlingError, near_name
+from groundling.system import output
 
 INTERRUPTED, TERMINATED = 130, 143
 """128 + SIGINT, 128 + SIGTERM: how shells say that Ctrl-C or SIGTERM ended a command."""
@@ -23,31 +23,33 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "ladder": Verb("groundling.ladder.climb", "climb the lecture, rung by rung, and compare the losses with its own"),
+    "ladder": Verb("groundling.ladder.train", "climb the lecture, rung by rung, and compare the losses with its own"),
     "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or on your own text"),
     "speedrun": Verb("groundling.train.speedrun", "train by the fixed recipe in minutes, and report time and loss"),
     "sample": Verb("groundling.sample.cli", "let a trained model speak"),
     "sft": Verb("groundling.align.sft", "teach a trained model to answer"),
     "chat": Verb("groundling.align.chat", "talk with a model that was taught to answer"),
-    "rank": Verb("groundling.align.rank", "say which of some replies is better, in the terminal"),
-    "rankings": Verb("groundling.align.rankings_cli", "simulate, export, import and sum up rankings"),
-    "reward": Verb("groundling.align.reward", "teach a model to tell better replies from worse, by rankings"),
-    "ppo": Verb("groundling.align.ppo", "optimise a model against rewards, with a value model"),
+    "rank": Verb("groundling.align.preferences.terminal", "say which of some replies is better, in the terminal"),
+    "rankings": Verb("groundling.align.preferences.cli", "simulate, export, import and sum up rankings"),
+    "reward": Verb("groundling.align.reward.train", "teach a model to tell better replies from worse, by rankings"),
+    "ppo": Verb("groundling.align.rl.ppo", "optimise a model against rewards, with a value model"),
     "dpo": Verb("groundling.align.dpo", "optimise a model by preferences directly"),
-    "grpo": Verb("groundling.align.grpo", "optimise a model against rewards, by groups of replies"),
-    "align-report": Verb("groundling.align.report", "compare the stages on held-out prompts, in a page with pictures"),
+    "grpo": Verb("groundling.align.rl.grpo", "optimise a model against rewards, by groups of replies"),
+    "align-report": Verb(
+        "groundling.align.report.build", "compare the stages on held-out prompts, in a page with pictures"
+    ),
     "chatgpt": Verb(
-        "groundling.align.pipeline", "run every stage of a small ChatGPT, from a pretrained model to the report"
+        "groundling.align.pipeline.chatgpt", "run every stage of a small ChatGPT, from a pretrained model to the report"
     ),
     "serve": Verb("groundling.serve.cli", "serve models over HTTP, and pages to chat, look inside, rank and watch"),
-    "safety": Verb("groundling.serve.safety_cli", "train and measure what looks at prompts and replies"),
+    "safety": Verb("groundling.safety.cli", "train and measure what looks at prompts and replies"),
     "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
-    "import": Verb("groundling.export.importing", "make a bundle of a model from Hugging Face or nanoGPT"),
-    "plot": Verb("groundling.train.plot", "draw the loss curves of runs to a PNG"),
+    "import": Verb("groundling.export.import_cli", "make a bundle of a model from Hugging Face or nanoGPT"),
+    "plot": Verb("groundling.tools.plot", "draw the loss curves of runs to a PNG"),
     "data": Verb("groundling.data.verbs", "data sets by name, and examples as a model sees them"),
-    "tokenizer": Verb("groundling.data.tokenizers", "train, show and compare tokenizers"),
-    "verify-checkpoint": Verb("groundling.train.verify", "check every file of a run's checkpoints"),
-    "doctor": Verb("groundling.train.doctor", "tell what this machine has, what will be used, and why"),
+    "tokenizer": Verb("groundling.data.tokenizer_cli", "train, show and compare tokenizers"),
+    "verify-checkpoint": Verb("groundling.tools.verify", "check every file of a run's checkpoints"),
+    "doctor": Verb("groundling.tools.doctor", "tell what this machine has, what will be used, and why"),
 }
 
 

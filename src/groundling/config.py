@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from groundling import files
 from groundling.errors import ConfigError
+from groundling.storage import files
 
 C = TypeVar("C")
 MOST_TOML = 1 << 20

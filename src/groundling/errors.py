@@ -38,7 +38,7 @@ class TrainingError(GroundlingError):
 
 
 class MissingExtraError(GroundlingError, ImportError):
-    """An optional package is not installed; `command` installs it (`groundling.optional`)."""
+    """An optional package is not installed; `command` installs it (`groundling.system.optional`)."""
 
     def __init__(self, package: str, extra: str, command: str) -> None:
         super().__init__(f"the package {package!r} is not installed; install the extra {extra!r}: {command}")

@@ -176,9 +176,9 @@ def only_parsing() -> Iterator[None]:
 BEHIND_A_VERB = (
     "groundling.train.arguments",
     "groundling.data.cli",
-    "groundling.data.sources",
+    "groundling.data.datasets",
     "groundling.align.arguments",
-    "groundling.align.simulate",
+    "groundling.align.preferences.simulate",
 )
 """Modules that read a command line for another one."""
 

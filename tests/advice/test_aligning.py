@@ -12,20 +12,23 @@ import pytest
 import torch
 from advicekit import follows, parsed
 
-from groundling import dist
-from groundling.align import pipeline, report, sft
-from groundling.align.feed import ExampleFeed
-from groundling.align.judgements import Candidate, Judgement
-from groundling.align.rankings import Rankings
-from groundling.align.reward_model import RewardModel, first_blocks, save_reward_model
+from groundling.align import sft
+from groundling.align.example_loader import ExampleFeed
+from groundling.align.pipeline import chatgpt as pipeline
+from groundling.align.preferences.judgement import Candidate, Judgement
+from groundling.align.preferences.store import Rankings
+from groundling.align.report import build as report
+from groundling.align.reward.model import RewardModel, first_blocks, save_reward_model
 from groundling.bundle import load_bundle, save_bundle
 from groundling.ladder.s2_embeddings import EmbeddingModel
 from groundling.ladder.s4_multi_head import MultiHeadModel
 from groundling.ladder.s9_production import fold_bias
-from groundling.manifest import write_manifest
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.storage.manifest import write_manifest
+from groundling.system import distributed
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 from groundling.train import loop
 
 LETTERS = CharTokenizer(" abcde")
@@ -154,13 +157,13 @@ def test_a_stage_that_lost_a_rank(advised, talker, conversations, tmp_path):
     advised.works(*words, "--epochs", "0.5")
     advised.hears("start again")
     advised.works(*words, "--epochs", "0.5", "--overwrite")
-    with dist.process_group(torch.device("cpu")):
-        assert dist.world_size() == 1
+    with distributed.process_group(torch.device("cpu")):
+        assert distributed.world_size() == 1
 
 
 @follows("batch_size {} does not divide over {} ranks; make it a multiple of {}")
 def test_examples_over_ranks(advised, monkeypatch):
-    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     advised.raises(lambda: ExampleFeed(10, 3, lambda numbers: [], 0))
     advised.done(ExampleFeed(10, 4, lambda numbers: [], 0))
 

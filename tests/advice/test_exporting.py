@@ -11,13 +11,18 @@ import torch
 from advicekit import FOLLOWED, follows, parsed
 from test_f33_round_trip import without_a_piece_for_a_space
 
-from groundling.bundle import load_bundle, plain_state_dict, save_bundle
+from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.weights import plain_state_dict
 from groundling.export.families import GPT2
 from groundling.export.weights import TRANSPOSED, to_theirs
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.bpe import BPETokenizer, train_bpe
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer, save_tokenizer
-from groundling.text.vendors import END_OF_TEXT, BPETokenizer, train_bpe, train_sentencepiece
+from groundling.text.gpt2 import END_OF_TEXT
+from groundling.text.sentence_piece import train_sentencepiece
+from groundling.text.serialize import save_tokenizer
 
 LETTERS = CharTokenizer("\n abcdefgh")
 SMALL = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=LETTERS.vocab_size)

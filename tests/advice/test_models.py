@@ -7,11 +7,11 @@ import shutil
 import torch
 from advicekit import follows
 
-from groundling.adapter import Adapter
-from groundling.bundle import base_at, load_bundle, save_adapter, save_bundle
-from groundling.sample.choose import SamplingConfig
+from groundling.bundle import load_bundle, save_adapter, save_bundle
+from groundling.bundle.adapter import Adapter, base_at
+from groundling.sample.sampler import SamplingConfig
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer
 
 SAY = ("--max-new-tokens", "2")
 
@@ -107,8 +107,8 @@ def test_a_draft_with_another_tokenizer(advised, a_run, tmp_path):
     "use an earlier checkpoint"
 )
 def test_scores_that_are_not_finite(advised, a_run):
-    from groundling.bundle import WEIGHTS
-    from groundling.manifest import read_manifest, write_manifest
+    from groundling.bundle.layout import WEIGHTS
+    from groundling.storage.manifest import read_manifest, write_manifest
 
     newest = sorted((a_run / "checkpoints").glob("step-*"))[-1]
     bundle = load_bundle(a_run)
@@ -116,7 +116,7 @@ def test_scores_that_are_not_finite(advised, a_run):
         bundle.model.ln_f.weight.fill_(float("nan"))
     import safetensors.torch
 
-    from groundling.bundle import plain_state_dict
+    from groundling.bundle.weights import plain_state_dict
 
     (newest / "bundle" / WEIGHTS).write_bytes(safetensors.torch.save(plain_state_dict(bundle.model)))
     facts = read_manifest(newest)
@@ -147,9 +147,9 @@ def test_a_prompt_that_is_not_utf_8(advised, a_run, monkeypatch):
     "{}; leave native at auto, and PyTorch decodes", "no C++ compiler was found (install g++ or clang++, or set CXX)"
 )
 def test_no_compiler(advised, a_run, monkeypatch):
-    from groundling.sample.native import library
+    from groundling.sample.native import build
 
-    monkeypatch.setattr(library, "find_compiler", lambda: "")
+    monkeypatch.setattr(build, "find_compiler", lambda: "")
     words = ("--prompt", "the", *SAY)
     advised.refused("sample", a_run, *words, "--native", "on")
     advised.works("sample", a_run, *words)
@@ -158,7 +158,7 @@ def test_no_compiler(advised, a_run, monkeypatch):
 
 @follows("off: no C++ compiler was found (install g++ or clang++, or set CXX); training is slower")
 def test_a_compiler_by_its_variable(advised, monkeypatch, tmp_path):
-    from groundling import runtime
+    from groundling.system import runtime
 
     reasons: dict[str, str] = {}
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from advicekit import follows
 
-from groundling.data.tokenfile import write_token_file
+from groundling.data.token_file import write_token_file
 
 AWKWARD = 'it\'s a "file" of $HOME & `so` on!'
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from advicekit import follows
 
-from groundling.align.database import Database
-from groundling.align.judgements import MOST_CANDIDATES, Candidate, Judgement
-from groundling.align.rankings import Rankings
+from groundling.align.preferences.database import Database
+from groundling.align.preferences.judgement import MOST_CANDIDATES, Candidate, Judgement
+from groundling.align.preferences.store import Rankings
 from groundling.bundle import save_bundle
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 
 
 def judged(key="k", text="a") -> Judgement:
@@ -83,7 +84,7 @@ def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
     "the disk is full; free some room and run again",
 )
 def test_rankings_that_cannot_be_written(advised, tmp_path, monkeypatch):
-    from groundling.align import database
+    from groundling.align.preferences import database
 
     monkeypatch.setattr(database, "BUSY_S", 0.05)
     with Rankings(tmp_path / "r.sqlite") as rankings:

@@ -5,7 +5,7 @@ import json
 import pytest
 from advicekit import FOLLOWED, follows
 
-from groundling.data.examples import read_conversations, read_preferences
+from groundling.data.examples.conversations import read_conversations, read_preferences
 
 PAIR = {"prompt": "who", "chosen": "king", "rejected": "fool"}
 CHATTED = [{"role": "user", "content": "who"}, {"role": "assistant", "content": "king"}]

@@ -10,9 +10,9 @@ import pytest
 from advicekit import FOLLOWED, follows, matches
 from housekit import House, house_of
 
-from groundling.serve import orders
-from groundling.serve.errors import ApiError
-from groundling.serve.registry import named_paths
+from groundling.serve.completions import requests as completion_requests
+from groundling.serve.http.errors import ApiError
+from groundling.serve.state import named_paths
 
 COMPLETION = {"model": "base", "prompt": "Who", "max_tokens": 2}
 CHAT = {"model": "talker", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2}
@@ -147,7 +147,7 @@ def test_a_prompt_that_is_too_long_to_score(house, advised, monkeypatch):
     asked: list[int] = []
     monkeypatch.setattr(type(engine), "has_memory_for", lambda self, n: asked.append(n) or n < 2 * asked[0])
     scored = {**COMPLETION, "echo": True, "logprobs": 1}
-    monkeypatch.setattr(orders, "SCORED_AT_ONCE", 1)
+    monkeypatch.setattr(completion_requests, "SCORED_AT_ONCE", 1)
     assert posted(house, "/v1/completions", {**scored, "prompt": "Who"})[0] == 200
     advised.hears(posted(house, "/v1/completions", {**scored, "prompt": "Who " * 12})[1])
     advised.done(posted(house, "/v1/completions", {**scored, "prompt": "Who"})[0] == 200)
@@ -216,7 +216,7 @@ def test_names_of_models(advised, tmp_path):
 @follows("there are no prompts ({}); type one, or give --prompts")
 def test_prompts_to_rank(house, advised, monkeypatch, tmp_path, models):
     from groundling.errors import DataError
-    from groundling.serve import prompts
+    from groundling.serve.ranking import prompts
 
     def absent() -> Any:
         raise DataError("no network")

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from advicekit import FOLLOWED, matches, parsed
 
-from groundling.align.judge import Judge
+from groundling.align.preferences.simulated_rater import Judge
 from groundling.config import load_preset
 from groundling.data.batches import Batches
 from groundling.errors import GroundlingError
-from groundling.runtime import RuntimeConfig, _pick_dtype
+from groundling.system.runtime import RuntimeConfig, _pick_dtype
 from groundling.train.settings import PretrainConfig
 
 SETTINGS = [

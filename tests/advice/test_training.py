@@ -7,18 +7,18 @@ import shutil
 import pytest
 from advicekit import follows
 
-from groundling import runtime
 from groundling.config import load_preset, to_toml
-from groundling.data.teacher import TeacherConfig
-from groundling.train import resuming, rundir
-from groundling.train.optim import OptimConfig
-from groundling.train.schedule import ScheduleConfig
+from groundling.system import hardware, memory
+from groundling.train import resuming, run_folder
+from groundling.train.distill.table import TeacherConfig
+from groundling.train.optim.optimizers import OptimConfig
+from groundling.train.optim.schedule import ScheduleConfig
 
 
 @pytest.fixture(autouse=True)
 def _hasten(monkeypatch):
     """No measurement of the machine before each run."""
-    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda device, dtype: 1e10)
+    monkeypatch.setattr(hardware, "measure_matmul_peak", lambda device, dtype: 1e10)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_folder_that_holds_a_speedrun(advised, preset, tmp_path):
 @pytest.mark.slow
 @follows("{} is being used by another process (pid {}); wait for it, or choose another --out-dir")
 def test_a_folder_in_use(advised, preset, tmp_path):
-    with rundir.locked(tmp_path / "run"):
+    with run_folder.locked(tmp_path / "run"):
         advised.refused("pretrain", preset(steps=1))
         advised.works("pretrain", preset(steps=1), "--out-dir", tmp_path / "another")
     advised.works("pretrain", preset(steps=1))
@@ -178,7 +178,7 @@ def test_a_run_that_is_done(advised, preset):
 )
 def test_a_batch_beyond_the_memory(advised, preset, monkeypatch):
     many = preset(steps=1, batch_size=64, eval_every=None)
-    monkeypatch.setattr(runtime, "memory_total_bytes", lambda: 4_000_000)
+    monkeypatch.setattr(memory, "memory_total_bytes", lambda: 4_000_000)
     from groundling.train import estimate
 
     if hasattr(estimate, "memory_total_bytes"):
@@ -209,7 +209,7 @@ def test_a_recipe_with_teachers(advised, preset, finished_run):
     "set teacher.weight to 0"
 )
 def test_a_teacher_that_would_need_too_much(advised, preset, monkeypatch):
-    monkeypatch.setattr("groundling.data.teacher.MOST_BYTES", 1000)
+    monkeypatch.setattr("groundling.train.distill.table.MOST_BYTES", 1000)
     taught = preset(steps=1, teacher=TeacherConfig(weight=0.5))
     advised.refused("pretrain", taught)
     advised.works("pretrain", taught, "--teacher.weight", "0")

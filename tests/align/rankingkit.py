@@ -1,6 +1,6 @@
 """Judgements for the tests of what keeps and counts them."""
 
-from groundling.align.judgements import Candidate, Judgement
+from groundling.align.preferences.judgement import Candidate, Judgement
 from groundling.text.chat import Message
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from groundling.align.judge import Judge
-from groundling.align.judgements import Candidate, Judgement
-from groundling.align.rankings import Rankings
+from groundling.align.preferences.judgement import Candidate, Judgement
+from groundling.align.preferences.simulated_rater import Judge
+from groundling.align.preferences.store import Rankings
 from groundling.bundle import save_bundle
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import Message
-from groundling.text.tokenizer import CharTokenizer
 
 LETTERS = "abcde "
 FAST = (

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from groundling.align import learner, pipeline, report
+from groundling.align.pipeline import chatgpt as pipeline
+from groundling.align.report import build as report
+from groundling.align.rl import trainer
 from groundling.bundle import save_bundle
 from groundling.config import parse
-from groundling.data import sources
+from groundling.data import datasets
 from groundling.errors import CheckpointError, ConfigError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.text.vendors import train_bpe
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.bpe import train_bpe
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smoke version of `make chatgpt`, with two seeds."""
     root = tmp_path_factory.mktemp("chatgpt")
     # Byte pairs, for whole words are drawn even by a model that knows nothing, and the rater likes some better.
-    tokenizer = train_bpe([sources.get("tiny_shakespeare").read_text("utf-8")[:200_000]], 1000)
+    tokenizer = train_bpe([datasets.get("tiny_shakespeare").read_text("utf-8")[:200_000]], 1000)
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=160, vocab_size=tokenizer.vocab_size))
     save_bundle(root / "base", model, tokenizer)
@@ -99,14 +102,14 @@ def test_an_interrupted_stage_goes_on_where_it_was(
     shutil.rmtree(run)
     argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--smoke"]
     with monkeypatch.context() as patches:
-        step, updates = learner.train_step, iter(range(100))
+        step, updates = trainer.train_step, iter(range(100))
 
         def stopping(*args, **named):
             if next(updates) == 2:
                 signal.raise_signal(signal.SIGTERM)
             return step(*args, **named)
 
-        patches.setattr(learner, "train_step", stopping)
+        patches.setattr(trainer, "train_step", stopping)
         assert pipeline.main(argv) == 128 + signal.SIGTERM
     capsys.readouterr()
     assert pipeline.main(argv) == 0

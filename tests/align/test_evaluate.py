@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from groundling.align.evaluate import best_of, best_of_kl, distinct, interval, judge_replies, wins
 from groundling.align.replies import Reply
+from groundling.align.report.evaluate import best_of, best_of_kl, distinct, judge_replies, wins
+from groundling.evals.statistics import interval
 
 
 def reply(text: str, ended: bool = True) -> Reply:

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from stagekit import FAST, write_base, write_conversations, write_rankings
 
-from groundling.bundle import Bundle, load_bundle, plain_state_dict
+from groundling.bundle import Bundle, load_bundle
+from groundling.bundle.weights import plain_state_dict
 from groundling.cli import main
-from groundling.text.tokenizer import fingerprint
+from groundling.text.serialize import fingerprint
 
 LLAMA: dict[str, Any] = {"norm": "rmsnorm", "mlp": "swiglu", "position": "rotary", "bias": False, "n_kv_head": 1}
 FAMILIES = {"GPT-2": {}, "Qwen3, padded": {**LLAMA, "qk_norm": True, "tie_weights": False, "vocab_size": 13}}

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from groundling.align import gold
-from groundling.align.gold import MEASURES, estimate, measure_by_name, possible_syllables, verse, warm
+from groundling.align.preferences import measures
+from groundling.align.preferences.measures import MEASURES, estimate, measure_by_name, possible_syllables, verse, warm
 from groundling.errors import ConfigError, MissingExtraError
 
 SONNET = """\
@@ -44,7 +44,7 @@ def test_verse_is_the_share_of_lines_of_ten():
 
 def test_a_line_counts_when_some_way_of_saying_it_makes_ten():
     """The dictionary has "fire" with one syllable and with two."""
-    assert gold.syllables("fire") == {1, 2}
+    assert measures.syllables("fire") == {1, 2}
     assert verse("one two three four five six eight nine fire") == 1.0  # 8 + 2
     assert verse("one two three four five six eight nine ten fire") == 1.0  # 9 + 1
     assert verse("one two three four five six eight fire") == 0.0  # 7 + 1 or 2
@@ -82,12 +82,12 @@ def test_the_estimate_counts_groups_of_vowels(word, n_syllables):
 
 def test_apostrophes_belong_to_a_word_where_the_dictionary_has_it_so():
     """It has "goin'" with two syllables, and "goin" as a name with one; it has no "'summer'"."""
-    assert gold.syllables("goin'") == {2}
-    assert gold.syllables("'summer'") == gold.syllables("summer") == {2}
+    assert measures.syllables("goin'") == {2}
+    assert measures.syllables("'summer'") == measures.syllables("summer") == {2}
 
 
 def test_a_word_of_no_dictionary_is_estimated():
-    assert gold.syllables("flimberous") == {estimate("flimberous")} == {3}
+    assert measures.syllables("flimberous") == {estimate("flimberous")} == {3}
 
 
 def test_the_estimate_agrees_with_the_dictionary_on_most_words_of_it():
@@ -97,7 +97,7 @@ def test_the_estimate_agrees_with_the_dictionary_on_most_words_of_it():
     pronouncing.init_cmu()
     words = sorted(word for word in pronouncing.lookup if word.isalpha())[::50]
     assert len(words) > 2000
-    right = sum(estimate(word) in gold.syllables(word) for word in words)
+    right = sum(estimate(word) in measures.syllables(word) for word in words)
     assert right / len(words) > 0.8
 
 
@@ -119,7 +119,7 @@ def test_measures_are_found_by_name():
 
 @pytest.mark.parametrize(("name", "package"), [("verse", "pronouncing"), ("warm", "vaderSentiment")])
 def test_a_missing_package_is_named_with_its_extra(name, package, monkeypatch):
-    for cached in (gold._pronouncing, gold._vader, gold.syllables):
+    for cached in (measures._pronouncing, measures._vader, measures.syllables):
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.{package}", None)
@@ -131,7 +131,7 @@ def test_threads_that_ask_first_at_the_same_time_get_the_same_answer(monkeypatch
     """The package fills a global while it loads: who does not wait sees half a dictionary."""
     import pronouncing
 
-    for cached in (gold._pronouncing, gold.syllables):
+    for cached in (measures._pronouncing, measures.syllables):
         cached.cache_clear()
     for table in ("pronunciations", "lookup", "rhyme_lookup"):
         monkeypatch.setattr(pronouncing, table, None)
@@ -139,7 +139,7 @@ def test_threads_that_ask_first_at_the_same_time_get_the_same_answer(monkeypatch
 
     def ask() -> None:
         start.wait()
-        answers.append(gold._pronouncing().phones_for_word("zoo"))
+        answers.append(measures._pronouncing().phones_for_word("zoo"))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:

@@ -14,16 +14,20 @@ import torch
 from safetensors.torch import load, load_file, save_file
 from stagekit import FAST, write_base, write_conversations, write_rankings
 
-from groundling import atomicio
-from groundling.align import dpo, grpo, learner, ppo, reward, sft, simulate
+from groundling.align import dpo, sft
 from groundling.align.checkpoint import StageCheckpoints
-from groundling.align.rankings import Rankings
+from groundling.align.preferences import simulate
+from groundling.align.preferences.store import Rankings
+from groundling.align.reward import train as reward
+from groundling.align.rl import grpo, ppo, trainer
 from groundling.align.stage import Stage
-from groundling.bundle import find_bundle, load_bundle
+from groundling.bundle import load_bundle
+from groundling.bundle.layout import find_bundle
 from groundling.errors import CheckpointError, ConfigError
-from groundling.manifest import write_manifest
 from groundling.sample.engine import Engine
-from groundling.train import loop, rundir
+from groundling.storage import atomic
+from groundling.storage.manifest import write_manifest
+from groundling.train import loop, run_folder
 
 TIMES = ("train_s", "eta_s", "seconds")
 ROUNDS = ("--reward", "stagekit:reward", "--replies", "16", "--max-new-tokens", "8", "--steps", "4", "--gold", "verse")
@@ -106,10 +110,10 @@ def at_moment(monkeypatch: pytest.MonkeyPatch, number: int, happen) -> None:
 
         return call
 
-    for module in (loop, learner):
+    for module in (loop, trainer):
         monkeypatch.setattr(module, "train_step", before(module.train_step))
     monkeypatch.setattr(Engine, "step", before(Engine.step))
-    atomicio.observers[:] = [tick]
+    atomic.observers[:] = [tick]
 
 
 def kill() -> None:
@@ -128,7 +132,7 @@ def check_in_pieces(name, begun, tmp_path, unbroken, monkeypatch, happen, n_time
                 code = method.main([*argv, "--resume", "if-present"])
             except (Killed, SystemExit):
                 code = -1
-        atomicio.observers.clear()
+        atomic.observers.clear()
         stopped += code != 0
     assert stopped == n_times
     assert outcome(run) == outcome(unbroken[name])
@@ -158,7 +162,7 @@ def stopped_at(name: str, begun: Path, run: Path, moment: int, monkeypatch: pyte
     with monkeypatch.context() as patches:
         at_moment(patches, moment, lambda: signal.raise_signal(signal.SIGTERM))
         assert STAGES[name][0].main(argv) == 128 + signal.SIGTERM
-    atomicio.observers.clear()
+    atomic.observers.clear()
     return argv
 
 
@@ -231,7 +235,7 @@ def in_a_round(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PPO, stopped between two updates of its second round."""
     run, updates = tmp_path_factory.mktemp("round") / "run", []
     with pytest.MonkeyPatch.context() as patches:
-        train_step = learner.train_step
+        train_step = trainer.train_step
 
         def step(*args, **named):
             stats = train_step(*args, **named)
@@ -240,7 +244,7 @@ def in_a_round(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 signal.raise_signal(signal.SIGTERM)
             return stats
 
-        patches.setattr(learner, "train_step", step)
+        patches.setattr(trainer, "train_step", step)
         assert ppo.main(arguments(begun, "ppo", run)) == 128 + signal.SIGTERM
     (saved,) = StageCheckpoints(run, torch.device("cpu")).finished()
     assert saved.name == "step-00000006"
@@ -251,7 +255,7 @@ def resealed(saved: Path, tensors: dict[str, torch.Tensor], state: dict) -> None
     """A checkpoint with other content, which its manifest vouches for."""
     facts = json.loads((saved / "manifest.json").read_text(encoding="utf-8"))
     save_file(tensors, saved / "training.safetensors")
-    atomicio.write_json(saved / "state.json", state)
+    atomic.write_json(saved / "state.json", state)
     write_manifest(saved, {name: facts[name] for name in ("run_id", "stage", "step")})
 
 
@@ -395,7 +399,7 @@ def test_a_damaged_checkpoint_is_passed_over(begun, tmp_path, unbroken, monkeypa
         at_moment(patches, 250, kill)
         with pytest.raises(Killed):
             dpo.main([*arguments(begun, "dpo", run), "--save-every", "1"])
-    atomicio.observers.clear()
+    atomic.observers.clear()
     older, newer = StageCheckpoints(run, torch.device("cpu")).finished()
     with (newer / "training.safetensors").open("r+b") as file:
         file.truncate(100)
@@ -484,7 +488,7 @@ def test_what_is_left_of_a_finished_stage_is_removed_by_one_process(tmp_path, un
     (run / "checkpoints/step-00000001").mkdir(parents=True)
     (run / ".tmp-removed-checkpoints-1").mkdir()
     resume = ["--resume", "--out-dir", str(run)]
-    with rundir.locked(run), pytest.raises(CheckpointError, match="is being used by another process"):
+    with run_folder.locked(run), pytest.raises(CheckpointError, match="is being used by another process"):
         sft.main(resume)
     assert (run / "checkpoints").exists()
     assert sft.main(resume) == 0
@@ -500,12 +504,12 @@ def test_a_stage_that_lost_its_model_has_not_finished(begun, tmp_path, unbroken)
         if operation == "unlink" and ".tmp-removed-bundle" in str(path):
             raise Killed
 
-    atomicio.observers[:] = [observe]
+    atomic.observers[:] = [observe]
     try:
         with pytest.raises(Killed):
             sft.main([*arguments(begun, "sft", run), "--overwrite"])
     finally:
-        atomicio.observers.clear()
+        atomic.observers.clear()
     assert not (run / "bundle").exists()
     assert sft.main([*arguments(begun, "sft", run), "--resume", "if-present"]) == 0
     assert outcome(run) == outcome(unbroken["sft"])
@@ -588,7 +592,7 @@ def test_what_a_checkpoint_says_is_checked(in_a_round, begun, tmp_path, monkeypa
         tensors, state = load_file(saved / parts[0]), json.loads(before["state.json"])
         spoil(tensors, state)
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, saved / parts[0])
-        atomicio.write_json(saved / "state.json", state)
+        atomic.write_json(saved / "state.json", state)
         write_manifest(saved, {key: facts[key] for key in ("run_id", "stage", "step")})
         with pytest.raises((CheckpointError, ConfigError)) as caught:
             STAGES[name][0].main(["--resume", "--out-dir", str(run)])
@@ -662,7 +666,7 @@ def test_simulated_rankings_are_kept_as_they_come(begun, tmp_path, monkeypatch, 
             patches.setattr(
                 Engine, "step", lambda engine, s=step, c=count: s(engine) if next(c, -1) >= 0 else interrupt()
             )
-            atomicio.observers.clear()  # only steps of decoding count
+            atomic.observers.clear()  # only steps of decoding count
             with pytest.raises(interruption):
                 simulate.main(simulation(begun, broken))
         assert simulate.is_unfinished(broken)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from groundling.align.judge import Judge, equal_groups, named_generator
+from groundling.align.preferences.simulated_rater import Judge, equal_groups, named_generator
 from groundling.errors import ConfigError
 
 

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from stagekit import FAST, write_base
 
-from groundling.align import reward
-from groundling.align.ranked import NOTHING, Ranked, ranked_rows
-from groundling.align.reward import RewardObjective, pair_batches
-from groundling.align.reward_model import load_reward_model, pack_replies, rewards_of, scores_of
-from groundling.align.vocabulary import with_chat
+from groundling.align.chat_vocab import with_chat
+from groundling.align.preferences.encoding import NOTHING, Ranked, ranked_rows
+from groundling.align.reward import train as reward
+from groundling.align.reward.model import load_reward_model, pack_replies, rewards_of, scores_of
+from groundling.align.reward.train import RewardObjective, pair_batches
 from groundling.bundle import load_bundle
 from groundling.errors import ConfigError, DataError
-from groundling.runtime import nullcontext
+from groundling.system.runtime import nullcontext
 from groundling.text.chat import Message
 
 PROMPTS = ["abcd"[: n % 4 + 1] + "abcd"[n % 3] * (n // 4) for n in range(40)]
@@ -96,7 +96,7 @@ def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
 
 
 def test_swapped_files_are_called_what_they_are(base, tmp_path):
-    from groundling.align.rankings import Rankings
+    from groundling.align.preferences.store import Rankings
 
     database, rows = tmp_path / "rankings.sqlite", pairs(tmp_path / "rows.jsonl")
     Rankings(database).close()

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 from stagekit import write_base, write_conversations, write_rankings
 
-from groundling.align import pipeline
-from groundling.align.conversations import read_asked
-from groundling.align.pipeline_time import N_DIALOGUES, REFERENCE, SECONDS, Clock, Speed, measure, name_of
-from groundling.align.vocabulary import with_chat
+from groundling.align.chat_vocab import with_chat
+from groundling.align.data import read_asked
+from groundling.align.pipeline import chatgpt as pipeline
+from groundling.align.pipeline.time_estimate import N_DIALOGUES, REFERENCE, SECONDS, Clock, Speed, measure, name_of
 from groundling.bundle import load_bundle
-from groundling.runtime import RuntimeConfig
+from groundling.system.runtime import RuntimeConfig
 
 ALL = [name_of(stage.verb, stage.output()) for stage in pipeline.stages(pipeline.ChatgptConfig(path="base"))]
 

@@ -8,9 +8,11 @@ import pytest
 from rankingkit import judgement
 from stagekit import FAST, write_base, write_conversations
 
-from groundling.align import rank, rankings_cli, sft
-from groundling.align.judgements import SKIP, best_of, tie_of
-from groundling.align.rankings import Rankings
+from groundling.align import sft
+from groundling.align.preferences import cli as rankings_cli
+from groundling.align.preferences import terminal
+from groundling.align.preferences.judgement import SKIP, best_of, tie_of
+from groundling.align.preferences.store import Rankings
 from groundling.errors import ConfigError, DataError
 
 MODELS = ["alpha-model", "beta-model", "gamma-model", "delta-model"]
@@ -30,7 +32,7 @@ def ask(tmp_path, monkeypatch, capsys):
         file = tmp_path / "questions.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in questions))
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        assert rank.main([str(tmp_path / "r.db"), "--candidates", str(file), "--rater", rater, *flags], **more) == 0
+        assert terminal.main([str(tmp_path / "r.db"), "--candidates", str(file), "--rater", rater, *flags], **more) == 0
         return capsys.readouterr().out
 
     return run
@@ -167,7 +169,7 @@ def test_a_bad_question_is_named_by_its_line_before_anything_is_asked(name, ask,
 )
 def test_flags_that_do_not_go_together_are_refused(flags, complaint, tmp_path):
     with pytest.raises(ConfigError, match=complaint):
-        rank.main([str(tmp_path / "r.db"), *flags])
+        terminal.main([str(tmp_path / "r.db"), *flags])
     assert not (tmp_path / "r.db").exists()
 
 
@@ -183,7 +185,7 @@ def test_models_reply_in_turns_as_they_are_asked_and_never_twice(tmp_path, monke
     def run(lines):
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         flags = ["--bundles", "a", "b", "--prompts", str(prompts), "--n-candidates", "3", "--rater", "ann"]
-        rank.main([str(tmp_path / "r.db"), *flags], speak=speak)
+        terminal.main([str(tmp_path / "r.db"), *flags], speak=speak)
         return capsys.readouterr().out
 
     run("1\nq\n")
@@ -207,13 +209,13 @@ def test_models_reply_as_in_a_chat(tmp_path, monkeypatch, capsys):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "abc"}\n', encoding="utf-8")
     monkeypatch.setattr("sys.stdin", io.StringIO("1\n"))
     argv = [str(tmp_path / "r.db"), "--prompts", str(tmp_path / "prompts.jsonl"), "--rater", "ann"]
-    assert rank.main([*argv, "--bundles", str(tmp_path / "sft"), "--n-candidates", "3"]) == 0
+    assert terminal.main([*argv, "--bundles", str(tmp_path / "sft"), "--n-candidates", "3"]) == 0
     (answer,) = Rankings(tmp_path / "r.db")
     assert [candidate.model for candidate in answer.candidates] == [str(tmp_path / "sft")] * 3
     assert len({candidate.text for candidate in answer.candidates}) > 1
     assert str(tmp_path / "sft") not in capsys.readouterr().out.partition("answers kept")[0]
     with pytest.raises(ConfigError, match="never taught to answer"):
-        rank.main([str(tmp_path / "s.db"), "--bundles", str(base), *argv[1:]])
+        terminal.main([str(tmp_path / "s.db"), "--bundles", str(base), *argv[1:]])
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rankingkit import judgement
 
-from groundling.align.agreement import bradley_terry, clustered, kappas, position_bias, wilson
-from groundling.align.database import Database
-from groundling.align.judge import Judge
-from groundling.align.judgements import SKIP, Candidate, Judgement, best_of, judgement_from_json, tie_of
-from groundling.align.rankings import MIGRATIONS, Rankings
+from groundling.align.preferences.agreement import bradley_terry, kappas, position_bias
+from groundling.align.preferences.database import Database
+from groundling.align.preferences.judgement import SKIP, Candidate, Judgement, best_of, judgement_from_json, tie_of
+from groundling.align.preferences.simulated_rater import Judge
+from groundling.align.preferences.store import MIGRATIONS, Rankings
 from groundling.errors import DataError, StorageError
+from groundling.evals.statistics import clustered, wilson
 from groundling.text.chat import Message
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from stagekit import FAST, write_base, write_conversations, write_rankings
 
-from groundling.align.feed import ShuffledNumbers
+from groundling.align.example_loader import ShuffledNumbers
 from groundling.bundle import load_bundle
 
 EXACT = ("--runtime.dtype", "float64", "--optim.eps", "1e-3")

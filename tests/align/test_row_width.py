@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from groundling.align.dpo import Pair, dpo_batches
-from groundling.align.packing import LEAST_WIDTH, alike, groups_of_exchanges, row_width, sizes_of_exchanges
-from groundling.align.policy import Policy, scored_groups
+from groundling.align.logprobs import Policy, scored_groups
+from groundling.align.preferences.encoding import Ranked
 from groundling.align.replies import Reply
-from groundling.align.reward import Ranked, pair_batches
+from groundling.align.reward.train import pair_batches
 from groundling.align.sft import SftObjective, main, sft_batches
 from groundling.bundle import load_bundle, save_bundle
-from groundling.data.examples import Encoded
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.text.tokenizer import CharTokenizer
+from groundling.data.examples.encoding import Encoded
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.model.packing import LEAST_WIDTH, alike, groups_of_exchanges, row_width, sizes_of_exchanges
+from groundling.text.char import CharTokenizer
 
 CONTEXT = 8192
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=CONTEXT, vocab_size=16, position="rotary")

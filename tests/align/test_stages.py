@@ -11,21 +11,24 @@ import pytest
 import torch
 from stagekit import FAST, e_share, write_base, write_conversations, write_rankings
 
-from groundling.align import dpo, grpo, learner, ppo, reward, sft
+from groundling.align import dpo, sft
 from groundling.align.chat import Chat
-from groundling.align.conversations import ChatDataConfig, read_asked
-from groundling.align.judgements import Candidate, Judgement
-from groundling.align.rankings import Rankings
+from groundling.align.chat_vocab import with_chat
+from groundling.align.data import ChatDataConfig, read_asked
+from groundling.align.preferences.judgement import Candidate, Judgement
+from groundling.align.preferences.store import Rankings
 from groundling.align.replies import Speaker
-from groundling.align.vocabulary import with_chat
-from groundling.bundle import load_bundle, plain_state_dict, save_bundle
+from groundling.align.reward import train as reward
+from groundling.align.rl import grpo, ppo, trainer
+from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.weights import plain_state_dict
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.export.cli import main as export_main
 from groundling.model.gpt import GPT
-from groundling.sample.choose import SamplingConfig
+from groundling.sample.sampler import SamplingConfig
+from groundling.system.signals import ASKED_TO_STOP
 from groundling.text.chat import Message
 from groundling.train import loop
-from groundling.train.watch import ASKED_TO_STOP
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +302,7 @@ def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, s
 @pytest.mark.parametrize("method", [sft, grpo], ids=["sft", "grpo"])
 def test_a_stage_that_was_asked_to_stop_keeps_what_it_has_and_says_so(folder, tmp_path, monkeypatch, method, number):
     """After its first update; whoever started it sees by the exit code that it is not finished."""
-    module = learner if method is grpo else loop
+    module = trainer if method is grpo else loop
     monkeypatch.setattr(module, "train_step", stop_after_one(module.train_step, number))
     flags = ["--data.path", str(folder / "chats.jsonl"), "--out-dir", str(tmp_path / "run"), *FAST]
     if method is grpo:

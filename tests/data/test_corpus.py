@@ -13,14 +13,15 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundling import atomicio
-from groundling.data import reading, sources
-from groundling.data.corpus import DataConfig, TokenizerConfig, prepare
+from groundling.data import datasets, text_files
+from groundling.data.corpus import DataConfig, prepare
 from groundling.errors import ConfigError, DataError
-from groundling.text import vendors
-from groundling.text.cutting import chunks, last_safe_cut
-from groundling.text.tokenizer import CharTokenizer, save_tokenizer
-from groundling.text.training import spread, train_tokenizer
+from groundling.storage import atomic
+from groundling.text import gpt2
+from groundling.text.build import TokenizerConfig, spread, train_tokenizer
+from groundling.text.char import CharTokenizer
+from groundling.text.chunking import chunks, last_safe_cut
+from groundling.text.serialize import save_tokenizer
 
 KINDS = ["char", "gpt2", "bpe", "unigram", "sp_bpe"]
 LINES = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n\n"
@@ -34,7 +35,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def plays():
-    return sources.get("tiny_shakespeare").read_text("utf-8")
+    return datasets.get("tiny_shakespeare").read_text("utf-8")
 
 
 def own(path: Path, **fields) -> DataConfig:
@@ -77,7 +78,7 @@ def test_it_is_the_default(plays_file, monkeypatch):
 def test_each_part_decodes_to_its_part_of_the_text(kind, plays, plays_file, own_cache, monkeypatch):
     if kind == "gpt2":
         monkeypatch.delenv("GROUNDLING_CACHE")
-        shutil.copytree(vendors.gpt2_vocabulary().parent, own_cache / "gpt2")
+        shutil.copytree(gpt2.gpt2_vocabulary().parent, own_cache / "gpt2")
         monkeypatch.setenv("GROUNDLING_CACHE", str(own_cache))
     corpus = prepare(own(plays_file, tokenizer=TokenizerConfig(kind=kind)), block_size=8)
     n = int(0.9 * len(plays))
@@ -138,7 +139,7 @@ def test_a_text_without_blanks_is_cut_anyhow():
 @pytest.mark.slow
 @given(st.lists(st.text(max_size=5)), st.integers(0, 30), st.integers(0, 30))
 def test_a_span_of_a_stream_is_a_slice_of_the_text(pieces, start, stop):
-    assert "".join(reading.span(iter(pieces), start, stop)) == "".join(pieces)[start:stop]
+    assert "".join(text_files.span(iter(pieces), start, stop)) == "".join(pieces)[start:stop]
 
 
 def test_training_looks_at_all_parts_of_a_long_text():
@@ -206,11 +207,11 @@ def test_the_second_time_nothing_is_made(tmp_path, own_cache):
     first = prepare(own(path), 8)
     operations = []
     observer = lambda operation, _: operations.append(operation)  # noqa: E731
-    atomicio.observers.append(observer)
+    atomic.observers.append(observer)
     try:
         again = prepare(own(path), 8)
     finally:
-        atomicio.observers.remove(observer)
+        atomic.observers.remove(observer)
     assert again.fingerprint == first.fingerprint
     assert operations == []
 
@@ -253,12 +254,12 @@ def test_what_a_crash_left_behind_is_swept(tmp_path, own_cache):
         if operation == "replace" and where.name == "corpus":
             raise CrashPoint
 
-    atomicio.observers.append(crash)
+    atomic.observers.append(crash)
     try:
         with pytest.raises(CrashPoint):
             prepare(own(path), 8)
     finally:
-        atomicio.observers.remove(crash)
+        atomic.observers.remove(crash)
     assert list(own_cache.rglob(".tmp-*"))
     assert text_of(prepare(own(path), 8)) == LINES * 20
     assert not list(own_cache.rglob(".tmp-*"))
@@ -273,12 +274,12 @@ def test_a_text_that_changes_while_it_is_read_is_not_taken(tmp_path, own_cache):
             with path.open("a") as file:
                 file.write("b")
 
-    atomicio.observers.append(grow)
+    atomic.observers.append(grow)
     try:
         with pytest.raises(DataError, match="changed while it was read"):
             prepare(own(path), 8)
     finally:
-        atomicio.observers.remove(grow)
+        atomic.observers.remove(grow)
     assert not list(own_cache.rglob("*.tok"))
     assert text_of(prepare(own(path), 8)) == LINES * 20 + "b"
 

@@ -7,13 +7,14 @@ from rich.text import Text
 
 from groundling.bundle import save_bundle
 from groundling.data.cli import show
-from groundling.data.dialogues import shakespeare_dialogues
-from groundling.data.examples import read_conversations
+from groundling.data.examples.conversations import read_conversations
+from groundling.data.examples.shakespeare import shakespeare_dialogues
 from groundling.data.verbs import main
 from groundling.errors import ConfigError, DataError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 
 TALK = [{"role": "user", "content": "who?\x1b"}, {"role": "assistant", "content": "<user>[me]"}]
 

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.data import sources
+from groundling.data import datasets
 from groundling.data.corpus import DataConfig, prepare
-from groundling.data.dialogues import (
+from groundling.data.examples.conversations import Conversation
+from groundling.data.examples.encoding import Counts, encode_conversation
+from groundling.data.examples.shakespeare import (
     MAX_PROMPT,
     MAX_REPLY,
     closing,
@@ -17,15 +19,14 @@ from groundling.data.dialogues import (
     shakespeare_dialogues,
     speeches,
 )
-from groundling.data.examples import Conversation, Counts, encode_conversation
 from groundling.errors import ConfigError, DataError
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message, check_messages
-from groundling.text.tokenizer import CharTokenizer
 
 
 @pytest.fixture(scope="module")
 def plays():
-    return sources.get("tiny_shakespeare").read_text("utf-8")
+    return datasets.get("tiny_shakespeare").read_text("utf-8")
 
 
 def scene(*turns):

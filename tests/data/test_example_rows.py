@@ -6,21 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.data.example_files import holds_preferences
-from groundling.data.examples import (
+from groundling.data.examples.conversations import (
     Conversation,
-    Counts,
     Preference,
-    encode_conversation,
-    encode_preference,
-    encode_prompt,
+    holds_preferences,
     read_conversations,
     read_preferences,
     read_prompts,
 )
+from groundling.data.examples.encoding import Counts, encode_conversation, encode_preference, encode_prompt
 from groundling.errors import ConfigError, DataError
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("".join(sorted(" ?!.abcdefghijklmnopqrstuvwxyz\n")))
 CHAT = ChatFormat.after(TOKENIZER.vocab_size)

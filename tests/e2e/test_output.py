@@ -17,14 +17,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from groundling import cli, output
-from groundling.align.judgements import SKIP, Candidate, Judgement
-from groundling.align.rankings import Rankings
+from groundling import cli
+from groundling.align.preferences.judgement import SKIP, Candidate, Judgement
+from groundling.align.preferences.store import Rankings
 from groundling.bundle import save_bundle
 from groundling.errors import DataError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.system import output
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 
 FULL = Path("/dev/full")
 ESCAPED = "groundling: standard output is "
@@ -417,7 +419,7 @@ def test_a_server_goes_on_where_its_address_cannot_be_written(things, tmp_path):
 def test_descriptors_that_were_closed_are_taken_by_the_null_device(tmp_path):
     """Else a file that is opened next would be standard error, and what libraries write there would stand in it."""
     code = (
-        "import os; from groundling.output import claim_descriptors; claim_descriptors();"
+        "import os; from groundling.system.output import claim_descriptors; claim_descriptors();"
         f"f = os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY); assert f > 2, f;"
         "os.write(2, b'a warning'); assert os.get_inheritable(2); os.system('echo and another one >&2')"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from groundling import generate, load_bundle, stream
-from groundling.log import read_records
-from groundling.sample.choose import SamplingConfig
+from groundling.sample.sampler import SamplingConfig
+from groundling.system.metrics import read_records
 
 pytestmark = pytest.mark.slow
 SMALL = """

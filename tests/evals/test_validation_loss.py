@@ -18,7 +18,8 @@ from groundling.evals.loss import (
     train_loss_estimate,
     whole_split_loss,
 )
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=6, vocab_size=7, dropout=0.5)

@@ -6,11 +6,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from groundling.align.vocabulary import with_chat
-from groundling.bundle import Bundle, plain_state_dict, save_bundle
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.text import vendors
-from groundling.text.tokenizer import CharTokenizer, Tokenizer, fingerprint
+from groundling.align.chat_vocab import with_chat
+from groundling.bundle import Bundle, save_bundle
+from groundling.bundle.weights import plain_state_dict
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text import bpe, gpt2, sentence_piece
+from groundling.text.char import CharTokenizer
+from groundling.text.serialize import fingerprint
+from groundling.text.tokenizer import Tokenizer
 
 SYMBOLS = "".join(sorted("\n\t\r\0 $<>\"'\\&aeinorst\u00a0\u00e9\u0301\u2581\ufffd\U0001f642日本"))
 CHARACTERS = CharTokenizer(SYMBOLS)
@@ -84,11 +88,11 @@ def assert_same_logits(theirs: nn.Module, ours: GPT, n_ids: int | None = None) -
 def tokenizer_of(kind: str, text: str) -> Tokenizer:
     """A tokenizer of each kind; the trained ones of `text`."""
     if kind == "gpt2":
-        return vendors.GPT2Tokenizer()
+        return gpt2.GPT2Tokenizer()
     if kind == "bpe":
-        return vendors.train_bpe([text], 300)
+        return bpe.train_bpe([text], 300)
     if kind in ("unigram", "sp_bpe"):
-        return vendors.train_sentencepiece([text], kind, 320)
+        return sentence_piece.train_sentencepiece([text], kind, 320)
     unknown = kind.removeprefix("char ")
     return CharTokenizer(SYMBOLS, unknown, "e" if unknown == "replace" else None)
 

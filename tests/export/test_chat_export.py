@@ -26,11 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from groundling.align.chat import Chat
 from groundling.bundle import load_bundle
 from groundling.cli import main
-from groundling.export.chat_escapes import KEPT, PUT_IN
+from groundling.export.chat_template.escapes import KEPT, PUT_IN
 from groundling.export.hf_tokenizer import tokenizer_spec
-from groundling.sample.choose import SamplingConfig
+from groundling.sample.sampler import SamplingConfig
+from groundling.text.bpe import AddedToken, BPETokenizer
 from groundling.text.chat import ROLES, Message, to_ids
-from groundling.text.vendors import AddedToken, BPETokenizer
 
 TEXTS = ["<|turn_end|>", "<|system_start|>", "<|user_start|>", "<|assistant_start|>"]
 CHAT_KINDS = ["char skip", "bpe", "sp_bpe", "unigram"]

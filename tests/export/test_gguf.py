@@ -22,19 +22,21 @@ import pytest
 import torch
 
 from groundling.align.chat import Chat
-from groundling.align.vocabulary import with_chat
+from groundling.align.chat_vocab import with_chat
 from groundling.bundle import Bundle, save_bundle
 from groundling.cli import main
 from groundling.errors import ConfigError, MissingExtraError, StorageError
 from groundling.export.additions import rarest_token
 from groundling.export.gguf import SUPPRESSED, export_gguf, is_export, neighbouring_pairs
 from groundling.export.gguf_vocabulary import CUTS, merges_of, vocabulary_of
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.layers import Rotary
-from groundling.sample.choose import SamplingConfig
-from groundling.text import vendors
+from groundling.sample.sampler import SamplingConfig
+from groundling.text import bpe, gpt2, sentence_piece
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import Message
-from groundling.text.tokenizer import CharTokenizer, Tokenizer
+from groundling.text.tokenizer import Tokenizer
 
 LETTERS = CharTokenizer.from_text("\n !',.:;?ROMEO abcdefghijklmnopqrstuvwxyz BIJW")
 SKIPPING = CharTokenizer(LETTERS.symbols, "skip")
@@ -248,9 +250,9 @@ def tokenizers(story) -> dict[str, Tokenizer]:
     text = story.read_text()
     return {
         "char": LETTERS,
-        "bpe": vendors.train_bpe([text], 300),
-        "sp_bpe": vendors.train_sentencepiece([text], "sp_bpe", 300),
-        "gpt2": vendors.GPT2Tokenizer(),
+        "bpe": bpe.train_bpe([text], 300),
+        "sp_bpe": sentence_piece.train_sentencepiece([text], "sp_bpe", 300),
+        "gpt2": gpt2.GPT2Tokenizer(),
     }
 
 
@@ -280,7 +282,7 @@ def refused(problem: str) -> tuple[GPTConfig, Tokenizer]:
         return dataclasses.replace(ROTARY, norm="layernorm"), LETTERS
     if problem == "two bytes":
         return BASE, CharTokenizer.from_text("aé\u2014")
-    return BASE, vendors.train_sentencepiece(["to be or not to be that is the question " * 50], "unigram", 280)
+    return BASE, sentence_piece.train_sentencepiece(["to be or not to be that is the question " * 50], "unigram", 280)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def cut_otherwise(tokenizer: Tokenizer, **changes: object) -> Tokenizer:
     """The same merges of bytes, after another cut."""
     values = tokenizer.to_json()["tokenizers"]
     values["model"] |= changes.pop("model", {})
-    return vendors.BPETokenizer(json.dumps({**values, **changes}))
+    return bpe.BPETokenizer(json.dumps({**values, **changes}))
 
 
 def split_by(pattern: str, **changes: object) -> dict[str, object]:
@@ -337,11 +339,11 @@ def test_all_ends_of_an_imported_tokenizer_are_named_as_far_as_a_file_can(tokeni
     """Generation ends there in llama.cpp too, which tells ends by these three keys (and by texts that it knows)."""
     plain = tokenizers["bpe"]
     ends = [plain.vocab_size + n for n in range(4)]
-    added = [vendors.AddedToken(f"<|halt{id}|>", id, True) for id in ends]
+    added = [bpe.AddedToken(f"<|halt{id}|>", id, True) for id in ends]
     config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
     keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
     for n, expected in ((1, [0, 0, None]), (2, [0, 1, None]), (3, [0, 1, 2]), (4, [0, 1, 2])):
-        tokenizer = vendors.BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), added, ends[:n])
+        tokenizer = bpe.BPETokenizer(json.dumps(plain.to_json()["tokenizers"]), added, ends[:n])
         bundle = lively_bundle(config, tokenizer)
         save_bundle(tmp_path / "bundle", bundle.model, tokenizer)
         argv = ["export", "gguf", str(tmp_path / "bundle"), str(tmp_path / "m.gguf"), "--overwrite"]
@@ -455,12 +457,12 @@ def test_llama_cpp_speaks_as_we_do(bundle, tmp_path, ask_llama_cpp):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_llama_cpp_cuts_as_imported_tokenizers_do(tokenizers, name, tmp_path, ask_llama_cpp):
-    tokenizer = cut_otherwise(vendors.train_bpe(TEXTS_TO_CUT, 400), **OTHERS[name])
+    tokenizer = cut_otherwise(bpe.train_bpe(TEXTS_TO_CUT, 400), **OTHERS[name])
     config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
     llama_cpp = ask_llama_cpp(lively_bundle(config, tokenizer), tmp_path / "model.gguf", 1, TEXTS_TO_CUT)
     assert llama_cpp["ids"] == [tokenizer.encode(text) for text in TEXTS_TO_CUT]
     assert llama_cpp["texts"] == TEXTS_TO_CUT
-    by_gpt2 = vendors.BPETokenizer(json.dumps(tokenizer.to_json()["tokenizers"] | {"pre_tokenizer": BYTES_BY_GPT2}))
+    by_gpt2 = bpe.BPETokenizer(json.dumps(tokenizer.to_json()["tokenizers"] | {"pre_tokenizer": BYTES_BY_GPT2}))
     assert llama_cpp["ids"] != [by_gpt2.encode(text) for text in TEXTS_TO_CUT], "else the name would not matter"
 
 
@@ -471,7 +473,7 @@ def test_llama_cpp_finds_added_words_as_we_do(tokenizers, tmp_path, ask_llama_cp
     ids = range(tokenizers["bpe"].vocab_size, tokenizers["bpe"].vocab_size + len(words))
     values["model"]["vocab"] |= dict(zip(words, ids, strict=True))
     added = [{"id": id, "content": word, **flags} for id, word in zip(ids, words, strict=True)]
-    tokenizer = vendors.BPETokenizer(json.dumps({**values, "added_tokens": added}))
+    tokenizer = bpe.BPETokenizer(json.dumps({**values, "added_tokens": added}))
     texts = ["so:\n         isn't it?\n\n\n\n    But  ", *TEXTS]
     config = dataclasses.replace(ROTARY, n_embd=12, n_layer=1, head_size=2, bias=False)
     llama_cpp = ask_llama_cpp(lively_bundle(config, tokenizer), tmp_path / "model.gguf", 1, texts)

@@ -20,8 +20,8 @@ from groundling.errors import StorageError
 from groundling.export.families import write_config
 from groundling.export.hf import FILES, export_hf
 from groundling.export.hf_tokenizer import tokenizer_spec
-from groundling.text import vendors
-from groundling.text.tokenizer import CharTokenizer
+from groundling.text import gpt2, sentence_piece
+from groundling.text.char import CharTokenizer
 
 QWEN3 = dataclasses.replace(ROTARY, qk_norm=True)
 CONFIGS = {
@@ -122,7 +122,7 @@ def test_a_text_has_a_beginning_an_end_and_padding_that_the_model_has_rows_for(t
 
 
 def test_gpt2s_vocabulary_keeps_its_end_of_text(tmp_path):
-    bundle = make_bundle(dataclasses.replace(BASE, vocab_size=50304, n_layer=1), vendors.GPT2Tokenizer())
+    bundle = make_bundle(dataclasses.replace(BASE, vocab_size=50304, n_layer=1), gpt2.GPT2Tokenizer())
     model, tokenizer = exported(bundle, tmp_path)
     assert model.config.eos_token_id == tokenizer.eos_token_id == 50256
     assert tokenizer.decode([50256]) == "<|endoftext|>"
@@ -174,7 +174,7 @@ def test_an_unknown_character_has_an_id_or_is_skipped_or_replaced_as_with_ours(t
 def test_gpt2s_tokenizer_cuts_every_character_as_ours(tmp_path):
     import tokenizers
 
-    ours = vendors.GPT2Tokenizer()
+    ours = gpt2.GPT2Tokenizer()
     theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_spec(ours)))
     every = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and unicodedata.category(chr(c)) != "Co"]
     strings = [f"a{c}b {c}1{c} {c}{c}  !{c}" for c in every[::29]]
@@ -189,7 +189,7 @@ def test_sentencepieces_words_are_cut_as_ours_cuts_them(story, kind):
     import tokenizers
 
     text = story.read_text(encoding="utf-8")
-    ours = vendors.train_sentencepiece([text + "Whether 'tis nobler, <a> in the mind to suffer!"], kind, 330)
+    ours = sentence_piece.train_sentencepiece([text + "Whether 'tis nobler, <a> in the mind to suffer!"], kind, 330)
     theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_spec(ours)))
     words = [
         a[: len(a) // 2 + 1] + b
@@ -234,7 +234,7 @@ def test_a_llama_whose_width_is_no_multiple_of_its_heads_is_indeed_refused_there
 
 def test_a_unigram_piece_that_looks_like_a_byte_is_refused():
     text = "".join(f"<0{a}{b} of <0{b} " for a in "abcdefgh" for b in "klmnopq")
-    tokenizer = vendors.train_sentencepiece([text * 20], "unigram", 320)
+    tokenizer = sentence_piece.train_sentencepiece([text * 20], "unigram", 320)
     with pytest.raises(ValueError, match="has the piece ' <0', and Hugging Face's would take <0x41> in a text"):
         tokenizer_spec(tokenizer)
 

@@ -32,8 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from groundling.bundle import load_bundle
 from groundling.cli import main
-from groundling.text import vendors
-from groundling.text.tokenizer import fingerprint, save_tokenizer
+from groundling.text import sentence_piece
+from groundling.text.serialize import fingerprint, save_tokenizer
 
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
 GPT2 = {"n_layer": 2, "n_head": 3, "n_embd": 33, "n_positions": 19, "vocab_size": 53, **NO_ENDS}
@@ -471,7 +471,7 @@ def test_a_sentencepiece_model_of_others_is_not_taken_for_ours(tmp_path, with_to
     text = story.read_text(encoding="utf-8")
     unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False))
     folder = with_tokenizer(unigram, n_ids=330)
-    model = vendors.train_sentencepiece([text], "unigram", 320)
+    model = sentence_piece.train_sentencepiece([text], "unigram", 320)
     (folder / "tokenizer.model").write_bytes(base64.b64decode(model.to_json()["model"]))
     assert "is a tokenizer of kind Unigram that does not work on bytes" in refused(capfd, folder, tmp_path / "out")
     (folder / "tokenizer.model").write_bytes(b"something else")

@@ -23,17 +23,17 @@ from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from groundling.align.replies import Speaker
-from groundling.align.rewards import from_function
+from groundling.align.reward.functions import from_function
 from groundling.bundle import load_bundle
 from groundling.cli import main
-from groundling.data.examples import least_ids
-from groundling.export import template_reading
-from groundling.export.chat_jinja import to_jinja
+from groundling.data.examples.encoding import least_ids
+from groundling.export.chat_template import rendering
+from groundling.export.chat_template.jinja import to_jinja
+from groundling.export.chat_template.rendering import TemplateError, render
 from groundling.export.gguf_vocabulary import USER_DEFINED, vocabulary_of
 from groundling.export.hf_tokenizer import gpt2_spec
-from groundling.export.template_reading import TemplateError, render
-from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate, generate_batch, stream, text_engine
+from groundling.sample.sampler import SamplingConfig
 from groundling.text.chat import ChatFormat, Message
 from groundling.text.chat_reading import messages_in
 from servekit import events, serving
@@ -356,12 +356,12 @@ def test_what_is_not_recognised_is_a_base_model_and_says_so(tmp_path, name, caps
 
 @pytest.mark.slow
 def test_a_template_that_never_ends_is_stopped(monkeypatch):
-    monkeypatch.setattr(template_reading, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(rendering, "TIMEOUT_S", 1.0)
     began = time.monotonic()
     with pytest.raises(TemplateError, match=r"did not come to an end within 1 s"):
         render(LOOP, {}, [{"messages": []}])
     monkeypatch.undo()
-    monkeypatch.setattr(template_reading, "CPU_S", 1)
+    monkeypatch.setattr(rendering, "CPU_S", 1)
     with pytest.raises(TemplateError, match=r"take it more than 1 s or 1 GiB of memory"):
         render(LOOP, {}, [{"messages": []}])
     assert time.monotonic() - began < 60

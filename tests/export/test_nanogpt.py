@@ -14,8 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundling.bundle import load_bundle
 from groundling.cli import main
-from groundling.text import vendors
-from groundling.text.tokenizer import CharTokenizer, save_tokenizer
+from groundling.text import gpt2
+from groundling.text.char import CharTokenizer
+from groundling.text.serialize import save_tokenizer
 
 TEXT = "First Citizen:\nSpeak, speak.\n"
 SIZES = {"n_layer": 2, "n_head": 3, "n_embd": 33, "block_size": 19, "vocab_size": len(set(TEXT))}
@@ -187,10 +188,10 @@ def test_the_texts_line_ends_are_read_as_nanogpt_reads_them(tmp_path, text):
 
 
 def test_a_folder_named_gpt2_goes_before_the_name(tmp_path, monkeypatch):
-    from groundling.export.importing import _named_tokenizer
+    from groundling.export.import_cli import _named_tokenizer
 
     monkeypatch.chdir(tmp_path)
-    assert isinstance(_named_tokenizer("gpt2"), vendors.GPT2Tokenizer)
+    assert isinstance(_named_tokenizer("gpt2"), gpt2.GPT2Tokenizer)
     (tmp_path / "gpt2").mkdir()
     save_tokenizer(CharTokenizer(TEXT[0]), tmp_path / "gpt2")
     assert _named_tokenizer("gpt2").kind == "char"

@@ -11,13 +11,14 @@ import torch
 from exportkit import lively
 
 from groundling.align.chat import Chat
-from groundling.align.vocabulary import with_chat
+from groundling.align.chat_vocab import with_chat
 from groundling.bundle import Bundle
 from groundling.export.hf import export_hf
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample.choose import SamplingConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.sample.sampler import SamplingConfig
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import Message
-from groundling.text.tokenizer import CharTokenizer
 
 N_NEW = 40
 

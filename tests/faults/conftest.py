@@ -19,21 +19,26 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from groundling import atomicio, runtime
 from groundling.config import to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import DataConfig
-from groundling.log import Record, read_records
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import RuntimeConfig
-from groundling.text.tokenizer import CharTokenizer
-from groundling.train.average import WeightAverage
-from groundling.train.checkpoint import Checkpoints, RunFacts
-from groundling.train.optim import OptimConfig, Optimizers
-from groundling.train.pretrain import PretrainConfig, RunSummary, pretrain
-from groundling.train.schedule import ScheduleConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.storage import atomic
+from groundling.system import hardware
+from groundling.system.logs import Record
+from groundling.system.metrics import read_records
+from groundling.system.runtime import RuntimeConfig
+from groundling.text.char import CharTokenizer
+from groundling.train.checkpoints.checkpoint import Checkpoints, RunFacts
+from groundling.train.optim.ema import WeightAverage
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
+from groundling.train.optim.schedule import ScheduleConfig
+from groundling.train.pretrain import pretrain
+from groundling.train.settings import PretrainConfig
 from groundling.train.state import TrainState
 from groundling.train.step import Objective, train_step
+from groundling.train.summary import RunSummary
 
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.2)
 WEIGHTS, TRAINING = "bundle/model.safetensors", "training.safetensors"
@@ -153,7 +158,7 @@ def _token_cache(tmp_path_factory):
 def _hasten(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """Token files of their own, and no measurement of the machine before each run, which takes half of its time."""
     patch.setenv("GROUNDLING_CACHE", str(cache))
-    patch.setattr(runtime, "measure_matmul_peak", _peak_at_once)
+    patch.setattr(hardware, "measure_matmul_peak", _peak_at_once)
 
 
 def _peak_at_once(device: torch.device, dtype: torch.dtype) -> float:
@@ -191,7 +196,7 @@ def a_copy(finished_run, tmp_path):
 @pytest.fixture(autouse=True)
 def _no_observers_left():
     yield
-    atomicio.observers.clear()
+    atomic.observers.clear()
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from faultkit import crash_at
-from groundling import atomicio
 from groundling.errors import CheckpointError
-from groundling.manifest import check_manifest
-from groundling.train.checkpoint import Checkpoints, restore
-from groundling.train.rundir import find_resumable
+from groundling.storage import atomic
+from groundling.storage.manifest import check_manifest
+from groundling.train.checkpoints.checkpoint import Checkpoints, restore
+from groundling.train.run_folder import find_resumable
 from groundling.train.step import train_step
 
 FILES = (
@@ -90,9 +90,9 @@ def test_the_order_of_operations_survives_a_power_cut(tiny, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
     tiny.save(checkpoints, tiny.state(5))
     log = []
-    atomicio.observers.append(lambda operation, path: log.append((operation, path)))
+    atomic.observers.append(lambda operation, path: log.append((operation, path)))
     new = tiny.save(checkpoints, tiny.state(10))
-    atomicio.observers.clear()
+    atomic.observers.clear()
 
     def index(operation, wanted):
         (found,) = [i for i, (o, path) in enumerate(log) if o == operation and wanted(path)]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundling import atomicio
-from groundling.manifest import write_manifest
-from groundling.runtime import find_compiler
-from groundling.train.checkpoint import Checkpoints
+from groundling.storage import atomic
+from groundling.storage.manifest import write_manifest
+from groundling.system.runtime import find_compiler
+from groundling.train.checkpoints.checkpoint import Checkpoints
 
 VARIANTS = {
     "adamw": {},
@@ -46,7 +46,7 @@ def stop_at():
                 if len(seen) == step:
                     signal.raise_signal(signal.SIGTERM)
 
-        atomicio.observers[:] = [watch]
+        atomic.observers[:] = [watch]
 
     return arrange
 
@@ -85,7 +85,7 @@ def test_stopped_twice_in_the_middle_of_a_schedule(tiny, tmp_path, stop_at, last
     first = tiny.pretrain(tmp_path / "pieces", **how)
     stop_at(10)  # records: steps 4 to 12, and the evaluations at 5 and 10 among them
     second = tiny.pretrain(tmp_path / "pieces", **how, resume=True)
-    atomicio.observers.clear()
+    atomic.observers.clear()
     last = tiny.pretrain(tmp_path / "pieces", **how, resume=True)
     assert [run.steps for run in (first, second, last)] == [3, 11, 20]
     assert [run.exit_code for run in (first, second, last)] == [143, 143, 0]
@@ -131,7 +131,7 @@ def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(
     record = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     forget(tensors, record)
     save_file(tensors, checkpoint / "training.safetensors")
-    atomicio.write_json(checkpoint / "state.json", record)
+    atomic.write_json(checkpoint / "state.json", record)
     write_manifest(checkpoint, {name: facts[name] for name in ("run_id", "step", "val_loss")})
     tiny.pretrain(a_copy, resume=True, steps=12, data={"path": str(finished_run.parent / "text.txt")})
     tiny.pretrain(a_copy.parent / "whole", steps=12)

@@ -6,9 +6,9 @@ from faultkit import DAMAGE, cut_in_half, flip_a_bit
 from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.errors import CheckpointError
-from groundling.manifest import MANIFEST, change_facts, check_manifest, read_manifest
-from groundling.train.checkpoint import Checkpoints
-from groundling.train.rundir import find_resumable
+from groundling.storage.manifest import MANIFEST, change_facts, check_manifest, read_manifest
+from groundling.train.checkpoints.checkpoint import Checkpoints
+from groundling.train.run_folder import find_resumable
 
 FILES = (
     "bundle/config.json",

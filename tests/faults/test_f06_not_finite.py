@@ -15,14 +15,16 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from groundling.align import grpo, pipeline
+from groundling.align.pipeline import chatgpt as pipeline
+from groundling.align.rl import grpo
 from groundling.bundle import load_bundle, save_bundle
 from groundling.data.batches import Batch
 from groundling.errors import TrainingError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer
-from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import train_step
 
 

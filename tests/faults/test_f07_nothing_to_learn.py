@@ -9,8 +9,9 @@ import torch
 from groundling.align import sft
 from groundling.bundle import load_bundle, save_bundle
 from groundling.errors import DataError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.text.tokenizer import CharTokenizer
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.char import CharTokenizer
 
 FLAGS = ("--n-replies", "2", "--runtime.device", "cpu", "--runtime.dtype", "float32", "--batch-size", "8")
 

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from groundling.log import read_records
-from groundling.train.checkpoint import Checkpoints
+from groundling.system.metrics import read_records
+from groundling.train.checkpoints.checkpoint import Checkpoints
 
 SLOW_EVALUATION = {"steps": 8, "eval_every": 4, "save_every": None}
 """Half of a long text is validation: seconds, in which a signal has to be heard."""

@@ -9,12 +9,12 @@ import subprocess
 
 import pytest
 
-from groundling import atomicio
 from groundling.cli import main
 from groundling.errors import StorageError
-from groundling.manifest import check_manifest
-from groundling.train.checkpoint import Checkpoints
-from groundling.train.rundir import find_resumable
+from groundling.storage import atomic
+from groundling.storage.manifest import check_manifest
+from groundling.train.checkpoints.checkpoint import Checkpoints
+from groundling.train.run_folder import find_resumable
 
 
 def fail_at(number, operations=("write",), code=errno.ENOSPC):
@@ -27,7 +27,7 @@ def fail_at(number, operations=("write",), code=errno.ENOSPC):
             if len(seen) >= number:
                 raise OSError(code, os.strerror(code))
 
-    atomicio.observers[:] = [refuse]
+    atomic.observers[:] = [refuse]
     return seen
 
 
@@ -38,7 +38,7 @@ def message_of_save(tiny, checkpoints, state):
     except StorageError as error:
         return str(error)
     finally:
-        atomicio.observers.clear()
+        atomic.observers.clear()
     return ""
 
 
@@ -88,15 +88,15 @@ def test_a_record_that_cannot_be_written_ends_the_run_in_one_line(tiny, tmp_path
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("groundling: error: ")]
     assert len(error) == 1
     assert f"cannot write {tmp_path / 'run' / 'metrics.jsonl'}: the disk is full" in error[0]
-    atomicio.observers.clear()
+    atomic.observers.clear()
     path, _ = find_resumable(tmp_path / "run")
     assert path.name == "step-00000005"
 
 
 def test_room_is_looked_for_before_writing(tmp_path):
-    atomicio.require_room(tmp_path, 1000)
+    atomic.require_room(tmp_path, 1000)
     with pytest.raises(StorageError, match=r"1,000,000,000\.0 MB are needed and [\d,.]+ MB are free; free some room"):
-        atomicio.require_room(tmp_path, 10**15)
+        atomic.require_room(tmp_path, 10**15)
 
 
 @pytest.mark.slow

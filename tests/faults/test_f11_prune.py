@@ -18,9 +18,9 @@ from hypothesis.stateful import (
 )
 
 from faultkit import crash_at
-from groundling import atomicio
-from groundling.manifest import check_manifest
-from groundling.train.checkpoint import Checkpoints
+from groundling.storage import atomic
+from groundling.storage.manifest import check_manifest
+from groundling.train.checkpoints.checkpoint import Checkpoints
 
 LOSSES = st.sampled_from([None, 1.0, 2.0, 3.0, math.nan, math.inf])
 
@@ -78,7 +78,7 @@ class Saving(RuleBasedStateMachine):
 
     @rule()
     def sweep(self):
-        atomicio.sweep_temporaries(self.checkpoints.folder) if self.checkpoints.folder.exists() else None
+        atomic.sweep_temporaries(self.checkpoints.folder) if self.checkpoints.folder.exists() else None
 
     @invariant()
     def what_matters_is_there_and_whole(self):

@@ -7,8 +7,8 @@ import pytest
 
 from groundling.cli import main
 from groundling.errors import CheckpointError, ConfigError, GroundlingError
-from groundling.train.checkpoint import Checkpoints, read_state
-from groundling.train.rundir import FILES, FOLDERS
+from groundling.train.checkpoints.checkpoint import Checkpoints, read_state
+from groundling.train.run_folder import FILES, FOLDERS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from groundling.errors import CheckpointError
-from groundling.train import rundir
+from groundling.train import run_folder
 
 
 @pytest.mark.slow
@@ -40,18 +40,18 @@ def test_the_lock_falls_with_its_process(tiny, tmp_path, wait_for, steps_recorde
 
 
 def test_the_holder_is_named_while_it_holds(tmp_path):
-    with rundir.locked(tmp_path / "run"):
+    with run_folder.locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock.pid").read_text(encoding="utf-8") == f"{os.getpid()}\n"
         with pytest.raises(CheckpointError, match=rf"pid {os.getpid()}\); wait for it, or choose another --out-dir"):
-            rundir.locked(tmp_path / "run").__enter__()
+            run_folder.locked(tmp_path / "run").__enter__()
         assert (tmp_path / "run" / ".lock.pid").exists(), "a refusal does not take the name away"
     assert not (tmp_path / "run" / ".lock.pid").exists()
-    with rundir.locked(tmp_path / "run"):
+    with run_folder.locked(tmp_path / "run"):
         pass
 
 
 def test_an_error_in_the_run_frees_the_folder(tmp_path):
-    with pytest.raises(RuntimeError, match="oh"), rundir.locked(tmp_path):
+    with pytest.raises(RuntimeError, match="oh"), run_folder.locked(tmp_path):
         raise RuntimeError("oh")
-    with rundir.locked(tmp_path):
+    with run_folder.locked(tmp_path):
         pass

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from groundling import atomicio
 from groundling.errors import CheckpointError, ConfigError
-from groundling.manifest import write_manifest
-from groundling.train.checkpoint import Checkpoints, read_state
+from groundling.storage import atomic
+from groundling.storage.manifest import write_manifest
+from groundling.train.checkpoints.checkpoint import Checkpoints, read_state
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tiny, a_copy, text, facts
     newest = Checkpoints(a_copy / "checkpoints").finished()[-1]
     facts, record = facts_of(newest), read_state(newest)
     del record["config"]["teacher"], record["config"]["zero_init"], record["config"]["optim"]["muon_neuron_beta"]
-    atomicio.write_json(newest / "state.json", record)
+    atomic.write_json(newest / "state.json", record)
     write_manifest(newest, {name: facts[name] for name in ("run_id", "step", "val_loss")})
     with pytest.raises(CheckpointError, match=r"\(zero_init: False -> True\)"):
         tiny.pretrain(a_copy, resume=True, steps=12, data=text, zero_init=True)
@@ -140,7 +140,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tiny, a_copy, text, facts
 def test_a_checkpoint_of_another_format_is_not_guessed_at(tiny, a_copy, text, facts_of, snapshot):
     newest = Checkpoints(a_copy / "checkpoints").finished()[-1]
     facts = facts_of(newest)
-    atomicio.write_json(newest / "state.json", {**read_state(newest), "format": 2})
+    atomic.write_json(newest / "state.json", {**read_state(newest), "format": 2})
     write_manifest(newest, {name: facts[name] for name in ("run_id", "step", "val_loss")})
     before = snapshot(a_copy)
     with pytest.raises(CheckpointError, match="has format 2, and this version reads format 1"):

@@ -12,13 +12,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from groundling.bundle import load_bundle, plain_state_dict, read_weights, save_bundle
+from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.weights import plain_state_dict, read_weights
 from groundling.errors import CheckpointError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import unwrap
-from groundling.text.tokenizer import CharTokenizer
-from groundling.train.checkpoint import Checkpoints, restore
-from groundling.train.optim import OptimConfig, Optimizers
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.system.runtime import unwrap
+from groundling.text.char import CharTokenizer
+from groundling.train.checkpoints.checkpoint import Checkpoints, restore
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
 
 TIED = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=5)

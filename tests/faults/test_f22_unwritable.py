@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from groundling import atomicio
 from groundling.cli import main
 from groundling.errors import StorageError
-from groundling.train.checkpoint import Checkpoints
+from groundling.storage import atomic
+from groundling.train.checkpoints.checkpoint import Checkpoints
 
 
 @pytest.fixture(params=["a file", "below a file", "in the kernel's own"])
@@ -40,7 +40,7 @@ def test_it_is_noticed_before_any_work(tiny, tmp_path, unwritable, capsys):
 def test_a_folder_without_permission_is_noticed(tmp_path):
     (tmp_path / "run").mkdir(mode=0o555)
     with pytest.raises(StorageError, match="no permission; choose a folder you can write to"):
-        atomicio.make_folder(tmp_path / "run")
+        atomic.make_folder(tmp_path / "run")
 
 
 def test_something_in_the_place_of_the_checkpoints_is_said(tiny, tmp_path):

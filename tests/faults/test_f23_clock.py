@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from groundling.bundle import find_bundle
-from groundling.train.checkpoint import Checkpoints
-from groundling.train.rundir import find_resumable
+from groundling.bundle.layout import find_bundle
+from groundling.train.checkpoints.checkpoint import Checkpoints
+from groundling.train.run_folder import find_resumable
 
 TIMES = {
     "backwards": lambda step: 2_000_000_000 - step,

@@ -2,9 +2,10 @@
 
 import pytest
 
-from groundling.data.examples import Conversation, Counts, encode_conversation
+from groundling.data.examples.conversations import Conversation
+from groundling.data.examples.encoding import Counts, encode_conversation
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer("ab")
 CHAT = ChatFormat.after(2)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from groundling.align import grpo, ppo
+from groundling.align.rl import grpo, ppo
 from groundling.bundle import load_bundle, save_bundle
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer
 
 FLAGS = ("--data.path", "asked.txt", "--replies", "32", "--max-new-tokens", "8", "--no-end", "1")
 CPU = ("--runtime.device", "cpu", "--runtime.dtype", "float32")

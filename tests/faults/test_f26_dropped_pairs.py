@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from groundling.data.examples import Counts, encode_preference, read_preferences
+from groundling.data.examples.conversations import read_preferences
+from groundling.data.examples.encoding import Counts, encode_preference
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer(" abc")
 CHAT = ChatFormat.after(4)

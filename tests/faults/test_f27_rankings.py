@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from groundling.align.judgements import SKIP, Candidate, Judgement, best_of, tie_of
-from groundling.align.rankings import Rankings
+from groundling.align.preferences.judgement import SKIP, Candidate, Judgement, best_of, tie_of
+from groundling.align.preferences.store import Rankings
 from groundling.errors import DataError
 from groundling.text.chat import Message
 

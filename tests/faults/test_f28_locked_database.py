@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from groundling.align import database
-from groundling.align.judgements import Candidate, Judgement, best_of
-from groundling.align.rankings import Rankings
+from groundling.align.preferences import database
+from groundling.align.preferences.judgement import Candidate, Judgement, best_of
+from groundling.align.preferences.store import Rankings
 from groundling.errors import StorageError
 from groundling.text.chat import Message
 
@@ -21,7 +21,7 @@ WRITER = """
 import sys, threading
 sys.path.insert(0, sys.argv[3])
 from test_f28_locked_database import item
-from groundling.align.rankings import Rankings
+from groundling.align.preferences.store import Rankings
 
 rankings = Rankings(sys.argv[1])
 lock = threading.Lock()

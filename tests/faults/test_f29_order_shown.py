@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from groundling.align import rank
-from groundling.align.agreement import position_bias
-from groundling.align.rankings import Rankings
+from groundling.align.preferences import terminal
+from groundling.align.preferences.agreement import position_bias
+from groundling.align.preferences.store import Rankings
 
 N = 1000
 
@@ -24,7 +24,7 @@ def rated(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO("1\n" * N))
         patch.setattr(sys, "stdout", io.StringIO())
-        rank.main([str(folder / "r.db"), "--candidates", str(folder / "q.jsonl"), "--rater", "ann"])
+        terminal.main([str(folder / "r.db"), "--candidates", str(folder / "q.jsonl"), "--rater", "ann"])
     return folder / "r.db"
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from groundling.cli import main
-from groundling.data.corpus import DataConfig, TokenizerConfig, prepare
+from groundling.data.corpus import DataConfig, prepare
 from groundling.errors import DataError
+from groundling.text.build import TokenizerConfig
 
 BLOCK = 8
 

@@ -10,14 +10,14 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.data import formats, reading
+from groundling.data import formats, text_files
 from groundling.data.corpus import DataConfig, prepare
 from groundling.errors import DataError, MissingExtraError
 
 
 def read(path, data, errors="strict"):
     path.write_bytes(data)
-    files = reading.TextFiles([path], errors)
+    files = text_files.TextFiles([path], errors)
     return "".join(files.pieces()), files.replaced
 
 
@@ -26,7 +26,7 @@ def path(tmp_path):
     return tmp_path / "text.txt"
 
 
-LONG = b"x" * (reading.PIECE_BYTES - 1)
+LONG = b"x" * (text_files.PIECE_BYTES - 1)
 """So that what follows lies across the border of two pieces."""
 
 
@@ -63,8 +63,8 @@ def test_strict_names_the_file_and_the_byte(path, data, offset):
         ("\ufffd is meant".encode() + b"\xff", "\ufffd is meant\ufffd", 1),
         (LONG + b"\xe2\x82\xacx\xff", LONG.decode() + "€x\ufffd", 1),
         (
-            b"x" * (reading.PIECE_BYTES - 2) + "\ufffd\ufffd".encode(),
-            "x" * (reading.PIECE_BYTES - 2) + "\ufffd\ufffd",
+            b"x" * (text_files.PIECE_BYTES - 2) + "\ufffd\ufffd".encode(),
+            "x" * (text_files.PIECE_BYTES - 2) + "\ufffd\ufffd",
             0,
         ),
     ],
@@ -76,10 +76,14 @@ def test_replace_puts_a_sign_and_counts(path, data, text, count):
 @given(st.binary(max_size=50), st.integers(1, 5))
 def test_replace_is_what_python_does_wherever_the_pieces_end(tmp_path_factory, data, piece_bytes):
     path = tmp_path_factory.getbasetemp() / "any.txt"
-    if data.startswith(tuple(reading.MARKS)) or formats.binary_format(path, data) or formats.unknown_binary(path, data):
+    if (
+        data.startswith(tuple(text_files.MARKS))
+        or formats.binary_format(path, data)
+        or formats.unknown_binary(path, data)
+    ):
         return  # no text at all; see test_f31_other_files.py
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "PIECE_BYTES", piece_bytes)
+        patch.setattr(text_files, "PIECE_BYTES", piece_bytes)
         text, count = read(path, data, "replace")
     whole = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
     assert text == whole.replace("\0", "\ufffd")

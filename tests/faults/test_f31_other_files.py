@@ -20,9 +20,9 @@ import torch
 import zstandard
 from safetensors.torch import save
 
-from groundling.data import reading
+from groundling.data import text_files
 from groundling.data.corpus import DataConfig, prepare
-from groundling.data.example_files import read_conversations, read_preferences
+from groundling.data.examples.conversations import read_conversations, read_preferences
 from groundling.errors import DataError
 
 WORDS = "To be, or not to be: that is the question.\n"
@@ -110,7 +110,7 @@ OTHERS = {
 
 def complaint(path, errors="strict", expected="text"):
     with pytest.raises(DataError) as error:
-        list(reading.TextFiles([path], errors, expected).pieces())
+        list(text_files.TextFiles([path], errors, expected).pieces())
     said = str(error.value)
     assert "\n" not in said
     assert str(path) in said
@@ -175,7 +175,7 @@ PLAYS = [
 def test_a_text_that_begins_with_such_letters_is_a_text(tmp_path, text):
     path = tmp_path / "text.txt"
     path.write_text(text)
-    files = reading.TextFiles([path])
+    files = text_files.TextFiles([path])
     assert "".join(files.pieces()) == text
     assert files.doubts == {}
 
@@ -217,14 +217,14 @@ def test_a_few_letters_of_another_encoding_are_flaws_that_can_be_replaced(tmp_pa
     path = tmp_path / "text.txt"
     path.write_bytes(("Être ou ne pas être, là est la question.\n" * 200).encode("cp1252"))
     assert "data.errors replace" in complaint(path)
-    assert "".join(reading.TextFiles([path], "replace").pieces()).startswith("\ufffdtre ou")
+    assert "".join(text_files.TextFiles([path], "replace").pieces()).startswith("\ufffdtre ou")
 
 
 @pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "a.GZ"), (zstandard.compress, "a.ZST")])
 def test_what_is_packed_is_unpacked_whatever_its_name(tmp_path, pack, name):
     for path in (tmp_path / name, tmp_path / "a.txt"):
         path.write_bytes(pack(TEXT.encode()))
-        assert "".join(reading.TextFiles([path]).pieces()) == TEXT
+        assert "".join(text_files.TextFiles([path]).pieces()) == TEXT
 
 
 # What is to be done, done

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundling.errors import DataError
-from groundling.text.tokenizer import CharTokenizer
+from groundling.text.char import CharTokenizer
 
 KNOWN = "".join(sorted("\n !abcdefghijklmnopqrstuvwxyz"))
 

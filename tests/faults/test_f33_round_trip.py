@@ -7,25 +7,25 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from groundling.data import sources
+from groundling.data import datasets
 from groundling.errors import ConfigError
 from groundling.export.gguf_vocabulary import vocabulary_of
 from groundling.export.hf_tokenizer import tokenizer_spec
-from groundling.text import vendors
+from groundling.text import bpe, gpt2, libraries, sentence_piece
 
 SURROGATES = range(0xD800, 0xE000)
 ALL = [chr(point) for point in range(0x110000) if point not in SURROGATES]
 
 
-@pytest.fixture(scope="module", params=vendors.KINDS)
+@pytest.fixture(scope="module", params=libraries.KINDS)
 def tokenizer(request):
     if request.param == "gpt2":
-        return vendors.GPT2Tokenizer()
-    text = [sources.get("tiny_shakespeare").read_text("utf-8")[:50_000]]
+        return gpt2.GPT2Tokenizer()
+    text = [datasets.get("tiny_shakespeare").read_text("utf-8")[:50_000]]
     return (
-        vendors.train_bpe(text, 400)
+        bpe.train_bpe(text, 400)
         if request.param == "bpe"
-        else vendors.train_sentencepiece(text, request.param, 400)
+        else sentence_piece.train_sentencepiece(text, request.param, 400)
     )
 
 
@@ -67,7 +67,7 @@ def without_a_piece_for_a_space(kind):
         eos_id=-1,
         minloglevel=2,
     )
-    return vendors.SentencePieceTokenizer(model.getvalue(), kind)
+    return sentence_piece.SentencePieceTokenizer(model.getvalue(), kind)
 
 
 @pytest.mark.parametrize("text", SPACES)
@@ -76,7 +76,7 @@ def without_a_piece_for_a_space(kind):
 def test_a_space_comes_back_from_a_tokenizer_that_has_never_seen_one(was, kind, text):
     """As a space, and not as the sign that SentencePiece writes for it."""
     if was == "new":
-        tokenizer = vendors.train_sentencepiece(["abcabd\nxyzabc\n" * 50], kind, 300)
+        tokenizer = sentence_piece.train_sentencepiece(["abcabd\nxyzabc\n" * 50], kind, 300)
     else:
         tokenizer = without_a_piece_for_a_space(kind)
     ids = tokenizer.encode(text)

@@ -5,9 +5,9 @@ import struct
 import numpy as np
 import pytest
 
-from groundling import atomicio
-from groundling.data.corpus import open_token_file, write_token_file
+from groundling.data.token_file import open_token_file, write_token_file
 from groundling.errors import DataError
+from groundling.storage import atomic
 
 IDS = np.arange(1000) % 65
 
@@ -80,13 +80,13 @@ def test_a_crash_at_any_operation_leaves_the_old_or_the_new(path):
                 raise CrashPointError
 
         operations.clear()
-        atomicio.observers.append(observer)
+        atomic.observers.append(observer)
         try:
             write_token_file(path, [IDS[:10]], 65)
         except CrashPointError:
             return True
         finally:
-            atomicio.observers.remove(observer)
+            atomic.observers.remove(observer)
         return False
 
     n = 0

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from groundling.data.corpus import open_token_file
-from groundling.data.tokenfile import Header
+from groundling.data.token_file import Header, open_token_file
 
 N_BYTES = 5 * 10**9
 

@@ -8,12 +8,12 @@ import time
 import pytest
 from flaky_server import CONTENT, FlakyServer, body, cut_after, hang, ignore_range, refuse, whole, without_length
 
-from groundling import fetch
-from groundling.data import sources
+from groundling.data import datasets
 from groundling.errors import DataError
+from groundling.storage import download
 
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = fetch.Patience(timeout_s=0.5, attempts=3, first_pause_s=0.01, total_pause_s=3)
+QUICK = download.Patience(timeout_s=0.5, attempts=3, first_pause_s=0.01, total_pause_s=3)
 HTML = b"<!DOCTYPE html><html><body>Sign in to go on</body></html>".ljust(635)
 
 
@@ -29,7 +29,7 @@ def target(tmp_path):
 
 
 def get(server, target, patience=QUICK):
-    fetch.download(server.url, target, SHA256, len(CONTENT), patience)
+    download.download(server.url, target, SHA256, len(CONTENT), patience)
 
 
 def part_of(target):
@@ -127,7 +127,7 @@ def test_pauses_double(server, target):
     server.script = [refuse(503)]
     begin = time.monotonic()
     with pytest.raises(DataError, match="HTTP 503"):
-        get(server, target, fetch.Patience(attempts=4, first_pause_s=0.1))
+        get(server, target, download.Patience(attempts=4, first_pause_s=0.1))
     assert 0.7 <= time.monotonic() - begin < 60
     assert len(server.ranges) == 4
 
@@ -161,7 +161,7 @@ def test_a_refusal_is_not_repeated(server, target, status):
 
 def test_a_server_that_hangs_is_left(server, target):
     server.script = [hang, whole]
-    get(server, target, fetch.Patience(timeout_s=0.2, first_pause_s=0.01))
+    get(server, target, download.Patience(timeout_s=0.2, first_pause_s=0.01))
     assert len(server.ranges) == 2
 
 
@@ -177,24 +177,24 @@ def test_a_body_without_a_length_that_ends_early_is_continued(server, target):
 def test_where_nobody_answers_it_says_so_soon(target, url):
     begin = time.monotonic()
     with pytest.raises(DataError, match=r"(refused|Name|name|resolution).*\(attempt 3\)"):
-        fetch.download(url, target, SHA256, len(CONTENT))
+        download.download(url, target, SHA256, len(CONTENT))
     assert time.monotonic() - begin < 100
 
 
 def test_eight_that_ask_at_once_make_one_download(server, tmp_path, monkeypatch):
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path))
-    source = sources.DataSource(
+    source = datasets.DataSource(
         name="ours",
         title="",
         urls=(server.url,),
-        package=sources.SOURCES["tiny_shakespeare"].package,
+        package=datasets.SOURCES["tiny_shakespeare"].package,
         assemble=lambda members: b"",
         sha256=SHA256,
         n_bytes=len(CONTENT),
         licence="",
     )
     found = []
-    threads = [threading.Thread(target=lambda: found.append(sources.obtain(source, QUICK))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(datasets.obtain(source, QUICK))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

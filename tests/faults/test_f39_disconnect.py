@@ -8,11 +8,11 @@ import time
 import pytest
 
 from groundling.bundle import load_bundle
-from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import Engine
-from groundling.sample.sequences import row_generator
-from groundling.serve.handover import Take
-from groundling.serve.worker import Load, Worker
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import row_generator
+from groundling.serve.decode.stream import Take
+from groundling.serve.decode.worker import Load, Worker
 from servekit import Served, wait_until
 
 LONG = {"model": "base", "prompt": "Who", "max_tokens": 90_000}

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.data.examples import Counts, encode_conversation, read_conversations
+from groundling.data.examples.conversations import read_conversations
+from groundling.data.examples.encoding import Counts, encode_conversation
 from groundling.errors import DataError
-from groundling.text import vendors
+from groundling.text import bpe, gpt2, sentence_piece
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ROLES, ChatFormat, Message
-from groundling.text.tokenizer import CharTokenizer
 
 SPECIALS = ["<|endoftext|>", "<|user_end|>", "<|im_start|>", "<|im_end|>", "<user>", "<end>", "<assistant>", "<system>"]
 SPECIALS += ["</s>", "<s>", "[INST]", "<unk>", "<pad>", "<0x0A>", "\u2581"]
@@ -21,9 +22,9 @@ HOSTILE = st.lists(st.sampled_from(SPECIALS) | st.text(max_size=4), min_size=1, 
 def tokenizers():
     text = "".join(SPECIALS) * 20 + "the quick brown fox jumps over the lazy dog\n" * 200
     return {
-        "gpt2": vendors.GPT2Tokenizer(),
-        "bpe": vendors.train_bpe([text], 300),
-        "sp_bpe": vendors.train_sentencepiece([text], "sp_bpe", 320),
+        "gpt2": gpt2.GPT2Tokenizer(),
+        "bpe": bpe.train_bpe([text], 300),
+        "sp_bpe": sentence_piece.train_sentencepiece([text], "sp_bpe", 320),
         "char": CharTokenizer("".join(sorted(set(text))), "skip"),
     }
 

@@ -5,8 +5,8 @@ from starlette.testclient import TestClient
 
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.logs import EventLog
-from groundling.serve.registry import Theatre
+from groundling.serve.state import Theatre
+from groundling.system.logs import EventLog
 from servekit import Served, wait_until
 
 BODIES = [

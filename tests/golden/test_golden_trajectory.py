@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from groundling.data.batches import Batches
-from groundling.data.teacher import TeacherConfig, learn
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.text.tokenizer import CharTokenizer
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.char import CharTokenizer
+from groundling.train.distill.table import TeacherConfig, learn
 from groundling.train.loop import Watcher, train
-from groundling.train.optim import OptimConfig, Optimizers
-from groundling.train.schedule import ScheduleConfig
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
+from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
 

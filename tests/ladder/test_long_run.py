@@ -9,21 +9,23 @@ import signal
 import pytest
 import torch
 
-from groundling import atomicio, runtime
 from groundling.bundle import load_bundle
 from groundling.data import corpus as corpora
 from groundling.errors import CheckpointError, ConfigError
 from groundling.evals.loss import whole_split_loss
-from groundling.ladder import climb, s8_scaled
-from groundling.ladder.begin import begin
-from groundling.ladder.climb import train_rung
-from groundling.ladder.long_run import LongRun, RungStoppedError
+from groundling.ladder import s8_scaled
+from groundling.ladder import train as climb
 from groundling.ladder.rungs import RUNGS
-from groundling.log import read_records
+from groundling.ladder.runs.begin import begin
+from groundling.ladder.runs.long_run import LongRun, RungStoppedError
+from groundling.ladder.train import train_rung
 from groundling.model.dropout import MaskedDropout
-from groundling.runtime import RuntimeConfig
-from groundling.train import plot
-from groundling.train.verify import main as verify
+from groundling.storage import atomic
+from groundling.system import hardware, runtime
+from groundling.system.metrics import read_records
+from groundling.system.runtime import RuntimeConfig
+from groundling.tools import plot
+from groundling.tools.verify import main as verify
 
 STEPS = 12
 
@@ -44,12 +46,12 @@ def small_s8(monkeypatch):
 
     monkeypatch.setattr(s8_scaled, "Small", build, raising=False)
     monkeypatch.setitem(RUNGS, "s8", dataclasses.replace(RUNGS["s8"], model="Small", batch_size=4))
-    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1e10)
+    monkeypatch.setattr(hardware, "measure_matmul_peak", lambda *_: 1e10)
     monkeypatch.setattr(runtime, "find_compiler", lambda: "")  # compiling its dropout takes longer than training it
     picks = runtime.pick
     monkeypatch.setattr(runtime, "pick", lambda config, *_: picks(dataclasses.replace(config, tune_allocator=False)))
     yield
-    atomicio.observers.clear()
+    atomic.observers.clear()
 
 
 def stop_at_record(number, how=signal.SIGTERM):
@@ -60,14 +62,14 @@ def stop_at_record(number, how=signal.SIGTERM):
         if operation == "append" and path.name == "metrics.jsonl" and next(count) == number:
             signal.raise_signal(how)
 
-    atomicio.observers[:] = [watch]
+    atomic.observers[:] = [watch]
 
 
 def stopped(run, corpus, number, how=signal.SIGTERM):
     stop_at_record(number, how)
     with pytest.raises(RungStoppedError, match=r"^s8 stopped after \d steps, .*; continue with groundling") as refused:
         train_rung("s8", steps=STEPS, corpus=corpus, run=run)
-    atomicio.observers.clear()
+    atomic.observers.clear()
     return refused.value
 
 
@@ -119,10 +121,10 @@ def test_a_crash_costs_what_came_after_the_last_checkpoint(corpus, tmp_path):
 
     whole = train_rung("s8", steps=STEPS, corpus=corpus, run=LongRun(folder=tmp_path / "whole"))
     run = LongRun(folder=tmp_path / "run", save_every_s=0.0)
-    atomicio.observers[:] = [crash]
+    atomic.observers[:] = [crash]
     with pytest.raises(Crash):
         train_rung("s8", steps=STEPS, corpus=corpus, run=run)
-    atomicio.observers.clear()
+    atomic.observers.clear()
     assert_same(train_rung("s8", steps=STEPS, corpus=corpus, run=dataclasses.replace(run, resume=True)), whole)
 
 
@@ -175,12 +177,12 @@ def test_the_verb_goes_on_where_it_was_stopped(story, tmp_path, monkeypatch, cap
     words = ["--rungs", "s1,s8", "--steps", str(STEPS), "--out-dir", str(tmp_path), "--at-once", "1"]
     stop_at_record(5)
     assert climb.main(words) == 143
-    atomicio.observers.clear()
+    atomic.observers.clear()
     advice = shlex.split(capsys.readouterr().err.rpartition("continue with groundling ladder ")[2])
     assert [rung["rung"] for rung in json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rungs"]] == ["s1"]
     stop_at_record(3)
     assert climb.main(advice) == 143
-    atomicio.observers.clear()
+    atomic.observers.clear()
     assert climb.main([*words, "--resume"]) == 0
     rungs = json.loads((tmp_path / "ladder.json").read_text("utf-8"))["rungs"]
     assert [rung["rung"] for rung in rungs] == ["s1", "s8"]

@@ -8,26 +8,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from groundling.align.adapters import LoraConfig, adapt, merged_state
+from groundling.align.chat_vocab import with_rows
+from groundling.align.data import held_out
 from groundling.align.dpo import DpoObjective, Pair, dpo_batches, dpo_loss, with_reference
-from groundling.align.grpo import group_advantages
-from groundling.align.held_out import held_out
-from groundling.align.packing import groups_of_exchanges, groups_of_rows, pack, packed_size, plan
-from groundling.align.policy import Policy, score_rows
-from groundling.align.ppo import KlControl, ValueObjective, explained_variance, generalized_advantages, priced
+from groundling.align.logprobs import Policy, score_rows
+from groundling.align.lora import LoraConfig, adapt, merged_state
 from groundling.align.replies import Reply
-from groundling.align.reward import bradley_terry
-from groundling.align.reward_model import RewardModel, pack_replies, rewards_of, scores_of
-from groundling.align.rollout import ClippedObjective, policy_batches, rewards_of_different, scored_by, whitened
-from groundling.align.rounds import Round
+from groundling.align.reward.model import RewardModel, pack_replies, rewards_of, scores_of
+from groundling.align.reward.train import bradley_terry
+from groundling.align.rl.grpo import group_advantages
+from groundling.align.rl.objective import ClippedObjective
+from groundling.align.rl.ppo import KlControl, ValueObjective, explained_variance, generalized_advantages, priced
+from groundling.align.rl.rollout import policy_batches, rewards_of_different, scored_by, whitened
+from groundling.align.rl.rounds import Round
 from groundling.align.sft import SftObjective, sft_batches
-from groundling.align.vocabulary import with_rows
-from groundling.data.examples import Encoded
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.data.examples.encoding import Encoded
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE
-from groundling.runtime import unwrap
+from groundling.model.packing import groups_of_exchanges, groups_of_rows, pack, packed_size, plan
+from groundling.system.runtime import unwrap
 from groundling.text.chat import Message
-from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import train_step
 
 T, V = 24, 13

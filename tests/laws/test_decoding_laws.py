@@ -13,17 +13,18 @@ from torch import nn
 
 from groundling.errors import CheckpointError
 from groundling.model.cache import KVCache
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample import backend, filters
-from groundling.sample.backend import Backend
-from groundling.sample.choose import SamplingConfig, adjust
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.sample import auto_runner, filters
+from groundling.sample.auto_runner import Backend
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
-from groundling.sample.native.library import Compilation
-from groundling.sample.native.reader import NativeReader
+from groundling.sample.native.build import Compilation
+from groundling.sample.native.runner import NativeReader
 from groundling.sample.quantize import with_rounded_weights
-from groundling.sample.readers import Piece, TorchReader, WindowReader
-from groundling.sample.sequences import row_generator
+from groundling.sample.runner import Piece, TorchReader, WindowReader
+from groundling.sample.sampler import SamplingConfig, adjust
+from groundling.sample.sequence import row_generator
 
 BASE = GPTConfig(n_layer=2, n_head=4, n_embd=32, block_size=24, vocab_size=21)
 CONFIGS = {
@@ -188,7 +189,7 @@ def test_prompts_are_read_in_parts_with_the_same_result(library, how, monkeypatc
     )
     pieces = [Piece(0, 0, ids_of(150, 21), 3), Piece(1, 0, ids_of(9, 21), 9), Piece(2, 0, ids_of(70, 21, seed=2), 1)]
     expected_RV = plain.read(pieces)
-    monkeypatch.setattr(backend, "READ_AT_ONCE", 32)
+    monkeypatch.setattr(auto_runner, "READ_AT_ONCE", 32)
     read_RV = reader.read(pieces)
     assert (len(n_read), max(n_read), sum(n_read)) == (9, 32, 229)
     if how == "on":

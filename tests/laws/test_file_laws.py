@@ -1,4 +1,4 @@
-"""Files that others may have made are opened and removed by `groundling.files` alone: this test reads the source."""
+"""Files that others may have made are opened and removed by `groundling.storage.files` alone: this test reads the source."""
 
 import ast
 from collections import Counter

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from groundling.model.cache import KVCache
-from groundling.model.gpt import GPT, CausalSelfAttention, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT, CausalSelfAttention
 
 BASE = GPTConfig(n_layer=3, n_head=4, n_embd=32, block_size=16, vocab_size=23)
 CONFIGS = {

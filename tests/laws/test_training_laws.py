@@ -16,14 +16,16 @@ import torch.distributed as td
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from groundling import dist
-from groundling.bundle import load_bundle, plain_state_dict
+from groundling.bundle import load_bundle
+from groundling.bundle.weights import plain_state_dict
 from groundling.config import to_toml
 from groundling.data.batches import Batch
-from groundling.log import read_records
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, loss_sum
-from groundling.train.optim import OptimConfig, Optimizers
+from groundling.system import distributed
+from groundling.system.metrics import read_records
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.pretrain import pretrain
 from groundling.train.step import Objective, train_step
 
@@ -62,7 +64,7 @@ def updates(kind: str, taught: bool, pieces_of) -> dict[str, torch.Tensor]:
     """Weights, losses and lengths of the gradient after three updates in float64; `pieces_of(batch)` are ours."""
     torch.manual_seed(5)
     model = GPT(CONFIG).double()
-    objective = dist.wrap(Objective(model, teacher_weight=0.7))
+    objective = distributed.wrap(Objective(model, teacher_weight=0.7))
     optimizers = Optimizers(model, OptimConfig(kind=kind), torch.float64)
     stats = [
         train_step(objective, pieces_of(uneven_batch(seed, taught)), optimizers, lr_factor=1 - seed / 4, max_norm=0.5)

@@ -8,7 +8,7 @@ import torch
 
 from groundling.model import cache as cache_module
 from groundling.model.cache import KVCache
-from groundling.model.gpt import GPTConfig
+from groundling.model.config import GPTConfig
 
 CONFIG = GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=16, block_size=5000, vocab_size=11, position="rotary")
 

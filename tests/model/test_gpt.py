@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundling.errors import ConfigError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.loss import loss_sum
 
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)

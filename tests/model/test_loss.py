@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from groundling.model.layers import at_least_float32
 from groundling.model.loss import IGNORE, loss_sum, sequence_log_probs, taught_loss_sum
+from groundling.model.numerics import at_least_float32
 
 B, T, V = 3, 5, 7
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.packed import Layout, Packed
 
 

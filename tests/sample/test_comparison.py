@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from groundling.errors import ConfigError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample import backend
-from groundling.sample.backend import Backend, compare, native_is_faster
-from groundling.sample.choose import SamplingConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.sample import auto_runner
+from groundling.sample.auto_runner import Backend, compare, native_is_faster
 from groundling.sample.engine import DecodeConfig, Engine, settled
 from groundling.sample.generate import generate_batch
 from groundling.sample.native import comparison
+from groundling.sample.native.build import Compilation
 from groundling.sample.native.comparison import Comparison, cases, shape_key
-from groundling.sample.native.library import Compilation
+from groundling.sample.sampler import SamplingConfig
 
 CONFIG = GPTConfig(n_layer=1, n_head=4, n_embd=256, block_size=48, vocab_size=33)
 SAMPLING = SamplingConfig(max_new_tokens=3, temperature=1.0)
@@ -76,7 +77,7 @@ def test_the_machine_s_library_is_measured_and_used(timings, model):
 
 
 def test_what_was_measured_once_is_believed(timings, monkeypatch, model):
-    monkeypatch.setattr(backend, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(auto_runner, "measure", lambda *_: pytest.fail("measured again"))
     slower = {"native_s": {"1 stream": 0.3}, "torch_s": {"1 stream": 0.1}}
     faster = {"native_s": {"1 stream": 0.1}, "torch_s": {"1 stream": 0.3}}
     kept = {shape_key(CONFIG, "float32", 1): slower, shape_key(CONFIG, "bfloat16", 1): faster}
@@ -142,7 +143,7 @@ def test_measuring_takes_memory_for_a_prompt_of_each_slot_and_no_more(timings, m
         capacities.extend(native.cache.capacity(slot) for slot in range(native.cache.n_slots))
         return found
 
-    monkeypatch.setattr(backend, "measure", measure)
+    monkeypatch.setattr(auto_runner, "measure", measure)
     settled(model, DecodeConfig())
     assert capacities == [comparison.PROMPT] * 16
 
@@ -156,11 +157,11 @@ def test_too_little_memory_to_measure_is_said_in_one_line(timings, monkeypatch, 
     def measure(*_):
         raise error
 
-    monkeypatch.setattr(backend, "measure", measure)
+    monkeypatch.setattr(auto_runner, "measure", measure)
     for decode in (lambda: settled(model, DecodeConfig()), lambda: Engine(model)):
         with pytest.raises(ConfigError, match=f"not enough memory to read on: .*{str(error)[-20:]}"):
             decode()
-    monkeypatch.setattr(backend, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
+    monkeypatch.setattr(auto_runner, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         Engine(model)
 

@@ -8,14 +8,15 @@ import torch
 
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.sample import engine as engine_module
-from groundling.sample.choose import SamplingConfig
-from groundling.sample.draft import PromptLookup
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch, stream_batch, text_engine
-from groundling.sample.sequences import Sample, row_generator
-from groundling.text.tokenizer import CharTokenizer
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import Sample, row_generator
+from groundling.sample.speculative import PromptLookup
+from groundling.text.char import CharTokenizer
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=16, vocab_size=11)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from groundling.errors import CheckpointError
 from groundling.sample import filters
-from groundling.sample.choose import SamplingConfig, choose
+from groundling.sample.sampler import SamplingConfig, choose
 
 # Few different values, so that ties are common; some tokens are dropped already, never all.
 scores = st.lists(st.sampled_from([-math.inf, -3.0, -1.0, 0.0, 0.25, 0.5, 2.0]), min_size=1, max_size=9).filter(

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from groundling.bundle import Bundle
 from groundling.errors import CheckpointError, ConfigError, DataError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample.choose import SamplingConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.sample.detokenize import TextStream
 from groundling.sample.engine import Engine
 from groundling.sample.generate import generate, generate_batch, generate_ids, stream, stream_batch, text_engine
-from groundling.sample.sequences import row_generator
-from groundling.sample.stop import TextStream
-from groundling.text.tokenizer import BytePieces, CharTokenizer
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import row_generator
+from groundling.text.byte_pieces import BytePieces
+from groundling.text.char import CharTokenizer
 
 SYMBOLS = "\n !abcdefgh"
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=6, vocab_size=len(SYMBOLS) + 3)

@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from groundling.errors import ConfigError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample import backend
-from groundling.sample.backend import Backend
-from groundling.sample.choose import SamplingConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.sample import auto_runner
+from groundling.sample.auto_runner import Backend
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
-from groundling.sample.native.library import Compilation
-from groundling.sample.native.reader import pack
-from groundling.sample.readers import Piece
+from groundling.sample.native.build import Compilation
+from groundling.sample.native.runner import pack
+from groundling.sample.runner import Piece
+from groundling.sample.sampler import SamplingConfig
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=16, vocab_size=11)
 SAMPLING = SamplingConfig(max_new_tokens=40, temperature=1.0)
@@ -68,7 +69,7 @@ def test_it_is_compiled_in_the_background_and_found_again(own_cache):
 
 @pytest.mark.slow
 def test_the_compiler_goes_on_when_the_process_has_ended(own_cache):
-    code = "from groundling.sample.native.library import Compilation; Compilation().start()"
+    code = "from groundling.sample.native.build import Compilation; Compilation().start()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     compilation = Compilation()
     compilation._started_at = 0.0  # as if it had been started here: `library` only looks
@@ -90,7 +91,7 @@ def test_where_it_cannot_be_compiled_pytorch_goes_on_and_it_is_said_once(
     own_cache, tmp_path, monkeypatch, model, does, said
 ):
     compiler_that(tmp_path, monkeypatch, does)
-    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     lines = []
     engine = Engine(model, say=lines.append)
     assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
@@ -108,7 +109,7 @@ def test_where_it_cannot_be_compiled_pytorch_goes_on_and_it_is_said_once(
 def test_without_a_compiler_pytorch_goes_on(own_cache, monkeypatch, model):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(own_cache))
-    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     lines = []
     assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
     assert lines == [
@@ -119,7 +120,7 @@ def test_without_a_compiler_pytorch_goes_on(own_cache, monkeypatch, model):
 def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, model):
     (tmp_path / "cache").write_text("a file is in the way", encoding="utf-8")
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     lines = []
     assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
     assert len(lines) == 1
@@ -129,7 +130,7 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, m
 def test_a_folder_that_the_compiler_cannot_write_to_is_not_waited_for(own_cache, monkeypatch, model):
     own_cache.parent.mkdir()
     own_cache.symlink_to("/proc")
-    monkeypatch.setattr("groundling.sample.native.library.LONGEST_S", 1.0)
+    monkeypatch.setattr("groundling.sample.native.build.LONGEST_S", 1.0)
     with pytest.raises(ConfigError, match=r"could not be compiled by .*: cannot write .*native"):
         Engine(model, DecodeConfig(native="on"))
 
@@ -163,13 +164,15 @@ def test_a_damaged_library_is_never_called_and_is_compiled_again(tmp_path, damag
 
 @pytest.mark.parametrize("what", ["a folder under its name", "no home", "others may write"])
 def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, what):
-    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     name = Compilation()._whole
     if what == "a folder under its name":
         name.mkdir(parents=True)
         (name / "full").touch()
     elif what == "no home":
-        monkeypatch.setattr("groundling.atomicio.cache_folder", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.setattr(
+            "groundling.storage.atomic.cache_folder", lambda: (_ for _ in ()).throw(RuntimeError("no home"))
+        )
     else:
         name.parent.mkdir(parents=True, mode=0o777)
         name.parent.chmod(0o777)
@@ -220,7 +223,7 @@ def test_bfloat16_weights_do_not_change_hands_in_the_middle_of_a_text(monkeypatc
     looks = iter([None])
     monkeypatch.setattr(Compilation, "library", lambda self: next(looks, library))
     monkeypatch.setattr(Compilation, "start", lambda self: None)
-    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     engine = Engine(model, DecodeConfig(weights="bfloat16"))
     generate_batch(engine, [[1]], SAMPLING)
     assert not engine.is_native
@@ -240,7 +243,7 @@ def test_compiled_code_takes_over_in_the_middle_of_a_text(monkeypatch, model):
     looks = iter([None, *[None] * 3])  # as if it were ready only some tokens later
     monkeypatch.setattr(Compilation, "library", lambda self: next(looks, library))
     monkeypatch.setattr(Compilation, "start", lambda self: None)
-    monkeypatch.setattr(backend, "WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     engine = Engine(model)
     sample = engine.add([1], SAMPLING, torch.Generator().manual_seed(0))
     was_native = []

@@ -13,12 +13,13 @@ from torch import nn
 
 from groundling.bundle import load_bundle, save_bundle
 from groundling.cli import main
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.sample.choose import SamplingConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.sample.cli import SEPARATOR
 from groundling.sample.engine import DecodeConfig
 from groundling.sample.generate import generate, generate_batch, text_engine
-from groundling.text.tokenizer import CharTokenizer
+from groundling.sample.sampler import SamplingConfig
+from groundling.text.char import CharTokenizer
 
 COMMAND = [sys.executable, "-m", "groundling", "sample"]
 

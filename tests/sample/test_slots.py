@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from groundling.errors import ConfigError
-from groundling.memory import Memory
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.sample import slots
-from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
-from groundling.sample.sequences import row_generator
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import row_generator
 from groundling.sample.slots import CacheMemory, NoMemoryError
+from groundling.system.memory import Memory
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=4096, vocab_size=11, position="rotary")
 POSITION = 2 * 8 * 4

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from groundling.sample.native import library
+from groundling.sample.native import build
 
 SOURCE = Path(__file__).with_name("vectors_check.cpp")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-FLAGS = [flag for flag in library.FLAGS if flag not in ("-shared", "-fPIC")]
+FLAGS = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
 
 
 def says(tmp_path: Path, compiler: str, *flags: str, under: tuple[str, ...] = ()) -> str:
     """What the checks print, compiled so; the test fails if anything differs."""
     program = tmp_path / "check"
-    headers = f"-I{Path(library.__file__).parent}"
+    headers = f"-I{Path(build.__file__).parent}"
     subprocess.run([compiler, *FLAGS, "-w", *flags, headers, str(SOURCE), "-o", str(program)], check=True)
     done = subprocess.run([*under, str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[:2000] + done.stderr

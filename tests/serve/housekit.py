@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.logs import EventLog
-from groundling.serve.registry import State, Theatre
+from groundling.serve.state import State, Theatre
+from groundling.system.logs import EventLog
 
 
 class House:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from groundling.serve.conversation import TURNS, conversation
-from groundling.serve.errors import ApiError
-from groundling.serve.faults import explain, find_fault
-from groundling.serve.rankings import Answer, TrainRequest
-from groundling.serve.schema import ChatMessage, ChatRequest, CompletionRequest
+from groundling.serve.completions.conversation import TURNS, conversation
+from groundling.serve.completions.schema import ChatMessage, ChatRequest, CompletionRequest
+from groundling.serve.http.errors import ApiError
+from groundling.serve.http.validation import explain, find_fault
+from groundling.serve.ranking.routes import Answer, TrainRequest
 from groundling.serve.xray import XrayRequest
 
 USER = {"role": "user", "content": "Who?"}

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from groundling.serve import encodings
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.encodings import unpacked
-from groundling.serve.errors import ApiError
-from groundling.serve.guard import host_name
-from groundling.serve.logs import EventLog
-from groundling.serve.registry import Theatre
+from groundling.serve.http import encodings
+from groundling.serve.http.encodings import unpacked
+from groundling.serve.http.errors import ApiError
+from groundling.serve.http.middleware import host_name
+from groundling.serve.state import Theatre
+from groundling.system.logs import EventLog
 
 NO = "is not supported here; leave it out"
 

@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from groundling.serve import protocol as serving_protocol
-from groundling.serve.protocol import protocol_for
+from groundling.serve.http import protocol as serving_protocol
+from groundling.serve.http.protocol import protocol_for
 
 LARGE = 48 << 20
 """Bytes of an answer: more than the kernels on both sides hold."""

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from groundling.sample.choose import SamplingConfig, Token
-from groundling.serve.errors import ApiError
-from groundling.serve.handover import Generation, Part, Take
+from groundling.sample.sampler import SamplingConfig, Token
+from groundling.serve.decode.stream import Generation, Part, Take
+from groundling.serve.http.errors import ApiError
 
 N_SAMPLES, N_TOKENS = 3, 40
 

@@ -12,12 +12,13 @@ import torch
 from housekit import House, house_of
 
 from groundling.bundle import save_bundle
-from groundling.memory import Memory, memory_of
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.sample import slots
-from groundling.serve import orders
+from groundling.serve.completions import requests as completion_requests
+from groundling.system.memory import Memory, memory_of
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer
 from servekit import LETTERS, serving
 
 WINDOW = {"n_layer": 28, "n_head": 16, "n_kv_head": 8, "head_size": 128, "block_size": 40_960, "position": "rotary"}
@@ -127,7 +128,7 @@ def test_the_scores_of_a_long_prompt_are_computed_in_parts(small: House, monkeyp
     small.theatre.memory._memory = memory_of
     body = {"model": "m", "prompt": "Who is there? " * 20, "max_tokens": 1, "echo": True, "logprobs": 2, "seed": 1}
     whole = small.client.post("/v1/completions", json=body).json()["choices"]
-    monkeypatch.setattr(orders, "SCORED_AT_ONCE", 7)
+    monkeypatch.setattr(completion_requests, "SCORED_AT_ONCE", 7)
     parts = small.client.post("/v1/completions", json=body).json()["choices"]
     assert parts[0]["logprobs"]["tokens"] == whole[0]["logprobs"]["tokens"]
     ours, theirs = (each[0]["logprobs"]["token_logprobs"][1:] for each in (parts, whole))

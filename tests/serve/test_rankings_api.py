@@ -23,20 +23,20 @@ import pytest
 import torch
 from housekit import House, comes_to_hold, house_of
 
-from groundling.align.judgements import Candidate, Judgement
-from groundling.align.rankings import Rankings
-from groundling.align.reward import RewardConfig
-from groundling.align.simulate import SimulateConfig
+from groundling.align.preferences.judgement import Candidate, Judgement
+from groundling.align.preferences.simulate import SimulateConfig
+from groundling.align.preferences.store import Rankings
+from groundling.align.reward.train import RewardConfig
 from groundling.bundle import load_bundle, save_bundle
-from groundling.data import dialogues
+from groundling.data.examples import shakespeare
 from groundling.errors import ConfigError
-from groundling.serve.book import Book, preferences
+from groundling.safety.stream import Safety
 from groundling.serve.config import ServeConfig
-from groundling.serve.errors import ApiError
-from groundling.serve.prompts import Prompts
-from groundling.serve.questions import KEPT_S, MOST_HELD, MOST_OF_ONE, Questions, Speaker, turns
-from groundling.serve.registry import State, Theatre
-from groundling.serve.safety import Safety
+from groundling.serve.http.errors import ApiError
+from groundling.serve.ranking.prompts import Prompts
+from groundling.serve.ranking.question_queue import KEPT_S, MOST_HELD, MOST_OF_ONE, Questions, Speaker, turns
+from groundling.serve.ranking.ranking_cache import Book, preferences
+from groundling.serve.state import State, Theatre
 from groundling.text.chat import Message
 from servekit import Served, serving, wait_until
 
@@ -406,8 +406,8 @@ def test_what_is_asked_by_default_was_said_where_models_learn(tmp_path: Path, mo
     """The rest of the plays is what the stages are measured on: nobody's answers may come from there."""
     speeches = [f"{'AB'[n % 2]}:\nLine {n}.\n" for n in range(100)]
     (tmp_path / "plays.txt").write_text("\n".join(speeches))
-    monkeypatch.setattr(dialogues.sources, "get", lambda name: tmp_path / "plays.txt")
-    learned, held_out = map(dialogues.prompts, dialogues.shakespeare_dialogues())
+    monkeypatch.setattr(shakespeare.sources, "get", lambda name: tmp_path / "plays.txt")
+    learned, held_out = map(shakespeare.prompts, shakespeare.shakespeare_dialogues())
     prompts = Prompts(None)
     assert set(prompts.get()) == set(map(tuple, learned))
     assert not set(prompts.get()) & set(map(tuple, held_out))
@@ -665,7 +665,7 @@ def test_a_leashed_process_ends_with_who_holds_it(models: dict[str, Path], tmp_p
     """Also when it never says a word that nobody reads."""
     rankings, out = write_rankings(tmp_path / "kept.sqlite"), tmp_path / "out"
     words = ("reward", models["talker"], "--rankings", rankings, "--out-dir", out, "--epochs", "100000")
-    command = [sys.executable, "-m", "groundling.serve.leash", *map(str, words)]
+    command = [sys.executable, "-m", "groundling.system.child_process", *map(str, words)]
     silent = subprocess.DEVNULL
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=silent, stderr=silent)
     assert child.stdin is not None

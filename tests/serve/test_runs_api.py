@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundling.serve.curves import MOST_POINTS, MOST_SAMPLES, MOST_SERIES, News, Thinned, last_values, read_news
-from groundling.serve.run_folders import RunFolder, describe, find_runs, ladder_of
+from groundling.serve.runs.curves import MOST_POINTS, MOST_SAMPLES, MOST_SERIES, News, Thinned, last_values, read_news
+from groundling.serve.runs.folders import RunFolder, describe, find_runs, ladder_of
 from groundling.train.pretrain import pretrain
 from servekit import Served, serving
 
@@ -233,9 +233,9 @@ def test_only_runs_are_found_and_no_link_is_followed(tmp_path: Path) -> None:
 def test_the_scan_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         write_run(tmp_path / f"run-{number}", n=1)
-    monkeypatch.setattr("groundling.serve.run_folders.MOST_RUNS", 7)
+    monkeypatch.setattr("groundling.serve.runs.folders.MOST_RUNS", 7)
     assert len(find_runs(tmp_path, {})) == 7
-    monkeypatch.setattr("groundling.serve.run_folders.MOST_FOLDERS", 4)
+    monkeypatch.setattr("groundling.serve.runs.folders.MOST_FOLDERS", 4)
     assert len(find_runs(tmp_path, {})) == 4
 
 

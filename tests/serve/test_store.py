@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from groundling.align.judgements import Candidate, Judgement, best_of
-from groundling.align.rankings import Rankings
-from groundling.serve import store as serving_store
+from groundling.align.preferences.judgement import Candidate, Judgement, best_of
+from groundling.align.preferences.store import Rankings
 from groundling.serve.config import ServeConfig
-from groundling.serve.errors import ApiError
-from groundling.serve.rankings import router
-from groundling.serve.registry import Theatre
-from groundling.serve.store import MAYBE_DONE, MOST_WAITING, Store
+from groundling.serve.http.errors import ApiError
+from groundling.serve.ranking import store as serving_store
+from groundling.serve.ranking.routes import router
+from groundling.serve.ranking.store import MAYBE_DONE, MOST_WAITING, Store
+from groundling.serve.state import Theatre
 from groundling.text.chat import Message
 from servekit import TALK, serving
 

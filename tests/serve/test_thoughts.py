@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.sample.choose import Token
-from groundling.serve.generation import Choice, Shown, Thoughts
-from groundling.serve.safety import Safety
-from groundling.serve.safety_rules import Rule, Words
+from groundling.safety.rules import Rule
+from groundling.safety.stream import Safety
+from groundling.safety.words import Words
+from groundling.sample.sampler import Token
+from groundling.serve.completions.output import Choice, Shown, Thoughts
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ROLES, Thinking
 from groundling.text.chat_wrapped import WrappedTurns
-from groundling.text.tokenizer import CharTokenizer
 
 SYMBOLS = "".join(sorted("\n abcdefghijklmnopqrstuvwxyz[]"))
 TOKENIZER = CharTokenizer(SYMBOLS)

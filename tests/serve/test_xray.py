@@ -17,10 +17,10 @@ import torch
 from housekit import House, comes_to_hold, house_of
 
 from groundling.bundle import Bundle, load_bundle
-from groundling.sample.attention import look, score_heads
+from groundling.model.inspect import look, score_heads
 from groundling.serve import xray
 from groundling.serve.config import ServeConfig
-from groundling.serve.registry import Theatre
+from groundling.serve.state import Theatre
 from servekit import Served, serving
 
 PATH = "/v1/groundling/xray"

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundling.errors import DataError
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ROLES, ChatFormat, Message, check_messages
-from groundling.text.tokenizer import CharTokenizer
 
 LIKE_STRUCTURE = ["<user>", "<end>", "<|user_end|>", "<|endoftext|>", "<assistant>", "<system>", "[INST]", "</s>"]
 SYMBOLS = "".join(sorted(set("".join(LIKE_STRUCTURE) + " abc?.\n")))

@@ -7,24 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling.bundle import CHAT, load_bundle, save_bundle
-from groundling.data.examples import (
-    Conversation,
-    Counts,
-    Preference,
-    encode_conversation,
-    encode_preference,
-    encode_prompt,
-    least_ids,
-)
+from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.layout import CHAT
+from groundling.data.examples.conversations import Conversation, Preference
+from groundling.data.examples.encoding import Counts, encode_conversation, encode_preference, encode_prompt, least_ids
 from groundling.errors import CheckpointError, ConfigError, DataError
-from groundling.manifest import write_manifest
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.storage.manifest import write_manifest
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ROLES, ChatFormat, Message, Thinking
 from groundling.text.chat_reading import messages_in
 from groundling.text.chat_wrapped import WrappedTurns
 from groundling.text.thoughts import ReplyDecoder, reply_text
-from groundling.text.tokenizer import CharTokenizer
 
 SYMBOLS = "\n abcdefghijklmnopqrstuvwxyz"
 TOKENIZER = CharTokenizer(SYMBOLS)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundling.errors import DataError
-from groundling.text.tokenizer import (
-    BytePieces,
-    CharTokenizer,
+from groundling.text.byte_pieces import BytePieces
+from groundling.text.char import CharTokenizer
+from groundling.text.serialize import (
     fingerprint,
     load_tokenizer,
     save_tokenizer,

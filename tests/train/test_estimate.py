@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from groundling import runtime
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import RuntimeConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.system import runtime
+from groundling.system.runtime import RuntimeConfig
 from groundling.train import estimate as estimates
 from groundling.train.estimate import describe_seconds, estimate, memory_bytes, total_flops
 

@@ -6,18 +6,21 @@ import shutil
 import pytest
 import torch
 
-from groundling.adapter import Adapter
-from groundling.bundle import base_at, load_bundle, plain_state_dict, save_adapter, save_bundle
+from groundling.bundle import load_bundle, save_adapter, save_bundle
+from groundling.bundle.adapter import Adapter, base_at
+from groundling.bundle.weights import plain_state_dict
 from groundling.config import to_toml
-from groundling.data.teacher import TeacherConfig
 from groundling.errors import ConfigError, DataError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.bpe import train_bpe
+from groundling.text.build import TokenizerConfig
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat
-from groundling.text.tokenizer import CharTokenizer, fingerprint
-from groundling.text.training import TokenizerConfig
-from groundling.text.vendors import train_bpe
+from groundling.text.serialize import fingerprint
 from groundling.train.arguments import parse_arguments
-from groundling.train.optim import OptimConfig
+from groundling.train.distill.table import TeacherConfig
+from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.pretrain import main, pretrain
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16}

@@ -8,12 +8,13 @@ import torch
 
 from groundling.data.batches import Batches
 from groundling.errors import TrainingError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.loss import loss_sum
-from groundling.train.average import WeightAverage
 from groundling.train.loop import Watcher, train
-from groundling.train.optim import OptimConfig, Optimizers
-from groundling.train.schedule import ScheduleConfig
+from groundling.train.optim.ema import WeightAverage
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
+from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import Progress, TrainState
 from groundling.train.step import Objective
 

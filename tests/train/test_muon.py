@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from groundling.train.muon import Muon, _squares, even_out, orthogonalize
+from groundling.train.optim.muon import Muon, _squares, even_out, orthogonalize
 
 SHAPES = [(3, 24, 24), (2, 16, 48), (2, 48, 16), (1, 5, 7)]
 BAND = {5: (0.87, 1.13), 4: (0.43, 1.57), 3: (0.18, 1.87)}

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from groundling.errors import CheckpointError, ConfigError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.train.optim import OptimConfig, Optimizers, split_parameters
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.train.optim.optimizers import OptimConfig, Optimizers, split_parameters
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=6, vocab_size=7)
 

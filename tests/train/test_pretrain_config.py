@@ -7,7 +7,8 @@ import pytest
 
 from groundling.config import load_preset, parse, shipped_presets, to_toml
 from groundling.errors import ConfigError, DataError
-from groundling.train.pretrain import PretrainConfig, main, pretrain
+from groundling.train.pretrain import main, pretrain
+from groundling.train.settings import PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundling.errors import ConfigError
-from groundling.train.schedule import ScheduleConfig
+from groundling.train.optim.schedule import ScheduleConfig
 
 KINDS = ["cosine", "linear", "wsd", "constant"]
 

@@ -15,10 +15,10 @@ import pytest
 from groundling import cli
 from groundling.bundle import load_bundle
 from groundling.config import to_toml
-from groundling.data.teacher import TeacherConfig
 from groundling.errors import ConfigError
-from groundling.log import read_records
+from groundling.system.metrics import read_records
 from groundling.train import speedrun
+from groundling.train.distill.table import TeacherConfig
 from groundling.train.pretrain import pretrain
 from groundling.train.speedrun import Recipes, SeedResult, SpeedrunConfig, table
 

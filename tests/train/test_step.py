@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from groundling.data.batches import Batch
 from groundling.errors import TrainingError
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 from groundling.model.loss import loss_sum, taught_loss_sum
-from groundling.train.optim import OptimConfig, Optimizers
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=6, vocab_size=7)

@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from groundling import atomicio, runtime
 from groundling.bundle import load_bundle
 from groundling.data.corpus import prepare
 from groundling.errors import ConfigError, TrainingError
 from groundling.evals.loss import train_loss_estimate, whole_split_loss
-from groundling.log import read_records
-from groundling.manifest import read_manifest
-from groundling.train import rundir
-from groundling.train.checkpoint import Checkpoints
-from groundling.train.optim import OptimConfig
+from groundling.storage import atomic
+from groundling.storage.manifest import read_manifest
+from groundling.system import hardware
+from groundling.system.metrics import read_records
+from groundling.train import run_folder
+from groundling.train.callbacks import Plan
+from groundling.train.checkpoints.checkpoint import Checkpoints
+from groundling.train.optim.optimizers import OptimConfig
+from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.pretrain import pretrain
-from groundling.train.schedule import ScheduleConfig
-from groundling.train.watch import Plan
 
 AT_ONCE = ScheduleConfig(kind="constant", warmup_steps=0)
 
@@ -96,7 +97,7 @@ def test_the_training_loss_is_estimated_on_the_same_windows_at_each_evaluation(t
 
 def test_no_share_of_a_peak_is_above_all_of_it(tiny_config, monkeypatch):
     """The peak was measured while something else ran: what is reached after that was possible all the time."""
-    monkeypatch.setattr(runtime, "measure_matmul_peak", lambda *_: 1.0)
+    monkeypatch.setattr(hardware, "measure_matmul_peak", lambda *_: 1.0)
     config = tiny_config(steps=6, log_every=1)
     summary = pretrain(config)
     shares = [r["utilisation"] for r in records(config) if "utilisation" in r]
@@ -171,10 +172,10 @@ def test_a_run_that_goes_on_says_each_sample_once_and_as_if_it_had_never_stopped
             n_lines.append(1)
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(atomicio, "observers", [stop_at_the_fourth_step])
+    monkeypatch.setattr(atomic, "observers", [stop_at_the_fourth_step])
     assert pretrain(pieces).steps == 4
     assert [step for step, _ in samples(pieces)] == [2]
-    monkeypatch.setattr(atomicio, "observers", [])
+    monkeypatch.setattr(atomic, "observers", [])
     for _ in range(2):  # the second time there is nothing left to do
         pretrain(replace(pieces, resume=True))
         assert samples(pieces) == samples(whole)
@@ -186,11 +187,11 @@ def test_a_folder_with_a_run_is_not_trained_over_by_accident(tiny_config, capsys
     pretrain(config)
     with pytest.raises(ConfigError, match="--overwrite"):
         pretrain(config)
-    assert rundir.read_summary(config.out_dir)["steps"] == 2
+    assert run_folder.read_summary(config.out_dir)["steps"] == 2
     pretrain(tiny_config(steps=3, eval_every=None, save_every=None, overwrite=True))
-    assert rundir.read_summary(config.out_dir)["steps"] == 3
+    assert run_folder.read_summary(config.out_dir)["steps"] == 3
     assert not (config.out_dir / "checkpoints").exists()
-    assert rundir.read_summary(config.out_dir.parent) == {}
+    assert run_folder.read_summary(config.out_dir.parent) == {}
 
 
 def test_the_summary_and_the_environment_are_plain_json(tiny_config):

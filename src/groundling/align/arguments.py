@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from groundling import atomicio
 from groundling.align.stage import StageConfig
 from groundling.config import from_dict, parse, read_toml
 from groundling.errors import CheckpointError, ConfigError
+from groundling.storage import atomic
 from groundling.train.arguments import peek
 
 C = TypeVar("C", bound=StageConfig)
@@ -40,7 +40,7 @@ def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
 
 def _require_stage(run: Path, name: str) -> None:
     try:
-        stage = atomicio.read_json(run / "env.json")["stage"]
+        stage = atomic.read_json(run / "env.json")["stage"]
     except (OSError, ValueError, LookupError, TypeError):  # what it holds is looked at again, with the checkpoint
         return
     if stage != name:

@@ -8,17 +8,17 @@ from typing import Literal
 
 import tyro
 
-from groundling.align.vocabulary import require_chat
+from groundling.align.chat_vocab import require_chat
 from groundling.bundle import Bundle, load_bundle
 from groundling.config import parse
-from groundling.data.examples import Counts, encode_prompt
+from groundling.data.examples.encoding import Counts, encode_prompt
 from groundling.errors import ConfigError, DataError
-from groundling.log import say
-from groundling.output import put
-from groundling.runtime import pick_device
-from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
-from groundling.sample.sequences import row_generator
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import row_generator
+from groundling.system.logs import say
+from groundling.system.output import put
+from groundling.system.runtime import pick_device
 from groundling.text.chat import Message, to_ids
 from groundling.text.thoughts import ReplyDecoder
 from groundling.text.tokenizer import require_unicode

@@ -20,14 +20,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from groundling import atomicio, dist
 from groundling.config import completed, differences, to_dict
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
-from groundling.manifest import read_json_object
-from groundling.tensors import read_tensors
-from groundling.train.checkpoint_folder import CheckpointFolder
+from groundling.storage import atomic
+from groundling.storage.manifest import read_json_object
+from groundling.storage.tensors import read_tensors
+from groundling.system import distributed
+from groundling.train.checkpoints.folder import CheckpointFolder
+from groundling.train.checkpoints.tensors import generator_tensors, restore_generators
 from groundling.train.resuming import NEVER_SAID, is_about
-from groundling.train.training_tensors import generator_tensors, restore_generators
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
@@ -143,21 +144,21 @@ class StageCheckpoints(CheckpointFolder):
             StorageError: it could not be written, and all older checkpoints are still there.
         """
         tensors, failure = snapshot.tensors | generator_tensors(self._device), ""
-        if dist.is_first():
+        if distributed.is_first():
             try:
                 if self.has(snapshot.step, about.run_id) is None:
                     self._write(snapshot, tensors, about, wall_s)
                 self.prune(about.run_id, snapshot.step)
             except StorageError as error:
                 failure = str(error)
-        if dist.any_rank(bool(failure)):
+        if distributed.any_rank(bool(failure)):
             raise StorageError(failure or "the first rank could not write the checkpoint")
 
     def _write(self, snapshot: Snapshot, tensors: dict[str, Tensor], about: StageFacts, wall_s: float) -> None:
         state = {
             "format": FORMAT,
             **asdict(about),
-            "world_size": dist.world_size(),
+            "world_size": distributed.world_size(),
             "torch": torch.__version__,
             "wall_s": wall_s,
             "step": snapshot.step,
@@ -165,8 +166,8 @@ class StageCheckpoints(CheckpointFolder):
         }
 
         def fill(new: Path) -> None:
-            atomicio.write_bytes(new / "training.safetensors", safetensors.torch.save(tensors))
-            atomicio.write_json(new / "state.json", state)
+            atomic.write_bytes(new / "training.safetensors", safetensors.torch.save(tensors))
+            atomic.write_json(new / "state.json", state)
 
         n_bytes = sum(tensor.nbytes for tensor in tensors.values())
         self.write(snapshot.step, {"run_id": about.run_id, "stage": about.stage}, n_bytes, fill)
@@ -234,7 +235,7 @@ def restoring(found: Found) -> Iterator[Snapshot]:
     """
     try:
         yield found.snapshot
-        if found.world_size == dist.world_size():
+        if found.world_size == distributed.world_size():
             restore_generators(found.snapshot.tensors)
     except GroundlingError as error:
         raise CheckpointError(f"{found.path} does not fit its run: {error}") from error

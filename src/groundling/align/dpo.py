@@ -20,26 +20,29 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from groundling import dist
 from groundling.align.arguments import parse_stage
+from groundling.align.chat_vocab import require_chat
 from groundling.align.checkpoint import Snapshot
+from groundling.align.data import split
+from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
-from groundling.align.feed import ExampleFeed
-from groundling.align.held_out import split
-from groundling.align.judgements import Judgement
-from groundling.align.packing import Exchange, groups_of_trees
-from groundling.align.policy import Policy, Scored, score_rows
-from groundling.align.rankings import Rankings
+from groundling.align.logprobs import Policy, Scored, score_rows
+from groundling.align.preferences.judgement import Judgement
+from groundling.align.preferences.store import Rankings
 from groundling.align.stage import ExamplesConfig, open_stage
-from groundling.align.vocabulary import require_chat
-from groundling.bundle import base_at, load_bundle, save_bundle
-from groundling.data.examples import Counts, EncodedPair, Messages, Preference, encode_preference, read_preferences
+from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.adapter import base_at
+from groundling.data.examples.conversations import Preference, read_preferences
+from groundling.data.examples.encoding import Counts, EncodedPair, encode_preference
+from groundling.data.examples.messages import Messages
 from groundling.errors import CheckpointError, DataError, require
-from groundling.progress import Progress
+from groundling.model.packing import Exchange, groups_of_trees
+from groundling.system import distributed
+from groundling.system.progress import Progress
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
-from groundling.train.optim import OptimConfig
-from groundling.train.schedule import ScheduleConfig
+from groundling.train.optim.optimizers import OptimConfig
+from groundling.train.optim.schedule import ScheduleConfig
 
 Kind = Literal["sigmoid", "ipo"]
 REFERENCE = "reference"
@@ -174,7 +177,7 @@ def dpo(config: DpoConfig) -> int:
         measure = _Measure(policy, dpo_batches(measured, max_length, n_rows) if measured else [])
         keep = {REFERENCE: torch.tensor([pair.reference for pair in pairs])}
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure, keep)
-        if dist.is_first():
+        if distributed.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": "dpo"}, bundle.chat)
         return stage.finish(ended, figures)
 

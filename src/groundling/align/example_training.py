@@ -6,18 +6,18 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from groundling import dist
 from groundling.align.checkpoint import Count, Seconds, Snapshot, require_steps_left, restoring
-from groundling.align.feed import ExampleFeed
+from groundling.align.example_loader import ExampleFeed
 from groundling.align.stage import ExamplesConfig, Stage, progress_of_first
 from groundling.errors import CheckpointError, TrainingError
 from groundling.model.gpt import GPT
+from groundling.system import distributed
+from groundling.system.signals import ASKED_TO_STOP
+from groundling.train.checkpoints.tensors import optimizer_tensors, restore_learned, weight_tensors
 from groundling.train.loop import FINISHED, Watcher, train
-from groundling.train.optim import Optimizers
+from groundling.train.optim.optimizers import Optimizers
 from groundling.train.state import Progress, TrainState
 from groundling.train.step import StepStats
-from groundling.train.training_tensors import optimizer_tensors, restore_learned, weight_tensors
-from groundling.train.watch import ASKED_TO_STOP
 
 
 class _Facts(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,9 +48,9 @@ def learn(
     for module in model.modules():
         if isinstance(module, GPT):
             module.set_dropout(config.dropout)
-    torch.manual_seed(config.seed + dist.rank())
+    torch.manual_seed(config.seed + distributed.rank())
     optimizers = Optimizers(model, config.optim, picked.compute_dtype)
-    state = TrainState(model, dist.wrap(objective), optimizers, feed)
+    state = TrainState(model, distributed.wrap(objective), optimizers, feed)
     if stage.found is not None:
         require_steps_left(stage.found.snapshot.step, n_steps, config.out_dir, f"epochs {config.epochs}")
         with restoring(stage.found) as snapshot:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import DecodeConfig, Engine
-from groundling.sample.sequences import Sample, row_generator
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import Sample, row_generator
 from groundling.text.chat import ChatFormat
 from groundling.text.thoughts import reply_text
 from groundling.text.tokenizer import Tokenizer

@@ -14,25 +14,27 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from groundling import dist
-from groundling.align.adapters import LoraConfig, adapt, adapter_of, merged_state
 from groundling.align.arguments import parse_stage
-from groundling.align.conversations import ChatDataConfig, Conversations, prepare_conversations, prompt_ids
+from groundling.align.chat_vocab import with_chat
+from groundling.align.data import ChatDataConfig, Conversations, prepare_conversations, prompt_ids
+from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
-from groundling.align.feed import ExampleFeed
-from groundling.align.packing import alike, groups_of_rows, pack
+from groundling.align.lora import LoraConfig, adapt, adapter_of, merged_state
 from groundling.align.replies import Speaker
 from groundling.align.stage import ExamplesConfig, Stage, open_stage
-from groundling.align.vocabulary import with_chat
-from groundling.bundle import Base, Bundle, base_at, load_bundle, require_speaker, save_adapter, save_bundle
-from groundling.data.examples import Encoded
+from groundling.bundle import Bundle, load_bundle, save_adapter, save_bundle
+from groundling.bundle.adapter import Base, base_at
+from groundling.bundle.layout import require_speaker
+from groundling.data.examples.encoding import Encoded
 from groundling.errors import require
-from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, loss_sum
 from groundling.model.packed import Layout, logits_at
-from groundling.train.optim import OptimConfig
-from groundling.train.schedule import ScheduleConfig
+from groundling.model.packing import alike, groups_of_rows, pack
+from groundling.model.uninitialized import blank_gpt
+from groundling.system import distributed
+from groundling.train.optim.optimizers import OptimConfig
+from groundling.train.optim.schedule import ScheduleConfig
 
 REPLY_TOKENS = 200
 """A reply that has not ended after so many tokens counts as one that never does."""
@@ -120,7 +122,7 @@ def sft(config: SftConfig) -> int:
         objective = SftObjective(bundle.model, stage.picked.autocast)
         measure = _Measure(config, stage, bundle, data, objective)
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
-        if dist.is_first():
+        if distributed.is_first():
             _save(config, base, bundle, figures)
         return stage.finish(ended, figures)
 

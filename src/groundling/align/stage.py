@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from groundling import atomicio, dist, runtime
 from groundling.align.checkpoint import (
     Found,
     Snapshot,
@@ -22,17 +21,19 @@ from groundling.align.checkpoint import (
 from groundling.align.checkpoint import find as find_stage
 from groundling.bundle import Bundle
 from groundling.config import to_dict, to_toml
-from groundling.data.examples import least_ids
+from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, TrainingError, require
-from groundling.log import JsonlSink, Record, say
-from groundling.progress import Progress
-from groundling.runtime import Runtime, RuntimeConfig
-from groundling.train import rundir
-from groundling.train.optim import OptimConfig
+from groundling.storage import atomic
+from groundling.system import distributed, hardware, runtime
+from groundling.system.logs import Record, say
+from groundling.system.metrics import JsonlSink
+from groundling.system.progress import Progress
+from groundling.system.runtime import Runtime, RuntimeConfig, make_deterministic
+from groundling.system.signals import ASKED_TO_STOP, SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
+from groundling.train import run_folder
+from groundling.train.optim.optimizers import OptimConfig
+from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.resuming import AFTER_A_LOST_RANK, decided, lower_rates
-from groundling.train.schedule import ScheduleConfig
-from groundling.train.signals import SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
-from groundling.train.watch import ASKED_TO_STOP, make_deterministic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +114,12 @@ class Stage:
         self.found: Found | None = None
         """The checkpoint that it is resumed from."""
         self._checkpoints = StageCheckpoints(config.out_dir, picked.device)
-        self._facts = StageFacts(name, rundir.new_run_id(), _own_settings(config), "")
+        self._facts = StageFacts(name, run_folder.new_run_id(), _own_settings(config), "")
         self._sink: JsonlSink | None = None
 
     def say(self, text: str) -> None:
         """Print a line; only the first rank does."""
-        if dist.is_first():
+        if distributed.is_first():
             say(text)
 
     def has_finished(self) -> bool:
@@ -128,7 +129,7 @@ class Stage:
             CheckpointError: another stage has finished there, or this one with other settings.
         """
         run = self.config.out_dir
-        summary = rundir.read_summary(run) if self.config.resume else {}
+        summary = run_folder.read_summary(run) if self.config.resume else {}
         if summary.get("ended") in (None, ASKED_TO_STOP) or summary.get("failed", True):
             return False
         if summary.get("stage") != self.name:
@@ -140,9 +141,9 @@ class Stage:
                 "start it again with --overwrite, or choose another --out-dir"
             )
         self.say(f"{run} has finished; nothing is left to do")
-        if dist.is_first():
-            atomicio.remove(self._checkpoints.folder)  # it may have been killed while it removed them
-            atomicio.sweep_temporaries(run)
+        if distributed.is_first():
+            atomic.remove(self._checkpoints.folder)  # it may have been killed while it removed them
+            atomic.sweep_temporaries(run)
         return True
 
     def look_back(self, *learns_from: Iterable[Any]) -> Snapshot | None:
@@ -157,12 +158,12 @@ class Stage:
         self._facts = dataclasses.replace(self._facts, learns_from=fingerprint_of(*learns_from))
         if not self.config.resume:
             return None
-        if dist.is_first():
-            path, passed_over = rundir.find_resumable(self.config.out_dir)
+        if distributed.is_first():
+            path, passed_over = run_folder.find_resumable(self.config.out_dir)
             for why in passed_over:
                 self.say(f"passed over: {why}")
-        dist.barrier()
-        if not dist.is_first():
+        distributed.barrier()
+        if not distributed.is_first():
             path, _ = self._checkpoints.newest_good()
         self.found = found = find_stage(path, self.config, self.name, self._facts.learns_from)
         self._facts = dataclasses.replace(self._facts, run_id=found.run_id)
@@ -179,17 +180,17 @@ class Stage:
             made_again: which records of that step it will write again.
         """
         run = self.config.out_dir
-        if dist.is_first():
+        if distributed.is_first():
             if self.found is None:
-                self._stack.enter_context(rundir.new_run(run, self.stop))
-            atomicio.remove(run / "summary.json")
+                self._stack.enter_context(run_folder.new_run(run, self.stop))
+            atomic.remove(run / "summary.json")
             settings = dataclasses.replace(self.config, resume=False, overwrite=False)
-            atomicio.write_text(run / "run.toml", to_toml(settings))
+            atomic.write_text(run / "run.toml", to_toml(settings))
             about = {"stage": self.name, "run_id": self._facts.run_id}
-            atomicio.write_json(run / "env.json", {**about, **runtime.environment(), **self.picked.reasons})
+            atomic.write_json(run / "env.json", {**about, **hardware.environment(), **self.picked.reasons})
             resumed_at = None if self.found is None else step
             self._sink = JsonlSink(run / "metrics.jsonl", resumed_at, made_again)
-        dist.barrier()
+        distributed.barrier()
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint. All ranks call this together."""
@@ -205,7 +206,7 @@ class Stage:
     def asked_to_stop(self) -> bool:
         """Whether some rank was asked to stop; all ranks get the same answer. From then on what is learned is kept."""
         self.stop.can_save = True
-        return dist.any_rank(bool(self.stop), self.picked.device)
+        return distributed.any_rank(bool(self.stop), self.picked.device)
 
     def fail(self, step: int, error: TrainingError) -> str:
         """Remember why no more can be learned, until what was learned is kept; return how the stage ended."""
@@ -235,10 +236,10 @@ class Stage:
             "failed": self.failure is not None,
             **figures,
         }
-        if dist.is_first():
-            atomicio.write_json(self.config.out_dir / "summary.json", summary)
+        if distributed.is_first():
+            atomic.write_json(self.config.out_dir / "summary.json", summary)
             if not stopped and self.failure is None:
-                atomicio.remove(self._checkpoints.folder)
+                atomic.remove(self._checkpoints.folder)
         if self.failure is not None:
             raise self.failure
         if stopped:
@@ -271,13 +272,13 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         device = runtime.pick_device(config.runtime.device)
-        stack.enter_context(dist.process_group(device, advice=AFTER_A_LOST_RANK))
-        if dist.is_first():
-            stack.enter_context(rundir.locked(config.out_dir))
+        stack.enter_context(distributed.process_group(device, advice=AFTER_A_LOST_RANK))
+        if distributed.is_first():
+            stack.enter_context(run_folder.locked(config.out_dir))
         config = decided(config)
-        if dist.is_first() and not config.resume:
-            rundir.require_room(config.out_dir, overwrite=config.overwrite)
-        dist.barrier()
+        if distributed.is_first() and not config.resume:
+            run_folder.require_room(config.out_dir, overwrite=config.overwrite)
+        distributed.barrier()
         picked = runtime.pick(config.runtime, worth_compiling=False)
         make_deterministic(picked.device)
         yield Stage(config, name, stop, picked, stack)
@@ -287,7 +288,7 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
 def progress_of_first(what: str, total: int | None = None) -> Iterator[Progress]:
     """`Progress` that only the first rank prints."""
     progress = Progress(what, total)
-    with progress if dist.is_first() else nullcontext():
+    with progress if distributed.is_first() else nullcontext():
         yield progress
 
 

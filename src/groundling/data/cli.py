@@ -10,21 +10,23 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from groundling import atomicio, config
-from groundling.data import dialogues
+from groundling import config
 from groundling.data.corpus import TextConfig
-from groundling.data.example_files import Conversation, Preference, holds_preferences
-from groundling.data.examples import (
-    Counts,
-    encode_conversation,
-    encode_preference,
+from groundling.data.examples import shakespeare
+from groundling.data.examples.conversations import (
+    Conversation,
+    Preference,
+    holds_preferences,
     read_conversations,
     read_preferences,
 )
-from groundling.data.tokenizers import visible
+from groundling.data.examples.encoding import Counts, encode_conversation, encode_preference
+from groundling.data.tokenizer_cli import visible
 from groundling.errors import require
+from groundling.storage import atomic
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ROLES, ChatFormat
-from groundling.text.tokenizer import CharTokenizer, Tokenizer
+from groundling.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 256
 """The lecture's."""
@@ -37,11 +39,11 @@ class DialoguesConfig:
 
     out: tyro.conf.Positional[Path]
     """The file to write, for example train.jsonl."""
-    split: dialogues.Split = "train"
+    split: shakespeare.Split = "train"
     """Of which part of the text: what pretraining trains on, or what it holds out."""
-    max_prompt: int = dialogues.MAX_PROMPT
+    max_prompt: int = shakespeare.MAX_PROMPT
     """Characters of what the user says, each time."""
-    max_reply: int = dialogues.MAX_REPLY
+    max_reply: int = shakespeare.MAX_REPLY
     """Characters of what the assistant says, each time."""
     max_turns: int = 3
     """Pairs of prompt and reply in a dialogue at most."""
@@ -51,7 +53,7 @@ class DialoguesConfig:
 def write_dialogues(argv: list[str]) -> int:
     """The verb `data dialogues`."""
     chosen = config.parse(DialoguesConfig, argv, "groundling data dialogues")
-    found = dialogues.dialogues(
+    found = shakespeare.dialogues(
         "".join(chosen.data.text_files().pieces()),
         chosen.split,
         max_prompt=chosen.max_prompt,
@@ -60,7 +62,7 @@ def write_dialogues(argv: list[str]) -> int:
         val_fraction=chosen.data.val_fraction,
     )
     lines = (json.dumps(conversation.to_row(), ensure_ascii=False) + "\n" for conversation in found)
-    atomicio.write_text(chosen.out, "".join(lines))
+    atomic.write_text(chosen.out, "".join(lines))
     print(f"{chosen.out}: {len(found):,} dialogues of the {chosen.split} part")
     return 0
 

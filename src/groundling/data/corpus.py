@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundling import atomicio
 from groundling.config import to_dict
-from groundling.data import reading, sources
+from groundling.data import datasets
+from groundling.data import text_files as text_files_module
 from groundling.data.folders import Found, find_files
-from groundling.data.tokenfile import TokenFile, dtype_for, open_token_file, write_token_file
+from groundling.data.token_file import TokenFile, dtype_for, open_token_file, write_token_file
 from groundling.errors import DataError, require
-from groundling.progress import Progress
-from groundling.text import tokenizer as tokenizers
-from groundling.text.cutting import chunks
-from groundling.text.tokenizer import CharTokenizer, Ids, Tokenizer
-from groundling.text.training import TokenizerConfig, for_text, train_tokenizer
+from groundling.storage import atomic
+from groundling.system.progress import Progress
+from groundling.text import serialize as tokenizers
+from groundling.text.build import TokenizerConfig, for_text, train_tokenizer
+from groundling.text.char import CharTokenizer
+from groundling.text.chunking import chunks
+from groundling.text.tokenizer import Ids, Tokenizer
 
 __all__ = [
     "Corpus",
@@ -54,7 +56,7 @@ class TextConfig:
     """Your own text: a file, a folder or a quoted glob. UTF-8; .gz and .zst are read directly."""
     val_fraction: float = 0.1
     """The last part of the characters, held out to measure the loss on."""
-    errors: reading.Errors = "strict"
+    errors: text_files_module.Errors = "strict"
     """What bytes that are not UTF-8 do: strict stops and names the place, replace puts U+FFFD and counts."""
 
     def __post_init__(self) -> None:
@@ -65,14 +67,14 @@ class TextConfig:
         )
         require(self.path != "", "data.path is empty; give a file, a folder or a glob, or leave it out")
 
-    def text_files(self) -> reading.TextFiles:
+    def text_files(self) -> text_files_module.TextFiles:
         """Return the text, fetched first if it is a named data set that is not here.
 
         Raises:
             DataError: there is no such text.
         """
-        found = Found([sources.get(self.name)]) if self.path is None else find_files(self.path)
-        return reading.TextFiles(found.paths, self.errors, passed_over=found.passed_over())
+        found = Found([datasets.get(self.name)]) if self.path is None else find_files(self.path)
+        return text_files_module.TextFiles(found.paths, self.errors, passed_over=found.passed_over())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +141,12 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())
     if tokenizer is not None:
         tokenizer = for_text(tokenizer, config.tokenizer)
-    home = atomicio.cache_folder() / "tokens" / _key(config, text, tokenizer)
-    atomicio.make_folder(home)
+    home = atomic.cache_folder() / "tokens" / _key(config, text, tokenizer)
+    atomic.make_folder(home)
     with _alone(home / ".lock"):
         corpus = _open_if_sound(home / "corpus")
         if corpus is None:
-            atomicio.sweep_temporaries(home)
+            atomic.sweep_temporaries(home)
             _build(home / "corpus", config, text, block_size, tokenizer)
             corpus = _open(home / "corpus")
     _require_length(corpus.train_part.n_tokens, corpus.val_part.n_tokens, config, block_size)
@@ -159,17 +161,17 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
 def _alone(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with Progress("waiting for another process that prepares this text"):
-            stack.enter_context(atomicio.locked(path))
+            stack.enter_context(atomic.locked(path))
         yield
 
 
-def _key(config: DataConfig, text: reading.TextFiles, tokenizer: Tokenizer | None) -> str:
+def _key(config: DataConfig, text: text_files_module.TextFiles, tokenizer: Tokenizer | None) -> str:
     """A SHA-256 of all that decides how the token files look."""
     how = to_dict(config.tokenizer) if tokenizer is None else tokenizers.fingerprint(tokenizer)
     packings = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
     try:
         with Progress("looking whether this text was prepared before", text.n_bytes) as progress:
-            contents = [atomicio.sha256_of(path, progress.advance, links=True) for path in text.paths]
+            contents = [atomic.sha256_of(path, progress.advance, links=True) for path in text.paths]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     made_of = [FORMAT, contents, packings, config.errors, config.val_fraction, how]
@@ -184,12 +186,12 @@ def _open_if_sound(folder: Path) -> Corpus | None:
             return _open(folder)
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         _say(f"the prepared text in {folder} is damaged and is made again ({error})")
-        atomicio.remove(folder)
+        atomic.remove(folder)
         return None
 
 
 def _open(folder: Path) -> Corpus:
-    facts = atomicio.read_json(folder / "corpus.json")
+    facts = atomic.read_json(folder / "corpus.json")
     corpus = Corpus(
         train=open_token_file(folder / "train.tok", verify=True),
         val=open_token_file(folder / "val.tok", verify=True),
@@ -210,7 +212,7 @@ def _fingerprint(train: TokenFile, val: TokenFile, tokenizer: Tokenizer) -> str:
 
 
 def _build(
-    folder: Path, config: DataConfig, text: reading.TextFiles, block_size: int, tokenizer: Tokenizer | None
+    folder: Path, config: DataConfig, text: text_files_module.TextFiles, block_size: int, tokenizer: Tokenizer | None
 ) -> None:
     n_chars, symbols = 0, set[str]()
     with Progress("reading the text", text.n_bytes) as progress:
@@ -224,20 +226,20 @@ def _build(
     most = 1 if config.tokenizer.kind == "char" and tokenizer is None else 4
     _require_length(n_train * most, (n_chars - n_train) * most, config, block_size)
     if tokenizer is None:
-        training_part = chunks(reading.span(text.pieces(), 0, n_train), SAMPLE_CHARS)
+        training_part = chunks(text_files_module.span(text.pieces(), 0, n_train), SAMPLE_CHARS)
         tokenizer = train_tokenizer(config.tokenizer, "".join(sorted(symbols)), training_part, n_train)
     _require_symbols(tokenizer, symbols)
-    atomicio.require_room(folder.parent, n_chars * dtype_for(tokenizer.vocab_size).itemsize)
-    with atomicio.new_folder(folder) as new:
+    atomic.require_room(folder.parent, n_chars * dtype_for(tokenizer.vocab_size).itemsize)
+    with atomic.new_folder(folder) as new:
         facts: dict[str, Any] = {"replaced": replaced, "doubts": doubts}
         files = []
         for name, start, stop in (("train", 0, n_train), ("val", n_train, n_chars)):
-            encoder = _Encoder(tokenizer, reading.span(text.pieces(), start, stop), stop - start)
+            encoder = _Encoder(tokenizer, text_files_module.span(text.pieces(), start, stop), stop - start)
             files.append(write_token_file(new / f"{name}.tok", encoder, tokenizer.vocab_size))
             facts[name] = {"n_chars": encoder.n_chars, "n_bytes": encoder.n_bytes, "n_tokens": len(files[-1])}
         tokenizers.save_tokenizer(tokenizer, new)
         facts["fingerprint"] = _fingerprint(files[0], files[1], tokenizer)
-        atomicio.write_json(new / "corpus.json", facts)
+        atomic.write_json(new / "corpus.json", facts)
         text.require_unchanged()
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from groundling import files
 from groundling.data import formats
 from groundling.errors import DataError
+from groundling.storage import files
 
 ENDINGS = (".txt", ".md", *formats.PACKED)
 """What is taken from a folder, in any case."""

@@ -18,9 +18,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _of_sources(name: str) -> Callable[[list[str]], int]:
-    from groundling.data import sources
+    from groundling.data import datasets
 
-    return lambda argv: sources.main([name, *argv])
+    return lambda argv: datasets.main([name, *argv])
 
 
 def _of_examples(function: str) -> Callable[[list[str]], int]:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from groundling import dist
 from groundling.data.batches import Batch, RandomOffsets, Tokens, whole_split, windows
 from groundling.model.loss import loss_sum
+from groundling.system import distributed
 
 TOKENS_AT_ONCE = 8192
 """What a model is given at a time: enough that the cost of calling it does not count."""
@@ -56,9 +56,9 @@ def mean_loss(
                 n_targets += batch.n_targets
     finally:
         model.train(was_training)
-    if dist.any_rank(stop, device):
+    if distributed.any_rank(stop, device):
         raise Interrupted
-    return dist.all_reduce_sum(nats, device) / max(1.0, dist.all_reduce_sum(n_targets, device))
+    return distributed.all_reduce_sum(nats, device) / max(1.0, distributed.all_reduce_sum(n_targets, device))
 
 
 def whole_split_loss(
@@ -73,7 +73,9 @@ def whole_split_loss(
     Raises:
         Interrupted: `asked_to_stop` became true.
     """
-    batches = whole_split(tokens, block_size, max(1, TOKENS_AT_ONCE // block_size), dist.rank(), dist.world_size())
+    batches = whole_split(
+        tokens, block_size, max(1, TOKENS_AT_ONCE // block_size), distributed.rank(), distributed.world_size()
+    )
     return mean_loss(model, batches, autocast, asked_to_stop)
 
 
@@ -105,7 +107,7 @@ def train_loss_estimate(
     offsets = [offset_of(sample) for sample in range(min(n_windows, MOST_TRAIN_WINDOWS))]
     n_at_once = max(1, TOKENS_AT_ONCE // block_size)
     groups = [offsets[first : first + n_at_once] for first in range(0, len(offsets), n_at_once)]
-    batches = (windows(tokens, group, block_size) for group in groups[dist.rank() :: dist.world_size()])
+    batches = (windows(tokens, group, block_size) for group in groups[distributed.rank() :: distributed.world_size()])
     return mean_loss(model, batches, autocast, asked_to_stop)
 
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from groundling.bundle import Bundle
+from groundling.text.char import CharTokenizer
 from groundling.text.chat import ChatFormat, RoleTokens
-from groundling.text.tokenizer import CharTokenizer, Tokenizer
-from groundling.text.vendors import END_OF_TEXT
+from groundling.text.gpt2 import END_OF_TEXT
+from groundling.text.tokenizer import Tokenizer
 
 UNKNOWN = "<|unk|>"
 CHAT_TEXTS = {

@@ -9,19 +9,13 @@ from pathlib import Path
 
 import tyro
 
-from groundling import atomicio, config
-from groundling.bundle import (
-    HEAD,
-    Bundle,
-    find_bundle,
-    load_bundle,
-    looks_like_bundle,
-    require_speaker,
-    save_bundle,
-)
+from groundling import config
+from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.bundle.layout import HEAD, find_bundle, looks_like_bundle, require_speaker
 from groundling.errors import StorageError
-from groundling.progress import Progress
-from groundling.tensors import read_tensors
+from groundling.storage import atomic
+from groundling.storage.tensors import read_tensors
+from groundling.system.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +65,7 @@ def _gguf(argv: list[str]) -> int:
 
     chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
     bundle = _load_speaker(chosen, is_export)
-    atomicio.make_folder(chosen.out.parent)
+    atomic.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
     jinja = " --jinja" if bundle.chat is not None else ""
@@ -123,7 +117,7 @@ def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
         if not may_replace(chosen.out):
             raise StorageError(f"{chosen.out} is not an earlier export, and was left alone; choose another name")
         for read in (Path(chosen.path), find_bundle(chosen.path, chosen.checkpoint)):
-            atomicio.require_apart(read, chosen.out)
+            atomic.require_apart(read, chosen.out)
     return load_bundle(chosen.path, checkpoint=chosen.checkpoint, context=chosen.context)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from groundling.errors import DataError
 from groundling.export.additions import special_names
-from groundling.export.chat_escapes import without_unescaping
-from groundling.export.chat_jinja import to_jinja
+from groundling.export.chat_template.escapes import without_unescaping
+from groundling.export.chat_template.jinja import to_jinja
 from groundling.export.hf_tokenizer import NO_TOKEN
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError
-from groundling.export.foreign import ForeignConfig
-from groundling.model.gpt import MAX_LAYERS, GPTConfig
+from groundling.export.config_json import ForeignConfig
+from groundling.model.config import MAX_LAYERS, GPTConfig
 
 NOTE = "groundling"
 """The key of `config.json` under which the whole GPTConfig stands; also what marks a folder as written by us."""

@@ -17,15 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from groundling import atomicio, files
-from groundling.bundle import Bundle, plain_state_dict
+from groundling.bundle import Bundle
+from groundling.bundle.weights import plain_state_dict
 from groundling.errors import ConfigError
 from groundling.export.additions import rarest_token
 from groundling.export.families import GPT2, LLAMA, Family, family_of
 from groundling.export.gguf_vocabulary import Vocabulary, vocabulary_of
 from groundling.export.weights import TRANSPOSED, to_theirs
-from groundling.model.gpt import GPTConfig
-from groundling.optional import optional_import
+from groundling.model.config import GPTConfig
+from groundling.storage import atomic, files
+from groundling.system.optional import optional_import
 
 MARK = "groundling.version"
 """The first key after the architecture: what says that a file is ours, and may be replaced."""
@@ -57,7 +58,7 @@ def export_gguf(bundle: Bundle, path: Path) -> None:
     if vocabulary.end_is_added:
         rows[vocabulary.ends[0]] = rarest_token(bundle)
     with (
-        atomicio.new_file(path) as temporary,
+        atomic.new_file(path) as temporary,
         contextlib.closing(library.GGUFWriter(temporary, family.model_type)) as writer,
     ):
         writer.add_string(MARK, version("groundling"))

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from groundling.errors import ConfigError
 from groundling.export.additions import additions_of, special_names
-from groundling.export.chat_jinja import to_jinja
+from groundling.export.chat_template.jinja import to_jinja
 from groundling.export.hf_tokenizer import merge_pairs
+from groundling.text.bpe import byte_alphabet
 from groundling.text.chat import ChatFormat
+from groundling.text.gpt2 import END_OF_TEXT, gpt2_ids
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.trainers import BLANK
-from groundling.text.vendors import END_OF_TEXT, byte_alphabet, gpt2_ids
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """What a token is, in GGUF's numbers."""

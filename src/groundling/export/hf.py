@@ -12,16 +12,17 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from groundling import atomicio
-from groundling.bundle import Bundle, plain_state_dict
+from groundling.bundle import Bundle
+from groundling.bundle.weights import plain_state_dict
 from groundling.errors import CheckpointError, StorageError
 from groundling.export.additions import Additions, additions_of, rarest_token, special_names, with_copies
 from groundling.export.export_note import EXPORT_NOTE, ExportNote, chat_template
 from groundling.export.families import NOTE, Family, family_of, write_config
 from groundling.export.hf_tokenizer import names_of, tokenizer_settings, tokenizer_spec, with_additions
 from groundling.export.weights import to_theirs
-from groundling.manifest import read_json_object
-from groundling.tensors import opened
+from groundling.storage import atomic
+from groundling.storage.manifest import read_json_object
+from groundling.storage.tensors import opened
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
@@ -52,18 +53,18 @@ def export_hf(bundle: Bundle, folder: Path) -> Family:
     additions = additions_of(bundle.tokenizer, bundle.chat, n_rows=bundle.config.vocab_size, taken=names_of(spec))
     config, weights = _model(bundle, family, additions)
     template = chat_template(bundle.tokenizer, bundle.chat, additions.texts)
-    with atomicio.new_folder(folder) as temporary:
-        atomicio.write_json(temporary / CONFIG, config)
-        atomicio.write_json(temporary / GENERATION, _generation(bundle, additions))
-        atomicio.write_bytes(temporary / WEIGHTS, safetensors.torch.save(weights, metadata=METADATA))
-        atomicio.write_json(temporary / TOKENIZER, with_additions(spec, additions, chats=template is not None))
-        atomicio.write_json(temporary / TOKENIZER_CONFIG, _tokenizer_settings(bundle, additions))
+    with atomic.new_folder(folder) as temporary:
+        atomic.write_json(temporary / CONFIG, config)
+        atomic.write_json(temporary / GENERATION, _generation(bundle, additions))
+        atomic.write_bytes(temporary / WEIGHTS, safetensors.torch.save(weights, metadata=METADATA))
+        atomic.write_json(temporary / TOKENIZER, with_additions(spec, additions, chats=template is not None))
+        atomic.write_json(temporary / TOKENIZER_CONFIG, _tokenizer_settings(bundle, additions))
         if template is not None:
-            atomicio.write_text(temporary / TEMPLATE, template)
+            atomic.write_text(temporary / TEMPLATE, template)
         if "model" in (values := bundle.tokenizer.to_json()):
-            atomicio.write_bytes(temporary / SENTENCEPIECE, base64.b64decode(values["model"]))
+            atomic.write_bytes(temporary / SENTENCEPIECE, base64.b64decode(values["model"]))
         if folder.exists():
-            atomicio.remove_tree(folder)
+            atomic.remove_tree(folder)
     return family
 
 

@@ -5,16 +5,16 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
-from groundling import files
 from groundling.errors import CheckpointError, DataError
 from groundling.export.additions import without_copies
 from groundling.export.export_note import ExportNote, read_note
 from groundling.export.families import GPT2, Family, read_config
 from groundling.export.weights import to_ours, with_biases, without_absent_biases
-from groundling.manifest import read_json_object
-from groundling.model.gpt import GPTConfig
-from groundling.optional import optional_import
-from groundling.tensors import read_foreign
+from groundling.model.config import GPTConfig
+from groundling.storage import files
+from groundling.storage.manifest import read_json_object
+from groundling.storage.tensors import read_foreign
+from groundling.system.optional import optional_import
 
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
 GENERATION = "generation_config.json"

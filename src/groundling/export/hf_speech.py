@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundling.export.chat_recognition import read_chat
+from groundling.export.chat_template.recognition import read_chat
+from groundling.export.chat_template.rendering import TemplateError, find_template, token_names
 from groundling.export.export_note import ExportNote, chat_template
 from groundling.export.hf_folder import read_end_ids, read_own_note
-from groundling.export.hf_tokenizer_reading import open_tokenizer, read_tokenizer
-from groundling.export.template_reading import TemplateError, find_template, token_names
-from groundling.log import say
+from groundling.export.hf_tokenizer_import import open_tokenizer, read_tokenizer
+from groundling.system.logs import say
+from groundling.text.bpe import BPETokenizer
 from groundling.text.chat import ChatFormat
 from groundling.text.tokenizer import Tokenizer
-from groundling.text.vendors import BPETokenizer
 
 
 def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | None, str]:

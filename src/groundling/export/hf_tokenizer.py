@@ -13,10 +13,11 @@ from typing import Any
 
 from groundling.errors import ConfigError
 from groundling.export.additions import Additions
-from groundling.export.chat_escapes import unescaping
-from groundling.optional import optional_import
-from groundling.text import vendors
-from groundling.text.tokenizer import CharTokenizer, Tokenizer
+from groundling.export.chat_template.escapes import unescaping
+from groundling.system.optional import optional_import
+from groundling.text import gpt2
+from groundling.text.char import CharTokenizer
+from groundling.text.tokenizer import Tokenizer
 from groundling.text.trainers import BLANK
 
 ONE_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
@@ -151,10 +152,10 @@ def gpt2_spec() -> dict[str, Any]:
     Raises:
         DataError: the vocabulary is not here and cannot be fetched.
     """
-    vocabulary = vendors.gpt2_ids()
+    vocabulary = gpt2.gpt2_ids()
     in_order = sorted(vocabulary, key=vocabulary.__getitem__)
-    merges = merge_pairs([piece for piece in in_order if piece != vendors.END_OF_TEXT])
-    special = {vendors.END_OF_TEXT: vendors.END_OF_TEXT_ID}
+    merges = merge_pairs([piece for piece in in_order if piece != gpt2.END_OF_TEXT])
+    special = {gpt2.END_OF_TEXT: gpt2.END_OF_TEXT_ID}
     return _spec(_bpe_model(vocabulary, merges), BYTE_LEVEL, {**BYTE_LEVEL}, special)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundling import files
 from groundling.errors import CheckpointError, ConfigError, DataError
+from groundling.export.config_json import LARGEST
 from groundling.export.families import GPT2
-from groundling.export.foreign import LARGEST
 from groundling.export.weights import to_ours
-from groundling.model.gpt import MAX_LAYERS, GPTConfig
-from groundling.text.tokenizer import CharTokenizer
+from groundling.model.config import MAX_LAYERS, GPTConfig
+from groundling.storage import files
+from groundling.text.char import CharTokenizer
 
 TIED = "lm_head.weight"
 """It may share its numbers with the embedding."""

@@ -10,11 +10,11 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from groundling.bundle import plain_state_dict
+from groundling.bundle.weights import plain_state_dict
 from groundling.errors import CheckpointError
 from groundling.export.families import GPT2, Family
-from groundling.model.blank import blank_gpt
-from groundling.model.gpt import GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.uninitialized import blank_gpt
 
 LLAMA_MODULES = {
     "wte": "embed_tokens",

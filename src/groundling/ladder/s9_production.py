@@ -24,7 +24,8 @@ from groundling.errors import ConfigError
 from groundling.ladder.s3_one_head import Head
 from groundling.ladder.s6_residual import ResidualBlock
 from groundling.ladder.s8_scaled import ScaledModel
-from groundling.model.gpt import GPT, GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
 
 
 def production_gpt(s8: ScaledModel) -> GPT:

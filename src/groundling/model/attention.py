@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundling.model.dropout import keep_mask
-from groundling.model.layers import at_least_float32
+from groundling.model.numerics import at_least_float32
 
 ROWS = 128
 """Rows of a block: a smaller one wastes less on what the mask hides, and makes smaller, slower products."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from groundling.model.gpt import GPTConfig
+    from groundling.model.config import GPTConfig
 
 LINE_BYTES = 64
 FIRST_POSITIONS = 256

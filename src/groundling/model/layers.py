@@ -14,11 +14,6 @@ from groundling.model.cache import Places
 PLACES_AT_ONCE = 8192
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Losses and softmaxes are summed in float32 or better: a bfloat16 sum stops growing after a few hundred terms."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def make_norm(kind: str, size: int, eps: float, bias: bool) -> nn.Module:
     """Pick a norm over the last dimension: "layernorm" (arXiv:1607.06450) or "rmsnorm" (arXiv:1910.07467)."""
     if kind == "rmsnorm":

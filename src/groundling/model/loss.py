@@ -6,7 +6,7 @@ Shapes: B batch, T positions, V vocabulary.
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundling.model.layers import at_least_float32
+from groundling.model.numerics import at_least_float32
 
 IGNORE = -100
 """A target of this value is not counted."""

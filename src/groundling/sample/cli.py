@@ -9,15 +9,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from groundling.bundle import contexts, load_bundle, require_speaker
+from groundling.bundle import contexts, load_bundle
+from groundling.bundle.layout import require_speaker
 from groundling.config import any_text, parse
 from groundling.errors import DataError, GroundlingError, require
-from groundling.log import say
-from groundling.output import put
-from groundling.runtime import pick_device
-from groundling.sample.choose import SamplingConfig
 from groundling.sample.engine import Counts, DecodeConfig
 from groundling.sample.generate import TextPiece, stream_batch, text_engine
+from groundling.sample.sampler import SamplingConfig
+from groundling.system.logs import say
+from groundling.system.output import put
+from groundling.system.runtime import pick_device
 from groundling.text.tokenizer import require_unicode
 
 SEPARATOR = "-" * 15

@@ -24,16 +24,16 @@ from torch import Tensor, nn
 
 from groundling.errors import ConfigError, require
 from groundling.model.gpt import GPT
-from groundling.runtime import unwrap
 from groundling.sample import filters
-from groundling.sample.backend import Backend, Native, native_is_faster
-from groundling.sample.choose import SamplingConfig, Token, with_logprobs
-from groundling.sample.draft import Drafter, ModelDrafter, PromptLookup
+from groundling.sample.auto_runner import Backend, Native, native_is_faster
 from groundling.sample.native.comparison import STREAMS
 from groundling.sample.quantize import Weights
-from groundling.sample.readers import Piece
-from groundling.sample.sequences import Lane, Sample, choose_alike
+from groundling.sample.runner import Piece
+from groundling.sample.sampler import SamplingConfig, Token, with_logprobs
+from groundling.sample.sequence import Lane, Sample, choose_alike
 from groundling.sample.slots import CacheMemory, NoMemoryError, Slots
+from groundling.sample.speculative import Drafter, ModelDrafter, PromptLookup
+from groundling.system.runtime import unwrap
 
 MAX_SLOTS = 1 << 16
 """Each has a record, even if it is never used."""

@@ -9,11 +9,12 @@ from torch import nn
 
 from groundling.bundle import Bundle
 from groundling.errors import ConfigError, DataError
-from groundling.sample.choose import SamplingConfig
+from groundling.sample.detokenize import TextStream
 from groundling.sample.engine import DecodeConfig, Engine
-from groundling.sample.sequences import Sample, row_generator
-from groundling.sample.stop import TextStream
-from groundling.text.tokenizer import TextDecoder, Tokenizer, fingerprint
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import Sample, row_generator
+from groundling.text.serialize import fingerprint
+from groundling.text.tokenizer import TextDecoder, Tokenizer
 
 
 def generate_ids(

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from groundling.model.blank import blank_gpt
 from groundling.model.gpt import GPT
+from groundling.model.uninitialized import blank_gpt
 
 Weights = Literal["float32", "bfloat16", "int8"]
 LARGEST = 127

@@ -16,18 +16,21 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from groundling.errors import GroundlingError
-from groundling.serve import orders, pages, rankings, runs, xray
-from groundling.serve.auth import keeper, lock
-from groundling.serve.bodies import Bodies, Locks
-from groundling.serve.errors import ApiError, in_time
-from groundling.serve.faults import explain, unreadable
-from groundling.serve.guard import Ledger, Origins, error_response
-from groundling.serve.logs import EventLog
-from groundling.serve.openai import Performance
-from groundling.serve.orders import Order
-from groundling.serve.registry import State, Theatre
-from groundling.serve.respond import EventStream, Gone, as_json, unless_gone
-from groundling.serve.schema import ChatRequest, CompletionRequest
+from groundling.serve import pages, xray
+from groundling.serve.completions import requests as completion_requests
+from groundling.serve.completions.completion import Performance
+from groundling.serve.completions.requests import Order
+from groundling.serve.completions.schema import ChatRequest, CompletionRequest
+from groundling.serve.http.auth import keeper, lock
+from groundling.serve.http.bodies import Bodies, Locks
+from groundling.serve.http.errors import ApiError, in_time
+from groundling.serve.http.middleware import Ledger, Origins, error_response
+from groundling.serve.http.responses import EventStream, Gone, as_json, unless_gone
+from groundling.serve.http.validation import explain, unreadable
+from groundling.serve.ranking import routes as rankings
+from groundling.serve.runs import routes as runs
+from groundling.serve.state import State, Theatre
+from groundling.system.logs import EventLog
 
 
 class ErrorFacts(BaseModel):
@@ -173,12 +176,14 @@ def _v1(theatre: Theatre, log: EventLog) -> APIRouter:
     @routes.post("/completions", responses=streamed, response_class=Response)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on from a text."""
-        return await _answer(theatre, log, orders.completion_order(theatre, body), request, bool(body.stream))
+        return await _answer(
+            theatre, log, completion_requests.completion_order(theatre, body), request, bool(body.stream)
+        )
 
     @routes.post("/chat/completions", responses=streamed, response_class=Response)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Reply in a conversation."""
-        return await _answer(theatre, log, orders.chat_order(theatre, body), request, bool(body.stream))
+        return await _answer(theatre, log, completion_requests.chat_order(theatre, body), request, bool(body.stream))
 
     return routes
 

@@ -5,8 +5,8 @@ import socket
 
 from groundling.config import parse
 from groundling.errors import ConfigError
-from groundling.optional import optional_import
 from groundling.serve.config import ServeConfig
+from groundling.system.optional import optional_import
 
 
 def main(argv: list[str]) -> int:
@@ -16,12 +16,12 @@ def main(argv: list[str]) -> int:
     for package in ("fastapi", "prometheus_client", "pydantic", "starlette"):
         optional_import(package, "serve")
     uvicorn = optional_import("uvicorn", "serve")
+    from groundling.safety.classifier import load_safety
     from groundling.serve.app import create_app
-    from groundling.serve.logs import EventLog, LibraryLog
-    from groundling.serve.protocol import protocol_for
-    from groundling.serve.registry import Theatre
-    from groundling.serve.safety_classifier import load_safety
+    from groundling.serve.http.protocol import protocol_for
     from groundling.serve.server import FLUSH_S, Server
+    from groundling.serve.state import Theatre
+    from groundling.system.logs import EventLog, LibraryLog
 
     log = EventLog()
     logging.getLogger("uvicorn").handlers = [LibraryLog(log)]

@@ -10,7 +10,7 @@ from importlib import resources
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from groundling.serve.errors import ApiError
+from groundling.serve.http.errors import ApiError
 
 KINDS = {
     ".css": "text/css; charset=utf-8",

@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from groundling.serve.registry import State, Theatre
+from groundling.serve.state import State, Theatre
 
 FLUSH_S = 2
 """For the last errors to be sent, after all was broken off."""

@@ -23,19 +23,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from torch import Tensor
 
-from groundling import files
-from groundling.bundle import Bundle, find_bundle, load_bundle, model_checkpoints
+from groundling.bundle import Bundle, load_bundle
+from groundling.bundle.layout import find_bundle, model_checkpoints
 from groundling.errors import CheckpointError, DataError
-from groundling.manifest import MANIFEST, read_manifest
 from groundling.model.gpt import GPT
-from groundling.sample.attention import HeadScores, Look, look, score_heads
+from groundling.model.inspect import HeadScores, Look, look, score_heads
 from groundling.sample.generate import prompt_ids
-from groundling.serve.conversation import conversation, not_sayable
-from groundling.serve.curves import is_number
-from groundling.serve.errors import ApiError
-from groundling.serve.registry import Served, Theatre
-from groundling.serve.respond import as_json
-from groundling.serve.schema import Body, ChatMessage, Text
+from groundling.serve.completions.conversation import conversation, not_sayable
+from groundling.serve.completions.schema import Body, ChatMessage, Text
+from groundling.serve.http.errors import ApiError
+from groundling.serve.http.responses import as_json
+from groundling.serve.runs.curves import is_number
+from groundling.serve.state import Served, Theatre
+from groundling.storage import files
+from groundling.storage.manifest import MANIFEST, read_manifest
 
 T = TypeVar("T")
 AT_ONCE = 2

@@ -19,8 +19,8 @@ from contextlib import suppress
 from typing import IO, Literal
 
 from groundling.errors import DataError, TrainingError
-from groundling.optional import missing_extra
-from groundling.progress import Progress
+from groundling.system.optional import missing_extra
+from groundling.system.progress import Progress
 
 Kind = Literal["bpe", "unigram", "sp_bpe"]
 BLANK = "\u2581"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundling.bundle import read_config
+from groundling.bundle.layout import read_config
 from groundling.config import from_dict, load_preset, parse, read_toml
 from groundling.errors import ConfigError
 from groundling.train.settings import PretrainConfig

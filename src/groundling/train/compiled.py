@@ -7,7 +7,8 @@ from torch import nn
 
 from groundling.model.attention import attention_in_products, fused_attention
 from groundling.model.gpt import GPT, Block
-from groundling.runtime import Compiler, Runtime
+from groundling.system.compile import Compiler
+from groundling.system.runtime import Runtime
 from groundling.train.step import Objective
 
 

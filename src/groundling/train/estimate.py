@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from groundling import dist, runtime
 from groundling.data.batches import Batch
 from groundling.errors import require
-from groundling.memory import memory_of
-from groundling.model.blank import count_parameters
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.runtime import Runtime
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.model.uninitialized import count_parameters
+from groundling.system import distributed, hardware, memory
+from groundling.system.memory import memory_of
+from groundling.system.runtime import Runtime
 from groundling.train.step import Objective
 
 COMPILED_SPEED_UP = 1.4
@@ -33,7 +34,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """Four lines for people."""
         epochs = self.n_tokens / max(1, self.n_train_tokens)
-        total = runtime.memory_total_bytes()
+        total = memory.memory_total_bytes()
         of_total = f" of {total / 1e9:,.1f} GB" if total else ""
         return [
             f"parameters  {self.n_parameters:,}",
@@ -61,7 +62,7 @@ def estimate(
 ) -> Estimate:
     """Estimate a run; the time from one measured forward and backward pass that changes nothing."""
     per_micro_batch = _measure(model, picked, micro_batch_size) / (COMPILED_SPEED_UP if picked.compile else 1.0)
-    n_micro_batches = batch_size / (micro_batch_size * dist.world_size())
+    n_micro_batches = batch_size / (micro_batch_size * distributed.world_size())
     return Estimate(
         n_parameters=model.n_parameters(),
         n_tokens=n_steps * batch_size * model.block_size,
@@ -104,7 +105,7 @@ def require_memory(model: GPT, picked: Runtime, micro_batch_size: int) -> None:
     Raises:
         ConfigError: already the rough lower estimate is more than the main memory.
     """
-    needed, there = memory_bytes(model, picked, micro_batch_size), runtime.memory_total_bytes()
+    needed, there = memory_bytes(model, picked, micro_batch_size), memory.memory_total_bytes()
     require(
         picked.device.type != "cpu" or not there or needed <= there,
         f"{micro_batch_size:,} sequences at once need about {needed / 1e9:,.0f} GB of memory and this machine has "
@@ -121,10 +122,10 @@ def _measure(model: GPT, picked: Runtime, micro_batch_size: int) -> float:
     devices = [picked.device] if picked.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         for _ in range(2):
-            runtime.synchronize(picked.device)
+            hardware.synchronize(picked.device)
             start = time.perf_counter()
             objective(batch.idx_BT, batch.targets_BT).backward()
-            runtime.synchronize(picked.device)
+            hardware.synchronize(picked.device)
             seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
     return seconds

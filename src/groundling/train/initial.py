@@ -2,11 +2,14 @@
 
 import dataclasses
 
-from groundling.bundle import Bundle, load_bundle, plain_state_dict, require_speaker
+from groundling.bundle import Bundle, load_bundle
+from groundling.bundle.layout import require_speaker
+from groundling.bundle.weights import plain_state_dict
 from groundling.config import differences
 from groundling.errors import ConfigError
-from groundling.model.gpt import GPT, GPTConfig
-from groundling.text.training import TokenizerConfig
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.text.build import TokenizerConfig
 from groundling.train.settings import PretrainConfig
 
 MODEL_MAY_DIFFER = ("dropout", "attention_dropout", "block_size")

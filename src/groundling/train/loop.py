@@ -2,7 +2,7 @@
 
 import time
 
-from groundling.train.schedule import ScheduleConfig
+from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats, train_step
 

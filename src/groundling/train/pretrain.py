@@ -9,34 +9,39 @@ from pathlib import Path
 
 import torch
 
-from groundling import atomicio, dist, runtime
-from groundling.bundle import Bundle, base_at, find_bundle, load_bundle, save_bundle
+from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.bundle.adapter import base_at
+from groundling.bundle.layout import find_bundle
 from groundling.config import to_dict, to_toml
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
-from groundling.data.teacher import TableTeacher, learn, require_teachable
 from groundling.errors import CheckpointError, ConfigError, TrainingError
-from groundling.log import ConsoleSink, JsonlSink, Sink, optional_sinks, require_packages
 from groundling.model.gpt import GPT
-from groundling.runtime import Peak, Runtime
-from groundling.sample.choose import SamplingConfig
 from groundling.sample.generate import generate
+from groundling.sample.sampler import SamplingConfig
+from groundling.storage import atomic
+from groundling.system import distributed, hardware, runtime
+from groundling.system.hardware import Peak
+from groundling.system.logs import ConsoleSink
+from groundling.system.metrics import JsonlSink, Sink, optional_sinks, require_packages
+from groundling.system.runtime import Runtime, make_deterministic
+from groundling.system.signals import ASKED_TO_STOP, StopRequest, stop_on_signals
 from groundling.text.tokenizer import require_unicode
-from groundling.train import resuming, rundir
+from groundling.train import resuming, run_folder
 from groundling.train.arguments import parse_arguments
-from groundling.train.average import WeightAverage
-from groundling.train.checkpoint import Checkpoints, RunFacts, read_state, restore
+from groundling.train.callbacks import Plan, RunWatcher
+from groundling.train.checkpoints.checkpoint import Checkpoints, RunFacts, read_state, restore
 from groundling.train.compiled import compile_objective
+from groundling.train.distill.table import TableTeacher, learn, require_teachable
 from groundling.train.estimate import estimate, require_buildable, require_memory, total_flops
 from groundling.train.initial import read_initial, take_weights
 from groundling.train.loop import train
-from groundling.train.optim import Optimizers
+from groundling.train.optim.ema import WeightAverage
+from groundling.train.optim.optimizers import Optimizers
 from groundling.train.settings import PretrainConfig
-from groundling.train.signals import StopRequest, stop_on_signals
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
 from groundling.train.summary import RunSummary, last_words
-from groundling.train.watch import ASKED_TO_STOP, Plan, RunWatcher, make_deterministic
 
 WORTH_COMPILING_FLOPS = 2e13
 """A run of less work than this takes about a minute on two cores, and compiling takes half of that."""
@@ -57,10 +62,10 @@ def pretrain(config: PretrainConfig) -> RunSummary:
     device = runtime.pick_device(config.runtime.device)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        stack.enter_context(dist.process_group(device, advice=resuming.AFTER_A_LOST_RANK))
-        if dist.is_first():
-            stack.enter_context(rundir.locked(config.out_dir))
-        dist.barrier()
+        stack.enter_context(distributed.process_group(device, advice=resuming.AFTER_A_LOST_RANK))
+        if distributed.is_first():
+            stack.enter_context(run_folder.locked(config.out_dir))
+        distributed.barrier()
         return _Run(config, stop, started, stack).run()
 
 
@@ -70,7 +75,7 @@ class _Run:
     def __init__(self, config: PretrainConfig, stop: StopRequest, started: float, stack: ExitStack) -> None:
         config = resuming.decided(config)
         self.config, self.stop, self.started, self.stack = config, stop, started, stack
-        self.console = ConsoleSink(config.steps) if dist.is_first() else None
+        self.console = ConsoleSink(config.steps) if distributed.is_first() else None
         if self.console is not None:
             stack.callback(self.console.close)
         self._require_place()
@@ -92,15 +97,15 @@ class _Run:
         config = self.config
         self._say_estimate()
         if not config.resume:  # what could be refused has been: only now is an earlier run removed
-            if dist.is_first():
-                self.stack.enter_context(rundir.new_run(config.out_dir, self.stop))
-            dist.barrier()
-        measured = runtime.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
+            if distributed.is_first():
+                self.stack.enter_context(run_folder.new_run(config.out_dir, self.stop))
+            distributed.barrier()
+        measured = hardware.measure_matmul_peak(self.picked.device, self.picked.compute_dtype)
         state = self._state()
         if self.resume_from is not None:
             restore(self.resume_from, state)
         self.wall_before = state.progress.wall_s
-        watcher = self._watcher(state, Peak(measured * dist.world_size()))
+        watcher = self._watcher(state, Peak(measured * distributed.world_size()))
         try:
             reason = train(
                 state, n_steps=config.steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher
@@ -133,15 +138,15 @@ class _Run:
 
     def _require_place(self) -> None:
         config = self.config
-        if not config.resume and dist.is_first():
-            rundir.require_room(config.out_dir, overwrite=config.overwrite)
-        dist.barrier()
+        if not config.resume and distributed.is_first():
+            run_folder.require_room(config.out_dir, overwrite=config.overwrite)
+        distributed.barrier()
 
     def _require_workable(self) -> None:
         """Refuse what would fail later, when an earlier run was removed or hours of training would be lost."""
         config = self.config
         self._batches(teacher=None)
-        if dist.is_first():
+        if distributed.is_first():
             require_packages(config.sinks)
         if config.sample_every is not None:
             require_unicode(config.sample_prompt)
@@ -150,12 +155,12 @@ class _Run:
     def _find_checkpoint(self) -> Path:
         """What to go on from, on all ranks the same."""
         config = self.config
-        if dist.is_first():
-            path, passed_over = rundir.find_resumable(config.out_dir)
+        if distributed.is_first():
+            path, passed_over = run_folder.find_resumable(config.out_dir)
             for why in passed_over:
                 self.say(f"passed over: {why}")
-        dist.barrier()
-        if not dist.is_first():
+        distributed.barrier()
+        if not distributed.is_first():
             path, _ = Checkpoints(config.out_dir / "checkpoints").newest_good()
         self.say(f"resuming from {path}")
         return path
@@ -174,10 +179,10 @@ class _Run:
     def _prepare_data(self) -> Corpus:
         """The first rank prepares the token files, the others then find them."""
         config, tokenizer = self.config, None if self.initial is None else self.initial.tokenizer
-        if dist.is_first():
+        if distributed.is_first():
             corpus = prepare(config.data, config.model.block_size, tokenizer)
-        dist.barrier()
-        if not dist.is_first():
+        distributed.barrier()
+        if not distributed.is_first():
             corpus = prepare(config.data, config.model.block_size, tokenizer)
         return corpus
 
@@ -212,7 +217,7 @@ class _Run:
     def _facts(self) -> RunFacts:
         """Who this run is: as its checkpoint says, when it goes on, and the config must agree with it."""
         plain = to_dict(dataclasses.replace(self.config, model=self.model_config))
-        run_id, data_fingerprint = rundir.new_run_id(), self._data_fingerprint()
+        run_id, data_fingerprint = run_folder.new_run_id(), self._data_fingerprint()
         if self.resume_from is not None:
             record = read_state(self.resume_from)
             run_id = record["run_id"]
@@ -229,7 +234,7 @@ class _Run:
 
     def _say_estimate(self) -> None:
         config = self.config
-        share = config.batch_size // dist.world_size()
+        share = config.batch_size // distributed.world_size()
         micro_batch_size = min(config.micro_batch_size or share, share)
         require_memory(self.model, self.picked, micro_batch_size)
         cost = estimate(
@@ -251,13 +256,13 @@ class _Run:
             teacher_weight=config.teacher.weight,
             teacher_fades=config.teacher.fades,
         )
-        say = self.say if dist.is_first() else lambda _: None
+        say = self.say if distributed.is_first() else lambda _: None
         compile_objective(objective, picked, say)
         optimizers = Optimizers(self.model, config.optim, picked.compute_dtype)
         batches = self._batches(self._teacher())
         average = None if config.average_decay is None else WeightAverage(self.model, config.average_decay)
-        torch.manual_seed(config.seed + dist.rank())  # from here on, dropout: other ranks drop other numbers
-        return TrainState(self.model, dist.wrap(objective), optimizers, batches, average)
+        torch.manual_seed(config.seed + distributed.rank())  # from here on, dropout: other ranks drop other numbers
+        return TrainState(self.model, distributed.wrap(objective), optimizers, batches, average)
 
     def _batches(self, teacher: TableTeacher | None) -> Batches:
         config = self.config
@@ -268,8 +273,8 @@ class _Run:
             micro_batch_size=config.micro_batch_size,
             order=config.order,
             seed=config.seed,
-            rank=dist.rank(),
-            world_size=dist.world_size(),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
             teacher=teacher,
         )
 
@@ -314,10 +319,10 @@ class _Run:
         run = config.out_dir
         # First what can fail for want of a package: a run that never began leaves nothing behind.
         more = optional_sinks(config.sinks, run, self.facts.config, self.facts.run_id)
-        atomicio.write_text(run / "run.toml", to_toml(dataclasses.replace(config, resume=False, overwrite=False)))
-        about = {"run_id": self.facts.run_id, **runtime.environment(), **self.picked.reasons}
-        atomicio.write_json(run / "env.json", about)
-        atomicio.remove(run / "summary.json")
+        atomic.write_text(run / "run.toml", to_toml(dataclasses.replace(config, resume=False, overwrite=False)))
+        about = {"run_id": self.facts.run_id, **hardware.environment(), **self.picked.reasons}
+        atomic.write_json(run / "env.json", about)
+        atomic.remove(run / "summary.json")
         record = JsonlSink(run / "metrics.jsonl", resumed_at=step if config.resume else None)
         return [record, self.console, *more]
 
@@ -338,12 +343,12 @@ class _Run:
     def _finish(self, state: TrainState, reason: str, watcher: RunWatcher) -> RunSummary:
         """Leave the best model as the run's bundle, and the summary last: where it is, the run is over."""
         run, interrupted = self.config.out_dir, reason == ASKED_TO_STOP
-        if dist.is_first() and not interrupted:
+        if distributed.is_first() and not interrupted:
             self._leave_bundle(state)
         summary = watcher.summary(state, reason, self._wall_s())
-        if dist.is_first():
+        if distributed.is_first():
             if not interrupted:
-                atomicio.write_json(run / "summary.json", dataclasses.asdict(summary))
+                atomic.write_json(run / "summary.json", dataclasses.asdict(summary))
             self.say(last_words(summary, run))
         return summary
 

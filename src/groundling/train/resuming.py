@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from groundling import dist
 from groundling.config import completed, differences
 from groundling.errors import CheckpointError, ConfigError
-from groundling.train import rundir
-from groundling.train.optim import OptimConfig
+from groundling.system import distributed
+from groundling.train import run_folder
+from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.settings import MAY_CHANGE, PretrainConfig
 
 NEVER_SAID = ("out_dir", "resume", "overwrite")
@@ -45,7 +45,7 @@ def decided(config: R) -> R:
     """
     if config.resume != "if-present":
         return config
-    starts = dist.any_rank(dist.is_first() and rundir.has_nothing_to_lose(config.out_dir))
+    starts = distributed.any_rank(distributed.is_first() and run_folder.has_nothing_to_lose(config.out_dir))
     return dataclasses.replace(config, resume=not starts, overwrite=starts)  # type: ignore[type-var]
 
 

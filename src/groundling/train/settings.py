@@ -6,13 +6,13 @@ from typing import Literal, get_args
 
 from groundling.data.batches import Order
 from groundling.data.corpus import DataConfig
-from groundling.data.teacher import TeacherConfig
 from groundling.errors import require
-from groundling.log import SinkName
-from groundling.model.gpt import GPTConfig
-from groundling.runtime import RuntimeConfig
-from groundling.train.optim import OptimConfig
-from groundling.train.schedule import ScheduleConfig
+from groundling.model.config import GPTConfig
+from groundling.system.metrics import SinkName
+from groundling.system.runtime import RuntimeConfig
+from groundling.train.distill.table import TeacherConfig
+from groundling.train.optim.optimizers import OptimConfig
+from groundling.train.optim.schedule import ScheduleConfig
 
 MAY_CHANGE = (
     "out_dir",

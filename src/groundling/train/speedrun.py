@@ -21,16 +21,17 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from groundling import atomicio, runtime
 from groundling.bundle import load_bundle, save_bundle
 from groundling.config import parse
 from groundling.errors import ConfigError, TrainingError, require
-from groundling.log import print_table, say
-from groundling.train import rundir
+from groundling.storage import atomic
+from groundling.system import hardware
+from groundling.system.logs import print_table, say
+from groundling.system.signals import handled_by
+from groundling.train import run_folder
 from groundling.train.settings import PretrainConfig
-from groundling.train.signals import handled_by
 
-REPORT = rundir.SPEEDRUN_REPORT
+REPORT = run_folder.SPEEDRUN_REPORT
 RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
 """Of the folder of one of a speedrun's runs."""
 
@@ -180,7 +181,7 @@ def speedrun(config: SpeedrunConfig) -> int:
     seeds = config.seeds or recipes.usual_seeds
     out_dir = config.out_dir or Path("runs") / Path(recipes.preset).stem
     report = out_dir / REPORT
-    with rundir.locked(out_dir):
+    with run_folder.locked(out_dir):
         _make_room(out_dir, overwrite=config.overwrite)
         results: list[SeedResult] = []
         for seed in seeds:
@@ -194,9 +195,9 @@ def speedrun(config: SpeedrunConfig) -> int:
             if not results:
                 _leave_bundle(jobs[-1].run / "bundle", out_dir / "bundle")
             results.append(_result(seed, wall_s, [job.run for job in jobs]))
-            atomicio.write_json(report, [dataclasses.asdict(result) for result in results])
+            atomic.write_json(report, [dataclasses.asdict(result) for result in results])
     print_table(table(results))
-    print(f"{runtime.processor_name()}, {os.cpu_count()} cores; wrote {report} and {out_dir / 'bundle'}")
+    print(f"{hardware.processor_name()}, {os.cpu_count()} cores; wrote {report} and {out_dir / 'bundle'}")
     return 0
 
 
@@ -206,14 +207,14 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
     Raises:
         ConfigError: there is, and nobody said that it may go; or a run of `pretrain` lives here.
     """
-    if any((out_dir / name).exists() for name in (*rundir.FILES, "checkpoints")):
+    if any((out_dir / name).exists() for name in (*run_folder.FILES, "checkpoints")):
         raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
     runs = [path for path in sorted(out_dir.iterdir()) if path.is_dir() and RUN_NAME.fullmatch(path.name)]
     left = [path for path in (out_dir / REPORT, out_dir / "bundle", *runs) if path.exists()]
     if left and not overwrite:
         raise ConfigError(f"{left[0]} is there already; remove it (--overwrite), or choose another --out-dir")
     for path in left:  # the report first: what it promises is there, or it is gone
-        atomicio.remove(path)
+        atomic.remove(path)
 
 
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
@@ -262,7 +263,7 @@ def _unfinished(run: str, code: int, report: Path) -> int:
 
 def _result(seed: int, wall_s: float, runs: Sequence[Path]) -> SeedResult:
     """The last run's loss, and the cost of all: who taught it belongs to it."""
-    summaries = [rundir.read_summary(run) for run in runs]
+    summaries = [run_folder.read_summary(run) for run in runs]
     tokens, train_s = (sum(summary[name] for summary in summaries) for name in ("tokens", "train_s"))
     busy_s = sum(summary["utilisation"] * summary["train_s"] for summary in summaries)
     return SeedResult(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from groundling.data.batches import Feed
-from groundling.train.average import WeightAverage
-from groundling.train.optim import Optimizers
+from groundling.train.optim.ema import WeightAverage
+from groundling.train.optim.optimizers import Optimizers
 
 
 @dataclass

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundling import dist
 from groundling.data.batches import MicroBatch
 from groundling.errors import TrainingError
 from groundling.model.loss import loss_sum, taught_loss_sum
-from groundling.train.optim import Optimizers
+from groundling.system import distributed
+from groundling.train.optim.optimizers import Optimizers
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,18 @@ def train_step(
     """
     parameters = optimizers.parameters
     device = parameters[0].device
-    n_targets = dist.all_reduce_sum(sum(batch.n_targets for batch in micro_batches), device)
+    n_targets = distributed.all_reduce_sum(sum(batch.n_targets for batch in micro_batches), device)
     # DDP averages over ranks and we want the sum; a step without any target gives zero gradients, not NaN.
-    scale = dist.world_size() / max(1.0, n_targets)
+    scale = distributed.world_size() / max(1.0, n_targets)
     optimizers.zero_grad()
     nats = 0.0
     for batch in micro_batches:
-        with dist.sync_gradients(objective, when=batch is micro_batches[-1]):
+        with distributed.sync_gradients(objective, when=batch is micro_batches[-1]):
             # Nats, summed over this micro-batch's targets.
             loss = objective(*batch.to(device).arguments(lr_factor))
             (loss * scale).backward()
         nats += loss.item()
-    mean = dist.all_reduce_sum(nats, device) / max(1.0, n_targets)
+    mean = distributed.all_reduce_sum(nats, device) / max(1.0, n_targets)
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     length = grad_norm.item()
     if not (math.isfinite(mean) and math.isfinite(length)):

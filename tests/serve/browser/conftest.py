@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from groundling import atomicio
+from groundling.storage import atomic
 from servekit import Served, serving
 
 AXE = ("4.11.0", "sha512-ilYanEU8vxxBexpJd8cWM4ElSQq4QctCLKih0TSfjIfCQTeyH/6zVrmIJfLPrKTKJRbiG+cfnZbQIjAlJmF1jQ==")
@@ -83,7 +83,7 @@ def page_at(browser: Browser, theatre: Served) -> Iterator[Callable[..., Page]]:
 def axe_source() -> str:
     """axe-core, from npm, kept in the user's cache."""
     version, expected = AXE
-    folder = atomicio.cache_folder() / "axe"
+    folder = atomic.cache_folder() / "axe"
     package = folder / f"axe-core-{version}.tgz"
     if not package.exists():
         folder.mkdir(parents=True, exist_ok=True)

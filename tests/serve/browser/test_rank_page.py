@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from groundling.align.judgements import SKIP, Judgement, tie_of
-from groundling.align.rankings import Rankings
+from groundling.align.preferences.judgement import SKIP, Judgement, tie_of
+from groundling.align.preferences.store import Rankings
 from servekit import Served, serving
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "align"))

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from groundling import atomicio
 from groundling.errors import GroundlingError
-from groundling.manifest import read_json_object
-from groundling.model.gpt import GPTConfig
+from groundling.model.config import GPTConfig
 from groundling.sample.quantize import Weights
-from groundling.sample.readers import Piece, Reader
+from groundling.sample.runner import Piece, Reader
+from groundling.storage import atomic
+from groundling.storage.manifest import read_json_object
 
 PROMPT = 32
 """Tokens of the prompt whose reading is timed."""
@@ -123,7 +123,7 @@ def kept_or_measured(kept: Path, key: str, measure_now: Callable[[], Comparison]
     if comparison is None:
         comparison = measure_now()
         with suppress(GroundlingError, OSError):
-            atomicio.write_json(kept, {**found, key: dataclasses.asdict(comparison)})
+            atomic.write_json(kept, {**found, key: dataclasses.asdict(comparison)})
     return comparison
 
 

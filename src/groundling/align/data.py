@@ -1,0 +1,198 @@
+"""What a stage learns from or draws its prompts from, as ids: your own conversations or prompts, or Shakespeare's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from groundling.data.examples.conversations import Conversation, holds_prompts, read_conversations, read_prompts
+from groundling.data.examples.encoding import Counts, Encoded, encode_conversation, encode_prompt
+from groundling.data.examples.messages import Messages
+from groundling.data.examples.shakespeare import MAX_PROMPT, prompts, shakespeare_dialogues
+from groundling.errors import DataError, require
+from groundling.system.progress import Progress
+from groundling.text.chat import ChatFormat
+from groundling.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatDataConfig:
+    """Conversations."""
+
+    path: Path | None = None
+    """JSONL of chats in any usual form; None: the speeches of Tiny Shakespeare's plays, each answered by the next.
+
+    Where only prompts are needed it may hold just these: {"prompt": ...}, or a .txt with one a line."""
+    val_path: Path | None = None
+    """What it is measured by; None: the last tenth of path."""
+    max_prompt: int = MAX_PROMPT
+    """Of the speeches: characters of what the user says, each time; longer ones lose their beginning."""
+    max_reply: int = 120
+    """Of the speeches: characters of what the assistant says, each time; longer ones end after a sentence."""
+    max_turns: int = 2
+    """Of the speeches: replies in one conversation at most."""
+
+    def __post_init__(self) -> None:
+        require(self.val_path is None or self.path is not None, "data.val_path needs data.path")
+        for name in ("max_prompt", "max_reply", "max_turns"):
+            require(getattr(self, name) >= 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Both splits as ids, and what is asked in them."""
+
+    train: list[Encoded]
+    val: list[Encoded]
+    counts: tuple[Counts, Counts]
+    asked: "Asked"
+
+    def lines(self) -> list[str]:
+        """What became of the examples, for people."""
+        return [f"{name:<12}{counts.line()}" for name, counts in zip(("train", "validation"), self.counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What users ask, as messages."""
+
+    train: list[Messages]
+    """None is there twice."""
+    val: list[Messages]
+    """None is there twice, or in `train`."""
+
+    @classmethod
+    def of(cls, train: Sequence[Messages], val: Sequence[Messages]) -> "Asked":
+        """Both splits, without what comes again."""
+        known = dict.fromkeys(train)
+        return cls(list(known), [messages for messages in dict.fromkeys(val) if messages not in known])
+
+
+def prompt_ids(
+    asked: Sequence[Messages], chat: ChatFormat, tokenizer: Tokenizer, max_ids: int
+) -> dict[tuple[int, ...], Messages]:
+    """Prompts as ids that a model can read, and what was asked; none twice.
+
+    Raises:
+        DataError: there is none.
+    """
+    counts, found = Counts(), dict[tuple[int, ...], Messages]()
+    for messages in asked:
+        ids = encode_prompt(messages, chat, tokenizer, max_ids, counts)
+        if ids is not None:
+            found.setdefault(tuple(ids), messages)
+    if not found:
+        raise DataError(f"there is no prompt to reply to: {counts.line()}")
+    return found
+
+
+def prompt_room(block_size: int, max_new_tokens: int, least: int) -> int:
+    """How many ids a prompt may have where a reply may have so many.
+
+    Args:
+        block_size: the model's context.
+        max_new_tokens: of a reply.
+        least: what a conversation takes at least (`least_ids`).
+
+    Raises:
+        ConfigError: there is no room for one.
+    """
+    require(
+        max_new_tokens <= block_size - least,
+        f"max_new_tokens is {max_new_tokens}, and the model's context has {block_size} positions, of which a prompt "
+        f"needs {least} at least; it can be {block_size - least} at most",
+    )
+    return block_size - max_new_tokens
+
+
+def prepare_conversations(
+    config: ChatDataConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int
+) -> Conversations:
+    """Read both splits, and turn them into ids that fit into a row.
+
+    Raises:
+        DataError: a file cannot be read, or nothing is left of it.
+    """
+    train, val = _read(config)
+    counts = Counts(), Counts()
+    with Progress("encoding the conversations", len(train) + len(val)) as progress:
+        encoded: list[list[Encoded]] = [[], []]
+        for part, examples, count in zip((train, val), encoded, counts, strict=True):
+            for conversation in part:
+                example = encode_conversation(conversation, chat, tokenizer, block_size, count)
+                examples += [] if example is None else [example]
+                progress.advance(1)
+    if not encoded[0]:
+        raise DataError(f"no conversation is left to learn from: {counts[0].line()}")
+    return Conversations(encoded[0], encoded[1], counts, Asked.of(prompts(train), prompts(val)))
+
+
+def read_asked(config: ChatDataConfig) -> Asked:
+    """What users ask, in both splits: of conversations, or of files of prompts.
+
+    Raises:
+        DataError: a file cannot be read, or nothing is left of it.
+    """
+    if config.path is None or not holds_prompts(config.path):
+        return Asked.of(*(prompts(part) for part in _read(config)))
+    train = read_prompts(config.path)
+    if config.val_path is None:
+        return Asked.of(*_cut(train, config.path, "prompts"))
+    if holds_prompts(config.val_path):
+        return Asked.of(train, read_prompts(config.val_path))
+    return Asked.of(train, prompts(read_conversations(config.val_path)))
+
+
+def _read(config: ChatDataConfig) -> tuple[list[Conversation], list[Conversation]]:
+    if config.path is None:
+        return shakespeare_dialogues(
+            max_prompt=config.max_prompt, max_reply=config.max_reply, max_turns=config.max_turns
+        )
+    train = read_conversations(config.path)
+    if config.val_path is not None:
+        return train, read_conversations(config.val_path)
+    return _cut(train, config.path, "conversations")
+
+
+def _cut(rows: list[T], path: Path, what: str) -> tuple[list[T], list[T]]:
+    """The last tenth is measured by."""
+    n_val = max(1, len(rows) // 10)
+    if len(rows) < 2:
+        raise DataError(f"{path} has {len(rows)} {what}; one is kept to measure by, so 2 are needed")
+    return rows[:-n_val], rows[-n_val:]
+
+
+class Example(Protocol):
+    """What was said to some prompt."""
+
+    @property
+    def messages(self) -> Messages:
+        """The prompt."""
+        ...
+
+
+E = TypeVar("E", bound=Example)
+
+
+def split(examples: Sequence[E], part: float) -> tuple[list[E], list[E]]:
+    """Examples to learn from and to measure by; see `held_out`."""
+    kept = held_out([example.messages for example in examples], part)
+    train = [example for example, is_kept in zip(examples, kept, strict=True) if not is_kept]
+    return train, [example for example, is_kept in zip(examples, kept, strict=True) if is_kept]
+
+
+def held_out(asked: Sequence[Messages], part: float) -> list[bool]:
+    """Whether each example is kept for measuring.
+
+    The last prompts are, in the order in which they first come; however often one was asked, it is on one side.
+
+    Args:
+        asked: the prompt of each example.
+        part: of the prompts; at least one is kept, if there are two and it is not 0, and half of them at most.
+    """
+    prompts = list(dict.fromkeys(asked))
+    n = min(len(prompts) // 2, max(1, round(part * len(prompts)))) if part else 0
+    kept = set(prompts[len(prompts) - n :])
+    return [messages in kept for messages in asked]

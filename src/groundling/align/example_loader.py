@@ -1,0 +1,79 @@
+"""Shuffled epochs of examples, whatever an example is: what a step takes follows from the seed and its number."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from groundling.data.batches import MicroBatch, counted_generator
+from groundling.errors import DataError, require
+from groundling.system import distributed
+
+
+class ShuffledNumbers:
+    """The numbers below n in shuffled epochs: each once an epoch.
+
+    Args:
+        n: how many there are.
+        seed: of the order.
+        purpose: keeps apart what one run shuffles; see `counted_generator`.
+    """
+
+    def __init__(self, n: int, seed: int, purpose: int) -> None:
+        self.n, self._seed, self._purpose = n, seed, purpose
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __call__(self, place: int) -> int:
+        """The number at a place, counted over all epochs."""
+        epoch, inside = divmod(place, self.n)
+        if epoch != self._epoch:
+            generator = counted_generator(self._seed, self._purpose, epoch)
+            self._epoch, self._order = epoch, generator.permutation(self.n)
+        return int(self._order[inside])
+
+
+class ExampleFeed:
+    """Steps of `batch_size` examples over all ranks; each rank makes micro-batches of its own part.
+
+    Args:
+        n_examples: how many there are.
+        batch_size: examples a step, over all ranks.
+        make: some examples, by their numbers -> micro-batches, at least one.
+        seed: of the order.
+
+    Raises:
+        ConfigError: the batch does not divide over the ranks.
+        DataError: there are no examples.
+    """
+
+    def __init__(
+        self, n_examples: int, batch_size: int, make: Callable[[list[int]], Sequence[MicroBatch]], seed: int
+    ) -> None:
+        if n_examples == 0:
+            raise DataError("no example is left to learn from; see the counts above for where they went")
+        size = distributed.world_size()
+        require(
+            batch_size % size == 0,
+            f"batch_size {batch_size} does not divide over {size} ranks; make it a multiple of {size}",
+        )
+        self._batch_size, self._make = batch_size, make
+        self._example = ShuffledNumbers(n_examples, seed, purpose=2)
+        self._next = 0
+
+    def next_step(self) -> Sequence[MicroBatch]:
+        """The micro-batches of the next step that are this rank's."""
+        share = self._batch_size // distributed.world_size()
+        first = self._next + distributed.rank() * share
+        self._next += self._batch_size
+        return self._make([self._example(number) for number in range(first, first + share)])
+
+    def n_steps(self, epochs: float) -> int:
+        """How many steps show every example `epochs` times, to the nearest step."""
+        return max(1, round(self._example.n * epochs / self._batch_size))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where we are."""
+        return {"next_sample": self._next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self._next = int(state["next_sample"])

@@ -1,0 +1,135 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685): a small model's worth of numbers that change a large one.
+
+W stays as it is and B A is learned beside it; everything that reads `linear.weight` sees W + (alpha / rank) B A, so
+decoding, exporting and inspecting need to know nothing of adapters. What is saved is the sum, or the adapter alone.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from groundling.bundle.adapter import Adapter, added
+from groundling.errors import require
+from groundling.model.gpt import GPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Which part of a model is trained."""
+
+    rank: int | None = None
+    """Train matrices of this rank beside those of the blocks, and the chat's own embeddings; None: train all."""
+    alpha: float | None = None
+    """What they are multiplied with is alpha / rank; None: twice the rank."""
+    keep: bool = False
+    """Save these alone, with a note of the model that they belong to; or else both as one model."""
+
+    def __post_init__(self) -> None:
+        require(self.rank is None or self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1, or None")
+        require(self.alpha is None or self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive, or None")
+        require(self.alpha is None or self.rank is not None, "lora.alpha needs lora.rank")
+        require(self.rank is not None or not self.keep, "lora.keep needs lora.rank: a model of its own has no adapter")
+
+    def scale(self) -> float:
+        """What B A is multiplied with."""
+        assert self.rank is not None
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+
+class LowRank(nn.Module):
+    """Adds a matrix of low rank to a weight; at first nothing, since B is zero."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        n_out, n_in = weight.shape
+        a = torch.empty(rank, n_in).uniform_(-1, 1, generator=generator) * math.sqrt(3 / n_in)
+        self.a = nn.Parameter(a.to(weight))
+        self.b = nn.Parameter(weight.new_zeros(n_out, rank))
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return added(weight, self.a, self.b, self.scale)
+
+
+class LearnedRows(nn.Module):
+    """Lets the last rows of an embedding be learned, and no others."""
+
+    def __init__(self, weight: Tensor, n_frozen: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(weight[n_frozen:].detach().clone())
+        self.n_frozen = n_frozen
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.cat([weight[: self.n_frozen], self.rows])
+
+
+def adapt(model: GPT, config: LoraConfig, n_known_ids: int, seed: int) -> None:
+    """Let only adapters and the rows of ids from `n_known_ids` on be learned; without a rank, do nothing.
+
+    Raises:
+        ConfigError: the rank is higher than that of any matrix.
+    """
+    if config.rank is None:
+        return
+    most = max(min(linear.weight.shape) for linear in _block_linears(model))
+    require(config.rank <= most, f"lora.rank is {config.rank}; the model's matrices have at most a rank of {most}")
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for linear in _block_linears(model):
+        parametrize.register_parametrization(
+            linear, "weight", LowRank(linear.weight, config.rank, config.scale(), generator)
+        )
+    if n_known_ids >= model.config.vocab_size:
+        return
+    rows = LearnedRows(model.wte.weight, n_known_ids)
+    parametrize.register_parametrization(model.wte, "weight", rows)
+    if model.config.tie_weights:  # one parameter and one parametrization for both
+        del model.lm_head.weight
+        parametrize.register_parametrization(_with_weight(model.lm_head, model.wte), "weight", rows)
+    else:
+        parametrize.register_parametrization(model.lm_head, "weight", LearnedRows(model.lm_head.weight, n_known_ids))
+
+
+def _with_weight(linear: nn.Linear, embedding: nn.Embedding) -> nn.Linear:
+    linear.weight = embedding.parametrizations.weight.original  # type: ignore[union-attr,assignment]
+    return linear
+
+
+@torch.no_grad()
+def merged_state(model: GPT) -> dict[str, Tensor]:
+    """A model's weights under its plain names, adapters added; the model stays as it is."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        head, found, tail = name.partition(".parametrizations.weight.")
+        if not found:
+            state[name] = tensor
+        elif tail == "original":
+            state[f"{head}.weight"] = model.get_submodule(head).weight.detach()  # type: ignore[operator]
+    return state
+
+
+def adapter_of(model: GPT, config: LoraConfig) -> Adapter:
+    """What `adapt` has let be learned, by itself."""
+    low_rank: dict[str, tuple[Tensor, Tensor]] = {}
+    rows: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        (learned,) = module.parametrizations.weight
+        if isinstance(learned, LowRank):
+            low_rank[f"{name}.weight"] = (learned.a.detach(), learned.b.detach())
+        elif not (module is model.lm_head and model.config.tie_weights):
+            rows[f"{name}.weight"] = learned.rows.detach()
+    return Adapter(low_rank, rows, config.scale())
+
+
+def _block_linears(model: GPT) -> Iterator[nn.Linear]:
+    for block in model.h:
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                yield module

@@ -1,0 +1,136 @@
+"""An estimate of how long `groundling chatgpt` takes: from two short measurements, corrected as stages end."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from groundling.bundle import Bundle
+from groundling.model.loss import loss_sum
+from groundling.model.packed import logits_at
+from groundling.model.packing import pack
+from groundling.sample.engine import DecodeConfig, Engine, settled
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import row_generator
+from groundling.system import runtime
+from groundling.system.runtime import RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a model takes on a machine, in seconds."""
+
+    training: float
+    """16 rows of 48 ids, forward and backward."""
+    decoding: float
+    """32 texts of 24 new tokens each."""
+
+
+REFERENCE = Speed(training=0.10, decoding=0.14)
+"""Of the model of `make chatgpt`, on two cores of an Intel Xeon with AMX (2026-11-29).
+
+Five trials: 0.09 to 0.12, and 0.13 to 0.18.
+"""
+
+SECONDS: Mapping[str, tuple[float, float]] = {
+    "sft": (60, 4),
+    "rankings simulate": (0, 205),
+    "reward": (197, 0),
+    "dpo": (34, 0),
+    "grpo": (9, 18),
+    "ppo": (43, 18),
+    "without-kl": (22, 44),
+    "verse.sqlite": (0, 25),
+    "reward-verse": (10, 0),
+    "over-optimised": (24, 48),
+    "align-report": (12, 92),
+}
+"""What the stages took there (2026-11-28): in training, and in decoding. By the name of the folder, or the verb."""
+
+
+def name_of(verb: str, output: str) -> str:
+    """What a stage is called in SECONDS: by what it writes, or its verb."""
+    written = Path(output).name
+    return written if written in SECONDS else verb
+
+
+N_DIALOGUES = 3409
+"""Prompts of Tiny Shakespeare's dialogues in the training split."""
+MOST_SCALE = 5000 / N_DIALOGUES
+"""There are rankings for so many prompts at most; rounds of PPO and GRPO, and the report, are always as long."""
+
+
+class Clock:
+    """Estimates how long stages take.
+
+    Args:
+        names: of the stages that are to run, each a key of SECONDS.
+        speed: of this model, here.
+        scale: how much there is to learn from, in parts of Tiny Shakespeare's dialogues.
+    """
+
+    def __init__(self, names: Sequence[str], speed: Speed, scale: float = 1.0) -> None:
+        training, decoding = speed.training / REFERENCE.training, speed.decoding / REFERENCE.decoding
+        most = {"sft": math.inf, "rankings simulate": MOST_SCALE, "reward": MOST_SCALE, "dpo": MOST_SCALE}
+        self._left = [
+            (SECONDS[name][0] * training + SECONDS[name][1] * decoding)
+            * (min(scale, most[name]) if name in most else 1)
+            for name in names
+        ]
+        self._expected = self._passed = 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """The estimate for all stages that have not ended, scaled by how far off it was for those that have."""
+        # Until a tenth has passed, one stage that is done sooner or later says little.
+        known = self._expected / (self._expected + sum(self._left)) if self._left else 1.0
+        kept = self._passed / self._expected if self._expected else 1.0
+        weight = min(1.0, 10 * known)
+        return sum(self._left) * (weight * kept + 1 - weight)
+
+    def end(self, seconds: float) -> None:
+        """Take how long the next stage took."""
+        self._expected += self._left.pop(0)
+        self._passed += seconds
+
+
+def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
+    """Train and decode for a moment with a bundle's model, which stays as it is."""
+    picked = runtime.pick(config, worth_compiling=False)
+    model = bundle.model.to(picked.device)
+    length = min(48, bundle.config.block_size)
+    idx = [[(7 * row + column) % bundle.n_ids for column in range(length)] for row in range(16)]
+    rows = pack(idx, length)
+    said_BT = torch.ones(rows.idx_BT.shape, dtype=torch.bool, device=picked.device)
+    targets_N = torch.zeros(rows.idx_BT.numel(), dtype=torch.long)
+
+    def learn() -> None:
+        with picked.autocast():
+            logits_NV = logits_at(model, rows.idx_BT.to(picked.device), rows.layout.to(picked.device), said_BT)
+        torch.autograd.backward(loss_sum(logits_NV, targets_N.to(picked.device)))
+        model.zero_grad(set_to_none=True)
+
+    decode = settled(model, DecodeConfig(weights="bfloat16"))
+
+    def speak() -> None:
+        engine, how = Engine(model, decode, 32, n_ids=bundle.n_ids), SamplingConfig(max_new_tokens=24)
+        for row in range(32):
+            engine.add(idx[row % 16][:8], how, row_generator(0, row))
+        while engine.is_busy:
+            engine.step()
+
+    return Speed(_fastest(learn), _fastest(speak))
+
+
+def _fastest(work: Callable[[], None], n_times: int = 5) -> float:
+    """The shortest of a few runs after a warm-up: other processes can only make one longer."""
+    work()
+    seconds = []
+    for _ in range(n_times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

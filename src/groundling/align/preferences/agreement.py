@@ -1,0 +1,87 @@
+"""What judgements say together: whether raters agree, whether the place on the screen decides, who is better."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from groundling.align.preferences.judgement import Comparison, Judgement
+from groundling.evals.statistics import Z_95, Kappa, Share, bradley_terry_scores, cohens_kappa, wilson
+
+Question = tuple[object, ...]
+
+
+class Score(NamedTuple):
+    """A model's strength in log-odds (nats) against the average of the models, with an interval of 95 %."""
+
+    model: str
+    n_comparisons: int
+    score: float
+    low: float
+    high: float
+
+
+def kappas(judgements: Iterable[Judgement]) -> list[Kappa]:
+    """Cohen's kappa for each two raters, over the pairs of replies to one prompt that both compared."""
+    said: dict[str, dict[Question, int]] = {}
+    for judgement in judgements:
+        answers = said.setdefault(judgement.rater, {})
+        for comparison in judgement.comparisons():
+            question, answer = _asked(comparison)
+            answers.setdefault(question, answer)  # who is asked again is taken at the first word
+    return [
+        cohens_kappa(pair, [(said[pair[0]][question], said[pair[1]][question]) for question in _shared(said, pair)])
+        for pair in combinations(sorted(said), 2)
+    ]
+
+
+def _shared(said: Mapping[str, Mapping[Question, int]], raters: tuple[str, str]) -> list[Question]:
+    return [question for question in said[raters[0]] if question in said[raters[1]]]
+
+
+def _asked(comparison: Comparison) -> tuple[Question, int]:
+    """Which two texts were compared, in an order of their own; and 1 or -1 for the better of them, 0 for a tie."""
+    better, worse = comparison.better.text, comparison.worse.text
+    sign = 0 if comparison.tie or better == worse else (1 if better < worse else -1)
+    return (comparison.messages, *sorted((better, worse))), sign
+
+
+def position_bias(judgements: Iterable[Judgement]) -> Share | None:
+    """How often the candidate that was shown first was said to be the one best; None when none ever was.
+
+    By chance it is one over the number of candidates, for they are shown in random order.
+    """
+    decided = [judgement for judgement in judgements if judgement.choice and len(judgement.choice[0]) == 1]
+    if not decided:
+        return None
+    n_first = sum(judgement.choice[0][0] == judgement.shown[0] for judgement in decided)
+    by_chance = sum(1 / len(judgement.candidates) for judgement in decided) / len(decided)
+    return Share(len(decided), n_first / len(decided), *wilson(n_first, len(decided)), by_chance)
+
+
+def bradley_terry(comparisons: Iterable[Comparison]) -> list[Score]:
+    """How strong the models are, the strongest first: model A beats B with the probability sigmoid(A - B).
+
+    A tie is half a win for both; two replies of one model say nothing. To each model's games `PRIOR_GAMES` against an
+    average model are added, so that one that never lost stays finite; with many games that no longer matters. The
+    intervals come from the Fisher information and take comparisons as independent. Those of one whole ranking are not
+    quite: where four candidates are ranked from best to worst, the intervals hold the truth in 87 %, not in 95 %.
+    """
+    wins: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for comparison in comparisons:
+        pair = (comparison.better.model, comparison.worse.model)
+        wins[pair] += 0.5 if comparison.tie else 1.0
+        wins[pair[::-1]] += 0.5 if comparison.tie else 0.0
+    models = sorted({model for pair in wins for model in pair})
+    wins_MM = np.array([[wins[a, b] if a != b else 0.0 for b in models] for a in models], dtype=np.float64)
+    if not models:
+        return []
+    score_M, error_M = bradley_terry_scores(wins_MM)
+    n_M = (wins_MM + wins_MM.T).sum(axis=1)
+    scores = [
+        Score(model, round(float(n)), float(score), float(score - Z_95 * error), float(score + Z_95 * error))
+        for model, n, score, error in zip(models, n_M, score_M, error_M, strict=True)
+    ]
+    return sorted(scores, key=lambda score: -score.score)

@@ -1,0 +1,194 @@
+"""One SQLite file that threads, processes and crashes may meet.
+
+What was committed is on disk: the write-ahead log is synced at every commit (`synchronous=FULL`). Writers take their
+turn (`BEGIN IMMEDIATE` and a busy timeout) for five seconds before they give up. Each error is one line that names the
+file.
+"""
+
+import shlex
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from groundling.data.formats import HEAD_BYTES, SQLITE, binary_format
+from groundling.errors import DataError, StorageError
+from groundling.storage import files
+
+BUSY_S = 5.0
+APPLICATION_ID = 0x47726E64
+"""In the header of an SQLite file: it is ours ("Grnd")."""
+
+
+class Database:
+    """An open file. Any number of threads may share it.
+
+    Args:
+        path: the file; it is made if it is not there.
+        migrations: the statements that make schema version n + 1 of version n; all that are missing are run.
+        patience_s: how long others' locks are waited for; None: BUSY_S.
+
+    Raises:
+        DataError: the file is damaged, is another program's, or has a newer schema.
+        StorageError: it cannot be opened, or written to.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], patience_s: float | None = None) -> None:
+        self.path, self._migrations = path, migrations
+        self._patience_s = BUSY_S if patience_s is None else patience_s
+        self._lock = threading.RLock()
+        with self._clear_errors():
+            # `isolation_level=None`: transactions begin and end where this file says so, and nowhere else.
+            self._db = sqlite3.connect(path, timeout=self._patience_s, isolation_level=None, check_same_thread=False)
+        try:
+            with self._clear_errors():
+                self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Give the file back."""
+        with self._lock:
+            self._db.close()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long others' locks are waited for from now on."""
+        with self._lock, self._clear_errors():
+            self._patience_s = seconds
+            self._db.execute(f"PRAGMA busy_timeout = {max(1, round(1000 * seconds))}")
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """For the reading of one state of the file, whatever others write meanwhile."""
+        with self._lock, self._clear_errors(), self._between("BEGIN"):
+            yield self._db
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is done in the block is done, or nothing. It is on disk when the block has ended."""
+        # The right to write is taken at once: who reads first, and then wants to write, may be refused without a wait.
+        with self._lock, self._clear_errors(), self._between("BEGIN IMMEDIATE"):
+            yield self._db
+
+    @contextmanager
+    def _between(self, begin: str) -> Iterator[None]:
+        self._db.execute(begin)
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # after some errors SQLite itself has gone back
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _prepare(self) -> None:
+        """Check that the file is ours and whole; bring it to this version's schema."""
+        self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.execute("PRAGMA synchronous = FULL")
+        with self._between("BEGIN"):
+            version = self._version()
+        self._switch_to_wal()
+        if version < len(self._migrations):
+            self._migrate()
+        problem = self._value("PRAGMA quick_check(1)")
+        if problem != "ok":
+            raise DataError(self.damaged(str(problem)))
+
+    def _version(self) -> int:
+        """Return the schema version; 0: there is nothing yet. For one state of the file: within a transaction."""
+        owner, version = self._value("PRAGMA application_id"), int(self._value("PRAGMA user_version"))
+        is_new = owner == version == self._value("SELECT count(*) FROM sqlite_master") == 0
+        if owner != APPLICATION_ID and not is_new:
+            raise DataError(f"{self.path} is an SQLite file of another program; choose another path")
+        if version > len(self._migrations):
+            raise DataError(
+                f"{self.path} has version {version} of its schema, and this groundling knows up to "
+                f"{len(self._migrations)}; it was written by a newer one, which reads it"
+            )
+        return version
+
+    def _switch_to_wal(self) -> None:
+        """Have a write-ahead log. For this one step SQLite does not wait while others open the same new file."""
+        until = time.monotonic() + self._patience_s
+        while self._value("PRAGMA journal_mode") != "wal":
+            try:
+                if self._value("PRAGMA journal_mode = WAL") != "wal":
+                    raise StorageError(f"{self.path} cannot have a write-ahead log there; put it on a local disk")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+
+    def _migrate(self) -> None:
+        with self.transaction() as db:
+            version = self._version()  # again: another process may have made the tables meanwhile
+            for statement in (statement for migration in self._migrations[version:] for statement in migration):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {len(self._migrations)}")
+
+    def _value(self, query: str) -> Any:
+        return self._db.execute(query).fetchone()[0]
+
+    def damaged(self, reason: str) -> str:
+        """What to say of a file whose content cannot be what was written."""
+        said = " ".join(reason.split())  # SQLite finds several lines to say
+        return f"{self.path} is damaged ({said}); restore it from a copy, or import an export into a new file"
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Say in one line what SQLite could not do, and why."""
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise  # a closed file, a wrong query: our own bugs
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                reason = f"another program has been writing to it for {self._patience_s:.3g} s; end it, or try again"
+            elif code == sqlite3.SQLITE_NOTADB and not _begins_as_database(self.path):
+                raise DataError(f"{self.path} {not_a_database(self.path)}") from error
+            elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or "decode" in str(error):
+                raise DataError(self.damaged(str(error))) from error
+            elif code == sqlite3.SQLITE_FULL:
+                reason = "the disk is full; free some room and run again"
+            elif code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+                reason = f"{error}; choose a folder that is there and that you can write to"
+            else:
+                raise
+            raise StorageError(f"cannot use {self.path}: {reason}") from error
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with files.open_regular(path, links=True) as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _begins_as_database(path: Path) -> bool:
+    return _head(path).startswith(SQLITE)
+
+
+def not_a_database(path: Path) -> str:
+    """What to say of a file that does not begin as a database does: what it is, and where it belongs."""
+    expected = "an SQLite file of rankings is expected, as groundling rank and groundling rankings make them"
+    head = _head(path)
+    found = binary_format(path, head)
+    if found is not None:
+        return f"is {found.name}; {expected}"
+    text = head.decode("utf-8", "replace")
+    begin = text.lstrip("\ufeff \t\r\n")
+    if not begin.startswith(("{", "[")):
+        return f"is not a database; {expected}"
+    if '"candidates"' in text:
+        command = f"groundling rankings import FILE.sqlite {shlex.quote(str(path))}"
+        return f"is lines of JSON; {expected}: {command} makes one of exported ones"
+    if '"chosen"' in text or '"label"' in text:
+        return f"is lines of JSON; {expected}; preferences are given with --preferences"
+    return f"is lines of JSON; {expected}"

@@ -1,0 +1,197 @@
+"""`groundling rankings simulate`: replies of a model, ranked by a judge who follows a measure that people can check.
+
+What is written is what people would have written: texts and an order. The measure itself is not among it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from groundling.align.chat_vocab import require_chat
+from groundling.align.data import ChatDataConfig, prompt_ids, prompt_room, read_asked
+from groundling.align.preferences.judgement import MOST_CANDIDATES, Candidate, Judgement, name_of, now_utc
+from groundling.align.preferences.measures import measure_by_name
+from groundling.align.preferences.simulated_rater import Judge, named_generator
+from groundling.align.preferences.store import Rankings
+from groundling.align.replies import Reply, Speaker
+from groundling.bundle import load_bundle
+from groundling.bundle.adapter import base_at
+from groundling.config import parse, to_dict
+from groundling.data.examples.encoding import least_ids
+from groundling.data.examples.messages import Messages
+from groundling.errors import require
+from groundling.sample.engine import DecodeConfig, settled
+from groundling.storage import atomic
+from groundling.system.logs import say
+from groundling.system.progress import Progress
+
+COMMIT_S = 2.0
+"""Seconds between commits: what a kill can cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateConfig:
+    """Let a model reply and a simulated rater rank: groundling rankings simulate BUNDLE [--field value ...]."""
+
+    path: tyro.conf.Positional[str]
+    """The model that replies."""
+    rankings: Path = Path("runs/rankings.sqlite")
+    """Where the answers go; they are added to what is there."""
+    gold: str = "warm"
+    """The measure that the rater follows: warm (VADER's sentiment) or verse (lines of ten syllables)."""
+    noise: float = 0.2
+    """The gap in the measure at which the better reply wins with 73 %."""
+    candidates: int = 4
+    """Replies to each prompt."""
+    prompts: int = 2000
+    """Prompts, of the training split."""
+    max_new_tokens: int = 128
+    """After which a reply is cut."""
+    temperature: float = 1.0
+    """Of drawing replies."""
+    context: int | None = None
+    """Tokens of context to use; None: all that the model has."""
+    seed: int = 1337
+    """Of the replies and the rater."""
+    data: ChatDataConfig = field(default_factory=ChatDataConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            2 <= self.candidates <= MOST_CANDIDATES,
+            f"candidates is {self.candidates}; a ranking has from 2 to {MOST_CANDIDATES}",
+        )
+        for name in ("prompts", "max_new_tokens"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.noise >= 0, f"noise is {self.noise}; it must be at least 0")
+        measure_by_name(self.gold)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `rankings simulate`."""
+    return simulate(parse(SimulateConfig, argv, "groundling rankings simulate"))
+
+
+def simulate(config: SimulateConfig) -> int:
+    """Fill a store with simulated rankings; return the exit code.
+
+    They are kept as they are made. The same command leaves out those that are there, and makes the rest.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    started = time.perf_counter()
+    bundle = require_chat(load_bundle(config.path, context=config.context), config.path)
+    assert bundle.chat is not None
+    least = least_ids(bundle.chat, bundle.tokenizer)
+    room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
+    asked = prompt_ids(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
+    speaker = Speaker(
+        bundle.model,
+        bundle.chat,
+        bundle.tokenizer,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        decode=settled(bundle.model, DecodeConfig(weights="bfloat16")),
+    )
+    judge = Judge(measure_by_name(config.gold), config.noise, config.seed)
+    judge.measure("")  # what it needs is there
+    questions = _questions(config, base_at(config.path).sha256, asked)
+    atomic.make_folder(config.rankings.parent)
+    with Rankings(config.rankings) as rankings:
+        left = [question for question in questions if question.key not in rankings]
+        n_there = len(questions) - len(left)
+        if n_there:
+            say(f"{n_there:,} of {len(questions):,} rankings are there already; the others follow")
+        write_progress(config, done=False)
+        with Progress("simulating rankings", len(left)) as progress:
+            n_new = _rank(config, speaker, judge, left, rankings, progress)
+    write_progress(config, done=True)
+    say(f"{n_new:,} new rankings of {config.candidates} replies each by the measure {config.gold!r}, "
+        f"in {time.perf_counter() - started:.0f} s: {config.rankings}")  # fmt: skip
+    return 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt whose replies are to be ranked."""
+
+    number: int
+    ids: list[int]
+    messages: Messages
+    key: str
+    """Of the ranking: it follows from the model and all settings, so that it is known before the replies are."""
+
+
+def _questions(config: SimulateConfig, model: str, asked: Mapping[tuple[int, ...], Messages]) -> list[Question]:
+    settings = [_rater(config), config.seed, config.noise, config.candidates, config.temperature]
+    settings += [config.max_new_tokens, config.context, model]
+    return [
+        Question(number, list(ids), messages, name_of([*settings, number, ids]))
+        for number, (ids, messages) in enumerate(asked.items())
+    ]
+
+
+def _rank(
+    config: SimulateConfig,
+    speaker: Speaker,
+    judge: Judge,
+    questions: Sequence[Question],
+    rankings: Rankings,
+    progress: Progress,
+) -> int:
+    """Have replies made and ranked, and keep them every `COMMIT_S` seconds, also those before an interruption."""
+    by_number = {question.number: question for question in questions}
+    ready, n_new, kept_at = list[Judgement](), 0, time.monotonic()
+    prompts = ((question.number, question.ids) for question in questions)
+    try:
+        for number, replies in speaker.stream(prompts, config.seed, config.candidates):
+            ready.append(judged(config, judge, by_number[number], replies))
+            progress.advance(1)
+            if time.monotonic() - kept_at >= COMMIT_S:
+                n_new += rankings.add_all(ready)
+                ready, kept_at = [], time.monotonic()
+    except KeyboardInterrupt:
+        n_new += rankings.add_all(ready)
+        say(f"{n_new:,} new rankings are in {config.rankings}; the same command makes the others")
+        raise
+    return n_new + rankings.add_all(ready)
+
+
+def judged(config: SimulateConfig, judge: Judge, question: Question, replies: Sequence[Reply]) -> Judgement:
+    """The judge's answer, as a rater's who was shown the replies in an order of chance."""
+    texts = [reply.text for reply in replies]
+    order = named_generator("shown", config.seed, question.number).permutation(len(texts))
+    return Judgement(
+        key=question.key,
+        messages=question.messages,
+        candidates=tuple(Candidate(text, config.path, config.seed) for text in texts),
+        shown=tuple(int(place) for place in order),
+        choice=judge.rank(question.number, texts),
+        rater=_rater(config),
+        time=now_utc(),
+    )
+
+
+def _rater(config: SimulateConfig) -> str:
+    return f"simulated-{config.gold}"
+
+
+def write_progress(config: SimulateConfig, *, done: bool) -> None:
+    """Say beside the rankings whether all were made that were asked for."""
+    atomic.write_json(progress_file(config.rankings), {"rankings simulate": to_dict(config), "done": done})
+
+
+def is_unfinished(rankings: Path) -> bool:
+    """Whether a simulation was interrupted that fills this store."""
+    try:
+        return atomic.read_json(progress_file(rankings))["done"] is not True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def progress_file(rankings: Path) -> Path:
+    """Where `rankings simulate` says how far it is."""
+    return rankings.with_name(f"{rankings.name}.simulated.json")

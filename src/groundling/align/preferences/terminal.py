@@ -1,0 +1,242 @@
+"""`groundling rank`: say in the terminal which of a few replies is best, without knowing who wrote them.
+
+Replies come from a file, or are sampled from models as they are asked for. They are shown without their models' names
+and in a random order, which is kept with the answer: whether the first one is favoured can be counted afterwards.
+"""
+
+import getpass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from groundling import config
+from groundling.align.chat import Chat
+from groundling.align.chat_vocab import require_chat
+from groundling.align.preferences.judgement import (
+    SKIP,
+    Candidate,
+    Choice,
+    Judgement,
+    best_of,
+    candidates_from_json,
+    check_question,
+    messages_from_json,
+    messages_to_json,
+    name_of,
+    now_utc,
+    tie_of,
+)
+from groundling.align.preferences.simulated_rater import named_generator
+from groundling.align.preferences.store import Rankings
+from groundling.bundle import contexts, load_bundle
+from groundling.data.examples.conversations import read_prompts
+from groundling.data.examples.jsonl import rows
+from groundling.errors import ConfigError, DataError, require
+from groundling.sample.sampler import SamplingConfig
+from groundling.system.output import put
+from groundling.text.chat import Message
+
+AT_MOST = 4
+"""Candidates that a person can hold against each other."""
+
+Speak = Callable[[Path, Sequence[Message], int], str]
+"""(bundle, conversation, seed) -> what the model says next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankConfig:
+    """Show replies blind and in random order, ask which is best, and keep the answers.
+
+    Answer with the number of the best; or with several numbers, the best first; or with t (a tie), s (skip) or
+    q (quit). What you have answered is kept and not asked again.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """The file of the answers (SQLite); made if it is not there."""
+    candidates: Path | None = None
+    """A file of JSON lines: {"id": ..., "prompt": a text or messages, "candidates": [{"text": ..., "model": ...}]}."""
+    bundles: tuple[Path, ...] = ()
+    """Or the models that are to reply to --prompts, in turns."""
+    prompts: Path | None = None
+    """A file of JSON lines for --bundles: {"prompt": a text or messages}; or a .txt with one a line."""
+    n_candidates: int = 2
+    """Replies to each of the --prompts, 2 to 4."""
+    context: int | None = None
+    """Tokens of context that the --bundles use; None: all that each has."""
+    rater: str | None = None
+    """Who answers; the name of the user when absent."""
+    seed: int = 0
+    """Of the order in which replies are shown, and of their sampling."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.candidates is not None) != bool(self.bundles),
+            "give either --candidates FILE or --bundles A B --prompts FILE",
+        )
+        require(bool(self.bundles) == (self.prompts is not None), "--bundles and --prompts come together")
+        require(
+            2 <= self.n_candidates <= AT_MOST, f"n_candidates has to be from 2 to {AT_MOST}, not {self.n_candidates}"
+        )
+        require(self.rater != "", "a rater needs a name; leave --rater away to take the user's")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with replies that can be had; those of models are only sampled when they are needed."""
+
+    name: str
+    """Follows from all that the replies follow from: another question has another name."""
+    messages: tuple[Message, ...]
+    candidates: Callable[[], tuple[Candidate, ...]]
+
+
+def main(argv: Sequence[str], speak: Speak | None = None) -> int:
+    """Run `groundling rank`. `speak` lets a bundle reply; None: as `groundling chat` would."""
+    chosen = config.parse(RankConfig, argv, "groundling rank")
+    rater = chosen.rater or _user()
+    if chosen.candidates is not None:
+        questions = [_question_of_file(row.values, row.where) for row in rows(chosen.candidates)]
+    else:
+        questions = _questions_for_models(chosen, speak or _speaker(chosen))
+    with Rankings(chosen.path) as rankings:
+        return _ask_all(
+            list({question.name: question for question in questions}.values()), rankings, rater, chosen.seed
+        )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise ConfigError("the user of this process has no name; give one: --rater NAME") from None
+
+
+def _question_of_file(value: Any, where: str) -> Question:
+    if not isinstance(value, dict) or set(value) - {"id"} != {"prompt", "candidates"}:
+        raise DataError(f"{where}: a question is an object with prompt, candidates and perhaps id")
+    messages = messages_from_json(value["prompt"], where)
+    candidates = candidates_from_json(value["candidates"], where)
+    check_question(messages, candidates, where)
+    if len(candidates) > AT_MOST:
+        raise DataError(f"{where}: there are {len(candidates)} candidates; the terminal shows {AT_MOST} at most")
+    return Question(name_of(value), messages, lambda: candidates)
+
+
+def _speaker(chosen: RankConfig) -> Speak:
+    """Lets bundles reply; each is loaded once."""
+    chats: dict[Path, Chat] = {}
+    context_of = dict(zip(chosen.bundles, contexts(chosen.bundles, chosen.context), strict=True))
+
+    def speak(path: Path, messages: Sequence[Message], seed: int) -> str:
+        if path not in chats:
+            bundle = require_chat(load_bundle(path, context=context_of[path]), str(path))
+            chats[path] = Chat(bundle, SamplingConfig(max_new_tokens=200, temperature=1.0), thinking=False)
+        return chats[path].one_reply(messages, seed)
+
+    return speak
+
+
+def _questions_for_models(chosen: RankConfig, speak: Speak) -> list[Question]:
+    assert chosen.prompts is not None
+    prompts = read_prompts(chosen.prompts)
+    bundles = [chosen.bundles[number % len(chosen.bundles)] for number in range(chosen.n_candidates)]
+    return [_question_for_models(messages, bundles, chosen.seed, speak) for messages in prompts]
+
+
+def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:
+    """What a question to some models is called, and the seed of each one's reply: the same for whoever is asked."""
+    name = name_of([messages_to_json(messages), list(models), seed])
+    return name, [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(models))]
+
+
+def _question_for_models(messages: tuple[Message, ...], bundles: Sequence[Path], seed: int, speak: Speak) -> Question:
+    name, seeds = name_and_seeds(messages, [str(bundle) for bundle in bundles], seed)
+
+    def candidates() -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(speak(bundle, messages, own), str(bundle), own)
+            for bundle, own in zip(bundles, seeds, strict=True)
+        )
+
+    return Question(name, messages, candidates)
+
+
+def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed: int) -> int:
+    """Ask what this rater has not yet answered; say how far it has come."""
+    key_of = {question.name: name_of(["rank", rater, question.name]) for question in questions}
+    left = [question for question in questions if key_of[question.name] not in rankings]
+    print(f"{len(questions)} questions for {rater}, {len(questions) - len(left)} of them answered before")
+    n_answered = 0
+    for number, question in enumerate(left, 1):
+        candidates = question.candidates()
+        if len({candidate.text for candidate in candidates}) == 1:
+            print(f"\n[{number} of {len(left)}] all replies are the same; there is nothing to choose")
+            continue
+        key = key_of[question.name]
+        shown = tuple(named_generator("shown", seed, key).permutation(len(candidates)).tolist())
+        put(f"\n[{number} of {len(left)}]\n{_on_screen(question.messages, [candidates[i].text for i in shown])}\n")
+        choice = _ask(shown)
+        if choice is None:
+            break
+        make = partial(Judgement, key=key, messages=question.messages, candidates=candidates, shown=shown)
+        rankings.add(make(choice=choice, rater=rater, time=now_utc()))
+        n_answered += 1
+    print(f"\n{n_answered} answers kept in {rankings.path}; {len(left) - n_answered} questions are left")
+    return 0
+
+
+def _on_screen(messages: Sequence[Message], texts: Sequence[str]) -> str:
+    said = [f"{message.role}: {_visible(message.content)}" for message in messages]
+    return "\n".join([*said, *(f"\n({place}) {_visible(text)}" for place, text in enumerate(texts, 1))])
+
+
+def _visible(text: str) -> str:
+    """What a terminal would obey rather than show is spelled out: a reply must not be able to hide another."""
+    return "".join(sign if sign == "\n" or sign.isprintable() else f"<U+{ord(sign):04X}>" for sign in text)
+
+
+def _ask(shown: Sequence[int]) -> Choice | None:
+    """Ask until the answer is one; None: quit, or nobody is there any more."""
+    for line in _lines(f"\nbest? 1-{len(shown)}, or an order like 21; t tie, s skip, q quit > "):
+        word = line.strip().lower()
+        if word == "q":
+            return None
+        choice = understood(word, shown)
+        if choice is not None:
+            return choice
+        print(f"{_visible(word)!r} is not an answer")
+    return None
+
+
+def _lines(question: str) -> Iterator[str]:
+    """What is typed, or piped, until it ends."""
+    while True:
+        try:
+            yield input(question)
+        except EOFError:
+            return
+        except UnicodeDecodeError:
+            yield "?"
+
+
+def understood(word: str, shown: Sequence[int]) -> Choice | None:
+    """The choice that an answer means, in the candidates' own numbers; None when it means none.
+
+    Args:
+        word: "t", "s", the place of the best from 1 on, or several places, the best first.
+        shown: the candidates' numbers in the order of the screen.
+    """
+    if word == "t":
+        return tie_of(len(shown))
+    if word == "s":
+        return SKIP
+    places = {str(place): number for place, number in enumerate(shown, 1)}
+    if not word or not set(word) <= set(places) or len(set(word)) != len(word):
+        return None
+    if len(word) == 1:
+        return best_of(places[word], len(shown))
+    return tuple((places[sign],) for sign in word)

@@ -1,0 +1,141 @@
+"""A model that gives each position of a conversation a number. Added up over a reply they are its reward.
+
+InstructGPT reads the reward at the last position alone (arXiv:2203.02155, section 3.5); in a first trial on small
+models adding up learned faster (docs/log.md).
+
+Shapes: B rows, T positions, C n_embd, N sequences.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.bundle.layout import HEAD, find_bundle
+from groundling.errors import CheckpointError, require
+from groundling.model.gpt import GPT
+from groundling.model.numerics import at_least_float32
+from groundling.model.packed import Layout, Packed
+from groundling.model.packing import Exchange, Rows, groups_of_exchanges, pack_exchanges
+from groundling.model.uninitialized import blank_gpt
+from groundling.storage.tensors import read_tensors
+
+SCALE = 1 / 16
+"""Numbers are small, so that their sum over a reply begins in the range in which preferences are learned."""
+
+
+class RewardModel(nn.Module):
+    """A GPT whose head gives one number instead of a score for each token (arXiv:2203.02155, section 3.5).
+
+    Args:
+        gpt: which is trained with it.
+        scale: what the head's numbers are multiplied with.
+    """
+
+    def __init__(self, gpt: GPT, scale: float = SCALE) -> None:
+        super().__init__()
+        self.gpt, self.scale = gpt, scale
+        weight = gpt.wte.weight
+        self.head_weight = nn.Parameter(torch.zeros(1, gpt.config.n_embd, dtype=weight.dtype, device=weight.device))
+        self.head_bias = nn.Parameter(torch.zeros(1, dtype=weight.dtype, device=weight.device))
+        # The head of words has no part in this, and is not trained. A tied one is the embedding, and is.
+        if not gpt.config.tie_weights:
+            gpt.lm_head.weight.requires_grad_(False)
+
+    def forward(self, idx_BT: Tensor, layout: Layout) -> Tensor:
+        """A number for each position of packed sequences (BT)."""
+        x_BTC = at_least_float32(self.gpt.features(idx_BT, Packed(layout)))
+        return F.linear(x_BTC, self.head_weight.type_as(x_BTC), self.head_bias.type_as(x_BTC)).squeeze(-1) * self.scale
+
+
+def first_blocks(gpt: GPT, n: int) -> GPT:
+    """The same model cut off after its first `n` blocks: enough to judge, and faster than the one that speaks.
+
+    Raises:
+        ConfigError: it has fewer blocks.
+    """
+    require(
+        1 <= n <= gpt.config.n_layer,
+        f"n_layer is {n}, and the model has {gpt.config.n_layer} blocks; keep at least 1 and not more than these",
+    )
+    if n == gpt.config.n_layer:
+        return gpt
+    shorter = blank_gpt(dataclasses.replace(gpt.config, n_layer=n))
+    known = gpt.state_dict()
+    shorter.load_state_dict({name: known[name] for name in shorter.state_dict()})
+    return shorter.to(gpt.wte.weight.device)
+
+
+def save_reward_model(folder: Path, model: RewardModel, bundle: Bundle, about: dict[str, Any]) -> None:
+    """Write a reward model as a bundle that has a head besides.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    head = {"weight": model.head_weight.detach().cpu(), "bias": model.head_bias.detach().cpu()}
+    save_bundle(folder, model.gpt, bundle.tokenizer, {"stage": "reward", **about}, bundle.chat, head)
+
+
+def load_reward_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[RewardModel, Bundle]:
+    """Load what `save_reward_model` wrote; in evaluation mode.
+
+    Raises:
+        CheckpointError: there is no reward model, or it is damaged.
+    """
+    bundle = load_bundle(path, device)
+    file = find_bundle(path) / HEAD
+    if not os.path.lexists(file):
+        raise CheckpointError(f"{path} is no reward model (it has no {HEAD}); `groundling reward` makes one")
+    head, model = read_tensors(file), RewardModel(bundle.model)
+    expected = {"weight": model.head_weight.shape, "bias": model.head_bias.shape}
+    if {name: tensor.shape for name, tensor in head.items()} != expected:
+        raise CheckpointError(f"{file} does not fit the model; it has to hold {expected}")
+    with torch.no_grad():
+        model.head_weight.copy_(head["weight"])
+        model.head_bias.copy_(head["bias"])
+    return model.eval(), bundle
+
+
+def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
+    """The reward of each reply (N): its positions' numbers, added up.
+
+    Args:
+        scores_BT: what the model gives each position.
+        owners_BT: which reply a position belongs to; `n_replies` for those that belong to none.
+        n_replies: N.
+    """
+    totals = scores_BT.new_zeros(n_replies + 1)
+    return totals.index_add(0, owners_BT.flatten(), scores_BT.flatten())[:n_replies]
+
+
+def pack_replies(exchanges: Sequence[Exchange], width: int) -> tuple[Rows, Tensor]:
+    """Replies after their prompts in rows, and which positions are whose (BT): those that have read what was said."""
+    rows = pack_exchanges(exchanges, width)
+    n = len(exchanges)
+    owners = [[n] + [i] * len(said) for i, (_, said) in enumerate(exchanges)]
+    return rows, rows.packing.spread(owners, n, torch.long)
+
+
+@torch.inference_mode()
+def scores_of(
+    model: RewardModel,
+    exchanges: Sequence[Exchange],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    n_rows: int = 32,
+) -> list[float]:
+    """The rewards of replies to their prompts."""
+    max_length, device = model.gpt.config.block_size, model.head_bias.device
+    scores: list[float] = []
+    for group, width in groups_of_exchanges(exchanges, max_length, n_rows):
+        rows, owners_BT = pack_replies([exchanges[i] for i in group], width)
+        with autocast():
+            scores_BT = model(rows.idx_BT.to(device), rows.layout.to(device))
+        scores += rewards_of(scores_BT.cpu(), owners_BT, len(group)).tolist()
+    return scores

@@ -1,0 +1,87 @@
+"""`groundling grpo`: learning from how a reply compares with others to the same prompt; no value model is needed.
+
+A reply's advantage is its reward less the mean of its group, divided by the group's spread (arXiv:2402.03300, section
+4.1.1), the same for all its ids. The loss is PPO's clipped one, summed over all ids and divided by their number (as in
+DAPO, arXiv:2503.14476, section 3.3: long replies are not favoured), with the KL to the reference added to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from groundling.align.arguments import parse_stage
+from groundling.align.rl.rollout import Drawer, RolloutConfig
+from groundling.align.rl.rounds import Round
+from groundling.align.rl.trainer import Learner, optimise
+from groundling.align.stage import Stage
+from groundling.bundle import Bundle
+from groundling.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig(RolloutConfig):
+    """Learn from rewards, by groups of replies: groundling grpo BUNDLE --reward MODEL [--field value ...]."""
+
+    out_dir: Path = Path("runs/grpo")
+    """The stage's folder."""
+    group: int = 8
+    """Replies to each prompt."""
+    divide_by_spread: bool = True
+    """Divide by the group's spread; without it, prompts whose replies differ more count more (arXiv:2503.20783)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.group >= 2, f"group is {self.group}; comparing needs at least 2")
+        require(
+            self.replies % self.group == 0,
+            f"replies {self.replies} is not a multiple of group {self.group}; change one",
+        )
+        require(
+            self.minibatches <= self.replies // self.group,
+            f"minibatches is {self.minibatches}, and a round has {self.replies // self.group} groups; fewer of them, "
+            "or more replies",
+        )
+
+
+LEAST_SPREAD = 1e-4
+"""Rewards that differ by less are equal: what is left is how a reply's score was rounded, and teaches nothing."""
+
+
+def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> Tensor:
+    """Each reply's advantage (N) on its group of neighbours; zeros where all are equal."""
+    grouped = rewards.view(-1, group)
+    gaps = grouped - grouped.mean(1, keepdim=True)
+    spread = grouped.std(1, unbiased=False, keepdim=True)
+    if divide_by_spread:
+        gaps = gaps / spread.clamp(min=LEAST_SPREAD)
+    return torch.where(spread <= LEAST_SPREAD, torch.zeros_like(gaps), gaps).flatten()  # what is not finite stays
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `grpo`."""
+    return grpo(parse_stage(GrpoConfig, argv, "groundling grpo"))
+
+
+def grpo(config: GrpoConfig) -> int:
+    """Learn from rewards as the config says; return the exit code.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    return optimise(config, "grpo", _Grpo)
+
+
+class _Grpo(Learner[GrpoConfig]):
+    def __init__(self, config: GrpoConfig, stage: Stage, bundle: Bundle, drawer: Drawer) -> None:
+        super().__init__(config, stage, bundle, drawer, kl_coef=config.kl_coef, each=config.group)
+
+    def judge(self, round_: Round) -> None:
+        rewards = torch.tensor(round_.rewards)
+        advantages = group_advantages(rewards, self.config.group, divide_by_spread=self.config.divide_by_spread)
+        round_.advantages = [
+            torch.full((len(reply.said),), float(advantage))
+            for reply, advantage in zip(round_.replies, advantages, strict=True)
+        ]

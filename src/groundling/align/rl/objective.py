@@ -1,0 +1,106 @@
+"""The clipped objective of PPO and GRPO, and the batches it takes.
+
+Shapes: B rows, T positions, N ids that were said, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from groundling.align.logprobs import Policy, Scored, entropy_of
+from groundling.model.loss import IGNORE, token_logprobs
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """Packed replies with what the clipped loss needs."""
+
+    scored: Scored
+    old_BT: Tensor
+    reference_BT: Tensor
+    advantages_BT: Tensor
+
+    @property
+    def n_targets(self) -> int:
+        """Ids that were said."""
+        return self.scored.n_said
+
+    def to(self, device: torch.device) -> "PolicyBatch":
+        """The same on another device."""
+        rest = [t.to(device) for t in (self.old_BT, self.reference_BT, self.advantages_BT)]
+        return PolicyBatch(self.scored.to(device), *rest)
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
+        """What the objective is called with."""
+        return self.scored, self.old_BT, self.reference_BT, self.advantages_BT
+
+
+class Seen(TypedDict):
+    """What a call of the objective saw: sums over ids."""
+
+    n: float
+    clipped: float
+    entropy: float
+    step_kl: float
+    off_one: float
+    """The greatest distance of a ratio from 1."""
+
+
+class ClippedObjective(nn.Module):
+    """PPO's clipped loss (arXiv:1707.06347, equation 7), summed over what was said; and GRPO's KL term besides.
+
+    Args:
+        policy: what is trained.
+        clip: how far a ratio counts.
+        kl_coef: of the KL to the reference, as an unbiased and positive estimate from each id (Schulman 2020, "k3"); 0
+            where the KL is part of the rewards.
+    """
+
+    def __init__(self, policy: Policy, clip: float, kl_coef: float = 0.0) -> None:
+        super().__init__()
+        self.policy, self.clip, self.kl_coef = policy, clip, kl_coef
+        self.seen: list[Seen] = []
+        """By the calls since the last look."""
+
+    def forward(self, scored: Scored, old_BT: Tensor, reference_BT: Tensor, advantages_BT: Tensor) -> Tensor:
+        """The loss of a batch."""
+        said_BT = scored.targets_BT != IGNORE
+        logits_NV = self.policy.logits(scored.idx_BT, scored.layout, said_BT)
+        new_N = token_logprobs(logits_NV, scored.targets_BT[said_BT])
+        log_ratio_N = new_N - old_BT[said_BT]
+        loss_N = clipped_loss(log_ratio_N, advantages_BT[said_BT], self.clip)
+        if self.kl_coef:
+            gap_N = reference_BT[said_BT] - new_N
+            loss_N = loss_N + self.kl_coef * (gap_N.exp() - gap_N - 1)
+        with torch.no_grad():
+            off_N = log_ratio_N.exp() - 1
+            self.seen.append(
+                {
+                    "n": float(len(off_N)),
+                    "clipped": float((off_N.abs() > self.clip).sum()),
+                    "entropy": float(entropy_of(logits_NV).sum()),
+                    "step_kl": float((off_N - log_ratio_N).sum()),
+                    "off_one": float(off_N.abs().max()) if len(off_N) else 0.0,
+                }
+            )
+        return loss_N.sum()
+
+    def look(self) -> dict[str, float]:
+        """Means over the ids seen since the last look: clip_fraction, entropy, step_kl; and the first ratio's error."""
+        n = max(1.0, sum(each["n"] for each in self.seen))
+        figures = {
+            "clip_fraction": sum(each["clipped"] for each in self.seen) / n,
+            "entropy": sum(each["entropy"] for each in self.seen) / n,
+            "step_kl": sum(each["step_kl"] for each in self.seen) / n,
+            "first_ratio_off": self.seen[0]["off_one"] if self.seen else 0.0,
+        }
+        self.seen.clear()
+        return figures
+
+
+def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: float) -> Tensor:
+    """-min(ratio A, clip(ratio) A): beyond the clip there is nothing to gain, and all to lose."""
+    ratio_N = log_ratio_N.exp()
+    return -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip, 1 + clip) * advantages_N)

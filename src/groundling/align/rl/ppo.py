@@ -1,0 +1,234 @@
+"""`groundling ppo`: reinforcement learning from a reward model, as InstructGPT did it (arXiv:2203.02155, section 3.5).
+
+A reply is a walk of one id at a time. Each id costs kl_coef times its log-probability's gain on the reference; the last
+brings the reward. A value model, started from the reward model, guesses at each place what is still to come, and an
+id's advantage is how much better things went than guessed (GAE, arXiv:1506.02438). Rewards are used as they are;
+advantages are whitened over all ids of a round.
+
+Shapes: B rows, T positions, N replies.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from groundling.align.arguments import parse_stage
+from groundling.align.chat_vocab import reads_the_same
+from groundling.align.logprobs import Scored, said_values
+from groundling.align.replies import Reply
+from groundling.align.reward.functions import is_function, reward_fingerprint
+from groundling.align.reward.model import RewardModel, load_reward_model
+from groundling.align.rl.rollout import Drawer, RolloutConfig, packed_values, whitened
+from groundling.align.rl.rounds import Round, laid_end_to_end, values_of_each
+from groundling.align.rl.trainer import Learner, optimise
+from groundling.align.stage import Stage
+from groundling.bundle import Bundle
+from groundling.errors import CheckpointError, ConfigError, require
+from groundling.model.loss import IGNORE
+from groundling.train.checkpoints.tensors import optimizer_tensors, restore_learned, weight_tensors, with_prefix
+from groundling.train.optim.optimizers import OptimConfig, Optimizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoConfig(RolloutConfig):
+    """Learn from rewards, with a value model: groundling ppo BUNDLE --reward MODEL [--field value ...]."""
+
+    out_dir: Path = Path("runs/ppo")
+    """The stage's folder."""
+    passes: int = 2
+    """Passes over a round's replies."""
+    value_from: str | None = None
+    """The reward model that the value model starts from; None: the one of `reward`, or zero if that is a function."""
+    gae_lambda: float = 0.95
+    """How far ahead an advantage looks: 1 to the end of the reply, 0 to the next guess."""
+    value_clip: float = 0.2
+    """How far a guess may move from the old one before nothing more is learned by it."""
+    kl_control: Literal["fixed", "adaptive"] = "fixed"
+    """Whether kl_coef stays, or is turned until replies leave the reference by target_kl (arXiv:1909.08593)."""
+    target_kl: float = 6.0
+    """Nats a reply; only with adaptive control."""
+    value_optim: tyro.conf.OmitSubcommandPrefixes[OptimConfig] = field(
+        default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.0, betas=(0.9, 0.95))
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.gae_lambda <= 1, f"gae_lambda is {self.gae_lambda}; it must be in [0, 1]")
+        for name in ("value_clip", "target_kl"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
+
+
+class ValueObjective(nn.Module):
+    """Half the squared error of the guesses, clipped like the policy (arXiv:1707.06347), summed over what was said."""
+
+    def __init__(self, model: RewardModel, clip: float, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.model, self.clip, self.autocast = model, clip, autocast
+
+    def forward(self, scored: Scored, old_BT: Tensor, returns_BT: Tensor) -> Tensor:
+        """The loss of a batch."""
+        with self.autocast():
+            values_BT = self.model(scored.idx_BT, scored.layout)
+        near_BT = old_BT + (values_BT - old_BT).clamp(-self.clip, self.clip)
+        loss_BT = torch.maximum((values_BT - returns_BT).square(), (near_BT - returns_BT).square())
+        return 0.5 * (loss_BT * (scored.targets_BT != IGNORE)).sum()
+
+
+@dataclass(frozen=True)
+class ValueBatch:
+    """Packed replies with what was guessed and what came."""
+
+    scored: Scored
+    old_BT: Tensor
+    returns_BT: Tensor
+
+    @property
+    def n_targets(self) -> int:
+        """Ids that were said."""
+        return self.scored.n_said
+
+    def to(self, device: torch.device) -> "ValueBatch":
+        """The same on another device."""
+        return ValueBatch(self.scored.to(device), self.old_BT.to(device), self.returns_BT.to(device))
+
+    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
+        """What the objective is called with."""
+        return self.scored, self.old_BT, self.returns_BT
+
+
+def priced(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -> Tensor:
+    """What each id of a reply brings: the last the reward, and each less what its gain on the reference costs."""
+    rewards = -kl_coef * (logprobs - reference)
+    rewards[-1] += reward
+    return rewards
+
+
+def generalized_advantages(rewards: Tensor, values: Tensor, lambda_: float) -> Tensor:
+    """GAE of one reply, nothing discounted: advantage t = sum over k of lambda^k delta (t + k), where
+    delta t = reward t + value (t + 1) - value t, and nothing comes after the end.
+    """
+    after = torch.cat([values[1:], values.new_zeros(1)])
+    deltas = (rewards + after - values).tolist()
+    advantages, ahead = [0.0] * len(deltas), 0.0
+    for t in range(len(deltas) - 1, -1, -1):
+        ahead = deltas[t] + lambda_ * ahead
+        advantages[t] = ahead
+    return torch.tensor(advantages)
+
+
+class KlControl:
+    """What a nat costs: always the same, or turned by at most 2 % a round towards a target (arXiv:1909.08593, 2.2)."""
+
+    def __init__(self, coef: float, target: float | None) -> None:
+        self.coef, self._target = coef, target
+
+    def update(self, kl: float) -> None:
+        """Take the KL of a round."""
+        if self._target is not None:
+            self.coef *= 1 + 0.1 * max(-0.2, min(0.2, kl / self._target - 1))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `ppo`."""
+    return ppo(parse_stage(PpoConfig, argv, "groundling ppo"))
+
+
+def ppo(config: PpoConfig) -> int:
+    """Learn from rewards as the config says; return the exit code.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    return optimise(config, "ppo", _Ppo)
+
+
+def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel:
+    source = config.value_from or (None if is_function(config.reward) else config.reward)
+    if source is None:
+        return RewardModel(copy.deepcopy(bundle.model), scale=1.0)
+    # It knows what makes a reply good; what is still to come at a place is another number, learned from zero.
+    model, theirs = load_reward_model(source, stage.picked.device)
+    if not reads_the_same(theirs, bundle):
+        raise ConfigError(f"the reward model {source} reads other ids, or less of them, than the policy writes; "
+                          "give one of the policy's family with --value-from")  # fmt: skip
+    return RewardModel(model.gpt, scale=1.0)
+
+
+class _Ppo(Learner[PpoConfig]):
+    def __init__(self, config: PpoConfig, stage: Stage, bundle: Bundle, drawer: Drawer) -> None:
+        super().__init__(config, stage, bundle, drawer)
+        self.values = _value_model(config, bundle, stage)
+        self.value_objective = ValueObjective(self.values, config.value_clip, stage.picked.autocast)
+        self.value_optimizers = Optimizers(self.values, config.value_optim, stage.picked.compute_dtype)
+        self.kl = KlControl(config.kl_coef, config.target_kl if config.kl_control == "adaptive" else None)
+        self.guessed, self.came = list[Tensor](), list[Tensor]()
+        """Of the round that is learned from: what the value model guessed before it, and what came."""
+
+    def judge(self, round_: Round) -> None:
+        self.guessed = self._guesses(round_.replies)
+        advantages = []
+        for number, reward in enumerate(round_.rewards):
+            rewards = priced(reward, round_.logprobs[number], round_.reference[number], self.kl.coef)
+            advantages.append(generalized_advantages(rewards, self.guessed[number], self.config.gae_lambda))
+        round_.advantages = whitened(advantages)
+        self.came = [a + v for a, v in zip(advantages, self.guessed, strict=True)]
+
+    @torch.inference_mode()
+    def _guesses(self, replies: Sequence[Reply]) -> list[Tensor]:
+        def values_of(scored: Scored) -> Tensor:
+            there = scored.to(self.stage.picked.device)
+            with self.stage.picked.autocast():
+                values_BT: Tensor = self.values(there.idx_BT, there.layout)
+            return values_BT.cpu()
+
+        return said_values(replies, self.max_length, self.config.micro_batch_rows, values_of)
+
+    def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
+        values = (self.guessed, self.came)
+        packed = packed_values(round_.replies, values, numbers, self.max_length, self.config.micro_batch_rows)
+        batches = [ValueBatch(scored, *rows) for scored, rows in packed]
+        self.update(self.value_objective, batches, self.value_optimizers, step)
+
+    def models(self) -> list[str]:
+        source = self.config.value_from
+        return [*super().models(), "" if source is None else reward_fingerprint(source)]
+
+    def other_tensors(self) -> dict[str, Tensor]:
+        learned = weight_tensors(self.values) | optimizer_tensors(self.value_optimizers)
+        tensors = {f"values|{name}": tensor for name, tensor in learned.items()}
+        if self.round is None:
+            return tensors
+        return tensors | laid_end_to_end("guessed", self.guessed) | laid_end_to_end("came", self.came)
+
+    def other_facts(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl.coef}
+
+    def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        restore_learned(self.values, self.value_optimizers, with_prefix(tensors, "values|"))
+        self.kl.coef = float(facts["kl_coef"])
+        if not 0 <= self.kl.coef < math.inf:
+            raise CheckpointError(f"its kl_coef is {self.kl.coef}")
+        if self.round is not None:
+            lengths = [len(reply.said) for reply in self.round.replies]
+            self.guessed, self.came = (values_of_each(tensors, name, lengths) for name in ("guessed", "came"))
+
+    def more_figures(self) -> dict[str, float]:
+        explained = explained_variance(torch.cat(self.guessed), torch.cat(self.came))
+        return {"kl_coef": self.kl.coef, "explained_variance": explained}
+
+    def end_round(self, round_: Round) -> None:
+        self.kl.update(round_.kl())
+
+
+def explained_variance(guesses: Tensor, came: Tensor) -> float:
+    """The part of the variance of what came that the guesses explain: 1 all, 0 none; nothing to explain is 0."""
+    variance = came.var(unbiased=False)
+    return float(1 - (came - guesses).var(unbiased=False) / variance) if variance > 1e-12 else 0.0

@@ -1,0 +1,211 @@
+"""The rounds of PPO and GRPO: draw, judge, learn, write down."""
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from torch import Tensor
+
+from groundling.align.chat_vocab import require_chat
+from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
+from groundling.align.data import prompt_ids, prompt_room, read_asked
+from groundling.align.logprobs import Policy
+from groundling.align.reward.functions import make_rewards, reward_fingerprint
+from groundling.align.rl.objective import ClippedObjective, Seen
+from groundling.align.rl.rollout import Drawer, RolloutConfig, minibatches_of, policy_batches
+from groundling.align.rl.rounds import Round, figures_of
+from groundling.align.stage import Stage, open_stage
+from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.bundle.adapter import base_at
+from groundling.data.batches import MicroBatch
+from groundling.data.examples.encoding import least_ids
+from groundling.errors import TrainingError
+from groundling.system import distributed
+from groundling.system.signals import ASKED_TO_STOP
+from groundling.train.checkpoints.tensors import optimizer_tensors, restore_learned, weight_tensors, with_prefix
+from groundling.train.loop import FINISHED
+from groundling.train.optim.optimizers import Optimizers
+from groundling.train.step import train_step
+
+C = TypeVar("C", bound=RolloutConfig)
+
+
+class Learner(ABC, Generic[C]):
+    """A policy that learns from its own replies. A subclass says what they were worth, id by id.
+
+    Args:
+        config: how.
+        stage: which it is a part of.
+        bundle: the policy, and the reference as it is now.
+        drawer: draws the replies.
+        kl_coef: of the KL in the loss.
+        each: replies to each prompt.
+    """
+
+    def __init__(
+        self, config: C, stage: Stage, bundle: Bundle, drawer: Drawer, *, kl_coef: float = 0.0, each: int = 1
+    ) -> None:
+        assert bundle.chat is not None
+        self.config, self.stage, self.drawer, self.each = config, stage, drawer, each
+        self.max_length = config.longest(bundle)
+        n_sayable, autocast = bundle.n_ids, stage.picked.autocast
+        self.policy = Policy(bundle.model, n_sayable, autocast, config.temperature)
+        frozen = copy.deepcopy(bundle.model).requires_grad_(False)
+        self.reference = Policy(frozen, n_sayable, autocast, config.temperature)
+        self.objective = ClippedObjective(self.policy, config.clip, kl_coef)
+        self.optimizers = Optimizers(bundle.model, config.optim, stage.picked.compute_dtype)
+        self.step = self.n_updates = 0
+        """Rounds that are complete, and updates made in the one after them."""
+        self.round: Round | None = None
+        """The one that is learned from."""
+        self.figures = dict[str, Any]()
+        """Of the last complete one."""
+
+    @abstractmethod
+    def judge(self, round_: Round) -> None:
+        """Fill in the round's advantages."""
+
+    def models(self) -> list[str]:
+        """Fingerprints of the models that it learns from, besides the one it starts from."""
+        return [reward_fingerprint(self.config.reward)]
+
+    def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
+        """Train other models than the policy on some replies."""
+
+    def more_figures(self) -> dict[str, float]:
+        """More figures for the record of a round."""
+        return {}
+
+    def end_round(self, round_: Round) -> None:
+        """What changes between rounds."""
+
+    def other_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the policy and the round."""
+        return {}
+
+    def other_facts(self) -> dict[str, Any]:
+        """Plain data that it holds besides."""
+        return {}
+
+    def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Restore what `other_tensors` and `other_facts` gave, after the round is restored."""
+
+    def resume(self) -> int:
+        """Restore the checkpoint that the stage has found, if any; return how many rounds are complete."""
+        if self.stage.found is None:
+            return 0
+        with restoring(self.stage.found) as snapshot:
+            tensors, facts = snapshot.tensors, snapshot.facts
+            restore_learned(self.policy.model, self.optimizers, with_prefix(tensors, "policy|"))
+            self.step, self.n_updates = divmod(snapshot.step, self._updates_a_round())
+            self.objective.seen = msgspec.convert(facts["seen"], list[Seen])
+            self.figures = msgspec.convert(facts["figures"], dict[str, float])
+            drawn = with_prefix(tensors, "round|")
+            if drawn or self.n_updates:
+                self.round = self.drawer.round_of(self.policy, drawn)
+            self.restore_others(tensors, facts)
+        require_steps_left(self.step + bool(self.n_updates), self.config.steps, self.config.out_dir, "steps")
+        return self.step
+
+    def run(self) -> tuple[str, dict[str, Any]]:
+        """Run the rounds that are left; return how they ended, and the figures of the last."""
+        while self.step < self.config.steps:
+            started = time.perf_counter()
+            if self.stage.asked_to_stop() or (self.round is None and not self._draw()):
+                return self._stop(), self.figures
+            round_, limit = self.round, self.config.stop_kl
+            assert round_ is not None
+            if limit is not None and round_.kl() > limit:
+                self._save()
+                self._record(figures_of(round_, started, self.config.gold))  # of the policy that is kept
+                return f"the KL went beyond {limit}", self.figures
+            try:
+                if not self._learn_from(round_):
+                    return self._stop(), self.figures
+            except TrainingError as error:
+                return self.stage.fail(self.step + 1, error), self.figures
+            seen = {**self.objective.look(), **self.more_figures()}
+            self._record({**figures_of(round_, started, self.config.gold), **seen})
+            self.end_round(round_)
+            self.step, self.round, self.n_updates = self.step + 1, None, 0
+            if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                self._save()
+        return FINISHED, self.figures
+
+    def _record(self, figures: dict[str, Any]) -> None:
+        self.figures = figures
+        self.stage.record({"step": self.step + 1, **figures})
+
+    def _draw(self) -> bool:
+        """Draw a round and judge it; False if a signal ended the drawing."""
+        # Other ranks, which draw the same, would wait for the one that gave up.
+        stop = (lambda: bool(self.stage.stop)) if distributed.world_size() == 1 else None
+        round_ = self.drawer.draw(self.policy, self.reference, self.step, self.each, stop)
+        if round_ is None:
+            return False
+        self.judge(round_)
+        self.round = round_
+        return True
+
+    def _learn_from(self, round_: Round) -> bool:
+        """Make the updates that are left of a round; False if a signal came between two of them."""
+        config = self.config
+        for update in range(self.n_updates, self._updates_a_round()):
+            if update and self.stage.asked_to_stop():
+                return False
+            number, place = divmod(update, config.minibatches)
+            parts = minibatches_of(len(round_.replies), config.minibatches, config.seed, self.step, number, self.each)
+            batches = policy_batches(round_, parts[place], self.max_length, config.micro_batch_rows)
+            self.update(self.objective, batches, self.optimizers, self.step)
+            self.learn_besides(round_, parts[place], self.step)
+            self.n_updates = update + 1
+        return True
+
+    def _updates_a_round(self) -> int:
+        return self.config.passes * self.config.minibatches
+
+    def _stop(self) -> str:
+        self._save()
+        return ASKED_TO_STOP
+
+    def _save(self) -> None:
+        learned = weight_tensors(self.policy.model) | optimizer_tensors(self.optimizers)
+        tensors = {f"policy|{name}": tensor for name, tensor in learned.items()} | self.other_tensors()
+        if self.round is not None:
+            tensors |= {f"round|{name}": tensor for name, tensor in self.round.tensors().items()}
+        facts = {"seen": self.objective.seen, "figures": self.figures, **self.other_facts()}
+        self.stage.save(Snapshot(self.step * self._updates_a_round() + self.n_updates, tensors, facts))
+
+    def update(self, objective: Any, batches: Sequence[MicroBatch], optimizers: Optimizers, step: int) -> None:
+        """One update at the learning rate of a round."""
+        config = self.config
+        factor = config.schedule.factor(step, config.steps)
+        train_step(objective, batches, optimizers, lr_factor=factor, max_norm=config.grad_clip)
+
+
+def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Learner[C]]) -> int:
+    """Run a stage of rounds from its config to its bundle; return the exit code.
+
+    Raises:
+        GroundlingError: one of its kinds, in one line.
+    """
+    with open_stage(config, name) as stage:
+        if stage.has_finished():
+            return 0
+        bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
+        assert bundle.chat is not None
+        rewards = make_rewards(config.reward, bundle, stage.picked)
+        least = least_ids(bundle.chat, bundle.tokenizer)
+        room = prompt_room(config.longest(bundle), config.max_new_tokens, least)
+        asked = prompt_ids(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
+        prompts = [list(ids) for ids in asked]
+        learner = make(config, stage, bundle, Drawer(config, bundle, prompts, rewards))
+        stage.look_back([base_at(config.path).sha256, *learner.models()], prompts)
+        stage.begin(learner.resume())
+        ended, figures = learner.run()
+        if distributed.is_first():
+            save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": name}, bundle.chat)
+        return stage.finish(ended, figures)

@@ -1,0 +1,307 @@
+"""A bundle: one folder with all that sampling needs, and nothing that can run code when it is read.
+
+    config.json  model.safetensors  tokenizer.json  manifest.json  and of a model that chats  chat.json
+
+An adapter is a bundle that has `adapter.safetensors` in place of the weights, and a manifest that says to which other
+bundle's weights it is to be added.
+
+A checkpoint holds all but the manifest in its folder `bundle`, and its own manifest vouches for them. A run:
+
+    RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
+    RUN/bundle/     the best of the run, once training has ended
+"""
+
+import dataclasses
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from groundling.bundle.adapter import Adapter, Base, base_at, place_of_base
+from groundling.bundle.context import cut_positions, narrowed
+from groundling.bundle.layout import (
+    ADAPTER,
+    CHAT,
+    CONFIG,
+    HEAD,
+    TOKENIZER,
+    WEIGHTS,
+    check_files,
+    find_bundle,
+    looks_like_bundle,
+    previous_place,
+    read_chat,
+    read_config,
+)
+from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
+from groundling.config import from_dict
+from groundling.errors import CheckpointError, ConfigError, DataError
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.model.uninitialized import blank_gpt
+from groundling.storage import atomic
+from groundling.storage.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.storage.tensors import read_tensors, tensor_names
+from groundling.system.memory import memory_of
+from groundling.system.runtime import unwrap
+from groundling.text.chat import ChatFormat
+from groundling.text.serialize import load_tokenizer, save_tokenizer
+from groundling.text.tokenizer import Tokenizer
+
+MOST_ADAPTERS = 20
+"""One on the other."""
+MOST_TABLES = 1 << 27
+"""Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that sampling needs: the model, what it was built from, and the tokenizer it was trained with."""
+
+    config: GPTConfig
+    model: GPT
+    tokenizer: Tokenizer
+    chat: ChatFormat | None = None
+    """How a conversation is laid out, if the model was taught to hold one."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids at which generation ends: of a reply, and of a text."""
+        return self.tokenizer.end_ids if self.chat is None else self.chat.end_ids(self.tokenizer)
+
+    @property
+    def n_ids(self) -> int:
+        """Ids below this can come out; those above are padding, or the beginnings of messages."""
+        return self.tokenizer.vocab_size if self.chat is None else self.chat.n_sayable(self.tokenizer)
+
+
+def save_bundle(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    extra: dict[str, Any] | None = None,
+    chat: ChatFormat | None = None,
+    head: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a bundle. At every moment the folder holds the old one or the new one, whole.
+
+    Args:
+        folder: where; a bundle that is already there is replaced.
+        model: a GPT: plain, compiled, or wrapped for data parallelism.
+        tokenizer: the one the model was trained with.
+        extra: what else the manifest says, for example {"step": 250, "val_loss": 1.5}.
+        chat: how a conversation is laid out, if the model knows that.
+        head: weights of another head than that of words, if it has one.
+
+    Raises:
+        CheckpointError: something else than a bundle is there.
+        StorageError: it could not be written; the old one is as it was.
+    """
+    gpt = unwrap(model)
+    if not isinstance(gpt, GPT):
+        raise TypeError(f"a bundle holds a GPT, and this is a {type(gpt).__name__}")
+    with _new_bundle(folder) as temporary:
+        write_bundle_files(temporary, plain_state_dict(gpt), gpt.config, tokenizer)
+        if chat is not None:
+            atomic.write_json(temporary / CHAT, chat.to_json())
+        if head is not None:
+            atomic.write_bytes(temporary / HEAD, safetensors.torch.save(dict(head)))
+        write_manifest(temporary, extra or {})
+
+
+def save_adapter(
+    folder: Path, adapter: Adapter, base: Base, bundle: Bundle, extra: dict[str, Any] | None = None
+) -> None:
+    """Write what fine-tuning changed; `load_bundle` adds it to what it began from: the bits that were trained.
+
+    The base is found by its place as seen from the adapter: the two may be moved together.
+
+    Args:
+        folder: where; a bundle that is already there is replaced.
+        adapter: what was learned.
+        base: what it began from.
+        bundle: the fine-tuned model's config, tokenizer and chat are kept.
+        extra: what else the manifest says.
+
+    Raises:
+        CheckpointError: something else than a bundle is there.
+        StorageError: it could not be written; the old one is as it was.
+    """
+    where, here = base.folder.resolve(), folder.resolve()
+    try:
+        place = Path(os.path.relpath(where, here)).as_posix()
+    except ValueError:  # on another drive of Windows
+        place = where.as_posix()
+    note = {"base": place, "base_sha256": base.sha256, "scale": adapter.scale}
+    with _new_bundle(folder) as temporary:
+        write_bundle_files(temporary, adapter.to_tensors(), bundle.config, bundle.tokenizer, ADAPTER)
+        if bundle.chat is not None:
+            atomic.write_json(temporary / CHAT, bundle.chat.to_json())
+        write_manifest(temporary, {**(extra or {}), **note})
+
+
+@contextmanager
+def _new_bundle(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which then takes a bundle's place."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not looks_like_bundle(folder)):
+        raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
+    previous = previous_place(folder)
+    with atomic.new_folder(folder) as temporary:
+        yield temporary
+        if folder.exists():
+            if previous.exists():
+                atomic.remove_tree(previous)
+            # A folder cannot be replaced in one step; until the new one stands, the old one is found by this name.
+            atomic.replace(folder, previous)
+    if previous.exists():
+        atomic.remove_tree(previous)
+
+
+def write_bundle_files(
+    folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer, name: str = WEIGHTS
+) -> None:
+    """Write a bundle's three files into a folder that the caller makes atomic and vouches for in a manifest.
+
+    Args:
+        folder: an existing folder.
+        weights: as `plain_state_dict` gives them.
+        config: what the model was built from.
+        tokenizer: the one the model was trained with.
+        name: of the file with the weights.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    atomic.write_json(folder / CONFIG, dataclasses.asdict(config))
+    atomic.write_bytes(folder / name, safetensors.torch.save(dict(weights)))
+    save_tokenizer(tokenizer, folder)
+
+
+def load_bundle(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checkpoint: str | int = "best",
+    context: int | None = None,
+) -> Bundle:
+    """Load a model that is ready to speak, in evaluation mode. Draws nothing from the global generator.
+
+    Args:
+        path: a bundle, a checkpoint, or the folder of a training run.
+        device: where the model goes.
+        dtype: of its weights.
+        checkpoint: of a run: "best", "last", or a step.
+        context: the longest window that it is read with, in tokens; None: the model's own.
+
+    Raises:
+        CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
+        ConfigError: the model has no such context, or is larger than the memory that is free.
+    """
+    folder = find_bundle(path, checkpoint)
+    listed = check_files(folder)
+    config = read_config(folder)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except DataError as error:
+        raise CheckpointError(f"{folder / TOKENIZER}: {error}") from error
+    chat = read_chat(folder, config) if CHAT in listed else None
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
+            "they do not belong together"
+        )
+    _require_layers(folder, config)
+    try:
+        outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
+    config = narrowed(config, context, path)
+    weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
+    _require_memory(folder, config, outline)
+    model = blank_gpt(config)
+    model.load_state_dict(cut_positions(weights, config), strict=False)
+    return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
+
+
+def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:
+    """The context to load each of several models with: the one that is given, or the model's own if that is shorter.
+
+    Args:
+        paths: as `load_bundle` takes them.
+        context: in tokens; None: each model's own.
+
+    Raises:
+        CheckpointError: there is no bundle.
+        ConfigError: no model has such a context.
+    """
+    if context is None:
+        return [None] * len(paths)
+    own = [read_config(path).block_size for path in paths]
+    longest = max(range(len(own)), key=own.__getitem__)
+    narrowed(read_config(paths[longest]), context, paths[longest])
+    return [min(context, each) for each in own]
+
+
+def _require_layers(folder: Path, config: GPTConfig) -> None:
+    """Check a config's layers against those in the file of weights: each costs time to build, even without memory.
+
+    Raises:
+        CheckpointError: there are others, or a base of an adapter is its own.
+    """
+    seen = [folder.resolve()]
+    while os.path.lexists(seen[-1] / ADAPTER):
+        base = find_bundle(place_of_base(seen[-1])[0]).resolve()
+        if base in seen:
+            raise CheckpointError(
+                f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
+            )
+        seen.append(base)
+        if len(seen) > MOST_ADAPTERS + 1:
+            raise CheckpointError(f"{folder} is an adapter of an adapter, and so on for more than {MOST_ADAPTERS}")
+    file = seen[-1] / WEIGHTS
+    layers = {name.split(".")[1] for name in tensor_names(file) if name.startswith("h.")}
+    if len(layers) != config.n_layer:
+        raise CheckpointError(
+            f"{file} has the weights of {len(layers)} layers, and {folder / CONFIG} says {config.n_layer}"
+        )
+
+
+def _require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
+    """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
+    tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
+    weights, known = 4 * outline.n_parameters(), memory_of()
+    if tables > MOST_TABLES + 4 * weights:
+        raise ConfigError(
+            f"{folder} has {weights / 1e6:,.1f} MB of weights, and a context of {config.block_size:,} tokens takes "
+            f"tables of {tables / 1e6:,.1f} MB; give a shorter one with --context"
+        )
+    needed = weights + tables
+    if known is not None and needed > known.free:
+        raise ConfigError(
+            f"the weights of {folder} take {needed / 1e9:,.1f} GB, and {known.free / 1e9:,.1f} GB of memory are free; "
+            "end other programs, or take a smaller model"
+        )
+
+
+def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
+    """An adapter's base with the adapter added: the weights of `model`."""
+    where, sha256, scale = place_of_base(folder)
+    if (base := base_at(where)).sha256 != sha256:
+        raise CheckpointError(
+            f"{folder} is an adapter of another model than {where} holds now; "
+            f"the file with that one's weights has the SHA-256 {sha256}"
+        )
+    adapter = Adapter.from_tensors(read_tensors(folder / ADAPTER), scale)
+    before = load_bundle(base.folder).model
+    weights = adapter.applied_to(cut_positions(plain_state_dict(before), model.config), model.config.vocab_size)
+    require_fit(weights, model, folder / ADAPTER)
+    return weights

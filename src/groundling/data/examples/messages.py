@@ -1,0 +1,211 @@
+"""Messages in a row of JSON, in the forms of OpenAI and ShareGPT; and which keys of a row are not passed over.
+
+What nobody wrote is absent: a key whose value is null, and an empty list of tools or images. A key that changes what a
+model ought to learn and that is not read is refused by its name, as it would get lost without a word.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from groundling.data.examples.jsonl import Row, kind_of, text_of
+from groundling.errors import DataError
+from groundling.text.chat import ROLES, Message, Role, check_messages
+
+Messages = tuple[Message, ...]
+SHAREGPT: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+}
+"""The names of speakers in ShareGPT's form, and their roles."""
+NOT_READ = (
+    *("tools", "functions", "tool_calls", "function_call", "tool_choice"),
+    *("image", "images", "video", "videos", "audio", "audios", "documents"),
+)
+"""Keys of a row that a model here cannot be taught."""
+INPUTS, OUTPUTS = ("input", "context", "query"), ("output", "response")
+"""What the parts of an instruction are called, by Alpaca and Dolly."""
+SYSTEMS = ("system", "system_prompt")
+"""What the system's instructions beside a prompt are called."""
+NOTHING: tuple[Any, ...] = ([], {})
+EMPTY: tuple[Any, ...] = ("", "[]", "{}", *NOTHING)
+SAID = ("role", "content", "from", "value")
+"""Keys of a message whose text is taken as it stands, also "" or "{}"."""
+
+
+def with_keys(row: Row) -> Row:
+    """The row without keys that are null.
+
+    Raises:
+        DataError: it has something that is not read.
+    """
+    values = {key: value for key, value in row.values.items() if value is not None}
+    for key in NOT_READ:
+        if values.get(key, "") not in EMPTY:
+            raise DataError(f"{row.where}: {key!r} is not supported, only messages of texts are; leave such rows out")
+    return Row(row.where, values)
+
+
+def messages_of(value: Any, where: str, name: str) -> Messages:
+    """A list of messages, or one alone.
+
+    Raises:
+        DataError: it is something else; `name` tells where in the row.
+    """
+    if isinstance(value, dict) and name not in LISTS:
+        return (_message(value, where, name),)
+    if not isinstance(value, list):
+        wanted = "a list of messages" if name in LISTS else "a text or a list of messages"
+        raise DataError(f"{where}: {name} is {kind_of(value)}, {wanted} is expected")
+    return tuple(_message(item, where, f"{name}[{number}]") for number, item in enumerate(value))
+
+
+LISTS = ("messages", "conversations", "conversation")
+"""Keys of whole conversations."""
+
+
+def _message(value: Any, where: str, name: str) -> Message:
+    expected = '{"role": ..., "content": ...} is expected'
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: {name} is {kind_of(value)}, {expected}")
+    values = {key: item for key, item in value.items() if item not in (None, *(NOTHING if key in SAID else EMPTY))}
+    if "role" in value and "from" not in values:
+        values["role"] = value["role"]  # a null one is said to be no role
+    if sorted(values) == ["from", "value"]:
+        return Message(_speaker(values["from"], where, name), text_of(values["value"], where, f"{name}.value"))
+    if sorted(values) != ["content", "role"]:
+        missing = [key for key in ("role", "content") if key in value and value[key] is None]
+        null = f" ({missing[0]} is null)" if missing else ""
+        raise DataError(f"{where}: {name} has the keys {keys_of(values)}{null}; {expected}")
+    role, content = values["role"], text_of(values["content"], where, f"{name}.content")
+    for known in ROLES:
+        if role == known:
+            return Message(known, content)
+    shown = ascii(role)[:40] if isinstance(role, str) else kind_of(role)
+    raise DataError(f"{where}: {name}.role is {shown}; {', '.join(ROLES[:-1])} or {ROLES[-1]} is expected")
+
+
+def _speaker(name: Any, where: str, place: str) -> Role:
+    role = SHAREGPT.get(name) if isinstance(name, str) else None
+    if role is None:
+        shown = ascii(name)[:40] if isinstance(name, str) else kind_of(name)
+        raise DataError(f"{where}: {place}.from is {shown}; one of {', '.join(SHAREGPT)} is expected")
+    return role
+
+
+def with_context(row: Row, messages: Messages) -> Messages:
+    """Messages after what stands in the row beside them: the system's instructions, and earlier turns.
+
+    Raises:
+        DataError: these are not what they have to be, or there are instructions twice.
+    """
+    before = _history(row)
+    given = {name: text_of(row.values[name], row.where, name) for name in SYSTEMS if name in row.values}
+    given = {name: text for name, text in given.items() if text.strip()}
+    if len(set(given.values())) > 1:
+        raise DataError(f"{row.where}: {' and '.join(map(repr, given))} are both there and differ; one is expected")
+    if not given:
+        return before + messages
+    name, text = next(iter(given.items()))
+    message = Message("system", text)
+    if messages[:1] == (message,) and not before:
+        return messages
+    if any(other.role == "system" for other in before + messages):
+        raise DataError(f"{row.where}: {name!r} is there, and so is a message of the system; one of them is expected")
+    return (message, *before, *messages)
+
+
+def _history(row: Row) -> Messages:
+    value = row.values.get("history", [])
+    expected = "a list of pairs of texts is expected, what was asked and what was replied"
+    if not isinstance(value, list):
+        raise DataError(f"{row.where}: history is {kind_of(value)}, {expected}")
+    found: list[Message] = []
+    for number, pair in enumerate(value):
+        name = f"history[{number}]"
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"{row.where}: {name} is {kind_of(pair)}; {expected}")
+        texts = [text_of(text, row.where, f"{name}[{place}]") for place, text in enumerate(pair)]
+        found += [Message("user", texts[0]), Message("assistant", texts[1])]
+    return tuple(found)
+
+
+def require_prompt(messages: Messages, where: str, name: str) -> None:
+    """Check that a conversation is one, and ends with the user's message.
+
+    Raises:
+        DataError: it is not, or does not.
+    """
+    check_messages(messages, where)
+    if messages[-1].role != "user":
+        raise DataError(f"{where}: {name} ends with the {messages[-1].role}'s message; the user's is expected")
+
+
+def keys_of(values: Mapping[str, Any]) -> str:
+    """Some keys, for people."""
+    shown = ", ".join(ascii(key)[:40] for key in list(values)[:8])
+    return shown + (", ..." if len(values) > 8 else "") if values else "none"
+
+
+def require_no_input(row: Row, beside: str | None) -> None:
+    """Refuse an `input` or `context` without an instruction: it would be dropped.
+
+    Raises:
+        DataError: it is there, beside the key `beside`, or beside none.
+    """
+    for name in INPUTS:
+        if row.values.get(name, "") in EMPTY:
+            continue
+        if beside is None:
+            raise DataError(f"{row.where}: there is {name!r} and no prompt; call what the replies are to 'prompt'")
+        advice = "write it into the user's words, or remove the key"
+        raise DataError(f"{row.where}: {name!r} beside {beside!r} is not supported; {advice}")
+
+
+def instruction_of(row: Row) -> Messages:
+    """The user's message: an instruction, and what it is about.
+
+    Raises:
+        DataError: one of them is no text.
+    """
+    instruction = text_of(row.values["instruction"], row.where, "instruction")
+    given = one_text(row, INPUTS, default="")
+    parts = [part for part in (instruction, given) if part.strip()] or [instruction]
+    return of_user("\n\n".join(parts))
+
+
+def one_text(row: Row, names: tuple[str, ...], default: str | None = None) -> str:
+    """The text under the one of some names that a row has.
+
+    Raises:
+        DataError: there is none and no default, or there are two.
+    """
+    there = [name for name in names if name in row.values]
+    full = [name for name in there if row.values[name] != ""]
+    if len(full) > 1:
+        raise DataError(f"{row.where}: {full[0]!r} and {full[1]!r} are both there; one of them is expected")
+    if not there and default is not None:
+        return default
+    name = (full or there or names)[0]
+    require_keys(row, name)
+    return text_of(row.values[name], row.where, name)
+
+
+def of_user(text: str) -> Messages:
+    """A conversation that the user has begun."""
+    return (Message("user", text),)
+
+
+def require_keys(row: Row, *names: str) -> None:
+    """Check that a row has some keys.
+
+    Raises:
+        DataError: one is missing.
+    """
+    missing = [name for name in names if name not in row.values]
+    if missing:
+        raise DataError(f"{row.where}: {missing[0]!r} is missing or null; the keys are {keys_of(row.values)}")

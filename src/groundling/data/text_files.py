@@ -1,0 +1,232 @@
+"""Text files as one stream of characters: UTF-8, plain or packed, with every flaw named or counted.
+
+What is no text is refused, whatever is to become of flaws: nobody means to learn a table's or an archive's bytes.
+"""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from groundling.data import formats, row_formats
+from groundling.errors import DataError
+from groundling.storage import files
+from groundling.system.optional import optional_import
+from groundling.text.tokenizer import REPLACEMENT
+
+Errors = Literal["strict", "replace"]
+Expected = Literal["text", "rows"]
+"""Words to be learned as they stand; or rows of JSON, for a reader of those."""
+PIECE_BYTES = 1 << 18
+EXPECTED_ROWS = "JSON is expected here, one object a line or an array of them"
+RANKINGS = "; rankings are for groundling dpo and groundling reward: --rankings"
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins as UTF-16's does
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+class TextFiles:
+    """The characters of some files, one after the other; they can be read any number of times.
+
+    A byte-order mark is dropped, line ends are kept as they are, and a newline is put between two files where
+    the first does not end in one.
+
+    Args:
+        paths: of the files.
+        errors: what becomes of bytes that are not UTF-8.
+        expected: what the files are to hold.
+        passed_over: what else was there when they were looked for, in words.
+
+    Attributes:
+        replaced: how many flaws the last reading has replaced by U+FFFD; 0 with errors="strict".
+        doubts: files that look like markup or data (JSON, HTML, XML) and were read as text, at the last reading.
+        n_bytes: the size of all files, packed as they are.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[Path],
+        errors: Errors = "strict",
+        expected: Expected = "text",
+        passed_over: str | None = None,
+    ) -> None:
+        self.paths, self.errors, self.expected = list(paths), errors, expected
+        self.passed_over = passed_over
+        self.replaced = 0
+        self.doubts: dict[Path, str] = {}
+        self._stamps = self._look()
+
+    def _look(self) -> list[tuple[int, int]]:
+        try:
+            return [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in self.paths)]
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    @property
+    def n_bytes(self) -> int:
+        """The size of all files, packed as they are."""
+        return sum(size for size, _ in self._stamps)
+
+    def require_unchanged(self) -> None:
+        """Check that all readings were of the same text.
+
+        Raises:
+            DataError: a file was written to since this object was made.
+        """
+        if self._look() != self._stamps:
+            raise DataError(f"the text at {self.paths[0]} changed while it was read; run again when it is at rest")
+
+    def require_text(self) -> None:
+        """Look at the beginning of each file.
+
+        Raises:
+            DataError: one is no text; the message says what it is and what to do.
+        """
+        for path in self.paths:
+            for _ in self._file(path):
+                break
+
+    def pieces(self) -> Iterator[str]:
+        """Read all characters, a few hundred thousand at a time.
+
+        Raises:
+            DataError: a file cannot be read or unpacked, or is not UTF-8; the message names the place.
+        """
+        self.replaced, self.doubts = 0, {}
+        ends_line = True
+        for path in self.paths:
+            if not ends_line:
+                yield "\n"
+            ends_line = True
+            for piece in self._file(path):
+                yield piece
+                ends_line = piece.endswith("\n")
+
+    def _file(self, path: Path) -> Iterator[str]:
+        offset, pending, is_first = 0, b"", True
+        for data in _whole_head(_unpacked(path)):
+            head = pending + data
+            if is_first:
+                self._require_text(path, head)
+                if head.startswith(codecs.BOM_UTF8):
+                    head, offset = head[3:], 3
+            text, used = self._decode(path, head, offset, final=False)
+            offset, pending = offset + used, head[used:]
+            if is_first:
+                self._require_words(path, text)
+            is_first = False
+            if text:
+                yield text
+        if is_first:
+            self._require_text(path, b"")
+        text, _ = self._decode(path, pending, offset, final=True)
+        if text:
+            yield text
+
+    def _require_text(self, path: Path, head: bytes) -> None:
+        """Refuse what is not made of characters, or not of those of UTF-8."""
+        head = head[: formats.HEAD_BYTES]
+        for mark, encoding in MARKS.items():
+            if head.startswith(mark):
+                raise DataError(f"{path} is {encoding}; {formats.conversion(encoding, path)}")
+        found = formats.binary_format(path, head) or formats.named_format(path) or formats.unknown_binary(path, head)
+        if found is not None:
+            is_other = self.expected == "rows" and not found.advice.startswith(("unpack", "convert"))
+            hint = RANKINGS if is_other and head.startswith(formats.SQLITE) else ""
+            raise DataError(f"{path} is {found.name}; {EXPECTED_ROWS + hint if is_other else found.advice}")
+
+    def _require_words(self, path: Path, text: str) -> None:
+        """Refuse rows where words to be learned are expected; where only the content looks so, remember it."""
+        if self.expected == "rows":
+            return
+        found = row_formats.rows_format(path, text)
+        if found is not None:
+            raise DataError(f"{path} is {found.name}; {found.advice}")
+        doubt = row_formats.looks_like_rows(text)
+        if doubt is not None:
+            self.doubts[path] = doubt
+
+    def _decode(self, path: Path, data: bytes, offset: int, final: bool) -> tuple[str, int]:
+        """Decode as much of `data` as is whole; return it and the number of bytes used."""
+        if self.errors == "replace":
+            text, used = codecs.utf_8_decode(data, "replace", final)
+            meant = data.count(REPLACEMENT.encode())  # U+FFFD that the file itself holds
+            self.replaced += text.count(REPLACEMENT) - meant + text.count("\0")
+            return text.replace("\0", REPLACEMENT), used
+        flaw, reason = data.find(b"\0"), "NUL bytes, which no text has (is it binary, or UTF-16?)"
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as error:
+            if flaw < 0 or error.start < flaw:
+                flaw, reason = error.start, f"bytes that are not UTF-8 ({data[error.start : error.end].hex(' ')})"
+        if flaw >= 0:
+            where = "of the unpacked text " if path.suffix.lower() in formats.PACKED else ""
+            raise DataError(
+                f"{path}: at byte offset {offset + flaw} {where}stand {reason}; "
+                "mend the file, or use --data.errors replace to put U+FFFD there"
+            )
+        return text, used
+
+
+def _whole_head(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes; the first piece holds all that is looked at to tell what they are."""
+    head: list[bytes] = []
+    for piece in pieces:
+        head.append(piece)
+        if sum(map(len, head)) >= formats.HEAD_BYTES:
+            break
+    if head:
+        yield b"".join(head)
+    yield from pieces
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    try:
+        with files.open_regular(path, links=True) as file:
+            begin = file.read(4)
+        suffix = path.suffix.lower()
+        if begin.startswith(formats.ZSTD) or (suffix == ".zst" and begin):
+            yield from _zst_pieces(path)
+            return
+        is_gzip = begin.startswith(formats.GZIP) or suffix == ".gz"
+        with files.open_regular(path, links=True) as packed, gzip.open(packed) if is_gzip else packed as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; give a file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _zst_pieces(path: Path) -> Iterator[bytes]:
+    zstandard = optional_import("zstandard", "text")
+    frame = None
+    try:
+        with files.open_regular(path, links=True) as file:
+            while packed := file.read(PIECE_BYTES):
+                while packed:
+                    frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                    yield frame.decompress(packed)
+                    packed = frame.unused_data if frame.eof else b""
+                    frame = None if frame.eof else frame
+    except zstandard.ZstdError as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from error
+    if frame is not None:
+        raise DataError(f"{path} cannot be unpacked: its end is missing")
+
+
+def span(pieces: Iterable[str], start: int, stop: int) -> Iterator[str]:
+    """Take the characters number `start` to `stop` (exclusive) of a stream, and read no further."""
+    place = 0
+    for piece in pieces:
+        part = piece[max(0, start - place) : stop - place]
+        place += len(piece)
+        if part:
+            yield part
+        if place >= stop:
+            return

@@ -1,0 +1,155 @@
+"""`groundling tokenizer train|show|compare`: make a tokenizer from a text, look into one, compare them all."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, get_args
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from groundling import config
+from groundling.data.corpus import Corpus, DataConfig, TextConfig, prepare
+from groundling.errors import DataError, MissingExtraError
+from groundling.storage import atomic, files
+from groundling.text.build import Kind, TokenizerConfig
+from groundling.text.serialize import FILE_NAME, load_tokenizer, save_tokenizer
+from groundling.text.tokenizer import Tokenizer
+
+COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
+SIGNS = {"\n": "↵", "\t": "→", "\r": "←"}
+N_PIECES_SHOWN = 64
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `groundling tokenizer train|show|compare`."""
+    commands = {
+        "train": (_train, "make a tokenizer from a text and save it as tokenizer.json"),
+        "show": (_show, "tell what a saved tokenizer is, and how it cuts a line"),
+        "compare": (_compare, "cut one text with each tokenizer, and count"),
+    }
+    return config.run_subcommand(argv, commands, "groundling tokenizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Make a tokenizer from the training part of a text and save it as tokenizer.json."""
+
+    out_dir: Path
+    """The folder for tokenizer.json; --data.tokenizer.path of `groundling pretrain` takes it."""
+    tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=TokenizerConfig)
+    data: TextConfig = field(default_factory=TextConfig)
+
+
+def _train(argv: list[str]) -> int:
+    chosen = config.parse(TrainConfig, argv, "groundling tokenizer train")
+    corpus = _prepare(chosen.data, chosen.tokenizer)
+    save_tokenizer(corpus.tokenizer, atomic.make_folder(chosen.out_dir))
+    print(
+        f"{chosen.out_dir / FILE_NAME}: {corpus.tokenizer.kind}, {corpus.tokenizer.vocab_size:,} ids, "
+        f"{corpus.val_part.chars_per_token:.2f} characters per token on the validation part"
+    )
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig:
+    """Tell what a saved tokenizer is, and how it cuts a line."""
+
+    folder: tyro.conf.Positional[Path]
+    """A folder with a tokenizer.json, or a run or bundle that holds one."""
+    text: str = "The quick brown fox said: \N{LATIN SMALL LETTER E WITH ACUTE}tude no. 10!"
+    """The line to cut."""
+
+
+def _show(argv: list[str]) -> int:
+    chosen = config.parse(ShowConfig, argv, "groundling tokenizer show")
+    is_named = chosen.folder.name == FILE_NAME
+    tokenizer = load_tokenizer(_home_of_tokenizer(chosen.folder), links=is_named)
+    console = Console()
+    console.print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids; from all over its pieces:", highlight=False)
+    step = max(1, tokenizer.vocab_size // N_PIECES_SHOWN)
+    console.print(_coloured([tokenizer.piece(token) for token in range(0, tokenizer.vocab_size, step)], console))
+    console.print(_cut(tokenizer, chosen.text, console))
+    return 0
+
+
+def _home_of_tokenizer(folder: Path) -> Path:
+    """Where in a tokenizer's folder, a bundle or a run the tokenizer is. All of a run have the same."""
+    if folder.name == FILE_NAME:
+        return folder.parent
+    found = [folder / FILE_NAME, *sorted(folder.glob(f"*/{FILE_NAME}")), *sorted(folder.glob(f"*/*/{FILE_NAME}"))]
+    return next((path.parent for path in found if files.is_regular(path)), folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Cut one text with each tokenizer, and count: all figures are of its validation part."""
+
+    data: TextConfig = field(default_factory=TextConfig)
+    vocab_size: int = TokenizerConfig.vocab_size
+    """Ids at most, for those that are trained: bpe, unigram, sp_bpe."""
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    """Which tokenizers."""
+    text: Annotated[str | None, config.any_text()] = None
+    """The line to cut; the first long one of the validation part when absent."""
+
+
+def _compare(argv: list[str]) -> int:
+    chosen = config.parse(CompareConfig, argv, "groundling tokenizer compare")
+    console = Console(markup=False)  # an extra in brackets is no style
+    table = Table("tokenizer", show_lines=True)
+    for heading in ("vocabulary", "tokens", "characters / token"):
+        table.add_column(heading, justify="right")
+    table.add_column("a line of it")
+    line = chosen.text
+    for kind in chosen.kinds:
+        try:
+            corpus = _prepare(chosen.data, TokenizerConfig(kind=kind, vocab_size=chosen.vocab_size))
+        except MissingExtraError as error:
+            table.add_row(kind, "", "", "", str(error))
+            continue
+        line = line if line is not None else _first_long_line(corpus)
+        table.add_row(
+            kind,
+            f"{corpus.tokenizer.vocab_size:,}",
+            f"{corpus.val_part.n_tokens:,}",
+            f"{corpus.val_part.chars_per_token:.2f}",
+            _cut(corpus.tokenizer, line, console),
+        )
+    console.print(table)
+    return 0
+
+
+def _prepare(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
+    fields = {item.name: getattr(text, item.name) for item in dataclasses.fields(text)}
+    return prepare(DataConfig(**fields, tokenizer=tokenizer), block_size=1)
+
+
+def _first_long_line(corpus: Corpus) -> str:
+    lines = corpus.tokenizer.decode(corpus.val.ids[:1000].tolist()).splitlines()
+    return next((line for line in lines[1:] if len(line) >= 30), max(lines, key=len))
+
+
+def _cut(tokenizer: Tokenizer, line: str, console: Console) -> Text:
+    """The pieces of a line; or why it cannot be cut."""
+    try:
+        return _coloured([tokenizer.piece(token) for token in tokenizer.encode(line)], console)
+    except DataError as error:
+        return Text(str(error), style="red")
+
+
+def _coloured(pieces: Sequence[str], console: Console) -> Text:
+    """Pieces side by side in changing colours, or between bars where there are no colours."""
+    shown = ["".join(map(visible, piece)) for piece in pieces]
+    if console.color_system is None:
+        return Text("|".join(shown))
+    return Text.assemble(*((piece, COLOURS[place % len(COLOURS)]) for place, piece in enumerate(shown)))
+
+
+def visible(character: str) -> str:
+    """A sign for what a terminal would not show, or would obey."""
+    return SIGNS.get(character) or (character if character.isprintable() else f"<U+{ord(character):04X}>")

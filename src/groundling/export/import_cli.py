@@ -1,0 +1,198 @@
+"""`groundling import hf|nanogpt`: models that others trained, as bundles of ours."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from torch import Tensor
+
+from groundling import config
+from groundling.bundle import save_bundle
+from groundling.bundle.context import cut_positions, narrowed
+from groundling.errors import CheckpointError, StorageError, require
+from groundling.export.families import GPT2
+from groundling.model.config import GPTConfig
+from groundling.model.uninitialized import blank_gpt
+from groundling.storage import atomic
+from groundling.storage.manifest import MANIFEST, read_manifest
+from groundling.system.progress import Progress
+from groundling.text.chat import ChatFormat
+from groundling.text.serialize import FILE_NAME, load_tokenizer
+from groundling.text.tokenizer import Tokenizer
+
+FACT = "imported_from"
+"""What the manifest of an imported bundle says, and no other's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFConfig:
+    """Make a bundle of a GPT-2, Llama or Qwen3 in the layout of transformers, with safetensors weights."""
+
+    source: tyro.conf.Positional[str]
+    """A folder with config.json and the weights; or a model's name on the Hugging Face hub."""
+    out: tyro.conf.Positional[Path]
+    """The folder for the bundle."""
+    tokenizer: str | None = None
+    """Instead of the tokenizer in the folder: gpt2, or a folder with a tokenizer.json of ours."""
+    context: int | None = None
+    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
+    overwrite: bool = False
+    """Replace an earlier import at `out`; anything else there is left alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoGPTConfig:
+    """Make a bundle of a checkpoint of nanoGPT. Its meta.pkl can run code and is never opened: name the text."""
+
+    source: tyro.conf.Positional[Path]
+    """The ckpt.pt."""
+    out: tyro.conf.Positional[Path]
+    """The folder for the bundle."""
+    text: Path | None = None
+    """The text it was trained on, whose characters are its tokens."""
+    tokenizer: str | None = None
+    """Instead of a text: gpt2, or a folder with a tokenizer.json of ours."""
+    context: int | None = None
+    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
+    overwrite: bool = False
+    """Replace an earlier import at `out`; anything else there is left alone."""
+
+    def __post_init__(self) -> None:
+        """Check that there is one tokenizer."""
+        require(
+            (self.text is None) != (self.tokenizer is None),
+            "a nanoGPT checkpoint does not say its tokenizer in a way that is safe to read; give either --text "
+            "(the file whose characters it was trained on) or --tokenizer (gpt2, or a folder with a tokenizer.json)",
+        )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `groundling import hf|nanogpt`."""
+    commands = {
+        "hf": (_hf, "a GPT-2, Llama or Qwen3 from a folder of transformers, or from the hub"),
+        "nanogpt": (_nanogpt, "a ckpt.pt of nanoGPT, read without running any code in it"),
+    }
+    with Progress("importing"):
+        return config.run_subcommand(argv, commands, "groundling import")
+
+
+def _hf(argv: list[str]) -> int:
+    from groundling.export.hf_folder import find_folder, read_model
+    from groundling.export.hf_speech import has_template, read_speech
+
+    chosen = config.parse(HFConfig, argv, "groundling import hf")
+    _require_room_for(chosen.out, chosen.overwrite)
+    folder = find_folder(chosen.source)
+    atomic.require_apart(folder, chosen.out)
+    family, gpt_config, weights = read_model(folder)
+    if chosen.tokenizer:
+        tokenizer, chat = _named_tokenizer(chosen.tokenizer), None
+        why = "its chat template belongs to its own tokenizer" if has_template(folder) else ""
+    else:
+        tokenizer, chat, why = read_speech(folder, family is GPT2)
+    gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
+    facts = {FACT: chosen.source, "architecture": family.architecture}
+    _save(chosen.out, gpt_config, weights, tokenizer, facts, chat)
+    print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer, chat)}")
+    if chat is None:
+        if why:
+            print(f"imported as a base model, which goes on with a text and does not chat: {why}")
+        print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
+    else:
+        print(f"talk with it: groundling chat {shlex.quote(str(chosen.out))}")
+    return 0
+
+
+def _nanogpt(argv: list[str]) -> int:
+    from groundling.export.nanogpt import GELU_NOTE, read_checkpoint, tokenizer_of_text
+
+    chosen = config.parse(NanoGPTConfig, argv, "groundling import nanogpt")
+    _require_room_for(chosen.out, chosen.overwrite)
+    gpt_config, weights = read_checkpoint(chosen.source)
+    if chosen.text is not None:
+        tokenizer: Tokenizer = tokenizer_of_text(chosen.text, gpt_config.vocab_size)
+    else:
+        tokenizer = _named_tokenizer(str(chosen.tokenizer))
+    gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
+    _save(chosen.out, gpt_config, weights, tokenizer, {FACT: str(chosen.source), "architecture": "nanoGPT"})
+    print(f"{chosen.out}: nanoGPT, {_said(gpt_config, weights, tokenizer)}; {GELU_NOTE}")
+    print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
+    return 0
+
+
+def _named_tokenizer(name: str) -> Tokenizer:
+    """GPT-2's tokenizer by its name, or one of ours from its folder.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+        MissingExtraError: its library is not installed.
+    """
+    if name == "gpt2" and not (Path(name) / FILE_NAME).is_file():
+        from groundling.text.gpt2 import GPT2Tokenizer
+
+        return GPT2Tokenizer()
+    return load_tokenizer(Path(name))
+
+
+def _require_room_for(out: Path, overwrite: bool) -> None:
+    """Look, before anything is read, whether a bundle may be written there.
+
+    Raises:
+        StorageError: something is there that is not to be replaced.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise StorageError(f"{out} exists; choose another name, or --overwrite to replace an earlier import")
+    try:
+        is_import = out.is_dir() and FACT in read_manifest(out)
+    except CheckpointError:
+        is_import = False
+    if not is_import:
+        raise StorageError(
+            f"{out} is not an earlier import (its {MANIFEST} says), and was left alone; choose another name"
+        )
+
+
+def _save(
+    out: Path,
+    gpt_config: GPTConfig,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+    chat: ChatFormat | None = None,
+) -> None:
+    """Build the model and write the bundle.
+
+    Raises:
+        CheckpointError: the tokenizer belongs to another model.
+        StorageError: the bundle could not be written.
+    """
+    if tokenizer.vocab_size > gpt_config.vocab_size:
+        raise CheckpointError(
+            f"the {tokenizer.kind} tokenizer has {tokenizer.vocab_size:,} ids and the model {gpt_config.vocab_size:,}; "
+            "they do not belong together, so give the tokenizer it was trained with"
+        )
+    if chat is not None and max(chat.special_ids()) >= gpt_config.vocab_size:
+        raise CheckpointError(
+            f"the chat template has the id {max(chat.special_ids()):,} and the model {gpt_config.vocab_size:,} ids; "
+            "they do not belong together, so give the folder as it was saved"
+        )
+    model = blank_gpt(gpt_config)
+    # A tied matrix is there once; all else was checked by name and shape.
+    model.load_state_dict(cut_positions(weights, gpt_config), strict=False)
+    atomic.make_folder(out.parent)
+    save_bundle(out, model, tokenizer, facts, chat)
+
+
+def _said(
+    gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, chat: ChatFormat | None = None
+) -> str:
+    size = sum(tensor.numel() for tensor in weights.values())
+    structure = {id for id in (chat.special_ids() if chat else ()) if id >= tokenizer.vocab_size}
+    spare = gpt_config.vocab_size - tokenizer.vocab_size - len(structure)
+    padded = f" and {spare:,} more in the model that mean nothing" if spare else ""
+    return f"{size:,} parameters, the {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids{padded}"

@@ -1,0 +1,251 @@
+"""`groundling ladder`: train the rungs as the lecture does, and set its losses beside ours.
+
+The data, the training loop, the loss and the sampler are the production ones; only the models are the rungs'. A small
+rung keeps one core busy and no more, so the small ones are trained side by side.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from groundling.config import parse
+from groundling.data.corpus import Corpus, DataConfig, prepare
+from groundling.errors import require
+from groundling.evals.loss import TRAIN_ESTIMATE, random_batches_loss
+from groundling.ladder.fused import fuse_heads
+from groundling.ladder.rungs import RUNGS, Rung, find_rung
+from groundling.ladder.runs.begin import SMALL
+from groundling.ladder.runs.long_run import LongRun, RungStoppedError, train_recorded
+from groundling.ladder.runs.results import NOTE, RungResult, table
+from groundling.ladder.runs.short_run import Trained, train_unrecorded
+from groundling.sample.generate import generate_ids
+from groundling.sample.sampler import SamplingConfig
+from groundling.sample.sequence import row_generator
+from groundling.storage import atomic
+from groundling.system.logs import busy, print_table, say
+from groundling.system.processes import n_cores, side_by_side
+from groundling.text.tokenizer import Tokenizer
+from groundling.train import run_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """Train the lecture's rungs in its own settings, and compare the losses; `groundling ladder show s6` prints one."""
+
+    rungs: str = ",".join(SMALL)
+    """Which rungs, separated by commas."""
+    steps: int | None = None
+    """Steps of each rung; None: the lecture's, 3,000 for s1 and 5,000 for the others."""
+    seed: int = 1337
+    """Of the initial weights and the batches."""
+    scaled: bool = False
+    """Add s8, the scaled-up model: hours on a laptop."""
+    at_once: int | None = None
+    """How many of the small rungs are trained at the same time; None: as many as there are cores."""
+    out_dir: Path = Path("runs/ladder")
+    """Where ladder.json and ladder.png go; s8 and s9 have a folder each in it, saved every two minutes."""
+    resume: bool = False
+    """Go on with the s8 or s9 that was stopped in out_dir; the small rungs are trained anew."""
+    overwrite: bool = False
+    """Remove the s8 or s9 that is in out_dir."""
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1, or None")
+        at_once = self.at_once
+        require(at_once is None or at_once >= 1, f"at_once is {at_once}; it must be at least 1, or None")
+        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        require(bool(self.names()), "rungs is empty; name some, for example s3,s4")
+        for name in self.names():
+            find_rung(name)
+
+    def names(self) -> list[str]:
+        """The rungs that are meant, each once, in the ladder's order."""
+        asked = {name.strip() for name in self.rungs.split(",") if name.strip()} | ({"s8"} if self.scaled else set())
+        return [name for name in RUNGS if name in asked] + sorted(asked - RUNGS.keys())
+
+
+@contextmanager
+def _same_threads_afterwards() -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@_same_threads_afterwards()
+def train_rung(
+    name: str, *, steps: int | None = None, seed: int = 1337, corpus: Corpus | None = None, run: LongRun | None = None
+) -> RungResult:
+    """Train one rung as the lecture does: AdamW at a constant rate, on batches from random places.
+
+    Args:
+        name: s1 to s9.
+        steps: None: as many as the lecture.
+        seed: of the initial weights and the batches.
+        corpus: the text; None: Tiny Shakespeare by characters.
+        run: where s8 or s9 is recorded, saved, and resumed; None: nowhere, as the small rungs.
+
+    Raises:
+        ConfigError: there is no such rung, or `run` has one that is neither resumed nor removed.
+        CheckpointError: what `run` is to resume is not there.
+        RungStoppedError: with a `run`, a signal asked for it.
+    """
+    rung = find_rung(name)
+    corpus = corpus or prepare(DataConfig(), block_size=8)
+    n_steps = rung.steps if steps is None else steps
+    if run is None or name in SMALL:
+        return _result(rung, train_unrecorded(rung, corpus, n_steps, seed), corpus, seed)
+    trained = train_recorded(run, rung, corpus, n_steps=n_steps, seed=seed)
+    with busy(f"{name}: the loss on random batches, and a sample ..."):
+        return _result(rung, trained, corpus, seed)
+
+
+def _result(rung: Rung, trained: Trained, corpus: Corpus, seed: int) -> RungResult:
+    model = trained.state.model
+    block_size = int(model.block_size)  # type: ignore[arg-type]
+    sizes = {"n_batches": 200 if rung.name in SMALL else 20, "batch_size": rung.batch_size}
+    return RungResult(
+        rung=rung.name,
+        adds=rung.adds,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        val_loss=trained.val_losses[-1][1],
+        val_loss_random_batches=random_batches_loss(model, corpus.val.ids, block_size, **sizes),
+        train_loss_random_batches=random_batches_loss(
+            model, corpus.train.ids, block_size, **sizes, purpose=TRAIN_ESTIMATE
+        ),
+        lecture_val_loss=rung.lecture_val_loss,
+        seconds=round(trained.seconds, 2),
+        sample=sample_of(model, corpus.tokenizer, seed),
+        losses=trained.losses,
+        val_losses=trained.val_losses,
+        model=model,
+    )
+
+
+def sample_of(model: nn.Module, tokenizer: Tokenizer, seed: int, n_tokens: int = 120) -> str:
+    """What a model says from the beginning of a line on, at temperature 1 as in the lecture."""
+    how = SamplingConfig(max_new_tokens=n_tokens, temperature=1.0, seed=seed)
+    return tokenizer.decode(generate_ids(model, tokenizer.encode("\n"), how, row_generator(seed, 0)))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A result on its way between processes: plain values and arrays, which any process can unpack."""
+
+    values: dict[str, Any]
+    weights: dict[str, npt.NDArray[Any]]
+
+    def unpack(self, vocab_size: int) -> RungResult:
+        """The result, with its model."""
+        with torch.random.fork_rng(devices=[]):  # new weights are drawn and thrown away; let nobody notice
+            model = fuse_heads(find_rung(self.values["rung"]).build(vocab_size))
+        model.load_state_dict({name: torch.from_numpy(weight) for name, weight in self.weights.items()})
+        return RungResult(**self.values, model=model)
+
+
+def _train_packed(name: str, *, steps: int | None, seed: int, data: DataConfig) -> _Packed:
+    result = train_rung(name, steps=steps, seed=seed, corpus=prepare(data, block_size=8))  # found in the cache
+    values = {part.name: getattr(result, part.name) for part in fields(result) if part.name != "model"}
+    return _Packed(values, {name: weight.numpy() for name, weight in result.model.state_dict().items()})
+
+
+def train_rungs(
+    names: Sequence[str],
+    *,
+    steps: int | None = None,
+    seed: int = 1337,
+    data: DataConfig | None = None,
+    at_once: int | None = None,
+    runs: Callable[[str], LongRun] | None = None,
+) -> Generator[RungResult, None, None]:
+    """Train rungs, the small ones side by side; give each result as it is done.
+
+    Each is what `train_rung` gives, to the last bit. The workers import the script that started them, so that needs
+    `if __name__ == "__main__":`.
+
+    Args:
+        names: of the rungs, in any order.
+        steps: None: as many as the lecture.
+        seed: of the initial weights and the batches.
+        data: the text; None: Tiny Shakespeare by characters.
+        at_once: how many small rungs at the same time; None: as many as there are cores. 1 needs no workers.
+        runs: where s8 and s9 are recorded, by their names; None: nowhere.
+
+    Raises:
+        ConfigError: there is no such rung.
+    """
+    data = data or DataConfig()
+    rungs = [find_rung(name) for name in names]
+    corpus = prepare(data, block_size=8)
+    # The longest first, so that all cores have something to do until the end: the higher the rung, the longer.
+    small = sorted((rung.name for rung in rungs if rung.name in SMALL), reverse=True)
+    n_workers = min(at_once or n_cores(), len(small))
+    if n_workers > 1:
+        say(f"{', '.join(small)}: {n_workers} at a time ...")
+        work = functools.partial(_train_packed, steps=steps, seed=seed, data=data)
+        with closing(side_by_side(work, small, n_workers)) as done:
+            for packed in done:
+                yield packed.unpack(corpus.tokenizer.vocab_size)
+    for rung in rungs:
+        if n_workers <= 1 or rung.name not in SMALL:
+            say(f"{rung.name}: {rung.adds} ...")
+            run = None if runs is None else runs(rung.name)
+            yield train_rung(rung.name, steps=steps, seed=seed, corpus=corpus, run=run)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `ladder`, and `ladder show RUNG`."""
+    if argv and argv[0] == "show":
+        from groundling.ladder import show
+
+        return show.main(list(argv[1:]))
+    config = parse(LadderConfig, argv, "groundling ladder")
+    try:
+        climb(config)
+    except RungStoppedError as stopped:
+        say(str(stopped))
+        return stopped.exit_code
+    return 0
+
+
+def climb(config: LadderConfig) -> list[RungResult]:
+    """Train the rungs, print the table, and write ladder.json and ladder.png.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed; ladder.json is there all the same.
+        RungStoppedError: s8 or s9 was asked to stop.
+    """
+    atomic.make_folder(config.out_dir)
+    results: list[RungResult] = []
+    start = time.perf_counter()
+    names = config.names()
+
+    begun = [name for name in names if name not in SMALL and run_folder.has_run(config.out_dir / name)]
+
+    def run(name: str) -> LongRun:
+        resume = config.resume and (name in begun or not begun)  # s9 is new where only s8 was stopped
+        return LongRun(folder=config.out_dir / name, resume=resume, overwrite=config.overwrite)
+
+    with closing(train_rungs(names, steps=config.steps, seed=config.seed, at_once=config.at_once, runs=run)) as trained:
+        for new in trained:
+            results = sorted([*results, new], key=lambda result: names.index(result.rung))
+            atomic.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
+            say(f"{new.rung}: validation loss {new.val_loss:.3f}, {new.seconds:.1f} s")
+    say(f"trained in {time.perf_counter() - start:.0f} s")
+    print_table(table(results))
+    print("\n".join(f"{result.rung}  {' '.join(result.sample.split())[:72]}" for result in results))
+    print(NOTE)
+    from groundling.ladder.runs.chart import draw
+
+    draw(results, config.out_dir / "ladder.png")
+    print(f"wrote {config.out_dir / 'ladder.json'} and {config.out_dir / 'ladder.png'}")
+    return results

@@ -1,0 +1,197 @@
+"""What goes on inside a model while it reads: attention, the stream, and what each layer would say.
+
+All of it is taken from outside, by hooks: the model knows nothing of being looked at, and computes what it always does.
+The fused kernel never shows its weights, so they are computed again from what went into it. Whatever device a model
+computes on, what is told of it lies in the CPU's memory, in float32.
+
+Shapes: L layers, H heads, T positions, S positions looked at, C n_embd, D head_size, V vocabulary, K likeliest.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundling.model.gpt import GPT, Block, CausalSelfAttention
+from groundling.model.numerics import at_least_float32
+
+LONGEST_REPEAT = 48
+"""Tokens of the random sequence that is read twice, to score heads."""
+N_LIKELY = 5
+"""Tokens that the lens tells at each place."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One reading of one text."""
+
+    attention_LHTS: Tensor
+    """How much each position takes from each earlier one, and from itself; rows sum to 1."""
+    stream_norms_LT: Tensor
+    """Root mean square of the residual stream: after the embeddings, and after each block (L + 1 rows)."""
+    attention_norms_LT: Tensor
+    """Of what attention adds in each block."""
+    mlp_norms_LT: Tensor
+    """Of what the MLP adds in each block."""
+    likely_LTK: Tensor
+    """The likeliest ids, if the stream went to the end from here (the logit lens, nostalgebraist 2020); the last row is
+    the model's own. L + 1 rows."""
+    likely_logprobs_LTK: Tensor
+    """How likely they are."""
+    following_LT: Tensor
+    """The probability of the token that does follow, by the same lens; T - 1 places. 0: of an id that means nothing."""
+    logits_V: Tensor
+    """The model's own, at the last place."""
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """What kind of head each is, from 0 to 1: its mean attention on a random sequence that is read twice."""
+
+    previous_LH: Tensor
+    """To the token before."""
+    induction_LH: Tensor
+    """From a token's second coming to what followed on its first (Olsson et al. 2022, arXiv:2209.11895)."""
+    first_LH: Tensor
+    """To the very first token, where heads look that have nothing to say."""
+
+
+def look(model: GPT, ids: Sequence[int], n_ids: int | None = None) -> Look:
+    """Read a text once, and tell what went on.
+
+    Args:
+        model: as it is; it is left as it was.
+        ids: at least one, and at most `block_size`.
+        n_ids: only these logits mean something (a model's vocabulary may be padded); None: all.
+
+    Raises:
+        ValueError: there are no ids, or too many.
+    """
+    if not 1 <= len(ids) <= model.block_size:
+        raise ValueError(f"{len(ids)} ids were given; this model reads from 1 to {model.block_size}")
+    seen = _Seen()
+    with torch.inference_mode():
+        with _watching(model, seen):
+            logits_TV = _read(model, ids)[0, :, :n_ids]
+        own, logits_V = _likely(logits_TV, ids), _on_cpu(logits_TV[-1].clone())
+        del logits_TV
+        # Layer by layer: the logits of all layers at once are a gigabyte where a vocabulary is GPT-2's.
+        lens = [_likely(model.lm_head(model.ln_f(x_1TC))[0, :, :n_ids], ids) for x_1TC in seen.stream[:-1]]
+        likely, logprobs, following = zip(*lens, own, strict=True)
+        return Look(
+            torch.stack(seen.attention),
+            torch.stack([_rms(x_1TC) for x_1TC in seen.stream]),
+            torch.stack([_rms(x_1TC) for x_1TC in seen.from_attention]),
+            torch.stack([_rms(x_1TC) for x_1TC in seen.from_mlp]),
+            torch.stack(likely),
+            torch.stack(logprobs),
+            torch.stack(following),
+            logits_V,
+        )
+
+
+def score_heads(model: GPT, n_ids: int, seed: int = 0) -> HeadScores | None:
+    """Score all heads on a random sequence of ids below `n_ids` that is read twice.
+
+    No id comes twice in it: of one that did, an induction head could not tell which coming is meant, and would look to
+    both. None: the context, or the vocabulary, is too small.
+    """
+    n = min(model.block_size // 2, LONGEST_REPEAT, n_ids)
+    if n < 2:
+        return None
+    draw = torch.Generator().manual_seed(seed)
+    once = torch.randperm(n_ids, generator=draw)[:n].tolist()
+    seen = _Seen()
+    with torch.inference_mode(), _watching(model, seen):
+        _read(model, once + once)
+    attention_LHTS = torch.stack(seen.attention)
+    again = torch.arange(n, 2 * n)
+    return HeadScores(
+        attention_LHTS.diagonal(-1, -2, -1).mean(-1),
+        attention_LHTS[:, :, again, again - n + 1].mean(-1),
+        attention_LHTS[:, :, n:, 0].mean(-1),
+    )
+
+
+def weights_of(attention: CausalSelfAttention, x_BTC: Tensor) -> Tensor:
+    """What the fused kernel weighs by (BHTS): the softmax of the scaled products of queries and keys, causally."""
+    B, T, _ = x_BTC.shape
+    qkv_BTHD = attention.c_attn(x_BTC).view(B, T, -1, attention.head_size)
+    q, k, _ = qkv_BTHD.split((attention.n_head, attention.n_kv_head, attention.n_kv_head), dim=2)
+    q_BHTD = attention.rotate(attention.q_norm(q).transpose(1, 2), slice(0, T))
+    k_BHSD = attention.rotate(attention.k_norm(k).transpose(1, 2), slice(0, T))
+    k_BHSD = k_BHSD.repeat_interleave(attention.n_head // attention.n_kv_head, 1)
+    scores_BHTS = at_least_float32(q_BHTD @ k_BHSD.transpose(-1, -2)) / math.sqrt(attention.head_size)
+    place_T = torch.arange(T, device=x_BTC.device)
+    return scores_BHTS.masked_fill(place_T[None, :] > place_T[:, None], -math.inf).softmax(-1)
+
+
+class _Seen:
+    def __init__(self) -> None:
+        self.attention: list[Tensor] = []
+        self.stream: list[Tensor] = []
+        self.from_attention: list[Tensor] = []
+        self.from_mlp: list[Tensor] = []
+
+
+@contextmanager
+def _watching(model: GPT, seen: _Seen) -> Iterator[None]:
+    """Note what passes, as long as the block lasts; the model computes in evaluation mode meanwhile."""
+
+    def at_attention(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        assert isinstance(module, CausalSelfAttention)
+        seen.attention.append(_on_cpu(weights_of(module, inputs[0])[0]))
+        seen.from_attention.append(output)
+
+    def at_mlp(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del module, inputs
+        seen.from_mlp.append(output)
+
+    def at_block(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del module
+        if not seen.stream:
+            seen.stream.append(inputs[0])
+        seen.stream.append(output)
+
+    was_training = model.training
+    hooks = []
+    try:
+        for block in model.h:
+            assert isinstance(block, Block)
+            hooks.append(block.attn.register_forward_hook(at_attention))
+            hooks.append(block.mlp.register_forward_hook(at_mlp))
+            hooks.append(block.register_forward_hook(at_block))
+        model.eval()
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+
+
+def _read(model: GPT, ids: Sequence[int]) -> Tensor:
+    logits_BTV: Tensor = model(torch.tensor([list(ids)], device=model.wte.weight.device))
+    return logits_BTV
+
+
+def _likely(logits_TV: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest ids (TK), their log-probabilities, and the probability of what follows each place but the last."""
+    logprobs_TV = at_least_float32(logits_TV).log_softmax(-1)
+    best = logprobs_TV.topk(min(N_LIKELY, logprobs_TV.size(-1)), dim=-1)
+    following_T = torch.tensor(list(ids[1:]), dtype=torch.long, device=logprobs_TV.device)
+    known_T = following_T.clamp(max=logprobs_TV.size(-1) - 1)
+    own_T = logprobs_TV[:-1].gather(-1, known_T[:, None])[:, 0].exp() * (following_T == known_T)
+    return best.indices.cpu(), _on_cpu(best.values), _on_cpu(own_T)
+
+
+def _rms(x_1TC: Tensor) -> Tensor:
+    return _on_cpu(at_least_float32(x_1TC)[0].square().mean(-1).sqrt())
+
+
+def _on_cpu(values: Tensor) -> Tensor:
+    """Made float32 where they lie: not every device has float64, and not every operation is there for halves."""
+    return at_least_float32(values).cpu()

@@ -1,0 +1,48 @@
+"""A GPT whose weights are about to come from elsewhere."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from groundling.errors import ConfigError
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+
+
+def blank_gpt(config: GPTConfig, device: torch.device | str = "cpu") -> GPT:
+    """A GPT with its tables and no weights: what its parameters hold is arbitrary.
+
+    Drawing weights takes as long as reading them, needs a generator, and on the device "meta" (a mere outline, which
+    costs no memory) it makes PyTorch load its compiler, for more than a second.
+    """
+    with torch.device(device), _WithoutDrawing():
+        return GPT(config)
+
+
+def count_parameters(config: GPTConfig) -> int:
+    """How many numbers a GPT learns; a tied matrix counts once. Its layers, which are all alike, are not built for it.
+
+    Raises:
+        ConfigError: no machine has such sizes.
+    """
+    try:
+        one, two = (
+            blank_gpt(dataclasses.replace(config, n_layer=n, block_size=1), "meta").n_parameters() for n in (1, 2)
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"these are sizes that no machine has: {str(error).splitlines()[0]}") from error
+    places = (config.block_size - 1) * config.n_embd if config.position == "learned" else 0
+    return one + places + (config.n_layer - 1) * (two - one)
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Initialisers do nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

@@ -1,0 +1,105 @@
+"""`groundling safety`: train a classifier on labelled texts, and measure rules and classifiers on such texts."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from groundling.config import parse, run_subcommand
+from groundling.errors import ConfigError, require
+from groundling.safety.classifier import Confusion, Labelled, load_safety, read_labelled, split, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a classifier: groundling safety train DATA.jsonl --out FOLDER.
+
+    A line of the data is {"text": ..., "label": "unsafe" or "ok", or true or false}. One text in five is held out.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """The labelled texts."""
+    out: Path
+    """Where the classifier goes."""
+    seed: int = 0
+    """Of the folds on which the threshold is chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestConfig:
+    """Measure what the safety stage finds: groundling safety test DATA.jsonl."""
+
+    data: tyro.conf.Positional[Path]
+    """The labelled texts, as for `safety train`."""
+    rules: str = "default"
+    """Rules: default, off, or a TOML file."""
+    classifier: Path | None = None
+    """A classifier, besides."""
+    json: bool = False
+    """Print one line of JSON."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; return the exit code."""
+    commands = {
+        "train": (_train, "make a classifier of labelled texts, and measure it on those held out"),
+        "test": (_test, "measure rules and a classifier on labelled texts"),
+    }
+    return run_subcommand(argv, commands, "groundling safety")
+
+
+def _train(argv: list[str]) -> int:
+    config = parse(TrainConfig, argv, "groundling safety train")
+    require(not config.out.exists(), f"{config.out} exists already; it was left alone, choose another name")
+    known, held_out = split(read_labelled(config.data))
+    classifier = train(known, config.seed)
+    classifier.save(config.out)
+    print(f"learned from {_told(known)}; threshold {classifier.threshold:.3f}; kept in {config.out}")
+    said = [classifier.is_unsafe(one.text) for one in held_out]
+    _show(f"held out: {_told(held_out)}", Confusion.of(said, [one.unsafe for one in held_out]))
+    return 0
+
+
+def _told(labelled: Sequence[Labelled]) -> str:
+    n_unsafe = sum(one.unsafe for one in labelled)
+    return f"{len(labelled)} texts, {n_unsafe} of them unsafe"
+
+
+def _test(argv: list[str]) -> int:
+    config = parse(TestConfig, argv, "groundling safety test")
+    safety = load_safety(config.rules, config.classifier)
+    if safety is None:
+        raise ConfigError("there is nothing to measure; give --rules or --classifier")
+    labelled = read_labelled(config.data)
+    by_rule: dict[str, Counter[bool]] = {}
+    said = []
+    for one in labelled:
+        judge = safety.reply()
+        judge.push(one.text)
+        judge.finish()
+        said.append(bool(judge.findings))
+        for name in {finding.rule for finding in judge.findings}:
+            by_rule.setdefault(name, Counter())[one.unsafe] += 1
+    confusion = Confusion.of(said, [one.unsafe for one in labelled])
+    if config.json:
+        rules = {name: {"right": found[True], "wrong": found[False]} for name, found in by_rule.items()}
+        print(json.dumps({"texts": len(labelled), **confusion.to_json(), "rules": rules}))
+        return 0
+    _show(_told(labelled), confusion)
+    for name, found in sorted(by_rule.items()):
+        print(f"  {name}: found {found[True]} rightly, {found[False]} wrongly")
+    return 0
+
+
+def _show(what: str, found: Confusion) -> None:
+    facts: dict[str, Any] = found.to_json()
+    print(what)
+    print(f"  precision {facts['precision']:.3f}, recall {facts['recall']:.3f}, F1 {facts['f1']:.3f}")
+    print(
+        f"  stopped {found.hits} rightly and {found.false_alarms} wrongly; let through {found.passes} rightly and "
+        f"{found.misses} wrongly"
+    )

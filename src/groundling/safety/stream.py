@@ -1,0 +1,197 @@
+"""The safety stage: a visible step before the model and after it.
+
+It says what it did and why, and shows nothing that it blocks or hides, not even in part: of a text that comes in pieces
+it holds back what may be the beginning of something, and no more. What it says of a text is the same in whatever
+pieces that came. It is rules that people can read, and no guarantee.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from groundling.safety.finders import CONTEXT, Finder
+from groundling.safety.rules import Action, Rule, Where, read_rules
+
+PIECE = 256
+"""Characters of a text that are looked at together: each thing found costs another look at its piece."""
+DEFAULT = Path(str(resources.files("groundling.serve") / "safety_default.toml"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule did."""
+
+    rule: str
+    reason: str
+    action: Action
+    where: Where
+
+
+class Segment(NamedTuple):
+    """What is shown for the next `n_raw` characters of a text."""
+
+    text: str
+    n_raw: int
+    redacted: bool
+
+
+class Find(NamedTuple):
+    """What a rule finds first in what is left of a text."""
+
+    start: int
+    end: int
+    rule: Rule
+    finder: Finder
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing is shown from there on."""
+        return self.rule.action == "block"
+
+
+class Safety:
+    """Some rules. Any number of threads may share them."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._rules = tuple(rules)
+
+    @classmethod
+    def from_file(cls, path: Path = DEFAULT) -> "Safety":
+        """The rules of a TOML file.
+
+        Raises:
+            ConfigError: they cannot be read.
+        """
+        return cls(read_rules(path))
+
+    def with_rule(self, rule: Rule) -> "Safety":
+        """These rules, and one more."""
+        return Safety([*self._rules, rule])
+
+    def check_prompt(self, text: str) -> tuple[str, list[Finding]]:
+        """The prompt as the model may see it, and what was found. If something blocks, the model is not asked."""
+        judge = ReplyFilter(self._rules, "prompt")
+        shown = [*judge.push(text), *judge.finish()]
+        return "".join(segment.text for segment in shown), judge.findings
+
+    def reply(self) -> "ReplyFilter":
+        """What looks at one reply."""
+        return ReplyFilter(self._rules, "reply")
+
+
+class ReplyFilter:
+    """Lets a text through, piece by piece.
+
+    `findings` are what was found so far; once `blocked`, nothing more is shown.
+    """
+
+    def __init__(self, rules: Sequence[Rule], where: Where) -> None:
+        self.findings: list[Finding] = []
+        self.blocked = False
+        self._where = where
+        self._finders: list[tuple[Rule, Finder]] = [(rule, rule.finder()) for rule in rules if where in rule.where]
+        self._searched = [0] * len(self._finders)  # before this place, nothing begins that a finder could find
+        self._text, self._place = "", 0  # some context, and what is held back from this place on
+        self._carried: Find | None = None  # began in what was hidden, and goes on from this place
+
+    def push(self, text: str) -> list[Segment]:
+        """Take the next piece; return what may be shown now."""
+        segments: list[Segment] = []
+        for at in range(0, len(text), PIECE):
+            if self.blocked:
+                break
+            self._text += text[at : at + PIECE]
+            segments += self._settle(ended=False)
+        return segments
+
+    def finish(self) -> list[Segment]:
+        """The text has ended; return what was held back and may be shown."""
+        if self.blocked:
+            return []
+        for _, finder in self._finders:
+            if hasattr(finder, "end"):
+                finder.end(self._text)
+        return self._settle(ended=True)
+
+    def _settle(self, *, ended: bool) -> list[Segment]:
+        """Decide on all that more text could not change."""
+        segments: list[Segment] = []
+        while not self.blocked:
+            decided, finds = self._look()
+            undecided = len(self._text) + 1 if ended else decided
+            # Of those that begin first, the longest; of these, that of the first rule.
+            first = self._carried or min(finds, key=lambda find: (find.start, -find.end), default=None)
+            # What is hidden waits for all that may begin in it, and go on after it.
+            if first is None or (first.start >= undecided if first.blocks else first.end > undecided):
+                until = len(self._text) if first is None else first.start
+                self._release(min(undecided, until, len(self._text)), segments)
+                break
+            self._release(first.start, segments)
+            rule = first.rule
+            self.findings.append(Finding(rule.name, rule.reason, rule.action, self._where))
+            if first.blocks:
+                self.blocked = True
+            else:
+                segments.append(Segment(rule.mark, first.end - first.start, True))
+                self._hide(first, finds)
+        self._forget()
+        return segments
+
+    def _look(self) -> tuple[int, list[Find]]:
+        """Up to which place more text changes nothing, and what each rule finds first."""
+        decided, finds = len(self._text), []
+        for number, (rule, finder) in enumerate(self._finders):
+            until = finder.undecided(self._text, self._place)
+            find = self._find(rule, finder, max(self._place, self._searched[number]))
+            if find is not None:
+                finds.append(find)
+            self._searched[number] = until if find is None else min(until, find.start)
+            decided = min(decided, until)
+        return decided, finds
+
+    def _find(self, rule: Rule, finder: Finder, start: int) -> Find | None:
+        span = finder.first(self._text, start)
+        if span is None:
+            return None
+        return Find(span.start, len(self._text) if span.end is None else span.end, rule, finder)
+
+    def _hide(self, first: Find, finds: Sequence[Find]) -> None:
+        """Go on after what is hidden, which is no part of what follows: that is looked at as if it began there.
+
+        But what begins in it and goes on after it is not shown because its beginning is hidden.
+        """
+        start, end = first.start, first.end
+        beyond = [find for each in finds for find in self._within(each, end) if find.end > end]
+        self._carried = None
+        if beyond:
+            self._carried = max(beyond, key=lambda find: (find.blocks, find.end))._replace(start=end)
+        self._text = self._text[:start] + " " * (end - start) + self._text[end:]
+        self._place = end
+        self._searched = [end] * len(self._finders)
+        for _, finder in self._finders:
+            if hasattr(finder, "hidden"):
+                finder.hidden(end)
+
+    def _within(self, find: Find | None, end: int) -> Iterator[Find]:
+        """All of one rule that begin before `end`."""
+        while find is not None and find.start < end:
+            yield find
+            find = self._find(find.rule, find.finder, find.start + 1)
+
+    def _release(self, end: int, segments: list[Segment]) -> None:
+        if end > self._place:
+            segments.append(Segment(self._text[self._place : end], end - self._place, False))
+            self._place = end
+
+    def _forget(self) -> None:
+        n = self._place - 4 * CONTEXT
+        if n > 0:
+            self._text, self._place = self._text[n:], self._place - n
+            self._searched = [place - n for place in self._searched]
+            if self._carried is not None:
+                self._carried = self._carried._replace(start=self._carried.start - n, end=self._carried.end - n)
+            for _, finder in self._finders:
+                if hasattr(finder, "forget"):
+                    finder.forget(n)

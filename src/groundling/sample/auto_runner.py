@@ -1,0 +1,223 @@
+"""Which reader reads: PyTorch at once, and compiled code as soon as there is any."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from groundling.errors import ConfigError, require
+from groundling.model.cache import KVCache
+from groundling.model.gpt import GPT
+from groundling.sample.filters import race_of_few
+from groundling.sample.native.build import Compilation, Library
+from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, kept_or_measured, measure, shape_key
+from groundling.sample.native.runner import NativeReader, can_read
+from groundling.sample.quantize import Weights, with_rounded_weights
+from groundling.sample.runner import Piece, Reader, TorchReader, WindowReader, in_parts
+from groundling.system.memory import is_out_of_memory
+from groundling.system.progress import Progress
+from groundling.system.runtime import unwrap
+
+Native = Literal["auto", "on", "off"]
+WORTH_COMPILING_S = 1.0
+"""Of reading by PyTorch: who has read so long may read on for the four or five that a compiler needs."""
+
+
+READ_AT_ONCE = 2048
+"""Positions: enough to compute as fast as with more."""
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Say in one line that the system gives no more memory.
+
+    Raises:
+        ConfigError: that is so.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = str(error).splitlines()[0] if str(error) else "none is left"
+        raise ConfigError(
+            f"there is not enough memory to read on: {what}; decode fewer texts at a time, ask for fewer new "
+            "tokens, or load the model with a smaller --context"
+        ) from error
+
+
+def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
+    """Whether compiled code can read a model here, and does so faster than PyTorch.
+
+    Waits for the compiler, where it has never run before.
+    """
+    plain = unwrap(model)
+    if not (isinstance(plain, GPT) and can_read(plain)):
+        return False
+    compilation = Compilation()
+    library = compilation.wait()
+    return library is not None and compare(plain, n_slots, weights, compilation, library).prefers_native
+
+
+def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation, library: Library) -> Comparison:
+    """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now.
+
+    Raises:
+        ConfigError: there is not enough memory to measure.
+    """
+
+    def measured_now() -> Comparison:
+        dtype = model.wte.weight.dtype if weights == "float32" else torch.bfloat16
+        cache = KVCache(model.config, min(n_slots, STREAMS), dtype)
+        for slot in range(cache.n_slots):  # of a long window, memory for more could take gigabytes
+            cache.limit(slot, PROMPT)
+        with Progress("timing compiled code and PyTorch with this model, once"):
+            native = NativeReader(model, cache, weights, library, n_threads=1)
+            return measure(native, TorchReader(model, cache), model.config, n_slots)
+
+    with memory_told():
+        return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
+
+
+class Backend:
+    """A reader for any model: a `Reader`.
+
+    A GPT on the CPU is read by compiled code, if there is some and it is the faster reader here (`compare`). If there
+    is none, PyTorch reads, and when it has read for a second, a compiler is started in the background, whose code
+    takes over as soon as it is ready: both fill the same cache, and agree to rounding. So nothing ever waits for a
+    compiler, and short jobs do without. (With bfloat16 weights they round differently: compiled code then serves the
+    next backend.)
+
+    Args:
+        model: a GPT, plain, compiled or wrapped; or any module from `idx_BT` to `logits_BTV` with a `block_size`.
+        n_slots: how many sequences it can hold.
+        weights: the precision of a GPT's matrices; float32: as they are. Else keys and values are kept in bfloat16, and
+            on another device than the CPU all of the model is bfloat16.
+        native: "auto"; "on" waits for the compiled code, and "off" does without.
+        say: prints a line for people, should compiled code be impossible.
+
+    Raises:
+        ConfigError: what was asked for cannot be.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        n_slots: int,
+        weights: Weights = "float32",
+        native: Native = "auto",
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        model = unwrap(model)
+        self._say = say
+        self._compilation: Compilation | None = None
+        self._compiled: Callable[[Library], Reader] | None = None
+        self._compare: Callable[[Library], Comparison]
+        self.cache: KVCache | None = None
+        """Keys and values of each slot; None where nothing is kept of what was read."""
+        if isinstance(model, GPT):
+            with memory_told():  # the matrices are packed
+                self._reader = self._open(model, n_slots, weights, native)
+        elif weights == "float32" and native != "on":
+            self._reader = WindowReader(model, n_slots)
+        else:
+            raise ConfigError(f"a {type(model).__name__} is read as it is: weights float32, native auto or off")
+        self._seconds = 0.0
+
+    @property
+    def block_size(self) -> int:
+        """The longest window of a slot."""
+        return self._reader.block_size
+
+    @property
+    def is_native(self) -> bool:
+        """Whether compiled code reads by now."""
+        return isinstance(self._reader, NativeReader)
+
+    def read(self, pieces: Sequence[Piece]) -> Tensor:
+        """See `Reader`.
+
+        Raises:
+            ConfigError: there is not enough memory.
+        """
+        start = time.perf_counter()
+        with memory_told():
+            logits_RV = self._read_in_parts(pieces)
+        if self._compilation is None:
+            return logits_RV
+        self._seconds += time.perf_counter() - start
+        if self._seconds > WORTH_COMPILING_S:
+            self._go_on_compiled(self._compilation)
+        return logits_RV
+
+    def race(self, logits_RV: Tensor, t: float, noises: Sequence[Tensor]) -> list[int]:
+        """Draw an id of each row from all of few, at a temperature: see `filters.race_of_few`.
+
+        Raises:
+            CheckpointError: the scores are not finite.
+        """
+        if isinstance(self._reader, NativeReader):
+            return self._reader.race(logits_RV, t, noises)
+        ids: list[int] = race_of_few(logits_RV, t, torch.stack(list(noises))).tolist()
+        return ids
+
+    def copy(self, source: int, target: int, n_positions: int) -> None:
+        """See `Reader`."""
+        self._reader.copy(source, target, n_positions)
+
+    def _read_in_parts(self, pieces: Sequence[Piece]) -> Tensor:
+        """Read some thousand positions at a time: each takes memory for all that the model computes of it."""
+        if self.cache is None or sum(len(piece.ids) for piece in pieces) <= READ_AT_ONCE:
+            return self._reader.read(pieces)
+        for slot, place, ids, _ in pieces:  # at once, so that a long prompt is not moved again and again
+            self.cache.reserve(slot, place + len(ids))
+        parts = in_parts(pieces, READ_AT_ONCE)
+        return torch.cat([scores for part, wanted in parts for scores in [self._reader.read(part)] if wanted])
+
+    def _open(self, model: GPT, n_slots: int, weights: Weights, native: Native) -> Reader:
+        own = model.wte.weight
+        cache = KVCache(model.config, n_slots, own.dtype if weights == "float32" else torch.bfloat16, own.device)
+        self.cache = cache
+        if can_read(model) and native != "off":
+            threads = torch.get_num_threads()
+            compilation = Compilation()
+            library = compilation.wait() if native == "on" else compilation.library()
+            self._compare = lambda library: compare(model, n_slots, weights, compilation, library)
+            if library is not None and (native == "on" or self._prefers(library)):
+                return NativeReader(model, cache, weights, library, threads)
+            require(native != "on", f"{compilation.reason}; leave native at auto, and PyTorch decodes")
+            if library is None:
+                # In bfloat16 compiled code may round more: a text that was begun without it ends without it.
+                self._takes_over = weights != "bfloat16"
+                self._compilation = compilation
+                self._compiled = lambda library: NativeReader(model, cache, weights, library, threads)
+        require(
+            native != "on" or can_read(model), f"only float32 on a CPU is compiled, not {own.dtype} on {own.device}"
+        )
+        if weights == "float32":
+            return TorchReader(model, cache)
+        rounded = with_rounded_weights(model, weights)
+        return TorchReader(rounded if own.device.type == "cpu" else rounded.to(torch.bfloat16), cache)
+
+    def _prefers(self, library: Library) -> bool:
+        """Whether compiled code is the faster reader; says so if it is not."""
+        comparison = self._compare(library)
+        if not comparison.prefers_native:
+            self._say(f"decoding with PyTorch, {1 / comparison.speedup:.1f} times as fast here as compiled code")
+        return comparison.prefers_native
+
+    def _go_on_compiled(self, compilation: Compilation) -> None:
+        """Start compiling, or take the compiled code if it is ready."""
+        compilation.start()
+        library = compilation.library()
+        if library is None and not compilation.reason:
+            return
+        if library is None:
+            self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
+        elif self._takes_over and self._prefers(library):
+            assert self._compiled is not None
+            self._reader = self._compiled(library)
+        self._compilation = self._compiled = None

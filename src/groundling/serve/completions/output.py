@@ -1,0 +1,197 @@
+"""From a sample's tokens to what a client is shown of it: text up to a stop string, past the safety stage.
+
+A token's probabilities are shown when its text is, and not before: what is held back or hidden is not told by them.
+Whatever the pieces are in which tokens come, what is shown of them, joined, is the same.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from groundling.safety.stream import Finding, ReplyFilter, Segment
+from groundling.sample.detokenize import OffsetDecoder, TextStream
+from groundling.sample.sampler import Token
+from groundling.text.chat import ChatFormat
+from groundling.text.thoughts import Sorter, thought_decoder, word_decoder
+from groundling.text.tokenizer import TextDecoder, Tokenizer
+
+FinishReason = Literal["stop", "length", "content_filter"]
+
+
+@dataclass
+class Shown:
+    """What is new."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    offsets: list[int] = field(default_factory=list)
+    """Where in the text, as it is shown, each token begins."""
+    thoughts: str = ""
+    """What a model that thinks wrote before its reply."""
+
+    def add(self, new: "Shown") -> None:
+        """Take what is new after this."""
+        self.text += new.text
+        self.thoughts += new.thoughts
+        self.tokens += new.tokens
+        self.offsets += new.offsets
+        self.findings += new.findings
+        self.finish_reason = new.finish_reason or self.finish_reason
+
+
+def offsets(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """Where in a text each of its ids begins."""
+    places = OffsetDecoder(tokenizer.stream_decoder())
+    for id in ids:
+        places.push(id)
+    return [places.span(number)[0] for number in range(len(ids))]
+
+
+class Choice:
+    """One text that grows.
+
+    Args:
+        tokenizer: of the model.
+        stop: strings that end the text.
+        end_ids: ids that end it, and are no text.
+        safety: what looks at the text first; None: nothing does.
+        thoughts: shows what the model thinks first; None: all that it writes is text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...],
+        end_ids: tuple[int, ...],
+        safety: ReplyFilter | None,
+        thoughts: "Thoughts | None" = None,
+    ) -> None:
+        self.n_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self._end_ids, self._safety, self._thoughts = end_ids, safety, thoughts
+        self._places = OffsetDecoder(TextDecoder(tokenizer) if thoughts is None else thoughts.word_decoder)
+        self._text = TextStream(self._places, stop)
+        self._held: deque[tuple[Token, int]] = deque()
+        self._n_raw = 0
+        self._hidden: list[tuple[int, int, int]] = []  # from where to where, and how much longer its mark is
+        self._n_findings = 0
+
+    def push(self, tokens: Sequence[Token], is_last: bool) -> Shown:
+        """Take what the model chose; return what may be shown now."""
+        shown = Shown()
+        for token in tokens:
+            if self.finish_reason is not None:
+                break
+            self.n_tokens += 1
+            if token.id in self._end_ids:
+                self._finish("stop", shown)
+                break
+            if self._thoughts is not None and self._thoughts.takes(token.id, shown):
+                if self._thoughts.blocked:
+                    self.finish_reason = "content_filter"
+                continue
+            certain = self._text.push(token.id)
+            self._held.append((token, self._places.end))
+            self._show(certain, shown)
+            if self._text.stopped and self.finish_reason is None:  # what was blocked by the same token stays so
+                self._finish("stop", shown)
+        if is_last and self.finish_reason is None:
+            self._finish("length", shown)
+        self._show_tokens(shown)
+        shown.finish_reason = self.finish_reason
+        return shown
+
+    def _finish(self, reason: FinishReason, shown: Shown) -> None:
+        self.finish_reason = reason
+        if self._thoughts is not None:
+            self._thoughts.end(shown)
+            if self._thoughts.blocked:
+                self.finish_reason = "content_filter"
+                return
+        self._show(self._text.finish(), shown)
+        if self._safety is not None and not self._safety.blocked:
+            self._take(self._safety.finish(), shown)
+
+    def _show(self, certain: str, shown: Shown) -> None:
+        if self._safety is None:
+            shown.text += certain
+            self._n_raw += len(certain)
+        elif certain and not self._safety.blocked:
+            self._take(self._safety.push(certain), shown)
+
+    def _take(self, segments: Sequence[Segment], shown: Shown) -> None:
+        assert self._safety is not None
+        for segment in segments:
+            shown.text += segment.text
+            if segment.redacted:
+                longer = len(segment.text) - segment.n_raw
+                self._hidden.append((self._n_raw, self._n_raw + segment.n_raw, longer))
+            self._n_raw += segment.n_raw
+        shown.findings += self._safety.findings[self._n_findings :]
+        self._n_findings = len(self._safety.findings)
+        if self._safety.blocked:
+            self.finish_reason = "content_filter"
+
+    def _show_tokens(self, shown: Shown) -> None:
+        """Those of whose text all is shown."""
+        while self._held:
+            token, place = self._held[0]
+            start, end = self._places.span(place)
+            if end is None or end > self._n_raw:
+                break
+            self._held.popleft()
+            if not any(low < end and start < high for low, high, _ in self._hidden):
+                shown.tokens.append(token)
+                shown.offsets.append(start + sum(longer for _, high, longer in self._hidden if high <= start))
+
+
+class Thoughts:
+    """What a model thinks before it replies, past the safety stage; its tags are no text.
+
+    Args:
+        chat: the template of a model that thinks.
+        tokenizer: of the model.
+        make_filter: makes what looks at a text first; None: nothing does.
+    """
+
+    def __init__(self, chat: ChatFormat, tokenizer: Tokenizer, make_filter: Callable[[], ReplyFilter] | None) -> None:
+        self.blocked = False
+        """Whether the safety stage blocks them."""
+        self.word_decoder = word_decoder(chat, tokenizer)
+        """For the words of the reply."""
+        self._sort, self._decoder, self._make_filter = Sorter(chat.thinking), thought_decoder(tokenizer), make_filter
+        self._safety: ReplyFilter | None = None
+
+    def takes(self, id: int, shown: Shown) -> bool:
+        """Take an id that is no word of the reply, and show what may be shown; return whether it was one."""
+        kind = self._sort(id)
+        if kind == "tag":
+            self.end(shown)
+        elif kind == "thought":
+            self._show(self._decoder.push(id), shown)
+        return kind != "word"
+
+    def end(self, shown: Shown) -> None:
+        """They have come to an end; show what was held back."""
+        self._show(self._decoder.finish(), shown)
+        if self._safety is not None:
+            self._take(self._safety, self._safety.finish(), shown)
+            self._safety = None
+
+    def _show(self, certain: str, shown: Shown) -> None:
+        if not certain or self.blocked:
+            return
+        if self._make_filter is None:
+            shown.thoughts += certain
+            return
+        self._safety = self._safety or self._make_filter()
+        self._take(self._safety, self._safety.push(certain), shown)
+
+    def _take(self, safety: ReplyFilter, segments: Sequence[Segment], shown: Shown) -> None:
+        shown.thoughts += "".join(segment.text for segment in segments)
+        shown.findings += safety.findings
+        self.blocked = self.blocked or safety.blocked
+        safety.findings.clear()

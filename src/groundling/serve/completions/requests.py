@@ -1,0 +1,286 @@
+"""From a request to an order: prompts as ids, and how to choose.
+
+Whatever cannot be, or not now, is said here, before anything is written.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from starlette.concurrency import run_in_threadpool
+
+from groundling.errors import ConfigError, DataError
+from groundling.model.numerics import at_least_float32
+from groundling.safety.stream import Finding
+from groundling.sample.generate import prompt_ids
+from groundling.sample.sampler import SamplingConfig, Token
+from groundling.sample.slots import NoMemoryError
+from groundling.serve.completions.conversation import conversation, not_sayable
+from groundling.serve.completions.output import Shown, offsets
+from groundling.serve.completions.response_format import ChatForm, Form, TextForm
+from groundling.serve.completions.schema import ChatRequest, CompletionRequest, Sampling
+from groundling.serve.http.errors import ApiError, no_memory
+from groundling.serve.state import Served, Theatre
+from groundling.text.chat import Message
+
+LONG_TEXT = 20_000
+"""Characters from which on turning text into ids is left to another thread."""
+MOST_LOGPROBS = 500_000
+"""Log-probabilities that one request may ask for: each takes some hundred bytes until all are sent."""
+SCORED_AT_ONCE = 256
+"""Tokens of a prompt: the scores of all ids at each of some ten thousand positions would fill the memory."""
+DEFAULT_TOKENS = 16
+"""Of a completion, as with OpenAI."""
+
+
+@dataclass
+class Prompt:
+    """What a text goes on from."""
+
+    ids: list[int]
+    findings: list[Finding] = field(default_factory=list)
+    echo: Shown | None = None
+    """What is said of the prompt itself, first."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing is to be said to it."""
+        return any(finding.action == "block" for finding in self.findings)
+
+
+@dataclass
+class Order:
+    """What a request comes to."""
+
+    served: Served
+    prompts: list[Prompt]
+    config: SamplingConfig
+    seed: int
+    n: int
+    form: Form
+    include_usage: bool
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is a reply that is wanted, and not a text's continuation."""
+        return isinstance(self.form, ChatForm)
+
+
+async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
+    """What is wanted of a chat.
+
+    Raises:
+        ApiError: it cannot be.
+    """
+    theatre.require_ready()
+    served = theatre.models.get(body.model)
+    if served.bundle.chat is None:
+        message = f"{served.name} was never taught to answer; use /v1/completions, or a model that chats"
+        raise ApiError(400, message, "not_a_chat_model", "model")
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    limit = _limit(theatre, asked, theatre.config.max_tokens, field)
+    n_likely = (body.top_logprobs or 0) if body.logprobs else None
+    with _room(theatre, body, 1):
+        messages = conversation(body.messages)
+        ids = await _chat_ids(served, messages, body.thinking)
+        findings: list[Finding] = []
+        if theatre.safety is not None:
+            checked = []
+            for said in messages:
+                text = said.content
+                if said.role != "assistant":
+                    text, found = await run_in_threadpool(theatre.safety.check_prompt, text)
+                    findings += found
+                checked.append(Message(said.role, text))
+            if checked != messages:
+                ids = await _chat_ids(served, checked, body.thinking)
+    if asked is None:
+        limit = min(limit, max(1, served.engine.longest - len(ids)))
+    _require_few_logprobs(body, limit, n_likely, "top_logprobs")
+    config = _sampling(body, limit, n_likely, served)
+    form = ChatForm(served.name, served.fingerprint, served.words, bool(body.logprobs))
+    return _order(served, [Prompt(ids, findings)], config, body, form)
+
+
+async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool) -> list[int]:
+    """A conversation as the model reads it."""
+    chat, tokenizer = served.bundle.chat, served.bundle.tokenizer
+    assert chat is not None
+    if messages[-1].role != "user":
+        place = f"messages.{len(messages) - 1}.role"
+        message = f'{place} is "{messages[-1].role}"; the last message has to be the user\'s, for the reply follows it'
+        raise ApiError(400, message, "invalid_value", place)
+    try:
+        n_characters = sum(len(m.content) for m in messages)
+        ids = await _encoded(lambda: chat.prompt(messages, tokenizer, thinking=thinking), n_characters)
+    except DataError as error:
+        raise await run_in_threadpool(not_sayable, messages, tokenizer, error) from error
+    if len(ids) >= served.bundle.config.block_size:
+        raise _too_long(len(ids), served, "messages")
+    return ids
+
+
+async def completion_order(theatre: Theatre, body: CompletionRequest) -> Order:
+    """What is wanted of a text to go on from.
+
+    Raises:
+        ApiError: it cannot be.
+    """
+    theatre.require_ready()
+    served = theatre.models.get(body.model)
+    limit = _limit(theatre, body.max_tokens, DEFAULT_TOKENS, "max_tokens")
+    n_read = served.bundle.config.block_size if body.echo else 0
+    given = body.prompts()
+    _require_few_logprobs(body, len(given) * (limit + n_read), body.logprobs, "logprobs")
+    config = _sampling(body, limit, body.logprobs, served)
+    with _room(theatre, body, len(given)):
+        several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+        places = [f"prompt.{number}" if several else "prompt" for number in range(len(given))]
+        prompts = [await _prompt(theatre, served, one, body, place) for one, place in zip(given, places, strict=True)]
+    form = TextForm(served.name, served.fingerprint, served.words, body.logprobs is not None)
+    return _order(served, prompts, config, body, form)
+
+
+async def _prompt(
+    theatre: Theatre, served: Served, given: str | list[int], body: CompletionRequest, place: str
+) -> Prompt:
+    tokenizer, findings = served.bundle.tokenizer, list[Finding]()
+
+    async def ids_of(text: str) -> list[int]:
+        return _that_fit(await _encoded(lambda: prompt_ids(tokenizer, text), len(text)), served, place)
+
+    try:
+        if isinstance(given, str):
+            text, ids = given, await ids_of(given)
+        else:
+            ids = _that_fit(given, served, place)
+            _require_known(ids, tokenizer.vocab_size, place)
+            text = await run_in_threadpool(tokenizer.decode, ids)
+        if theatre.safety is not None:
+            checked, findings = await run_in_threadpool(theatre.safety.check_prompt, text)
+            if checked != text:
+                text, ids = checked, await ids_of(checked)
+    except DataError as error:
+        raise ApiError(400, f"{place}: {error}", "invalid_value", place) from error
+    prompt = Prompt(ids, findings)
+    if body.echo and not prompt.blocked:
+        tokens = [Token(id) for id in ids]
+        if body.logprobs is not None:
+            n_likely = body.logprobs
+            tokens = await theatre.worker.call(lambda: prompt_logprobs(served, ids, n_likely))
+        prompt.echo = Shown(text, tokens, offsets=offsets(tokenizer, ids))
+    return prompt
+
+
+def _that_fit(ids: list[int], served: Served, place: str) -> list[int]:
+    if len(ids) > served.bundle.config.block_size:
+        raise _too_long(len(ids), served, place)
+    return ids
+
+
+def _require_known(ids: Sequence[int], n_ids: int, place: str) -> None:
+    unknown = next((number for number, id in enumerate(ids) if id >= n_ids), None)
+    if unknown is not None:
+        message = f"{place}.{unknown} is {ids[unknown]}; the model's tokens are 0 to {n_ids - 1}"
+        raise ApiError(400, message, "invalid_value", f"{place}.{unknown}")
+
+
+@contextmanager
+def _room(theatre: Theatre, body: Sampling, n_prompts: int) -> Iterator[None]:
+    """Hold the places of all texts that are asked for, while prompts are read.
+
+    Raises:
+        ApiError: 400: there can never be so many; 429: there are not now.
+    """
+    n_texts, most = n_prompts * (body.n or 1), theatre.worker.n_places
+    if n_texts > most:
+        field = "prompt" if n_prompts > most else "n"
+        message = f"{field}: {n_texts} texts are asked for at once; this server takes {most} at most, ask for fewer"
+        raise ApiError(400, message, "too_many_texts", field)
+    with theatre.worker.places(n_texts):
+        yield
+
+
+def _require_few_logprobs(body: Sampling, n_tokens: int, n_likely: int | None, field: str) -> None:
+    n = 0 if n_likely is None else (body.n or 1) * n_tokens * (n_likely + 1)
+    if n > MOST_LOGPROBS:
+        message = f"{field}: up to {n:,} are asked for in all, and {MOST_LOGPROBS:,} are told at most; ask for fewer"
+        raise ApiError(400, message, "too_many_logprobs", field)
+
+
+def prompt_logprobs(served: Served, ids: Sequence[int], n_likely: int) -> list[Token]:
+    """What the model thinks of each token of a prompt; of the first, nothing. In the model thread."""
+    model, n_ids = served.bundle.model, served.engine.n_ids
+    c = model.config
+    # Of all positions of one layer: the stream, queries, keys and values, what the MLP computes; of some, all scores.
+    widths = 4 * c.n_embd + 3 * (c.n_head + 2 * c.kv_heads()) * c.head_width() + 3 * c.hidden_width()
+    if not served.engine.has_memory_for(4 * (len(ids) * widths + 4 * SCORED_AT_ONCE * c.vocab_size)):
+        message = f"there is not enough memory to score a prompt of {len(ids):,} tokens; shorten it, or leave out echo"
+        raise ApiError(400, message, "insufficient_memory", "prompt")
+    tokens = [Token(ids[0])]
+    with torch.inference_mode():
+        idx_BT = torch.tensor([list(ids)], device=model.wte.weight.device)
+        x_TC = model.features(idx_BT)[0, :-1]
+        for first in range(0, len(x_TC), SCORED_AT_ONCE):
+            some_NC, next_N = (of_all[first : first + SCORED_AT_ONCE] for of_all in (x_TC, idx_BT[0, 1:]))
+            logprobs_NV = at_least_float32(model.lm_head(some_NC))[:, :n_ids].log_softmax(-1)
+            own_N = logprobs_NV.gather(-1, next_N[:, None])[:, 0].tolist()
+            best = logprobs_NV.topk(min(n_likely, logprobs_NV.size(-1)), dim=-1)
+            likely = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            rows = [tuple(zip(*row, strict=True)) for row in likely]
+            tokens += [Token(*of) for of in zip(next_N.tolist(), own_N, rows, strict=True)]
+    return tokens
+
+
+async def _encoded(encode: Any, n_characters: int) -> list[int]:
+    """Ids of a text; of a long one, in another thread."""
+    ids: list[int] = await run_in_threadpool(encode) if n_characters > LONG_TEXT else encode()
+    return ids
+
+
+def _too_long(n: int, served: Served, param: str) -> ApiError:
+    size = served.bundle.config.block_size
+    what = param if "." in param else "the prompt"
+    message = f"{what} has {n} tokens, and {served.name} reads {size} at most; shorten it"
+    return ApiError(400, message, "context_length_exceeded", param)
+
+
+def _limit(theatre: Theatre, asked: int | None, default: int, field: str) -> int:
+    most = theatre.config.max_tokens
+    if asked is not None and asked > most:
+        raise ApiError(400, f"{field} is {asked}; this server gives {most} at most", "invalid_value", field)
+    return default if asked is None else asked
+
+
+def _sampling(body: Sampling, limit: int, logprobs: int | None, served: Served) -> SamplingConfig:
+    try:
+        config = body.sampling(limit, logprobs, served.end_ids)
+        served.engine.check([0], config)
+    except NoMemoryError as error:
+        raise no_memory(error) from error
+    except (ConfigError, ValueError) as error:
+        raise ApiError(400, str(error), "invalid_value", _param(str(error))) from error
+    return config
+
+
+def _param(message: str) -> str | None:
+    """The field that a message begins with."""
+    word = message.split(" ", 1)[0]
+    return word if word in Sampling.model_fields else None
+
+
+def _order(served: Served, prompts: list[Prompt], config: SamplingConfig, body: Sampling, form: Form) -> Order:
+    seed = secrets.randbits(48) if body.seed is None else body.seed
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    for prompt in prompts:
+        try:
+            served.engine.check(prompt.ids, config)
+        except NoMemoryError as error:
+            raise no_memory(error) from error
+        except ValueError as error:
+            raise ApiError(400, str(error), "invalid_value", "prompt") from error
+    return Order(served, prompts, config, seed, body.n or 1, form, usage)

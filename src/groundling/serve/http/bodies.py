@@ -1,0 +1,104 @@
+"""How a request's body is taken in: after its key was checked, whole, of a bounded size, in a bounded time."""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from groundling.serve.http.encodings import check_encodings, check_text, unpacked
+from groundling.serve.http.errors import ApiError
+from groundling.serve.http.middleware import WITH_BODY, closing_response
+
+
+class Locks:
+    """Refuses a request without a right key before its body is read; every route that has one needs a key.
+
+    Args:
+        app: what comes after.
+        check: raises ApiError unless a header Authorization holds a key.
+    """
+
+    def __init__(self, app: ASGIApp, check: Callable[[str], object]) -> None:
+        self._app, self._check = app, check
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and scope["method"] in WITH_BODY:
+            try:
+                self._check(Headers(scope=scope).get("authorization", ""))
+            except ApiError as error:
+                await closing_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class Bodies:
+    """Takes in whole bodies of a bounded size, in a bounded time, and only JSON.
+
+    Args:
+        app: what comes after; it is handed the body in one piece.
+        most_bytes: of a body.
+        timeout_s: how long a client may take to send it.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int, timeout_s: float) -> None:
+        self._app, self._most_bytes, self._timeout_s = app, most_bytes, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http" or scope["method"] not in WITH_BODY:
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check(headers)
+            is_packed = check_encodings(headers)
+            async with asyncio.timeout(self._timeout_s):
+                body = await self._read(receive)
+            if is_packed and body:
+                body = await run_in_threadpool(unpacked, body, self._most_bytes)
+            check_text(body or b"", headers)
+        except TimeoutError:
+            error = ApiError(408, f"the body did not come within {self._timeout_s:g} s", "request_timeout")
+            await closing_response(error)(scope, receive, send)
+            return
+        except ApiError as error:
+            await closing_response(error)(scope, receive, send)
+            return
+        if body is None:  # the client has left
+            return
+        waiting = [body]
+
+        async def replay() -> Message:
+            if waiting:
+                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            return await receive()
+
+        await self._app(scope, replay, send)
+
+    def _check(self, headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self._most_bytes:
+            raise self._too_large()
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            came = f"is {kind[:100]!r}" if kind else "is missing"
+            raise ApiError(415, f"Content-Type {came}; send application/json", "unsupported_media_type")
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        pieces, n_bytes = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            pieces.append(message.get("body", b""))
+            n_bytes += len(pieces[-1])
+            if n_bytes > self._most_bytes:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body has more than {self._most_bytes:,} bytes; send less", "request_too_large")

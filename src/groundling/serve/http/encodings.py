@@ -1,0 +1,79 @@
+"""What the bytes of a body are: packed by gzip or not, and JSON in UTF-8. Everything else is refused by name."""
+
+import re
+import zlib
+
+from starlette.datastructures import Headers
+
+from groundling.serve.http.errors import ApiError
+
+GZIP = ("gzip", "x-gzip")
+"""Two names of the same (RFC 9110, 8.4.1.3)."""
+READ_AT_ONCE = 4096
+"""Bytes. What a member leaves of them is copied: if it were the whole body, many members would take quadratic time."""
+UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
+
+
+def check_encodings(headers: Headers) -> bool:
+    """Whether a body comes packed by gzip, from its headers alone.
+
+    Raises:
+        ApiError: 415: it is packed in another way, or more than once.
+    """
+    given = ", ".join(headers.getlist("content-encoding"))
+    packings = [word for word in (part.strip().lower() for part in given.split(",")) if word not in ("", "identity")]
+    if len(packings) > 1 or not set(packings) <= set(GZIP):
+        message = f"Content-Encoding is {given[:100]!r}; send the body as it is, or packed once by gzip"
+        raise ApiError(415, message, "unsupported_encoding")
+    return bool(packings)
+
+
+def unpacked(body: bytes, most_bytes: int) -> bytes:
+    """A gzip body's content. No more than `most_bytes` are ever unpacked, whatever they would come to.
+
+    Raises:
+        ApiError: 400: it is no gzip, or cut off; 413: it is larger.
+    """
+    pieces: list[bytes] = []
+    room, place = most_bytes, 0
+    while place < len(body):  # several in a row are one (RFC 1952, 2.2)
+        reader = zlib.decompressobj(wbits=31)
+        while not reader.eof:
+            packed = body[place : place + READ_AT_ONCE]
+            if not packed:
+                raise ApiError(400, "the body is gzip that was cut off; send all of it", "invalid_encoding")
+            try:
+                pieces.append(reader.decompress(packed, room + 1))
+            except zlib.error as error:
+                message = f"the body is not gzip, as Content-Encoding says: {error}"
+                raise ApiError(400, message, "invalid_encoding") from None
+            room -= len(pieces[-1])
+            if room < 0:
+                message = f"the body has more than {most_bytes:,} bytes when it is unpacked; send less"
+                raise ApiError(413, message, "request_too_large")
+            place += len(packed) - len(reader.unused_data)
+        while body[place : place + 1] == b"\0":  # padding
+            place += 1
+    return b"".join(pieces)
+
+
+def check_text(body: bytes, headers: Headers) -> None:
+    """Check that a body is UTF-8, and its Content-Type names no other encoding.
+
+    Raises:
+        ApiError: 400, 415: it is not; the message names the first byte that shows it.
+    """
+    found = re.search(r"charset\s*=\s*\"?([^\";\s]*)", headers.get("content-type", ""), re.IGNORECASE)
+    charset = found[1] if found else ""
+    if charset and charset.lower() not in UTF_8 and not body.isascii():
+        place = next(place for place, byte in enumerate(body) if byte > 127)
+        message = f"the body is in {charset[:40]!r}, and byte {place} is 0x{body[place]:02X}; send JSON in UTF-8"
+        raise ApiError(415, message, "unsupported_media_type")
+    try:
+        body.decode("utf-8")
+        wrong = body.find(0)  # UTF-16 and UTF-32 write letters so; JSON has it nowhere
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong >= 0:
+        message = f"the body is not UTF-8: byte {wrong} is 0x{body[wrong]:02X}; send JSON in UTF-8"
+        raise ApiError(400, message, "invalid_json")

@@ -1,0 +1,165 @@
+"""The file of rankings as the server uses it: opened when it is needed, and counted once.
+
+What is here waits for the disk: the server calls it in a thread of its own (`store.py`).
+"""
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from groundling.align.preferences.database import BUSY_S
+from groundling.align.preferences.judgement import SKIP, Judgement, tie_of
+from groundling.align.preferences.store import Rankings
+from groundling.storage import atomic
+from groundling.text.chat import Message
+
+Messages = tuple[Message, ...]
+
+
+@dataclass
+class Tally:
+    """What judgements add up to."""
+
+    judgements: int = 0
+    ties: int = 0
+    skips: int = 0
+    pairs: int = 0
+    """Preferences that somebody stated."""
+    useful: int = 0
+    """Judgements that say something about two replies, if only that they are equally good."""
+    prompts: "Counter[Messages]" = field(default_factory=Counter)
+    """How many judgements there are of each that have a preference; 0 where all are ties or skips."""
+    answered: "dict[str, Counter[Messages]]" = field(default_factory=lambda: defaultdict(Counter))
+    """How often each rater has answered each prompt."""
+
+    def add(self, judgement: Judgement) -> None:
+        """Count one more."""
+        n_pairs = preferences(judgement)
+        is_tie = judgement.choice == tie_of(len(judgement.candidates))
+        self.judgements += 1
+        self.ties += is_tie
+        self.skips += judgement.choice == SKIP
+        self.pairs += n_pairs
+        self.useful += judgement.choice != SKIP
+        self.prompts[judgement.messages] += n_pairs > 0
+        self.answered[judgement.rater][judgement.messages] += 1
+
+
+def preferences(judgement: Judgement) -> int:
+    """How many pairs of better and worse a judgement has: those of `Rankings.pairs`."""
+    left, n_pairs = len(judgement.candidates), 0
+    for group in judgement.choice:
+        left -= len(group)
+        n_pairs += len(group) * left
+    return n_pairs
+
+
+class Book:
+    """The rankings and their tally. Any number of threads may share it.
+
+    Args:
+        path: the file; it is made, with its folder, when there is something to keep.
+
+    Each method raises DataError or StorageError as `Rankings` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._rankings: Rankings | None = None
+        self._patience_s = BUSY_S
+        self._tally = Tally()
+        self._seen: tuple[object, ...] | None = None
+
+    def close(self) -> None:
+        """Give the file back."""
+        with self._lock:
+            if self._rankings is not None:
+                self._rankings.close()
+                self._rankings = None
+
+    def wait_at_most(self, seconds: float) -> None:
+        """How long others' locks are waited for from now on."""
+        self._patience_s = seconds
+        if self._rankings is not None:
+            self._rankings.wait_at_most(seconds)
+
+    def get(self, key: str) -> Judgement | None:
+        """The judgement of this key."""
+        rankings = self._if_there()
+        return None if rankings is None else rankings.get(key)
+
+    def keep(self, judgement: Judgement) -> Judgement:
+        """Keep a judgement, on disk when this returns; return the one of its key, which may be an older one."""
+        if self._if_there() is None:
+            atomic.make_folder(self.path.parent)
+        rankings = self._open()
+        with self._lock:
+            tally = self._current()
+            if rankings.add(judgement):
+                tally.add(judgement)
+                self._seen = self._signs()
+                return judgement
+        kept = rankings.get(judgement.key)
+        assert kept is not None
+        return kept
+
+    def counts(self, rater: str | None) -> tuple[dict[str, int], int]:
+        """How much there is, and how many prompts there are with a preference."""
+        self._if_there()
+        with self._lock:
+            tally = self._current()
+            found = {name: getattr(tally, name) for name in ("judgements", "ties", "skips", "pairs", "useful")}
+            found |= {"raters": len(tally.answered), "prompts": len(tally.prompts)}
+            if rater is not None:
+                found["by_you"] = tally.answered[rater].total() if rater in tally.answered else 0
+            return found, sum(n > 0 for n in tally.prompts.values())
+
+    def answered(self, rater: str) -> "Counter[Messages]":
+        """How often a rater has answered each prompt."""
+        self._if_there()
+        with self._lock:
+            found = self._current().answered
+            return Counter(found[rater]) if rater in found else Counter()
+
+    def __iter__(self) -> Iterator[Judgement]:
+        """All judgements in the order of their coming."""
+        return iter(self._if_there() or ())
+
+    def after(self, last: int) -> list[tuple[int, Judgement]]:
+        """Some hundred judgements with their numbers, from the one after this number on; [] at the end."""
+        rankings = self._if_there()
+        return [] if rankings is None else rankings.after(last)
+
+    def _if_there(self) -> Rankings | None:
+        """The file, if somebody has made it."""
+        return self._open() if self._rankings is not None or self.path.exists() else None
+
+    def _open(self) -> Rankings:
+        with self._lock:
+            if self._rankings is None:
+                self._rankings = Rankings(self.path, patience_s=self._patience_s)
+            return self._rankings
+
+    def _current(self) -> Tally:
+        """The tally, counted anew if another program has written since."""
+        signs = self._signs()
+        if self._rankings is not None and signs != self._seen:
+            self._tally = Tally()
+            for judgement in self._rankings:
+                self._tally.add(judgement)
+            self._seen = signs
+        return self._tally
+
+    def _signs(self) -> tuple[object, ...]:
+        """Differs when the file or its write-ahead log has been written to."""
+        found: list[object] = []
+        for path in (self.path, Path(f"{self.path}-wal")):
+            try:
+                facts = path.stat()
+                found += [facts.st_size, facts.st_mtime_ns]
+            except FileNotFoundError:
+                found.append(None)
+        return tuple(found)

@@ -1,0 +1,157 @@
+"""`groundling reward` on the rankings of the page: a process of its own, one at a time, that ends with the server."""
+
+import asyncio
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from groundling.serve.http.errors import ApiError
+from groundling.serve.runs.curves import read_news
+
+LEAST_PAIRS = 10
+LEAST_PROMPTS = 5
+BATCH_SIZE = 8
+MOST_STEPS = 200
+"""What finishes in minutes: a step of a small model takes less than a second."""
+MOST_EPOCHS = 4.0
+STOP_S = 10.0
+TAIL_BYTES = 8192
+
+
+def require_enough(n_pairs: int, n_prompts: int) -> None:
+    """Check that there is something to learn from.
+
+    Raises:
+        ApiError: 409: there is not.
+    """
+    if n_pairs < LEAST_PAIRS or n_prompts < LEAST_PROMPTS:
+        raise ApiError(
+            409,
+            f"there are {n_pairs} preferences, of {n_prompts} prompts; learning needs {LEAST_PAIRS} at least, of "
+            f"{LEAST_PROMPTS} prompts, and some hundreds to be any good: rank some more",
+            "too_few_rankings",
+        )
+
+
+def arguments(base: Path, rankings: Path, out_dir: Path, n_answers: int) -> list[str]:
+    """The command line of a training that takes at most MOST_STEPS steps."""
+    epochs = min(MOST_EPOCHS, MOST_STEPS * BATCH_SIZE / n_answers)
+    n_steps = max(1, round(epochs * n_answers / BATCH_SIZE))
+    return [
+        *("reward", str(base.resolve())),
+        *("--rankings", str(rankings.resolve())),
+        *("--out-dir", str(out_dir.resolve())),
+        *("--epochs", f"{epochs:.6f}"),
+        *("--batch-size", str(BATCH_SIZE)),
+        *("--log-every", str(max(1, n_steps // 50))),
+        *("--schedule.warmup-steps", str(min(20, n_steps // 5))),
+    ]
+
+
+class RewardTraining:
+    """The training that runs, or the last one. Belongs to the event loop.
+
+    Args:
+        runs: the folder in which a training gets one of its own.
+        rankings: the file to learn from.
+    """
+
+    def __init__(self, runs: Path, rankings: Path) -> None:
+        self._runs, self._rankings = runs, rankings
+        self._lock = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._state, self._tail = "idle", b""
+        self._model = ""
+        self._folder: Path | None = None
+        self._began = self._ended = 0.0
+
+    async def start(self, model: str, base: Path, n_answers: int) -> None:
+        """Begin.
+
+        Args:
+            model: the name of the model to start from.
+            base: where it lies.
+            n_answers: how many judgements there are to learn from.
+
+        Raises:
+            ApiError: 409: another one runs.
+        """
+        async with self._lock:
+            if self._state == "running":
+                raise ApiError(409, "a reward model is being trained already; wait for it, or stop it", "is_training")
+            self._folder = _free_folder(self._runs)
+            command = arguments(base, self._rankings, self._folder, n_answers)
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "groundling.system.child_process", *command),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            self._state, self._tail, self._model = "running", b"", model
+            self._began = time.monotonic()
+            self._following = asyncio.create_task(self._follow(self._process))
+
+    async def stop(self) -> None:
+        """End the one that runs, if one does; when this returns, its process is gone."""
+        async with self._lock:
+            process, following = self._process, self._following
+            if process is None or following is None or self._state != "running":
+                return
+            self._state = "stopped"
+            with suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(asyncio.shield(following), STOP_S)
+            except TimeoutError:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await following
+
+    async def _follow(self, process: asyncio.subprocess.Process) -> None:
+        """Keep the end of what it says, until it ends."""
+        assert process.stderr is not None
+        while said := await process.stderr.read(TAIL_BYTES):
+            self._tail = (self._tail + said)[-TAIL_BYTES:]
+        code = await process.wait()
+        self._ended = time.monotonic()
+        if self._state == "running":
+            self._state = "done" if code == 0 else "failed"
+
+    def facts(self) -> dict[str, Any]:
+        """How far it has come; reads what the training has written, so call it in a thread."""
+        facts: dict[str, Any] = {"state": self._state, "model": self._model or None, "run": None, "error": None}
+        facts |= {"step": None, "loss": None, "accuracy": None, "share": None, "seconds": None, "losses": []}
+        if self._folder is None:
+            return facts
+        facts["run"] = self._folder.name
+        end = time.monotonic() if self._state == "running" else self._ended
+        facts["seconds"] = round(max(0.0, end - self._began), 1)
+        if self._state == "failed":
+            facts["error"] = _last_line(self._tail)
+        series = read_news(self._folder / "metrics.jsonl", 0).points()
+        last = {name: values[-1] for name, (_, values) in series.items() if values}
+        facts |= {name: last.get(name) for name in ("loss", "accuracy")}
+        if "loss" in series:
+            steps, losses = series["loss"]
+            facts["step"] = steps[-1]
+            facts["losses"] = [list(point) for point in zip(steps, losses, strict=True)]
+        if self._state == "done":
+            facts["share"] = 1.0
+        elif last.get("train_s") is not None and "eta_s" in last:
+            facts["share"] = last["train_s"] / max(1e-9, last["train_s"] + last["eta_s"])
+        return facts
+
+
+def _free_folder(runs: Path) -> Path:
+    number = 1
+    while (runs / f"reward-{number}").exists():
+        number += 1
+    return runs / f"reward-{number}"
+
+
+def _last_line(said: bytes) -> str:
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("groundling: error: ")[:1000] if lines else "it ended without a word"

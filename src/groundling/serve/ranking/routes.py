@@ -1,0 +1,294 @@
+"""Ranking over HTTP: questions, answers that are on disk before they are acknowledged, and a reward model of them."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from pydantic import BeforeValidator, Field
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from groundling.align.preferences.judgement import SKIP, Choice, Judgement, best_of, now_utc, tie_of
+from groundling.align.preferences.terminal import AT_MOST
+from groundling.serve.completions.schema import Body, whole
+from groundling.serve.http.errors import ApiError, in_time
+from groundling.serve.http.responses import as_json
+from groundling.serve.ranking.prompts import Prompts
+from groundling.serve.ranking.question_queue import Question, Questions, Speaker
+from groundling.serve.ranking.reward_training import LEAST_PAIRS, RewardTraining, require_enough
+from groundling.serve.ranking.store import MAYBE_DONE, Store
+from groundling.serve.state import Theatre
+from groundling.text.chat import Message
+
+Rater = Annotated[str, Field(min_length=1, max_length=100)]
+Place = Annotated[int, Field(ge=1, le=AT_MOST), BeforeValidator(whole)]
+Groups = Annotated[
+    list[Annotated[list[Place], Field(min_length=1, max_length=AT_MOST)]], Field(min_length=1, max_length=AT_MOST)
+]
+
+
+class Best(Body):
+    """One reply is better than each of the others."""
+
+    best: Place
+
+
+class Answer(Body):
+    """What a rater says of a question. Places count from 1 in the order in which the replies were shown."""
+
+    question: str = Field(min_length=1, max_length=100)
+    choice: Literal["tie", "skip"] | Best | Groups
+    rater: Rater
+    key: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{8,100}$", description="8 to 100 letters, digits, dots, underscores or hyphens"
+    )
+
+
+class TrainRequest(Body):
+    """Which served model to begin with; the first that chats, if none is named."""
+
+    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+def router(theatre: Theatre) -> APIRouter:
+    """All routes of the page to rank.
+
+    Raises:
+        DataError: the file of prompts is none.
+    """
+    store, prompts = Store(theatre.config.rankings, counted=theatre.counted), Prompts(theatre.config.prompts)
+    fetching = CapacityLimiter(1)  # not in the threads that all requests share: a download can take long
+    training = RewardTraining(theatre.config.runs, theatre.config.rankings)
+
+    questions = Questions()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await training.stop()
+        await store.close()
+
+    routes = APIRouter(prefix="/v1/groundling/rankings", tags=["rankings"], lifespan=lifespan)
+
+    async def asked(client: str, rater: str, n: int, prompt: str | None) -> bytes:
+        speakers = _speakers(theatre, client)
+        if prompt is None:
+            given = await to_thread.run_sync(prompts.get, limiter=fetching)
+        else:
+            given = [(Message("user", await theatre.check_prompt(prompt)),)]
+        answered = await store.call(lambda book: book.answered(rater))
+        question = await questions.ask(rater, n, given, speakers, answered)
+        messages = [{"role": message.role, "content": message.content} for message in question.messages]
+        replies = [{"place": place, "text": text} for place, text in enumerate(question.texts(), 1)]
+        return as_json({"question": question.token, "messages": messages, "replies": replies})
+
+    @routes.get("/next", dependencies=[Depends(_require_own_page(theatre.config.cors_origins))])
+    async def ask(
+        request: Request,
+        rater: Annotated[str, Query(min_length=1, max_length=100)],
+        n: Annotated[int, Query(ge=2, le=AT_MOST)] = 2,
+        prompt: Annotated[str | None, Query(min_length=1, max_length=4000)] = None,
+    ) -> Response:
+        """A prompt and replies to it, without a word of who wrote them."""
+        theatre.require_ready()
+        asking = asked(request.state.client, rater, n, prompt)
+        return await theatre.attended(request, in_time(asking, theatre.config.timeout_s))
+
+    @routes.post("")
+    async def keep(answer: Answer) -> dict[str, Any]:
+        """Keep an answer; when this says so, it is on disk. Sent again under its key, it is still there once."""
+        question = questions.get(answer.question)
+        until = store.deadline()
+        known = await store.call(lambda book: book.get(answer.key), until)
+        if known is None:
+            known = await _keep_new(store, question, answer, until)
+        return _told(_same(known, question, answer))
+
+    @routes.get("")
+    async def count(rater: Annotated[str | None, Query(min_length=1, max_length=100)] = None) -> dict[str, Any]:
+        """How much there is."""
+        until = store.deadline()
+        counts, _ = await store.call(lambda book: book.counts(rater), until)
+        if rater is not None:
+            answered = await store.call(lambda book: book.answered(rater), until)
+            counts["prompts_by_you"] = prompts.n_among(answered)
+        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": theatre.models.chatting()}
+        return {**counts, **facts, "least_pairs": LEAST_PAIRS}
+
+    @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
+    async def export() -> Response:
+        """All of it as lines of JSON, as `groundling rankings export` writes them."""
+        await store.call(lambda book: book.counts(None))  # what is wrong with the file is told before the first byte
+        headers = {"Content-Disposition": 'attachment; filename="rankings.jsonl"', "Cache-Control": "no-store"}
+        return _Export(_lines(store), theatre.counted, headers=headers, media_type="application/x-ndjson")
+
+    _add_training(routes, theatre, store, training)
+    return routes
+
+
+def _add_training(routes: APIRouter, theatre: Theatre, store: Store, training: RewardTraining) -> None:
+    @routes.post("/train")
+    async def train(request: TrainRequest) -> dict[str, Any]:
+        """Teach a reward model what was said."""
+        theatre.require_ready()
+        served = theatre.models.get(request.model or _chatting(theatre)[0])
+        if served.bundle.chat is None:
+            raise ApiError(
+                409, f"{served.name} was never taught to answer; begin with one that was", "not_a_chat_model"
+            )
+        counts, n_prompts = await store.call(lambda book: book.counts(None))
+        require_enough(counts["pairs"], n_prompts)
+        await training.start(served.name, served.path, counts["useful"])
+        return await to_thread.run_sync(training.facts)
+
+    @routes.get("/train")
+    async def look() -> dict[str, Any]:
+        """How far the training has come."""
+        return await to_thread.run_sync(training.facts)
+
+    @routes.delete("/train")
+    async def stop() -> dict[str, Any]:
+        """End the training, if one runs."""
+        await training.stop()
+        return await to_thread.run_sync(training.facts)
+
+
+def _require_own_page(allowed: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
+    """A dependency that refuses what a page of another site asks for, as if it changed something: replies are written.
+
+    An image's address carries no origin; but browsers say where the page is that it stands on.
+    """
+    friends = {origin.lower().rstrip("/") for origin in allowed}
+
+    async def require(request: Request) -> None:
+        is_foreign = request.headers.get("sec-fetch-site", "none").lower() in ("cross-site", "same-site")
+        if is_foreign and request.headers.get("origin", "").lower() not in friends:
+            message = "a page of another site may not do this; allow its origin with --cors-origins"
+            raise ApiError(403, message, "origin_not_allowed")
+
+    return require
+
+
+def _chatting(theatre: Theatre) -> list[str]:
+    """All served models that answer.
+
+    Raises:
+        ApiError: 409: there is none.
+    """
+    found = theatre.models.chatting()
+    if not found:
+        raise ApiError(
+            409, "none of the models was taught to answer; serve one that `groundling sft` made", "no_speaker"
+        )
+    return found
+
+
+def _speakers(theatre: Theatre, client: str) -> list[Speaker]:
+    """All models that answer, when it is this client's turn."""
+    reply = partial(theatre.generate_reply, client=client)
+    return [Speaker(name, partial(reply, name)) for name in _chatting(theatre)]
+
+
+async def _keep_new(store: Store, question: Question | None, answer: Answer, until: float) -> Judgement:
+    """Keep an answer whose key is new, or return the one that has come under this key meanwhile.
+
+    Raises:
+        ApiError: 404, 409: there is no such question, or it is not this one's to answer.
+    """
+    if question is None:
+        raise ApiError(404, "this question is not known, or too old; ask for another one", "no_question", "question")
+    if question.rater != answer.rater:
+        raise ApiError(409, "this question was put to another rater; ask for one of your own", "not_yours", "rater")
+    if question.key not in (None, answer.key):
+        raise ApiError(409, "this question has been answered; ask for another one", "answered", "question")
+    judgement = Judgement(
+        key=answer.key,
+        messages=question.messages,
+        candidates=question.candidates,
+        shown=question.shown,
+        choice=_meant(answer, question.shown),
+        rater=answer.rater,
+        time=now_utc(),
+    )
+    question.key = answer.key
+    try:
+        return await store.call(lambda book: book.keep(judgement), until)
+    except ApiError as error:
+        if error.code != MAYBE_DONE:
+            question.key = None
+        raise
+
+
+def _same(known: Judgement, question: Question | None, answer: Answer) -> Judgement:
+    """Check that what is kept under a key is what was said.
+
+    Raises:
+        ApiError: 409: it is something else.
+    """
+    same = known.rater == answer.rater and known.choice == _meant(answer, known.shown)
+    if question is not None:
+        asked = (question.messages, question.candidates, question.shown)
+        same = same and asked == (known.messages, known.candidates, known.shown)
+    if not same:
+        raise ApiError(409, "another answer was kept under this key; give each answer its own", "key_used", "key")
+    return known
+
+
+def _meant(answer: Answer, shown: tuple[int, ...]) -> Choice:
+    """The choice in the candidates' own numbers.
+
+    Raises:
+        ApiError: 400: a place is none, or is named twice.
+    """
+    choice = answer.choice
+    if isinstance(choice, str):
+        return tie_of(len(shown)) if choice == "tie" else SKIP
+    groups = [[choice.best]] if isinstance(choice, Best) else choice
+    places = [place for group in groups for place in group]
+    if len(set(places)) < len(places) or max(places) > len(shown):
+        message = f"choice: {places} has to be places from 1 to {len(shown)}, each once at most"
+        raise ApiError(400, message, "invalid_value", "choice")
+    if isinstance(choice, Best):
+        return best_of(shown[choice.best - 1], len(shown))
+    meant = tuple(tuple(sorted(shown[place - 1] for place in group)) for group in groups)
+    return best_of(meant[0][0], len(shown)) if len(meant) == len(meant[0]) == 1 else meant
+
+
+def _told(kept: Judgement) -> dict[str, Any]:
+    """What is said of an answer that is kept, and who wrote the replies."""
+    place_of = {number: place for place, number in enumerate(kept.shown, 1)}
+    named = {SKIP: "skip", tie_of(len(kept.candidates)): "tie"}
+    choice = named.get(kept.choice) or [[place_of[number] for number in group] for group in kept.choice]
+    shown = [kept.candidates[number] for number in kept.shown]
+    revealed = [{"place": place, "model": each.model, "seed": each.seed} for place, each in enumerate(shown, 1)]
+    return {"key": kept.key, "choice": choice, "rater": kept.rater, "time": kept.time, "revealed": revealed}
+
+
+class _Export(StreamingResponse):
+    """A stream that a server that drains waits for until it is sent, and not only while the file is read.
+
+    Args:
+        lines: what is sent.
+        counted: is entered while it is sent.
+        **how: as for any response.
+    """
+
+    def __init__(
+        self, lines: AsyncIterator[str], counted: Callable[[], AbstractContextManager[None]], **how: Any
+    ) -> None:
+        super().__init__(lines, **how)
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._counted():
+            await super().__call__(scope, receive, send)
+
+
+async def _lines(store: Store) -> AsyncIterator[str]:
+    async for judgement in store.judgements():
+        yield json.dumps(judgement.to_json(), ensure_ascii=False) + "\n"

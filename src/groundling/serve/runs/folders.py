@@ -1,0 +1,159 @@
+"""Which training runs there are: folders with records, under names that a client may say.
+
+The names come from a scan of a bounded size that follows no links. A client's word is looked up among them, and never
+becomes a path.
+"""
+
+import heapq
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundling.serve.runs.curves import is_number, last_values, sayable
+from groundling.storage import atomic, files
+from groundling.train.run_folder import holder_of
+
+METRICS, LADDER = "metrics.jsonl", "ladder.json"
+DEEPEST = 4
+MOST_FOLDERS = 3000
+MOST_RUNS = 500
+MOST_JSON = 1 << 20
+TEXTS = {"rung": 100, "adds": 1000, "sample": 4000}
+"""What is told of a rung, and how many characters of it."""
+NUMBERS = ("parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds")
+CLOSED = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
+"""Folders of a run in which no other run lies."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run, and the models of it that are served."""
+
+    name: str
+    path: Path
+    served: tuple[str, ...] = ()
+
+
+def find_runs(root: Path, served: Mapping[str, Path]) -> dict[str, RunFolder]:
+    """All runs by name: those under `root` by their way from there, other served ones as `served:NAME`.
+
+    Args:
+        root: the folder of runs; it may be missing.
+        served: the places of the served models.
+    """
+    names_at: dict[Path, list[str]] = {}
+    for name, path in served.items():
+        place = Path(os.path.realpath(path))  # which goes round no circle of links
+        names_at.setdefault(place.parent if place.name == "bundle" else place, []).append(name)
+    found = {}
+    for path in _folders(root):
+        name = path.relative_to(root).as_posix()
+        found[name] = RunFolder(name, path, tuple(names_at.pop(Path(os.path.realpath(path)), ())))
+    for path, names in names_at.items():
+        if _has_records(path):
+            found[f"served:{names[0]}"] = RunFolder(f"served:{names[0]}", path, tuple(names))
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def _folders(root: Path) -> list[Path]:
+    """Folders with records below a folder, the higher ones first."""
+    level, n_seen = [root], 0
+    found: list[Path] = []
+    for _ in range(DEEPEST):
+        below = []
+        for folder in level:
+            try:
+                with os.scandir(folder) as listed:
+                    names = (entry.name for entry in listed if entry.is_dir(follow_symlinks=False))
+                    inside = heapq.nsmallest(MOST_FOLDERS + 1, names)
+            except OSError:  # not there, or not ours to read
+                continue
+            for name in inside:
+                if name.startswith(".") or name in CLOSED or not _is_sayable(name):
+                    continue
+                n_seen += 1
+                if n_seen > MOST_FOLDERS or len(found) >= MOST_RUNS:
+                    return found
+                below.append(folder / name)
+                if _has_records(folder / name):
+                    found.append(folder / name)
+        level = below
+    return found
+
+
+def _has_records(path: Path) -> bool:
+    return any(files.is_regular(path / name) for name in (METRICS, LADDER))
+
+
+def _is_sayable(name: str) -> bool:
+    return name.isprintable() and len(name) <= 200 and not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """ppo-2 before ppo-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]{1,15})", name)]
+
+
+def describe(run: RunFolder) -> dict[str, Any]:
+    """What a list says of a run: what it is, how far it has come, and whether it goes on."""
+    summary, environment = _read_json(run.path / "summary.json"), _read_json(run.path / "env.json")
+    has_metrics = files.is_regular(run.path / METRICS)
+    last = last_values(run.path / METRICS) if has_metrics else {}
+    ended = summary.get("ended") or summary.get("reason")
+    if not has_metrics:
+        state = "ended"
+    elif _is_held(run.path):
+        state = "live"
+    else:
+        state = "ended" if summary else "broken off"
+    return {
+        "name": run.name,
+        "kind": sayable(environment.get("stage") or "pretrain", 40) if has_metrics else "ladder",
+        "has_ladder": files.is_regular(run.path / LADDER),
+        "served": list(run.served),
+        "state": state,
+        "ended": sayable(ended, 200) if ended and state == "ended" else None,
+        "step": last.pop("step", None),
+        "last": dict(list(last.items())[:50]),
+    }
+
+
+def ladder_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The rungs of a ladder that was climbed; none where there is no ladder."""
+    rungs = _read_json(run.path / LADDER).get("rungs")
+    found = []
+    for rung in rungs[:100] if isinstance(rungs, list) else ():
+        if isinstance(rung, dict) and isinstance(rung.get("rung"), str):
+            texts = {name: rung[name] for name in TEXTS if isinstance(rung.get(name), str)}
+            row: dict[str, Any] = {"sample": ""} | {name: sayable(text, TEXTS[name]) for name, text in texts.items()}
+            row |= {name: rung[name] if is_number(rung.get(name)) else None for name in NUMBERS}
+            found.append(row)
+    return found
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process works on the run: the one that its lock names is alive.
+
+    The lock itself is not tried: a run that begins at that moment would be refused.
+    """
+    pid = holder_of(path)
+    try:
+        if pid is not None:
+            os.kill(pid, 0)
+    except PermissionError:  # another user's, and alive
+        return True
+    except (OSError, OverflowError):
+        return False
+    return pid is not None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object of a small file; empty if there is none."""
+    try:
+        value = atomic.read_json(path, MOST_JSON)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,85 @@
+"""Training runs over HTTP: which there are, their curves as they grow, and the ladder."""
+
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Query
+
+from groundling.serve.http.errors import ApiError
+from groundling.serve.runs.curves import Thinned, read_news
+from groundling.serve.runs.folders import METRICS, RunFolder, describe, find_runs, ladder_of
+from groundling.serve.state import Theatre
+
+AT_ONCE = 4
+"""Requests that read runs."""
+
+
+def router(theatre: Theatre) -> APIRouter:
+    """All routes of the page of training."""
+    routes = APIRouter(prefix="/v1/groundling/runs", tags=["runs"])
+
+    known: dict[str, RunFolder] = {}
+    reading = CapacityLimiter(AT_ONCE)  # not all of the threads that other requests need: a disk may not answer
+
+    def runs() -> list[RunFolder]:
+        nonlocal known
+        served = {name: theatre.models.get(name).path for name in theatre.models.names()}
+        known = find_runs(theatre.config.runs, served)
+        return list(known.values())
+
+    def find(name: str) -> RunFolder:
+        if name not in known:
+            runs()
+        found = known.get(name)
+        if found is None:
+            raise ApiError(
+                404, f"there is no run {name[:100]!r}; ask /v1/groundling/runs for their names", "no_run", "name"
+            )
+        return found
+
+    @routes.get("")
+    async def list_runs() -> dict[str, Any]:
+        """All runs that are found."""
+        return {
+            "object": "list",
+            "data": await to_thread.run_sync(lambda: [describe(run) for run in runs()], limiter=reading),
+        }
+
+    @routes.get("/{name:path}/metrics")
+    async def metrics(
+        name: str,
+        after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+        mark: Annotated[str | None, Query(max_length=64)] = None,
+    ) -> dict[str, Any]:
+        """What a run has recorded after the byte `after`. Give back `next` as `after`, and `mark`, to go on."""
+        return await to_thread.run_sync(lambda: _metrics(find(name), after, mark), limiter=reading)
+
+    @routes.get("/{name:path}/ladder")
+    async def ladder(name: str) -> dict[str, Any]:
+        """What came of each rung of the ladder, beside the lecture."""
+        return {"rungs": await to_thread.run_sync(lambda: ladder_of(find(name)), limiter=reading)}
+
+    return routes
+
+
+def _metrics(run: RunFolder, after: int, mark: str | None) -> dict[str, Any]:
+    news = read_news(run.path / METRICS, after, mark)
+    return {
+        "name": run.name,
+        "next": news.after,
+        "mark": news.mark,
+        "restarted": news.restarted,
+        "more": news.more,
+        "rows": news.n_rows,
+        "not_finite": news.n_not_finite,
+        "series": {name: _series(thinned) for name, thinned in news.series.items()},
+        "samples": news.samples,
+    }
+
+
+def _series(thinned: Thinned) -> dict[str, Any]:
+    steps, values = thinned.points()
+    found: dict[str, Any] = {"step": steps, "value": values}
+    if not thinned.is_whole:
+        found["mean"] = dict(zip(("step", "value", "n"), thinned.means(), strict=True))
+    return found

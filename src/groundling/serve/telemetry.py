@@ -1,0 +1,49 @@
+"""What the server counts, for Prometheus."""
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from groundling.safety.stream import Finding
+from groundling.serve.decode.worker import Load
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+RATES = (1, 3, 10, 30, 100, 200, 300, 500, 1000, 3000)
+
+
+class Metrics:
+    """The counters of one server.
+
+    Args:
+        load: asks how much there is to do, when somebody looks.
+    """
+
+    def __init__(self, load: Callable[[], Load]) -> None:
+        self._registry = CollectorRegistry()
+        own = self._registry
+        self.requests = Counter("groundling_requests", "Answers by route and status", ["route", "status"], registry=own)
+        self.seconds = Histogram("groundling_request_seconds", "Time to an answer's end", buckets=SECONDS, registry=own)
+        self.tokens = Counter("groundling_tokens", "Tokens read and written", ["model", "kind"], registry=own)
+        self.first_token_s = Histogram(
+            "groundling_first_token_seconds", "Time from the request to its first token", buckets=SECONDS, registry=own
+        )
+        self.tokens_per_s = Histogram(
+            "groundling_tokens_per_second", "Speed of each text, from its first token", buckets=RATES, registry=own
+        )
+        self.aborted = Counter("groundling_aborted", "Requests broken off", ["reason"], registry=own)
+        self.filtered = Counter("groundling_filtered", "What the safety stage did", ["where", "action"], registry=own)
+        waiting = Gauge("groundling_queue", "Texts that wait", registry=own)
+        waiting.set_function(lambda: load().waiting)
+        active = Gauge("groundling_active", "Texts that are being written", registry=own)
+        active.set_function(lambda: load().active)
+        for reason in ("disconnect", "deadline", "slow_reader", "error"):
+            self.aborted.labels(reason)
+
+    def count(self, findings: Sequence[Finding]) -> None:
+        """Count what the safety stage did."""
+        for finding in findings:
+            self.filtered.labels(finding.where, finding.action).inc()
+
+    def text(self) -> bytes:
+        """All counts, in Prometheus's text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,368 @@
+"""The one place that writes files that must survive a crash.
+
+A file or a folder appears under its final name only when it is whole and on disk: write to a temporary name,
+fsync the file, replace, fsync the folder that holds it. Every operation is announced to `observers` before it
+is done, so that a test can crash at each of them in turn, or check their order.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+
+from groundling.errors import StorageError
+from groundling.storage import files
+
+PIECE_BYTES = 1 << 16
+"""Files are written in pieces of this size, each announced: a crash in mid-file can be tested."""
+
+HASHED_BYTES = 1 << 20
+"""Files are hashed in pieces of this size."""
+
+TEMPORARY_PREFIX = ".tmp-"
+"""What starts with this was never finished; whoever owns the folder may remove it."""
+
+observers: list[Callable[[str, Path], None]] = []
+"""Called with (operation, path) before each operation. Only tests put anything here."""
+
+
+class _KillPoint:
+    """`GROUNDLING_KILL_AT=operation@part-of-path#n`: SIGKILL this process at the n-th such operation.
+
+    For crash tests in real processes, where nothing can be caught and no buffer is flushed.
+    """
+
+    def __init__(self, spec: str | None) -> None:
+        self.operation, self.part, self.left = "", "", 0
+        if spec:
+            self.operation, _, rest = spec.partition("@")
+            self.part, _, count = rest.partition("#")
+            self.left = int(count or 1)
+
+    def visit(self, operation: str, path: Path) -> None:
+        if self.left and operation == self.operation and self.part in str(path):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+_kill_point = _KillPoint(os.environ.get("GROUNDLING_KILL_AT"))
+
+
+def _announce(operation: str, path: Path) -> None:
+    _kill_point.visit(operation, path)
+    for observer in observers:
+        observer(operation, path)
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Say in one line why a write failed."""
+    try:
+        yield
+    except (StorageError, filelock.Timeout):
+        raise
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file is larger than this process or file system allows",
+            errno.EACCES: "no permission",
+            errno.EPERM: "no permission",
+            errno.EROFS: "the file system is read-only",
+        }
+        if isinstance(error, files.RefusedFileError):
+            raise StorageError(f"cannot write {path}: {error}; remove it, and run again") from error
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        hint = "free some room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder you can write to"
+        raise StorageError(f"cannot write {path}: {reason}; {hint} and run again") from error
+
+
+class _AnnouncedFile:
+    """The part of a binary file that writers need, with every write announced."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path = file, path
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), PIECE_BYTES):
+            _announce("write", self._path)
+            self._file.write(view[start : start + PIECE_BYTES])
+        return len(view)
+
+    def seek(self, offset: int) -> int:
+        return self._file.seek(offset)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[_AnnouncedFile]:
+    """Open a binary file that replaces `path` when the block ends well, and leaves it alone when it does not.
+
+    Raises:
+        StorageError: the file could not be written; what stood at `path` is as it was.
+    """
+    with new_file(path) as temporary, temporary.open("xb") as file:
+        yield _AnnouncedFile(file, temporary)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name; it replaces `path` when the block ends well.
+
+    For libraries that open their files themselves: what they write in between is announced to nobody.
+
+    Raises:
+        StorageError: the file could not be written; what stood at `path` is as it was.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+    with _clear_errors(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/null would hurt the whole machine
+            raise StorageError(f"cannot write {path}: it is a device or a pipe; give the name of a file and run again")
+        try:
+            _announce("open", temporary)
+            yield temporary
+            _announce("fsync", temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            replace(temporary, path)
+        except Exception:
+            files.remove(temporary)
+            raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all, and durably."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to `path` whole or not at all, and durably."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON to `path` whole or not at all, and durably."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        write_text(path, f"{text}\n")
+    except UnicodeEncodeError:  # half of a surrogate pair: a file's name that is not UTF-8
+        write_text(path, f"{json.dumps(value, indent=2)}\n")
+
+
+MOST_JSON = 256 << 20
+"""Bytes; the largest published tokenizers have a tenth of it."""
+DEEPEST_JSON = 100
+"""Levels: whatever walks through what was read later comes to its end."""
+
+
+def read_json(path: Path, most: int = MOST_JSON, *, links: bool = False) -> Any:
+    """Read a JSON file, which others may have made: a regular one of a bounded size, with or without a byte-order mark.
+
+    Args:
+        path: of the file.
+        most: bytes of it.
+        links: as `files.open_regular` takes it.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is something else.
+    """
+    try:
+        value = json.loads(files.read_text(path, most, links=links))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        below = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
+        level = [item for items in below for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return value
+    raise ValueError("it is nested too deep")
+
+
+def write_note(path: Path, text: str) -> None:
+    """Write a small file that need not survive a crash. What stood there goes first: of a link the link alone."""
+    with _clear_errors(path):
+        files.remove(path)
+        with files.open_to_replace(path) as file:
+            file.write(text.encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line. A crash may lose or cut this last line, never an earlier one."""
+    with _clear_errors(path):
+        _announce("append", path)
+        with files.open_to_append(path) as file:
+            file.write(f"{line}\n".encode())
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename within one file system, and make the new name durable."""
+    _announce("replace", target)
+    source.replace(target)
+    fsync_folder(target.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable, where the system can (Windows cannot open a folder)."""
+    _announce("fsync_folder", folder)
+    with suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder under a temporary name; it becomes `path` when the block ends well.
+
+    Raises:
+        StorageError: something could not be written; `path` does not exist then.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+    with _clear_errors(path):
+        try:
+            _announce("mkdir", temporary)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for folder in sorted({file.parent for file in temporary.rglob("*")}):
+                fsync_folder(folder)
+            replace(temporary, path)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder. It first gets a temporary name, so that no half of it is ever taken for the whole."""
+    condemned = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}-{uuid.uuid4().hex[:8]}")
+    with _clear_errors(path):
+        if path.is_symlink():  # only the link is ours to remove
+            _announce("unlink", path)
+            path.unlink()
+            return
+        replace(path, condemned)
+        for file in sorted(condemned.rglob("*"), reverse=True):
+            _announce("unlink", file)
+            file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
+        condemned.rmdir()
+
+
+def sweep_temporaries(folder: Path) -> list[str]:
+    """Remove what a crash left behind in `folder`; return the names. The caller holds the folder's lock."""
+    leftovers = sorted(folder.glob(TEMPORARY_PREFIX + "*"))
+    for leftover in leftovers:
+        _announce("unlink", leftover)
+        with _clear_errors(leftover):
+            files.remove(leftover)
+    return [leftover.name for leftover in leftovers]
+
+
+def remove(path: Path) -> None:
+    """Remove what is there, if anything is: of a link the link alone, of a folder all in it, as `remove_tree` does.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path)
+        return
+    with _clear_errors(path):
+        files.remove(path)
+
+
+@contextmanager
+def locked(path: Path, timeout_s: float = -1) -> Iterator[None]:
+    """Hold the lock that a file stands for; it falls with the process, however that ends.
+
+    Args:
+        path: of the file; it is made if it is not there.
+        timeout_s: how long to wait for another process that holds it; -1: for ever.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+        StorageError: there is a link or no regular file, or none can be made.
+    """
+    lock = filelock.FileLock(path)
+    with _clear_errors(path):
+        with suppress(FileNotFoundError):  # filelock makes it: where a disk has no locks, the new file itself is one
+            files.require_regular(path)
+        lock.acquire(timeout=timeout_s)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_room(folder: Path, n_bytes: int) -> None:
+    """Check before a large write that it will fit.
+
+    Raises:
+        StorageError: fewer than `n_bytes` are free in the file system of `folder`.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise StorageError(
+            f"cannot write to {folder}: {n_bytes / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free; "
+            "free some room and run again"
+        )
+
+
+def require_apart(source: Path, target: Path) -> None:
+    """Check that a command does not write over what it reads, under whatever name.
+
+    Raises:
+        StorageError: it would.
+    """
+    if source.exists() and target.exists() and source.samefile(target):
+        raise StorageError(f"{target} is what is read; choose another name to write to")
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder that can be written to, with its parents, and return it.
+
+    Raises:
+        StorageError: it cannot be made or written to.
+    """
+    with _clear_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process may just have swept it away
+    return path
+
+
+def sha256_of(
+    path: Path, advance: Callable[[int], None] = lambda _: None, *, links: bool = False, within: Path | None = None
+) -> str:
+    """Return the SHA-256 of a file as a hex string; `advance` is called with numbers of bytes that are done.
+
+    The others are as `files.open_regular` takes them, which says what it raises.
+    """
+    digest = hashlib.sha256()
+    with files.open_regular(path, links=links, within=within) as file:
+        while piece := file.read(HASHED_BYTES):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where downloads and prepared data are kept: `GROUNDLING_CACHE`, or `groundling` in the user's cache folder."""
+    if chosen := os.environ.get("GROUNDLING_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "groundling"

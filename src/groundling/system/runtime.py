@@ -1,0 +1,194 @@
+"""Device, precision, threads, allocator: this module picks each, and says what it picked and why."""
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from groundling.errors import ConfigError, require
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """What to run on; "auto" takes the best that this machine has."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Precision of matrix products; weights stay in float32 (float64 computes everything in float64)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the model; auto: where a compiler is found and the run is long enough, else without, said once."""
+    threads: int | None = None
+    """CPU threads; None: PyTorch's choice."""
+    tune_allocator: bool = True
+    """Keep freed memory in the process instead of giving it back to the kernel (glibc only)."""
+
+    def __post_init__(self) -> None:
+        require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; it must be at least 1, or None")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was picked, each with its reason."""
+
+    device: torch.device
+    compute_dtype: torch.dtype
+    weight_dtype: torch.dtype
+    compile: bool
+    threads: int
+    reasons: dict[str, str]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context for a forward pass: matrix products in `compute_dtype`."""
+        if self.compute_dtype == self.weight_dtype:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    def lines(self) -> list[str]:
+        """What was picked and why, a line each."""
+        return [f"{name}: {reason}" for name, reason in self.reasons.items()]
+
+
+def pick_device(name: str) -> torch.device:
+    """Pick a device: "cpu", "cuda", "mps", or "auto" for the first of cuda, mps, cpu that is there.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, is_there in there.items() if is_there)
+    if not there.get(name, False):
+        raise ConfigError(f"device {name!r} is not there; this machine has: {', '.join(k for k in there if there[k])}")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device(name)
+
+
+def bfloat16_support(device: torch.device) -> str:
+    """How the device multiplies bfloat16 matrices ("AMX", ...), or "" where that is not faster than float32."""
+    if device.type == "cuda":
+        return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    if device.type != "cpu":
+        return ""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
+def find_compiler() -> str:
+    """The C++ compiler that compilation for the CPU would use, or "" where there is none."""
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
+    return next((found for name in candidates if name and (found := shutil.which(name))), "")
+
+
+def tune_allocator() -> str:
+    """Make glibc keep large freed blocks: otherwise half of the CPU time of training can go into zeroing fresh pages.
+
+    Returns what was done. Works only before the memory is used, so it is called first.
+    """
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    if any(name in preloaded for name in ("jemalloc", "mimalloc", "tcmalloc")):
+        return f"left alone: LD_PRELOAD brings {preloaded}"
+    if platform.libc_ver()[0] != "glibc":
+        return "left alone: only glibc's is tuned"
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    done = libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1) and libc.mallopt(m_top_pad, 2**26)
+    return "glibc, keeps freed memory (mallopt)" if done else "glibc refused mallopt"
+
+
+def pick(config: RuntimeConfig, worth_compiling: bool = True) -> Runtime:
+    """Pick device, precision, threads, allocator and compilation, and set what is set for the whole process.
+
+    Args:
+        config: what the user asked for.
+        worth_compiling: whether the run is long enough to win back the time of compiling; asked when that is "auto".
+
+    Raises:
+        ConfigError: something asked for is not there.
+    """
+    reasons: dict[str, str] = {}
+    reasons["allocator"] = tune_allocator() if config.tune_allocator else "left alone, as asked"
+    device = pick_device(config.device)
+    asked = "as asked" if config.device != "auto" else "the best one here"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    reasons["device"] = f"{device} ({name}), {asked}"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    reasons["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    compute, weights = _pick_dtype(config, device, reasons)
+    if device.type == "cuda" and compute == torch.float32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return Runtime(
+        device=device,
+        compute_dtype=compute,
+        weight_dtype=weights,
+        compile=_pick_compile(config, device, worth_compiling, reasons),
+        threads=torch.get_num_threads(),
+        reasons=reasons,
+    )
+
+
+def _pick_dtype(
+    config: RuntimeConfig, device: torch.device, reasons: dict[str, str]
+) -> tuple[torch.dtype, torch.dtype]:
+    support = bfloat16_support(device)
+    if config.dtype == "float64":
+        require(device.type != "mps", "mps has no float64; take --runtime.dtype float32, or --runtime.device cpu")
+        reasons["precision"] = "float64 throughout, as asked"
+        return torch.float64, torch.float64
+    if config.dtype == "auto":
+        reasons["precision"] = (
+            f"bfloat16 products ({support}), float32 weights" if support else "float32: bfloat16 is not faster here"
+        )
+        return (torch.bfloat16 if support else torch.float32), torch.float32
+    reasons["precision"] = f"{config.dtype} products, float32 weights, as asked"
+    return DTYPES[config.dtype], torch.float32
+
+
+def _pick_compile(config: RuntimeConfig, device: torch.device, worth_compiling: bool, reasons: dict[str, str]) -> bool:
+    if config.compile == "off":
+        reasons["compile"] = "off, as asked"
+        return False
+    if device.type == "mps":
+        reasons["compile"] = "off: not dependable on mps"
+        return False
+    compiler = find_compiler() if device.type == "cpu" else "Triton"
+    if not compiler:
+        reasons["compile"] = "off: no C++ compiler was found (install g++ or clang++, or set CXX); training is slower"
+        return False
+    if config.compile == "auto" and not worth_compiling:
+        reasons["compile"] = "off: the run is shorter than compiling for it"
+        return False
+    reasons["compile"] = f"on ({compiler})"
+    return True
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile` and DDP put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def make_deterministic(device: torch.device) -> None:
+    """On a CPU, take the order of additions that is the same every time, where there is a choice.
+
+    Without it, compiled code adds up an embedding's gradient in whatever order the threads come. It costs no
+    measurable time; filling fresh memory, which PyTorch does besides, would.
+    """
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,90 @@
+"""Which tokenizer a text gets, and making it from that text."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from groundling.errors import require
+from groundling.text.char import CharTokenizer
+from groundling.text.tokenizer import Tokenizer, Unknown
+
+Kind = Literal["char", "gpt2", "bpe", "unigram", "sp_bpe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How text becomes tokens."""
+
+    kind: Kind = "char"
+    """Characters; GPT-2's own byte pairs; or trained on your text: bpe, SentencePiece's unigram and sp_bpe."""
+    vocab_size: int = 1024
+    """Ids at most, for those that are trained: bpe, unigram, sp_bpe."""
+    train_chars: int = 10_000_000
+    """At most this many characters, spread evenly over the training part, are looked at to train one."""
+    unknown: Unknown = "error"
+    """What a character does that the char tokenizer has not seen: stop with an error, be skipped or replaced."""
+    replacement: str | None = None
+    """The known character that replaces it, with unknown = replace."""
+    path: str | None = None
+    """A folder with a tokenizer.json (see `groundling tokenizer train`), used instead of a kind and its size."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the text."""
+        least = {"bpe": 256, "unigram": 300, "sp_bpe": 300}.get(self.kind, 1)
+        require(
+            self.vocab_size >= least,
+            f"tokenizer.vocab_size is {self.vocab_size}; {self.kind} needs at least {least}, for the 256 bytes alone",
+        )
+        require(self.train_chars >= 1, f"tokenizer.train_chars is {self.train_chars}; it has to be at least 1")
+        require(
+            (self.unknown == "replace") == (self.replacement is not None)
+            and (self.replacement is None or len(self.replacement) == 1),
+            f"tokenizer.unknown is {self.unknown!r} and tokenizer.replacement {self.replacement!r}; "
+            "one character is needed with unknown = replace, and none otherwise",
+        )
+
+
+def for_text(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
+    """A tokenizer that exists already, doing with characters that it does not know what `config` says, if it says so.
+
+    Raises:
+        DataError: the replacement is not one of its characters.
+    """
+    if isinstance(tokenizer, CharTokenizer) and config.unknown != "error":
+        return CharTokenizer(tokenizer.symbols, config.unknown, config.replacement)
+    return tokenizer
+
+
+def train_tokenizer(config: TokenizerConfig, symbols: str, texts: Iterable[str], n_chars: int) -> Tokenizer:
+    """Make the tokenizer that `config` asks for. The same text makes the same tokenizer.
+
+    Args:
+        config: which.
+        symbols: all characters of the whole text, ascending; the vocabulary of a char tokenizer.
+        texts: the training part in pieces, from which the others are trained.
+        n_chars: how long it is.
+
+    Raises:
+        DataError: the text cannot make such a tokenizer.
+        MissingExtraError: the library for it is not installed.
+    """
+    if config.kind == "char":
+        return CharTokenizer(symbols, config.unknown, config.replacement)
+    from groundling.text import bpe, gpt2, sentence_piece
+
+    if config.kind == "gpt2":
+        return gpt2.GPT2Tokenizer()
+    sample = spread(texts, n_chars, config.train_chars)
+    if config.kind == "bpe":
+        return bpe.train_bpe(sample, config.vocab_size)
+    return sentence_piece.train_sentencepiece(sample, config.kind, config.vocab_size)
+
+
+def spread(chunks: Iterable[str], n_chars: int, most: int) -> Iterator[str]:
+    """Take chunks from all over a text of `n_chars` characters, at most `most` characters and part of one chunk."""
+    seen, taken = 0, 0
+    for chunk in chunks:
+        if taken * n_chars <= seen * most:
+            yield chunk
+            taken += len(chunk)
+        seen += len(chunk)

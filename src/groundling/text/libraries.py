@@ -1,0 +1,36 @@
+"""Tokenizers of libraries from JSON: which of the thin adapters is meant."""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from groundling.errors import DataError
+from groundling.text.bpe import AddedToken, BPETokenizer
+from groundling.text.gpt2 import GPT2_SHA256, GPT2Tokenizer
+from groundling.text.sentence_piece import SentencePieceTokenizer
+from groundling.text.tokenizer import Tokenizer
+
+KINDS = ("gpt2", "bpe", "unigram", "sp_bpe")
+
+
+def from_json(values: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer that one of the `to_json` here described.
+
+    Raises:
+        DataError: this is not one of them, or damaged.
+        MissingExtraError: its library is not installed.
+    """
+    kind = values["kind"]
+    if kind == "gpt2":
+        if values["sha256"] != GPT2_SHA256:
+            raise DataError("this gpt2 tokenizer has another vocabulary than the one OpenAI published")
+        return GPT2Tokenizer()
+    if kind == "bpe":
+        added = [AddedToken.from_json(token) for token in values.get("added_tokens", [])]
+        return BPETokenizer(json.dumps(values["tokenizers"]), added, values.get("end_ids", []))
+    try:
+        model = base64.b64decode(values["model"], validate=True)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"the model of this {kind} tokenizer is not in base64: {error}") from error
+    return SentencePieceTokenizer(model, kind)

@@ -1,0 +1,60 @@
+"""`groundling verify-checkpoint DIR`: check every file of a run's checkpoints and bundle."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from groundling.bundle.layout import val_loss_of
+from groundling.config import parse
+from groundling.errors import CheckpointError
+from groundling.storage.manifest import MANIFEST, check_manifest
+from groundling.train.checkpoints.folder import CheckpointFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check the size and SHA-256 of every file of a run, a checkpoint or a bundle."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run, a checkpoint or a bundle."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `verify-checkpoint`: 0 if all is as it was written, else 1."""
+    config = parse(VerifyConfig, argv, "groundling verify-checkpoint")
+    folders = folders_with_manifests(config.path)
+    n_bad = 0
+    for folder in folders:
+        try:
+            manifest = check_manifest(folder)
+        except CheckpointError as error:
+            n_bad += 1
+            print(f"BAD   {error}")
+        else:
+            loss = val_loss_of(manifest)
+            about = "" if loss is None else f", validation loss {loss:.4f}"
+            print(f"good  {folder}: {len(manifest['files'])} files{about}")
+    if n_bad:
+        raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume passes them over")
+    return 0
+
+
+def folders_with_manifests(path: Path) -> list[Path]:
+    """The folder itself if it has a manifest, else those of a run: its bundle and its checkpoints, which had one each.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if os.path.lexists(path / MANIFEST):
+        return [path]
+    found = [
+        *CheckpointFolder(path / "checkpoints").folders(),
+        *([path / "bundle"] if os.path.lexists(path / "bundle" / MANIFEST) else []),
+    ]
+    if not found:
+        raise CheckpointError(f"{path} holds no finished checkpoint and no bundle; give the folder of one, or of a run")
+    return found

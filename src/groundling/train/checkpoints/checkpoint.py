@@ -1,0 +1,256 @@
+"""Checkpoints: whole or not there, hashed, and enough to go on from as if nothing had happened.
+
+    RUN/checkpoints/step-00000250/
+        bundle/                what sampling needs (groundling.bundle)
+        training.safetensors   optimizer, random generators of all ranks, the trained weights where the bundle's differ
+        state.json             step, data position, the config, whose run this is
+        manifest.json          size and SHA-256 of each file, written last
+
+Order of writing: a temporary folder, its files, the manifest, fsync, a rename; only then are old ones removed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from groundling.bundle import write_bundle_files
+from groundling.bundle.layout import CHAT
+from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
+from groundling.errors import CheckpointError, GroundlingError, StorageError
+from groundling.model.config import GPTConfig
+from groundling.model.gpt import GPT
+from groundling.storage import atomic
+from groundling.storage.manifest import change_facts, read_json_object
+from groundling.storage.tensors import read_tensors
+from groundling.system import distributed
+from groundling.text.chat import ChatFormat
+from groundling.text.serialize import fingerprint
+from groundling.text.tokenizer import Tokenizer
+from groundling.train.checkpoints.folder import CheckpointFolder
+from groundling.train.checkpoints.tensors import (
+    generator_tensors,
+    optimizer_tensors,
+    restore_generators,
+    weight_tensors,
+    with_prefix,
+)
+from groundling.train.state import Progress, TrainState
+
+FORMAT = 1
+"""Of state.json and training.safetensors; a checkpoint of another format is refused and not guessed at."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says about the run it belongs to."""
+
+    run_id: str
+    config: dict[str, Any]
+    """The resolved config, as plain data."""
+    data_fingerprint: str
+    compiled: bool
+    """Whether the model was compiled: compiled and plain code round differently, so a resumed run does the same."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
+class _ProgressRecord(msgspec.Struct, forbid_unknown_fields=True):
+    """`Progress` in `state.json`, where no loss is infinite."""
+
+    step: Count
+    n_tokens: Count
+    train_s: Seconds
+    n_evals_since_best: Count
+    wall_s: Seconds = 0.0
+    val_loss: float | None = None
+    train_loss: float | None = None
+    evaluated_step: Count | None = None
+    best_val_loss: float | None = None
+    best_step: Count | None = None
+
+
+class _StateRecord(msgspec.Struct):
+    """`state.json`, of which others made by hand may end in no more than one line."""
+
+    progress: _ProgressRecord
+    batches: dict[str, Count]
+    config: dict[str, Any]
+    run_id: str
+    data_fingerprint: str
+    compiled: bool
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Checkpoints(CheckpointFolder):
+    """The checkpoints of a run of pretraining.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        keep: how many of the newest stay; the one with the lowest validation loss stays besides.
+        as_gpt: of a model that is no GPT, the GPT that computes the same: what the bundle holds. The model's own
+            weights are then kept beside the bundle.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, as_gpt: Callable[[nn.Module], GPT] | None = None) -> None:
+        super().__init__(folder, keep)
+        self.as_gpt = as_gpt
+
+    def save(
+        self,
+        state: TrainState,
+        model_config: GPTConfig,
+        tokenizer: Tokenizer,
+        facts: RunFacts,
+        chat: ChatFormat | None = None,
+    ) -> Path:
+        """Save a state; all ranks call this together, and the first one writes.
+
+        Raises:
+            StorageError: it could not be written, and all older checkpoints are still there.
+        """
+        tensors, failure = _training_tensors(state, with_weights=self.as_gpt is not None), ""
+        target = self.path_of(state.progress.step)
+        if distributed.is_first():
+            try:
+                if not self._update(state.progress, facts.run_id):
+                    self._write(state, tensors, model_config, tokenizer, facts, chat)
+                self.prune(facts.run_id, state.progress.step)
+            except StorageError as error:
+                failure = str(error)
+        if distributed.any_rank(bool(failure)):
+            raise StorageError(failure or "the first rank could not write the checkpoint")
+        return target
+
+    def _update(self, progress: Progress, run_id: str) -> bool:
+        """If this very step is already saved, only note its validation loss, measured since; return whether it is.
+
+        A run that was interrupted in an evaluation goes on with that evaluation. Writing the folder anew would mean
+        a moment without it.
+        """
+        manifest = self.has(progress.step, run_id)
+        if manifest is None:
+            return False
+        if progress.evaluated_step == progress.step and manifest.get("val_loss") is None:
+            change_facts(self.path_of(progress.step), {"val_loss": progress.val_loss})
+        return True
+
+    def _write(
+        self,
+        state: TrainState,
+        tensors: dict[str, Tensor],
+        model_config: GPTConfig,
+        tokenizer: Tokenizer,
+        facts: RunFacts,
+        chat: ChatFormat | None,
+    ) -> None:
+        progress, facts_of_run = dataclasses.asdict(state.progress), dataclasses.asdict(facts)
+
+        def fill(new: Path) -> None:
+            (new / "bundle").mkdir()
+            with state.ready_to_judge():
+                weights = plain_state_dict(self.as_gpt(state.model) if self.as_gpt else state.model)
+                write_bundle_files(new / "bundle", weights, model_config, tokenizer)
+            if chat is not None:
+                atomic.write_json(new / "bundle" / CHAT, chat.to_json())
+            atomic.write_bytes(new / "training.safetensors", safetensors.torch.save(tensors))
+            record = {
+                "format": FORMAT,
+                "progress": {**progress, "best_val_loss": _finite(progress["best_val_loss"])},
+                "batches": state.batches.state_dict(),
+                "tokenizer": fingerprint(tokenizer),
+                "torch": torch.__version__,
+                "world_size": distributed.world_size(),
+                **facts_of_run,
+            }
+            atomic.write_json(new / "state.json", record)
+
+        measured = state.progress.evaluated_step == state.progress.step
+        about = {"run_id": facts.run_id, "val_loss": state.progress.val_loss if measured else None}
+        self.write(state.progress.step, about, _expected_bytes(state, tensors), fill)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says, but for the tensors.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another format.
+    """
+    record = read_json_object(path / "state.json")
+    if record.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {record.get('format')}, and this version reads format {FORMAT}")
+    try:
+        msgspec.convert(record, _StateRecord)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path / 'state.json'} is damaged: {error}") from error
+    return record
+
+
+def restore(path: Path, state: TrainState) -> None:
+    """Put a checkpoint's weights, optimizer, random generators and data position into a state built from its config.
+
+    Raises:
+        CheckpointError: it does not fit the model.
+    """
+    try:
+        _restore(path, state)
+    except GroundlingError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit its run: {type(error).__name__}: {error}") from error
+
+
+def _restore(path: Path, state: TrainState) -> None:
+    record = read_state(path)
+    tensors = read_tensors(path / "training.safetensors", raw="generator|")
+    _restore_weights(path, state, with_prefix(tensors, "weights|"))
+    if state.average is not None:
+        state.average.n_updates = record["progress"]["step"]
+    state.optimizers.load_state_tensors(with_prefix(tensors, "optimizer|"))
+    state.batches.load_state_dict(record["batches"])
+    best = record["progress"]["best_val_loss"]
+    state.progress = Progress(**{**record["progress"], "best_val_loss": float("inf") if best is None else best})
+    if record["world_size"] == distributed.world_size():  # other ranks than before draw anew from their seeds
+        restore_generators(tensors)
+
+
+def _restore_weights(path: Path, state: TrainState, trained: dict[str, Tensor]) -> None:
+    """The bundle's weights are the average's, if there is one, else the model's, unless it keeps its own beside."""
+    if trained:
+        require_fit(trained, state.model, path / "training.safetensors")
+    if trained and state.average is None:
+        state.model.load_state_dict(trained, strict=False)
+        return
+    state.model.load_state_dict(read_weights(path / "bundle" / "model.safetensors", state.model), strict=False)
+    if state.average is None:
+        return
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            state.average.mean[name].copy_(parameter)
+            parameter.copy_(trained[name])
+
+
+def _training_tensors(state: TrainState, *, with_weights: bool) -> dict[str, Tensor]:
+    tensors = optimizer_tensors(state.optimizers)
+    if with_weights or state.average is not None:
+        tensors |= weight_tensors(state.model)
+    return tensors | generator_tensors(next(state.model.parameters()).device)
+
+
+def _expected_bytes(state: TrainState, tensors: dict[str, Tensor]) -> int:
+    weights = sum(parameter.nbytes for parameter in state.model.parameters())
+    return weights + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return None if value == float("inf") else value

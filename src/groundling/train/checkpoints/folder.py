@@ -1,0 +1,128 @@
+"""The folder of a run's checkpoints: each is whole or not there, and old ones are removed only after new ones."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from groundling.bundle.layout import finished_checkpoints, val_loss_of
+from groundling.errors import CheckpointError, StorageError
+from groundling.storage import atomic
+from groundling.storage.manifest import check_manifest, read_manifest, write_manifest
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, whatever they hold.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        keep: how many of the newest stay; the one with the lowest validation loss stays besides.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step:08d}"
+
+    def finished(self) -> list[Path]:
+        """All that have a manifest, oldest first: in the order of their steps, never of the clock."""
+        return list(finished_checkpoints(self.folder).values())
+
+    def folders(self) -> list[Path]:
+        """Finished ones and those that lost their manifest, oldest first; an unfinished one has another name."""
+        found = [path for path in self.folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
+        return sorted(found, key=_step_of)
+
+    def write(self, step: int, facts: dict[str, Any], n_bytes: int, fill: Callable[[Path], None]) -> None:
+        """Make the checkpoint of a step, which is not there yet.
+
+        Args:
+            step: which.
+            facts: what its manifest says beside its files and the step.
+            n_bytes: about how much is written.
+            fill: writes the files into the folder that it is given.
+
+        Raises:
+            StorageError: it could not be written; there is nothing of it.
+        """
+        atomic.make_folder(self.folder)
+        atomic.require_room(self.folder, int(1.5 * n_bytes))
+        target = self.path_of(step)
+        with atomic.new_folder(target) as new:
+            fill(new)
+            write_manifest(new, {**facts, "step": step})
+            check_manifest(new)
+        atomic.write_text(self.folder / "LATEST", target.name + "\n")  # a hint for people; nothing reads it
+
+    def has(self, step: int, run_id: str) -> dict[str, Any] | None:
+        """The manifest of a step that is already saved, and whole; a damaged one is removed.
+
+        Raises:
+            StorageError: it is another run's.
+        """
+        target = self.path_of(step)
+        if not os.path.lexists(target):
+            return None
+        try:
+            manifest = check_manifest(target)
+        except CheckpointError:
+            atomic.remove(target)
+            return None
+        if manifest.get("run_id") != run_id:
+            raise StorageError(f"{target} belongs to another run; nothing was written")
+        return manifest
+
+    def prune(self, run_id: str, step: int) -> None:
+        """Remove this run's checkpoints before the one of `step`: never the newest, the best, or another run's.
+
+        A later one was passed over when the run was resumed, for it is damaged: it takes nobody's place.
+        """
+        ranked = [path for path in self.by_loss(run_id) if _step_of(path) <= step]
+        kept = {*sorted(ranked, key=_step_of)[-self.keep :], *ranked[:1]}
+        for path in ranked:
+            if path not in kept:
+                atomic.remove(path)
+
+    def by_loss(self, run_id: str) -> list[Path]:
+        """This run's, the lowest validation loss first, the earliest of equals; then those without one, newest first.
+
+        One whose manifest is damaged does not say whose it is; it is left alone.
+        """
+        measured: dict[Path, float] = {}
+        others: list[Path] = []
+        for path in self.finished():
+            try:
+                manifest = read_manifest(path)
+            except CheckpointError:
+                continue
+            loss = val_loss_of(manifest)
+            if manifest.get("run_id") != run_id:
+                continue
+            if loss is None:
+                others.insert(0, path)
+            else:
+                measured[path] = loss
+        return [*sorted(measured, key=measured.__getitem__), *others]
+
+    def newest_good(self) -> tuple[Path, list[str]]:
+        """The newest checkpoint whose files are what its manifest says, and why newer ones were passed over.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        passed_over: list[str] = []
+        for path in reversed(self.folders()):
+            try:
+                check_manifest(path)
+            except CheckpointError as error:
+                passed_over.append(str(error))
+            else:
+                return path, passed_over
+        why = f": {'; '.join(passed_over)}" if passed_over else ""
+        raise CheckpointError(f"{self.folder} holds no good checkpoint to resume from{why}")
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
