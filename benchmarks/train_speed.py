@@ -36,8 +36,8 @@ from groundling.data.batches import Batch, Batches
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.system import hardware, runtime
-from groundling.system import memory as memory_module
 from groundling.system.logs import say
+from groundling.system.memory import peak_memory_bytes
 from groundling.system.runtime import RuntimeConfig, make_deterministic
 from groundling.train.compiled import compile_objective
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
@@ -181,7 +181,7 @@ def work(contestant: Contestant) -> None:
         start = time.perf_counter()
         loss = step(batches)
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "loss": loss, "memory_mb": memory_module.peak_memory_bytes(CPU) / 1e6}
+        return {"seconds": seconds, "loss": loss, "memory_mb": peak_memory_bytes(CPU) / 1e6}
 
     with redirect_stdout(sys.stderr):
         torch.manual_seed(1337)

@@ -1,5 +1,6 @@
 """Laws of the pages: the README is short and leads to the code, links lead somewhere, and no path is this machine's."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -60,3 +61,16 @@ def test_every_included_file_is_linked_above():
 def test_no_page_names_a_path_of_a_machine():
     for page in PAGES:
         assert not re.search(r"(?<![\w.~$])/(?:tmp|home|root|work|Users)/", page.read_text("utf-8")), page.name
+
+
+def test_each_folder_lists_its_files_in_its_docstring():
+    """In reading order, which nobody can check; but none is left out, and none is there that has gone."""
+    source = ROOT / "src/groundling"
+    for init in sorted(source.rglob("__init__.py")):
+        listed = re.findall(
+            r"^    (\w+\.py|\w+/)  +\S", ast.get_docstring(ast.parse(init.read_text("utf-8"))), re.MULTILINE
+        )
+        files = {path.name for path in init.parent.glob("*.py")} - {"__init__.py", "__main__.py"}
+        folders = {f"{path.name}/" for path in init.parent.iterdir() if path.is_dir() and any(path.glob("*.*"))}
+        assert sorted(listed) == sorted(files | folders - {"__pycache__/"}), init.relative_to(source)
+        assert len(files) <= 15, init.relative_to(source)

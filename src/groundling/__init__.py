@@ -3,6 +3,27 @@
 from groundling import generate, load_bundle
 bundle = load_bundle("runs/speedrun")
 print(generate(bundle, "ROMEO:"))
+
+In reading order:
+
+    cli.py      the command: one module a verb
+    ladder/     the lecture, one rung a file
+    model/      the production GPT
+    text/       tokenizers and chat templates
+    data/       text and conversations to batches
+    bundle/     a model, its config and its tokenizer in one folder
+    train/      train step, loop, pretrain
+    evals/      losses, statistics
+    sample/     sampling, the decoding engine
+    align/      SFT, rankings, reward model, PPO, DPO, GRPO, report
+    safety/     rules and a classifier for prompts and replies
+    serve/      the HTTP server and its pages
+    export/     Hugging Face, GGUF, nanoGPT
+    tools/      doctor, plot, verify-checkpoint
+    system/     device, memory, ranks, processes, logs, metrics
+    config.py   defaults, preset and flags
+    storage/    files: safe, atomic, hashed, downloaded
+    errors.py   errors a user can cause
 """
 
 import importlib
@@ -20,7 +41,7 @@ __all__ = ["GPT", "Bundle", "GPTConfig", "generate", "load_bundle", "stream"]
 _HOMES = {
     "Bundle": "groundling.bundle",
     "GPT": "groundling.model.gpt",
-    "GPTConfig": "groundling.model.gpt",
+    "GPTConfig": "groundling.model.config",
     "generate": "groundling.sample.generate",
     "load_bundle": "groundling.bundle",
     "stream": "groundling.sample.generate",

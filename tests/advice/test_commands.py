@@ -196,7 +196,7 @@ def test_flags_that_messages_name_are_flags_of_something():
     pip = {"--force-reinstall", "--no-deps", "--python", "--hash", "--target", "--only-binary", "--no-binary",
            "--require-hashes", "--disable-pip-version-check", "--dest", "--requirement"}  # fmt: skip
     for path in SOURCES.rglob("*.py"):
-        if path.name in ("fetch.py", "speedrun.py", "runtime.py"):  # command lines of other programs
+        if path.name in ("download.py", "speedrun.py", "runtime.py"):  # command lines of other programs
             continue
         for text in texts_of(ast.parse(path.read_text(encoding="utf-8"))):
             if " " not in text:

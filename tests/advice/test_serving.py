@@ -221,7 +221,7 @@ def test_prompts_to_rank(house, advised, monkeypatch, tmp_path, models):
     def absent() -> Any:
         raise DataError("no network")
 
-    monkeypatch.setattr(prompts.dialogues, "shakespeare_dialogues", absent)
+    monkeypatch.setattr(prompts.shakespeare, "shakespeare_dialogues", absent)
     answer = house.client.get(f"{RANKINGS}/next", params={"rater": "ann"})
     advised.hears(answer.json()["error"]["message"])
     answer = house.client.get(f"{RANKINGS}/next", params={"rater": "ann", "prompt": "Who?"})

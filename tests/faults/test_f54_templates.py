@@ -23,6 +23,6 @@ def test_nothing_but_the_probe_of_an_import_renders_templates() -> None:
     for path in Path(groundling.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         renders = "import jinja2" in text or "from jinja2" in text
-        assert renders == (path.name == "template_probe.py"), path
-        assert "import template_probe" not in text, path
-        assert "template_probe import" not in text, path
+        assert renders == (path.name == "probe.py"), path
+        assert "import probe" not in text, path
+        assert "probe import" not in text, path

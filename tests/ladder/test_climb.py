@@ -19,7 +19,7 @@ from groundling.evals.loss import whole_split_loss
 from groundling.ladder import train as climb
 from groundling.ladder.rungs import RUNGS, find_rung
 from groundling.ladder.runs import chart
-from groundling.ladder.runs import results as results_module
+from groundling.ladder.runs.results import NOTE, table
 from groundling.ladder.train import LadderConfig, train_rung, train_rungs
 from groundling.model.loss import loss_sum
 from groundling.system.processes import n_cores, side_by_side
@@ -118,7 +118,7 @@ def test_the_record_has_these_fields_and_the_chart_is_a_png(corpus, tmp_path):
     assert results[1].record()["lecture_val_loss"] is None
     for name in ("ladder.png", "no_lecture.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    rows = results_module.table(results)
+    rows = table(results)
     assert [column.header for column in rows.columns][0::3] == ["rung", "val_loss", "training loss"]
     assert rows.row_count == 2
 
@@ -248,7 +248,7 @@ def test_the_verb_on_tiny_shakespeare(tmp_path, capsys):
     assert all(2.0 < rung["val_loss"] < math.log(65) + 0.5 for rung in written["rungs"])
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
     assert "The ladder" in said.out
-    assert results_module.NOTE in said.out
+    assert NOTE in said.out
     assert "s2, s1: 2 at a time ..." in said.err
     assert "s1: validation loss " in said.err
 

@@ -17,7 +17,7 @@ FLAGS = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
 def says(tmp_path: Path, compiler: str, *flags: str, under: tuple[str, ...] = ()) -> str:
     """What the checks print, compiled so; the test fails if anything differs."""
     program = tmp_path / "check"
-    headers = f"-I{Path(build.__file__).parent}"
+    headers = f"-I{build.CSRC}"
     subprocess.run([compiler, *FLAGS, "-w", *flags, headers, str(SOURCE), "-o", str(program)], check=True)
     done = subprocess.run([*under, str(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[:2000] + done.stderr

@@ -1,4 +1,4 @@
-// Checks the arithmetic of native/vectors.h and attention.h on the processor that this is compiled for. Prints what differs, and how
+// Checks the arithmetic of native/csrc/vectors.h and attention.h on the processor that this is compiled for. Prints what differs, and how
 // many lanes there are; exits with 1 if anything differed. Built and run by test_vectors.py.
 
 #include <cstdio>

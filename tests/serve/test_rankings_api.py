@@ -406,7 +406,7 @@ def test_what_is_asked_by_default_was_said_where_models_learn(tmp_path: Path, mo
     """The rest of the plays is what the stages are measured on: nobody's answers may come from there."""
     speeches = [f"{'AB'[n % 2]}:\nLine {n}.\n" for n in range(100)]
     (tmp_path / "plays.txt").write_text("\n".join(speeches))
-    monkeypatch.setattr(shakespeare.sources, "get", lambda name: tmp_path / "plays.txt")
+    monkeypatch.setattr(shakespeare.datasets, "get", lambda name: tmp_path / "plays.txt")
     learned, held_out = map(shakespeare.prompts, shakespeare.shakespeare_dialogues())
     prompts = Prompts(None)
     assert set(prompts.get()) == set(map(tuple, learned))
@@ -608,7 +608,7 @@ def test_too_few_rankings_are_not_learned_from(words: tuple[object, ...]) -> Non
 
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"leash" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in found if b"child_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def is_alive(pid: int) -> bool:

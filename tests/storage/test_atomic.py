@@ -219,12 +219,12 @@ def test_a_real_limit_on_the_size_of_files(tmp_path):
     code = f"""
 import resource, signal
 from pathlib import Path
-from groundling.storage import atomic as atomicio
+from groundling.storage import atomic
 from groundling.errors import StorageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    atomicio.write_bytes(Path({str(tmp_path / "f")!r}), bytes(200_000))
+    atomic.write_bytes(Path({str(tmp_path / "f")!r}), bytes(200_000))
 except StorageError as error:
     print(error)
 """
@@ -236,9 +236,9 @@ except StorageError as error:
 def test_a_process_can_be_killed_at_an_operation_of_its_choice(tmp_path):
     code = f"""
 from pathlib import Path
-from groundling.storage import atomic as atomicio
+from groundling.storage import atomic
 for name in ("a", "b", "b2"):
-    atomicio.write_text(Path({str(tmp_path)!r}) / name, "x")
+    atomic.write_text(Path({str(tmp_path)!r}) / name, "x")
 """
     done = in_a_process(code, GROUNDLING_KILL_AT="replace@/b#2")
     assert done.returncode == -signal.SIGKILL

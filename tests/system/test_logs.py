@@ -125,7 +125,7 @@ def test_without_a_terminal_a_line_now_and_then_and_one_for_each_evaluation(caps
 
 def test_without_a_terminal_slow_steps_are_each_a_line(capsys, monkeypatch):
     clock = iter([0.0, 0.0, 3.0, 3.0, 4.0, 6.0, 6.0])
-    monkeypatch.setattr("groundling.system.metrics.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("groundling.system.logs.time.monotonic", lambda: next(clock))
     sink = ConsoleSink(n_steps=9, plain_every_s=2.0)
     for step in range(1, 5):
         sink.write({"step": step, **TRAINED})

@@ -41,7 +41,7 @@ def installed(monkeypatch, tmp_path):
     """Lets the code lie elsewhere than in its checkout, installed in some way."""
 
     def arrange(direct_url):
-        monkeypatch.setattr(optional, "__file__", str(tmp_path / "a" / "b" / "groundling" / "optional.py"))
+        monkeypatch.setattr(optional, "__file__", str(tmp_path / "a" / "b" / "groundling" / "system" / "optional.py"))
         monkeypatch.setattr(optional, "distribution", lambda name: Installed(direct_url))
 
     return arrange

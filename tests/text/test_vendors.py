@@ -113,13 +113,13 @@ def test_no_piece_goes_on_after_a_blank(trained, kind):
 
 TRAIN = """
 import sys
-from groundling.data import datasets as sources
-from groundling.text import bpe as vendors
+from groundling.data import datasets
+from groundling.text import bpe, sentence_piece
 from groundling.text.serialize import fingerprint
-text = [sources.get("tiny_shakespeare").read_text("utf-8")[:100_000]]
-print(fingerprint(vendors.train_bpe(text, 500)))
-print(fingerprint(vendors.train_sentencepiece(text, "unigram", 500)))
-print(fingerprint(vendors.train_sentencepiece(text, "sp_bpe", 500)))
+text = [datasets.get("tiny_shakespeare").read_text("utf-8")[:100_000]]
+print(fingerprint(bpe.train_bpe(text, 500)))
+print(fingerprint(sentence_piece.train_sentencepiece(text, "unigram", 500)))
+print(fingerprint(sentence_piece.train_sentencepiece(text, "sp_bpe", 500)))
 """
 
 

@@ -9,13 +9,17 @@ A checkpoint holds all but the manifest in its folder `bundle`, and its own mani
 
     RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
     RUN/bundle/     the best of the run, once training has ended
+
+In reading order:
+
+    layout.py   names of files, which checkpoint of a run is meant, checks
+    weights.py  weights under plain names
+    adapter.py  what fine-tuning changed (LoRA), and its base
+    context.py  a model with a shorter context
 """
 
 import dataclasses
-import math
 import os
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,13 +47,12 @@ from groundling.bundle.layout import (
     read_config,
 )
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
-from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.model.uninitialized import blank_gpt
 from groundling.storage import atomic
-from groundling.storage.manifest import MANIFEST, check_manifest, read_json_object, read_manifest, write_manifest
+from groundling.storage.manifest import write_manifest
 from groundling.storage.tensors import read_tensors, tensor_names
 from groundling.system.memory import memory_of
 from groundling.system.runtime import unwrap

@@ -1,1 +1,17 @@
-"""From a text to batches of token ids."""
+"""From text to batches of token ids.
+
+In reading order:
+
+    datasets.py       named data sets
+    folders.py        which files a path means
+    formats.py        files that are not plain text, and what to do about them
+    row_formats.py    JSON and tables where text is expected
+    text_files.py     text files as one stream of characters
+    corpus.py         a text as two token files, cached
+    token_file.py     the token file
+    batches.py        seeded batches of windows
+    examples/         conversations and preferences
+    cli.py            `groundling data dialogues|inspect`
+    verbs.py          `groundling data`
+    tokenizer_cli.py  `groundling tokenizer`
+"""

@@ -16,8 +16,8 @@ from typing import Any
 
 from groundling.config import to_dict
 from groundling.data import datasets
-from groundling.data import text_files as text_files_module
 from groundling.data.folders import Found, find_files
+from groundling.data.text_files import Errors, TextFiles, span
 from groundling.data.token_file import TokenFile, dtype_for, open_token_file, write_token_file
 from groundling.errors import DataError, require
 from groundling.storage import atomic
@@ -56,7 +56,7 @@ class TextConfig:
     """Your own text: a file, a folder or a quoted glob. UTF-8; .gz and .zst are read directly."""
     val_fraction: float = 0.1
     """The last part of the characters, held out to measure the loss on."""
-    errors: text_files_module.Errors = "strict"
+    errors: Errors = "strict"
     """What bytes that are not UTF-8 do: strict stops and names the place, replace puts U+FFFD and counts."""
 
     def __post_init__(self) -> None:
@@ -67,14 +67,14 @@ class TextConfig:
         )
         require(self.path != "", "data.path is empty; give a file, a folder or a glob, or leave it out")
 
-    def text_files(self) -> text_files_module.TextFiles:
+    def text_files(self) -> TextFiles:
         """Return the text, fetched first if it is a named data set that is not here.
 
         Raises:
             DataError: there is no such text.
         """
         found = Found([datasets.get(self.name)]) if self.path is None else find_files(self.path)
-        return text_files_module.TextFiles(found.paths, self.errors, passed_over=found.passed_over())
+        return TextFiles(found.paths, self.errors, passed_over=found.passed_over())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _key(config: DataConfig, text: text_files_module.TextFiles, tokenizer: Tokenizer | None) -> str:
+def _key(config: DataConfig, text: TextFiles, tokenizer: Tokenizer | None) -> str:
     """A SHA-256 of all that decides how the token files look."""
     how = to_dict(config.tokenizer) if tokenizer is None else tokenizers.fingerprint(tokenizer)
     packings = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
@@ -211,9 +211,7 @@ def _fingerprint(train: TokenFile, val: TokenFile, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(f"{train.sha256} {val.sha256} {tokenizers.fingerprint(tokenizer)}".encode()).hexdigest()
 
 
-def _build(
-    folder: Path, config: DataConfig, text: text_files_module.TextFiles, block_size: int, tokenizer: Tokenizer | None
-) -> None:
+def _build(folder: Path, config: DataConfig, text: TextFiles, block_size: int, tokenizer: Tokenizer | None) -> None:
     n_chars, symbols = 0, set[str]()
     with Progress("reading the text", text.n_bytes) as progress:
         for piece in text.pieces():
@@ -226,7 +224,7 @@ def _build(
     most = 1 if config.tokenizer.kind == "char" and tokenizer is None else 4
     _require_length(n_train * most, (n_chars - n_train) * most, config, block_size)
     if tokenizer is None:
-        training_part = chunks(text_files_module.span(text.pieces(), 0, n_train), SAMPLE_CHARS)
+        training_part = chunks(span(text.pieces(), 0, n_train), SAMPLE_CHARS)
         tokenizer = train_tokenizer(config.tokenizer, "".join(sorted(symbols)), training_part, n_train)
     _require_symbols(tokenizer, symbols)
     atomic.require_room(folder.parent, n_chars * dtype_for(tokenizer.vocab_size).itemsize)
@@ -234,7 +232,7 @@ def _build(
         facts: dict[str, Any] = {"replaced": replaced, "doubts": doubts}
         files = []
         for name, start, stop in (("train", 0, n_train), ("val", n_train, n_chars)):
-            encoder = _Encoder(tokenizer, text_files_module.span(text.pieces(), start, stop), stop - start)
+            encoder = _Encoder(tokenizer, span(text.pieces(), start, stop), stop - start)
             files.append(write_token_file(new / f"{name}.tok", encoder, tokenizer.vocab_size))
             facts[name] = {"n_chars": encoder.n_chars, "n_bytes": encoder.n_bytes, "n_tokens": len(files[-1])}
         tokenizers.save_tokenizer(tokenizer, new)

@@ -1,7 +1,7 @@
 """Our tokenizers as `tokenizer.json` of Hugging Face's `tokenizers`, with which `transformers` and vLLM encode.
 
 Each gives, for any text that ours can say, the ids that ours gives; but a run without a blank that ours cuts because of
-its length (`text/cutting.py`) it encodes in one piece. Of a model that does not chat it takes nothing in a text for a
+its length (`text/chunking.py`) it encodes in one piece. Of a model that does not chat it takes nothing in a text for a
 special token; of one that chats it has to, because programs hand it whole conversations as one text.
 The JSON is written here, so that an export needs no library but the tokenizer's own.
 """

@@ -1,7 +1,7 @@
 """The rules of the safety stage: what is looked for in a text, and how they are written in TOML.
 
 A finder tells the first place where its rule holds, and how much of a text's end may still be the beginning of such a
-place. From these two, texts that come in pieces are judged as if they had come whole (`safety.py`).
+place. From these two, texts that come in pieces are judged as if they had come whole (`stream.py`).
 """
 
 import re

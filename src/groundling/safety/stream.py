@@ -16,7 +16,7 @@ from groundling.safety.rules import Action, Rule, Where, read_rules
 
 PIECE = 256
 """Characters of a text that are looked at together: each thing found costs another look at its piece."""
-DEFAULT = Path(str(resources.files("groundling.serve") / "safety_default.toml"))
+DEFAULT = Path(str(resources.files("groundling.safety") / "default.toml"))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Samples start and stop independently (continuous batching) and share nothing but the work: each has its own random
 numbers and its own slot in the cache. What several prompts begin with is read once. A drafter may guess tokens ahead;
-those that turn out to be what would have been chosen anyway are taken together (`sample/draft.py`).
+those that turn out to be what would have been chosen anyway are taken together (`sample/speculative.py`).
 
 Going on past `block_size`: a model sees a window of at most `block_size` tokens. While all fit, it sees all; when the
 window is full, its older half is dropped and generation goes on (`window_start`). With a cache this costs one reading

@@ -1,6 +1,6 @@
 """How a model reads the next pieces of several sequences at once, each in a slot of its own.
 
-`TorchReader` asks a GPT with a cache, on any device. `NativeReader` (native/reader.py) does the same by compiled code,
+`TorchReader` asks a GPT with a cache, on any device. `NativeReader` (native/runner.py) does the same by compiled code,
 on a CPU. `WindowReader` asks any module that maps `idx_BT` to `logits_BTV`, a rung of the ladder for example, and gives
 it the whole window each time. All give the same scores; a model computes in evaluation mode, and is left as it was.
 

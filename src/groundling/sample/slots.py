@@ -15,8 +15,7 @@ from groundling.errors import ConfigError
 from groundling.model.cache import PART, KVCache
 from groundling.sample.auto_runner import Backend, memory_told
 from groundling.sample.sequence import Lane, Sample, common_length, most_positions
-from groundling.system import memory as memory_module
-from groundling.system.memory import Memory, memory_of
+from groundling.system.memory import Memory, memory_of, memory_total_bytes
 
 WORTH_WAITING = 8
 """Tokens that a prompt shares with one that is read in this step, for which it waits until it can copy them."""
@@ -82,7 +81,7 @@ class CacheMemory:
     def _free(self, slots: "Slots") -> int:
         found = self._memory(slots.device)
         if found is None:  # half of the memory there is, where the system does not tell how much is free
-            total = memory_module.memory_total_bytes()
+            total = memory_total_bytes()
             return total // 2 - self.held() if total else 1 << 62
         return found.free - found.total // SPARED_PART
 

@@ -1,1 +1,19 @@
-"""A server that clients know, and pages to chat, look inside, rank, and watch training."""
+"""An HTTP server with OpenAI's API, and pages to chat, look inside, rank, and watch training.
+
+In reading order:
+
+    cli.py        `groundling serve`
+    config.py     its settings
+    app.py        routes, middleware, error handlers
+    state.py      models by name, and the thread that owns them
+    server.py     shutdown
+    http/         HTTP/1.1, middleware, keys, errors, responses
+    completions/  OpenAI's API: schema, requests, output
+    decode/       the thread that decodes, and the stream of its tokens
+    xray.py       a text through a model, with all that happened inside
+    ranking/      the API of the ranking page
+    runs/         the API of the training page
+    pages.py      pages and static files
+    static/       the pages: HTML, CSS, JavaScript
+    telemetry.py  Prometheus metrics
+"""

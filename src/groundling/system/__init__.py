@@ -1,1 +1,19 @@
-"""."""
+"""The machine and the process.
+
+In reading order:
+
+    runtime.py        device, precision, threads, allocator
+    compile.py        torch.compile, and going on without it
+    memory.py         total, free and used memory
+    hardware.py       processor, environment, peak of matrix products
+    distributed.py    ranks
+    signals.py        SIGTERM and Ctrl-C
+    processes.py      jobs side by side in worker processes
+    child_process.py  a verb as a child that ends with its parent
+    output.py         stdout and stderr that cannot fail
+    logs.py           lines, progress and tables for people; events as JSON
+    metrics.py        records of runs: JSON lines, TensorBoard, Weights & Biases
+    progress.py       a line now and then about long work
+    plotting.py       matplotlib
+    optional.py       optional packages
+"""

@@ -1,4 +1,4 @@
-"""Runs a verb as the child of another process, and never outlives it: `python -m groundling.system.child_process VERB ...`.
+"""`python -m groundling.system.child_process VERB ...`: run a verb as a child that never outlives its parent.
 
 The parent holds the other end of standard input. However it ends, also by SIGKILL, that end is closed, and the child is
 asked to stop as by SIGTERM; if it takes too long, it ends all the same. It is nice: whoever waits for a reply of the

@@ -73,7 +73,7 @@ def requirements(extra: str) -> list[str]:
 
 def _checkout() -> Path | None:
     """The checkout that this code lies in: installed with `-e`, or found by PYTHONPATH."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     try:
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -28,6 +28,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def from_alphabet(piece: str) -> bytes:
+    """Return the bytes that a piece stands for."""
     alphabet = byte_alphabet()
     return bytes(alphabet[character] for character in piece)
 

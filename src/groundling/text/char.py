@@ -68,8 +68,9 @@ class CharTokenizer:
         absent = np.flatnonzero(ids < 0)
         if absent.size and self.unknown == "error":
             place = int(absent[0])
+            name = character_name(text[place])
             raise DataError(
-                f"{character_name(text[place])} at position {place} is not among the tokenizer's {self.vocab_size} characters; "
+                f"{name} at position {place} is not among the tokenizer's {self.vocab_size} characters; "
                 "leave it out, or train with --data.tokenizer.unknown skip"
             )
         return (ids[ids >= 0] if absent.size else ids).astype(np.uint32)

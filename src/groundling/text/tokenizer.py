@@ -138,5 +138,6 @@ def require_unicode(text: str) -> None:
 
 
 def character_name(character: str) -> str:
+    """Return a character for an error: as it is, and by its number."""
     shown = f"{character!r} " if character.isprintable() else ""
     return f"the character {shown}(U+{ord(character):04X})"

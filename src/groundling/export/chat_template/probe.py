@@ -1,6 +1,6 @@
 """Renders a foreign chat template to text, in a process of its own that has little time, memory and nothing else.
 
-Run by `export/template_reading.py` while a model is imported, and by nothing else: `python -I template_probe.py`, with
+Run by `rendering.py` while a model is imported, and by nothing else: `python -I probe.py`, with
 a request as JSON on stdin and the answer as JSON on stdout. Imports nothing of the package, so that it starts at once.
 The template runs in Jinja's immutable sandbox, set up as `transformers` does, so that published templates work.
 """

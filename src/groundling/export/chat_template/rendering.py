@@ -1,4 +1,4 @@
-"""The chat template of a model's folder: found, and rendered to text by `template_probe.py`."""
+"""The chat template of a model's folder: found, and rendered to text by `probe.py`."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any
     """
     limits = {"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES}
     request = {"template": template, "tokens": tokens, "probes": list(probes), "path": sys.path, "limits": limits}
-    command = [sys.executable, "-I", str(Path(__file__).with_name("template_probe.py"))]
+    command = [sys.executable, "-I", str(Path(__file__).with_name("probe.py"))]
     environment = {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}  # for Windows
     try:
         ended = subprocess.run(

@@ -1,1 +1,9 @@
-"""The decoding step as a small library in C++, compiled on the user's machine for its processor."""
+"""The decoding step in C++, compiled at run time for this processor.
+
+In reading order:
+
+    build.py       compiles csrc/ once, and loads it
+    runner.py      a GPT as pointers and packed matrices
+    comparison.py  whether it is faster than PyTorch here
+    csrc/          decode.cpp, attention.h, vectors.h, simd.h, thread_team.h
+"""

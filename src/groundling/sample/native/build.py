@@ -1,4 +1,4 @@
-"""Compile decode.cpp once for this machine, and load it.
+"""Compile csrc/decode.cpp once for this machine, and load it.
 
 The library is kept in the user's cache folder, under a name that says all it depends on: the sources, the compiler,
 the processor. A compilation takes seconds and runs in a process of its own, which goes on when this one ends: nobody
@@ -25,7 +25,8 @@ from groundling.system.hardware import processor_name
 from groundling.system.progress import Progress
 from groundling.system.runtime import find_compiler
 
-SOURCES = ("decode.cpp", "attention.h", "simd.h", "team.h", "vectors.h")
+CSRC = Path(__file__).parent / "csrc"
+SOURCES = ("decode.cpp", "attention.h", "simd.h", "thread_team.h", "vectors.h")
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 LONGEST_S = 120.0
 """A compilation that takes longer has failed: GCC 12 needs 4 s on one core of an AMD EPYC."""
@@ -135,7 +136,7 @@ class Compilation:
             self._folder.mkdir(mode=0o700, exist_ok=True)  # code is run from here: nobody else may write
             atomic.make_folder(self._folder)  # where the shell cannot write, it cannot say so either
             self._log.unlink(missing_ok=True)
-            source = str(Path(__file__).with_name(SOURCES[0]))
+            source = str(CSRC / SOURCES[0])
             part = self._whole.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
             command = [compiler, *FLAGS, _for_this_processor(), "-pthread", source]
             files = [str(path) for path in (part, self._whole, self._sum, self._log)]
@@ -198,7 +199,7 @@ def _key(compiler: str) -> str:
     file = Path(shutil.which(compiler) or compiler)
     state = file.stat()
     parts = [_processor(), _for_this_processor(), *FLAGS, str(file), str(state.st_size), str(state.st_mtime_ns)]
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
+    sources = b"".join((CSRC / name).read_bytes() for name in SOURCES)
     return hashlib.sha256("\n".join(parts).encode() + sources).hexdigest()[:16]
 
 

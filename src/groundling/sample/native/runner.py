@@ -1,4 +1,4 @@
-"""A GPT in the form that decode.cpp reads: pointers to its tensors, and its matrices packed.
+"""A GPT in the form that csrc/decode.cpp reads: pointers to its tensors, and its matrices packed.
 
 Shapes: N outputs, K inputs, R rows, V vocabulary.
 """
@@ -268,7 +268,7 @@ def _delete_in(process: int, library: Library, team: int) -> None:
 
 
 def pack(weight_NK: Tensor, lanes: int, n_woven: int) -> Tensor:
-    """Put a matrix into the order of vectors.h, flat.
+    """Put a matrix into the order of csrc/vectors.h, flat.
 
     Args:
         weight_NK: float32, bfloat16 or int8.

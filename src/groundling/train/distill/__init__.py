@@ -1,1 +1,7 @@
-"""."""
+"""Teachers (distillation, arXiv:1503.02531).
+
+In reading order:
+
+    table.py   a table of next-token distributions, from models or counts
+    ngrams.py  counts
+"""

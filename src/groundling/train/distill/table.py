@@ -3,7 +3,7 @@
 A teacher says for each position of the training text how likely each token is there. That is worked out once, before
 training, and kept as a table; it needs a small vocabulary.
 
-Counts (`data/ngrams.py`) know little, and are honest: each place is left out of its own count. Models know much, but
+Counts (`ngrams.py`) know little, and are honest: each place is left out of its own count. Models know much, but
 they have read the very text that they teach, and are surer of it than of any other: a temperature makes up for it.
 
 Shapes: N tokens of the text, V vocabulary, B sequences, T positions.

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <exception>
 #include "attention.h"
-#include "team.h"
+#include "thread_team.h"
 
 extern "C" {
 
