@@ -104,10 +104,11 @@ def test_a_compiler_is_found_where_it_is(tmp_path, monkeypatch):
 COMPILE = """
 import torch
 from groundling.system import runtime
+from groundling.system.compile import Compiler
 from groundling.system.runtime import RuntimeConfig
 said = []
 picked = runtime.pick(RuntimeConfig(device="cpu", dtype="float32", compile="on", tune_allocator=False, threads=1))
-compiler = runtime.Compiler(picked, said.append, on_failure=lambda: said.append("given up"))
+compiler = Compiler(picked, said.append, on_failure=lambda: said.append("given up"))
 double = compiler(lambda x: (x.sin() * 2 + x).cos())
 halve = compiler(lambda x: x / 2)
 x = torch.linspace(0, 1, 64)
