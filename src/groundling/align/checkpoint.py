@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from groundling.config import completed, differences, to_dict
-from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
+from groundling.errors import CheckpointError, ConfigError, GroundlingError
 from groundling.storage import atomic
 from groundling.storage.manifest import read_json_object
 from groundling.storage.tensors import read_tensors
 from groundling.system import distributed
-from groundling.train.checkpoints.folder import CheckpointFolder
+from groundling.train.checkpoints.folder import CheckpointFolder, Count, Seconds, fitting
 from groundling.train.checkpoints.tensors import generator_tensors, restore_generators
 from groundling.train.resuming import NEVER_SAID, is_about
 
@@ -60,9 +60,6 @@ MAY_CHANGE = (
 )
 """On resume these may differ from the stage's own config; any other difference is refused. Models and data are compared
 by their content, wherever they are."""
-
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class _State(msgspec.Struct, forbid_unknown_fields=True):
@@ -143,16 +140,13 @@ class StageCheckpoints(CheckpointFolder):
         Raises:
             StorageError: it could not be written, and all older checkpoints are still there.
         """
-        tensors, failure = snapshot.tensors | generator_tensors(self._device), ""
-        if distributed.is_first():
-            try:
-                if self.has(snapshot.step, about.run_id) is None:
-                    self._write(snapshot, tensors, about, wall_s)
-                self.prune(about.run_id, snapshot.step)
-            except StorageError as error:
-                failure = str(error)
-        if distributed.any_rank(bool(failure)):
-            raise StorageError(failure or "the first rank could not write the checkpoint")
+        tensors = snapshot.tensors | generator_tensors(self._device)
+
+        def write() -> None:
+            if self.has(snapshot.step, about.run_id) is None:
+                self._write(snapshot, tensors, about, wall_s)
+
+        self.save_together(snapshot.step, about.run_id, write)
 
     def _write(self, snapshot: Snapshot, tensors: dict[str, Tensor], about: StageFacts, wall_s: float) -> None:
         state = {
@@ -233,11 +227,10 @@ def restoring(found: Found) -> Iterator[Snapshot]:
     """Restore a snapshot inside this block: what does not fit is a CheckpointError. The generators come last; with
     another number of ranks they start from their seeds.
     """
-    try:
-        yield found.snapshot
-        if found.world_size == distributed.world_size():
-            restore_generators(found.snapshot.tensors)
-    except GroundlingError as error:
-        raise CheckpointError(f"{found.path} does not fit its run: {error}") from error
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{found.path} does not fit its run: {type(error).__name__}: {error}") from error
+    with fitting(found.path):
+        try:
+            yield found.snapshot
+            if found.world_size == distributed.world_size():
+                restore_generators(found.snapshot.tensors)
+        except GroundlingError as error:  # of its parts, which do not name the checkpoint
+            raise CheckpointError(f"{found.path} does not fit its run: {error}") from error

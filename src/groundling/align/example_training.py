@@ -6,13 +6,14 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from groundling.align.checkpoint import Count, Seconds, Snapshot, require_steps_left, restoring
+from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
 from groundling.align.example_loader import ExampleFeed
 from groundling.align.stage import ExamplesConfig, Stage, progress_of_first
 from groundling.errors import CheckpointError, TrainingError
 from groundling.model.gpt import GPT
 from groundling.system import distributed
 from groundling.system.signals import ASKED_TO_STOP
+from groundling.train.checkpoints.folder import Count, Seconds
 from groundling.train.checkpoints.tensors import optimizer_tensors, restore_learned, weight_tensors
 from groundling.train.loop import FINISHED, Watcher, train
 from groundling.train.optim.optimizers import Optimizers

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from groundling.bundle import write_bundle_files
 from groundling.bundle.layout import CHAT
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
-from groundling.errors import CheckpointError, GroundlingError, StorageError
+from groundling.errors import CheckpointError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.storage import atomic
@@ -34,7 +34,7 @@ from groundling.system import distributed
 from groundling.text.chat import ChatFormat
 from groundling.text.serialize import fingerprint
 from groundling.text.tokenizer import Tokenizer
-from groundling.train.checkpoints.folder import CheckpointFolder
+from groundling.train.checkpoints.folder import CheckpointFolder, Count, Seconds, fitting
 from groundling.train.checkpoints.tensors import (
     generator_tensors,
     optimizer_tensors,
@@ -58,10 +58,6 @@ class RunFacts:
     data_fingerprint: str
     compiled: bool
     """Whether the model was compiled: compiled and plain code round differently, so a resumed run does the same."""
-
-
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class _ProgressRecord(msgspec.Struct, forbid_unknown_fields=True):
@@ -118,18 +114,14 @@ class Checkpoints(CheckpointFolder):
         Raises:
             StorageError: it could not be written, and all older checkpoints are still there.
         """
-        tensors, failure = _training_tensors(state, with_weights=self.as_gpt is not None), ""
-        target = self.path_of(state.progress.step)
-        if distributed.is_first():
-            try:
-                if not self._update(state.progress, facts.run_id):
-                    self._write(state, tensors, model_config, tokenizer, facts, chat)
-                self.prune(facts.run_id, state.progress.step)
-            except StorageError as error:
-                failure = str(error)
-        if distributed.any_rank(bool(failure)):
-            raise StorageError(failure or "the first rank could not write the checkpoint")
-        return target
+        tensors = _training_tensors(state, with_weights=self.as_gpt is not None)
+
+        def write() -> None:
+            if not self._update(state.progress, facts.run_id):
+                self._write(state, tensors, model_config, tokenizer, facts, chat)
+
+        self.save_together(state.progress.step, facts.run_id, write)
+        return self.path_of(state.progress.step)
 
     def _update(self, progress: Progress, run_id: str) -> bool:
         """If this very step is already saved, only note its validation loss, measured since; return whether it is.
@@ -201,12 +193,8 @@ def restore(path: Path, state: TrainState) -> None:
     Raises:
         CheckpointError: it does not fit the model.
     """
-    try:
+    with fitting(path):
         _restore(path, state)
-    except GroundlingError:
-        raise
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit its run: {type(error).__name__}: {error}") from error
 
 
 def _restore(path: Path, state: TrainState) -> None:

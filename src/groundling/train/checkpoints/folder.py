@@ -1,14 +1,22 @@
 """The folder of a run's checkpoints: each is whole or not there, and old ones are removed only after new ones."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from groundling.bundle.layout import finished_checkpoints, val_loss_of
-from groundling.errors import CheckpointError, StorageError
+from groundling.errors import CheckpointError, GroundlingError, StorageError
 from groundling.storage import atomic
 from groundling.storage.manifest import check_manifest, read_manifest, write_manifest
+from groundling.system import distributed
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+"""Numbers in `state.json`, which others may have written."""
 
 
 class CheckpointFolder:
@@ -34,6 +42,22 @@ class CheckpointFolder:
         """Finished ones and those that lost their manifest, oldest first; an unfinished one has another name."""
         found = [path for path in self.folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
         return sorted(found, key=_step_of)
+
+    def save_together(self, step: int, run_id: str, write: Callable[[], None]) -> None:
+        """Let the first rank write the checkpoint of a step and prune; all ranks call this together.
+
+        Raises:
+            StorageError: it could not be written, and all older checkpoints are still there.
+        """
+        failure = ""
+        if distributed.is_first():
+            try:
+                write()
+                self.prune(run_id, step)
+            except StorageError as error:
+                failure = str(error)
+        if distributed.any_rank(bool(failure)):
+            raise StorageError(failure or "the first rank could not write the checkpoint")
 
     def write(self, step: int, facts: dict[str, Any], n_bytes: int, fill: Callable[[Path], None]) -> None:
         """Make the checkpoint of a step, which is not there yet.
@@ -122,6 +146,17 @@ class CheckpointFolder:
                 return path, passed_over
         why = f": {'; '.join(passed_over)}" if passed_over else ""
         raise CheckpointError(f"{self.folder} holds no good checkpoint to resume from{why}")
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """For restoring a checkpoint: what does not fit the run is a CheckpointError."""
+    try:
+        yield
+    except GroundlingError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit its run: {type(error).__name__}: {error}") from error
 
 
 def _step_of(path: Path) -> int:
