@@ -14,7 +14,7 @@ from groundling.model.gpt import GPT
 from groundling.system import distributed
 from groundling.system.signals import ASKED_TO_STOP
 from groundling.train.checkpoints.folder import Count, Seconds
-from groundling.train.checkpoints.tensors import optimizer_tensors, restore_learned, weight_tensors
+from groundling.train.checkpoints.tensors import learned_tensors, restore_learned
 from groundling.train.loop import FINISHED, Watcher, train
 from groundling.train.optim.optimizers import Optimizers
 from groundling.train.state import Progress, TrainState
@@ -120,7 +120,7 @@ class _Watch(Watcher):
         self._stage.record(record, show=(step // self._stage.config.log_every) % 10 == 1)
 
     def _save(self, state: TrainState) -> None:
-        tensors = weight_tensors(state.model) | optimizer_tensors(state.optimizers) | self._keep
+        tensors = learned_tensors(state.model, state.optimizers) | self._keep
         progress, batches = state.progress, state.batches.state_dict()
         facts = {"n_tokens": progress.n_tokens, "train_s": progress.train_s, "batches": batches}
         self._stage.save(Snapshot(state.progress.step, tensors, facts))

@@ -33,7 +33,7 @@ from groundling.align.stage import Stage
 from groundling.bundle import Bundle
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.model.loss import IGNORE
-from groundling.train.checkpoints.tensors import optimizer_tensors, restore_learned, weight_tensors, with_prefix
+from groundling.train.checkpoints.tensors import learned_tensors, restore_learned
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 
 
@@ -202,8 +202,7 @@ class _Ppo(Learner[PpoConfig]):
         return [*super().models(), "" if source is None else reward_fingerprint(source)]
 
     def other_tensors(self) -> dict[str, Tensor]:
-        learned = weight_tensors(self.values) | optimizer_tensors(self.value_optimizers)
-        tensors = {f"values|{name}": tensor for name, tensor in learned.items()}
+        tensors = learned_tensors(self.values, self.value_optimizers, "values|")
         if self.round is None:
             return tensors
         return tensors | laid_end_to_end("guessed", self.guessed) | laid_end_to_end("came", self.came)
@@ -212,7 +211,7 @@ class _Ppo(Learner[PpoConfig]):
         return {"kl_coef": self.kl.coef}
 
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        restore_learned(self.values, self.value_optimizers, with_prefix(tensors, "values|"))
+        restore_learned(self.values, self.value_optimizers, tensors, "values|")
         self.kl.coef = float(facts["kl_coef"])
         if not 0 <= self.kl.coef < math.inf:
             raise CheckpointError(f"its kl_coef is {self.kl.coef}")

@@ -25,7 +25,7 @@ from groundling.data.examples.encoding import least_ids
 from groundling.errors import TrainingError
 from groundling.system import distributed
 from groundling.system.signals import ASKED_TO_STOP
-from groundling.train.checkpoints.tensors import optimizer_tensors, restore_learned, weight_tensors, with_prefix
+from groundling.train.checkpoints.tensors import learned_tensors, restore_learned, with_prefix
 from groundling.train.loop import FINISHED
 from groundling.train.optim.optimizers import Optimizers
 from groundling.train.step import train_step
@@ -99,7 +99,7 @@ class Learner(ABC, Generic[C]):
             return 0
         with restoring(self.stage.found) as snapshot:
             tensors, facts = snapshot.tensors, snapshot.facts
-            restore_learned(self.policy.model, self.optimizers, with_prefix(tensors, "policy|"))
+            restore_learned(self.policy.model, self.optimizers, tensors, "policy|")
             self.step, self.n_updates = divmod(snapshot.step, self._updates_a_round())
             self.objective.seen = msgspec.convert(facts["seen"], list[Seen])
             self.figures = msgspec.convert(facts["figures"], dict[str, float])
@@ -172,8 +172,7 @@ class Learner(ABC, Generic[C]):
         return ASKED_TO_STOP
 
     def _save(self) -> None:
-        learned = weight_tensors(self.policy.model) | optimizer_tensors(self.optimizers)
-        tensors = {f"policy|{name}": tensor for name, tensor in learned.items()} | self.other_tensors()
+        tensors = learned_tensors(self.policy.model, self.optimizers, "policy|") | self.other_tensors()
         if self.round is not None:
             tensors |= {f"round|{name}": tensor for name, tensor in self.round.tensors().items()}
         facts = {"seen": self.objective.seen, "figures": self.figures, **self.other_facts()}

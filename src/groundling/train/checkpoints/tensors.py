@@ -22,6 +22,12 @@ def optimizer_tensors(optimizers: Optimizers) -> dict[str, Tensor]:
     return {f"optimizer|{key}": value for key, value in optimizers.state_tensors().items()}
 
 
+def learned_tensors(model: nn.Module, optimizers: Optimizers, prefix: str = "") -> dict[str, Tensor]:
+    """Both of a model that is trained, under names that begin with the prefix; `restore_learned` takes them back."""
+    learned = weight_tensors(model) | optimizer_tensors(optimizers)
+    return {f"{prefix}{name}": tensor for name, tensor in learned.items()}
+
+
 def generator_tensors(device: torch.device) -> dict[str, Tensor]:
     """The states of all ranks' generators, from which dropout draws. All ranks call this together."""
     tensors = dict[str, Tensor]()
@@ -31,13 +37,13 @@ def generator_tensors(device: torch.device) -> dict[str, Tensor]:
     return tensors
 
 
-def restore_learned(model: nn.Module, optimizers: Optimizers, tensors: dict[str, Tensor]) -> None:
-    """Put back what `weight_tensors` and `optimizer_tensors` gave.
+def restore_learned(model: nn.Module, optimizers: Optimizers, tensors: dict[str, Tensor], prefix: str = "") -> None:
+    """Put back what `learned_tensors` gave with this prefix.
 
     Raises:
         CheckpointError: they are those of another model.
     """
-    given = with_prefix(tensors, "weights|")
+    given = with_prefix(tensors, f"{prefix}weights|")
     learned = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     for name in {**learned, **given}:
         kinds = [None if each is None else (each.shape, each.dtype) for each in (learned.get(name), given.get(name))]
@@ -46,7 +52,7 @@ def restore_learned(model: nn.Module, optimizers: Optimizers, tensors: dict[str,
     with torch.no_grad():
         for name, tensor in learned.items():
             tensor.copy_(given[name])
-    optimizers.load_state_tensors(with_prefix(tensors, "optimizer|"))
+    optimizers.load_state_tensors(with_prefix(tensors, f"{prefix}optimizer|"))
 
 
 def restore_generators(tensors: dict[str, Tensor]) -> None:
