@@ -4,13 +4,14 @@ import asyncio
 import json
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from groundling.align.preferences.judgement import Candidate, Judgement, best_of
 from groundling.align.preferences.store import Rankings
 from groundling.serve.config import ServeConfig
 from groundling.serve.http.errors import ApiError
@@ -18,20 +19,10 @@ from groundling.serve.ranking import store as serving_store
 from groundling.serve.ranking.routes import router
 from groundling.serve.ranking.store import MAYBE_DONE, MOST_WAITING, Store
 from groundling.serve.state import Theatre
-from groundling.text.chat import Message
 from servekit import TALK, serving
 
-
-def item(key: str) -> Judgement:
-    return Judgement(
-        key=key,
-        messages=(Message("user", "Speak."),),
-        candidates=(Candidate("a", "m"), Candidate("b" * 3000, "m")),
-        shown=(0, 1),
-        choice=best_of(0, 2),
-        rater="ann",
-        time="2026-01-02T03:04:05+00:00",
-    )
+sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
+from rankingkit import judgement
 
 
 def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkeypatch):
@@ -61,17 +52,17 @@ def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkey
         assert (await first).code == MAYBE_DONE
         assert {(await other).code for other in others} == {"rankings_busy"}
         go_on.set()
-        assert await patient.call(lambda book: book.keep(item("k"))) == item("k")
+        assert await patient.call(lambda book: book.keep(judgement("k"))) == judgement("k")
         assert done == []
         other = sqlite3.connect(tmp_path / "r.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
-        locked = await refused(lambda: store.call(lambda book: book.keep(item("l"))))
+        locked = await refused(lambda: store.call(lambda book: book.keep(judgement("l"))))
         assert locked.code == "rankings_unusable"
         assert "another program has been writing to it for 0." in locked.message
-        assert await store.call(lambda book: book.get("k")) == item("k"), "reading goes on"
+        assert await store.call(lambda book: book.get("k")) == judgement("k"), "reading goes on"
         other.execute("ROLLBACK")
         other.close()
-        assert await store.call(lambda book: book.keep(item("l")), store.deadline() + 60) == item("l")
+        assert await store.call(lambda book: book.keep(judgement("l")), store.deadline() + 60) == judgement("l")
         assert [each.key async for each in store.judgements()] == ["k", "l"]
         await store.close()
         await patient.close()
@@ -84,7 +75,7 @@ def test_a_file_that_cannot_be_there_is_no_bug_of_the_server(tmp_path):
 
     async def use() -> None:
         store = Store(tmp_path / "a file" / "r.db")
-        for work in (lambda book: book.counts(None), lambda book: book.keep(item("k"))):
+        for work in (lambda book: book.counts(None), lambda book: book.keep(judgement("k"))):
             with pytest.raises(ApiError) as caught:
                 await store.call(work)
             assert (caught.value.status, caught.value.code) == (503, "rankings_unusable")
@@ -97,7 +88,7 @@ def test_a_server_that_drains_waits_for_an_export_that_is_read_slowly(tmp_path):
     """What is read of the file is soon read; the client may take longer."""
     theatre = Theatre(ServeConfig(paths=("none=none",), rankings=tmp_path / "r.db", runs=tmp_path))
     with Rankings(tmp_path / "r.db") as rankings:
-        rankings.add(item("k"))
+        rankings.add(judgement("k"))
     (export,) = (each.endpoint for each in router(theatre).routes if each.path.endswith("/export"))
     n_open, sent = [], b""
 
