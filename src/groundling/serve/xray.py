@@ -24,7 +24,7 @@ from starlette.responses import Response
 from torch import Tensor
 
 from groundling.bundle import Bundle, load_bundle
-from groundling.bundle.layout import find_bundle, model_checkpoints
+from groundling.bundle.layout import find_bundle, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
 from groundling.model.inspect import HeadScores, Look, look, score_heads
@@ -33,7 +33,6 @@ from groundling.serve.completions.conversation import conversation, not_sayable
 from groundling.serve.completions.schema import Body, ChatMessage, Text
 from groundling.serve.http.errors import ApiError
 from groundling.serve.http.responses import as_json
-from groundling.serve.runs.curves import is_number
 from groundling.serve.state import Served, Theatre
 from groundling.storage import files
 from groundling.storage.manifest import MANIFEST, read_manifest
@@ -211,8 +210,7 @@ def _checkpoints(served: Served) -> list[dict[str, Any]]:
     found = []
     for step, folder in model_checkpoints(Path(served.run) / "checkpoints").items():
         with suppress(CheckpointError):  # a run that goes on removes old ones
-            loss = read_manifest(folder).get("val_loss")
-            found.append({"checkpoint": str(step), "step": step, "val_loss": loss if is_number(loss) else None})
+            found.append({"checkpoint": str(step), "step": step, "val_loss": val_loss_of(read_manifest(folder))})
     return found
 
 
