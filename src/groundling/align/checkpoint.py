@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from groundling.config import completed, differences, to_dict
+from groundling.config import to_dict
 from groundling.errors import CheckpointError, ConfigError, GroundlingError
 from groundling.storage import atomic
 from groundling.storage.manifest import read_json_object
@@ -28,7 +28,7 @@ from groundling.storage.tensors import read_tensors
 from groundling.system import distributed
 from groundling.train.checkpoints.folder import CheckpointFolder, Count, Seconds, fitting
 from groundling.train.checkpoints.tensors import generator_tensors, restore_generators
-from groundling.train.resuming import NEVER_SAID, is_about
+from groundling.train.resuming import NEVER_SAID, changes
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
@@ -199,14 +199,13 @@ def same_settings(config: Any, earlier: dict[str, Any], what: str) -> list[str]:
     Raises:
         CheckpointError: others have changed.
     """
-    changed = differences(completed(type(config), earlier), to_dict(config))
-    refused = [line for line in changed if not is_about(line, MAY_CHANGE)]
+    changed, refused = changes(type(config), earlier, to_dict(config), MAY_CHANGE)
     if refused:
         raise CheckpointError(
-            f"{what} with other settings ({'; '.join(refused)}); leave these flags out to take its own run.toml, "
+            f"{what} with other settings ({refused}); leave these flags out to take its own run.toml, "
             "or start a new run in another --out-dir"
         )
-    return [line for line in changed if not is_about(line, NEVER_SAID)]
+    return changed
 
 
 def require_steps_left(step: int, n_steps: int, out_dir: Path, setting: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -64,12 +65,10 @@ def require_same_run(
         ConfigError: the run has made more steps than it now shall.
         CheckpointError: it would be another run.
     """
-    changed = differences(completed(PretrainConfig, record["config"]), plain)
-    refused = [line for line in changed if not is_about(line, MAY_CHANGE)]
+    changed, refused = changes(PretrainConfig, record["config"], plain, MAY_CHANGE)
     if refused:
-        more = [f"and {len(refused) - MOST_SAID:,} more"] if len(refused) > MOST_SAID else []
         raise CheckpointError(
-            f"{config.out_dir} was trained with other settings ({'; '.join([*refused[:MOST_SAID], *more])}); "
+            f"{config.out_dir} was trained with other settings ({refused}); "
             "leave the preset and these flags out to take its own run.toml, or start a new run in another --out-dir"
         )
     if record["data_fingerprint"] != data_fingerprint:
@@ -84,7 +83,27 @@ def require_same_run(
             f"steps is {config.steps}, and {config.out_dir} has made {reached} already; "
             f"give --steps {reached} or more, or start a new run in another --out-dir"
         )
-    return [line for line in changed if not is_about(line, NEVER_SAID)]
+    return changed
+
+
+def changes(
+    config_class: type, earlier: Mapping[str, Any], now: Mapping[str, Any], may_change: tuple[str, ...]
+) -> tuple[list[str], str]:
+    """The settings in which a run that goes on differs from what it was, as `name: old -> new`.
+
+    Args:
+        config_class: of both.
+        earlier: what a checkpoint or a summary says, as `to_dict` made it.
+        now: of the run that goes on.
+        may_change: the settings that may, besides how a command is given.
+
+    Returns:
+        Those that may differ, but for how the command was given; and those that may not, as one text ("" for none).
+    """
+    lines = differences(completed(config_class, earlier), now)
+    refused = [line for line in lines if not _is_about(line, may_change)]
+    more = [f"and {len(refused) - MOST_SAID:,} more"] if len(refused) > MOST_SAID else []
+    return [line for line in lines if not _is_about(line, NEVER_SAID)], "; ".join([*refused[:MOST_SAID], *more])
 
 
 def way_on(config: PretrainConfig) -> str:
@@ -106,6 +125,6 @@ def lower_rates(config: Any) -> str:
     return " ".join(flags)
 
 
-def is_about(line: str, names: tuple[str, ...]) -> bool:
+def _is_about(line: str, names: tuple[str, ...]) -> bool:
     """Whether a line of `differences` is about one of these settings, or one of those inside them."""
     return line.startswith(tuple(f"{name}{end}" for name in names for end in (":", ".")))
