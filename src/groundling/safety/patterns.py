@@ -66,7 +66,7 @@ class Pattern:
 
     def __init__(self, pattern: str) -> None:
         self._name = f"the pattern {_shown(pattern)}"
-        self._compile(pattern)  # so that what is said of it is about what was written
+        self._compile(pattern)  # as written, so that RE2's error quotes it
         read = self._read(pattern)
         require(read.least > 0, f"{self._name} also matches nothing at all")
         require(

@@ -1,4 +1,4 @@
-"""What judgements say together: whether raters agree, whether the place on the screen decides, who is better."""
+"""Statistics of judgements: agreement between raters, position bias, and which model wins."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ def kappas(judgements: Iterable[Judgement]) -> list[Kappa]:
         answers = said.setdefault(judgement.rater, {})
         for comparison in judgement.comparisons():
             question, answer = _asked(comparison)
-            answers.setdefault(question, answer)  # who is asked again is taken at the first word
+            answers.setdefault(question, answer)  # the first answer counts where a question was repeated
     return [
         cohens_kappa(pair, [(said[pair[0]][question], said[pair[1]][question]) for question in _shared(said, pair)])
         for pair in combinations(sorted(said), 2)

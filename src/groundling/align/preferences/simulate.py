@@ -161,7 +161,7 @@ def _rank(
 
 
 def judged(config: SimulateConfig, judge: Judge, question: Question, replies: Sequence[Reply]) -> Judgement:
-    """The judge's answer, as a rater's who was shown the replies in an order of chance."""
+    """Rank replies as the simulated rater, shown in random order."""
     texts = [reply.text for reply in replies]
     order = named_generator("shown", config.seed, question.number).permutation(len(texts))
     return Judgement(
@@ -180,7 +180,7 @@ def _rater(config: SimulateConfig) -> str:
 
 
 def write_progress(config: SimulateConfig, *, done: bool) -> None:
-    """Say beside the rankings whether all were made that were asked for."""
+    """Record beside the rankings whether the simulation is complete."""
     atomic.write_json(progress_file(config.rankings), {"rankings simulate": to_dict(config), "done": done})
 
 

@@ -1,7 +1,7 @@
 """One thread owns all models, and decodes for everybody, step by step.
 
 Requests come from the event loop and wait in a bounded queue, in which clients take turns. Before each step the thread
-looks who is gone, and whose time is up. How tokens get back is said in stream.py.
+drops requests whose client has left or whose time is up. stream.py describes how tokens get back.
 """
 
 import asyncio

@@ -177,7 +177,7 @@ class Origins:
 
 
 def _read_target(scope: Scope) -> ApiError | None:
-    """Bring what is asked for into one form, a path; say what is wrong with it, if anything is.
+    """Normalise the request target to a path; return the error if it is not valid.
 
     A proxy may be sent the whole address, whose host then counts in place of the header Host (RFC 9112, 3.2.2).
     """
