@@ -31,7 +31,7 @@ from train_speed import show_bars
 from turns import EndedError, Worker
 
 from groundling.bundle import Bundle, load_bundle, save_bundle
-from groundling.cli import calm_waiting_threads
+from groundling.cli import limit_openmp_spinning
 from groundling.export.gguf import export_gguf
 from groundling.export.hf import export_hf
 from groundling.model.config import GPTConfig
@@ -190,7 +190,7 @@ def environ(each: Contestant) -> dict[str, str]:
     """What a contestant's process is told: threads that wait are calm where the command `groundling` makes them so."""
     found = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if each.whose == "Groundling":
-        calm_waiting_threads(found)
+        limit_openmp_spinning(found)
     return found
 
 

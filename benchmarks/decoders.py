@@ -23,8 +23,8 @@ from groundling.bundle import load_bundle
 from groundling.bundle.weights import plain_state_dict
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.native.build import Compilation
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
 
 WARM_UP = 4
 """Tokens of each stream that do not count."""

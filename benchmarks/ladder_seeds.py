@@ -14,7 +14,7 @@ from groundling.ladder.runs.begin import SMALL
 from groundling.ladder.train import train_rung
 from groundling.system import hardware
 
-MOST_APART = 0.06
+MAX_APART = 0.06
 
 
 def main() -> int:
@@ -44,10 +44,10 @@ def main() -> int:
             f"| {row['rung']} | {lecture or ''} | {', '.join(f'{x:.3f}' for x in whole)} "
             f"| {', '.join(f'{x:.3f}' for x in random)} | {'' if worst is None else f'{worst:.3f}'} | {seconds:.1f} |"
         )
-    print(f"\nworst distance {worst_of_all:.3f}, at most {MOST_APART} asked; {hardware.environment()}")
+    print(f"\nworst distance {worst_of_all:.3f}, at most {MAX_APART} asked; {hardware.environment()}")
     if options.json:
         options.json.write_text(json.dumps({"environment": hardware.environment(), "rungs": rows}, indent=2))
-    return int(worst_of_all > MOST_APART)
+    return int(worst_of_all > MAX_APART)
 
 
 if __name__ == "__main__":

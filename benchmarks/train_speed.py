@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from groundling.cli import calm_waiting_threads
+from groundling.cli import limit_openmp_spinning
 from groundling.data.batches import Batch, Batches
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
@@ -224,7 +224,7 @@ class Worker:
     def __enter__(self) -> "Worker":
         say(f"{self.contestant.name}: the first step ...")
         environ = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self._compiled)}
-        calm_waiting_threads(environ)  # on both sides as the command `groundling` does it
+        limit_openmp_spinning(environ)  # on both sides as the command `groundling` does it
         argv = [sys.executable, __file__, "--work", json.dumps(dataclasses.asdict(self.contestant))]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=environ)

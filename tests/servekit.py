@@ -22,7 +22,7 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.bpe import train_bpe
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 
 LETTERS = "".join(sorted("\n !\"&'(),-.0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz"))
 TALK = {"role": "user", "content": "Who is there?"}
@@ -34,7 +34,7 @@ def write_models(folder: Path) -> dict[str, Path]:
     small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64}
     letters = CharTokenizer(LETTERS)
     base = GPT(GPTConfig(**small, vocab_size=len(LETTERS)))
-    chat = ChatFormat.after(len(LETTERS))
+    chat = RoleTokens.after(len(LETTERS))
     talker = GPT(GPTConfig(**small, vocab_size=len(LETTERS) + 4))
     with torch.no_grad():  # an end that hardly ever comes: what it says goes on until it is stopped
         talker.wte.weight[chat.end] -= 3 * talker.ln_f.weight.mean()

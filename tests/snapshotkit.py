@@ -35,7 +35,7 @@ SUB_COMMANDS = {
     "tokenizer": ("train", "show", "compare"),
 }
 COMMANDS = [words for verb in cli.VERBS for words in ((verb,), *((verb, sub) for sub in SUB_COMMANDS.get(verb, ())))]
-MANY = 40
+SIMULATED_DATA = 40
 """Keys of an object that is no record but a table: of a vocabulary, for example."""
 
 
@@ -179,9 +179,9 @@ def _signature(value: Callable[..., Any]) -> str:
 def shape(value: Any, name: str = "") -> Iterator[str]:
     """A line for each value in a JSON value: where it is, and its type; a format's number itself."""
     if isinstance(value, dict):
-        if len(value) > MANY:
+        if len(value) > SIMULATED_DATA:
             yield from sorted({line for item in value.values() for line in shape(item, f"{name}.*")})
-        for key in sorted(value) if len(value) <= MANY else ():
+        for key in sorted(value) if len(value) <= SIMULATED_DATA else ():
             yield from shape(value[key], f"{name}.{key}" if name else key)
         if not value:
             yield f"{name}: object"

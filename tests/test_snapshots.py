@@ -197,15 +197,15 @@ def test_single_files(kept: Callable[[str, str], None], tmp_path: Path) -> None:
 def test_the_description_of_the_server(kept: Callable[[str, str], None], tmp_path: Path) -> None:
     from groundling.serve.app import _schema, create_app
     from groundling.serve.config import ServeConfig
-    from groundling.serve.state import Theatre
+    from groundling.serve.state import ServerState
     from groundling.system.logs import EventLog
 
-    theatre = Theatre(ServeConfig(paths=(str(tmp_path),), safety="off"))
-    app = create_app(theatre, EventLog())
+    server = ServerState(ServeConfig(paths=(str(tmp_path),), safety="off"))
+    app = create_app(server, EventLog())
     schema = snapshotkit.without_words(json.loads(json.dumps(_schema(app))))
     schema["info"].pop("version")
     kept("openapi.json", snapshotkit.compact(schema))
-    samples = theatre.metrics.text().decode().splitlines()
+    samples = server.metrics.text().decode().splitlines()
     buckets = [line.rsplit(" ", 1)[0] for line in samples if "_bucket" in line]
     kept("metrics.txt", "\n".join([*(line for line in samples if line.startswith("# TYPE")), *buckets]))
 

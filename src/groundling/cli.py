@@ -103,12 +103,12 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     if name not in VERBS:
         raise ConfigError(f"no verb {name!r}; {near_name(name, VERBS, 'the verbs are')}")
-    calm_waiting_threads(os.environ)
+    limit_openmp_spinning(os.environ)
     code: int = importlib.import_module(VERBS[name].module).main(rest)
     return code
 
 
-def calm_waiting_threads(environment: MutableMapping[str, str]) -> None:
+def limit_openmp_spinning(environment: MutableMapping[str, str]) -> None:
     """Let OpenMP's threads spin for a tenth of the usual time while they wait for each other, then sleep.
 
     Spinning, two threads that share a core with anything else steal each other's time, and training becomes

@@ -23,7 +23,7 @@ from groundling.errors import ConfigError
 from groundling.storage import files
 
 C = TypeVar("C")
-MOST_TOML = 1 << 20
+MAX_TOML = 1 << 20
 """Bytes of a preset; those that come with the package have a few hundred."""
 ABSENT = "None"
 """TOML has no null; a preset says "None", as a command line does."""
@@ -187,7 +187,7 @@ def read_toml(path: Path, *, links: bool = False) -> dict[str, Any]:
         ConfigError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(files.read_text(path, MOST_TOML, links=links))
+        return tomllib.loads(files.read_text(path, MAX_TOML, links=links))
     except OSError as error:
         raise ConfigError(f"the preset {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ code other than 0; anything that is not one of these is our own bug and shows it
 
 from collections.abc import Collection
 
-MOST_SIGNS = 1500
+MAX_SIGNS = 1500
 """Of a message: what files and requests hold may be of any length."""
 
 
@@ -50,15 +50,15 @@ class MissingExtraError(GroundlingError, ImportError):
 
 def legible(text: str) -> str:
     """Text of unknown origin on one line: escapes for what does not print, and the middle of a long one left out."""
-    if len(text) > 4 * MOST_SIGNS:  # escapes only make it longer
-        n_left_out = len(text) - MOST_SIGNS
-        head, tail = (legible(part) for part in (text[: MOST_SIGNS - 500], text[-500:]))
-        return f"{head[: MOST_SIGNS - 500]} [{n_left_out:,} characters left out] {tail[-500:]}"
+    if len(text) > 4 * MAX_SIGNS:  # escapes only make it longer
+        n_left_out = len(text) - MAX_SIGNS
+        head, tail = (legible(part) for part in (text[: MAX_SIGNS - 500], text[-500:]))
+        return f"{head[: MAX_SIGNS - 500]} [{n_left_out:,} characters left out] {tail[-500:]}"
     shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-    n_left_out = len(shown) - MOST_SIGNS
+    n_left_out = len(shown) - MAX_SIGNS
     if n_left_out <= 0:
         return shown
-    return f"{shown[: MOST_SIGNS - 500]} [{n_left_out:,} characters left out] {shown[-500:]}"
+    return f"{shown[: MAX_SIGNS - 500]} [{n_left_out:,} characters left out] {shown[-500:]}"
 
 
 def require(condition: bool, message: str) -> None:

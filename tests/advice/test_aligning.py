@@ -28,7 +28,8 @@ from groundling.model.gpt import GPT
 from groundling.storage.manifest import write_manifest
 from groundling.system import distributed
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.train import loop
 
 LETTERS = CharTokenizer(" abcde")
@@ -39,7 +40,7 @@ FAST = ("--runtime.device", "cpu", "--runtime.dtype", "float32", "--log-every", 
 def talker(tmp_path):
     """A model that answers."""
     torch.manual_seed(0)
-    chat = ChatFormat.after(LETTERS.vocab_size)
+    chat = RoleTokens.after(LETTERS.vocab_size)
     config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=48, vocab_size=LETTERS.vocab_size + 4)
     save_bundle(tmp_path / "talker", GPT(config), LETTERS, chat=chat)
     return tmp_path / "talker"
@@ -267,7 +268,7 @@ def test_stages_that_others_need(advised, talker, conversations, tmp_path):
     advised.done(parsed(["align-report", "sft", "--runs", "a", "b", "c"]).runs and len(seeds) == 3)
 
 
-@follows("{} has another tokenizer, chat format or context than the fine-tuned model; compare models of one family")
+@follows("{} has another tokenizer, chat template or context than the fine-tuned model; compare models of one family")
 def test_models_of_another_family(advised, talker):
     bundle = load_bundle(talker)
     other = dataclasses.replace(bundle, tokenizer=CharTokenizer(" abcdf"))

@@ -19,7 +19,7 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.bpe import BPETokenizer, train_bpe
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.gpt2 import END_OF_TEXT
 from groundling.text.sentence_piece import train_sentencepiece
 from groundling.text.serialize import save_tokenizer
@@ -209,7 +209,7 @@ def test_where_an_import_goes(advised, theirs, bundle, tmp_path):
 def test_an_import_that_chats(advised, bundle, tmp_path, monkeypatch):
     ours = load_bundle(bundle(dataclasses.replace(SMALL, block_size=32)))
     model = GPT(dataclasses.replace(ours.config, vocab_size=LETTERS.vocab_size + 4))
-    save_bundle(tmp_path / "talker", model, LETTERS, chat=ChatFormat.after(LETTERS.vocab_size))
+    save_bundle(tmp_path / "talker", model, LETTERS, chat=RoleTokens.after(LETTERS.vocab_size))
     advised.works("export", "hf", tmp_path / "talker", tmp_path / "theirs")
     said = advised.works("import", "hf", tmp_path / "theirs", tmp_path / "it's here")
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))

@@ -19,7 +19,7 @@ from groundling.sample import slots
 from groundling.system.memory import Memory
 from groundling.text import trainers
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.serialize import save_tokenizer
 
 LETTERS = CharTokenizer("\n abcde")
@@ -31,7 +31,7 @@ def saved(folder, **sizes):
     torch.manual_seed(0)
     config = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 256, "position": "rotary", **sizes}
     model = GPT(GPTConfig(**config, vocab_size=LETTERS.vocab_size + 4))
-    save_bundle(folder, model, LETTERS, chat=ChatFormat.after(LETTERS.vocab_size))
+    save_bundle(folder, model, LETTERS, chat=RoleTokens.after(LETTERS.vocab_size))
     return folder
 
 
@@ -60,16 +60,16 @@ def test_a_text_that_needs_more_memory_than_there_is(advised, tmp_path, room):
 
 @follows("other programs have just taken the memory that this text needs; try again")
 def test_memory_that_went_meanwhile(advised, tmp_path, room, monkeypatch):
-    real = slots.Slots.admit
+    real = slots.SlotPool.admit
 
     def admit_late(self, sample):
         left, room[0] = room[0], 0
         with monkeypatch.context() as patch:
-            patch.setattr(slots.Slots, "require", lambda *_: room.__setitem__(0, left))  # it is there again by then
-            monkeypatch.setattr(slots.Slots, "admit", real)
+            patch.setattr(slots.SlotPool, "require", lambda *_: room.__setitem__(0, left))  # it is there again by then
+            monkeypatch.setattr(slots.SlotPool, "admit", real)
             return real(self, sample)
 
-    monkeypatch.setattr(slots.Slots, "admit", admit_late)
+    monkeypatch.setattr(slots.SlotPool, "admit", admit_late)
     words = ("sample", saved(tmp_path / "m"), "--prompt", "a", "--max-new-tokens", "20")
     advised.refused(*words)
     advised.works(*words)

@@ -11,7 +11,7 @@ from groundling.bundle import load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import Adapter, base_at
 from groundling.sample.sampler import SamplingConfig
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 
 SAY = ("--max-new-tokens", "2")
 
@@ -86,7 +86,7 @@ def test_a_model_that_does_not_answer(advised, a_run, tmp_path, monkeypatch):
     fast = ["--data.path", tmp_path / "c.jsonl", "--out-dir", tmp_path / "sft", "--n-replies", "0"]
     fast += ["--runtime.device", "cpu", "--epochs", "1", "--batch-size", "4"]
     advised.works(*words, *fast)
-    assert load_bundle(tmp_path / "sft").chat == ChatFormat.after(load_bundle(a_run).tokenizer.vocab_size)
+    assert load_bundle(tmp_path / "sft").chat == RoleTokens.after(load_bundle(a_run).tokenizer.vocab_size)
     monkeypatch.setattr("sys.stdin", io.StringIO("the king\n"))
     advised.works("chat", tmp_path / "sft", "--max-new-tokens", "2")
 

@@ -10,13 +10,14 @@ import torch
 from advicekit import follows
 
 from groundling.align.preferences.database import Database
-from groundling.align.preferences.judgement import MOST_CANDIDATES, Candidate, Judgement
+from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Judgement
 from groundling.align.preferences.store import Rankings
 from groundling.bundle import save_bundle
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 
 
 def judged(key="k", text="a") -> Judgement:
@@ -149,7 +150,7 @@ def test_more_candidates_than_can_be_compared(advised, tmp_path):
     assert f"{rows}:2: judgement 'k': there are 10,000 candidates" in said
     with Rankings(kept) as rankings:
         assert list(rankings) == [], "all or none"
-    write(MOST_CANDIDATES)
+    write(MAX_CANDIDATES)
     advised.works("rankings", "import", kept, rows)
     with Rankings(kept) as rankings:
         assert len(list(rankings.pairs())) == 1 + 4950
@@ -161,7 +162,7 @@ def talker(tmp_path):
     torch.manual_seed(0)
     letters = CharTokenizer(" .Sabcekp")
     config = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=32, vocab_size=letters.vocab_size + 4)
-    save_bundle(tmp_path / "talker", GPT(config), letters, chat=ChatFormat.after(letters.vocab_size))
+    save_bundle(tmp_path / "talker", GPT(config), letters, chat=RoleTokens.after(letters.vocab_size))
     return tmp_path / "talker"
 
 

@@ -143,7 +143,7 @@ def test_a_parameter_of_the_address(house, advised):
 
 @follows("there is not enough memory to score a prompt of {} tokens; shorten it, or leave out echo")
 def test_a_prompt_that_is_too_long_to_score(house, advised, monkeypatch):
-    engine = house.theatre.models.get("base").engine
+    engine = house.server.models.get("base").engine
     asked: list[int] = []
     monkeypatch.setattr(type(engine), "has_memory_for", lambda self, n: asked.append(n) or n < 2 * asked[0])
     scored = {**COMPLETION, "echo": True, "logprobs": 1}
@@ -235,7 +235,7 @@ def test_prompts_to_rank(house, advised, monkeypatch, tmp_path, models):
 def test_a_text_too_long_to_look_through(advised, monkeypatch, house):
     from groundling.serve import xray
 
-    monkeypatch.setattr(xray, "MOST_BYTES", 100)
+    monkeypatch.setattr(xray, "MAX_BYTES", 100)
     advised.hears(posted(house, XRAY, {"model": "base", "prompt": "a" * 60})[1])
     advised.done(posted(house, XRAY, {"model": "base", "prompt": "abc"})[0] == 200)
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from advicekit import FOLLOWED, matches, parsed
 
-from groundling.align.preferences.simulated_rater import Judge
+from groundling.align.preferences.simulated_rater import SimulatedRater
 from groundling.config import load_preset
 from groundling.data.batches import Batches
 from groundling.errors import GroundlingError
@@ -187,8 +187,8 @@ def test_sizes_of_batches():
 
 
 def test_the_noise_of_a_judge():
-    refused_as(LATER[2], lambda: Judge(len, -1.0, 0))
-    assert Judge(len, 0.0, 0)
+    refused_as(LATER[2], lambda: SimulatedRater(len, -1.0, 0))
+    assert SimulatedRater(len, 0.0, 0)
 
 
 def test_float64_where_there_is_none():

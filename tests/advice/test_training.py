@@ -209,7 +209,7 @@ def test_a_recipe_with_teachers(advised, preset, finished_run):
     "set teacher.weight to 0"
 )
 def test_a_teacher_that_would_need_too_much(advised, preset, monkeypatch):
-    monkeypatch.setattr("groundling.train.distill.table.MOST_BYTES", 1000)
+    monkeypatch.setattr("groundling.train.distill.table.MAX_BYTES", 1000)
     taught = preset(steps=1, teacher=TeacherConfig(weight=0.5))
     advised.refused("pretrain", taught)
     advised.works("pretrain", taught, "--teacher.weight", "0")

@@ -1,7 +1,7 @@
 """Judgements for the tests of what keeps and counts them."""
 
 from groundling.align.preferences.judgement import Candidate, Judgement
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 
 def judgement(key="k", choice=((0,), (1,)), n=2, rater="ann", prompt="Speak.", shown=None, models="abcd", texts=None):

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from groundling.align.preferences.judgement import Candidate, Judgement
-from groundling.align.preferences.simulated_rater import Judge
+from groundling.align.preferences.simulated_rater import SimulatedRater
 from groundling.align.preferences.store import Rankings
 from groundling.bundle import save_bundle
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 LETTERS = "abcde "
 FAST = (
@@ -69,7 +69,7 @@ def write_conversations(path: Path, n: int = 120, reply: tuple[int, int] = (4, 4
 
 def write_rankings(path: Path, n: int = 240, noise: float = 0.05) -> Path:
     """Answers of a judge of e's, about replies that no model made."""
-    draw, judge = torch.Generator().manual_seed(2), Judge(e_share, noise, 0)
+    draw, judge = torch.Generator().manual_seed(2), SimulatedRater(e_share, noise, 0)
     with Rankings(path) as rankings:
         for number in range(n):
             texts = ["".join("abcde"[i] for i in torch.randint(5, (6,), generator=draw).tolist()) for _ in range(4)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from groundling.align.replies import Reply
-from groundling.align.report.evaluate import best_of, best_of_kl, distinct, judge_replies, wins
+from groundling.align.report.evaluate import best_of_kl, best_of_n, distinct, evaluate_replies, wins
 from groundling.evals.statistics import interval
 
 
@@ -48,8 +48,8 @@ def test_the_price_of_the_best_of_n() -> None:
 
 def test_the_best_is_picked_among_the_first_n() -> None:
     groups = [[reply("a"), reply("b"), reply("c")]]
-    assert best_of(2, groups, [[0.0, 1.0, 9.0]]) == [1]
-    assert best_of(3, groups, [[0.0, 1.0, 9.0]]) == [2]
+    assert best_of_n(2, groups, [[0.0, 1.0, 9.0]]) == [1]
+    assert best_of_n(3, groups, [[0.0, 1.0, 9.0]]) == [2]
 
 
 def test_distinct_words() -> None:
@@ -61,7 +61,7 @@ def test_distinct_words() -> None:
 def test_a_verdict_is_of_all_seeds() -> None:
     ours = [[reply("ee"), reply("e", ended=False)], [reply("x"), reply("eee")]]
     theirs = [[reply("e"), reply("e")], [reply("e"), reply("e")]]
-    verdict = judge_replies(ours, theirs, lambda text: float(text.count("e")), [[1.0, 2.0], [3.0, 4.0]], 0.5)
+    verdict = evaluate_replies(ours, theirs, lambda text: float(text.count("e")), [[1.0, 2.0], [3.0, 4.0]], 0.5)
     assert verdict.gold == pytest.approx(1.5)
     assert verdict.win_seeds == [0.75, 0.5]
     assert verdict.win_rate == pytest.approx(0.625)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from groundling.align.preferences.simulated_rater import Judge, equal_groups, named_generator
+from groundling.align.preferences.simulated_rater import SimulatedRater, equal_groups, named_generator
 from groundling.errors import ConfigError
 
 
@@ -13,7 +13,7 @@ def value(text: str) -> float:
     return float(text)
 
 
-def share_of_wins(judge: Judge, a: str, b: str, others: tuple[str, ...] = (), n: int = 4000) -> float:
+def share_of_wins(judge: SimulatedRater, a: str, b: str, others: tuple[str, ...] = (), n: int = 4000) -> float:
     """How often `a` comes before `b`."""
     candidates = (*others, a, b)
     wins = 0
@@ -26,7 +26,7 @@ def share_of_wins(judge: Judge, a: str, b: str, others: tuple[str, ...] = (), n:
 @pytest.mark.parametrize(("gap", "noise"), [(0.5, 1.0), (1.0, 0.5), (-0.3, 0.2)])
 @pytest.mark.parametrize("others", [(), ("0.4", "-1")], ids=["a pair", "two of four"])
 def test_wins_come_as_often_as_the_sigmoid_says(gap, noise, others):
-    judge = Judge(value, noise, seed=5)
+    judge = SimulatedRater(value, noise, seed=5)
     expected = 1 / (1 + math.exp(-gap / noise))
     assert judge.probability(str(gap), "0") == pytest.approx(expected)
     four_sigma = 4 * math.sqrt(expected * (1 - expected) / 4000)
@@ -34,13 +34,13 @@ def test_wins_come_as_often_as_the_sigmoid_says(gap, noise, others):
 
 
 def test_a_member_of_a_tie_wins_as_often_as_if_it_stood_alone():
-    judge = Judge(value, 1.0, seed=5)
+    judge = SimulatedRater(value, 1.0, seed=5)
     expected = 1 / (1 + math.exp(-0.5))
     assert share_of_wins(judge, "0.5", "0", ("0.5", "0.5")) == pytest.approx(expected, abs=0.032)
 
 
 def test_equal_measures_are_a_tie():
-    judge = Judge(value, 1.0, seed=5)
+    judge = SimulatedRater(value, 1.0, seed=5)
     assert judge.rank("p", ["0.1", "0.1"]) == ((0, 1),)
     assert judge.rank("p", ["0.1", str(0.1 + 1e-10)]) == ((0, 1),)
     assert len(judge.rank("p", ["0.1", str(0.1 + 1e-8)])) == 2
@@ -57,10 +57,10 @@ def test_near_equals_are_chained_so_that_a_tie_holds_both_ways():
 
 def test_answers_do_not_depend_on_what_was_judged_before():
     candidates = ["0", "0.1", "0.2"]
-    forwards = {prompt: Judge(value, 1.0, 7).rank(prompt, candidates) for prompt in range(50)}
-    judge = Judge(value, 1.0, 7)
+    forwards = {prompt: SimulatedRater(value, 1.0, 7).rank(prompt, candidates) for prompt in range(50)}
+    judge = SimulatedRater(value, 1.0, 7)
     assert {prompt: judge.rank(prompt, candidates) for prompt in reversed(range(50))} == forwards
-    assert {prompt: Judge(value, 1.0, 8).rank(prompt, candidates) for prompt in range(50)} != forwards
+    assert {prompt: SimulatedRater(value, 1.0, 8).rank(prompt, candidates) for prompt in range(50)} != forwards
     assert len(set(forwards.values())) == 6, "every order comes up among fifty prompts"
 
 
@@ -69,14 +69,14 @@ def test_a_number_and_its_name_are_two_prompts():
 
 
 def test_without_noise_the_judge_follows_the_measure():
-    judge = Judge(value, 0.0, seed=1)
+    judge = SimulatedRater(value, 0.0, seed=1)
     for prompt in range(20):
         assert judge.rank(prompt, ["2", "3", "1", "3"]) == ((1, 3), (0,), (2,))
     assert [judge.probability("2", "1"), judge.probability("1", "2"), judge.probability("1", "1")] == [1, 0, 0.5]
 
 
 def test_nobody_beats_the_ceiling_and_who_knows_the_measure_reaches_it():
-    judge = Judge(value, 0.5, seed=2)
+    judge = SimulatedRater(value, 0.5, seed=2)
     pairs = [(str(a / 4), str(b / 4)) for a, b in itertools.permutations(range(5), 2)] * 200
     answers = [judge.rank(number, pair)[0] == (0,) for number, pair in enumerate(pairs)]
     knowing = [value(a) > value(b) for a, b in pairs]
@@ -89,7 +89,7 @@ def test_nobody_beats_the_ceiling_and_who_knows_the_measure_reaches_it():
 
 
 def test_large_gaps_do_not_overflow():
-    judge = Judge(value, 1e-6, seed=0)
+    judge = SimulatedRater(value, 1e-6, seed=0)
     assert judge.probability("1e6", "0") == 1.0
     assert judge.probability("0", "1e6") == 0.0
 
@@ -97,4 +97,4 @@ def test_large_gaps_do_not_overflow():
 @pytest.mark.parametrize("noise", [-1.0, math.nan, math.inf])
 def test_a_noise_that_cannot_be_is_refused(noise):
     with pytest.raises(ConfigError, match="noise has to be"):
-        Judge(value, noise, seed=0)
+        SimulatedRater(value, noise, seed=0)

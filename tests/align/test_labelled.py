@@ -16,7 +16,7 @@ from groundling.align.reward.train import RewardObjective, pair_batches
 from groundling.bundle import load_bundle
 from groundling.errors import ConfigError, DataError
 from groundling.system.runtime import nullcontext
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 PROMPTS = ["abcd"[: n % 4 + 1] + "abcd"[n % 3] * (n // 4) for n in range(40)]
 

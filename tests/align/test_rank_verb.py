@@ -11,7 +11,7 @@ from stagekit import FAST, write_base, write_conversations
 from groundling.align import sft
 from groundling.align.preferences import cli as rankings_cli
 from groundling.align.preferences import terminal
-from groundling.align.preferences.judgement import SKIP, best_of, tie_of
+from groundling.align.preferences.judgement import SKIP, choice_of_best, tie_of
 from groundling.align.preferences.store import Rankings
 from groundling.errors import ConfigError, DataError
 
@@ -50,7 +50,7 @@ def kept(tmp_path):
 def test_an_answer_names_the_candidate_that_stood_at_its_place(ask, kept):
     screen = ask(rows(12), ["1"] * 12)
     items = kept()
-    assert [item.choice for item in items] == [best_of(item.shown[0], 2) for item in items]
+    assert [item.choice for item in items] == [choice_of_best(item.shown[0], 2) for item in items]
     assert {item.shown for item in items} == {(0, 1), (1, 0)}, "both orders come up among twelve"
     for number, item in enumerate(items):
         first, second = (item.candidates[place].text for place in item.shown)
@@ -185,7 +185,7 @@ def test_models_reply_in_turns_as_they_are_asked_and_never_twice(tmp_path, monke
     def run(lines):
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         flags = ["--bundles", "a", "b", "--prompts", str(prompts), "--n-candidates", "3", "--rater", "ann"]
-        terminal.main([str(tmp_path / "r.db"), *flags], speak=speak)
+        terminal.main([str(tmp_path / "r.db"), *flags], reply=speak)
         return capsys.readouterr().out
 
     run("1\nq\n")
@@ -222,8 +222,8 @@ def test_models_reply_as_in_a_chat(tmp_path, monkeypatch, capsys):
 def two_raters(tmp_path):
     with Rankings(tmp_path / "r.db") as rankings:
         for n in range(10):
-            rankings.add(judgement(f"a{n}", best_of(0, 2), prompt=str(n), shown=(1, 0)))
-            rankings.add(judgement(f"b{n}", best_of(int(n >= 8), 2), prompt=str(n), rater="[red]bob"))
+            rankings.add(judgement(f"a{n}", choice_of_best(0, 2), prompt=str(n), shown=(1, 0)))
+            rankings.add(judgement(f"b{n}", choice_of_best(int(n >= 8), 2), prompt=str(n), rater="[red]bob"))
         rankings.add(judgement("t", tie_of(2)))
     return str(tmp_path / "r.db")
 

@@ -15,12 +15,19 @@ from rankingkit import judgement
 
 from groundling.align.preferences.agreement import bradley_terry, kappas, position_bias
 from groundling.align.preferences.database import Database
-from groundling.align.preferences.judgement import SKIP, Candidate, Judgement, best_of, judgement_from_json, tie_of
-from groundling.align.preferences.simulated_rater import Judge
+from groundling.align.preferences.judgement import (
+    SKIP,
+    Candidate,
+    Judgement,
+    choice_of_best,
+    judgement_from_json,
+    tie_of,
+)
+from groundling.align.preferences.simulated_rater import SimulatedRater
 from groundling.align.preferences.store import MIGRATIONS, Rankings
 from groundling.errors import DataError, StorageError
 from groundling.evals.statistics import clustered, wilson
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 
 def test_cases_that_come_in_groups_are_not_taken_for_so_many():
@@ -129,8 +136,8 @@ def said(item):
 @pytest.mark.parametrize(
     ("choice", "n", "expected"),
     [
-        (best_of(1, 2), 2, ["1>0"]),
-        (best_of(2, 4), 4, ["2>0", "2>1", "2>3"]),
+        (choice_of_best(1, 2), 2, ["1>0"]),
+        (choice_of_best(2, 4), 4, ["2>0", "2>1", "2>3"]),
         (((2,), (0, 3), (1,)), 4, ["2>0", "2>3", "2>1", "0=3", "0>1", "3>1"]),
         (((3,), (1,)), 4, ["3>1", "3>0", "3>2", "1>0", "1>2"]),
         (tie_of(3), 3, ["0=1", "0=2", "1=2"]),
@@ -212,7 +219,7 @@ def test_importing_again_changes_nothing_and_differences_are_counted(path, tmp_p
 
 
 def test_choices_of_the_first_kind_have_names_in_the_export():
-    words = [judgement(choice=choice, n=3).to_json()["choice"] for choice in (tie_of(3), SKIP, best_of(0, 3))]
+    words = [judgement(choice=choice, n=3).to_json()["choice"] for choice in (tie_of(3), SKIP, choice_of_best(0, 3))]
     assert words == ["tie", "skip", [[0]]]
     named = [judgement_from_json(GOOD | {"choice": word}, "x").choice for word in ("tie", "skip", [[0, 1]], [])]
     assert named == [tie_of(2), SKIP, tie_of(2), SKIP]
@@ -339,8 +346,8 @@ def test_a_migration_that_fails_leaves_the_old_schema(path):
 
 def test_a_kappa_is_that_of_the_hand_count():
     """Two raters, ten pairs, eight alike: in both orders 8/10 agree and 1/2 by chance."""
-    ann = [judgement(f"a{n}", best_of(0, 2), prompt=str(n)) for n in range(10)]
-    bob = [judgement(f"b{n}", best_of(int(n >= 8), 2), prompt=str(n), rater="bob") for n in range(10)]
+    ann = [judgement(f"a{n}", choice_of_best(0, 2), prompt=str(n)) for n in range(10)]
+    bob = [judgement(f"b{n}", choice_of_best(int(n >= 8), 2), prompt=str(n), rater="bob") for n in range(10)]
     (found,) = kappas([*ann, *bob])
     assert found[:3] == (("ann", "bob"), 10, 0.8)
     assert found.kappa == pytest.approx((0.8 - 0.5) / 0.5)
@@ -350,7 +357,7 @@ def test_a_kappa_with_ties_is_that_of_the_hand_count():
     """ann says > > = =, bob says > = = <: two of four answers are alike."""
     choices = {"ann": ["0", "0", "t", "t"], "bob": ["0", "t", "t", "1"]}
     items = [
-        judgement(f"{rater}{n}", tie_of(2) if said == "t" else best_of(int(said), 2), prompt=str(n), rater=rater)
+        judgement(f"{rater}{n}", tie_of(2) if said == "t" else choice_of_best(int(said), 2), prompt=str(n), rater=rater)
         for rater, row in choices.items()
         for n, said in enumerate(row)
     ]
@@ -359,8 +366,8 @@ def test_a_kappa_with_ties_is_that_of_the_hand_count():
 
 
 def test_a_kappa_does_not_depend_on_the_order_of_candidates():
-    ann = [judgement(f"a{n}", best_of(n % 2, 2), prompt=str(n)) for n in range(9)]
-    bob = [judgement(f"b{n}", best_of(int(n > 3), 2), prompt=str(n), rater="bob") for n in range(9)]
+    ann = [judgement(f"a{n}", choice_of_best(n % 2, 2), prompt=str(n)) for n in range(9)]
+    bob = [judgement(f"b{n}", choice_of_best(int(n > 3), 2), prompt=str(n), rater="bob") for n in range(9)]
     turned = [
         dataclasses.replace(item, candidates=item.candidates[::-1], choice=item.choice[::-1], shown=(1, 0))
         for item in bob
@@ -389,7 +396,7 @@ def test_position_bias_counts_the_first_shown_among_the_decided():
     assert (found.n, found.share, found.by_chance) == (4, 0.75, 0.5)
     assert found[2:4] == wilson(3, 4)
     assert position_bias(undecided) is None
-    assert position_bias([judgement("f", best_of(0, 4), n=4)]).by_chance == 0.25
+    assert position_bias([judgement("f", choice_of_best(0, 4), n=4)]).by_chance == 0.25
 
 
 def test_wilsons_interval_is_that_of_the_books():
@@ -404,7 +411,7 @@ def games(strengths, n, rng, tie_share=0.0):
     for number in range(n):
         a, b = rng.choice(len(models), size=2, replace=False)
         chance = 1 / (1 + math.exp(strengths[models[b]] - strengths[models[a]]))
-        choice = tie_of(2) if rng.random() < tie_share else best_of(int(rng.random() >= chance), 2)
+        choice = tie_of(2) if rng.random() < tie_share else choice_of_best(int(rng.random() >= chance), 2)
         yield from judgement(str(number), choice, models=[models[a], models[b]]).comparisons()
 
 
@@ -431,7 +438,7 @@ def test_its_intervals_hold_the_truth_as_often_as_they_say():
 
 def test_two_models_score_as_the_log_odds_of_their_wins():
     """With one added game won and lost by halves against the average, and the fit by hand."""
-    wins = [judgement(str(n), best_of(int(n >= 75), 2)) for n in range(100)]
+    wins = [judgement(str(n), choice_of_best(int(n >= 75), 2)) for n in range(100)]
     found = bradley_terry(comparison for item in wins for comparison in item.comparisons())
     gap = found[0].score - found[1].score
     assert gap == pytest.approx(math.log(75 / 25), abs=0.02)
@@ -442,7 +449,7 @@ def test_two_models_score_as_the_log_odds_of_their_wins():
 
 
 def test_an_undefeated_model_stays_finite_and_its_interval_says_how_little_is_known():
-    wins = [judgement(str(n), best_of(0, 2)) for n in range(20)]
+    wins = [judgement(str(n), choice_of_best(0, 2)) for n in range(20)]
     best, worst = bradley_terry(comparison for item in wins for comparison in item.comparisons())
     assert (best.model, worst.model, best.n_comparisons) == ("a", "b", 20)
     assert 1 < best.score < 4
@@ -465,7 +472,7 @@ def test_ties_draw_models_together_and_replies_of_one_model_say_nothing():
 
 def test_the_judges_rankings_go_through_the_store_and_give_the_measure_back(path):
     """The models' texts have measures 0, 1 and 2, the noise is 1: so the scores lie 1 apart."""
-    judge = Judge(float, 1.0, seed=4)
+    judge = SimulatedRater(float, 1.0, seed=4)
     with Rankings(path) as rankings:
         rankings.add_all(
             judgement(str(n), judge.rank(n, ["0", "1", "2"]), n=3, texts=["0", "1", "2"]) for n in range(3000)

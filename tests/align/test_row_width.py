@@ -17,7 +17,7 @@ from groundling.bundle import load_bundle, save_bundle
 from groundling.data.examples.encoding import Encoded
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.model.packing import LEAST_WIDTH, alike, groups_of_exchanges, row_width, sizes_of_exchanges
+from groundling.model.packing import MIN_WIDTH, alike, groups_of_exchanges, row_width, sizes_of_exchanges
 from groundling.text.char import CharTokenizer
 
 CONTEXT = 8192
@@ -34,7 +34,7 @@ def example(n: int, seed: int) -> Encoded:
 
 def test_a_row_is_as_wide_as_the_longest_example():
     assert row_width([40, 400, 12], CONTEXT) == 448
-    assert row_width([40], CONTEXT) == LEAST_WIDTH == 256
+    assert row_width([40], CONTEXT) == MIN_WIDTH == 256
     assert row_width([40], 64) == 64, "a small context stays as it is, and so do its figures"
     assert row_width([8190], CONTEXT) == CONTEXT
     assert row_width([], CONTEXT) == 256

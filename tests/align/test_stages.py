@@ -17,7 +17,7 @@ from groundling.align.chat_vocab import with_chat
 from groundling.align.data import ChatDataConfig, read_asked
 from groundling.align.preferences.judgement import Candidate, Judgement
 from groundling.align.preferences.store import Rankings
-from groundling.align.replies import Speaker
+from groundling.align.replies import ReplySampler
 from groundling.align.reward import train as reward
 from groundling.align.rl import grpo, ppo, trainer
 from groundling.bundle import load_bundle, save_bundle
@@ -27,7 +27,7 @@ from groundling.export.cli import main as export_main
 from groundling.model.gpt import GPT
 from groundling.sample.sampler import SamplingConfig
 from groundling.system.signals import ASKED_TO_STOP
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 from groundling.train import loop
 
 
@@ -65,8 +65,8 @@ def replies_of(bundle_folder: Path) -> list[str]:
     bundle = with_chat(load_bundle(bundle_folder))
     assert bundle.chat is not None
     prompt = [bundle.chat.user, *bundle.tokenizer.encode("abc"), bundle.chat.end, bundle.chat.assistant]
-    speaker = Speaker(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=40)
-    return [reply.text for (reply,) in speaker.reply([prompt] * 200, seed=5)]
+    sampler = ReplySampler(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=40)
+    return [reply.text for (reply,) in sampler.reply([prompt] * 200, seed=5)]
 
 
 def share_of_e(bundle_folder: Path) -> float:

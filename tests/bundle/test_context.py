@@ -16,7 +16,7 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.system.memory import Memory
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 
 LETTERS = CharTokenizer("\n abcdefghij")
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=32, vocab_size=16)
@@ -27,7 +27,7 @@ def saved(folder, config=CONFIG, chat=True):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = GPT(config)
-    save_bundle(folder, model, LETTERS, chat=ChatFormat.after(LETTERS.vocab_size) if chat else None)
+    save_bundle(folder, model, LETTERS, chat=RoleTokens.after(LETTERS.vocab_size) if chat else None)
     return folder
 
 

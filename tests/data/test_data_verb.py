@@ -14,7 +14,8 @@ from groundling.errors import ConfigError, DataError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 
 TALK = [{"role": "user", "content": "who?\x1b"}, {"role": "assistant", "content": "<user>[me]"}]
 
@@ -76,7 +77,7 @@ def test_of_a_pair_both_replies_are_shown(tmp_path, capsys):
 def test_a_bundle_gives_its_tokenizer_and_its_context(tmp_path, talk, capsys):
     tokenizer = CharTokenizer.from_text("who?\x1b<user>[me]")
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=16, vocab_size=tokenizer.vocab_size + 4))
-    save_bundle(tmp_path / "bundle", model, tokenizer, chat=ChatFormat.after(tokenizer.vocab_size))
+    save_bundle(tmp_path / "bundle", model, tokenizer, chat=RoleTokens.after(tokenizer.vocab_size))
     assert main(["inspect", str(tmp_path / "bundle"), str(talk)]) == 0
     assert "<user>?<U+001B><end>\n<assistant>[<user>[me]<end>]" in capsys.readouterr().out, "there are 16 ids"
     other = CharTokenizer.from_text("abc")
@@ -87,7 +88,7 @@ def test_a_bundle_gives_its_tokenizer_and_its_context(tmp_path, talk, capsys):
 
 def test_colours_mark_what_is_learned():
     tokenizer = CharTokenizer("ab")
-    chat = ChatFormat.after(2)
+    chat = RoleTokens.after(2)
     ids, said = chat.render([Message("user", "a"), Message("assistant", "b")], tokenizer)
     coloured: Text = show(ids, said, chat, tokenizer, in_colour=True)
     assert coloured.plain == "<user>a<end>\n<assistant>b<end>"

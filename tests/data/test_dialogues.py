@@ -21,7 +21,8 @@ from groundling.data.examples.shakespeare import (
 )
 from groundling.errors import ConfigError, DataError
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message, check_messages
+from groundling.text.chat.messages import Message, check_messages
+from groundling.text.chat.role_tokens import RoleTokens
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_the_lectures_text_gives_what_its_documentation_says(plays):
 
 def test_all_of_them_are_whole_conversations_that_the_lectures_model_can_learn(plays):
     tokenizer = CharTokenizer.from_text(plays)
-    chat, counts = ChatFormat.after(tokenizer.vocab_size), Counts()
+    chat, counts = RoleTokens.after(tokenizer.vocab_size), Counts()
     for conversation in dialogues(plays, "val"):
         check_messages(conversation.messages, conversation.where)
         assert conversation.messages[-1].role == "assistant"

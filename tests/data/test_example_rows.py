@@ -17,10 +17,11 @@ from groundling.data.examples.conversations import (
 from groundling.data.examples.encoding import Counts, encode_conversation, encode_preference, encode_prompt
 from groundling.errors import ConfigError, DataError
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 
 TOKENIZER = CharTokenizer("".join(sorted(" ?!.abcdefghijklmnopqrstuvwxyz\n")))
-CHAT = ChatFormat.after(TOKENIZER.vocab_size)
+CHAT = RoleTokens.after(TOKENIZER.vocab_size)
 TALK = (Message("user", "who is there?"), Message("assistant", "a friend."))
 TALK_ROW = {"messages": [{"role": m.role, "content": m.content} for m in TALK]}
 USER, REPLY = TALK_ROW["messages"]
@@ -322,7 +323,7 @@ def test_what_follows_the_last_reply_and_turns_without_one_are_left_out():
 def test_words_that_a_tokenizer_skips_are_no_words():
     skipping = CharTokenizer("ab", "skip")
     counts = Counts()
-    assert encode_conversation(talk("a", "xyz"), ChatFormat.after(2), skipping, 99, counts) is None
+    assert encode_conversation(talk("a", "xyz"), RoleTokens.after(2), skipping, 99, counts) is None
     assert counts.n_empty == 1
 
 

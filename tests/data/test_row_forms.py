@@ -19,7 +19,8 @@ from groundling.data.examples.conversations import (
 from groundling.data.examples.encoding import Counts, encode_conversation
 from groundling.errors import DataError
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 
 ASK, REPLY = Message("user", "who?"), Message("assistant", "me.")
 BRIEF = Message("system", "be brief")
@@ -100,7 +101,7 @@ def test_of_a_completion_only_its_reply_is_learned(write):
     (conversation,) = read_conversations(write({"prompt": [*before, ASK_ROW], "completion": [REPLY_ROW]}))
     assert conversation == Conversation((*EARLIER, ASK, REPLY), only_last=True)
     tokenizer = CharTokenizer("".join(sorted("abcdefghijklmnopqrstuvwxyz ?.")))
-    chat = ChatFormat.after(tokenizer.vocab_size)
+    chat = RoleTokens.after(tokenizer.vocab_size)
     encoded = encode_conversation(conversation, chat, tokenizer, 100, Counts())
     learned = [id for id, said in zip(encoded.ids, encoded.said, strict=True) if said]
     assert learned == [*tokenizer.encode("me."), chat.end]

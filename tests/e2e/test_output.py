@@ -26,7 +26,8 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.system import output
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 
 FULL = Path("/dev/full")
 ESCAPED = "groundling: standard output is "
@@ -108,7 +109,7 @@ def things(tmp_path_factory) -> dict[str, Path]:
     for name, more in (("base", 0), ("talker", 4)):
         torch.manual_seed(3)
         model = GPT(GPTConfig(**sizes, vocab_size=tokenizer.vocab_size + more))
-        chat = ChatFormat.after(tokenizer.vocab_size) if more else None
+        chat = RoleTokens.after(tokenizer.vocab_size) if more else None
         save_bundle(folder / name, model, tokenizer, chat=chat)
     (folder / "text.txt").write_text("a→b Ж é \N{GRINNING FACE} and so on, for a line\n" * 40, "utf-8")
     (folder / "play.txt").write_text("A:\none Ж. two.\n\nB:\nthree. four.\n\n" * 20, "utf-8")

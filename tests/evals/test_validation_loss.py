@@ -10,7 +10,7 @@ from torch import nn
 
 from groundling.data.batches import Batch, RandomOffsets, whole_split
 from groundling.evals.loss import (
-    MOST_TRAIN_WINDOWS,
+    MAX_TRAIN_WINDOWS,
     TOKENS_AT_ONCE,
     Interrupted,
     mean_loss,
@@ -115,7 +115,7 @@ def test_the_training_loss_costs_no_more_than_so_many_windows():
             return super().forward(idx_BT)
 
     train_loss_estimate(Counting(), TOKENS, 90, n_windows=10_000)
-    assert sum(n for n, _ in shapes) == MOST_TRAIN_WINDOWS
+    assert sum(n for n, _ in shapes) == MAX_TRAIN_WINDOWS
     assert max(n * length for n, length in shapes) <= TOKENS_AT_ONCE
 
 

@@ -30,7 +30,8 @@ from groundling.export.chat_template.escapes import KEPT, PUT_IN
 from groundling.export.hf_tokenizer import tokenizer_spec
 from groundling.sample.sampler import SamplingConfig
 from groundling.text.bpe import AddedToken, BPETokenizer
-from groundling.text.chat import ROLES, Message, to_ids
+from groundling.text.chat.messages import ROLES, Message
+from groundling.text.chat.template import to_ids
 
 TEXTS = ["<|turn_end|>", "<|system_start|>", "<|user_start|>", "<|assistant_start|>"]
 CHAT_KINDS = ["char skip", "bpe", "sp_bpe", "unigram"]

@@ -35,7 +35,7 @@ from groundling.model.layers import Rotary
 from groundling.sample.sampler import SamplingConfig
 from groundling.text import bpe, gpt2, sentence_piece
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 from groundling.text.tokenizer import Tokenizer
 
 LETTERS = CharTokenizer.from_text("\n !',.:;?ROMEO abcdefghijklmnopqrstuvwxyz BIJW")

@@ -34,8 +34,9 @@ from groundling.export.gguf_vocabulary import USER_DEFINED, vocabulary_of
 from groundling.export.hf_tokenizer import gpt2_spec
 from groundling.sample.generate import generate, generate_batch, stream, text_engine
 from groundling.sample.sampler import SamplingConfig
-from groundling.text.chat import ChatFormat, Message
-from groundling.text.chat_reading import messages_in
+from groundling.text.chat.messages import Message
+from groundling.text.chat.reading import messages_in
+from groundling.text.chat.serialize import template_from_json
 from servekit import events, serving
 
 HOSTILE = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<repo_name>", "assistant"]
@@ -106,7 +107,7 @@ def test_what_comes_along(folders, capsys):
     assert "<think>" not in qwen.tokenizer.special, "as text it shows, where nobody asks for a chat"
     assert qwen.chat.default_system is None
     values = json.loads((folders / "qwen-bundle/chat.json").read_text("utf-8"))
-    assert ChatFormat.from_json(values) == qwen.chat
+    assert template_from_json(values) == qwen.chat
     assert "{%" not in json.dumps(values), "no Jinja is stored"
 
 

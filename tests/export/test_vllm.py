@@ -18,7 +18,7 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.sample.sampler import SamplingConfig
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 N_NEW = 40
 

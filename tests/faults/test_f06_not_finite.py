@@ -23,7 +23,7 @@ from groundling.errors import TrainingError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import train_step
 
@@ -72,7 +72,7 @@ def test_one_rank_fails_and_all_stop_with_the_weights_of_the_step_before(tmp_pat
 @pytest.fixture
 def model(tmp_path) -> Path:
     torch.manual_seed(0)
-    tokenizer, chat = CharTokenizer("ab"), ChatFormat.after(2)
+    tokenizer, chat = CharTokenizer("ab"), RoleTokens.after(2)
     sizes = GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=24, vocab_size=6)
     save_bundle(tmp_path / "sft", GPT(sizes), tokenizer, chat=chat)
     (tmp_path / "asked.txt").write_text("a\nab\nb\n", encoding="utf-8")

@@ -5,10 +5,11 @@ import pytest
 from groundling.data.examples.conversations import Conversation
 from groundling.data.examples.encoding import Counts, encode_conversation
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 
 TOKENIZER = CharTokenizer("ab")
-CHAT = ChatFormat.after(2)
+CHAT = RoleTokens.after(2)
 USER, REPLY = Message("user", "ab"), Message("assistant", "ba")
 
 

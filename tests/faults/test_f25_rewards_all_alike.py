@@ -11,7 +11,7 @@ from groundling.bundle import load_bundle, save_bundle
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 
 FLAGS = ("--data.path", "asked.txt", "--replies", "32", "--max-new-tokens", "8", "--no-end", "1")
 CPU = ("--runtime.device", "cpu", "--runtime.dtype", "float32")
@@ -29,7 +29,7 @@ def how_often_a(prompt: str, reply: str) -> float:
 def folder(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=24, vocab_size=6))
-    save_bundle(tmp_path / "sft", model, CharTokenizer("ab"), chat=ChatFormat.after(2))
+    save_bundle(tmp_path / "sft", model, CharTokenizer("ab"), chat=RoleTokens.after(2))
     (tmp_path / "asked.txt").write_text("a\nab\nb\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path

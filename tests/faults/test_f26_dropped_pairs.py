@@ -7,10 +7,10 @@ import pytest
 from groundling.data.examples.conversations import read_preferences
 from groundling.data.examples.encoding import Counts, encode_preference
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 
 TOKENIZER = CharTokenizer(" abc")
-CHAT = ChatFormat.after(4)
+CHAT = RoleTokens.after(4)
 GOOD = {"prompt": "a b", "chosen": "b", "rejected": "c"}
 BAD = {
     "the same": ({"rejected": "b"}, {"n_same": 1}),

@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from groundling.align.preferences.judgement import SKIP, Candidate, Judgement, best_of, tie_of
+from groundling.align.preferences.judgement import SKIP, Candidate, Judgement, choice_of_best, tie_of
 from groundling.align.preferences.store import Rankings
 from groundling.errors import DataError
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 ITEM = Judgement(
     key="k",
-    messages=(Message("user", "Speak."),),
+    messages=(Message("user", "ReplyFn."),),
     candidates=(Candidate("a", "m"), Candidate("b", "m"), Candidate("c", "m")),
     shown=(2, 0, 1),
-    choice=best_of(1, 3),
+    choice=choice_of_best(1, 3),
     rater="ann",
     time="2026-01-02T03:04:05+00:00",
 )

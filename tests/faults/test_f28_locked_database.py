@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from groundling.align.preferences import database
-from groundling.align.preferences.judgement import Candidate, Judgement, best_of
+from groundling.align.preferences.judgement import Candidate, Judgement, choice_of_best
 from groundling.align.preferences.store import Rankings
 from groundling.errors import StorageError
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 WRITER = """
 import sys, threading
@@ -41,10 +41,10 @@ for thread in range(8):
 def item(key: str) -> Judgement:
     return Judgement(
         key=key,
-        messages=(Message("user", "Speak."),),
+        messages=(Message("user", "ReplyFn."),),
         candidates=(Candidate("a", "m"), Candidate("b" * 3000, "m")),
         shown=(0, 1),
-        choice=best_of(0, 2),
+        choice=choice_of_best(0, 2),
         rater="ann",
         time="2026-01-02T03:04:05+00:00",
     )

@@ -9,9 +9,9 @@ import pytest
 
 from groundling.bundle import load_bundle
 from groundling.sample.engine import Engine
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
-from groundling.serve.decode.stream import Take
+from groundling.serve.decode.stream import SampleRequest
 from groundling.serve.decode.worker import Load, Worker
 from servekit import Served, wait_until
 
@@ -103,7 +103,7 @@ def test_who_closes_his_side_is_answered(server: Served, version: str) -> None:
             assert not rest or b"in the middle of the headers" in answers[-1]
 
 
-class Fickle(Take):
+class Fickle(SampleRequest):
     """Is cancelled while somebody looks."""
 
     n_looks = 0
@@ -124,7 +124,8 @@ def test_no_place_is_lost_however_late_somebody_leaves(models) -> None:
         worker = Worker(1, 10)
         worker.start(lambda _: None)
         writes, left, leaves = (
-            kind(number, [1], config, row_generator(0, 0)) for number, kind in enumerate((Take, Take, Fickle))
+            kind(number, [1], config, row_generator(0, 0))
+            for number, kind in enumerate((SampleRequest, SampleRequest, Fickle))
         )
         first = worker.submit(engine, "one", [writes], 60)
         left.cancelled = True

@@ -11,7 +11,8 @@ from groundling.data.examples.encoding import Counts, encode_conversation
 from groundling.errors import DataError
 from groundling.text import bpe, gpt2, sentence_piece
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ROLES, ChatFormat, Message
+from groundling.text.chat.messages import ROLES, Message
+from groundling.text.chat.role_tokens import RoleTokens
 
 SPECIALS = ["<|endoftext|>", "<|user_end|>", "<|im_start|>", "<|im_end|>", "<user>", "<end>", "<assistant>", "<system>"]
 SPECIALS += ["</s>", "<s>", "[INST]", "<unk>", "<pad>", "<0x0A>", "\u2581"]
@@ -33,7 +34,7 @@ def tokenizers():
 @given(words=HOSTILE, role=st.sampled_from(ROLES))
 def test_content_holds_no_id_of_structure(tokenizers, kind, words, role):
     tokenizer = tokenizers[kind]
-    chat = ChatFormat.after(tokenizer.vocab_size)
+    chat = RoleTokens.after(tokenizer.vocab_size)
     first, *content, last = chat.message(Message(role, words), tokenizer)
     assert (first, last) == (chat.role_id(role), chat.end)
     assert not set(content) & set(chat.special_ids())
@@ -49,7 +50,7 @@ def test_gpt2s_own_special_token_is_text_as_well(tokenizers):
 def test_the_same_holds_for_what_fine_tuning_reads(tmp_path, tokenizers, special):
     path, tokenizer = tmp_path / "hostile.jsonl", tokenizers["bpe"]
     path.write_text(json.dumps({"instruction": special, "output": special}))
-    chat = ChatFormat.after(tokenizer.vocab_size)
+    chat = RoleTokens.after(tokenizer.vocab_size)
     (conversation,) = read_conversations(path)
     encoded = encode_conversation(conversation, chat, tokenizer, 999, Counts())
     structure = [id for id in encoded.ids if id in chat.special_ids()]

@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.state import Theatre
+from groundling.serve.state import ServerState
 from groundling.system.logs import EventLog
 from servekit import Served, wait_until
 
@@ -64,14 +64,14 @@ def test_what_is_told_and_logged_of_a_request_is_short(server: Served) -> None:
 
 def test_a_bug_is_an_answer_like_any_other(tmp_path) -> None:
     """It has a name, the headers that all have, and is counted as what it is."""
-    theatre = Theatre(ServeConfig(paths=(str(tmp_path / "nothing"),), safety="off", rankings=tmp_path / "r.sqlite"))
-    app, path = create_app(theatre, EventLog((tmp_path / "log").open("w"))), "/v1/bug"
+    server = ServerState(ServeConfig(paths=(str(tmp_path / "nothing"),), safety="off", rankings=tmp_path / "r.sqlite"))
+    app, path = create_app(server, EventLog((tmp_path / "log").open("w"))), "/v1/bug"
     app.add_api_route(path, lambda: 1 // 0)
     answer = TestClient(app, base_url="http://localhost").get(path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "ZeroDivisionError" not in answer.text
     assert {"x-request-id", "content-security-policy", "x-content-type-options"} <= set(answer.headers)
-    assert b'requests_total{route="/v1/bug",status="500"} 1.0' in theatre.metrics.text()
+    assert b'requests_total{route="/v1/bug",status="500"} 1.0' in server.metrics.text()
     log = (tmp_path / "log").read_text()
     assert "ZeroDivisionError" in log
     assert log.count(answer.headers["x-request-id"]) == 2

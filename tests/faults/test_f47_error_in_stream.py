@@ -8,27 +8,27 @@ from starlette.testclient import TestClient
 
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.state import State, Theatre
+from groundling.serve.state import ServerState, State
 from groundling.system.logs import EventLog
 from servekit import events
 
 
 @contextmanager
-def theatre_of(models, tmp_path, **how):
+def server_of(models, tmp_path, **how):
     """A server in this process, whose parts can be made to fail, and a client of it."""
-    theatre = Theatre(ServeConfig(paths=(str(models["base"]),), safety="off", rankings=tmp_path / "r.sqlite", **how))
+    server = ServerState(ServeConfig(paths=(str(models["base"]),), safety="off", rankings=tmp_path / "r.sqlite", **how))
     log = EventLog((tmp_path / "log").open("w"))
-    with TestClient(create_app(theatre, log), base_url="http://localhost", raise_server_exceptions=False) as client:
-        while theatre.state is not State.READY:
-            assert theatre.failure is None
-        yield theatre, client
+    with TestClient(create_app(server, log), base_url="http://localhost", raise_server_exceptions=False) as client:
+        while server.state is not State.READY:
+            assert server.failure is None
+        yield server, client
 
 
 @contextmanager
 def failing_at(step: int, models, tmp_path, slow_s: float = 0.0):
     """A server whose model fails once, at this step."""
-    with theatre_of(models, tmp_path) as (theatre, client):
-        engine = theatre.models.get("base").engine
+    with server_of(models, tmp_path) as (server, client):
+        engine = server.models.get("base").engine
         works, n_steps = engine.step, 0
 
         def fail_once():
@@ -76,7 +76,7 @@ def test_a_whole_answer_is_an_error(models, tmp_path, step: int) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_who_is_out_of_time_is_told_so(models, tmp_path, streamed: bool, n: int) -> None:
     """What was cut off by the clock is not a text that has reached its length."""
-    with theatre_of(models, tmp_path, timeout_s=0.8, max_tokens=100_000) as (theatre, client):
+    with server_of(models, tmp_path, timeout_s=0.8, max_tokens=100_000) as (server, client):
         body = {**BODY, "max_tokens": 25_000, "n": n, "stream": streamed}
         answer = client.post("/v1/completions", json=body)
         if streamed:
@@ -86,37 +86,37 @@ def test_who_is_out_of_time_is_told_so(models, tmp_path, streamed: bool, n: int)
             last = answer.json()
             assert answer.status_code == 503
         assert last["error"]["code"] == "deadline_exceeded"
-        assert b'aborted_total{reason="deadline"} 1.0' in theatre.metrics.text()
-        assert theatre.worker.load == (0, 0)
+        assert b'aborted_total{reason="deadline"} 1.0' in server.metrics.text()
+        assert server.worker.load == (0, 0)
         assert client.post("/v1/completions", json=BODY).status_code == 200
 
 
 def test_who_is_out_of_time_before_his_prompt_is_read_is_told_so(models, tmp_path) -> None:
-    with theatre_of(models, tmp_path, timeout_s=0.5) as (theatre, client):
-        busy = client.portal.start_task_soon(theatre.worker.call, lambda: time.sleep(1))
+    with server_of(models, tmp_path, timeout_s=0.5) as (server, client):
+        busy = client.portal.start_task_soon(server.worker.call, lambda: time.sleep(1))
         body = {"model": "base", "prompt": ["a", "b"] * 10, "max_tokens": 0, "echo": True, "logprobs": 1}
         answer = client.post("/v1/completions", json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "deadline_exceeded")
-        assert b'aborted_total{reason="deadline"} 1.0' in theatre.metrics.text()
+        assert b'aborted_total{reason="deadline"} 1.0' in server.metrics.text()
         busy.result()
-        assert theatre.worker.load == (0, 0)
-        assert theatre.n_open == 0
+        assert server.worker.load == (0, 0)
+        assert server.n_open == 0
         assert client.post("/v1/completions", json=BODY).status_code == 200
 
 
 def test_a_decoder_that_dies_leaves_nobody_waiting(models, tmp_path) -> None:
-    with theatre_of(models, tmp_path) as (theatre, client):
+    with server_of(models, tmp_path) as (server, client):
 
         def fail(*_):
             raise RuntimeError("secret inside")
 
-        theatre.models.get("base").engine.add = fail
+        server.models.get("base").engine.add = fail
         answer = client.post("/v1/completions", json=BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
         assert "secret" not in answer.text
         assert client.get("/ready").status_code == 503
         assert client.post("/v1/completions", json=BODY).status_code == 503
-        assert isinstance(theatre.failure, RuntimeError), "by which the process ends"
+        assert isinstance(server.failure, RuntimeError), "by which the process ends"
 
 
 @pytest.mark.parametrize(("changes", "reason"), [({}, "length"), ({"stop": ["\n", "a", "e", "t", " "]}, "stop")])

@@ -11,7 +11,7 @@ from groundling.errors import ConfigError
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
 from groundling.serve.pages import PAGES
-from groundling.serve.state import Theatre
+from groundling.serve.state import ServerState
 from groundling.system.logs import EventLog
 from servekit import Served, serving
 
@@ -28,7 +28,7 @@ def guarded(models, tmp_path_factory):
 
 
 def every_route(models, tmp_path):
-    app = create_app(Theatre(ServeConfig(paths=(str(models["base"]),), rankings=tmp_path / "r.sqlite")), EventLog())
+    app = create_app(ServerState(ServeConfig(paths=(str(models["base"]),), rankings=tmp_path / "r.sqlite")), EventLog())
     pending, found = list(app.routes), []
     while pending:
         route = pending.pop()

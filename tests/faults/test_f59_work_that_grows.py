@@ -8,9 +8,10 @@ import pytest
 from groundling.data.examples import encoding, jsonl
 from groundling.text import bpe, gpt2, libraries, sentence_piece
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, Message
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.chunking import CHUNK_CHARS, RUN_CHARS, chunks, parts
-from groundling.text.trainers import MOST_CHARS, sentences, short_runs
+from groundling.text.trainers import MAX_CHARS, sentences, short_runs
 
 TWICE = 2.2
 """Twice the work, and a little for what stands at the edges."""
@@ -96,17 +97,17 @@ def test_a_trainer_gets_no_word_of_which_it_would_take_the_square(letters):
 
     once, twice = (squares(letters * (n // len(letters))) for n in (200_000, 400_000))
     assert twice <= TWICE * once
-    assert max(map(len, sentences([letters * 100_000])), default=0) <= MOST_CHARS
+    assert max(map(len, sentences([letters * 100_000])), default=0) <= MAX_CHARS
 
 
 def test_ordinary_text_is_not_cut_for_the_trainer():
-    text = "To be, or not to be: " * 5000 + "x" * MOST_CHARS + "\n" + " " * (MOST_CHARS - 1)
+    text = "To be, or not to be: " * 5000 + "x" * MAX_CHARS + "\n" + " " * (MAX_CHARS - 1)
     assert list(short_runs([text])) == [text]
 
 
 def test_a_long_conversation_is_shortened_in_work_that_grows_with_its_length(monkeypatch):
     tokenizer = CharTokenizer("ab")
-    chat, counted = ChatFormat.after(2), []
+    chat, counted = RoleTokens.after(2), []
     length = encoding._length
     monkeypatch.setattr(encoding, "_length", lambda parts: counted.append(len(parts)) or length(parts))
 

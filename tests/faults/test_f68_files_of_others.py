@@ -136,7 +136,7 @@ RECORDS = {
 
 def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
     """The page of training lists what is sound, and goes on."""
-    monkeypatch.setattr(metrics, "MOST_RECORDS", 1 << 22)
+    monkeypatch.setattr(metrics, "MAX_RECORDS", 1 << 22)
     sound = tmp_path / "sound"
     sound.mkdir()
     for name, text in RECORDS.items():
@@ -346,7 +346,7 @@ def test_a_record_that_cannot_be_read_is_kept_beside_the_one_of_a_run_that_goes_
     assert f"{path}: passed over {why}; the whole file is kept as {kept}" in capsys.readouterr().err
     for number in (2, 3):
         path.write_text(lines)
-        monkeypatch.setattr(metrics, "MOST_RECORDS", 300)
+        monkeypatch.setattr(metrics, "MAX_RECORDS", 300)
         JsonlSink(path, resumed_at=50).write({"step": 51})
         monkeypatch.undo()
         assert (kept := tmp_path / f"metrics.jsonl.unread-{number}").read_text() == lines

@@ -28,19 +28,19 @@ from groundling.storage.manifest import MANIFEST, _write_sealed, read_manifest, 
 from groundling.system.memory import Memory
 from groundling.system.metrics import read_records
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.train import estimate
 from groundling.train.checkpoints.checkpoint import Checkpoints, restore
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=8)
 WRONG = {"I64": torch.int64, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
-MOST_CPU_S = 2.0
+MAX_CPU_S = 2.0
 
 
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(1)
-    save_bundle(tmp_path / "b", GPT(CONFIG), CharTokenizer("abcd"), {}, ChatFormat.after(4))
+    save_bundle(tmp_path / "b", GPT(CONFIG), CharTokenizer("abcd"), {}, RoleTokens.after(4))
     return tmp_path / "b"
 
 
@@ -55,7 +55,7 @@ def refused(read, *arguments: object) -> str:
     began = time.process_time()
     with pytest.raises(GroundlingError) as error:
         read(*arguments)
-    assert time.process_time() - began < MOST_CPU_S
+    assert time.process_time() - began < MAX_CPU_S
     said = str(error.value)
     assert said.isprintable()
     assert len(said) < 1600
@@ -240,7 +240,7 @@ def test_an_adapter_does_not_fit_by_being_spread(folder, tmp_path):
 
 def test_a_long_chain_of_adapters_is_refused(folder, tmp_path, monkeypatch):
     base = load_bundle(folder)
-    monkeypatch.setattr(bundle, "MOST_ADAPTERS", 2)
+    monkeypatch.setattr(bundle, "MAX_ADAPTERS", 2)
     before = folder
     for number in range(4):
         save_adapter(tmp_path / f"a{number}", Adapter({}, {}, 1.0), base_at(before), base)

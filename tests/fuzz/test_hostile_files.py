@@ -34,8 +34,9 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.system.runtime import RuntimeConfig
 from groundling.text.build import TokenizerConfig, train_tokenizer
-from groundling.text.chat import ChatFormat, Message
-from groundling.text.chat_wrapped import WrappedTurns
+from groundling.text.chat.messages import Message
+from groundling.text.chat.role_tokens import RoleTokens
+from groundling.text.chat.wrapped_turns import WrappedTurns
 from groundling.tools.verify import main as verify
 from groundling.train.arguments import parse_arguments
 from groundling.train.pretrain import pretrain
@@ -45,8 +46,8 @@ FIRST_SEED = int(os.environ.get("GROUNDLING_FUZZ_SEED", "1"))
 SECONDS = float(os.environ.get("GROUNDLING_FUZZ_S", "0"))
 N_SEEDS = 120
 """Of each kind of file, where no time is given; a sixth of it where a run is resumed."""
-MOST_CPU_S = 2.0
-MOST_BYTES = 200e6
+MAX_CPU_S = 2.0
+MAX_BYTES = 200e6
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer\n" * 20
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=16)
@@ -84,7 +85,7 @@ def save(folder: Path, kind: str, chat: bool = False, **changes: object) -> None
             default_system="Be short.",
         )
     elif chat:
-        template = ChatFormat.after(n)
+        template = RoleTokens.after(n)
     save_bundle(folder, model, tokenizer, {}, template)
 
 
@@ -240,9 +241,9 @@ def test_a_file_loads_or_is_refused_in_one_line(name: str, tmp_path: Path, monke
         if said is not None:
             assert said.isprintable(), f"{how}: {said!r}"
             assert 0 < len(said) < 1600, f"{how}: {said!r}"
-        assert time.process_time() - began < MOST_CPU_S, how
+        assert time.process_time() - began < MAX_CPU_S, how
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss) * (1 if sys.platform == "darwin" else 1024)
-        assert grown < MOST_BYTES, how
+        assert grown < MAX_BYTES, how
         if kind.read is not resume:
             assert tree(folder) == before, how
         shutil.rmtree(folder)

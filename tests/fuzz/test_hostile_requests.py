@@ -25,8 +25,8 @@ N_SEEDS = {"raw": 1000, "json": 500}
 """Where no time is given."""
 N_WARM = 150
 """Requests after which memory is measured first: by then, all is loaded that is loaded on demand."""
-MOST_GROWN = 50e6
-MOST_WAIT_S = 30.0
+MAX_GROWN = 50e6
+MAX_WAIT_S = 30.0
 """For an answer, after all was sent: texts are short."""
 LEVELS = {"raw": raw_attack, "json": json_attack}
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
@@ -51,7 +51,7 @@ def attacked(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 def send(attack: Attack, port: int) -> bytes | None:
     """What came back until the server closed the connection; None: its client did not stay to see it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=MOST_WAIT_S) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as sock:
         told = b""
         try:
             for piece in attack.pieces:
@@ -124,7 +124,7 @@ def n_connections(server: Served) -> int:
 
 def comes_to_rest(server: Served, n_before: int) -> None:
     """No connection is left, nothing is written or waits, and nothing was a bug."""
-    until = time.monotonic() + MOST_WAIT_S
+    until = time.monotonic() + MAX_WAIT_S
     while n_connections(server) > n_before:
         assert time.monotonic() < until, f"{n_connections(server) - n_before} connections are left"
         time.sleep(0.05)
@@ -159,7 +159,7 @@ def test_a_request_is_answered_or_refused_and_nothing_is_left(attacked: Served, 
             grown_from = memory(attacked)
     comes_to_rest(attacked, n_before)
     assert attacked.ask("GET", "/health")[0] == 200
-    assert not grown_from or memory(attacked) - grown_from < MOST_GROWN, f"{memory(attacked) - grown_from:,.0f} bytes"
+    assert not grown_from or memory(attacked) - grown_from < MAX_GROWN, f"{memory(attacked) - grown_from:,.0f} bytes"
     assert SECONDS or {200, 400, 401 if level == "raw" else 404} <= statuses
 
 

@@ -28,7 +28,7 @@ from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE
 from groundling.model.packing import groups_of_exchanges, groups_of_rows, pack, packed_size, plan
 from groundling.system.runtime import unwrap
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import train_step
 
@@ -159,7 +159,7 @@ def test_the_first_ratio_is_one(gpt: GPT, n_rows: int) -> None:
     for batch in policy_batches(round_, range(10), T, n_rows):
         loss = objective(*batch.arguments(1.0))
         assert loss.item() == pytest.approx(-batch.n_targets, abs=1e-5)  # the advantages are 1
-    assert objective.look()["first_ratio_off"] < 1e-6
+    assert objective.pop_metrics()["first_ratio_off"] < 1e-6
     assert round_.kl() == 0
 
 

@@ -16,15 +16,15 @@ from groundling.model.cache import KVCache
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.sample import auto_runner, filters
-from groundling.sample.auto_runner import Backend
+from groundling.sample.auto_runner import AutoRunner
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
 from groundling.sample.native.build import Compilation
-from groundling.sample.native.runner import NativeReader
+from groundling.sample.native.runner import NativeRunner
 from groundling.sample.quantize import with_rounded_weights
-from groundling.sample.runner import Piece, TorchReader, WindowReader
+from groundling.sample.request import row_generator
+from groundling.sample.runner import TokenSpan, TorchRunner, WindowRunner
 from groundling.sample.sampler import SamplingConfig, adjust
-from groundling.sample.sequence import row_generator
 
 BASE = GPTConfig(n_layer=2, n_head=4, n_embd=32, block_size=24, vocab_size=21)
 CONFIGS = {
@@ -84,13 +84,13 @@ def compiled_for(processor: str):
     return library
 
 
-def native(model: GPT, library, weights="float32", n_slots=3, n_threads=1) -> NativeReader:
+def native(model: GPT, library, weights="float32", n_slots=3, n_threads=1) -> NativeRunner:
     dtype = torch.float32 if weights == "float32" else torch.bfloat16
-    return NativeReader(model, KVCache(model.config, n_slots, dtype), weights, library, n_threads)
+    return NativeRunner(model, KVCache(model.config, n_slots, dtype), weights, library, n_threads)
 
 
 def whole(reader, ids: list[int], slot: int = 0) -> torch.Tensor:
-    return reader.read([Piece(slot, 0, ids, len(ids))])
+    return reader.read([TokenSpan(slot, 0, ids, len(ids))])
 
 
 @pytest.mark.parametrize("weights", BOUNDS)
@@ -116,7 +116,7 @@ def test_compiled_code_rounds_as_the_rounded_model_does(any_library, weights):
     ids = ids_of(24, 21)
     with torch.inference_mode():
         expected_TV = with_rounded_weights(model, weights)(torch.tensor([ids]))[0]
-    single = NativeReader(model, KVCache(model.config, 1), weights, any_library, 1)  # keys and values in float32
+    single = NativeRunner(model, KVCache(model.config, 1), weights, any_library, 1)  # keys and values in float32
     bound = 1e-5 if weights == "int8" else 0.02
     torch.testing.assert_close(whole(single, ids), expected_TV, rtol=0, atol=bound * expected_TV.abs().max().item())
 
@@ -132,16 +132,20 @@ def test_a_row_s_bits_depend_on_nothing_but_its_sequence(any_library, config, we
     alone, crowd = native(model, any_library, weights), native(model, any_library, weights, n_threads=2)
     place = 0
     for n_new in (1, 1, 5, 1, 9, 7):
-        piece = Piece(1, place, ids[place : place + n_new], n_new)
+        piece = TokenSpan(1, place, ids[place : place + n_new], n_new)
         part_TV = expected_TV[place : place + n_new]
         assert torch.equal(alone.read([piece]), part_TV)
-        beside = [Piece(0, place, other[place : place + n_new], 1), piece, Piece(2, place, other[place : place + 1], 1)]
+        beside = [
+            TokenSpan(0, place, other[place : place + n_new], 1),
+            piece,
+            TokenSpan(2, place, other[place : place + 1], 1),
+        ]
         assert torch.equal(crowd.read(beside)[1 : 1 + n_new], part_TV)
         place += n_new
     copied = native(model, any_library, weights)
     whole(copied, ids)
     copied.copy(0, 2, 11)
-    assert torch.equal(copied.read([Piece(2, 11, ids[11:], 13)]), expected_TV[11:])
+    assert torch.equal(copied.read([TokenSpan(2, 11, ids[11:], 13)]), expected_TV[11:])
 
 
 @pytest.mark.parametrize("weights", BOUNDS)
@@ -151,28 +155,28 @@ def test_memory_that_grows_changes_no_bit(library, weights):
     ids, other = ids_of(600, 21), ids_of(600, 21, seed=1)
     expected_TV = whole(native(model, library, weights), ids)
     reader = native(model, library, weights, n_threads=2)
-    reader.read([Piece(0, 0, ids[:250], 1), Piece(2, 0, other[:3], 1)])
+    reader.read([TokenSpan(0, 0, ids[:250], 1), TokenSpan(2, 0, other[:3], 1)])
     for place in range(250, 600):
-        beside = Piece(2, place - 247, other[place - 247 : place - 246], 1)
-        assert torch.equal(reader.read([Piece(0, place, ids[place : place + 1], 1), beside])[0], expected_TV[place])
+        beside = TokenSpan(2, place - 247, other[place - 247 : place - 246], 1)
+        assert torch.equal(reader.read([TokenSpan(0, place, ids[place : place + 1], 1), beside])[0], expected_TV[place])
     assert [reader.cache.capacity(slot) for slot in range(3)] == [704, 0, 512]
     reader.copy(0, 1, 400)
-    assert torch.equal(reader.read([Piece(1, 400, ids[400:], 200)]), expected_TV[400:])
+    assert torch.equal(reader.read([TokenSpan(1, 400, ids[400:], 200)]), expected_TV[400:])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("few_scores", [0, 1 << 24])
 def test_pytorch_reads_long_and_short_sequences_together(monkeypatch, few_scores):
     """Of lengths for which slots have memory of different sizes, scoring all positions or only the last ones."""
-    monkeypatch.setattr(TorchReader, "FEW_SCORES", few_scores)
+    monkeypatch.setattr(TorchRunner, "FEW_SCORES", few_scores)
     config = dataclasses.replace(CONFIGS["llama, 6 heads on 2"], block_size=2500)
     model = make_gpt(config).double()
-    reader, oracle = TorchReader(model, KVCache(config, 4, torch.float64)), WindowReader(model, 4)
+    reader, oracle = TorchRunner(model, KVCache(config, 4, torch.float64)), WindowRunner(model, 4)
     ids, lengths = [ids_of(2500, 21, seed) for seed in range(4)], [2300, 254, 700, 1023]
-    first = [Piece(slot, 0, ids[slot][:n], 2) for slot, n in enumerate(lengths)]
+    first = [TokenSpan(slot, 0, ids[slot][:n], 2) for slot, n in enumerate(lengths)]
     torch.testing.assert_close(reader.read(first), oracle.read(first), rtol=0, atol=1e-10)
     for step in range(3):
-        pieces = [Piece(slot, n + step, ids[slot][n + step : n + step + 1], 1) for slot, n in enumerate(lengths)]
+        pieces = [TokenSpan(slot, n + step, ids[slot][n + step : n + step + 1], 1) for slot, n in enumerate(lengths)]
         torch.testing.assert_close(reader.read(pieces), oracle.read(pieces), rtol=0, atol=1e-10)
     assert len({reader.cache.capacity(slot) for slot in range(4)}) > 2
 
@@ -182,12 +186,16 @@ def test_prompts_are_read_in_parts_with_the_same_result(library, how, monkeypatc
     """Each position that is read at once takes memory for all that is computed of it."""
     model = make_gpt(dataclasses.replace(BASE, block_size=200))
     n_read = []
-    reader = Backend(model, 3, native=how)
-    plain, inner = Backend(model, 3, native=how), reader._reader.read
+    reader = AutoRunner(model, 3, native=how)
+    plain, inner = AutoRunner(model, 3, native=how), reader._runner.read
     monkeypatch.setattr(
-        reader._reader, "read", lambda pieces: n_read.append(sum(len(p.ids) for p in pieces)) or inner(pieces)
+        reader._runner, "read", lambda pieces: n_read.append(sum(len(p.ids) for p in pieces)) or inner(pieces)
     )
-    pieces = [Piece(0, 0, ids_of(150, 21), 3), Piece(1, 0, ids_of(9, 21), 9), Piece(2, 0, ids_of(70, 21, seed=2), 1)]
+    pieces = [
+        TokenSpan(0, 0, ids_of(150, 21), 3),
+        TokenSpan(1, 0, ids_of(9, 21), 9),
+        TokenSpan(2, 0, ids_of(70, 21, seed=2), 1),
+    ]
     expected_RV = plain.read(pieces)
     monkeypatch.setattr(auto_runner, "READ_AT_ONCE", 32)
     read_RV = reader.read(pieces)
@@ -207,7 +215,7 @@ def test_many_rows_are_read_in_blocks(any_library):
     torch.testing.assert_close(read_TV, expected_TV, rtol=0, atol=1e-5 * expected_TV.abs().max().item())
     one_by_one = native(model, any_library)
     for place in range(150):
-        assert torch.equal(one_by_one.read([Piece(0, place, ids[place : place + 1], 1)])[0], read_TV[place])
+        assert torch.equal(one_by_one.read([TokenSpan(0, place, ids[place : place + 1], 1)])[0], read_TV[place])
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
@@ -219,7 +227,7 @@ def test_rows_that_read_a_long_past_together_have_the_bits_of_each_alone(any_lib
     together_TV = whole(native(model, any_library, weights, n_threads=2), ids)
     alone = native(model, any_library, weights)
     for place in range(500):
-        assert torch.equal(alone.read([Piece(0, place, ids[place : place + 1], 1)])[0], together_TV[place])
+        assert torch.equal(alone.read([TokenSpan(0, place, ids[place : place + 1], 1)])[0], together_TV[place])
     if weights == "float32":
         with torch.inference_mode():
             expected_TV = model(torch.tensor([ids]))[0]
@@ -234,8 +242,8 @@ def test_a_long_past_and_a_large_crowd_change_no_bit(any_library, head_size, wei
     model = make_gpt(dataclasses.replace(CONFIGS["llama, 6 heads on 2"], **sizes))
     texts = [ids_of(90, 21, seed) for seed in range(21)]
     crowd = native(model, any_library, weights, n_slots=21, n_threads=2)
-    crowd.read([Piece(slot, 0, ids[: 60 + slot], 1) for slot, ids in enumerate(texts)])
-    after_RV = crowd.read([Piece(slot, 60 + slot, ids[60 + slot :][:3], 2) for slot, ids in enumerate(texts)])
+    crowd.read([TokenSpan(slot, 0, ids[: 60 + slot], 1) for slot, ids in enumerate(texts)])
+    after_RV = crowd.read([TokenSpan(slot, 60 + slot, ids[60 + slot :][:3], 2) for slot, ids in enumerate(texts)])
     for slot, ids in enumerate(texts):
         n_read = 63 + slot
         alone_TV = whole(native(model, any_library, weights), ids[:n_read])
@@ -266,7 +274,7 @@ def test_scores_that_are_no_numbers_come_through(library):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_pytorch_reads_sequences_of_different_lengths_as_if_alone(config):
     model = make_gpt(config).double()
-    reader, oracle = TorchReader(model, KVCache(config, 3, torch.float64)), WindowReader(model, 3)
+    reader, oracle = TorchRunner(model, KVCache(config, 3, torch.float64)), WindowRunner(model, 3)
     ids = [ids_of(24, config.vocab_size, seed) for seed in range(3)]
     places = [0, 0, 0]
     for counts in ((7, 3, 7), (1, 1, 1), (2, 1, 0), (1, 5, 2), (1, 1, 1)):
@@ -274,7 +282,7 @@ def test_pytorch_reads_sequences_of_different_lengths_as_if_alone(config):
         for slot, n_new in enumerate(counts):
             if n_new:
                 new = ids[slot][places[slot] : places[slot] + n_new]
-                pieces.append(Piece(slot, places[slot], new, min(n_new, 2)))
+                pieces.append(TokenSpan(slot, places[slot], new, min(n_new, 2)))
                 places[slot] += n_new
         torch.testing.assert_close(reader.read(pieces), oracle.read(pieces), rtol=0, atol=1e-10)
 

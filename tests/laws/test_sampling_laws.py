@@ -14,8 +14,8 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.sample.engine import Engine
 from groundling.sample.generate import generate, generate_batch, generate_ids, stream
+from groundling.sample.request import row_generator, window_start
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator, window_start
 from groundling.text.char import CharTokenizer
 
 BASE = GPTConfig(n_layer=2, n_head=4, n_embd=16, block_size=8, vocab_size=11)

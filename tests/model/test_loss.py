@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from groundling.model.loss import IGNORE, loss_sum, sequence_log_probs, taught_loss_sum
+from groundling.model.loss import IGNORE, distillation_loss_sum, loss_sum, sequence_log_probs
 from groundling.model.numerics import at_least_float32
 
 B, T, V = 3, 5, 7
@@ -77,7 +77,7 @@ def test_a_teacher_who_expects_what_stands_there_changes_nothing():
     logits_BTV, targets_BT = torch.randn(2, 3, 5), torch.tensor([[1, 4, 0], [2, 2, IGNORE]])
     hints_BTV = torch.nn.functional.one_hot(targets_BT.clamp(min=0), 5).float()
     torch.testing.assert_close(
-        taught_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), loss_sum(logits_BTV, targets_BT)
+        distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), loss_sum(logits_BTV, targets_BT)
     )
 
 
@@ -86,7 +86,7 @@ def test_with_a_teacher_the_loss_is_the_cross_entropy_with_the_mixture():
     hints_BTV = torch.rand(2, 3, 5).softmax(-1)
     mixture_BTV = 0.7 * torch.nn.functional.one_hot(targets_BT, 5) + 0.3 * hints_BTV
     expected = torch.nn.functional.cross_entropy(logits_BTV.mT, mixture_BTV.mT, reduction="sum")
-    torch.testing.assert_close(taught_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), expected)
+    torch.testing.assert_close(distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), expected)
     torch.testing.assert_close(
-        taught_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.0), loss_sum(logits_BTV, targets_BT)
+        distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.0), loss_sum(logits_BTV, targets_BT)
     )

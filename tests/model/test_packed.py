@@ -5,7 +5,7 @@ import torch
 
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.model.packed import Layout, Packed
+from groundling.model.packed import Layout, PackedSequences
 
 
 @pytest.mark.parametrize("position", ["learned", "rotary"])
@@ -18,7 +18,7 @@ def test_packed_sequences_are_what_they_are_alone(position: str, training: bool)
     idx_BT = torch.randint(11, (2, 12))
     lengths = [[5, 1, 6], [3, 9]]
     numbers_BT = torch.stack([torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in lengths])
-    together_BTV = model(idx_BT, Packed(Layout(numbers_BT, torch.zeros_like(numbers_BT))))
+    together_BTV = model(idx_BT, PackedSequences(Layout(numbers_BT, torch.zeros_like(numbers_BT))))
     for row, pieces in enumerate(lengths):
         alone_TV = torch.cat([model(piece[None])[0] for piece in idx_BT[row].split(pieces)])
         torch.testing.assert_close(together_BTV[row], alone_TV, atol=1e-6, rtol=1e-5)
@@ -31,7 +31,7 @@ def test_one_sequence_in_a_row_is_the_plain_model() -> None:
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=11)).eval()
     idx_BT = torch.randint(11, (3, 12))
     zeros_BT = torch.zeros_like(idx_BT)
-    torch.testing.assert_close(model(idx_BT, Packed(Layout(zeros_BT, zeros_BT))), model(idx_BT))
+    torch.testing.assert_close(model(idx_BT, PackedSequences(Layout(zeros_BT, zeros_BT))), model(idx_BT))
 
 
 @pytest.mark.parametrize("position", ["learned", "rotary"])
@@ -43,7 +43,7 @@ def test_ways_on_from_one_beginning_are_what_they_are_alone(position: str) -> No
     #  a sequence of its own, then a beginning of 3 with ways on of 2, 1 and 4
     numbers_BT = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
     branches_BT = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 2, 3, 3, 3, 3]])
-    together_TV = model(idx_BT, Packed(Layout(numbers_BT, branches_BT)))[0]
+    together_TV = model(idx_BT, PackedSequences(Layout(numbers_BT, branches_BT)))[0]
     beginning = [2, 3, 4]
     for way in ([5, 6], [7], [8, 9, 10, 11]):
         alone_TV = model(idx_BT[:, beginning + way])[0]

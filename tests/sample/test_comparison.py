@@ -13,8 +13,8 @@ from groundling.errors import ConfigError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.sample import auto_runner
-from groundling.sample.auto_runner import Backend, compare, native_is_faster
-from groundling.sample.engine import DecodeConfig, Engine, settled
+from groundling.sample.auto_runner import AutoRunner, compare, native_is_faster
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.generate import generate_batch
 from groundling.sample.native import comparison
 from groundling.sample.native.build import Compilation
@@ -60,7 +60,7 @@ def test_a_library_that_is_slower_than_pytorch_is_not_used(tmp_path, monkeypatch
     expected = generate_batch(Engine(model, DecodeConfig(native="off")), [[1]], SAMPLING)
     assert generate_batch(engine, [[1]], SAMPLING) == expected
     assert not native_is_faster(model, "float32", 16)
-    assert settled(model, DecodeConfig()).native == "off"
+    assert deterministic_decode(model, DecodeConfig()).native == "off"
     assert Engine(model, DecodeConfig(native="on")).is_native, "who demands it gets it"
     found = compare(model, 16, "float32", compilation, library)
     assert all(speedup < 1 for speedup in found.speedups().values()), found
@@ -68,7 +68,7 @@ def test_a_library_that_is_slower_than_pytorch_is_not_used(tmp_path, monkeypatch
 
 def test_the_machine_s_library_is_measured_and_used(timings, model):
     assert Engine(model).is_native
-    assert settled(model, DecodeConfig(weights="int8")).native == "on"
+    assert deterministic_decode(model, DecodeConfig(weights="int8")).native == "on"
     kept = json.loads(timings.read_text("utf-8"))
     assert kept.keys() == {shape_key(CONFIG, "float32", 1), shape_key(CONFIG, "int8", 16)}
     for entry in kept.values():
@@ -125,7 +125,7 @@ def test_measuring_leaves_threads_and_slots_as_they_were(timings, model):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        reader = Backend(model, 3)
+        reader = AutoRunner(model, 3)
         assert torch.get_num_threads() == 2
         assert reader.cache is not None
         assert all(reader.cache.capacity(slot) == 0 for slot in range(3))
@@ -144,7 +144,7 @@ def test_measuring_takes_memory_for_a_prompt_of_each_slot_and_no_more(timings, m
         return found
 
     monkeypatch.setattr(auto_runner, "measure", measure)
-    settled(model, DecodeConfig())
+    deterministic_decode(model, DecodeConfig())
     assert capacities == [comparison.PROMPT] * 16
 
 
@@ -158,7 +158,7 @@ def test_too_little_memory_to_measure_is_said_in_one_line(timings, monkeypatch, 
         raise error
 
     monkeypatch.setattr(auto_runner, "measure", measure)
-    for decode in (lambda: settled(model, DecodeConfig()), lambda: Engine(model)):
+    for decode in (lambda: deterministic_decode(model, DecodeConfig()), lambda: Engine(model)):
         with pytest.raises(ConfigError, match=f"not enough memory to read on: .*{str(error)[-20:]}"):
             decode()
     monkeypatch.setattr(auto_runner, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))

@@ -13,8 +13,8 @@ from groundling.model.gpt import GPT
 from groundling.sample import engine as engine_module
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch, stream_batch, text_engine
+from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import Sample, row_generator
 from groundling.sample.speculative import PromptLookup
 from groundling.text.char import CharTokenizer
 
@@ -34,7 +34,7 @@ def config(n: int, **fields) -> SamplingConfig:
 
 @pytest.mark.parametrize("n_ids", [3, 65, 1500, 5000])
 def test_noise_is_drawn_token_by_token_however_many_are_drawn_at_once(n_ids):
-    sample = Sample([1], config(90), row_generator(7, 0))
+    sample = Request([1], config(90), row_generator(7, 0))
     generator = row_generator(7, 0)
     for ahead in (0, 3, 1, 40, 89):
         sample.noise(ahead, n_ids)
@@ -48,7 +48,7 @@ def test_those_who_wait_come_in_their_order_as_others_leave(model):
     samples = [engine.add([i], config(n), row_generator(0, i)) for i, n in enumerate((2, 4, 1, 3))]
     steps = []
     while engine.is_busy:
-        steps.append([samples.index(chosen.sample) for chosen in engine.step()])
+        steps.append([samples.index(chosen.request) for chosen in engine.step()])
     assert steps == [[0, 1], [0, 1], [1, 2], [1, 3], [3], [3]]
     assert [len(sample.tokens) - 1 for sample in samples] == [2, 4, 1, 3]
     assert all(sample.finished for sample in samples)
@@ -71,7 +71,7 @@ def test_a_long_prompt_is_read_between_the_steps_of_others(monkeypatch, how):
     samples = [engine.add(p, config(9), row_generator(config(9).seed, i)) for i, p in enumerate(prompts)]
     steps = []
     while engine.is_busy:
-        steps.append([samples.index(chosen.sample) for chosen in engine.step()])
+        steps.append([samples.index(chosen.request) for chosen in engine.step()])
     assert steps[:8] == [[0, 3]] * 4 + [[0, 1, 3]] * 3 + [[0, 1, 2, 3]], "four parts of 90 tokens, then three of 70"
     assert [sample.tokens[sample.n_prompt :] for sample in samples] == alone
     assert engine.counts.read == sum(map(len, prompts)) + 4 * 8
@@ -83,7 +83,7 @@ def test_a_stopped_sample_leaves_its_slot_to_the_next(model):
     engine.step()
     engine.stop(first)
     engine.stop(second)  # which has never run
-    assert [chosen.sample for chosen in engine.run()] == [third] * 5
+    assert [chosen.request for chosen in engine.run()] == [third] * 5
     assert (len(first.tokens), len(second.tokens)) == (2, 1)
     engine.stop(third)  # it has ended already
     assert not engine.is_busy
@@ -149,7 +149,7 @@ def test_after_a_step_that_failed_samples_go_on_as_if_nothing_had_been(model, ho
     prompt = [1, 2, 3, 4, 5, 6]
     expected = [generate_batch(Engine(model, DecodeConfig(native=how)), [prompt], config(12), row)[0] for row in (0, 1)]
     engine = Engine(model, DecodeConfig(native=how, speculate=2), 2, draft=model if draft else None)
-    read, n_reads = engine._reader.read, 0
+    read, n_reads = engine._runner.read, 0
 
     def failing_at_times(pieces):
         nonlocal n_reads
@@ -158,7 +158,7 @@ def test_after_a_step_that_failed_samples_go_on_as_if_nothing_had_been(model, ho
             raise KeyboardInterrupt
         return read(pieces)
 
-    monkeypatch.setattr(engine._reader, "read", failing_at_times)
+    monkeypatch.setattr(engine._runner, "read", failing_at_times)
     first, second = (engine.add(prompt, config(12), row_generator(1337, row)) for row in (0, 1))
     n_failed = 0
     while engine.is_busy:
@@ -172,7 +172,7 @@ def test_after_a_step_that_failed_samples_go_on_as_if_nothing_had_been(model, ho
     with pytest.raises(KeyboardInterrupt):
         generate_batch(engine, [prompt], config(12))
     assert not engine.is_busy, "whoever gave up leaves nothing behind"
-    monkeypatch.setattr(engine._reader, "read", read)
+    monkeypatch.setattr(engine._runner, "read", read)
     assert generate_batch(engine, [prompt], config(12)) == expected[:1]
 
 
@@ -182,7 +182,7 @@ def test_a_bad_sample_does_not_spoil_its_neighbours(model):
     bad = engine.add([2], config(6), row_generator(1337, 1))
     bad.config = SamplingConfig(top_k=3)
     object.__setattr__(bad.config, "top_k", "three")
-    bad.way = ("bad",)
+    bad.sampling_key = ("bad",)
     with pytest.raises(TypeError):
         engine.step()
     engine.stop(bad)
@@ -284,7 +284,7 @@ def test_no_guess_goes_beyond_the_last_token_or_the_window(model):
 
 def test_looking_up_finds_what_followed_the_longest_known_ending():
     def guess(tokens: list[int], limit: int = 3) -> list[int]:
-        return PromptLookup().guess([Sample(tokens, config(9), row_generator(0, 0))], [limit])[0]
+        return PromptLookup().guess([Request(tokens, config(9), row_generator(0, 0))], [limit])[0]
 
     assert guess([1, 2, 3]) == [], "nothing was there before"
     assert guess([1, 2, 3, 7, 8, 9, 1, 2, 3]) == [7, 8, 9]
@@ -296,7 +296,7 @@ def test_looking_up_finds_what_followed_the_longest_known_ending():
 
 
 def test_looking_up_goes_on_with_a_growing_sample():
-    sample = Sample([1, 2, 3, 4], config(99), row_generator(0, 0))
+    sample = Request([1, 2, 3, 4], config(99), row_generator(0, 0))
     lookup = PromptLookup()
     assert lookup.guess([sample], [5]) == [[]]
     sample.take([1, 2, 3])

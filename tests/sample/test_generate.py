@@ -15,8 +15,8 @@ from groundling.model.gpt import GPT
 from groundling.sample.detokenize import TextStream
 from groundling.sample.engine import Engine
 from groundling.sample.generate import generate, generate_batch, generate_ids, stream, stream_batch, text_engine
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
 from groundling.text.byte_pieces import BytePieces
 from groundling.text.char import CharTokenizer
 

@@ -16,12 +16,12 @@ from groundling.errors import ConfigError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.sample import auto_runner
-from groundling.sample.auto_runner import Backend
+from groundling.sample.auto_runner import AutoRunner
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
 from groundling.sample.native.build import Compilation
 from groundling.sample.native.runner import pack
-from groundling.sample.runner import Piece
+from groundling.sample.runner import TokenSpan
 from groundling.sample.sampler import SamplingConfig
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=16, vocab_size=11)
@@ -187,16 +187,16 @@ def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, wha
 
 
 def test_pieces_that_cannot_be_read_never_reach_the_library(model):
-    reader = Backend(model, 2, native="on")
+    reader = AutoRunner(model, 2, native="on")
     for piece in (
-        Piece(2, 0, [1], 1),
-        Piece(-1, 0, [1], 1),
-        Piece(0, 14, [1, 1, 1], 1),
-        Piece(0, -1, [1], 1),
-        Piece(0, 0, [1], 2),
-        Piece(0, 0, [11], 1),
-        Piece(0, 0, [-1], 1),
-        Piece(0, 0, [], 0),
+        TokenSpan(2, 0, [1], 1),
+        TokenSpan(-1, 0, [1], 1),
+        TokenSpan(0, 14, [1, 1, 1], 1),
+        TokenSpan(0, -1, [1], 1),
+        TokenSpan(0, 0, [1], 2),
+        TokenSpan(0, 0, [11], 1),
+        TokenSpan(0, 0, [-1], 1),
+        TokenSpan(0, 0, [], 0),
     ):
         with pytest.raises(AssertionError):
             reader.read([piece])
@@ -205,14 +205,14 @@ def test_pieces_that_cannot_be_read_never_reach_the_library(model):
 def test_a_fork_gets_threads_of_its_own(model):
     torch.set_num_threads(2)
     try:
-        reader = Backend(model, 1, native="on")
-        expected = reader.read([Piece(0, 0, [1, 2], 1)])
+        reader = AutoRunner(model, 1, native="on")
+        expected = reader.read([TokenSpan(0, 0, [1, 2], 1)])
         child = os.fork()
         if child == 0:
-            same = torch.equal(reader.read([Piece(0, 0, [1, 2], 1)]), expected)
+            same = torch.equal(reader.read([TokenSpan(0, 0, [1, 2], 1)]), expected)
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
-        assert torch.equal(reader.read([Piece(0, 0, [1, 2], 1)]), expected)
+        assert torch.equal(reader.read([TokenSpan(0, 0, [1, 2], 1)]), expected)
     finally:
         torch.set_num_threads(1)
 
@@ -257,15 +257,15 @@ def test_compiled_code_takes_over_in_the_middle_of_a_text(monkeypatch, model):
 
 
 def test_what_cannot_be_compiled_is_refused_only_when_it_was_demanded(model):
-    assert not Backend(model.double(), 1).is_native
+    assert not AutoRunner(model.double(), 1).is_native
     with pytest.raises(ConfigError, match=r"only float32 on a CPU is compiled, not torch.float64 on cpu"):
-        Backend(model.double(), 1, native="on")
+        AutoRunner(model.double(), 1, native="on")
 
     class Other(torch.nn.Linear):
         block_size = 4
 
     with pytest.raises(ConfigError, match="a Other is read as it is"):
-        Backend(Other(1, 1), 1, weights="int8")
+        AutoRunner(Other(1, 1), 1, weights="int8")
 
 
 def test_the_training_mode_is_left_alone(model):
@@ -292,14 +292,14 @@ def test_packing_puts_a_panel_s_outputs_side_by_side_and_fills_up_with_zeros(n_o
     assert pack(weight_NK, lanes, n_woven).tolist() == expected
 
 
-def test_threads_do_not_outlive_their_reader(model):
+def test_threads_do_not_outlive_their_runner(model):
     def threads() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
 
     torch.set_num_threads(3)
     try:
-        reader = Backend(model, 1, native="on")
-        reader.read([Piece(0, 0, [1, 2], 1)])
+        reader = AutoRunner(model, 1, native="on")
+        reader.read([TokenSpan(0, 0, [1, 2], 1)])
         before = threads()
         del reader
         assert threads() == before - 2

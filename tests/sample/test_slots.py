@@ -11,8 +11,8 @@ from groundling.model.gpt import GPT
 from groundling.sample import slots
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
 from groundling.sample.slots import CacheMemory, NoMemoryError
 from groundling.system.memory import Memory
 
@@ -54,7 +54,7 @@ def test_who_may_need_more_than_is_left_waits_and_is_then_told_the_same(model):
     samples = [engine.add([i], config(n), row_generator(config(n).seed, i)) for i, n in enumerate((700, 800, 300))]
     seen = set()
     while engine.is_busy:
-        seen.add(tuple(samples.index(chosen.sample) for chosen in engine.step()))
+        seen.add(tuple(samples.index(chosen.request) for chosen in engine.step()))
         assert memory.held() <= 1600 * POSITION
     assert seen == {(0, 1), (1, 2), (2,)}, "the third one waits for what the others may still need"
     for i, sample in enumerate(samples):
@@ -86,7 +86,7 @@ def test_memory_that_others_took_meanwhile_is_an_error_of_the_one_sample(model):
         engine.step()
     with pytest.raises(NoMemoryError) as caught:
         engine.step()
-    assert caught.value.sample is second
+    assert caught.value.request is second
     engine.stop(second)
     assert not engine.is_busy
 

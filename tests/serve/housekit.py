@@ -12,22 +12,22 @@ from starlette.testclient import TestClient
 
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
-from groundling.serve.state import State, Theatre
+from groundling.serve.state import ServerState, State
 from groundling.system.logs import EventLog
 
 
 class House:
     """The server, and a client of it."""
 
-    def __init__(self, client: TestClient, theatre: Theatre) -> None:
-        self.client, self.theatre = client, theatre
+    def __init__(self, client: TestClient, server: ServerState) -> None:
+        self.client, self.server = client, server
 
     def held(self, act: Callable[[threading.Event], Awaitable[None]]) -> None:
         """Do something in the server's event loop, while its model thread waits for an event."""
         go_on = threading.Event()
 
         async def act_held() -> None:
-            waiting = asyncio.ensure_future(self.theatre.worker.call(lambda: go_on.wait(20)))
+            waiting = asyncio.ensure_future(self.server.worker.call(lambda: go_on.wait(20)))
             try:
                 await act(go_on)
             finally:
@@ -73,10 +73,10 @@ async def comes_to_hold(condition: Callable[[], bool], timeout_s: float = 10.0) 
 def house_of(folder: Path, *paths: object, **changes: Any) -> Iterator[House]:
     """A house that is ready, until the block ends; what it writes goes into the folder."""
     settings = {"safety": "off", "device": "cpu", "rankings": folder / "kept.sqlite", "runs": folder / "runs"}
-    theatre = Theatre(ServeConfig(paths=tuple(map(str, paths)), **{**settings, **changes}))
+    server = ServerState(ServeConfig(paths=tuple(map(str, paths)), **{**settings, **changes}))
     with (folder / "log").open("w") as log:
-        app = create_app(theatre, EventLog(log))
+        app = create_app(server, EventLog(log))
         with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
-            while theatre.state is not State.READY:
-                assert theatre.failure is None
-            yield House(client, theatre)
+            while server.state is not State.READY:
+                assert server.failure is None
+            yield House(client, server)

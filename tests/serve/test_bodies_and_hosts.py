@@ -16,7 +16,7 @@ from groundling.serve.http import encodings
 from groundling.serve.http.encodings import unpacked
 from groundling.serve.http.errors import ApiError
 from groundling.serve.http.middleware import host_name
-from groundling.serve.state import Theatre
+from groundling.serve.state import ServerState
 from groundling.system.logs import EventLog
 
 NO = "is not supported here; leave it out"
@@ -27,7 +27,7 @@ def app(tmp_path_factory):
     """The application without models: what is told of a body that was read is another thing than that."""
     folder = tmp_path_factory.mktemp("app")
     config = ServeConfig(paths=("nothing",), safety="off", rankings=folder / "r.sqlite", max_body_bytes=10_000)
-    return create_app(Theatre(config), EventLog((folder / "log").open("w")))
+    return create_app(ServerState(config), EventLog((folder / "log").open("w")))
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_allowed_hosts_may_be_spelled_in_any_way(tmp_path, allowed):
     config = ServeConfig(
         paths=("x",), host="0:0:0:0:0:0:0:1", allowed_hosts=(allowed,), safety="off", rankings=tmp_path / "r.sqlite"
     )
-    client = TestClient(create_app(Theatre(config), EventLog((tmp_path / "log").open("w"))))
+    client = TestClient(create_app(ServerState(config), EventLog((tmp_path / "log").open("w"))))
     for host in ("example.org", "[::1]:8000"):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 503
     assert client.get("/v1/models", headers={"Host": "example.com"}).status_code == 403

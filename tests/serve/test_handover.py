@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from groundling.sample.sampler import SamplingConfig, Token
-from groundling.serve.decode.stream import Generation, Part, Take
+from groundling.serve.decode.stream import SampleRequest, TokenBatch, TokenStream
 from groundling.serve.http.errors import ApiError
 
 N_SAMPLES, N_TOKENS = 3, 40
@@ -39,43 +39,43 @@ class Thread:
     def wake(self) -> None:
         self.n_wakes += 1
 
-    def generation(self) -> Generation:
-        takes = [Take(number, [1], SamplingConfig(), torch.Generator()) for number in range(N_SAMPLES)]
-        return Generation(None, "client", takes, time.monotonic() + 60, self.wake)  # type: ignore[arg-type]
+    def stream(self) -> TokenStream:
+        samples = [SampleRequest(number, [1], SamplingConfig(), torch.Generator()) for number in range(N_SAMPLES)]
+        return TokenStream(None, "client", samples, time.monotonic() + 60, self.wake)  # type: ignore[arg-type]
 
-    def write(self, generation: Generation, draw: random.Random, pause_s: float) -> None:
+    def write(self, stream: TokenStream, draw: random.Random, pause_s: float) -> None:
         for id in range(N_TOKENS):
             for number in range(N_SAMPLES):
-                if generation.put([Part(number, [Token(id)], id == N_TOKENS - 1)]):
+                if stream.put([TokenBatch(number, [Token(id)], id == N_TOKENS - 1)]):
                     self.n_rings += 1
-                    self._loop.call_soon_threadsafe(generation.ring)
+                    self._loop.call_soon_threadsafe(stream.notify)
             if draw.random() < 0.5:
                 time.sleep(draw.random() * pause_s)
 
 
-async def _read(generation: Generation, pace_s: float) -> tuple[dict[int, list[int]], int]:
+async def _read(stream: TokenStream, interval_s: float) -> tuple[dict[int, list[int]], int]:
     read: dict[int, list[int]] = {}
     n_times = 0
-    async for parts in generation.parts(pace_s):
+    async for batches in stream.batches(interval_s):
         n_times += 1
-        assert len({part.number for part in parts}) == len(parts), "of each sample one part"
-        for number, tokens, _ in parts:
+        assert len({batch.number for batch in batches}) == len(batches), "of each sample one part"
+        for number, tokens, _ in batches:
             read.setdefault(number, []).extend(token.id for token in tokens)
     return read, n_times
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pace_s", [0, 0.001, 0.02])
+@pytest.mark.parametrize("interval_s", [0, 0.001, 0.02])
 @pytest.mark.parametrize("pause_s", [0, 0.0005, 0.003])
 @in_a_loop
-async def test_every_token_comes_however_threads_take_turns(pace_s: float, pause_s: float) -> None:
+async def test_every_token_comes_however_threads_take_turns(interval_s: float, pause_s: float) -> None:
     for seed in range(20):
         thread = Thread()
-        generation = thread.generation()
-        writer = threading.Thread(target=thread.write, args=(generation, random.Random(seed), pause_s))
+        stream = thread.stream()
+        writer = threading.Thread(target=thread.write, args=(stream, random.Random(seed), pause_s))
         writer.start()
         async with asyncio.timeout(10):
-            read, _ = await _read(generation, pace_s)
+            read, _ = await _read(stream, interval_s)
         writer.join()
         assert read == {number: list(range(N_TOKENS)) for number in range(N_SAMPLES)}
 
@@ -84,12 +84,12 @@ async def test_every_token_comes_however_threads_take_turns(pace_s: float, pause
 async def test_who_rests_is_not_woken_for_each_token_but_for_the_last() -> None:
     """At an endless pace: the first tokens come at once, and the rest when all is there."""
     thread = Thread()
-    generation = thread.generation()
-    generation.put([Part(0, [Token(-1)], False)])
-    reading = asyncio.create_task(_read(generation, 1e9))
-    while generation._alarm is None:  # until the reader has the first token, and rests
+    stream = thread.stream()
+    stream.put([TokenBatch(0, [Token(-1)], False)])
+    reading = asyncio.create_task(_read(stream, 1e9))
+    while stream._alarm is None:  # until the reader has the first token, and rests
         await asyncio.sleep(0)
-    writer = threading.Thread(target=thread.write, args=(generation, random.Random(1), 0.01))
+    writer = threading.Thread(target=thread.write, args=(stream, random.Random(1), 0.01))
     writer.start()
     async with asyncio.timeout(60):
         read, n_times = await reading
@@ -102,30 +102,30 @@ async def test_who_rests_is_not_woken_for_each_token_but_for_the_last() -> None:
 @in_a_loop
 async def test_what_came_before_an_error_is_read_and_then_the_error() -> None:
     thread = Thread()
-    generation = thread.generation()
-    generation.put([Part(0, [Token(5)], True)])
-    generation.fail(ApiError(503, "the time is up", "deadline_exceeded"))
-    parts = generation.parts()
-    seen = await anext(parts)
+    stream = thread.stream()
+    stream.put([TokenBatch(0, [Token(5)], True)])
+    stream.fail(ApiError(503, "the time is up", "deadline_exceeded"))
+    batches = stream.batches()
+    seen = await anext(batches)
     with pytest.raises(ApiError, match="the time is up"):
-        await anext(parts)
-    assert seen == [Part(0, [Token(5)], True)]
-    assert all(take.cancelled for take in generation.takes)
+        await anext(batches)
+    assert seen == [TokenBatch(0, [Token(5)], True)]
+    assert all(sample.cancelled for sample in stream.samples)
 
 
 @in_a_loop
 async def test_an_error_wakes_who_rests_and_comes_too_late_when_all_has_come() -> None:
     thread = Thread()
-    generation = thread.generation()
-    generation.put([Part(0, [Token(5)], False)])
-    reading = asyncio.create_task(_read(generation, 600.0))
+    stream = thread.stream()
+    stream.put([TokenBatch(0, [Token(5)], False)])
+    reading = asyncio.create_task(_read(stream, 600.0))
     await asyncio.sleep(0.02)
-    generation.fail(ApiError(500, "the model failed", "model_failed"))
+    stream.fail(ApiError(500, "the model failed", "model_failed"))
     async with asyncio.timeout(5):
         with pytest.raises(ApiError, match="the model failed"):
             await reading
-    whole = thread.generation()
-    whole.put([Part(number, [Token(1)], True) for number in range(N_SAMPLES)])
+    whole = thread.stream()
+    whole.put([TokenBatch(number, [Token(1)], True) for number in range(N_SAMPLES)])
     whole.fail(ApiError(503, "the server is shutting down", "draining"))
     assert (await _read(whole, 0.0))[0] == {number: [1] for number in range(N_SAMPLES)}
 
@@ -133,9 +133,9 @@ async def test_an_error_wakes_who_rests_and_comes_too_late_when_all_has_come() -
 @in_a_loop
 async def test_who_leaves_early_stops_all_samples() -> None:
     thread = Thread()
-    generation = thread.generation()
-    generation.put([Part(0, [Token(5)], False)])
-    async with aclosing(generation.parts()) as parts:
-        await anext(parts)
-    assert all(take.cancelled for take in generation.takes)
+    stream = thread.stream()
+    stream.put([TokenBatch(0, [Token(5)], False)])
+    async with aclosing(stream.batches()) as batches:
+        await anext(batches)
+    assert all(sample.cancelled for sample in stream.samples)
     assert thread.n_wakes >= 1

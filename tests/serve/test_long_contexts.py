@@ -18,7 +18,7 @@ from groundling.sample import slots
 from groundling.serve.completions import requests as completion_requests
 from groundling.system.memory import Memory, memory_of
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from servekit import LETTERS, serving
 
 WINDOW = {"n_layer": 28, "n_head": 16, "n_kv_head": 8, "head_size": 128, "block_size": 40_960, "position": "rotary"}
@@ -28,7 +28,7 @@ TALK = [{"role": "user", "content": "Who is there?"}]
 
 def talker(folder: Path, **sizes: Any) -> Path:
     """A model that answers, and never ends by itself."""
-    chat, letters = ChatFormat.after(len(LETTERS)), CharTokenizer(LETTERS)
+    chat, letters = RoleTokens.after(len(LETTERS)), CharTokenizer(LETTERS)
     torch.manual_seed(0)
     model = GPT(GPTConfig(**sizes, n_embd=32, vocab_size=len(LETTERS) + 4))
     with torch.no_grad():
@@ -75,7 +75,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     monkeypatch.setattr(slots, "UNASKED_BYTES", 0)
     folder = talker(tmp_path / "m", n_layer=1, n_head=1, block_size=4096, position="rotary")
     with house_of(tmp_path, folder, slots=4) as found:
-        memory = found.theatre.memory
+        memory = found.server.memory
         memory._memory = lambda _: Memory(0, 1000 * 2 * 32 * 4 - memory.held())
         yield found
 
@@ -90,7 +90,7 @@ def test_what_can_never_fit_is_said_in_one_line(small: House) -> None:
 
 
 def test_a_reply_whose_length_nobody_asked_for_is_as_long_as_there_is_memory_for(small: House) -> None:
-    never = {str(ChatFormat.after(len(LETTERS)).end): -100}
+    never = {str(RoleTokens.after(len(LETTERS)).end): -100}
     body = {"model": "m", "messages": TALK, "logit_bias": never}
     usage = small.client.post("/v1/chat/completions", json=body).json()["usage"]
     assert 975 <= usage["total_tokens"] <= 1000
@@ -101,31 +101,31 @@ def test_texts_wait_for_memory_and_all_are_written(small: House) -> None:
     answer = small.client.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == 2400
-    assert small.theatre.memory.held() <= 1000 * 2 * 32 * 4
+    assert small.server.memory.held() <= 1000 * 2 * 32 * 4
     assert [choice["finish_reason"] for choice in answer.json()["choices"]] == ["length"] * 4
 
 
 def test_memory_that_went_while_a_text_waited_ends_that_text_alone(small: House) -> None:
-    memory, before = small.theatre.memory, small.theatre.memory._memory
+    memory, before = small.server.memory, small.server.memory._memory
     body = {"model": "m", "prompt": "a", "max_tokens": 600, "temperature": 0}
     known = small.client.post("/v1/completions", json=body).json()["choices"]
-    worker_add = small.theatre.models.get("m").engine.add
+    worker_add = small.server.models.get("m").engine.add
 
     def add_then_lose(*words: Any) -> Any:
         sample = worker_add(*words)
         memory._memory = lambda _: Memory(0, 0)
         return sample
 
-    small.theatre.models.get("m").engine.add = add_then_lose  # type: ignore[method-assign]
+    small.server.models.get("m").engine.add = add_then_lose  # type: ignore[method-assign]
     refused = small.client.post("/v1/completions", json={**body, "max_tokens": 900})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "insufficient_memory")
-    small.theatre.models.get("m").engine.add = worker_add  # type: ignore[method-assign]
+    small.server.models.get("m").engine.add = worker_add  # type: ignore[method-assign]
     memory._memory = before
     assert small.client.post("/v1/completions", json=body).json()["choices"] == known
 
 
 def test_the_scores_of_a_long_prompt_are_computed_in_parts(small: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    small.theatre.memory._memory = memory_of
+    small.server.memory._memory = memory_of
     body = {"model": "m", "prompt": "Who is there? " * 20, "max_tokens": 1, "echo": True, "logprobs": 2, "seed": 1}
     whole = small.client.post("/v1/completions", json=body).json()["choices"]
     monkeypatch.setattr(completion_requests, "SCORED_AT_ONCE", 7)

@@ -34,10 +34,10 @@ from groundling.safety.stream import Safety
 from groundling.serve.config import ServeConfig
 from groundling.serve.http.errors import ApiError
 from groundling.serve.ranking.prompts import Prompts
-from groundling.serve.ranking.question_queue import KEPT_S, MOST_HELD, MOST_OF_ONE, Questions, Speaker, turns
-from groundling.serve.ranking.ranking_cache import Book, preferences
-from groundling.serve.state import State, Theatre
-from groundling.text.chat import Message
+from groundling.serve.ranking.question_queue import KEPT_S, MAX_HELD, MAX_OF_ONE, QuestionQueue, RankedModel, turns
+from groundling.serve.ranking.ranking_cache import RankingCache, preferences
+from groundling.serve.state import ServerState, State
+from groundling.text.chat.messages import Message
 from servekit import Served, serving, wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
@@ -287,7 +287,7 @@ def test_a_file_that_is_none_is_told_in_one_line(words: tuple[object, ...], tmp_
 
 # Questions without a server.
 
-Speak = Callable[[Any, int], Awaitable[str | None]]
+ReplyFn = Callable[[Any, int], Awaitable[str | None]]
 PROMPTS = [(Message("user", f"Speak {n}."),) for n in range(5)]
 
 
@@ -295,8 +295,8 @@ async def by_seed(messages: Any, seed: int) -> str | None:
     return f"{seed}"
 
 
-def cast(speak: Speak = by_seed, n: int = 2) -> list[Speaker]:
-    return [Speaker(name, speak) for name in ("yorick", "ophelia", "romeo", "juliet")[:n]]
+def cast(reply: ReplyFn = by_seed, n: int = 2) -> list[RankedModel]:
+    return [RankedModel(name, reply) for name in ("yorick", "ophelia", "romeo", "juliet")[:n]]
 
 
 TWO = cast()
@@ -304,7 +304,7 @@ TWO = cast()
 
 def test_each_reply_is_as_often_in_each_place() -> None:
     """And each order of four comes as often as another, by chance: 1,000 questions, 24 orders, 41.7 of each."""
-    found = Questions()
+    found = QuestionQueue()
 
     async def all_of_them() -> list[tuple[int, ...]]:
         return [(await found.ask("ann", 4, PROMPTS, TWO, Counter())).shown for _ in range(1000)]
@@ -319,21 +319,21 @@ def test_each_reply_is_as_often_in_each_place() -> None:
 
 def test_questions_are_forgotten_when_they_are_old_or_many() -> None:
     now = [0.0]
-    found = Questions(lambda: now[0])
+    found = QuestionQueue(lambda: now[0])
     first = asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter()))
     assert found.get(first.token) is first
     now[0] = KEPT_S + 1
     assert found.get(first.token) is None
-    own = [asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter())) for _ in range(MOST_OF_ONE + 3)]
-    assert [found.get(each.token) is not None for each in own] == [False] * 3 + [True] * MOST_OF_ONE
-    many = [asyncio.run(found.ask(f"rater {n}", 2, PROMPTS, TWO, Counter())) for n in range(MOST_HELD)]
+    own = [asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter())) for _ in range(MAX_OF_ONE + 3)]
+    assert [found.get(each.token) is not None for each in own] == [False] * 3 + [True] * MAX_OF_ONE
+    many = [asyncio.run(found.ask(f"rater {n}", 2, PROMPTS, TWO, Counter())) for n in range(MAX_HELD)]
     assert found.get(own[-1].token) is None
     assert all(found.get(each.token) is not None for each in many)
 
 
 def test_questions_that_are_open_or_coming_are_not_asked_again() -> None:
     """A page asks for the next one while this one is read."""
-    found = Questions()
+    found = QuestionQueue()
 
     async def at_once() -> set[tuple[Message, ...]]:
         asked = await asyncio.gather(*(found.ask("ann", 2, PROMPTS, TWO, Counter()) for _ in range(len(PROMPTS))))
@@ -343,16 +343,16 @@ def test_questions_that_are_open_or_coming_are_not_asked_again() -> None:
 
 
 def test_what_is_always_answered_alike_or_not_at_all_is_passed_over() -> None:
-    async def speak(messages: Any, seed: int) -> str | None:
+    async def reply(messages: Any, seed: int) -> str | None:
         if messages == PROMPTS[0]:
             raise ApiError(400, "too long", "context_length_exceeded")
         return {PROMPTS[1]: "aye", PROMPTS[3]: None}.get(messages, f"{seed}")
 
-    found = Questions()
-    assert asyncio.run(found.ask("ann", 2, PROMPTS, cast(speak), Counter())).messages == PROMPTS[2]
+    found = QuestionQueue()
+    assert asyncio.run(found.ask("ann", 2, PROMPTS, cast(reply), Counter())).messages == PROMPTS[2]
     for prompt, reason in ((0, "too long"), (1, "the same"), (3, "safety stage blocks")):
         with pytest.raises(ApiError, match=reason):
-            asyncio.run(found.ask("ann", 2, [PROMPTS[prompt]], cast(speak), Counter()))
+            asyncio.run(found.ask("ann", 2, [PROMPTS[prompt]], cast(reply), Counter()))
 
 
 @pytest.mark.parametrize("said", ["aye", None])
@@ -360,12 +360,12 @@ def test_what_is_always_answered_alike_or_not_at_all_is_passed_over() -> None:
 def test_replies_are_written_three_times_for_one_question_and_no_more(said: str | None, n_prompts: int) -> None:
     seeds = []
 
-    async def speak(messages: Any, seed: int) -> str | None:
+    async def reply(messages: Any, seed: int) -> str | None:
         seeds.append(seed)
         return said
 
     with pytest.raises(ApiError, match="nothing to choose"):
-        asyncio.run(Questions().ask("ann", 4, PROMPTS[:n_prompts], cast(speak), Counter()))
+        asyncio.run(QuestionQueue().ask("ann", 4, PROMPTS[:n_prompts], cast(reply), Counter()))
     assert len(set(seeds)) == len(seeds) == 3 * 4
 
 
@@ -373,12 +373,12 @@ def test_a_prompt_is_tried_again_by_other_draws() -> None:
     """Of one's own prompt there is only one."""
     n_said = 0
 
-    async def speak(messages: Any, seed: int) -> str | None:
+    async def reply(messages: Any, seed: int) -> str | None:
         nonlocal n_said
         n_said += 1
         return "aye" if n_said <= 3 else f"{seed}"
 
-    assert asyncio.run(Questions().ask("ann", 2, PROMPTS[:1], cast(speak), Counter())).messages == PROMPTS[0]
+    assert asyncio.run(QuestionQueue().ask("ann", 2, PROMPTS[:1], cast(reply), Counter())).messages == PROMPTS[0]
     assert n_said == 4
 
 
@@ -395,11 +395,11 @@ def test_each_pair_of_models_is_compared() -> None:
 
 
 def test_a_busy_house_is_told_as_it_is() -> None:
-    async def speak(messages: Any, seed: int) -> str | None:
+    async def reply(messages: Any, seed: int) -> str | None:
         raise ApiError(429, "full", "queue_full")
 
     with pytest.raises(ApiError, match="full"):
-        asyncio.run(Questions().ask("ann", 2, PROMPTS, cast(speak), Counter()))
+        asyncio.run(QuestionQueue().ask("ann", 2, PROMPTS, cast(reply), Counter()))
 
 
 def test_what_is_asked_by_default_was_said_where_models_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +419,7 @@ def test_the_tally_is_that_of_the_rankings(tmp_path: Path) -> None:
     rows = [judgement(key=f"key {n}", choice=choice, n=3, prompt=f"p {n % 4}") for n, choice in enumerate(choices)]
     for row in rows:
         assert preferences(row) == sum(not comparison.tie for comparison in row.comparisons())
-    book = Book(tmp_path / "kept.sqlite")
+    book = RankingCache(tmp_path / "kept.sqlite")
     for n, row in enumerate(rows):
         if n % 2:
             with Rankings(tmp_path / "kept.sqlite") as other:
@@ -440,7 +440,7 @@ def test_the_tally_is_that_of_the_rankings(tmp_path: Path) -> None:
 
 def test_no_file_is_made_before_there_is_something_to_keep(tmp_path: Path) -> None:
     path = tmp_path / "runs/of/mine/kept.sqlite"
-    book = Book(path)
+    book = RankingCache(path)
     row = judgement(key="key 1")
     assert book.counts("ann")[0]["judgements"] == book.counts("ann")[0]["by_you"] == 0
     assert book.get("key 1") is None
@@ -481,7 +481,7 @@ def test_replies_and_prompts_of_ones_own_go_past_the_safety_stage(house: House, 
     oath = rule.format("oath", "block", "prompt", 'words = ["zounds"]')
     number = rule.format("number", "redact", "prompt", "pattern = '[0-9]{5}'\nmark = '[number]'")
     vowel = rule.format("vowel", "redact", "reply", "pattern = '[aeiou]'\nmark = '*'")
-    house.theatre.safety = rules(tmp_path, oath + number + vowel)
+    house.server.safety = rules(tmp_path, oath + number + vowel)
     status, told = get(prompt="Zounds, who?")
     assert refusal((status, told)) == (400, "content_filter")
     assert told["error"]["param"] == "prompt"
@@ -493,12 +493,12 @@ def test_replies_and_prompts_of_ones_own_go_past_the_safety_stage(house: House, 
     assert status == 200
     assert "*" in said
     assert not set(said) & set("aeiou")
-    house.theatre.safety = rules(tmp_path, rule.format("all", "block", "reply", "pattern = '.'"))
+    house.server.safety = rules(tmp_path, rule.format("all", "block", "reply", "pattern = '.'"))
     status, told = get()
     assert refusal((status, told)) == (409, "nothing_to_ask")
     assert "safety stage" in told["error"]["message"]
-    wait_until(lambda: house.theatre.worker.load == (0, 0))
-    metrics = house.theatre.metrics.text().decode()
+    wait_until(lambda: house.server.worker.load == (0, 0))
+    metrics = house.server.metrics.text().decode()
     assert 'groundling_filtered_total{action="block",where="prompt"} 1.0' in metrics
     assert 'groundling_filtered_total{action="redact",where="reply"}' in metrics
 
@@ -507,17 +507,17 @@ def test_who_leaves_is_not_replied_to(house: House) -> None:
     async def act(go_on: threading.Event) -> None:
         now = asyncio.Event()
         leaving = asyncio.ensure_future(house.leave(now, "GET", f"{URL}/next?rater=ann&n=4"))
-        await comes_to_hold(lambda: house.theatre.worker.load.waiting == 4)
-        assert set(house.theatre.worker._waiting) == {"127.0.0.1"}, "raters take turns as all clients do"
-        assert house.theatre.n_open == 1
+        await comes_to_hold(lambda: house.server.worker.load.waiting == 4)
+        assert set(house.server.worker._waiting) == {"127.0.0.1"}, "raters take turns as all clients do"
+        assert house.server.n_open == 1
         now.set()
         await leaving
-        assert house.theatre.n_open == 0
+        assert house.server.n_open == 0
         go_on.set()
 
     house.held(act)
-    wait_until(lambda: house.theatre.worker.load == (0, 0))
-    assert 'groundling_aborted_total{reason="disconnect"} 1.0' in house.theatre.metrics.text().decode()
+    wait_until(lambda: house.server.worker.load == (0, 0))
+    assert 'groundling_aborted_total{reason="disconnect"} 1.0' in house.server.metrics.text().decode()
 
 
 def test_a_question_that_was_begun_is_put_also_when_the_server_drains(house: House) -> None:
@@ -525,9 +525,9 @@ def test_a_question_that_was_begun_is_put_also_when_the_server_drains(house: Hou
         transport = httpx.ASGITransport(house.client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             asking = asyncio.ensure_future(http.get(f"{URL}/next?rater=ann"))
-            await comes_to_hold(lambda: house.theatre.worker.load.waiting == 2)
-            house.theatre.state = State.DRAINING
-            assert house.theatre.n_open == 1, "the server waits for it"
+            await comes_to_hold(lambda: house.server.worker.load.waiting == 2)
+            house.server.state = State.DRAINING
+            assert house.server.n_open == 1, "the server waits for it"
             go_on.set()
             assert (await asking).status_code == 200
 
@@ -536,13 +536,13 @@ def test_a_question_that_was_begun_is_put_also_when_the_server_drains(house: Hou
 
 def test_the_time_for_one_question_is_that_of_a_request(house: House) -> None:
     """However often replies are written for it."""
-    house.theatre.config = replace(house.theatre.config, timeout_s=0.1)
+    house.server.config = replace(house.server.config, timeout_s=0.1)
 
     async def act(go_on: threading.Event) -> None:
         transport = httpx.ASGITransport(house.client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             answer = await http.get(f"{URL}/next?rater=ann")
-            assert house.theatre.n_open == 0
+            assert house.server.n_open == 0
             go_on.set()
         assert refusal((answer.status_code, answer.json())) == (503, "deadline_exceeded")
 
@@ -589,10 +589,10 @@ def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Pa
     bundle = load_bundle(models["talker"])
     head = {"weight": torch.zeros(1, bundle.config.n_embd)}
     save_bundle(tmp_path / "judge/bundle", bundle.model, bundle.tokenizer, chat=bundle.chat, head=head)
-    theatre = Theatre(ServeConfig(paths=("x",), device="cpu"))
+    server = ServerState(ServeConfig(paths=("x",), device="cpu"))
     for path in (tmp_path / "judge", tmp_path / "judge/bundle"):
         with pytest.raises(ConfigError, match=r"judge.* is a reward model: it judges"):
-            theatre.load("judge", path)
+            server.load("judge", path)
 
 
 def test_too_few_rankings_are_not_learned_from(words: tuple[object, ...]) -> None:
@@ -661,7 +661,7 @@ def test_a_training_that_fails_tells_why(words: tuple[object, ...], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_leashed_process_ends_with_who_holds_it(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_child_process_ends_with_its_parent(models: dict[str, Path], tmp_path: Path) -> None:
     """Also when it never says a word that nobody reads."""
     rankings, out = write_rankings(tmp_path / "kept.sqlite"), tmp_path / "out"
     words = ("reward", models["talker"], "--rankings", rankings, "--out-dir", out, "--epochs", "100000")

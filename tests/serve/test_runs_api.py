@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundling.serve.runs.curves import MOST_POINTS, MOST_SAMPLES, MOST_SERIES, News, Thinned, last_values, read_news
+from groundling.serve.runs.curves import (
+    MAX_POINTS,
+    MAX_SAMPLES,
+    MAX_SERIES,
+    DownsampledSeries,
+    MetricsDelta,
+    last_values,
+    read_news,
+)
 from groundling.serve.runs.folders import RunFolder, describe, find_runs, ladder_of
 from groundling.train.pretrain import pretrain
 from servekit import Served, serving
@@ -36,7 +44,7 @@ def write_run(folder: Path, n: int = 5, stage: str | None = None, summary: dict[
     return folder
 
 
-def steps_of(news: News, name: str = "loss") -> list[float]:
+def steps_of(news: MetricsDelta, name: str = "loss") -> list[float]:
     return news.points().get(name, ([], []))[0]
 
 
@@ -119,7 +127,7 @@ def test_samples_come_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(line(step, sample=f"<b>{step}</b>" * 2000) for step in range(50)))
     news = read_news(path, 0)
-    assert [sample["step"] for sample in news.samples] == list(range(50 - MOST_SAMPLES, 50))
+    assert [sample["step"] for sample in news.samples] == list(range(50 - MAX_SAMPLES, 50))
     assert all(len(sample["text"]) == 4000 for sample in news.samples)
 
 
@@ -139,14 +147,14 @@ def test_a_long_series_keeps_its_shape(n: int) -> None:
     """The lowest, the highest, the first and the newest value are there, in order, in a bounded number of points."""
     values = [math.sin(step / 50) for step in range(n)]
     values[n // 3], values[n // 2] = 7.0, -7.0
-    if n > MOST_POINTS:  # the newest is neither the lowest nor the highest of its stretch
+    if n > MAX_POINTS:  # the newest is neither the lowest nor the highest of its stretch
         values[-1] = (values[-2] + values[-3]) / 2
-    thinned = Thinned()
+    thinned = DownsampledSeries()
     for step, value in enumerate(values):
         thinned.add(step, value)
     steps, found = thinned.points()
-    assert len(steps) == (n if n < MOST_POINTS else len(steps)) <= MOST_POINTS
-    assert len(steps) >= min(n, MOST_POINTS / 5)
+    assert len(steps) == (n if n < MAX_POINTS else len(steps)) <= MAX_POINTS
+    assert len(steps) >= min(n, MAX_POINTS / 5)
     assert steps == sorted(steps)
     assert steps[-1] == n - 1
     assert {min(values), max(values)} <= set(found)
@@ -157,11 +165,11 @@ def test_a_long_series_keeps_its_shape(n: int) -> None:
 def test_the_means_of_a_long_series_add_up_to_it(n: int) -> None:
     """The lowest and the highest of each stretch do not: of rare peaks they make half of all."""
     values = [100.0 if step % 50 == 0 else 1.0 for step in range(n)]
-    thinned = Thinned()
+    thinned = DownsampledSeries()
     for step, value in enumerate(values):
         thinned.add(step, value)
     steps, means, counts = thinned.means()
-    assert thinned.is_whole == (n < MOST_POINTS)
+    assert thinned.is_whole == (n < MAX_POINTS)
     assert sum(counts) == n
     assert sum(mean * count for mean, count in zip(means, counts, strict=True)) == pytest.approx(sum(values))
     assert steps == [sum(counts[: place + 1]) - 1 for place in range(len(counts))]
@@ -184,9 +192,9 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
     after, mark, n_rows, n_answers, more, points = 0, None, 0, 0, True, []
     while more:
         news = read_news(path, after, mark, most_bytes=8 << 20)
-        assert len(news.series) <= MOST_SERIES
+        assert len(news.series) <= MAX_SERIES
         points = news.points().get("loss", ([], []))[0] or points
-        assert len(points) <= MOST_POINTS
+        assert len(points) <= MAX_POINTS
         after, mark, more = news.after, news.mark, news.more
         n_rows, n_answers = n_rows + news.n_rows, n_answers + 1
     assert tracemalloc.get_traced_memory()[1] < 12e6
@@ -233,9 +241,9 @@ def test_only_runs_are_found_and_no_link_is_followed(tmp_path: Path) -> None:
 def test_the_scan_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         write_run(tmp_path / f"run-{number}", n=1)
-    monkeypatch.setattr("groundling.serve.runs.folders.MOST_RUNS", 7)
+    monkeypatch.setattr("groundling.serve.runs.folders.MAX_RUNS", 7)
     assert len(find_runs(tmp_path, {})) == 7
-    monkeypatch.setattr("groundling.serve.runs.folders.MOST_FOLDERS", 4)
+    monkeypatch.setattr("groundling.serve.runs.folders.MAX_FOLDERS", 4)
     assert len(find_runs(tmp_path, {})) == 4
 
 

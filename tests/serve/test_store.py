@@ -17,8 +17,8 @@ from groundling.serve.config import ServeConfig
 from groundling.serve.http.errors import ApiError
 from groundling.serve.ranking import store as serving_store
 from groundling.serve.ranking.routes import router
-from groundling.serve.ranking.store import MAYBE_DONE, MOST_WAITING, Store
-from groundling.serve.state import Theatre
+from groundling.serve.ranking.store import MAX_WAITING, MAYBE_DONE, Store
+from groundling.serve.state import ServerState
 from servekit import TALK, serving
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
@@ -30,7 +30,7 @@ def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkey
     monkeypatch.setattr(serving_store, "GRACE_S", 0.1)
     began, go_on, done = threading.Event(), threading.Event(), []
 
-    def hold(book):
+    def hold(cache):
         began.set()
         assert go_on.wait(60)
 
@@ -46,23 +46,23 @@ def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkey
         store, patient = Store(tmp_path / "r.db", patience_s=0.3), Store(tmp_path / "r.db", patience_s=60)
         first = asyncio.create_task(refused(lambda: store.call(hold)))
         await asyncio.to_thread(began.wait)
-        others = [asyncio.create_task(refused(lambda: store.call(done.append))) for _ in range(MOST_WAITING - 1)]
+        others = [asyncio.create_task(refused(lambda: store.call(done.append))) for _ in range(MAX_WAITING - 1)]
         await asyncio.sleep(0)
-        assert f"{MOST_WAITING} requests wait" in (await refused(lambda: store.call(done.append))).message
+        assert f"{MAX_WAITING} requests wait" in (await refused(lambda: store.call(done.append))).message
         assert (await first).code == MAYBE_DONE
         assert {(await other).code for other in others} == {"rankings_busy"}
         go_on.set()
-        assert await patient.call(lambda book: book.keep(judgement("k"))) == judgement("k")
+        assert await patient.call(lambda cache: cache.keep(judgement("k"))) == judgement("k")
         assert done == []
         other = sqlite3.connect(tmp_path / "r.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
-        locked = await refused(lambda: store.call(lambda book: book.keep(judgement("l"))))
+        locked = await refused(lambda: store.call(lambda cache: cache.keep(judgement("l"))))
         assert locked.code == "rankings_unusable"
         assert "another program has been writing to it for 0." in locked.message
-        assert await store.call(lambda book: book.get("k")) == judgement("k"), "reading goes on"
+        assert await store.call(lambda cache: cache.get("k")) == judgement("k"), "reading goes on"
         other.execute("ROLLBACK")
         other.close()
-        assert await store.call(lambda book: book.keep(judgement("l")), store.deadline() + 60) == judgement("l")
+        assert await store.call(lambda cache: cache.keep(judgement("l")), store.deadline() + 60) == judgement("l")
         assert [each.key async for each in store.judgements()] == ["k", "l"]
         await store.close()
         await patient.close()
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_there_is_no_bug_of_the_server(tmp_path):
 
     async def use() -> None:
         store = Store(tmp_path / "a file" / "r.db")
-        for work in (lambda book: book.counts(None), lambda book: book.keep(judgement("k"))):
+        for work in (lambda cache: cache.counts(None), lambda cache: cache.keep(judgement("k"))):
             with pytest.raises(ApiError) as caught:
                 await store.call(work)
             assert (caught.value.status, caught.value.code) == (503, "rankings_unusable")
@@ -86,10 +86,10 @@ def test_a_file_that_cannot_be_there_is_no_bug_of_the_server(tmp_path):
 
 def test_a_server_that_drains_waits_for_an_export_that_is_read_slowly(tmp_path):
     """What is read of the file is soon read; the client may take longer."""
-    theatre = Theatre(ServeConfig(paths=("none=none",), rankings=tmp_path / "r.db", runs=tmp_path))
+    server = ServerState(ServeConfig(paths=("none=none",), rankings=tmp_path / "r.db", runs=tmp_path))
     with Rankings(tmp_path / "r.db") as rankings:
         rankings.add(judgement("k"))
-    (export,) = (each.endpoint for each in router(theatre).routes if each.path.endswith("/export"))
+    (export,) = (each.endpoint for each in router(server).routes if each.path.endswith("/export"))
     n_open, sent = [], b""
 
     async def receive():
@@ -98,7 +98,7 @@ def test_a_server_that_drains_waits_for_an_export_that_is_read_slowly(tmp_path):
     async def send(message):
         nonlocal sent
         await asyncio.sleep(0.05)
-        n_open.append(theatre.n_open)
+        n_open.append(server.n_open)
         sent += message.get("body", b"")
 
     async def use() -> None:
@@ -107,7 +107,7 @@ def test_a_server_that_drains_waits_for_an_export_that_is_read_slowly(tmp_path):
 
     asyncio.run(use())
     assert json.loads(sent)["key"] == "k"
-    assert (set(n_open), theatre.n_open) == ({1}, 0)
+    assert (set(n_open), server.n_open) == ({1}, 0)
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_while_the_file_is_locked_the_server_answers_all_else(models, tmp_path):
             if waited in writing or status != 200:
                 assert (status, headers["retry-after"]) == (503, "5")
                 assert told["error"]["code"] in ("rankings_busy", "rankings_unusable", MAYBE_DONE)
-        assert sum(each.result()[0] == 503 for each in reading) >= 45 - MOST_WAITING
+        assert sum(each.result()[0] == 503 for each in reading) >= 45 - MAX_WAITING
         other.execute("ROLLBACK")
         other.close()
         assert [server.ask("POST", url, body)[0] for body in answers] == [200] * 3

@@ -10,10 +10,11 @@ from groundling.safety.rules import Rule
 from groundling.safety.stream import Safety
 from groundling.safety.words import Words
 from groundling.sample.sampler import Token
-from groundling.serve.completions.output import Choice, Shown, Thoughts
+from groundling.serve.completions.output import Choice, ChoiceDelta, Thoughts
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ROLES, Thinking
-from groundling.text.chat_wrapped import WrappedTurns
+from groundling.text.chat.messages import ROLES
+from groundling.text.chat.template import Thinking
+from groundling.text.chat.wrapped_turns import WrappedTurns
 
 SYMBOLS = "".join(sorted("\n abcdefghijklmnopqrstuvwxyz[]"))
 TOKENIZER = CharTokenizer(SYMBOLS)
@@ -39,7 +40,7 @@ def shown_of(ids, cuts=(), *, stop=(), safety=SAFETY):
     make_filter = None if safety is None else safety.reply
     filter = None if make_filter is None else make_filter()
     choice = Choice(TOKENIZER, stop, (END,), filter, Thoughts(CHAT, TOKENIZER, make_filter))
-    whole, places = Shown(), sorted({0, len(ids), *(cut for cut in cuts if cut < len(ids))})
+    whole, places = ChoiceDelta(), sorted({0, len(ids), *(cut for cut in cuts if cut < len(ids))})
     for start, end in pairwise(places):
         whole.add(choice.push([Token(id, -1.0) for id in ids[start:end]], end == len(ids)))
     assert choice.n_tokens <= len(ids)

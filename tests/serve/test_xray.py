@@ -20,7 +20,7 @@ from groundling.bundle import Bundle, load_bundle
 from groundling.model.inspect import look, score_heads
 from groundling.serve import xray
 from groundling.serve.config import ServeConfig
-from groundling.serve.state import Theatre
+from groundling.serve.state import ServerState
 from servekit import Served, serving
 
 PATH = "/v1/groundling/xray"
@@ -148,7 +148,7 @@ def test_nothing_is_asked_of_the_model_once_it_was_looked_through(models) -> Non
 
 def test_the_heads_of_a_model_are_scored_once(models, monkeypatch) -> None:
     calls = counted(monkeypatch, "score_heads")
-    glass, bundle = xray._Glass(), load_bundle(models["base"])
+    glass, bundle = xray._HeadScoreCache(), load_bundle(models["base"])
     first, second = glass.look(bundle, [1, 2]), glass.look(bundle, [3])
     assert calls.total() == 1
     assert first[1] is second[1] is not None
@@ -158,9 +158,9 @@ def test_the_heads_of_a_model_are_scored_once(models, monkeypatch) -> None:
 
 def test_a_checkpoint_that_many_ask_for_is_loaded_once(finished_run, models, monkeypatch) -> None:
     calls = counted(monkeypatch, "load_bundle")
-    theatre = Theatre(ServeConfig(paths=("x",), device="cpu"))
-    served = theatre.load("tale", finished_run)
-    shelf = xray._Shelf()
+    server = ServerState(ServeConfig(paths=("x",), device="cpu"))
+    served = server.load("tale", finished_run)
+    shelf = xray._CheckpointCache()
 
     async def ask_together() -> list[Bundle]:
         return await asyncio.gather(
@@ -200,8 +200,8 @@ def test_two_are_looked_through_at_once_and_few_may_wait(house: House) -> None:
         transport = httpx.ASGITransport(house.client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             many = [asyncio.ensure_future(http.post(PATH, json=BODY)) for _ in range(xray.AT_ONCE + xray.MAY_WAIT)]
-            await comes_to_hold(lambda: house.theatre.n_open == len(many) and len(house.theatre.worker._calls) > 1)
-            assert len(house.theatre.worker._calls) == xray.AT_ONCE
+            await comes_to_hold(lambda: house.server.n_open == len(many) and len(house.server.worker._calls) > 1)
+            assert len(house.server.worker._calls) == xray.AT_ONCE
             refused = await http.post(PATH, json=BODY)
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
             assert refused.headers["retry-after"] == "1"
@@ -214,28 +214,28 @@ def test_two_are_looked_through_at_once_and_few_may_wait(house: House) -> None:
 
 def test_who_leaves_is_not_looked_for(house: House) -> None:
     """His place is free when what cannot be broken off has ended; if he waited for one, nothing is done at all."""
-    theatre, n_read = house.theatre, 0
+    server, n_read = house.server, 0
 
     def reading(*_: object) -> None:
         nonlocal n_read
         n_read += 1
 
     async def act(go_on: threading.Event) -> None:
-        theatre.models.get("base").bundle.model.register_forward_hook(reading)
+        server.models.get("base").bundle.model.register_forward_hook(reading)
         now, n_all = asyncio.Event(), xray.AT_ONCE + 3
         leaving = [asyncio.ensure_future(house.leave(now, "POST", PATH, BODY)) for _ in range(n_all)]
-        await comes_to_hold(lambda: theatre.n_open == n_all and len(theatre.worker._calls) == xray.AT_ONCE)
+        await comes_to_hold(lambda: server.n_open == n_all and len(server.worker._calls) == xray.AT_ONCE)
         now.set()
         await comes_to_hold(lambda: sum(each.done() for each in leaving) == 3)
         await asyncio.sleep(0.1)
-        assert theatre.n_open == xray.AT_ONCE, "who has a place already, keeps it"
+        assert server.n_open == xray.AT_ONCE, "who has a place already, keeps it"
         go_on.set()
         await asyncio.gather(*leaving)
 
     house.held(act)
-    assert theatre.n_open == 0
+    assert server.n_open == 0
     assert n_read == xray.AT_ONCE + 1, "once more, to score the heads"
-    assert 'groundling_aborted_total{reason="disconnect"} 5.0' in theatre.metrics.text().decode()
+    assert 'groundling_aborted_total{reason="disconnect"} 5.0' in server.metrics.text().decode()
 
 
 def test_a_model_that_is_no_run_has_no_checkpoints(server: Served) -> None:

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from groundling.errors import DataError
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ROLES, ChatFormat, Message, check_messages
+from groundling.text.chat.messages import ROLES, Message, check_messages
+from groundling.text.chat.role_tokens import RoleTokens
+from groundling.text.chat.serialize import template_from_json
 
 LIKE_STRUCTURE = ["<user>", "<end>", "<|user_end|>", "<|endoftext|>", "<assistant>", "<system>", "[INST]", "</s>"]
 SYMBOLS = "".join(sorted(set("".join(LIKE_STRUCTURE) + " abc?.\n")))
 TOKENIZER = CharTokenizer(SYMBOLS)
-CHAT = ChatFormat.after(TOKENIZER.vocab_size)
+CHAT = RoleTokens.after(TOKENIZER.vocab_size)
 CONTENTS = st.lists(st.sampled_from([*LIKE_STRUCTURE, *SYMBOLS]), max_size=12).map("".join)
 CONVERSATIONS = st.tuples(st.none() | CONTENTS, st.lists(CONTENTS, min_size=1, max_size=5)).map(
     lambda given: (
@@ -54,10 +56,10 @@ def test_a_prompt_and_its_reply_are_the_conversation(messages, reply):
 
 @pytest.mark.parametrize("vocab_size", [1, 65, 50257])
 def test_structure_follows_on_the_tokenizers_ids_and_comes_back_from_json(vocab_size):
-    chat = ChatFormat.after(vocab_size)
+    chat = RoleTokens.after(vocab_size)
     assert sorted(chat.special_ids()) == [*range(vocab_size, vocab_size + 4)]
     assert chat.end == vocab_size
-    assert ChatFormat.from_json(json.loads(json.dumps(chat.to_json()))) == chat
+    assert template_from_json(json.loads(json.dumps(chat.to_json()))) == chat
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_structure_follows_on_the_tokenizers_ids_and_comes_back_from_json(vocab_
 )
 def test_what_is_no_chat_format_is_refused(values):
     with pytest.raises(DataError):
-        ChatFormat.from_json(values)
+        template_from_json(values)
 
 
 def messages_of(*roles):

@@ -16,7 +16,7 @@ from groundling.model.gpt import GPT
 from groundling.text.bpe import train_bpe
 from groundling.text.build import TokenizerConfig
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.serialize import fingerprint
 from groundling.train.arguments import parse_arguments
 from groundling.train.distill.table import TeacherConfig
@@ -45,7 +45,7 @@ def initial(tmp_path, letters):
         if kind == "padded":
             spare = 7
         if kind == "chat":
-            spare, chat = 4, ChatFormat.after(letters.vocab_size)
+            spare, chat = 4, RoleTokens.after(letters.vocab_size)
         config = GPTConfig(**{**SIZES, **sizes}, dropout=0.1, vocab_size=tokenizer.vocab_size + spare)
         model = GPT(config)
         with torch.no_grad():

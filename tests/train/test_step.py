@@ -11,7 +11,7 @@ from groundling.data.batches import Batch
 from groundling.errors import TrainingError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.model.loss import loss_sum, taught_loss_sum
+from groundling.model.loss import distillation_loss_sum, loss_sum
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
 
@@ -56,7 +56,7 @@ def test_a_teacher_that_fades_says_less_as_the_learning_rate_falls(model, fades,
     objective = Objective(model, teacher_weight=0.8, teacher_fades=fades)
     taught = dataclasses.replace(plain, hints_BTV=hints_BTV)
     stats = train_step(objective, [taught], Optimizers(model, OptimConfig(lr=1e-30)), lr_factor=0.25)
-    nats = taught_loss_sum(model(plain.idx_BT), plain.targets_BT, hints_BTV, weight)
+    nats = distillation_loss_sum(model(plain.idx_BT), plain.targets_BT, hints_BTV, weight)
     assert stats.loss == pytest.approx(nats.item() / 24, rel=1e-12)
 
 

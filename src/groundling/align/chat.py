@@ -14,13 +14,14 @@ from groundling.config import parse
 from groundling.data.examples.encoding import Counts, encode_prompt
 from groundling.errors import ConfigError, DataError
 from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
 from groundling.system.logs import say
 from groundling.system.output import put
 from groundling.system.runtime import pick_device
-from groundling.text.chat import Message, to_ids
-from groundling.text.thoughts import ReplyDecoder
+from groundling.text.chat.messages import Message
+from groundling.text.chat.template import to_ids
+from groundling.text.chat.thoughts import ReplyDecoder
 from groundling.text.tokenizer import require_unicode
 
 HELP = "/new begins another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"

@@ -11,7 +11,7 @@ from groundling.bundle.layout import require_speaker
 from groundling.errors import ConfigError
 from groundling.model.gpt import GPT
 from groundling.model.uninitialized import blank_gpt
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.serialize import fingerprint
 
 
@@ -22,7 +22,7 @@ def with_chat(bundle: Bundle) -> Bundle:
     """
     if bundle.chat is not None:
         return bundle
-    chat = ChatFormat.after(bundle.tokenizer.vocab_size)
+    chat = RoleTokens.after(bundle.tokenizer.vocab_size)
     model = with_rows(bundle.model, bundle.tokenizer.vocab_size, max(chat.special_ids()) + 1)
     return Bundle(model.config, model, bundle.tokenizer, chat)
 

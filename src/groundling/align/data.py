@@ -11,7 +11,7 @@ from groundling.data.examples.messages import Messages
 from groundling.data.examples.shakespeare import MAX_PROMPT, prompts, shakespeare_dialogues
 from groundling.errors import DataError, require
 from groundling.system.progress import Progress
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Asked:
 
 
 def prompt_ids(
-    asked: Sequence[Messages], chat: ChatFormat, tokenizer: Tokenizer, max_ids: int
+    asked: Sequence[Messages], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int
 ) -> dict[tuple[int, ...], Messages]:
     """Prompts as ids that a model can read, and what was asked; none twice.
 
@@ -108,7 +108,7 @@ def prompt_room(block_size: int, max_new_tokens: int, least: int) -> int:
 
 
 def prepare_conversations(
-    config: ChatDataConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int
+    config: ChatDataConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
 ) -> Conversations:
     """Read both splits, and turn them into ids that fit into a row.
 

@@ -39,7 +39,7 @@ from groundling.errors import CheckpointError, DataError, require
 from groundling.model.packing import Exchange, groups_of_trees
 from groundling.system import distributed
 from groundling.system.progress import Progress
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
@@ -174,7 +174,7 @@ def dpo(config: DpoConfig) -> int:
             config.seed,
         )
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
-        measure = _Measure(policy, dpo_batches(measured, max_length, n_rows) if measured else [])
+        measure = _DpoMetrics(policy, dpo_batches(measured, max_length, n_rows) if measured else [])
         keep = {REFERENCE: torch.tensor([pair.reference for pair in pairs])}
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure, keep)
         if distributed.is_first():
@@ -183,7 +183,7 @@ def dpo(config: DpoConfig) -> int:
 
 
 def pairs_from_rankings(
-    judgements: Iterable[Judgement], chat: ChatFormat, tokenizer: Tokenizer, block_size: int, most: int
+    judgements: Iterable[Judgement], chat: ChatTemplate, tokenizer: Tokenizer, block_size: int, most: int
 ) -> tuple[list[Pair], str]:
     """At most so many pairs of each answer, the widest apart first, and what became of them, for people."""
     pairs: list[Pair] = []
@@ -206,7 +206,7 @@ def _as_pair(encoded: EncodedPair, preference: Preference) -> Pair:
     return Pair((encoded.prompt, encoded.chosen), (encoded.prompt, encoded.rejected), preference.prompt)
 
 
-def _read_pairs(config: DpoConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int) -> tuple[list[Pair], str]:
+def _read_pairs(config: DpoConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int) -> tuple[list[Pair], str]:
     if config.rankings is not None:
         with Rankings(config.rankings, must_exist=True) as rankings:
             return pairs_from_rankings(rankings, chat, tokenizer, block_size, config.pairs_per_answer)
@@ -268,7 +268,7 @@ def _batch(pairs: Sequence[Pair], width: int) -> DpoBatch:
     return DpoBatch(score_rows(sides, width), torch.tensor(reference), torch.tensor(lengths), len(pairs))
 
 
-class _Measure:
+class _DpoMetrics:
     """How often the chosen reply has gained more, and what leaving the reference amounts to."""
 
     def __init__(self, policy: Policy, batches: Sequence[DpoBatch]) -> None:

@@ -96,7 +96,7 @@ class _Watch(Watcher):
             self._save(state)
         if step in (0, self._n_steps) and not self._stopping:
             self._stage.stop.can_save = step > 0
-            with state.ready_to_judge(), progress_of_first("evaluating"):
+            with state.eval_mode(), progress_of_first("evaluating"):
                 self.newest = self._evaluate()
             self._stage.stop.can_save = True
             self._stage.record({"step": step, **self.newest})

@@ -103,7 +103,7 @@ class Policy(nn.Module):
 
     Args:
         model: the GPT.
-        n_sayable: only ids below this can be part of a reply.
+        n_reply_ids: only ids below this can be part of a reply.
         autocast: makes the context of the forward pass, for precision.
         temperature: of the sampling.
     """
@@ -111,17 +111,17 @@ class Policy(nn.Module):
     def __init__(
         self,
         model: GPT,
-        n_sayable: int,
+        n_reply_ids: int,
         autocast: Callable[[], AbstractContextManager[Any]],
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.model, self.n_sayable, self.autocast, self.temperature = model, n_sayable, autocast, temperature
+        self.model, self.n_reply_ids, self.autocast, self.temperature = model, n_reply_ids, autocast, temperature
 
     def logits(self, idx_BT: Tensor, layout: Layout, said_BT: Tensor) -> Tensor:
         """What replies are drawn from, where something is said (NV), in float32."""
         with self.autocast():
-            logits_NV = logits_at(self.model, idx_BT, layout, said_BT)[..., : self.n_sayable]
+            logits_NV = logits_at(self.model, idx_BT, layout, said_BT)[..., : self.n_reply_ids]
         return at_least_float32(logits_NV) / self.temperature
 
     def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:

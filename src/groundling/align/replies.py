@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import Sample, row_generator
-from groundling.text.chat import ChatFormat
-from groundling.text.thoughts import reply_text
+from groundling.text.chat.template import ChatTemplate
+from groundling.text.chat.thoughts import reply_text
 from groundling.text.tokenizer import Tokenizer
 
 AT_ONCE = 32
@@ -37,7 +37,7 @@ Rewards = Callable[[Sequence[Reply]], list[float]]
 """What replies are worth: any function of what was asked and said."""
 
 
-class Speaker:
+class ReplySampler:
     """Lets a model reply.
 
     Args:
@@ -52,7 +52,7 @@ class Speaker:
     def __init__(
         self,
         model: nn.Module,
-        chat: ChatFormat,
+        chat: ChatTemplate,
         tokenizer: Tokenizer,
         *,
         max_new_tokens: int,
@@ -60,7 +60,7 @@ class Speaker:
         decode: DecodeConfig | None = None,
     ) -> None:
         self._chat, self._tokenizer = chat, tokenizer
-        n_ids, ends = chat.n_sayable(tokenizer), chat.end_ids(tokenizer)
+        n_ids, ends = chat.n_reply_ids(tokenizer), chat.end_ids(tokenizer)
         self._engine = Engine(model, decode, AT_ONCE, n_ids=n_ids, end_ids=ends)
         self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
 
@@ -86,7 +86,7 @@ class Speaker:
             each: replies to a prompt.
             stop: asked after each step of decoding; where it says so, nothing more comes.
         """
-        left, begun = iter(prompts), deque[tuple[int, list[Sample]]]()
+        left, begun = iter(prompts), deque[tuple[int, list[Request]]]()
         while True:
             while self._engine.n_waiting < AT_ONCE and (following := next(left, None)) is not None:
                 number, prompt = following

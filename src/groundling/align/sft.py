@@ -20,7 +20,7 @@ from groundling.align.data import ChatDataConfig, Conversations, prepare_convers
 from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
 from groundling.align.lora import LoraConfig, adapt, adapter_of, merged_state
-from groundling.align.replies import Speaker
+from groundling.align.replies import ReplySampler
 from groundling.align.stage import ExamplesConfig, Stage, open_stage
 from groundling.bundle import Bundle, load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import Base, base_at
@@ -120,7 +120,7 @@ def sft(config: SftConfig) -> int:
         feed = conversation_feed(data.train, max_length, config)
         stage.look_back([base.sha256], data.train)
         objective = SftObjective(bundle.model, stage.picked.autocast)
-        measure = _Measure(config, stage, bundle, data, objective)
+        measure = _SftMetrics(config, stage, bundle, data, objective)
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if distributed.is_first():
             _save(config, base, bundle, figures)
@@ -152,7 +152,7 @@ def _batch(examples: Sequence[Encoded], width: int) -> SftBatch:
     return SftBatch(rows.idx_BT, rows.layout, targets_BT, int((targets_BT != IGNORE).sum()))
 
 
-class _Measure:
+class _SftMetrics:
     """How well the assistant's words are expected, and how many replies end."""
 
     def __init__(
@@ -176,8 +176,8 @@ class _Measure:
         if self._prompts:
             chat = self._bundle.chat
             assert chat is not None
-            speaker = Speaker(self._bundle.model, chat, self._bundle.tokenizer, max_new_tokens=REPLY_TOKENS)
-            replies = [reply for (reply,) in speaker.reply(self._prompts, self._config.seed)]
+            sampler = ReplySampler(self._bundle.model, chat, self._bundle.tokenizer, max_new_tokens=REPLY_TOKENS)
+            replies = [reply for (reply,) in sampler.reply(self._prompts, self._config.seed)]
             figures["replies_ended"] = sum(reply.ended for reply in replies) / len(replies)
             figures["reply_tokens"] = sum(len(reply.said) for reply in replies) / len(replies)
         return figures

@@ -56,13 +56,13 @@ from groundling.storage.manifest import write_manifest
 from groundling.storage.tensors import read_tensors, tensor_names
 from groundling.system.memory import memory_of
 from groundling.system.runtime import unwrap
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.serialize import load_tokenizer, save_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
-MOST_ADAPTERS = 20
+MAX_ADAPTERS = 20
 """One on the other."""
-MOST_TABLES = 1 << 27
+MAX_TABLES = 1 << 27
 """Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
 
 
@@ -73,7 +73,7 @@ class Bundle:
     config: GPTConfig
     model: GPT
     tokenizer: Tokenizer
-    chat: ChatFormat | None = None
+    chat: ChatTemplate | None = None
     """How a conversation is laid out, if the model was taught to hold one."""
 
     @property
@@ -84,7 +84,7 @@ class Bundle:
     @property
     def n_ids(self) -> int:
         """Ids below this can come out; those above are padding, or the beginnings of messages."""
-        return self.tokenizer.vocab_size if self.chat is None else self.chat.n_sayable(self.tokenizer)
+        return self.tokenizer.vocab_size if self.chat is None else self.chat.n_reply_ids(self.tokenizer)
 
 
 def save_bundle(
@@ -92,7 +92,7 @@ def save_bundle(
     model: nn.Module,
     tokenizer: Tokenizer,
     extra: dict[str, Any] | None = None,
-    chat: ChatFormat | None = None,
+    chat: ChatTemplate | None = None,
     head: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a bundle. At every moment the folder holds the old one or the new one, whole.
@@ -268,8 +268,8 @@ def _require_layers(folder: Path, config: GPTConfig) -> None:
                 f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
             )
         seen.append(base)
-        if len(seen) > MOST_ADAPTERS + 1:
-            raise CheckpointError(f"{folder} is an adapter of an adapter, and so on for more than {MOST_ADAPTERS}")
+        if len(seen) > MAX_ADAPTERS + 1:
+            raise CheckpointError(f"{folder} is an adapter of an adapter, and so on for more than {MAX_ADAPTERS}")
     file = seen[-1] / WEIGHTS
     layers = {name.split(".")[1] for name in tensor_names(file) if name.startswith("h.")}
     if len(layers) != config.n_layer:
@@ -282,7 +282,7 @@ def _require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
     """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
     tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
     weights, known = 4 * outline.n_parameters(), memory_of()
-    if tables > MOST_TABLES + 4 * weights:
+    if tables > MAX_TABLES + 4 * weights:
         raise ConfigError(
             f"{folder} has {weights / 1e6:,.1f} MB of weights, and a context of {config.block_size:,} tokens takes "
             f"tables of {tables / 1e6:,.1f} MB; give a shorter one with --context"

@@ -12,7 +12,8 @@ from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.model.config import GPTConfig
 from groundling.storage.manifest import MANIFEST, check_manifest, read_json_object, read_manifest
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.serialize import template_from_json
+from groundling.text.chat.template import ChatTemplate
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
@@ -106,7 +107,7 @@ def model_checkpoints(folder: Path) -> dict[int, Path]:
     return {step: path for step, path in finished_checkpoints(folder).items() if (path / "bundle").is_dir()}
 
 
-def read_chat(folder: Path, config: GPTConfig) -> ChatFormat | None:
+def read_chat(folder: Path, config: GPTConfig) -> ChatTemplate | None:
     """How a bundle's model lays out a conversation; None: it does not chat.
 
     Raises:
@@ -115,7 +116,7 @@ def read_chat(folder: Path, config: GPTConfig) -> ChatFormat | None:
     if not os.path.lexists(folder / CHAT):
         return None
     try:
-        chat = ChatFormat.from_json(read_json_object(folder / CHAT))
+        chat = template_from_json(read_json_object(folder / CHAT))
     except DataError as error:
         raise CheckpointError(f"{folder / CHAT}: {error}") from error
     if max(chat.special_ids()) >= config.vocab_size:

@@ -25,7 +25,9 @@ from groundling.data.tokenizer_cli import visible
 from groundling.errors import require
 from groundling.storage import atomic
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ROLES, ChatFormat
+from groundling.text.chat.messages import ROLES
+from groundling.text.chat.role_tokens import RoleTokens
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 256
@@ -105,14 +107,14 @@ def inspect(argv: list[str]) -> int:
     return 0
 
 
-def _format(path: str, examples: Sequence[Conversation] | Sequence[Preference]) -> tuple[Tokenizer, ChatFormat, int]:
+def _format(path: str, examples: Sequence[Conversation] | Sequence[Preference]) -> tuple[Tokenizer, ChatTemplate, int]:
     if path != "none":
         from groundling.bundle import load_bundle
 
         bundle = load_bundle(path)
-        return bundle.tokenizer, bundle.chat or ChatFormat.after(bundle.tokenizer.vocab_size), bundle.config.block_size
+        return bundle.tokenizer, bundle.chat or RoleTokens.after(bundle.tokenizer.vocab_size), bundle.config.block_size
     tokenizer = CharTokenizer.from_text("".join(text for example in examples for text in _texts(example)) or " ")
-    return tokenizer, ChatFormat.after(tokenizer.vocab_size), BLOCK_SIZE
+    return tokenizer, RoleTokens.after(tokenizer.vocab_size), BLOCK_SIZE
 
 
 def _texts(example: Conversation | Preference) -> list[str]:
@@ -122,7 +124,7 @@ def _texts(example: Conversation | Preference) -> list[str]:
 
 
 def _encode(
-    example: Conversation | Preference, chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+    example: Conversation | Preference, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: Counts
 ) -> list[tuple[str, list[int], list[bool]]]:
     """The sequences of an example: name, ids, what is learned; none when it is left out."""
     if isinstance(example, Conversation):
@@ -138,7 +140,7 @@ def _encode(
     ]
 
 
-def show(ids: list[int], said: list[bool], chat: ChatFormat, tokenizer: Tokenizer, in_colour: bool) -> Text:
+def show(ids: list[int], said: list[bool], chat: ChatTemplate, tokenizer: Tokenizer, in_colour: bool) -> Text:
     """A sequence for people, each message on a line of its own; only structure can begin a line.
 
     Args:

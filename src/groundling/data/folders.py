@@ -19,7 +19,7 @@ ENDINGS = (".txt", ".md", *formats.PACKED)
 """What is taken from a folder, in any case."""
 DEEP = "**"
 """In a glob: any folders, also none."""
-MOST_ENDINGS = 6
+MAX_ENDINGS = 6
 """So many kinds of files that were passed over are named, the commonest first."""
 
 
@@ -43,8 +43,8 @@ class Found:
 
     def passed_over(self) -> str | None:
         """What was passed over, in words; None: nothing."""
-        common = [f"{n} {ending or 'without an ending'}" for ending, n in self.endings.most_common(MOST_ENDINGS)]
-        more = ", ..." if len(self.endings) > MOST_ENDINGS else ""
+        common = [f"{n} {ending or 'without an ending'}" for ending, n in self.endings.most_common(MAX_ENDINGS)]
+        more = ", ..." if len(self.endings) > MAX_ENDINGS else ""
         n_others = self.endings.total()
         others = _counted(n_others, "file") + f" that {_are(n_others)} not text by name ({', '.join(common)}{more})"
         parts = [

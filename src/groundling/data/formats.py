@@ -18,9 +18,9 @@ PICKLED = frozenset(bytes([code]) for code in b"}](cXCUKJGNM)\x8a\x8c\x95")
 """How a pickle goes on after the number of its protocol."""
 HEAD_BYTES = 1 << 12
 """The most of a file's beginning that is looked at."""
-LEAST_BINARY_BYTES, BINARY_PART = 512, 0.02
+MIN_BINARY_BYTES, BINARY_PART = 512, 0.02
 """So many bytes, and such a part of them that no text has, make a file of an unknown kind binary."""
-LEAST_ZEROS = 8
+MIN_ZEROS = 8
 """So many show how UTF-16 and UTF-32 place them, also in a file that is shorter."""
 FLAWED_PART = 0.2
 """A file of which more is not UTF-8 is in another encoding: U+FFFD in the place of it all would leave no words."""
@@ -196,10 +196,10 @@ def named_format(path: Path) -> Format | None:
 
 def unknown_binary(path: Path, head: bytes) -> Format | None:
     """What to say of bytes of no known format that are no text in UTF-8; None: they may be."""
-    encoding = _wide_encoding(head) if head.count(0) >= LEAST_ZEROS else None
+    encoding = _wide_encoding(head) if head.count(0) >= MIN_ZEROS else None
     if encoding is not None:
         return Format(f"text in {encoding}, it seems", conversion(encoding, path))
-    if len(head) < LEAST_BINARY_BYTES:
+    if len(head) < MIN_BINARY_BYTES:
         return None
     if sum(byte in CONTROLS for byte in head) > BINARY_PART * len(head):
         return Format("binary", NOT_TEXT)

@@ -23,7 +23,7 @@ TOKENS_AT_ONCE = 8192
 """What a model is given at a time: enough that the cost of calling it does not count."""
 TRAIN_ESTIMATE = 5
 """The purpose of the generator that draws windows of the training text to estimate its loss, not to train."""
-MOST_TRAIN_WINDOWS = 512
+MAX_TRAIN_WINDOWS = 512
 """Of the estimate of the training loss: on Tiny Shakespeare its standard error is about 0.01 nats."""
 
 
@@ -96,7 +96,7 @@ def train_loss_estimate(
         model: token ids in, logits out.
         tokens: the training text.
         block_size: T.
-        n_windows: how many windows, at most `MOST_TRAIN_WINDOWS`.
+        n_windows: how many windows, at most `MAX_TRAIN_WINDOWS`.
         autocast: makes the context of the forward pass.
         asked_to_stop: gives the estimate up.
 
@@ -104,7 +104,7 @@ def train_loss_estimate(
         Interrupted: `asked_to_stop` became true.
     """
     offset_of = RandomOffsets(len(tokens), block_size, seed=0, purpose=TRAIN_ESTIMATE)
-    offsets = [offset_of(sample) for sample in range(min(n_windows, MOST_TRAIN_WINDOWS))]
+    offsets = [offset_of(sample) for sample in range(min(n_windows, MAX_TRAIN_WINDOWS))]
     n_at_once = max(1, TOKENS_AT_ONCE // block_size)
     groups = [offsets[first : first + n_at_once] for first in range(0, len(offsets), n_at_once)]
     batches = (windows(tokens, group, block_size) for group in groups[distributed.rank() :: distributed.world_size()])

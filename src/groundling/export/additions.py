@@ -17,7 +17,8 @@ from torch import Tensor
 
 from groundling.bundle import Bundle
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ChatFormat, RoleTokens
+from groundling.text.chat.role_tokens import RoleTokens
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.gpt2 import END_OF_TEXT
 from groundling.text.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ class Additions:
 
 def additions_of(
     tokenizer: Tokenizer,
-    chat: ChatFormat | None,
+    chat: ChatTemplate | None,
     *,
     n_rows: int = 0,
     taken: Collection[str] = (),
@@ -85,7 +86,7 @@ def additions_of(
         names = {id: name for name, id in chat.to_json().items()}
         texts = {_free(CHAT_TEXTS[names[id]], taken): id for id in sorted(names)}
     if chat is not None:
-        ends, n_drawn = chat.end_ids(tokenizer), chat.n_sayable(tokenizer)
+        ends, n_drawn = chat.end_ids(tokenizer), chat.n_reply_ids(tokenizer)
     elif tokenizer.end_ids:
         ends, n_drawn = tokenizer.end_ids, first
     elif own_end is not None:

@@ -60,7 +60,7 @@ def _hf(argv: list[str]) -> int:
 
 
 def _gguf(argv: list[str]) -> int:
-    from groundling.export.gguf import MOST_ENDS, export_gguf, is_export
+    from groundling.export.gguf import MAX_ENDS, export_gguf, is_export
     from groundling.export.gguf_vocabulary import is_composing
 
     chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
@@ -70,8 +70,8 @@ def _gguf(argv: list[str]) -> int:
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
     jinja = " --jinja" if bundle.chat is not None else ""
     print(f"let it speak: llama-cli -m {shlex.quote(str(chosen.out))}{jinja}")
-    for id in bundle.end_ids[MOST_ENDS:]:
-        print(f"a file names {MOST_ENDS} ends at most: llama.cpp may go on after {bundle.tokenizer.piece(id)!r}")
+    for id in bundle.end_ids[MAX_ENDS:]:
+        print(f"a file names {MAX_ENDS} ends at most: llama.cpp may go on after {bundle.tokenizer.piece(id)!r}")
     if bundle.tokenizer.kind == "bpe" and is_composing(bundle.tokenizer.to_json()["tokenizers"]):
         print("its tokenizer normalises text to NFC and llama.cpp does not: only text that is NFC gets the same tokens")
     return 0

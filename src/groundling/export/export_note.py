@@ -9,7 +9,8 @@ from groundling.export.additions import special_names
 from groundling.export.chat_template.escapes import without_unescaping
 from groundling.export.chat_template.jinja import to_jinja
 from groundling.export.hf_tokenizer import NO_TOKEN
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.serialize import template_from_json
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 
 EXPORT_NOTE = "groundling_export"
@@ -26,7 +27,7 @@ class ExportNote:
     """How many rows the exported model has more than ours."""
     like_row: int | None = None
     """The row that they are copies of."""
-    chat: ChatFormat | None = None
+    chat: ChatTemplate | None = None
     """How a conversation is laid out."""
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def read_note(config: Mapping[str, Any]) -> ExportNote | None:
             texts=dict(sorted(texts.items(), key=lambda entry: entry[1])),
             added_rows=added,
             like_row=like,
-            chat=None if chat is None else ChatFormat.from_json(chat),
+            chat=None if chat is None else template_from_json(chat),
         )
     except DataError:
         return None
@@ -78,7 +79,7 @@ def without_additions(spec: Mapping[str, Any], note: ExportNote) -> dict[str, An
     }
 
 
-def chat_template(tokenizer: Tokenizer, chat: ChatFormat | None, texts: Mapping[str, int]) -> str | None:
+def chat_template(tokenizer: Tokenizer, chat: ChatTemplate | None, texts: Mapping[str, int]) -> str | None:
     """The template of an exported folder; None of a model that does not chat.
 
     Args:

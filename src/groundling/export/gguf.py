@@ -30,7 +30,7 @@ from groundling.system.optional import optional_import
 
 MARK = "groundling.version"
 """The first key after the architecture: what says that a file is ours, and may be replaced."""
-MOST_ENDS = 3
+MAX_ENDS = 3
 """A file has room for no more ids that end a text."""
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Newer programs of llama.cpp never draw these ids; older ones pass over the key."""

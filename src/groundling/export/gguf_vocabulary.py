@@ -14,7 +14,7 @@ from groundling.export.additions import additions_of, special_names
 from groundling.export.chat_template.jinja import to_jinja
 from groundling.export.hf_tokenizer import merge_pairs
 from groundling.text.bpe import byte_alphabet
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.gpt2 import END_OF_TEXT, gpt2_ids
 from groundling.text.tokenizer import Tokenizer
 from groundling.text.trainers import BLANK
@@ -78,7 +78,7 @@ class _Pieces(NamedTuple):
     cut: str = "gpt-2"
 
 
-def vocabulary_of(tokenizer: Tokenizer, chat: ChatFormat | None = None) -> Vocabulary:
+def vocabulary_of(tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> Vocabulary:
     """Say a tokenizer as llama.cpp does, with special tokens for a model that chats.
 
     What text holds beside the vocabulary of characters, llama.cpp skips, as ours does with unknown = "skip"; and it

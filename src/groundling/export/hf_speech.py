@@ -11,11 +11,11 @@ from groundling.export.hf_folder import read_end_ids, read_own_note
 from groundling.export.hf_tokenizer_import import open_tokenizer, read_tokenizer
 from groundling.system.logs import say
 from groundling.text.bpe import BPETokenizer
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 
 
-def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatFormat | None, str]:
+def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | None, str]:
     """The tokenizer and the chat template of a model's folder; where its template is none of ours, why.
 
     Args:
@@ -58,7 +58,7 @@ def _say_what_is_lost(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer
 
 def _read_own(
     folder: Path, is_gpt2: bool, end_ids: list[int], note: ExportNote
-) -> tuple[Tokenizer, ChatFormat | None, str]:
+) -> tuple[Tokenizer, ChatTemplate | None, str]:
     """The same of an export of ours: what it added is left out again, and its template is known by its text."""
     own_ends = [id for id in end_ids if id not in note.texts.values()]
     tokenizer = read_tokenizer(folder, is_gpt2, own_ends, note)

@@ -27,7 +27,7 @@ SETTINGS = "tokenizer_config.json"
 INSTEAD = "give another with --tokenizer"
 MARK = re.compile(r"\s*[<\[({|].*[>\])}|]\s*", re.DOTALL)
 """How added tokens are written that are no words."""
-MOST_ID = 10**7
+MAX_ID = 10**7
 """The library goes through all ids up to the largest, whether or not they are there."""
 UNUSED = ("truncation", "padding", "post_processor")
 """Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
@@ -70,13 +70,13 @@ def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
     library = _library()
     try:
         if (folder / TOKENIZER).exists():
-            found = library.Tokenizer.from_buffer(files.read_bytes(folder / TOKENIZER, atomic.MOST_JSON, links=True))
+            found = library.Tokenizer.from_buffer(files.read_bytes(folder / TOKENIZER, atomic.MAX_JSON, links=True))
         elif is_gpt2 and (folder / VOCABULARY).exists() and (folder / MERGES).exists():
             found = _from_pair(folder)
         else:
             raise DataError(f"{folder} has no {TOKENIZER}; {INSTEAD} (gpt2, or a folder with a tokenizer.json of ours)")
-        if (largest := max(found.get_vocab().values(), default=0)) > MOST_ID:
-            raise ValueError(f"it has the id {largest:,}, and {MOST_ID:,} is the largest that is read")
+        if (largest := max(found.get_vocab().values(), default=0)) > MAX_ID:
+            raise ValueError(f"it has the id {largest:,}, and {MAX_ID:,} is the largest that is read")
     except DataError:
         raise
     except Exception as error:  # the library raises Exception itself
@@ -88,7 +88,7 @@ def _from_pair(folder: Path) -> Any:
     """GPT-2's older layout: the vocabulary and the merges apart."""
     library = _library()
     vocabulary = atomic.read_json(folder / VOCABULARY, links=True)
-    lines = files.read_text(folder / MERGES, atomic.MOST_JSON, links=True).split("\n")
+    lines = files.read_text(folder / MERGES, atomic.MAX_JSON, links=True).split("\n")
     merges = [tuple(line.rstrip().split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     found = library.Tokenizer(library.models.BPE(vocabulary, merges))
     found.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -119,7 +119,7 @@ def _sentencepiece(spec: dict[str, Any], folder: Path) -> Tokenizer | None:
     """Ours only where Hugging Face's side of it is our export: another would put a space before each text."""
     if not files.is_regular(folder / SENTENCEPIECE, links=True):
         return None
-    model = files.read_bytes(folder / SENTENCEPIECE, atomic.MOST_JSON, links=True)
+    model = files.read_bytes(folder / SENTENCEPIECE, atomic.MAX_JSON, links=True)
     try:
         tokenizer = SentencePieceTokenizer(model, "unigram" if spec["model"]["type"] == "Unigram" else "sp_bpe")
         return tokenizer if _is_export_of(tokenizer, spec) else None

@@ -19,7 +19,7 @@ from groundling.model.uninitialized import blank_gpt
 from groundling.storage import atomic
 from groundling.storage.manifest import MANIFEST, read_manifest
 from groundling.system.progress import Progress
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.serialize import FILE_NAME, load_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
@@ -163,7 +163,7 @@ def _save(
     weights: dict[str, Tensor],
     tokenizer: Tokenizer,
     facts: dict[str, Any],
-    chat: ChatFormat | None = None,
+    chat: ChatTemplate | None = None,
 ) -> None:
     """Build the model and write the bundle.
 
@@ -189,7 +189,7 @@ def _save(
 
 
 def _said(
-    gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, chat: ChatFormat | None = None
+    gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, chat: ChatTemplate | None = None
 ) -> str:
     size = sum(tensor.numel() for tensor in weights.values())
     structure = {id for id in (chat.special_ids() if chat else ()) if id >= tokenizer.vocab_size}

@@ -27,8 +27,8 @@ from groundling.ladder.runs.long_run import LongRun, RungStoppedError, train_rec
 from groundling.ladder.runs.results import NOTE, RungResult, table
 from groundling.ladder.runs.short_run import Trained, train_unrecorded
 from groundling.sample.generate import generate_ids
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
 from groundling.storage import atomic
 from groundling.system.logs import busy, print_table, say
 from groundling.system.processes import n_cores, side_by_side

@@ -19,7 +19,7 @@ from groundling.model.numerics import at_least_float32
 
 ROWS = 128
 """Rows of a block: a smaller one wastes less on what the mask hides, and makes smaller, slower products."""
-MOST_BLOCKS = 8
+MAX_BLOCKS = 8
 """A longer window is cut into larger blocks: each one lengthens the compiled code."""
 
 
@@ -36,7 +36,7 @@ def attention_in_products(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, dropou
     FlashAttention (arXiv:2205.14135). Exponents and sums are float32 whatever the precision of the products.
     """
     T = q_BHTD.size(2)
-    n_rows = max(ROWS, math.ceil(T / MOST_BLOCKS))
+    n_rows = max(ROWS, math.ceil(T / MAX_BLOCKS))
     q_BHTD = q_BHTD * q_BHTD.size(-1) ** -0.5
     return torch.cat(
         [

@@ -33,7 +33,7 @@ LARGE_BYTES = 1 << 22
 PAGE_BYTES = 1 << 21
 """Of a large page, in most machines; whole ones begin where one can be."""
 
-Places = slice | Tensor
+Positions = slice | Tensor
 """Where new positions stand: the same for all rows of a batch (slice), or each row's own (BT)."""
 
 
@@ -49,7 +49,7 @@ class _Slot:
 class KVCache:
     """Room for one window of `block_size` positions in each of several slots, taken as it is needed.
 
-    A forward pass asks for the `places` of its new positions, hands over each layer's new keys and values with
+    A forward pass asks for the `positions` of its new positions, hands over each layer's new keys and values with
     `extend`, and then calls `advance` once. Given to it as it is, the cache is a batch whose rows are all equally long;
     `rows` picks some slots of any lengths.
     """
@@ -77,7 +77,7 @@ class KVCache:
         """How many positions still fit."""
         return self.config.block_size - self.length
 
-    def places(self, n_new: int) -> Places:
+    def positions(self, n_new: int) -> Positions:
         """Where the next `n_new` positions stand."""
         return slice(self.length, self.length + n_new)
 
@@ -229,7 +229,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape).zero_()
 
 
-def from_a_line(array: npt.NDArray[Any]) -> Tensor:
+def aligned(array: npt.NDArray[Any]) -> Tensor:
     """A flat array from where a line of the processor's caches begins, for a vector that lies across two is read twice.
 
     Args:
@@ -252,9 +252,9 @@ class CacheRows(KVCache):
         self._lengths_B1 = torch.tensor(lengths, device=cache.device)[:, None]
         self._even = min(lengths) == self.length
 
-    def places(self, n_new: int) -> Places:
+    def positions(self, n_new: int) -> Positions:
         """Where the next `n_new` positions of each row stand."""
-        return super().places(n_new) if self._even else self._places_BT(n_new)
+        return super().positions(n_new) if self._even else self._places_BT(n_new)
 
     def mask(self, n_new: int) -> Tensor | None:
         """True where a new position may look (B1TS), or None as in `KVCache`."""

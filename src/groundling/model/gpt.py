@@ -13,7 +13,7 @@ from groundling.model.attention import fused_attention
 from groundling.model.cache import KVCache
 from groundling.model.config import GPTConfig
 from groundling.model.dropout import Dropout
-from groundling.model.layers import LearnedPositions, RMSNorm, Rotary, Unchanged, Unrotated, make_mlp, make_norm
+from groundling.model.layers import LearnedPositions, NoPositions, NoRotation, RMSNorm, Rotary, make_mlp, make_norm
 
 
 class CausalSelfAttention(nn.Module):
@@ -37,11 +37,11 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x_BTC: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, _ = x_BTC.shape
-        places = cache.places(T) if cache is not None else slice(0, T)
+        positions = cache.positions(T) if cache is not None else slice(0, T)
         qkv_BTHD = self.c_attn(x_BTC).view(B, T, -1, self.head_size)
         q, k, v = qkv_BTHD.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=2)
-        q_BHTD = self.rotate(self.q_norm(q).transpose(1, 2), places)
-        k_BHSD = self.rotate(self.k_norm(k).transpose(1, 2), places)
+        q_BHTD = self.rotate(self.q_norm(q).transpose(1, 2), positions)
+        k_BHSD = self.rotate(self.k_norm(k).transpose(1, 2), positions)
         v_BHSD = v.transpose(1, 2)
         mask = None
         if cache is not None:
@@ -88,10 +88,10 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
-            self.positions: LearnedPositions | Unchanged = LearnedPositions(config.block_size, config.n_embd)
-            rotate: nn.Module = Unrotated()
+            self.positions: LearnedPositions | NoPositions = LearnedPositions(config.block_size, config.n_embd)
+            rotate: nn.Module = NoRotation()
         else:
-            self.positions = Unchanged()
+            self.positions = NoPositions()
             # One table for all blocks: of 40,960 places it has 21 MB.
             rotate = Rotary(config.block_size, config.head_width(), config.rope_theta)
         self.drop = Dropout(config.dropout)
@@ -167,8 +167,8 @@ class GPT(nn.Module):
         n_read = cache.length if cache is not None else 0
         if n_read + T > self.config.block_size:
             raise ValueError(f"{n_read} + {T} positions do not fit into a block_size of {self.config.block_size}")
-        places = cache.places(T) if cache is not None else slice(0, T)
-        x_BTC = self.drop(self.positions(self.wte(idx_BT), places))
+        positions = cache.positions(T) if cache is not None else slice(0, T)
+        x_BTC = self.drop(self.positions(self.wte(idx_BT), positions))
         for block in self.h:
             x_BTC = block(x_BTC, cache)
         if cache is not None:

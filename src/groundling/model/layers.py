@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groundling.model.cache import Places
+from groundling.model.cache import Positions
 
 PLACES_AT_ONCE = 8192
 
@@ -80,15 +80,15 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.wpe = nn.Embedding(block_size, n_embd)
 
-    def forward(self, x_BTC: Tensor, places: Places) -> Tensor:
+    def forward(self, x_BTC: Tensor, positions: Positions) -> Tensor:
         """Add the vectors of the places."""
-        return x_BTC + self.wpe.weight[places]
+        return x_BTC + self.wpe.weight[positions]
 
 
-class Unchanged(nn.Module):
+class NoPositions(nn.Module):
     """Stands where a model adds nothing: a rotary model puts no positions into the stream."""
 
-    def forward(self, x_BTC: Tensor, places: Places) -> Tensor:  # noqa: ARG002
+    def forward(self, x_BTC: Tensor, positions: Positions) -> Tensor:  # noqa: ARG002
         """Return the stream as it is."""
         return x_BTC
 
@@ -108,9 +108,12 @@ class Rotary(nn.Module):
         self.register_buffer("cos_TP", cos_TP, persistent=False)
         self.register_buffer("sin_TP", sin_TP, persistent=False)
 
-    def forward(self, x_BHTD: Tensor, places: Places) -> Tensor:
+    def forward(self, x_BHTD: Tensor, positions: Positions) -> Tensor:
         """Turn each position by the angles of its place."""
-        cos_HTP, sin_HTP = self.cos_TP[places].unsqueeze(-3), self.sin_TP[places].unsqueeze(-3)  # one for all heads
+        cos_HTP, sin_HTP = (
+            self.cos_TP[positions].unsqueeze(-3),
+            self.sin_TP[positions].unsqueeze(-3),
+        )  # one for all heads
         # Taken apart and put together by a view, whose gradient is a view: that of `chunk` and `cat` is padding.
         left_BHTP, right_BHTP = x_BHTD.reshape(*x_BHTD.shape[:-1], 2, -1).unbind(-2)
         turned = (left_BHTP * cos_HTP - right_BHTP * sin_HTP, right_BHTP * cos_HTP + left_BHTP * sin_HTP)
@@ -124,15 +127,18 @@ def _rotary_tables(block_size: int, head_size: int, theta: float) -> tuple[Tenso
     rates = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     cos_TP, sin_TP = (torch.empty(block_size, head_size // 2, dtype=torch.float32) for _ in range(2))
     for start in range(0, block_size, PLACES_AT_ONCE):  # in float64 all of them would take four times as much
-        places = torch.arange(start, min(start + PLACES_AT_ONCE, block_size), dtype=torch.float64)
-        angles_TP = torch.outer(places, rates)
-        cos_TP[start : start + len(places)], sin_TP[start : start + len(places)] = angles_TP.cos(), angles_TP.sin()
+        positions = torch.arange(start, min(start + PLACES_AT_ONCE, block_size), dtype=torch.float64)
+        angles_TP = torch.outer(positions, rates)
+        cos_TP[start : start + len(positions)], sin_TP[start : start + len(positions)] = (
+            angles_TP.cos(),
+            angles_TP.sin(),
+        )
     return cos_TP, sin_TP
 
 
-class Unrotated(nn.Module):
+class NoRotation(nn.Module):
     """Stands where a model with learned positions does not turn its queries and keys."""
 
-    def forward(self, x_BHTD: Tensor, places: Places) -> Tensor:  # noqa: ARG002
+    def forward(self, x_BHTD: Tensor, positions: Positions) -> Tensor:  # noqa: ARG002
         """Return queries or keys as they are."""
         return x_BHTD

@@ -22,7 +22,7 @@ def loss_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def taught_loss_sum(logits_BTV: Tensor, targets_BT: Tensor, hints_BTV: Tensor, weight: float) -> Tensor:
+def distillation_loss_sum(logits_BTV: Tensor, targets_BT: Tensor, hints_BTV: Tensor, weight: float) -> Tensor:
     """The same, where a part `weight` of each target is a teacher's distribution instead (arXiv:1503.02531).
 
     In nats, summed: the cross-entropy with the mixture (1 - weight) target + weight hints.

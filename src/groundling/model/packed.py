@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groundling.model.cache import KVCache, Places
+from groundling.model.cache import KVCache, Positions
 from groundling.model.gpt import GPT
 
 
@@ -26,7 +26,7 @@ class Layout(NamedTuple):
         return Layout(self.numbers_BT.to(device), self.branches_BT.to(device))
 
 
-class Packed(KVCache):
+class PackedSequences(KVCache):
     """Given to a GPT in place of a cache: it remembers nothing, and says who stands where and may see what.
 
     Args:
@@ -48,7 +48,7 @@ class Packed(KVCache):
         same_BTT = numbers_BT[:, :, None] == numbers_BT[:, None, :]
         self._mask_B1TT = (same_BTT & seen_BTT & (here_T[:, None] >= here_T))[:, None]
 
-    def places(self, n_new: int) -> Places:  # noqa: ARG002
+    def positions(self, n_new: int) -> Positions:  # noqa: ARG002
         """Where each position stands in its own sequence (BT)."""
         return self._places_BT
 
@@ -75,7 +75,7 @@ def logits_at(model: GPT, idx_BT: Tensor, layout: Layout, counted_BT: Tensor) ->
         layout: who stands where in them.
         counted_BT: True at N positions.
     """
-    x_BTC = model.features(idx_BT, Packed(layout))
+    x_BTC = model.features(idx_BT, PackedSequences(layout))
     # By numbers, not by a mask, whose backward pass takes longer than what it saves.
     return model.lm_head(x_BTC.flatten(0, 1).index_select(0, counted_BT.flatten().nonzero()[:, 0]))  # type: ignore[no-any-return]
 

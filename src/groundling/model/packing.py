@@ -76,7 +76,7 @@ class Rows:
         return torch.where(said_BT, self.targets_BT, IGNORE)
 
 
-LEAST_WIDTH = 256
+MIN_WIDTH = 256
 """Of rows: attention over so few positions costs little beside all else, and short examples leave less padding."""
 WIDTH_STEP = 64
 EXAMPLES_ALIKE = 64
@@ -89,12 +89,12 @@ def row_width(sizes: Sequence[int], max_length: int) -> int:
     Attention in a row costs with the square of its width, whatever stands in it.
     """
     longest = max(sizes, default=0)
-    return min(max_length, max(LEAST_WIDTH, -(-longest // WIDTH_STEP) * WIDTH_STEP))
+    return min(max_length, max(MIN_WIDTH, -(-longest // WIDTH_STEP) * WIDTH_STEP))
 
 
 def alike(sizes: Sequence[int], max_length: int) -> Iterator[tuple[range, int]]:
     """The numbers of examples, in their order and some at a time, each with the width of their rows."""
-    n_alike = len(sizes) if row_width(sizes, max_length) <= LEAST_WIDTH else EXAMPLES_ALIKE
+    n_alike = len(sizes) if row_width(sizes, max_length) <= MIN_WIDTH else EXAMPLES_ALIKE
     for first in range(0, len(sizes), max(1, n_alike)):
         numbers = range(first, min(first + n_alike, len(sizes)))
         yield numbers, row_width([sizes[number] for number in numbers], max_length)

@@ -34,8 +34,8 @@ def count_parameters(config: GPTConfig) -> int:
         )
     except RuntimeError as error:
         raise ConfigError(f"these are sizes that no machine has: {str(error).splitlines()[0]}") from error
-    places = (config.block_size - 1) * config.n_embd if config.position == "learned" else 0
-    return one + places + (config.n_layer - 1) * (two - one)
+    positions = (config.block_size - 1) * config.n_embd if config.position == "learned" else 0
+    return one + positions + (config.n_layer - 1) * (two - one)
 
 
 class _WithoutDrawing(TorchFunctionMode):

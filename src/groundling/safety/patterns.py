@@ -20,7 +20,7 @@ MAX_MEM = 8 << 20
 """Bytes that RE2 may take for a pattern; its time grows with the pattern's size, too."""
 STRIDE = 1024
 """Characters in which a match is looked for at once: RE2 is handed a copy of them."""
-MOST_SHOWN = 100
+MAX_SHOWN = 100
 """Characters of a pattern that a message shows."""
 
 _WORD, _DIGIT, _SPACE = r"_\pL\pN", r"\p{Nd}", r"\t-\r\x1c-\x1f\x{85}\pZ"
@@ -119,7 +119,7 @@ class Pattern:
         for kind, what in _HELP:
             if re.search(kind, reason):
                 raise ConfigError(f"RE2 cannot express {self._name}: {what}")
-        raise ConfigError(f"{self._name} is not a regular expression of RE2: {reason[:MOST_SHOWN]}")
+        raise ConfigError(f"{self._name} is not a regular expression of RE2: {reason[:MAX_SHOWN]}")
 
     def _read(self, pattern: str) -> "_Read":
         """What RE2 gets for a pattern that it has taken."""
@@ -173,7 +173,7 @@ class _Read(NamedTuple):
 
 
 def _shown(pattern: str) -> str:
-    return repr(pattern) if len(pattern) <= MOST_SHOWN else f"{pattern[:MOST_SHOWN]!r}..."
+    return repr(pattern) if len(pattern) <= MAX_SHOWN else f"{pattern[:MAX_SHOWN]!r}..."
 
 
 def _in_unicode(part: _Part) -> str:

@@ -4,7 +4,7 @@ In reading order:
 
     sampler.py      SamplingConfig, and the choice of the next token
     filters.py      top-k, top-p and other filters of logits
-    sequence.py     one sample: tokens, random numbers, slot
+    request.py      one sample: tokens, random numbers, slot
     runner.py       the model runner's protocol, and PyTorch's
     auto_runner.py  PyTorch first, compiled code when it is ready and faster
     native/         the decoding step in C++

@@ -14,9 +14,9 @@ from groundling.model.gpt import GPT
 from groundling.sample.filters import race_of_few
 from groundling.sample.native.build import Compilation, Library
 from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, kept_or_measured, measure, shape_key
-from groundling.sample.native.runner import NativeReader, can_read
+from groundling.sample.native.runner import NativeRunner, can_read
 from groundling.sample.quantize import Weights, with_rounded_weights
-from groundling.sample.runner import Piece, Reader, TorchReader, WindowReader, in_parts
+from groundling.sample.runner import ModelRunner, TokenSpan, TorchRunner, WindowRunner, in_parts
 from groundling.system.memory import is_out_of_memory
 from groundling.system.progress import Progress
 from groundling.system.runtime import unwrap
@@ -75,15 +75,15 @@ def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation
         for slot in range(cache.n_slots):  # of a long window, memory for more could take gigabytes
             cache.limit(slot, PROMPT)
         with Progress("timing compiled code and PyTorch with this model, once"):
-            native = NativeReader(model, cache, weights, library, n_threads=1)
-            return measure(native, TorchReader(model, cache), model.config, n_slots)
+            native = NativeRunner(model, cache, weights, library, n_threads=1)
+            return measure(native, TorchRunner(model, cache), model.config, n_slots)
 
     with memory_told():
         return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
 
-class Backend:
-    """A reader for any model: a `Reader`.
+class AutoRunner:
+    """A reader for any model: a `ModelRunner`.
 
     A GPT on the CPU is read by compiled code, if there is some and it is the faster reader here (`compare`). If there
     is none, PyTorch reads, and when it has read for a second, a compiler is started in the background, whose code
@@ -114,15 +114,15 @@ class Backend:
         model = unwrap(model)
         self._say = say
         self._compilation: Compilation | None = None
-        self._compiled: Callable[[Library], Reader] | None = None
+        self._compiled: Callable[[Library], ModelRunner] | None = None
         self._compare: Callable[[Library], Comparison]
         self.cache: KVCache | None = None
         """Keys and values of each slot; None where nothing is kept of what was read."""
         if isinstance(model, GPT):
             with memory_told():  # the matrices are packed
-                self._reader = self._open(model, n_slots, weights, native)
+                self._runner = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
-            self._reader = WindowReader(model, n_slots)
+            self._runner = WindowRunner(model, n_slots)
         else:
             raise ConfigError(f"a {type(model).__name__} is read as it is: weights float32, native auto or off")
         self._seconds = 0.0
@@ -130,22 +130,22 @@ class Backend:
     @property
     def block_size(self) -> int:
         """The longest window of a slot."""
-        return self._reader.block_size
+        return self._runner.block_size
 
     @property
     def is_native(self) -> bool:
         """Whether compiled code reads by now."""
-        return isinstance(self._reader, NativeReader)
+        return isinstance(self._runner, NativeRunner)
 
-    def read(self, pieces: Sequence[Piece]) -> Tensor:
-        """See `Reader`.
+    def read(self, spans: Sequence[TokenSpan]) -> Tensor:
+        """See `ModelRunner`.
 
         Raises:
             ConfigError: there is not enough memory.
         """
         start = time.perf_counter()
         with memory_told():
-            logits_RV = self._read_in_parts(pieces)
+            logits_RV = self._read_in_parts(spans)
         if self._compilation is None:
             return logits_RV
         self._seconds += time.perf_counter() - start
@@ -159,25 +159,25 @@ class Backend:
         Raises:
             CheckpointError: the scores are not finite.
         """
-        if isinstance(self._reader, NativeReader):
-            return self._reader.race(logits_RV, t, noises)
+        if isinstance(self._runner, NativeRunner):
+            return self._runner.race(logits_RV, t, noises)
         ids: list[int] = race_of_few(logits_RV, t, torch.stack(list(noises))).tolist()
         return ids
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
-        """See `Reader`."""
-        self._reader.copy(source, target, n_positions)
+        """See `ModelRunner`."""
+        self._runner.copy(source, target, n_positions)
 
-    def _read_in_parts(self, pieces: Sequence[Piece]) -> Tensor:
+    def _read_in_parts(self, spans: Sequence[TokenSpan]) -> Tensor:
         """Read some thousand positions at a time: each takes memory for all that the model computes of it."""
-        if self.cache is None or sum(len(piece.ids) for piece in pieces) <= READ_AT_ONCE:
-            return self._reader.read(pieces)
-        for slot, place, ids, _ in pieces:  # at once, so that a long prompt is not moved again and again
+        if self.cache is None or sum(len(span.ids) for span in spans) <= READ_AT_ONCE:
+            return self._runner.read(spans)
+        for slot, place, ids, _ in spans:  # at once, so that a long prompt is not moved again and again
             self.cache.reserve(slot, place + len(ids))
-        parts = in_parts(pieces, READ_AT_ONCE)
-        return torch.cat([scores for part, wanted in parts for scores in [self._reader.read(part)] if wanted])
+        parts = in_parts(spans, READ_AT_ONCE)
+        return torch.cat([scores for part, wanted in parts for scores in [self._runner.read(part)] if wanted])
 
-    def _open(self, model: GPT, n_slots: int, weights: Weights, native: Native) -> Reader:
+    def _open(self, model: GPT, n_slots: int, weights: Weights, native: Native) -> ModelRunner:
         own = model.wte.weight
         cache = KVCache(model.config, n_slots, own.dtype if weights == "float32" else torch.bfloat16, own.device)
         self.cache = cache
@@ -187,20 +187,20 @@ class Backend:
             library = compilation.wait() if native == "on" else compilation.library()
             self._compare = lambda library: compare(model, n_slots, weights, compilation, library)
             if library is not None and (native == "on" or self._prefers(library)):
-                return NativeReader(model, cache, weights, library, threads)
+                return NativeRunner(model, cache, weights, library, threads)
             require(native != "on", f"{compilation.reason}; leave native at auto, and PyTorch decodes")
             if library is None:
                 # In bfloat16 compiled code may round more: a text that was begun without it ends without it.
                 self._takes_over = weights != "bfloat16"
                 self._compilation = compilation
-                self._compiled = lambda library: NativeReader(model, cache, weights, library, threads)
+                self._compiled = lambda library: NativeRunner(model, cache, weights, library, threads)
         require(
             native != "on" or can_read(model), f"only float32 on a CPU is compiled, not {own.dtype} on {own.device}"
         )
         if weights == "float32":
-            return TorchReader(model, cache)
+            return TorchRunner(model, cache)
         rounded = with_rounded_weights(model, weights)
-        return TorchReader(rounded if own.device.type == "cpu" else rounded.to(torch.bfloat16), cache)
+        return TorchRunner(rounded if own.device.type == "cpu" else rounded.to(torch.bfloat16), cache)
 
     def _prefers(self, library: Library) -> bool:
         """Whether compiled code is the faster reader; says so if it is not."""
@@ -219,5 +219,5 @@ class Backend:
             self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
         elif self._takes_over and self._prefers(library):
             assert self._compiled is not None
-            self._reader = self._compiled(library)
+            self._runner = self._compiled(library)
         self._compilation = self._compiled = None

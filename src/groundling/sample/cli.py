@@ -13,8 +13,8 @@ from groundling.bundle import contexts, load_bundle
 from groundling.bundle.layout import require_speaker
 from groundling.config import any_text, parse
 from groundling.errors import DataError, GroundlingError, require
-from groundling.sample.engine import Counts, DecodeConfig
-from groundling.sample.generate import TextPiece, stream_batch, text_engine
+from groundling.sample.engine import DecodeConfig, EngineStats
+from groundling.sample.generate import TextDelta, stream_batch, text_engine
 from groundling.sample.sampler import SamplingConfig
 from groundling.system.logs import say
 from groundling.system.output import put
@@ -22,7 +22,7 @@ from groundling.system.runtime import pick_device
 from groundling.text.tokenizer import require_unicode
 
 SEPARATOR = "-" * 15
-MOST_AT_ONCE = 64
+MAX_AT_ONCE = 64
 """Samples that are decoded together; each takes its share of memory."""
 
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         draft = load_bundle(config.draft, device, context=context)
     prompt = _read_prompt(config.prompt)
     start = time.perf_counter()
-    n_slots = min(config.num_samples, MOST_AT_ONCE)
+    n_slots = min(config.num_samples, MAX_AT_ONCE)
     engine = text_engine(bundle, config.decode, n_slots, draft, say=say)
     pieces = stream_batch(engine, bundle.tokenizer, prompt, config.sampling, config.num_samples)
     try:
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _summary(counts: Counts, seconds: float) -> str:
+def _summary(counts: EngineStats, seconds: float) -> str:
     text = f"{counts.generated} tokens in {seconds:.1f} s: {counts.generated / seconds:,.0f} tokens/s"
     if counts.guessed:
         text += f"; {counts.right / counts.guessed:.0%} of {counts.guessed} guesses were right"
@@ -102,7 +102,7 @@ def _read_prompt(prompt: str | None) -> str:
         raise DataError(f"the prompt on stdin is not UTF-8: byte {error.start}; convert it first") from error
 
 
-def _speak(pieces: Iterator[TextPiece], prompt: str, num_samples: int) -> None:
+def _speak(pieces: Iterator[TextDelta], prompt: str, num_samples: int) -> None:
     """Print each text after its prompt, in order: one as it comes, and what others say meanwhile when it has ended."""
     now, held, ended = 0, defaultdict[int, list[str]](list), set[int]()
     put(prompt)

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from groundling.errors import ConfigError, require
 from groundling.model.gpt import GPT
 from groundling.sample import filters
-from groundling.sample.auto_runner import Backend, Native, native_is_faster
+from groundling.sample.auto_runner import AutoRunner, Native, native_is_faster
 from groundling.sample.native.comparison import STREAMS
 from groundling.sample.quantize import Weights
-from groundling.sample.runner import Piece
+from groundling.sample.request import Request, Slot, choose_alike
+from groundling.sample.runner import TokenSpan
 from groundling.sample.sampler import SamplingConfig, Token, with_logprobs
-from groundling.sample.sequence import Lane, Sample, choose_alike
-from groundling.sample.slots import CacheMemory, NoMemoryError, Slots
+from groundling.sample.slots import CacheMemory, NoMemoryError, SlotPool
 from groundling.sample.speculative import Drafter, ModelDrafter, PromptLookup
 from groundling.system.runtime import unwrap
 
@@ -61,7 +61,7 @@ class DecodeConfig:
         require(self.speculate >= 0, f"speculate is {self.speculate}; it must be at least 0")
 
 
-def settled(model: nn.Module, config: DecodeConfig, n_slots: int = STREAMS) -> DecodeConfig:
+def deterministic_decode(model: nn.Module, config: DecodeConfig, n_slots: int = STREAMS) -> DecodeConfig:
     """How a model is read from its first token to its last, here: by compiled code, if there is any and it is faster.
 
     "auto" changes its reader as soon as a compiler has finished, and what is read before and after rounds differently.
@@ -74,7 +74,7 @@ def settled(model: nn.Module, config: DecodeConfig, n_slots: int = STREAMS) -> D
 
 
 @dataclass
-class Counts:
+class EngineStats:
     """What an engine has done so far."""
 
     steps: int = 0
@@ -88,10 +88,10 @@ class Counts:
     """Guesses that were what was chosen."""
 
 
-class Chosen(NamedTuple):
+class StepOutput(NamedTuple):
     """What a step gave to a sample."""
 
-    sample: Sample
+    request: Request
     tokens: list[Token]
 
 
@@ -127,18 +127,18 @@ class Engine:
         end_ids: Sequence[int] = (),
         memory: CacheMemory | None = None,
     ) -> None:
-        self.config, self.counts, self.end_ids = config or DecodeConfig(), Counts(), tuple(end_ids)
+        self.config, self.counts, self.end_ids = config or DecodeConfig(), EngineStats(), tuple(end_ids)
         require(1 <= n_slots <= MAX_SLOTS, f"n_slots is {n_slots}; it must be from 1 to {MAX_SLOTS}")
         self._vocab_size = _vocab_size(model)
         known = self._vocab_size if self._vocab_size is not None else n_ids
         self._n_ids = known if n_ids is None else n_ids
         if n_ids is not None and known is not None:
             require(1 <= n_ids <= known, f"n_ids is {n_ids}; the model has {known} ids")
-        self._reader = Backend(model, n_slots, self.config.weights, self.config.native, say)
-        self._slots = Slots(self._reader, n_slots, memory or CacheMemory())
+        self._runner = AutoRunner(model, n_slots, self.config.weights, self.config.native, say)
+        self._pool = SlotPool(self._runner, n_slots, memory or CacheMemory())
         self.n_slots = n_slots
-        self._running: list[Sample] = []
-        self._waiting: deque[Sample] = deque()
+        self._running: list[Request] = []
+        self._waiting: deque[Request] = deque()
         self._drafter = self._make_drafter(draft, n_slots, say)
 
     @property
@@ -149,16 +149,16 @@ class Engine:
     @property
     def is_native(self) -> bool:
         """Whether compiled code reads by now."""
-        return self._reader.is_native
+        return self._runner.is_native
 
     @property
     def longest(self) -> int:
         """Tokens of a text, its prompt included, that there is memory for now if no other is decoded."""
-        return self._slots.longest
+        return self._pool.longest
 
     def has_memory_for(self, n_bytes: int) -> bool:
         """Whether there is so much besides what keys and values can come to need."""
-        return self._slots.has_room_for(n_bytes)
+        return self._pool.has_room_for(n_bytes)
 
     @property
     def n_waiting(self) -> int:
@@ -170,7 +170,7 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._running or self._waiting)
 
-    def add(self, prompt: Sequence[int], config: SamplingConfig, generator: torch.Generator) -> Sample:
+    def add(self, prompt: Sequence[int], config: SamplingConfig, generator: torch.Generator) -> Request:
         """Let a new sample take part from the next step on, or as soon as there is a slot.
 
         Args:
@@ -186,10 +186,10 @@ class Engine:
         self.check(prompt, config)
         if self.end_ids and not config.ignore_eos:
             config = dataclasses.replace(config, end_ids=(*config.end_ids, *self.end_ids))
-        sample = Sample(prompt, config, generator)
-        if not sample.finished:
-            self._waiting.append(sample)
-        return sample
+        request = Request(prompt, config, generator)
+        if not request.finished:
+            self._waiting.append(request)
+        return request
 
     def check(self, prompt: Sequence[int], config: SamplingConfig) -> None:
         """Raise what `add` would raise."""
@@ -205,19 +205,19 @@ class Engine:
             require(not outside, f"logit_bias has ids {outside}; there are only 0 to {self._n_ids - 1}")
             n_forbidden = sum(bias == -math.inf for bias in config.logit_bias.values())
             require(n_forbidden < self._n_ids, f"logit_bias forbids all of the {self._n_ids} ids")
-        self._slots.require(len(prompt), config.max_new_tokens)
+        self._pool.require(len(prompt), config.max_new_tokens)
 
-    def stop(self, sample: Sample) -> None:
+    def stop(self, request: Request) -> None:
         """End a sample before its time; its slot is free for the next one.
 
         The step under way may still have given it tokens.
         """
-        sample.finished = True
-        if sample in self._waiting:
-            self._waiting.remove(sample)
-        self._leave(sample)
+        request.finished = True
+        if request in self._waiting:
+            self._waiting.remove(request)
+        self._leave(request)
 
-    def step(self) -> list[Chosen]:
+    def step(self) -> list[StepOutput]:
         """Give each running sample its next token, or several.
 
         After an error, or Ctrl-C, every sample is as it was before the step, and can be stopped or gone on with.
@@ -231,44 +231,44 @@ class Engine:
         except NoMemoryError:  # nothing was read
             raise
         except BaseException:  # what the slots hold is not known now
-            self._slots.forget()
+            self._pool.forget()
             if self._drafter is not None:
                 self._drafter.forget()
             raise
 
-    def _step(self) -> list[Chosen]:
+    def _step(self) -> list[StepOutput]:
         self._admit()
         if not self._running:
             return []
         with torch.inference_mode():
-            samples, leads = self._who_reads()
-            guesses = self._guess(samples)
-            pieces = [
-                self._lane(sample).piece(sample.tokens, guess, len(guess) + 1)
-                for sample, guess in zip(samples, guesses, strict=True)
+            requests, leads = self._who_reads()
+            guesses = self._guess(requests)
+            spans = [
+                self._slot(request).span(request.tokens, guess, len(guess) + 1)
+                for request, guess in zip(requests, guesses, strict=True)
             ]
-            logits_RV = filters.below(self._reader.read([*pieces, *leads]), self._n_ids)
-            chosen = self._choose(samples, guesses, logits_RV[: -len(leads)] if leads else logits_RV)
+            logits_RV = filters.below(self._runner.read([*spans, *leads]), self._n_ids)
+            chosen = self._choose(requests, guesses, logits_RV[: -len(leads)] if leads else logits_RV)
         self.counts.steps += 1
-        self.counts.read += sum(len(piece.ids) for piece in (*pieces, *leads))
-        return [self._take(*each) for each in zip(samples, guesses, chosen, strict=True)]
+        self.counts.read += sum(len(span.ids) for span in (*spans, *leads))
+        return [self._take(*each) for each in zip(requests, guesses, chosen, strict=True)]
 
-    def _who_reads(self) -> tuple[list[Sample], list[Piece]]:
+    def _who_reads(self) -> tuple[list[Request], list[TokenSpan]]:
         """The samples that get a token in this step; and of one that has much to read before, a part of that.
 
         So a long prompt is read between the steps of others, and can be stopped.
         """
-        if self._reader.block_size <= READ_IN_A_STEP:
+        if self._runner.block_size <= READ_IN_A_STEP:
             return list(self._running), []
-        samples, leads = list[Sample](), list[Piece]()
-        for sample in self._running:
-            if self._lane(sample).n_unread(sample.tokens) <= READ_IN_A_STEP:
-                samples.append(sample)
+        requests, leads = list[Request](), list[TokenSpan]()
+        for request in self._running:
+            if self._slot(request).n_unread(request.tokens) <= READ_IN_A_STEP:
+                requests.append(request)
             elif not leads:
-                leads.append(self._lane(sample).lead(sample.tokens, READ_IN_A_STEP))
-        return samples, leads
+                leads.append(self._slot(request).lead(request.tokens, READ_IN_A_STEP))
+        return requests, leads
 
-    def run(self) -> Iterator[Chosen]:
+    def run(self) -> Iterator[StepOutput]:
         """Step until no sample is left, and give what each step gives."""
         while self.is_busy:
             yield from self.step()
@@ -280,75 +280,77 @@ class Engine:
         theirs = _vocab_size(draft)
         if self._vocab_size is None or self._n_ids is None or theirs is None or theirs < self._vocab_size:
             raise ConfigError(f"a draft has to be a GPT that knows all ids of the model; it knows {theirs or 'none'}")
-        reader = Backend(draft, n_slots, native=self.config.native, say=say)
-        assert reader.cache is not None
-        self._slots.also(reader.cache)
-        return ModelDrafter(reader, n_slots, self._n_ids)
+        runner = AutoRunner(draft, n_slots, native=self.config.native, say=say)
+        assert runner.cache is not None
+        self._pool.also(runner.cache)
+        return ModelDrafter(runner, n_slots, self._n_ids)
 
-    def _lane(self, sample: Sample) -> Lane:
-        assert sample.slot is not None
-        return self._slots.lanes[sample.slot]
+    def _slot(self, request: Request) -> Slot:
+        assert request.slot is not None
+        return self._pool.slots[request.slot]
 
     def _admit(self) -> None:
         """Give free slots to those who wait, in their order."""
-        while self._slots.are_left and self._waiting:
-            sample = self._waiting[0]
-            admitted = self._slots.admit(sample)
+        while self._pool.are_left and self._waiting:
+            request = self._waiting[0]
+            admitted = self._pool.admit(request)
             if admitted is None:
                 return
             self._waiting.popleft()
-            sample.slot = admitted.slot
+            request.slot = admitted.slot
             self.counts.reused += admitted.n_shared
-            self._running.append(sample)
+            self._running.append(request)
 
-    def _guess(self, samples: list[Sample]) -> list[list[int]]:
+    def _guess(self, requests: list[Request]) -> list[list[int]]:
         if self._drafter is None:
-            return [[] for _ in samples]
+            return [[] for _ in requests]
         most = self.config.speculate
-        limits = [min(most, sample.n_left - 1, self._lane(sample).room(sample.tokens)) for sample in samples]
-        return self._drafter.guess(samples, limits)
+        limits = [min(most, request.n_left - 1, self._slot(request).room(request.tokens)) for request in requests]
+        return self._drafter.guess(requests, limits)
 
-    def _choose(self, samples: list[Sample], guesses: list[list[int]], logits_RV: Tensor) -> list[list[Token]]:
+    def _choose(self, requests: list[Request], guesses: list[list[int]], logits_RV: Tensor) -> list[list[Token]]:
         """The choice of each sample after each part of its guess."""
         rows = [
-            (sample, guess[:n]) for sample, guess in zip(samples, guesses, strict=True) for n in range(len(guess) + 1)
+            (request, guess[:n])
+            for request, guess in zip(requests, guesses, strict=True)
+            for n in range(len(guess) + 1)
         ]
         ids = [0] * len(rows)
         rows_of = defaultdict(list)  # each way of choosing
-        for row, (sample, _) in enumerate(rows):
-            rows_of[sample.way].append(row)
+        for row, (request, _) in enumerate(rows):
+            rows_of[request.sampling_key].append(row)
         for alike in rows_of.values():
             alike_RV = logits_RV if len(alike) == len(rows) else logits_RV[alike]
-            chosen = choose_alike([rows[row] for row in alike], alike_RV, self._reader.block_size, self._reader.race)
+            chosen = choose_alike([rows[row] for row in alike], alike_RV, self._runner.block_size, self._runner.race)
             for row, id in zip(alike, chosen, strict=True):
                 ids[row] = id
-        tokens = (self._token(sample, ids[row], logits_RV, row) for row, (sample, _) in enumerate(rows))
+        tokens = (self._token(request, ids[row], logits_RV, row) for row, (request, _) in enumerate(rows))
         return [[next(tokens) for _ in range(len(guess) + 1)] for guess in guesses]
 
-    def _token(self, sample: Sample, id: int, logits_RV: Tensor, row: int) -> Token:
-        n_likely = sample.config.logprobs
+    def _token(self, request: Request, id: int, logits_RV: Tensor, row: int) -> Token:
+        n_likely = request.config.logprobs
         return Token(id) if n_likely is None else with_logprobs(id, logits_RV[row], n_likely)
 
-    def _take(self, sample: Sample, guess: list[int], chosen: list[Token]) -> Chosen:
-        n_right, ends = 0, sample.config.end_ids
+    def _take(self, request: Request, guess: list[int], chosen: list[Token]) -> StepOutput:
+        n_right, ends = 0, request.config.end_ids
         while n_right < len(guess) and chosen[n_right].id == guess[n_right] and guess[n_right] not in ends:
             n_right += 1
         tokens = chosen[: n_right + 1]
-        sample.take([token.id for token in tokens])
-        self._lane(sample).drop(len(guess) - n_right)
+        request.take([token.id for token in tokens])
+        self._slot(request).drop(len(guess) - n_right)
         self.counts.guessed += len(guess)
         self.counts.right += n_right
         self.counts.generated += len(tokens)
-        if sample.finished:
-            self._leave(sample)
-        return Chosen(sample, tokens)
+        if request.finished:
+            self._leave(request)
+        return StepOutput(request, tokens)
 
-    def _leave(self, sample: Sample) -> None:
+    def _leave(self, request: Request) -> None:
         """Free the slot; what it holds stays, for a prompt that begins alike."""
-        if sample.slot is not None:
-            self._running.remove(sample)
-            self._slots.leave(sample.slot)
-            sample.slot = None
+        if request.slot is not None:
+            self._running.remove(request)
+            self._pool.leave(request.slot)
+            request.slot = None
 
 
 def _vocab_size(model: nn.Module) -> int | None:

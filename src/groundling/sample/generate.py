@@ -11,8 +11,8 @@ from groundling.bundle import Bundle
 from groundling.errors import ConfigError, DataError
 from groundling.sample.detokenize import TextStream
 from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import Sample, row_generator
 from groundling.text.serialize import fingerprint
 from groundling.text.tokenizer import TextDecoder, Tokenizer
 
@@ -55,7 +55,7 @@ def generate_batch(
     Sample i is what `generate_ids` gives with `row_generator(config.seed, first_row + i)`, whatever the others are.
     The engine has nothing else to do meanwhile. Raises as `generate_ids` does; then none of the samples goes on.
     """
-    samples: list[Sample] = []
+    samples: list[Request] = []
     try:
         for row, prompt_T in enumerate(prompts, first_row):
             samples.append(engine.add(prompt_T, config, row_generator(config.seed, row)))
@@ -67,7 +67,7 @@ def generate_batch(
     return [_without_end(sample.tokens[sample.n_prompt :], sample, engine) for sample in samples]
 
 
-def _without_end(ids: list[int], sample: Sample, engine: Engine) -> list[int]:
+def _without_end(ids: list[int], sample: Request, engine: Engine) -> list[int]:
     ended = bool(ids) and not sample.config.ignore_eos and ids[-1] in engine.end_ids
     return ids[:-1] if ended else ids
 
@@ -141,7 +141,7 @@ def generate(
     return "".join(stream(bundle, prompt, dataclasses.replace(config or SamplingConfig(), **fields), decode))
 
 
-class TextPiece(NamedTuple):
+class TextDelta(NamedTuple):
     """What one step adds to one of several texts."""
 
     number: int
@@ -151,7 +151,7 @@ class TextPiece(NamedTuple):
 
 def stream_batch(
     engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig, num_samples: int
-) -> Iterator[TextPiece]:
+) -> Iterator[TextDelta]:
     """Generate several texts of one prompt together; gives pieces as they come, each with the number of its text.
 
     Each is what it would be alone, by `row_generator(config.seed, number)`. The engine has nothing else to do until
@@ -164,15 +164,15 @@ def stream_batch(
 
 def _pieces(
     engine: Engine, tokenizer: Tokenizer, prompt_T: list[int], config: SamplingConfig, num_samples: int
-) -> Iterator[TextPiece]:
-    texts: dict[Sample, tuple[int, TextStream]] = {}
+) -> Iterator[TextDelta]:
+    texts: dict[Request, tuple[int, TextStream]] = {}
     n_begun = 0
     try:
         while texts or n_begun < num_samples:
             while n_begun < num_samples and len(texts) < engine.n_slots:
                 sample = engine.add(prompt_T, config, row_generator(config.seed, n_begun))
                 if sample.finished:
-                    yield TextPiece(n_begun, "", True)
+                    yield TextDelta(n_begun, "", True)
                 else:
                     texts[sample] = n_begun, TextStream(TextDecoder(tokenizer), config.stop)
                 n_begun += 1
@@ -184,7 +184,7 @@ def _pieces(
                 if sample.finished:
                     piece += text.finish()
                     del texts[sample]
-                yield TextPiece(number, piece, sample.finished)
+                yield TextDelta(number, piece, sample.finished)
     finally:
         for sample in texts:
             engine.stop(sample)

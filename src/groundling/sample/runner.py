@@ -1,7 +1,7 @@
 """How a model reads the next pieces of several sequences at once, each in a slot of its own.
 
-`TorchReader` asks a GPT with a cache, on any device. `NativeReader` (native/runner.py) does the same by compiled code,
-on a CPU. `WindowReader` asks any module that maps `idx_BT` to `logits_BTV`, a rung of the ladder for example, and gives
+`TorchRunner` asks a GPT with a cache, on any device. `NativeRunner` (native/runner.py) does the same by compiled code,
+on a CPU. `WindowRunner` asks any module that maps `idx_BT` to `logits_BTV`, a rung of the ladder for example, and gives
 it the whole window each time. All give the same scores; a model computes in evaluation mode, and is left as it was.
 
 Shapes: B batch, T positions, R scored positions, V vocabulary.
@@ -20,7 +20,7 @@ from groundling.model.gpt import GPT
 from groundling.model.numerics import at_least_float32
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """The next ids of the sequence in a slot."""
 
     slot: int
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     """How many of the last positions' scores are asked for, at least 1."""
 
 
-class Reader(Protocol):
+class ModelRunner(Protocol):
     """Reads pieces, and remembers what each slot has read."""
 
     @property
@@ -39,7 +39,7 @@ class Reader(Protocol):
         """The longest window of a slot."""
         ...
 
-    def read(self, pieces: Sequence[Piece]) -> Tensor:
+    def read(self, spans: Sequence[TokenSpan]) -> Tensor:
         """Read the pieces, and return the scores of the last positions of each (RV), on the CPU."""
         ...
 
@@ -48,19 +48,19 @@ class Reader(Protocol):
         ...
 
 
-def in_parts(pieces: Sequence[Piece], n_at_once: int) -> Iterator[tuple[list[Piece], bool]]:
+def in_parts(spans: Sequence[TokenSpan], n_at_once: int) -> Iterator[tuple[list[TokenSpan], bool]]:
     """Pieces cut up so that at most so many positions are read at once, and whether a part's scores are wanted.
 
     Of those parts whose scores are wanted they are, in the order of the parts, the scores of the pieces.
     """
-    together: list[Piece] = []
+    together: list[TokenSpan] = []
     n_together = 0
-    for slot, place, ids, n_scored in pieces:
+    for slot, place, ids, n_scored in spans:
         n_before = max(0, len(ids) - max(n_at_once, n_scored))
         for first in range(0, n_before, n_at_once):
             some = ids[first : min(first + n_at_once, n_before)]
-            yield [Piece(slot, place + first, some, 1)], False
-        last = Piece(slot, place + n_before, ids[n_before:], n_scored)
+            yield [TokenSpan(slot, place + first, some, 1)], False
+        last = TokenSpan(slot, place + n_before, ids[n_before:], n_scored)
         if together and n_together + len(last.ids) > n_at_once:
             yield together, True
             together, n_together = [], 0
@@ -69,7 +69,7 @@ def in_parts(pieces: Sequence[Piece], n_at_once: int) -> Iterator[tuple[list[Pie
     yield together, True
 
 
-class TorchReader:
+class TorchRunner:
     """Reads by PyTorch. Sequences that are equally long, or get one id each, are read together."""
 
     ALIKE_POSITIONS = 1024
@@ -82,27 +82,27 @@ class TorchReader:
         self.model, self.cache, self.block_size = model, cache, model.block_size
         self._device = model.wte.weight.device
 
-    def read(self, pieces: Sequence[Piece]) -> Tensor:
-        """See `Reader`."""
+    def read(self, spans: Sequence[TokenSpan]) -> Tensor:
+        """See `ModelRunner`."""
         together = defaultdict(list)
-        for number, piece in enumerate(pieces):
-            self.cache.reserve(piece.slot, piece.place + len(piece.ids))
-            width = max(self.ALIKE_POSITIONS, self.cache.capacity(piece.slot))
-            together[len(piece.ids), piece.place if len(piece.ids) > 1 else width].append(number)
-        scores: list[Tensor] = [torch.empty(0)] * len(pieces)
+        for number, span in enumerate(spans):
+            self.cache.reserve(span.slot, span.place + len(span.ids))
+            width = max(self.ALIKE_POSITIONS, self.cache.capacity(span.slot))
+            together[len(span.ids), span.place if len(span.ids) > 1 else width].append(number)
+        scores: list[Tensor] = [torch.empty(0)] * len(spans)
         for numbers in together.values():
-            some = [pieces[number] for number in numbers]
-            n_scored = max(piece.n_scored for piece in some)
-            rows = self.cache.rows([piece.slot for piece in some], [piece.place for piece in some])
-            idx_BT = torch.tensor([list(piece.ids) for piece in some], device=self._device)
+            some = [spans[number] for number in numbers]
+            n_scored = max(span.n_scored for span in some)
+            rows = self.cache.rows([span.slot for span in some], [span.place for span in some])
+            idx_BT = torch.tensor([list(span.ids) for span in some], device=self._device)
             with evaluation_mode(self.model):
                 logits_BTV = at_least_float32(self._logits(idx_BT, rows, n_scored).cpu())
-            for number, piece, logits_TV in zip(numbers, some, logits_BTV, strict=True):
-                scores[number] = logits_TV[-piece.n_scored :]
+            for number, span, logits_TV in zip(numbers, some, logits_BTV, strict=True):
+                scores[number] = logits_TV[-span.n_scored :]
         return torch.cat(scores)
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
-        """See `Reader`."""
+        """See `ModelRunner`."""
         self.cache.copy(source, target, n_positions)
 
     def _logits(self, idx_BT: Tensor, rows: KVCache, n_scored: int) -> Tensor:
@@ -112,7 +112,7 @@ class TorchReader:
         return self.model.lm_head(self.model.features(idx_BT, rows)[:, -n_scored:])  # type: ignore[no-any-return]
 
 
-class WindowReader:
+class WindowRunner:
     """Reads each window as a whole, every time: slow, and right for any causal module. The oracle of the others."""
 
     def __init__(self, model: nn.Module, n_slots: int) -> None:
@@ -121,23 +121,23 @@ class WindowReader:
         self._device = next(model.parameters()).device
         self._windows: list[list[int]] = [[] for _ in range(n_slots)]
 
-    def read(self, pieces: Sequence[Piece]) -> Tensor:
-        """See `Reader`."""
+    def read(self, spans: Sequence[TokenSpan]) -> Tensor:
+        """See `ModelRunner`."""
         together = defaultdict(list)
-        for number, piece in enumerate(pieces):
-            self._windows[piece.slot][piece.place :] = piece.ids
-            together[len(self._windows[piece.slot])].append(number)
-        scores: list[Tensor] = [torch.empty(0)] * len(pieces)
+        for number, span in enumerate(spans):
+            self._windows[span.slot][span.place :] = span.ids
+            together[len(self._windows[span.slot])].append(number)
+        scores: list[Tensor] = [torch.empty(0)] * len(spans)
         for numbers in together.values():
-            idx_BT = torch.tensor([self._windows[pieces[number].slot] for number in numbers], device=self._device)
+            idx_BT = torch.tensor([self._windows[spans[number].slot] for number in numbers], device=self._device)
             with evaluation_mode(self.model):
                 logits_BTV = at_least_float32(self.model(idx_BT).cpu())
             for number, logits_TV in zip(numbers, logits_BTV, strict=True):
-                scores[number] = logits_TV[-pieces[number].n_scored :]
+                scores[number] = logits_TV[-spans[number].n_scored :]
         return torch.cat(scores)
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
-        """See `Reader`."""
+        """See `ModelRunner`."""
         self._windows[target][:] = self._windows[source][:n_positions]
 
 

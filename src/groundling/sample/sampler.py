@@ -15,10 +15,10 @@ from torch import Tensor
 from groundling.errors import require
 from groundling.sample import filters
 
-MOST = 10_000
+MAX_COEFFICIENT = 10_000
 """Of what is multiplied with or added to scores: with more, float32 loses what it had."""
 
-FEW = 4096
+SINGLE_THREAD_VOCAB = 4096
 """Ids of a vocabulary for which one thread draws faster than several."""
 
 
@@ -62,22 +62,30 @@ class SamplingConfig:
             require(holds, f"{name} is {getattr(self, name)!r}; it must be {expected}")
 
         check("max_new_tokens", _is_count(self.max_new_tokens, 0), "a whole number of at least 0")
-        check("temperature", 0 <= self.temperature <= MOST, f"from 0 to {MOST:,}")
+        check("temperature", 0 <= self.temperature <= MAX_COEFFICIENT, f"from 0 to {MAX_COEFFICIENT:,}")
         check("top_k", self.top_k is None or _is_count(self.top_k, 1), "at least 1, or None")
         check("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         check("min_p", 0 <= self.min_p < 1, "at least 0 and below 1")
         check("typical_p", 0 < self.typical_p <= 1, "above 0 and at most 1")
-        check("repetition_penalty", 0 < self.repetition_penalty <= MOST, f"above 0 and at most {MOST:,}")
+        check(
+            "repetition_penalty",
+            0 < self.repetition_penalty <= MAX_COEFFICIENT,
+            f"above 0 and at most {MAX_COEFFICIENT:,}",
+        )
         for name in ("presence_penalty", "frequency_penalty"):
-            check(name, abs(getattr(self, name)) <= MOST, f"from -{MOST:,} to {MOST:,}")
+            check(
+                name, abs(getattr(self, name)) <= MAX_COEFFICIENT, f"from -{MAX_COEFFICIENT:,} to {MAX_COEFFICIENT:,}"
+            )
         biases = self.logit_bias.items()
-        known = all(isinstance(id, int) and (abs(bias) <= MOST or bias == -math.inf) for id, bias in biases)
-        check("logit_bias", known, f"numbers from -{MOST:,} to {MOST:,}, or -inf, by whole numbers")
+        known = all(isinstance(id, int) and (abs(bias) <= MAX_COEFFICIENT or bias == -math.inf) for id, bias in biases)
+        check(
+            "logit_bias", known, f"numbers from -{MAX_COEFFICIENT:,} to {MAX_COEFFICIENT:,}, or -inf, by whole numbers"
+        )
         check("logprobs", self.logprobs is None or _is_count(self.logprobs, 0), "at least 0, or None")
         check("end_ids", all(_is_count(id, 0) for id in self.end_ids), "a tuple of ids")
         check("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of strings that are not empty")
 
-    def way_of_choosing(self) -> tuple[object, ...]:
+    def sampling_key(self) -> tuple[object, ...]:
         """Equal for configs that turn the same scores into the same distribution."""
         return (
             *(self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p),
@@ -135,7 +143,7 @@ def adjust(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context
 
 def draws_from_few(config: SamplingConfig, logits_BV: Tensor) -> bool:
     """Whether the next ids are drawn from all that there are, and these are few and at hand (`filters.race_of_few`)."""
-    return logits_BV.size(-1) <= FEW and config.draws_from_all()
+    return logits_BV.size(-1) <= SINGLE_THREAD_VOCAB and config.draws_from_all()
 
 
 def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context], noise_BV: Tensor | None) -> Tensor:

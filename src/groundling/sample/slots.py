@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 from groundling.errors import ConfigError
 from groundling.model.cache import PART, KVCache
-from groundling.sample.auto_runner import Backend, memory_told
-from groundling.sample.sequence import Lane, Sample, common_length, most_positions
+from groundling.sample.auto_runner import AutoRunner, memory_told
+from groundling.sample.request import Request, Slot, common_length, most_positions, window_start
 from groundling.system.memory import Memory, memory_of, memory_total_bytes
 
 WORTH_WAITING = 8
@@ -36,9 +36,9 @@ class Admitted(NamedTuple):
 class NoMemoryError(ConfigError):
     """A sample can need more memory than there is, even when no other sample is running."""
 
-    def __init__(self, message: str, sample: Sample | None = None) -> None:
+    def __init__(self, message: str, request: Request | None = None) -> None:
         super().__init__(message)
-        self.sample = sample
+        self.request = request
 
 
 class CacheMemory:
@@ -46,9 +46,9 @@ class CacheMemory:
 
     def __init__(self, memory: Callable[..., Memory | None] = memory_of) -> None:
         self._memory = memory
-        self._sharing: WeakSet[Slots] = WeakSet()
+        self._sharing: WeakSet[SlotPool] = WeakSet()
 
-    def add(self, slots: "Slots") -> None:
+    def add(self, slots: "SlotPool") -> None:
         """Share the memory with these slots too."""
         self._sharing.add(slots)
 
@@ -61,7 +61,7 @@ class CacheMemory:
         """Bytes that all slots have allocated."""
         return sum(slots.held() for slots in self._sharing)
 
-    def make_room(self, wanted: int, slots: "Slots", spared: Sequence[int]) -> bool:
+    def make_room(self, wanted: int, slots: "SlotPool", spared: Sequence[int]) -> bool:
         """Whether `wanted` bytes are available; releases idle slots if necessary.
 
         Args:
@@ -74,18 +74,18 @@ class CacheMemory:
             return True
         return any(wanted <= self._free(slots) for _ in self._releases(slots, spared))
 
-    def most(self, slots: "Slots") -> int:
+    def most(self, slots: "SlotPool") -> int:
         """Bytes that a single sample could have now; at least `UNASKED_BYTES`."""
         return max(UNASKED_BYTES, self._free(slots) + self.held())
 
-    def _free(self, slots: "Slots") -> int:
+    def _free(self, slots: "SlotPool") -> int:
         found = self._memory(slots.device)
         if found is None:  # half of the memory there is, where the system does not tell how much is free
             total = memory_total_bytes()
             return total // 2 - self.held() if total else 1 << 62
         return found.free - found.total // SPARED_PART
 
-    def _releases(self, slots: "Slots", spared: Sequence[int]) -> Iterator[None]:
+    def _releases(self, slots: "SlotPool", spared: Sequence[int]) -> Iterator[None]:
         """Yield before the first release and after each one."""
         yield
         for each in sorted(self._sharing, key=lambda each: each is slots):
@@ -95,7 +95,7 @@ class CacheMemory:
                     yield
 
 
-class Slots:
+class SlotPool:
     """The slots of an engine.
 
     Args:
@@ -104,12 +104,12 @@ class Slots:
         memory: shared with the slots of other engines.
     """
 
-    def __init__(self, reader: Backend, n_slots: int, memory: CacheMemory) -> None:
-        self.lanes = [Lane(slot, reader.block_size) for slot in range(n_slots)]
-        self._reader, self._memory = reader, memory
-        self._caches = [] if reader.cache is None else [reader.cache]
+    def __init__(self, runner: AutoRunner, n_slots: int, memory: CacheMemory) -> None:
+        self.slots = [Slot(slot, runner.block_size) for slot in range(n_slots)]
+        self._runner, self._memory = runner, memory
+        self._caches = [] if runner.cache is None else [runner.cache]
         self._free = deque(range(n_slots))  # the one that was free longest first
-        self._used: dict[int, Sample] = {}
+        self._used: dict[int, Request] = {}
         memory.add(self)
 
     @property
@@ -130,7 +130,7 @@ class Slots:
     @property
     def longest(self) -> int:
         """Positions that a single sample could have memory for now."""
-        block_size = self._reader.block_size
+        block_size = self._runner.block_size
         whole = sum(cache.n_bytes(block_size) for cache in self._caches)
         if whole <= UNASKED_BYTES:
             return block_size
@@ -154,34 +154,33 @@ class Slots:
         wanted = sum(_n_wanted(cache, n_prompt, n_new) for cache in self._caches)
         if wanted > UNASKED_BYTES and wanted > (most := self._memory.most(self)):
             raise NoMemoryError(
-                f"keys and values of {most_positions(n_prompt, n_new, self._reader.block_size):,} tokens need "
+                f"keys and values of {most_positions(n_prompt, n_new, self._runner.block_size):,} tokens need "
                 f"{wanted / 1e9:,.1f} GB, and {most / 1e9:,.1f} GB of memory are available for them; "
                 "ask for fewer new tokens, shorten the prompt, or load the model with a smaller --context"
             )
 
-    def admit(self, sample: Sample) -> Admitted | None:
+    def admit(self, request: Request) -> Admitted | None:
         """Give a sample a free slot; None: it has to wait until others have finished, or their prompts are read.
 
         Raises:
             NoMemoryError: there is not enough memory for it, even though no other sample is running.
         """
-        lane = Lane(-1, self._reader.block_size)
-        lane.begin(sample.tokens, len(sample.tokens))
-        window = lane.held[:-1]  # its last token is read in any case, for its scores
-        shared = [common_length(other.held, window) for other in self.lanes]
+        start = window_start(len(request.tokens), self._runner.block_size)
+        window = request.tokens[start:-1]  # the last token is read in any case, for its scores
+        shared = [common_length(other.held, window) for other in self.slots]
         best = max(range(len(shared)), key=shared.__getitem__)
         soon = max((common_length(window, self._unread(other)) for other in self._used.values()), default=0)
         if soon >= shared[best] + WORTH_WAITING:
             return None
         n_shared = shared[best]
         slot = self._slot_for(best, n_shared)
-        if n_shared and slot != best and not self._has_room(sample, slot, (slot, best)):
+        if n_shared and slot != best and not self._has_room(request, slot, (slot, best)):
             n_shared = 0  # what it could copy is in the way
-        if not self._has_room(sample, slot, (slot,)):
+        if not self._has_room(request, slot, (slot,)):
             if self._memory.is_in_use:
                 return None
-            self._refuse(sample)
-        self._take(sample, slot, best, n_shared)
+            self._refuse(request)
+        self._take(request, slot, best, n_shared)
         return Admitted(slot, n_shared)
 
     def leave(self, slot: int) -> None:
@@ -191,8 +190,8 @@ class Slots:
 
     def forget(self) -> None:
         """Treat all slots as empty, after a step that was interrupted."""
-        for lane in self.lanes:
-            lane.forget()
+        for slot in self.slots:
+            slot.forget()
 
     def idle(self) -> list[int]:
         """Free slots with memory, the longest idle first."""
@@ -204,55 +203,56 @@ class Slots:
 
     def owed(self) -> int:
         """Bytes that running samples can still need beyond what their slots have allocated."""
-        return sum(self._missing(sample, slot) for slot, sample in self._used.items())
+        return sum(self._missing(request, slot) for slot, request in self._used.items())
 
     def release(self, slot: int) -> None:
         """Give a slot's memory back; it holds nothing then."""
         for cache in self._caches:
             cache.release(slot)
-        self.lanes[slot].forget()
+        self.slots[slot].forget()
 
     def _slot_for(self, best: int, n_shared: int) -> int:
         """The best match itself if it is free and at least half of it is shared; else another free slot."""
-        return best if best in self._free and 2 * n_shared >= len(self.lanes[best].held) > 0 else self._free[0]
+        return best if best in self._free and 2 * n_shared >= len(self.slots[best].held) > 0 else self._free[0]
 
-    def _has_room(self, sample: Sample, slot: int, spared: Sequence[int]) -> bool:
-        return self._memory.make_room(self._missing(sample, slot), self, spared)
+    def _has_room(self, request: Request, slot: int, spared: Sequence[int]) -> bool:
+        return self._memory.make_room(self._missing(request, slot), self, spared)
 
-    def _refuse(self, sample: Sample) -> None:
+    def _refuse(self, request: Request) -> None:
         try:
-            self.require(len(sample.tokens), sample.n_left)
+            self.require(len(request.tokens), request.n_left)
         except NoMemoryError as error:
-            error.sample = sample
+            error.request = request
             raise
-        raise NoMemoryError("other programs have just taken the memory that this text needs; try again", sample)
+        raise NoMemoryError("other programs have just taken the memory that this text needs; try again", request)
 
-    def _take(self, sample: Sample, slot: int, best: int, n_shared: int) -> None:
+    def _take(self, request: Request, slot: int, best: int, n_shared: int) -> None:
         self._free.remove(slot)
-        self._used[slot] = sample
+        self._used[slot] = request
         try:
             with memory_told():
                 for cache in self._caches:
-                    n_most = most_positions(len(sample.tokens), sample.n_left, cache.config.block_size)
+                    n_most = most_positions(len(request.tokens), request.n_left, cache.config.block_size)
                     cache.limit(slot, n_most, n_shared if slot == best else 0)
                 if n_shared and slot != best:
-                    self._reader.copy(best, slot, n_shared)
+                    self._runner.copy(best, slot, n_shared)
         except BaseException:
             self.leave(slot)
             raise
-        self.lanes[slot].begin(sample.tokens, n_shared)
+        self.slots[slot].begin(request.tokens, n_shared)
 
-    def _missing(self, sample: Sample, slot: int) -> int:
+    def _missing(self, request: Request, slot: int) -> int:
         """Bytes that a sample can need beyond what its slot has allocated."""
         return sum(
-            max(0, _n_wanted(cache, len(sample.tokens), sample.n_left) - _n_held(cache, slot)) for cache in self._caches
+            max(0, _n_wanted(cache, len(request.tokens), request.n_left) - _n_held(cache, slot))
+            for cache in self._caches
         )
 
-    def _unread(self, sample: Sample) -> list[int]:
+    def _unread(self, request: Request) -> list[int]:
         """The window of a sample whose whole prompt is read in the next step; empty for other samples."""
-        assert sample.slot is not None
-        start = self.lanes[sample.slot].start
-        return sample.tokens[start:] if len(sample.tokens) == sample.n_prompt else []
+        assert request.slot is not None
+        start = self.slots[request.slot].start
+        return request.tokens[start:] if len(request.tokens) == request.n_prompt else []
 
 
 def _n_wanted(cache: KVCache, n_tokens: int, n_new: int) -> int:

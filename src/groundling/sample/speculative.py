@@ -1,6 +1,6 @@
 """Guessing tokens ahead, so that a model reads several in one step: speculative decoding (arXiv:2211.17192).
 
-What a sample will choose at a place is settled by the model's scores there and by the noise that the sample has drawn
+What a sample will choose at a place follows from the model's scores there and by the noise that the sample has drawn
 for it. A guess is right if it is that choice; so the text is the same with and without guessing, seed by seed and not
 only in distribution. A draft model that uses the sample's own noise guesses best: where it has the model's
 distribution, it draws the model's token.
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from groundling.sample import filters
-from groundling.sample.auto_runner import Backend
-from groundling.sample.sequence import Lane, Sample, choose_alike, common_length
+from groundling.sample.auto_runner import AutoRunner
+from groundling.sample.request import Request, Slot, choose_alike, common_length
 
 
 class Drafter(Protocol):
     """Guesses how samples go on."""
 
-    def guess(self, samples: Sequence[Sample], limits: Sequence[int]) -> list[list[int]]:
+    def guess(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
         """Guess the next ids of each sample, at most so many as its limit."""
         ...
 
@@ -35,11 +35,11 @@ class PromptLookup:
     def __init__(self) -> None:
         self._places: dict[int, _Places] = {}
 
-    def guess(self, samples: Sequence[Sample], limits: Sequence[int]) -> list[list[int]]:
+    def guess(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
         """See `Drafter`."""
-        known = {id(sample): self._places.get(id(sample)) or _Places(sample) for sample in samples}
+        known = {id(request): self._places.get(id(request)) or _Places(request) for request in requests}
         self._places = known  # those of samples that have ended go
-        return [known[id(sample)].follow(limit) for sample, limit in zip(samples, limits, strict=True)]
+        return [known[id(request)].follow(limit) for request, limit in zip(requests, limits, strict=True)]
 
     def forget(self) -> None:
         """See `Drafter`: nothing was read."""
@@ -48,8 +48,8 @@ class PromptLookup:
 class _Places:
     """Where each short run of a sample's tokens ended last."""
 
-    def __init__(self, sample: Sample) -> None:
-        self._sample, self._n_seen = sample, 0
+    def __init__(self, request: Request) -> None:
+        self._sample, self._n_seen = request, 0
         self._ends: dict[tuple[int, ...], int] = {}
 
     def follow(self, limit: int) -> list[int]:
@@ -78,42 +78,42 @@ class ModelDrafter:
         n_ids: only ids below this can come out.
     """
 
-    def __init__(self, reader: Backend, n_slots: int, n_ids: int) -> None:
-        self._reader, self._n_ids = reader, n_ids
-        self._lanes = [Lane(slot, reader.block_size) for slot in range(n_slots)]
-        self._owners: list[Sample | None] = [None] * n_slots
+    def __init__(self, runner: AutoRunner, n_slots: int, n_ids: int) -> None:
+        self._runner, self._n_ids = runner, n_ids
+        self._slots = [Slot(slot, runner.block_size) for slot in range(n_slots)]
+        self._owners: list[Request | None] = [None] * n_slots
 
-    def guess(self, samples: Sequence[Sample], limits: Sequence[int]) -> list[list[int]]:
+    def guess(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
         """See `Drafter`."""
-        guesses: list[list[int]] = [[] for _ in samples]
-        for sample in samples:
-            self._catch_up(sample)
+        guesses: list[list[int]] = [[] for _ in requests]
+        for request in requests:
+            self._catch_up(request)
         for ahead in range(max(limits, default=0)):
             rows = [row for row, limit in enumerate(limits) if ahead < limit]
-            pieces = []
+            spans = []
             for row in rows:
-                tokens = [*samples[row].tokens, *guesses[row]]
-                pieces.append(self._lane(samples[row]).piece(tokens, (), 1))
-            logits_RV = filters.below(self._reader.read(pieces), self._n_ids)
+                tokens = [*requests[row].tokens, *guesses[row]]
+                spans.append(self._slot(requests[row]).span(tokens, (), 1))
+            logits_RV = filters.below(self._runner.read(spans), self._n_ids)
             for row, logits_V in zip(rows, logits_RV, strict=True):
                 guesses[row] += choose_alike(
-                    [(samples[row], guesses[row])], logits_V[None], self._reader.block_size, self._reader.race
+                    [(requests[row], guesses[row])], logits_V[None], self._runner.block_size, self._runner.race
                 )
         return guesses
 
     def forget(self) -> None:
         """See `Drafter`."""
-        for lane in self._lanes:
-            lane.forget()
+        for slot in self._slots:
+            slot.forget()
 
-    def _lane(self, sample: Sample) -> Lane:
-        assert sample.slot is not None
-        return self._lanes[sample.slot]
+    def _slot(self, request: Request) -> Slot:
+        assert request.slot is not None
+        return self._slots[request.slot]
 
-    def _catch_up(self, sample: Sample) -> None:
+    def _catch_up(self, request: Request) -> None:
         """Forget what was guessed wrongly, or what belonged to another sample."""
-        lane = self._lane(sample)
-        if self._owners[lane.slot] is not sample:
-            self._owners[lane.slot] = sample
-            lane.begin(sample.tokens, 0)
-        lane.drop(len(lane.held) - common_length(lane.held, sample.tokens[lane.start :]))
+        slot = self._slot(request)
+        if self._owners[slot.slot] is not request:
+            self._owners[slot.slot] = request
+            slot.begin(request.tokens, 0)
+        slot.drop(len(slot.held) - common_length(slot.held, request.tokens[slot.start :]))

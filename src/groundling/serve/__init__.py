@@ -14,6 +14,7 @@ In reading order:
     ranking/      the API of the ranking page
     runs/         the API of the training page
     pages.py      pages and static files
+    token_text.py text and bytes of each id
     static/       the pages: HTML, CSS, JavaScript
     telemetry.py  Prometheus metrics
 """

@@ -18,18 +18,18 @@ from starlette.types import Scope
 from groundling.errors import GroundlingError
 from groundling.serve import pages, xray
 from groundling.serve.completions import requests as completion_requests
-from groundling.serve.completions.completion import Performance
-from groundling.serve.completions.requests import Order
+from groundling.serve.completions.completion import Completion
+from groundling.serve.completions.requests import ParsedRequest
 from groundling.serve.completions.schema import ChatRequest, CompletionRequest
-from groundling.serve.http.auth import keeper, lock
-from groundling.serve.http.bodies import Bodies, Locks
+from groundling.serve.http.auth import lock, require_api_key
+from groundling.serve.http.bodies import BodyLimit, Locks
 from groundling.serve.http.errors import ApiError, in_time
-from groundling.serve.http.middleware import Ledger, Origins, error_response
+from groundling.serve.http.middleware import Origins, RequestLog, error_response
 from groundling.serve.http.responses import EventStream, Gone, as_json, unless_gone
 from groundling.serve.http.validation import explain, unreadable
 from groundling.serve.ranking import routes as rankings
 from groundling.serve.runs import routes as runs
-from groundling.serve.state import State, Theatre
+from groundling.serve.state import ServerState, State
 from groundling.system.logs import EventLog
 
 
@@ -52,7 +52,7 @@ STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 429, 431, 500, 503
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in STATUSES}
 
 
-def create_app(theatre: Theatre, log: EventLog) -> FastAPI:
+def create_app(server: ServerState, log: EventLog) -> FastAPI:
     """The application of one server. Its models are loaded when it starts, while it answers already."""
     app = FastAPI(
         title="Groundling",
@@ -61,59 +61,59 @@ def create_app(theatre: Theatre, log: EventLog) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(theatre, log),
+        lifespan=_lifespan(server, log),
         responses=ERRORS,
     )
-    app.state.theatre = theatre
-    require_key = Depends(keeper(theatre.config.keys()))
-    app.include_router(_open_routes(theatre))
+    app.state.server = server
+    require_key = Depends(require_api_key(server.config.keys()))
+    app.include_router(_open_routes(server))
     app.include_router(pages.router())
-    ours = [module.router(theatre) for module in (xray, rankings, runs)]
-    for routes in (_keyed_routes(app, theatre), _v1(theatre, log), *ours):
+    ours = [module.router(server) for module in (xray, rankings, runs)]
+    for routes in (_keyed_routes(app, server), _v1(server, log), *ours):
         app.include_router(routes, dependencies=[require_key])
     _explain_errors(app)
-    config = theatre.config
-    app.add_middleware(Bodies, most_bytes=config.max_body_bytes, timeout_s=config.receive_timeout_s)
+    config = server.config
+    app.add_middleware(BodyLimit, most_bytes=config.max_body_bytes, timeout_s=config.receive_timeout_s)
     app.add_middleware(Locks, check=lock(config.keys()))
     app.add_middleware(Origins, hosts=config.hosts(), allowed=config.cors_origins)
-    app.add_middleware(Ledger, when_over=_bookkeeper(theatre, log), when_failed=_confessor(log))
+    app.add_middleware(RequestLog, when_over=_record_request(server, log), when_failed=_log_exception(log))
     return app
 
 
-def _lifespan(theatre: Theatre, log: EventLog) -> Callable[[FastAPI], Any]:
+def _lifespan(server: ServerState, log: EventLog) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         def failed(error: Exception) -> None:
-            theatre.failure, theatre.state = error, State.STOPPED
+            server.failure, server.state = error, State.STOPPED
             log.write("bug", "error", id=None, traceback="".join(traceback.format_exception(error)))
 
-        theatre.worker.start(failed)
-        loading = asyncio.create_task(_load(theatre, log))
+        server.worker.start(failed)
+        loading = asyncio.create_task(_load(server, log))
         yield
         loading.cancel()
-        await theatre.stop()
+        await server.stop()
 
     return lifespan
 
 
-async def _load(theatre: Theatre, log: EventLog) -> None:
+async def _load(server: ServerState, log: EventLog) -> None:
     """Read all models, one after the other; on an error, none is served."""
     try:
-        for name, path in theatre.wanted.items():
-            served = await theatre.worker.call(lambda name=name, path=path: theatre.load(name, path))  # type: ignore[misc]
-            if theatre.state is not State.LOADING:  # it was told to end meanwhile
+        for name, path in server.wanted.items():
+            served = await server.worker.call(lambda name=name, path=path: server.load(name, path))  # type: ignore[misc]
+            if server.state is not State.LOADING:  # it was told to end meanwhile
                 return
-            theatre.models.add(served)
+            server.models.add(served)
             log.write("loaded", model=name, native=served.engine.is_native)
     except Exception as error:  # also our own bugs: a server that never gets ready would hide them
-        if theatre.state is State.LOADING:
-            theatre.failure = error
+        if server.state is State.LOADING:
+            server.failure = error
         return
-    theatre.state = State.READY
-    log.write("ready", models=theatre.models.names())
+    server.state = State.READY
+    log.write("ready", models=server.models.names())
 
 
-def _open_routes(theatre: Theatre) -> APIRouter:
+def _open_routes(server: ServerState) -> APIRouter:
     routes = APIRouter(tags=["state"])
 
     async def health() -> dict[str, str]:
@@ -122,7 +122,7 @@ def _open_routes(theatre: Theatre) -> APIRouter:
 
     async def ready() -> dict[str, str]:
         """Whether requests are taken."""
-        theatre.require_ready()
+        server.require_ready()
         return {"status": "ready"}
 
     for path, function in (("/health", health), ("/ready", ready)):
@@ -131,12 +131,12 @@ def _open_routes(theatre: Theatre) -> APIRouter:
     return routes
 
 
-def _keyed_routes(app: FastAPI, theatre: Theatre) -> APIRouter:
+def _keyed_routes(app: FastAPI, server: ServerState) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        return Response(theatre.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @routes.get("/openapi.json")
     async def openapi_json() -> Response:
@@ -156,54 +156,54 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     return schema
 
 
-def _v1(theatre: Theatre, log: EventLog) -> APIRouter:
+def _v1(server: ServerState, log: EventLog) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
     streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:
         """All models."""
-        theatre.require_ready()
-        cards = [theatre.models.get(name).card() for name in theatre.models.names()]
+        server.require_ready()
+        cards = [server.models.get(name).card() for name in server.models.names()]
         return {"object": "list", "data": cards}
 
     @routes.get("/models/{model}")
     async def get_model(model: str) -> dict[str, Any]:
         """One model."""
-        theatre.require_ready()
-        return theatre.models.get(model).card()
+        server.require_ready()
+        return server.models.get(model).card()
 
     @routes.post("/completions", responses=streamed, response_class=Response)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on from a text."""
         return await _answer(
-            theatre, log, completion_requests.completion_order(theatre, body), request, bool(body.stream)
+            server, log, completion_requests.parse_completion(server, body), request, bool(body.stream)
         )
 
     @routes.post("/chat/completions", responses=streamed, response_class=Response)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Reply in a conversation."""
-        return await _answer(theatre, log, completion_requests.chat_order(theatre, body), request, bool(body.stream))
+        return await _answer(server, log, completion_requests.parse_chat(server, body), request, bool(body.stream))
 
     return routes
 
 
 async def _answer(
-    theatre: Theatre, log: EventLog, ordering: Coroutine[Any, Any, Order], request: Request, streamed: bool
+    server: ServerState, log: EventLog, parsing: Coroutine[Any, Any, ParsedRequest], request: Request, streamed: bool
 ) -> Response:
     """Take an order and carry it out, as long as somebody waits for it."""
-    notes, until = request.scope["notes"], time.monotonic() + theatre.config.timeout_s
-    theatre.n_open += 1
+    notes, until = request.scope["notes"], time.monotonic() + server.config.timeout_s
+    server.n_open += 1
 
     def aborted(reason: str) -> None:
         known = {"disconnect": "disconnect", "slow_reader": "slow_reader", "deadline_exceeded": "deadline"}
-        theatre.metrics.aborted.labels(known.get(reason, "error")).inc()
+        server.metrics.aborted.labels(known.get(reason, "error")).inc()
 
     try:
-        order = await unless_gone(request.receive, in_time(ordering, theatre.config.timeout_s))
-        performance = Performance(theatre, order, request.state.client, until - time.monotonic())
+        parsed = await unless_gone(request.receive, in_time(parsing, server.config.timeout_s))
+        completion = Completion(server, parsed, request.state.client, until - time.monotonic())
     except BaseException as error:
-        theatre.n_open -= 1
+        server.n_open -= 1
         if isinstance(error, Gone):
             aborted(error.reason)
             notes.update(aborted=error.reason)
@@ -213,20 +213,20 @@ async def _answer(
         raise
 
     def over(reason: str | None) -> None:
-        performance.close()
-        theatre.n_open -= 1
+        completion.close()
+        server.n_open -= 1
         if reason is not None:
             aborted(reason)
-        performance.measure()
-        notes.update(model=order.served.name, aborted=reason, **performance.usage())
-        if theatre.config.log_text:
-            log.write("text", id=notes["id"], prompts=performance.prompts(), replies=performance.replies())
+        completion.measure()
+        notes.update(model=parsed.served.name, aborted=reason, **completion.usage())
+        if server.config.log_text:
+            log.write("text", id=notes["id"], prompts=completion.prompts(), replies=completion.replies())
 
     if streamed:
-        return EventStream(performance.chunks(), theatre.config.send_timeout_s, over)
+        return EventStream(completion.chunks(), server.config.send_timeout_s, over)
     reason: str | None = "error"
     try:
-        answer = await unless_gone(request.receive, performance.whole())
+        answer = await unless_gone(request.receive, completion.whole())
         reason = None
         return Response(answer, media_type="application/json")
     except Gone as gone:
@@ -271,11 +271,11 @@ def _explain_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, of_http)
 
 
-def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float], None]:
+def _record_request(server: ServerState, log: EventLog) -> Callable[[Scope, int, float], None]:
     def over(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        theatre.metrics.requests.labels(route, str(status)).inc()
-        theatre.metrics.seconds.observe(seconds)
+        server.metrics.requests.labels(route, str(status)).inc()
+        server.metrics.seconds.observe(seconds)
         if route not in ("/health", "/ready", "/metrics"):
             facts = {"method": scope["method"][:20], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
             log.write("request", **facts, **scope["notes"])
@@ -283,7 +283,7 @@ def _bookkeeper(theatre: Theatre, log: EventLog) -> Callable[[Scope, int, float]
     return over
 
 
-def _confessor(log: EventLog) -> Callable[[Scope, Exception], ApiError]:
+def _log_exception(log: EventLog) -> Callable[[Scope, Exception], ApiError]:
     def failed(scope: Scope, error: Exception) -> ApiError:
         log.write("bug", "error", id=scope["notes"]["id"], traceback="".join(traceback.format_exception(error)))
         return ApiError(500, "the server failed; its log says how", "internal_error")

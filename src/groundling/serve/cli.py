@@ -20,16 +20,16 @@ def main(argv: list[str]) -> int:
     from groundling.serve.app import create_app
     from groundling.serve.http.protocol import protocol_for
     from groundling.serve.server import FLUSH_S, Server
-    from groundling.serve.state import Theatre
+    from groundling.serve.state import ServerState
     from groundling.system.logs import EventLog, LibraryLog
 
     log = EventLog()
     logging.getLogger("uvicorn").handlers = [LibraryLog(log)]
     logging.getLogger("uvicorn").propagate = False
-    theatre = Theatre(config)
-    theatre.safety = load_safety(config.safety, config.safety_classifier)
+    server = ServerState(config)
+    server.safety = load_safety(config.safety, config.safety_classifier)
     settings = uvicorn.Config(
-        create_app(theatre, log),
+        create_app(server, log),
         http=protocol_for(config.receive_timeout_s, config.send_timeout_s, config.max_connections),
         ws="none",
         loop="asyncio",
@@ -48,12 +48,12 @@ def main(argv: list[str]) -> int:
 
     def say() -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
-        names = ", ".join(theatre.wanted)
+        names = ", ".join(server.wanted)
         print(f"Groundling is at http://{host}:{port}/ with {names}; Ctrl-C ends it", flush=True)
 
-    Server(settings, theatre, say).run(sockets=[listening])
-    if theatre.failure is not None:
-        raise theatre.failure
+    Server(settings, server, say).run(sockets=[listening])
+    if server.failure is not None:
+        raise server.failure
     return 0
 
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from groundling.serve.state import State, Theatre
+from groundling.serve.state import ServerState, State
 
 FLUSH_S = 2
 """For the last errors to be sent, after all was broken off."""
@@ -22,13 +22,13 @@ class Server(uvicorn.Server):
 
     Args:
         config: of uvicorn.
-        theatre: is drained.
+        server: is drained.
         say: is told once, when requests are answered.
     """
 
-    def __init__(self, config: uvicorn.Config, theatre: Theatre, say: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, server: ServerState, say: Callable[[], None]) -> None:
         super().__init__(config)
-        self._theatre, self._say = theatre, say
+        self._server, self._say = server, say
         self._has_said = False
         self._until: float | None = None
 
@@ -36,10 +36,10 @@ class Server(uvicorn.Server):
         """Drain; at the second signal, end."""
         del frame
         if self._until is None:
-            self._theatre.leaves_loading = self._theatre.state is State.LOADING
-            self._theatre.state = State.DRAINING
-            quick = sig == signal.SIGINT and not self._theatre.n_open
-            self._until = time.monotonic() + (0 if quick else self._theatre.config.drain_s)
+            self._server.leaves_loading = self._server.state is State.LOADING
+            self._server.state = State.DRAINING
+            quick = sig == signal.SIGINT and not self._server.n_open
+            self._until = time.monotonic() + (0 if quick else self._server.config.drain_s)
         else:
             self._until = 0.0
 
@@ -47,13 +47,13 @@ class Server(uvicorn.Server):
         """Every tenth of a second: whether to end now."""
         if await super().on_tick(counter):
             return True
-        if self._theatre.failure is not None:
+        if self._server.failure is not None:
             return True
-        if self._theatre.state is State.READY and not self._has_said:
+        if self._server.state is State.READY and not self._has_said:
             self._has_said = True
             self._say()
-        if self._until is None or (self._theatre.n_open and time.monotonic() < self._until):
+        if self._until is None or (self._server.n_open and time.monotonic() < self._until):
             return False
-        self._theatre.state = State.STOPPED
-        await self._theatre.stop()  # what is left hears of it
+        self._server.state = State.STOPPED
+        await self._server.stop()  # what is left hears of it
         return True

@@ -16,28 +16,21 @@ from starlette.responses import Response
 from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.bundle.layout import find_bundle, model_checkpoints, require_speaker
-from groundling.errors import ConfigError, DataError
+from groundling.errors import ConfigError
 from groundling.safety.stream import Safety
-from groundling.sample.engine import DecodeConfig, Engine, settled
-from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.slots import CacheMemory
-from groundling.serve.completions.output import Choice, Thoughts
-from groundling.serve.completions.response_format import Words
 from groundling.serve.config import ServeConfig
-from groundling.serve.decode.stream import Take
 from groundling.serve.decode.worker import STOP_S, Worker
 from groundling.serve.http.errors import ApiError, not_ready
 from groundling.serve.http.responses import Gone, unless_gone
 from groundling.serve.telemetry import Metrics
+from groundling.serve.token_text import TokenText
 from groundling.system.runtime import pick_device
-from groundling.text.chat import Message
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LEAVE_S = 0.3
 """A model that is being loaded cannot be broken off."""
-MOST_NEW_TOKENS = 200
-"""Of a reply that is to be ranked; it takes half of the model's context at most."""
 
 
 class State(Enum):
@@ -60,7 +53,7 @@ class Served:
     """The folder of the training run, if the path is one."""
     worker: Worker
     engine: Engine
-    words: Words
+    token_text: TokenText
     fingerprint: str
     created: int
 
@@ -125,7 +118,7 @@ class Registry:
         return self._served[name]
 
 
-class Theatre:
+class ServerState:
     """What all requests share."""
 
     def __init__(self, config: ServeConfig) -> None:
@@ -160,7 +153,7 @@ class Theatre:
             run=path if model_checkpoints(path / "checkpoints") else None,
             worker=self.worker,
             engine=self._engine(bundle),
-            words=Words(bundle.tokenizer),
+            token_text=TokenText(bundle.tokenizer),
             fingerprint=f"fp_{base_at(path).sha256[:12]}",
             created=int((find_bundle(path) / "config.json").stat().st_mtime),
         )
@@ -175,7 +168,7 @@ class Theatre:
 
     def _engine(self, bundle: Bundle) -> Engine:
         """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
-        decode = settled(bundle.model, DecodeConfig(weights=self.config.weights), self.config.slots)
+        decode = deterministic_decode(bundle.model, DecodeConfig(weights=self.config.weights), self.config.slots)
         slots, n_ids = self.config.slots, bundle.n_ids
         return Engine(bundle.model, decode, slots, n_ids, end_ids=bundle.end_ids, memory=self.memory)
 
@@ -216,7 +209,7 @@ class Theatre:
         """
         if self.safety is None:
             return text
-        shown, findings = await run_in_threadpool(self.safety.check_prompt, text)
+        delta, findings = await run_in_threadpool(self.safety.check_prompt, text)
         self.metrics.count(findings)
         for finding in findings:
             if finding.action == "block":
@@ -224,50 +217,7 @@ class Theatre:
                     f"the safety stage blocks this prompt (rule {finding.rule!r}: {finding.reason}); ask otherwise"
                 )
                 raise ApiError(400, message, "content_filter", "prompt")
-        return shown
-
-    async def generate_reply(self, name: str, messages: Sequence[Message], seed: int, *, client: str) -> str | None:
-        """What a model that chats says next, at temperature 1; None: the safety stage blocks it.
-
-        Args:
-            name: of the model.
-            messages: the conversation; the last message is the user's.
-            seed: of the reply.
-            client: whose turn it is in the queue.
-
-        Raises:
-            ApiError: it cannot.
-        """
-        served = self.models.get(name)
-        chat, block_size = served.bundle.chat, served.bundle.config.block_size
-        if chat is None:
-            raise ApiError(400, f"{name} was never taught to answer", "not_a_chat_model", "model")
-        try:
-            # Raters compare replies, and there is no room for thoughts before them.
-            prompt = chat.prompt(messages, served.bundle.tokenizer, thinking=False)
-        except DataError as error:
-            raise ApiError(400, str(error), "invalid_value") from error
-        if len(prompt) >= block_size:
-            raise ApiError(400, "the conversation is longer than the model's context", "context_length_exceeded")
-        n_most = min(MOST_NEW_TOKENS, block_size // 2, self.config.max_tokens)
-        config = SamplingConfig(max_new_tokens=n_most, temperature=1.0, end_ids=served.end_ids)
-        take = Take(0, prompt, config, row_generator(seed, 0))
-        generation = self.worker.submit(served.engine, client, [take], self.config.timeout_s)
-        make_filter = None if self.safety is None else self.safety.reply
-        filter = None if make_filter is None else make_filter()
-        thoughts = None if chat.thinking is None else Thoughts(chat, served.bundle.tokenizer, make_filter)
-        choice, text = Choice(served.bundle.tokenizer, (), served.end_ids, filter, thoughts), ""
-        try:
-            async for parts in generation.parts():
-                for _, tokens, is_last in parts:
-                    shown = choice.push(tokens, is_last)
-                    self.metrics.count(shown.findings)
-                    text += shown.text
-                if choice.finish_reason == "content_filter":
-                    break
-        finally:
-            generation.cancel()
-        return None if choice.finish_reason == "content_filter" else text
+        return delta
 
 
 def named_paths(words: Sequence[str]) -> dict[str, Path]:

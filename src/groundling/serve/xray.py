@@ -29,11 +29,11 @@ from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
 from groundling.model.inspect import HeadScores, Look, look, score_heads
 from groundling.sample.generate import prompt_ids
-from groundling.serve.completions.conversation import conversation, not_sayable
+from groundling.serve.completions.conversation import conversation, encoding_error
 from groundling.serve.completions.schema import Body, ChatMessage, Text
 from groundling.serve.http.errors import ApiError
 from groundling.serve.http.responses import as_json
-from groundling.serve.state import Served, Theatre
+from groundling.serve.state import Served, ServerState
 from groundling.storage import files
 from groundling.storage.manifest import MANIFEST, read_manifest
 
@@ -42,8 +42,8 @@ AT_ONCE = 2
 """Texts that are looked through at once."""
 MAY_WAIT = 6
 """Besides."""
-MOST_TOKENS = 256
-MOST_BYTES = 1_500_000
+MAX_TOKENS = 256
+MAX_BYTES = 1_500_000
 """Of attention, before base64."""
 KEPT = 4
 """Checkpoints that stay in memory."""
@@ -69,16 +69,16 @@ class XrayRequest(Body):
         return self
 
 
-def router(theatre: Theatre) -> APIRouter:
+def router(server: ServerState) -> APIRouter:
     """The routes of the X-ray."""
     routes = APIRouter(prefix="/v1/groundling", tags=["groundling"])
-    room, shelf, glass = _Room(), _Shelf(), _Glass()
+    room, shelf, glass = _ConcurrencyLimit(), _CheckpointCache(), _HeadScoreCache()
 
     @routes.get("/checkpoints")
     async def checkpoints(model: str) -> dict[str, Any]:
         """The checkpoints of a run that is served, by step."""
-        theatre.require_ready()
-        served = theatre.models.get(model)
+        server.require_ready()
+        served = server.models.get(model)
         found = await run_in_threadpool(_checkpoints, served)
         return {"model": model, "checkpoints": found}
 
@@ -87,20 +87,20 @@ def router(theatre: Theatre) -> APIRouter:
             bundle = await shelf.get(served, body.checkpoint)
             ids = await run_in_threadpool(_ids, body, bundle)
             _check_size(ids, bundle, "messages" if body.prompt is None else "prompt")
-            what = await _to_its_end(theatre.worker.call(lambda: glass.look(bundle, ids)))
+            what = await _to_its_end(server.worker.call(lambda: glass.look(bundle, ids)))
             return await run_in_threadpool(_answer, served.name, body.checkpoint, bundle, ids, *what)
 
     @routes.post("/xray", response_class=Response, responses={200: {"content": {"application/json": {}}}})
     async def xray(body: XrayRequest, request: Request) -> Response:
         """What goes on inside a model while it reads a text."""
-        theatre.require_ready()
-        served = theatre.models.get(body.model)
-        return await theatre.attended(request, seen(body, served))
+        server.require_ready()
+        served = server.models.get(body.model)
+        return await server.attended(request, seen(body, served))
 
     return routes
 
 
-class _Room:
+class _ConcurrencyLimit:
     """Some places, and a bounded queue for them."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class _Room:
             self._n_here -= 1
 
 
-class _Glass:
+class _HeadScoreCache:
     """Looks through models; in the model thread. What kind of head each is, does not depend on the text."""
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class _Glass:
         return look(model, ids, bundle.n_ids), self._scores[model]
 
 
-class _Shelf:
+class _CheckpointCache:
     """Checkpoints that were asked for of late; the others, and those that have changed since, are loaded again."""
 
     def __init__(self) -> None:
@@ -230,16 +230,16 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
             return bundle.chat.render(messages, tokenizer).ids[:-1]
         return bundle.chat.prompt(messages, tokenizer)
     except DataError as error:
-        raise not_sayable(messages, tokenizer, error) from error
+        raise encoding_error(messages, tokenizer, error) from error
 
 
 def _check_size(ids: Sequence[int], bundle: Bundle, param: str) -> None:
     c, n = bundle.config, len(ids)
-    most = min(MOST_TOKENS, c.block_size)
+    most = min(MAX_TOKENS, c.block_size)
     if n > most:
         message = f"the text has {n} tokens, and {most} can be looked through; shorten it"
         raise ApiError(400, message, "context_length_exceeded", param)
-    if c.n_layer * c.n_head * n * (n + 1) // 2 > MOST_BYTES:
+    if c.n_layer * c.n_head * n * (n + 1) // 2 > MAX_BYTES:
         message = f"{c.n_layer * c.n_head} heads over {n} tokens are more than a page can show; shorten the text"
         raise ApiError(400, message, "context_length_exceeded", param)
 

@@ -160,13 +160,13 @@ def write_json(path: Path, value: Any) -> None:
         write_text(path, f"{json.dumps(value, indent=2)}\n")
 
 
-MOST_JSON = 256 << 20
+MAX_JSON = 256 << 20
 """Bytes; the largest published tokenizers have a tenth of it."""
 DEEPEST_JSON = 100
 """Levels: whatever walks through what was read later comes to its end."""
 
 
-def read_json(path: Path, most: int = MOST_JSON, *, links: bool = False) -> Any:
+def read_json(path: Path, most: int = MAX_JSON, *, links: bool = False) -> Any:
     """Read a JSON file, which others may have made: a regular one of a bounded size, with or without a byte-order mark.
 
     Args:

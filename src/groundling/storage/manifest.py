@@ -15,9 +15,9 @@ from groundling.errors import CheckpointError
 from groundling.storage import atomic, files
 
 MANIFEST = "manifest.json"
-MOST_FILES = 1000
+MAX_FILES = 1000
 """That a manifest lists; each is read, and a folder of ours holds about ten."""
-MOST_JSON = 16 << 20
+MAX_JSON = 16 << 20
 """Bytes of a file that holds one object: a config, a manifest, the index of a large model."""
 COPY = "copy the folder with cp -rL"
 """For folders of links, as the cache of a hub, git-annex and DVC have them."""
@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished, or not made by groundling")
     manifest = read_json_object(path)
     listed = manifest.get("files")
-    is_list = isinstance(listed, dict) and len(listed) <= MOST_FILES and all(starmap(_is_entry, listed.items()))
+    is_list = isinstance(listed, dict) and len(listed) <= MAX_FILES and all(starmap(_is_entry, listed.items()))
     if not is_list:
         raise CheckpointError(f"{path} is damaged: it does not list files with their sizes and SHA-256")
     if manifest.get(SEAL) != _seal(manifest):
@@ -98,7 +98,7 @@ def read_json_object(path: Path, *, links: bool = False) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or holds something else.
     """
     try:
-        value = atomic.read_json(path, MOST_JSON, links=links)
+        value = atomic.read_json(path, MAX_JSON, links=links)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
     except ValueError as error:

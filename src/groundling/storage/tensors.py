@@ -17,7 +17,7 @@ from groundling.storage import files
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """What weights may be, by the format's names. A cast from integers, truth values or complex numbers loses something."""
 BYTES = frozenset({"U8"})
-MOST_HEADER = 32 << 20
+MAX_HEADER = 32 << 20
 """Bytes: the names and places of a few hundred thousand tensors."""
 
 
@@ -66,9 +66,9 @@ def opened(file: Path, *, links: bool = False) -> Iterator[Any]:
     """
     try:
         with files.held(file, links=links) as (path, own):
-            if (n_header := int.from_bytes(own.read(8), "little")) > MOST_HEADER:
+            if (n_header := int.from_bytes(own.read(8), "little")) > MAX_HEADER:
                 raise files.RefusedFileError(
-                    file, f"its header has {n_header:,} bytes, and {MOST_HEADER:,} are read at most"
+                    file, f"its header has {n_header:,} bytes, and {MAX_HEADER:,} are read at most"
                 )
             with safetensors.safe_open(path, framework="pt") as tensors:
                 yield tensors

@@ -54,9 +54,9 @@ class JsonlSink:
         """Nothing is left to do: every line is already in the file."""
 
 
-MOST_RECORDS = 1 << 30
+MAX_RECORDS = 1 << 30
 """Bytes of a run's records: some millions of lines."""
-MOST_LINE = 1 << 20
+MAX_LINE = 1 << 20
 """Bytes of one record."""
 NUMBERS = ("step", "loss", "val_loss", "train_loss", "n_tokens", "train_s")
 """What others reckon with, where a record has it."""
@@ -110,13 +110,13 @@ def _lines(path: Path, unread: list[str]) -> Iterator[bytes]:
     """
     try:
         with files.open_regular(path) as file:
-            while file.tell() < MOST_RECORDS and (line := file.readline(MOST_LINE)):
+            while file.tell() < MAX_RECORDS and (line := file.readline(MAX_LINE)):
                 rest = line
-                while rest and not rest.endswith(b"\n") and file.tell() < MOST_RECORDS:
-                    rest = file.readline(MOST_LINE)
+                while rest and not rest.endswith(b"\n") and file.tell() < MAX_RECORDS:
+                    rest = file.readline(MAX_LINE)
                 yield line if line is rest or not rest.endswith(b"\n") else line + b"\n"
             if file.read(1):
-                unread.append(f"what follows its first {MOST_RECORDS:,} bytes")
+                unread.append(f"what follows its first {MAX_RECORDS:,} bytes")
     except FileNotFoundError:
         return
     except OSError as error:

@@ -76,7 +76,7 @@ def _workers(work: Callable[[J], R], n_workers: int) -> Iterator[dict[Connection
             ours, theirs = spawn.Pipe()
             # A daemon, so that the interpreter does not wait for it at exit.
             workers[ours] = spawn.Process(target=_serve, args=(theirs, work), daemon=True)
-            with _deaf_to_ctrl_c():
+            with _ignore_sigint():
                 workers[ours].start()
             theirs.close()  # else the end of the worker would not be the end of the connection
         yield workers
@@ -89,7 +89,7 @@ def _workers(work: Callable[[J], R], n_workers: int) -> Iterator[dict[Connection
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
+def _ignore_sigint() -> Iterator[None]:
     """What is started inside this block never sees Ctrl-C, which a terminal sends to every process of a command.
 
     The parent sees it, and ends its workers; they would only add a traceback each.

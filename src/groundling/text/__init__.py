@@ -13,8 +13,5 @@ In reading order:
     build.py           a tokenizer for a text
     trainers.py        training by a library, in a process of its own
     chunking.py        where a text may be cut
-    chat.py            messages to ids
-    chat_wrapped.py    templates of imported models
-    chat_reading.py    ids back to messages
-    thoughts.py        thoughts and reply apart
+    chat/              chat templates: messages to ids and back
 """

@@ -112,7 +112,7 @@ def _gpt2_by_tiktoken() -> bytes | None:
         except subprocess.TimeoutExpired:
             return None
         same = (path for path in folder.glob("*") if _is_gpt2(path))
-        return next((files.read_bytes(path, atomic.MOST_JSON, links=True) for path in same), None)
+        return next((files.read_bytes(path, atomic.MAX_JSON, links=True) for path in same), None)
 
 
 def _gpt2_by_package(path: Path) -> bytes:

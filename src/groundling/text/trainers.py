@@ -25,7 +25,7 @@ from groundling.system.progress import Progress
 Kind = Literal["bpe", "unigram", "sp_bpe"]
 BLANK = "\u2581"
 """SentencePiece writes a space as this character."""
-MOST_CHARS = 1000
+MAX_CHARS = 1000
 """Longer words are cut: the time of training one grows with the square of its length."""
 _LENGTH = struct.Struct("<I")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from groundling.text.trainers import main; main()"
@@ -150,7 +150,7 @@ def _fit_bpe(kind: str, texts: Iterable[str], vocab_size: int) -> bytes:  # noqa
     return written.encode()
 
 
-def short_runs(texts: Iterable[str], most: int = MOST_CHARS) -> Iterator[str]:
+def short_runs(texts: Iterable[str], most: int = MAX_CHARS) -> Iterator[str]:
     """The same text, cut inside runs of characters without a blank, or of blanks, that are longer than `most`.
 
     What is cut is no word of any language; the trainer would take the square of its length for each of its merges.
@@ -198,7 +198,7 @@ def _fit_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int) -> byte
     return model.getvalue()
 
 
-def sentences(texts: Iterable[str], most: int = MOST_CHARS) -> Iterator[str]:
+def sentences(texts: Iterable[str], most: int = MAX_CHARS) -> Iterator[str]:
     """Cut text into lines (a newline is one id anyhow, its byte), and long lines, which the trainer passes over."""
     for text in texts:
         for line in text.replace("\0", " ").replace(BLANK, " ").split("\n"):

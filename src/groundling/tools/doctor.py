@@ -19,13 +19,13 @@ from groundling.errors import require
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.sample.auto_runner import compare
-from groundling.sample.engine import DecodeConfig, Engine, settled
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.native.build import Compilation
 from groundling.sample.native.comparison import STREAMS
 from groundling.sample.native.runner import can_read
 from groundling.sample.quantize import Weights
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
 from groundling.storage import atomic
 from groundling.system import hardware, runtime
 from groundling.system.hardware import Peak
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         f"for a GPT of {model.n_parameters() / 1e6:.1f} M parameters (6 layers, width 384, context 256)",
     )
     grid.add_row("compiled code", describe_compiled_code(model))
-    engine = Engine(model, settled(model, DecodeConfig(), n_slots=1))
+    engine = Engine(model, deterministic_decode(model, DecodeConfig(), n_slots=1))
     how = "by compiled code" if engine.is_native else "by PyTorch"
     grid.add_row("decoding", f"{measure_decoding(engine, config.seconds / 3):,.0f} tokens/s of that model, {how}")
     Console(markup=False).print(grid)  # an extra in brackets is no style

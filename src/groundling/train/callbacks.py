@@ -62,7 +62,7 @@ class RunWatcher(Watcher):
         val_tokens: Tokens,
         train_tokens: Tokens | None,
         save: Callable[[TrainState], None],
-        speak: Callable[[], str],
+        sample_text: Callable[[], str],
         sinks: list[Sink],
         stop: StopRequest,
         flops_per_token: float,
@@ -70,7 +70,12 @@ class RunWatcher(Watcher):
         say: Callable[[str], None],
     ) -> None:
         self.plan, self.picked, self.stop, self.say, self.sinks = plan, picked, stop, say, sinks
-        self._val_tokens, self._train_tokens, self._save, self._speak = val_tokens, train_tokens, save, speak
+        self._val_tokens, self._train_tokens, self._save, self._sample_text = (
+            val_tokens,
+            train_tokens,
+            save,
+            sample_text,
+        )
         self._flops_per_token, self._peak = flops_per_token, peak
         self._mark = (0, 0.0)  # tokens and seconds at the last record
         self._saved_at = self._sampled_at = 0
@@ -89,8 +94,8 @@ class RunWatcher(Watcher):
             self._save_once(state)
         if self.plan.due(self.plan.sample_every, step) and self._sampled_at != step and distributed.is_first():
             self._sampled_at = step
-            with state.ready_to_judge():
-                text = self._speak()
+            with state.eval_mode():
+                text = self._sample_text()
             self.say(text)
             self._record({"step": step, "sample": text})
 
@@ -152,7 +157,7 @@ class RunWatcher(Watcher):
     def _evaluate(self, state: TrainState) -> None:
         start = time.perf_counter()
         try:
-            with state.ready_to_judge():
+            with state.eval_mode():
                 val_loss = self._val_loss(state.model)
                 train_loss = self._train_loss(state.model)
         except Interrupted:

@@ -301,7 +301,7 @@ class _Run:
             val_tokens=self.corpus.val.ids,
             train_tokens=self.corpus.train.ids if config.estimate_train_loss else None,
             save=self._save,
-            speak=self._speak,
+            sample_text=self._sample_text,
             sinks=self._sinks(state.progress.step),
             stop=self.stop,
             flops_per_token=self.model.flops_per_token(),
@@ -331,7 +331,7 @@ class _Run:
         chat = None if self.initial is None else self.initial.chat
         self.checkpoints.save(state, self.model_config, self.corpus.tokenizer, self.facts, chat)
 
-    def _speak(self) -> str:
+    def _sample_text(self) -> str:
         bundle = Bundle(self.model_config, self.model, self.corpus.tokenizer)
         config = self.config
         how = SamplingConfig(max_new_tokens=config.sample_tokens, seed=config.seed)
@@ -363,6 +363,6 @@ class _Run:
                 continue
             save_bundle(folder, bundle.model, bundle.tokenizer, {**about, "checkpoint": best.name}, bundle.chat)
             return
-        with state.ready_to_judge():
+        with state.eval_mode():
             chat = None if self.initial is None else self.initial.chat
             save_bundle(folder, self.model, self.corpus.tokenizer, about, chat)

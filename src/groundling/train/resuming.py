@@ -15,7 +15,7 @@ from groundling.train.settings import MAY_CHANGE, PretrainConfig
 
 NEVER_SAID = ("out_dir", "resume", "overwrite")
 """How a command was given, and not how a run is."""
-MOST_SAID = 20
+MAX_SAID = 20
 """Settings that are named in one line."""
 AFTER_A_LOST_RANK = (
     "what was saved is still there: go on from it with --resume if-present, "
@@ -102,8 +102,8 @@ def changes(
     """
     lines = differences(completed(config_class, earlier), now)
     refused = [line for line in lines if not _is_about(line, may_change)]
-    more = [f"and {len(refused) - MOST_SAID:,} more"] if len(refused) > MOST_SAID else []
-    return [line for line in lines if not _is_about(line, NEVER_SAID)], "; ".join([*refused[:MOST_SAID], *more])
+    more = [f"and {len(refused) - MAX_SAID:,} more"] if len(refused) > MAX_SAID else []
+    return [line for line in lines if not _is_about(line, NEVER_SAID)], "; ".join([*refused[:MAX_SAID], *more])
 
 
 def way_on(config: PretrainConfig) -> str:

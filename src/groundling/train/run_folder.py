@@ -20,7 +20,7 @@ from groundling.train.checkpoints.folder import CheckpointFolder
 FILES = ("run.toml", "env.json", "metrics.jsonl", "summary.json")
 FOLDERS = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
 SPEEDRUN_REPORT = "speedrun.json"
-MOST_PID = 20
+MAX_PID = 20
 """Bytes of a process's number."""
 
 
@@ -50,7 +50,7 @@ def locked(run: Path) -> Iterator[None]:
 def holder_of(run: Path) -> int | None:
     """The process that says that it works on a run; None: none does."""
     try:
-        pid = int(files.read_text(run / ".lock.pid", MOST_PID))
+        pid = int(files.read_text(run / ".lock.pid", MAX_PID))
     except (OSError, ValueError):
         return None
     return pid if pid > 0 else None

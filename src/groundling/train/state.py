@@ -60,7 +60,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     @contextmanager
-    def ready_to_judge(self) -> Iterator[None]:
+    def eval_mode(self) -> Iterator[None]:
         """Inside this block the model is what would be saved: averaged weights, where asked for, in evaluation mode.
 
         After it, training goes on as if nothing had happened.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from groundling.data.batches import MicroBatch
 from groundling.errors import TrainingError
-from groundling.model.loss import loss_sum, taught_loss_sum
+from groundling.model.loss import distillation_loss_sum, loss_sum
 from groundling.system import distributed
 from groundling.train.optim.optimizers import Optimizers
 
@@ -65,7 +65,7 @@ class Objective(nn.Module):
         if hints_BTV is None:
             return self.loss(logits_BTV, targets_BT)
         weight = self.teacher_weight * (lr_factor if self.teacher_fades else 1.0)
-        return taught_loss_sum(logits_BTV, targets_BT, hints_BTV, weight)
+        return distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, weight)
 
 
 def train_step(

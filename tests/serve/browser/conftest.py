@@ -41,9 +41,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def theatre(models, finished_run, tmp_path_factory) -> Iterator[Served]:
+def server(models, finished_run, tmp_path_factory) -> Iterator[Served]:
     """All tiny models, a run with checkpoints, and a rule for what the models never say by themselves."""
-    folder = tmp_path_factory.mktemp("theatre")
+    folder = tmp_path_factory.mktemp("server")
     rule = '[[rule]]\nname = "oath"\nreason = "an oath"\naction = "block"\nwords = ["zounds"]\n'
     rule += '[[rule]]\nname = "vowel"\nreason = "it is an e"\naction = "redact"\nwhere = ["reply"]\npattern = "e"\n'
     (folder / "rules.toml").write_text(rule)
@@ -53,7 +53,7 @@ def theatre(models, finished_run, tmp_path_factory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def page_at(browser: Browser, theatre: Served) -> Iterator[Callable[..., Page]]:
+def page_at(browser: Browser, server: Served) -> Iterator[Callable[..., Page]]:
     """Opens a page: `page_at("/", width=1440, theme="light")`. Afterwards nothing may have gone wrong in it."""
     complaints: list[str] = []
     contexts = []
@@ -69,8 +69,8 @@ def page_at(browser: Browser, theatre: Served) -> Iterator[Callable[..., Page]]:
             "requestfailed",
             lambda r: complaints.append(f"{r.url}: {r.failure}") if "ERR_ABORTED" not in (r.failure or "") else None,
         )
-        page.on("request", lambda r: None if r.url.startswith(theatre.url) else complaints.append(f"asked {r.url}"))
-        page.goto(theatre.url + path)
+        page.on("request", lambda r: None if r.url.startswith(server.url) else complaints.append(f"asked {r.url}"))
+        page.goto(server.url + path)
         return page
 
     yield open_page

@@ -75,9 +75,9 @@ def test_a_turn_that_came_to_nothing_is_not_told_again(page_at: Open) -> None:
     assert replies(page)[3]
 
 
-def test_a_conversation_that_has_become_too_long_goes_on_without_its_beginning(browser, theatre) -> None:
+def test_a_conversation_that_has_become_too_long_goes_on_without_its_beginning(browser, server) -> None:
     page = browser.new_page()
-    page.goto(theatre.url)
+    page.goto(server.url)
     set_up(page, "talker", tokens=12)
     asked = []
     page.on("request", lambda request: asked.append(request) if request.method == "POST" else None)
@@ -106,7 +106,7 @@ def test_the_same_seed_says_the_same(page_at: Open) -> None:
     assert replies(page) != before
 
 
-def test_a_reply_can_be_stopped(page_at: Open, theatre) -> None:
+def test_a_reply_can_be_stopped(page_at: Open, server) -> None:
     page = page_at("/")
     set_up(page, "base", tokens=4096)
     page.fill("#words", "Who is there?")
@@ -180,9 +180,9 @@ def test_a_token_tells_what_else_was_weighed(page_at: Open) -> None:
     expect(page.locator("#play")).to_have_class("play shaded")
 
 
-def test_a_finger_can_read_what_was_weighed(browser, theatre) -> None:
+def test_a_finger_can_read_what_was_weighed(browser, server) -> None:
     page = browser.new_page(has_touch=True, viewport={"width": 360, "height": 740})
-    page.goto(theatre.url)
+    page.goto(server.url)
     set_up(page, "pairs")
     say(page, "the king")
     page.locator(".columns .token").nth(3).tap()
@@ -212,13 +212,13 @@ def test_everybody_gets_in(page_at: Open, axe, theme: str) -> None:
     axe(page)
 
 
-def test_the_text_is_the_text_whatever_the_tokens_are(page_at: Open, theatre) -> None:
+def test_the_text_is_the_text_whatever_the_tokens_are(page_at: Open, server) -> None:
     """Of bytes that are no characters, as of all others, nothing is lost or doubled."""
     page = page_at("/")
     set_up(page, "pairs", tokens=120, seed="9")
     say(page, "the fool")
     body = {"model": "pairs", "prompt": "the fool", "max_tokens": 120, "seed": 9, "temperature": 0.8, "top_p": 1}
-    text = theatre.ask("POST", "/v1/completions", body)[1]["choices"][0]["text"]
+    text = server.ask("POST", "/v1/completions", body)[1]["choices"][0]["text"]
     assert page.locator(".columns .lines").evaluate("node => node.textContent") == text
 
 
@@ -274,13 +274,13 @@ def test_a_reply_that_looks_like_a_page_is_text(page_at: Open) -> None:
         (400, {}, "the prompt is too long"),
     ],
 )
-def test_errors_are_said_in_words(browser, theatre, status: int, headers: dict, told: str) -> None:
+def test_errors_are_said_in_words(browser, server, status: int, headers: dict, told: str) -> None:
     page = browser.new_page()
     code = "not_ready" if status == 503 else "x"
     error = {"message": "the prompt is too long", "type": "x", "param": None, "code": code}
     body = json.dumps({"error": error})
     page.route("**/v1/completions", lambda route: route.fulfill(status=status, headers=headers, body=body))
-    page.goto(theatre.url)
+    page.goto(server.url)
     set_up(page, "base")
     say(page, "Who")
     expect(page.locator(".columns .error")).to_have_text(told)

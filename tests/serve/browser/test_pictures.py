@@ -20,13 +20,13 @@ from playwright.sync_api import Page, expect
 from servekit import Served, serving
 
 pytestmark = pytest.mark.slow
-MOST_BYTES = 150_000
+MAX_BYTES = 150_000
 Picture = Callable[[Page, str], None]
 PROMPTS = ("What say you to the duke?", "What news, my lord?", "Where is the king?")
 
 
 @pytest.fixture(scope="module")
-def theatre(models: dict[str, Path], finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(models: dict[str, Path], finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("stage")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     places = ("--prompts", folder / "prompts.jsonl", "--rankings", folder / "kept.sqlite", "--safety", "off")
@@ -50,7 +50,7 @@ def picture(tmp_path: Path) -> Picture:
         path = folder / f"page_{name}.png"
         image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         assert image.width == 1440
-        assert path.stat().st_size < MOST_BYTES
+        assert path.stat().st_size < MAX_BYTES
 
     return keep
 
@@ -99,8 +99,8 @@ def test_rank(page_at: Callable[..., Page], picture: Picture) -> None:
     picture(page, "rank")
 
 
-def test_train(page_at: Callable[..., Page], theatre: Served, picture: Picture) -> None:
-    names = [run["name"] for run in theatre.ask("GET", "/v1/groundling/runs")[1]["data"]]
+def test_train(page_at: Callable[..., Page], server: Served, picture: Picture) -> None:
+    names = [run["name"] for run in server.ask("GET", "/v1/groundling/runs")[1]["data"]]
     page = page_at(f"/train#{','.join(map(quote, names[:2]))}")
     page.set_viewport_size({"width": 1440, "height": 1250})
     expect(page.locator("#main-chart .line").first).to_be_visible()

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def theatre(models: dict[str, Path], folder: Path) -> Iterator[Served]:
+def server(models: dict[str, Path], folder: Path) -> Iterator[Served]:
     """Two players, and prompts of our own; the first would be a picture if it were not text."""
     prompts = ["[img src=x onerror='alert(1)']", *(f"Speak, {n}." for n in range(60))]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
@@ -108,12 +108,12 @@ def test_whoever_writes_is_left_in_peace(seated, folder, request) -> None:
     assert len(kept(folder, request.node.name)) == 1
 
 
-def test_a_question_of_a_server_that_has_gone_is_not_put(browser, theatre) -> None:
+def test_a_question_of_a_server_that_has_gone_is_not_put(browser, server) -> None:
     """The question on the page is not known any more; neither is the one that was fetched for later."""
     page = browser.new_page()
     told: list[str] = []
     page.on("response", lambda r: told.append(r.json()["messages"][-1]["content"]) if "/next?" in r.url else None)
-    page.goto(f"{theatre.url}/rank")
+    page.goto(f"{server.url}/rank")
     page.get_by_label("Your name").fill("of-another-server")
     page.get_by_label("Your name").press("Tab")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)

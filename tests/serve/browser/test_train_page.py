@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def theatre(models: dict[str, Path], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(models: dict[str, Path], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     kept = tmp_path_factory.mktemp("kept") / "kept.sqlite"
     with serving(models["base"], "--runs", folder, "--rankings", kept, "--safety", "off") as served:
         yield served

@@ -55,14 +55,14 @@ def drag(page: Page, name: str, value: str) -> None:
     )
 
 
-def test_the_bars_follow_the_knobs_without_asking_again(page_at: Open, theatre) -> None:
+def test_the_bars_follow_the_knobs_without_asking_again(page_at: Open, server) -> None:
     page = page_at("/xray")
     look(page, "pairs", "the king and the")
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     plain = shares(page)
     body = {"model": "pairs", "prompt": "the king and the", "max_tokens": 1, "logprobs": 14}
-    likely = theatre.ask("POST", "/v1/completions", body)[1]["choices"][0]["logprobs"]["top_logprobs"][0]
+    likely = server.ask("POST", "/v1/completions", body)[1]["choices"][0]["logprobs"]["top_logprobs"][0]
     ours = sorted((100 * math.exp(logprob) for logprob in likely.values()), reverse=True)[:14]  # and the one drawn
     assert plain[: len(ours)] == pytest.approx(ours, abs=0.006), "what the server tells of the same text"
     drag(page, "temperature", "0.5")
@@ -133,9 +133,9 @@ def test_a_play_can_be_stopped_and_disturbs_nobody(page_at: Open) -> None:
     assert page.locator("#announcer p").count() == said + 1, "once, at the end"
 
 
-def test_a_list_of_checkpoints_that_comes_late_is_of_no_other_model(browser, theatre) -> None:
+def test_a_list_of_checkpoints_that_comes_late_is_of_no_other_model(browser, server) -> None:
     page = browser.new_page()
-    page.goto(f"{theatre.url}/xray")
+    page.goto(f"{server.url}/xray")
     look(page, "base", "the king")
     held = []
     page.route("**/v1/groundling/checkpoints*", lambda route: held.append(route))
@@ -153,13 +153,13 @@ def test_a_list_of_checkpoints_that_comes_late_is_of_no_other_model(browser, the
     page.close()
 
 
-def test_a_server_with_other_models_is_taken_as_it_is(browser, theatre) -> None:
+def test_a_server_with_other_models_is_taken_as_it_is(browser, server) -> None:
     page = browser.new_page()
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
-    page.goto(f"{theatre.url}/xray")
+    page.goto(f"{server.url}/xray")
     look(page, "base", "the king")
-    known = theatre.ask("GET", "/v1/models")[1]
+    known = server.ask("GET", "/v1/models")[1]
     known["data"] = [model for model in known["data"] if model["id"] == "pairs"]
     page.route("**/v1/models", lambda route: route.fulfill(json=known))
     gone = {"error": {"message": "there is no model 'base'", "type": "x", "param": None, "code": "model_not_found"}}
@@ -173,10 +173,10 @@ def test_a_server_with_other_models_is_taken_as_it_is(browser, theatre) -> None:
     page.close()
 
 
-def test_what_one_model_cannot_read_is_said_of_that_one(browser, theatre) -> None:
+def test_what_one_model_cannot_read_is_said_of_that_one(browser, server) -> None:
     """The other one shows its pictures; those of the text before are gone."""
     page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto(f"{theatre.url}/xray")
+    page.goto(f"{server.url}/xray")
     look(page, "base", "the king")
     page.click("#beside")
     page.select_option("#model-1", "pairs")
@@ -219,11 +219,11 @@ def test_tokens_are_one_stop_and_all_of_them_stand_below_the_arcs(page_at: Open)
     assert "looks at" in seen
 
 
-def test_the_norms_are_those_of_the_stream(page_at: Open, theatre) -> None:
+def test_the_norms_are_those_of_the_stream(page_at: Open, server) -> None:
     page = page_at("/xray", width=360, theme="dark")
     look(page, "pairs", "the king and the fool")
     body = {"model": "pairs", "prompt": "the king and the fool"}
-    norms = theatre.ask("POST", "/v1/groundling/xray", body)[1]["norms"]["stream"]
+    norms = server.ask("POST", "/v1/groundling/xray", body)[1]["norms"]["stream"]
     means = [sum(row) / len(row) for row in norms]
     expected = f"mean over the text: {', '.join(f'{mean:.2f}' for mean in means)} from the embeddings to layer 2."
     label = page.locator(".norms").get_attribute("aria-label")
@@ -283,9 +283,9 @@ def test_what_a_user_says_is_shown_with_its_structure(page_at: Open) -> None:
     expect(page.locator(".tok.structure").first).to_have_text("<user>")
 
 
-def test_what_cannot_be_read_is_said(page_at: Open, browser, theatre) -> None:
+def test_what_cannot_be_read_is_said(page_at: Open, browser, server) -> None:
     page = browser.new_page()
-    page.goto(f"{theatre.url}/xray")
+    page.goto(f"{server.url}/xray")
     look(page, "base", "a" * 65)
     expect(page.locator(".panel .trouble .error")).to_contain_text(
         "the text has 65 tokens, and 64 can be looked through"

@@ -31,7 +31,7 @@ from groundling.errors import ConfigError, require
 from groundling.storage import atomic
 from groundling.system.logs import say
 from groundling.system.runtime import RuntimeConfig
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.serialize import load_tokenizer
 from groundling.train.estimate import describe_seconds
 
@@ -80,7 +80,7 @@ def chatgpt(config: ChatgptConfig) -> int:
     folder = find_bundle(config.path)
     require_speaker(config.path)
     own, tokenizer = read_config(folder), load_tokenizer(folder)
-    chat = read_chat(folder, own) or ChatFormat.after(tokenizer.vocab_size)
+    chat = read_chat(folder, own) or RoleTokens.after(tokenizer.vocab_size)
     (context,) = contexts([config.path], config.context)
     prompt_room(context or own.block_size, config.max_new_tokens, least_ids(chat, tokenizer))
     _require_same_recipe(config)
@@ -181,7 +181,7 @@ def stages(config: ChatgptConfig) -> list[Stage]:
          [config.path, "--out-dir", fine_tuned, *short, *window, *(["--epochs", "0.02"] if few else [])]),
         Stage(RANK, simulate.main,
          [fine_tuned, "--rankings", rankings, "--gold", config.gold, *short, *cut,
-          *(["--prompts", "24", "--candidates", "4"] if few else MANY)]),
+          *(["--prompts", "24", "--candidates", "4"] if few else SIMULATED_DATA)]),
         Stage("reward", reward.main,
          [fine_tuned, "--rankings", rankings, "--gold", config.gold, "--out-dir", judge, *REWARD]),
     ]  # fmt: skip
@@ -232,7 +232,7 @@ def _over_optimised(config: ChatgptConfig, short: Sequence[str], rounds: Sequenc
     ]  # fmt: skip
 
 
-MANY = ["--prompts", "5000", "--candidates", "36", "--temperature", "0.7"]
+SIMULATED_DATA = ["--prompts", "5000", "--candidates", "36", "--temperature", "0.7"]
 REWARD = ["--epochs", "1", "--batch-size", "4", "--optim.lr", "1e-3", "--optim.weight-decay", "1"]
 DPO = ["--epochs", "1", "--optim.lr", "2e-4", "--beta", "0.2"]
 GRPO = ["--kl-coef", "0.1", "--optim.lr", "4e-4", "--steps", "20", "--stop-kl", "7.5"]

@@ -12,9 +12,9 @@ from groundling.bundle import Bundle
 from groundling.model.loss import loss_sum
 from groundling.model.packed import logits_at
 from groundling.model.packing import pack
-from groundling.sample.engine import DecodeConfig, Engine, settled
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
+from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.sample.sequence import row_generator
 from groundling.system import runtime
 from groundling.system.runtime import RuntimeConfig
 
@@ -59,7 +59,7 @@ def name_of(verb: str, output: str) -> str:
 
 N_DIALOGUES = 3409
 """Prompts of Tiny Shakespeare's dialogues in the training split."""
-MOST_SCALE = 5000 / N_DIALOGUES
+MAX_SCALE = 5000 / N_DIALOGUES
 """There are rankings for so many prompts at most; rounds of PPO and GRPO, and the report, are always as long."""
 
 
@@ -74,7 +74,7 @@ class Clock:
 
     def __init__(self, names: Sequence[str], speed: Speed, scale: float = 1.0) -> None:
         training, decoding = speed.training / REFERENCE.training, speed.decoding / REFERENCE.decoding
-        most = {"sft": math.inf, "rankings simulate": MOST_SCALE, "reward": MOST_SCALE, "dpo": MOST_SCALE}
+        most = {"sft": math.inf, "rankings simulate": MAX_SCALE, "reward": MAX_SCALE, "dpo": MAX_SCALE}
         self._left = [
             (SECONDS[name][0] * training + SECONDS[name][1] * decoding)
             * (min(scale, most[name]) if name in most else 1)
@@ -113,7 +113,7 @@ def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
         torch.autograd.backward(loss_sum(logits_NV, targets_N.to(picked.device)))
         model.zero_grad(set_to_none=True)
 
-    decode = settled(model, DecodeConfig(weights="bfloat16"))
+    decode = deterministic_decode(model, DecodeConfig(weights="bfloat16"))
 
     def speak() -> None:
         engine, how = Engine(model, decode, 32, n_ids=bundle.n_ids), SamplingConfig(max_new_tokens=24)

@@ -14,7 +14,7 @@ from groundling.data.examples.messages import Messages
 from groundling.errors import DataError
 from groundling.model.packing import Exchange
 from groundling.system.progress import Progress
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 
 NOTHING = -1
@@ -57,7 +57,7 @@ class LeftOut:
 
 
 def ranked(
-    judgements: Iterable[Judgement], chat: ChatFormat, tokenizer: Tokenizer, block_size: int
+    judgements: Iterable[Judgement], chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
 ) -> tuple[list[Ranked], LeftOut]:
     """Answers as ids, and what became of those that nothing can be learned from."""
     answers, left_out = [], LeftOut()
@@ -95,7 +95,7 @@ def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange 
     return prompt, reply
 
 
-def ranked_rows(path: Path, chat: ChatFormat, tokenizer: Tokenizer, block_size: int) -> tuple[list[Ranked], LeftOut]:
+def ranked_rows(path: Path, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int) -> tuple[list[Ranked], LeftOut]:
     """The preferences or labelled replies of a file as ids, and what became of those that cannot be learned from.
 
     Raises:
@@ -128,7 +128,7 @@ def ranked_rows(path: Path, chat: ChatFormat, tokenizer: Tokenizer, block_size: 
 
 
 def _sequences(
-    prompt: Messages, texts: Sequence[str], chat: ChatFormat, tokenizer: Tokenizer, block_size: int
+    prompt: Messages, texts: Sequence[str], chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
 ) -> list[Exchange | None]:
     ids = chat.prompt(prompt, tokenizer)
     return [shortened(ids, chat.reply(text, tokenizer), block_size) for text in texts]

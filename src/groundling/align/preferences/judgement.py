@@ -14,11 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from groundling.errors import DataError
-from groundling.text.chat import ROLES, Message, check_messages
+from groundling.text.chat.messages import ROLES, Message, check_messages
 
 Choice = tuple[tuple[int, ...], ...]
 SKIP: Choice = ()
-MOST_CANDIDATES = 100
+MAX_CANDIDATES = 100
 """Of one prompt: a ranking of so many says 4,950 times which of two is better, and there it grows with the square."""
 
 
@@ -27,7 +27,7 @@ def tie_of(n_candidates: int) -> Choice:
     return (tuple(range(n_candidates)),)
 
 
-def best_of(best: int, n_candidates: int) -> Choice:
+def choice_of_best(best: int, n_candidates: int) -> Choice:
     """One is better than each of the others; of two, the other is the last group."""
     return ((best,), (1 - best,)) if n_candidates == 2 else ((best,),)
 
@@ -201,8 +201,8 @@ def check_question(messages: Sequence[Message], candidates: Sequence[Candidate],
     _require(messages[-1].role == "user", f"{where}: the last message has to be the user's, for the replies follow it")
     _require(len(candidates) >= 2, f"{where}: there are {len(candidates)} candidates; a choice needs 2 at least")
     _require(
-        len(candidates) <= MOST_CANDIDATES,
-        f"{where}: there are {len(candidates):,} candidates; give {MOST_CANDIDATES} at most, or split them",
+        len(candidates) <= MAX_CANDIDATES,
+        f"{where}: there are {len(candidates):,} candidates; give {MAX_CANDIDATES} at most, or split them",
     )
     _require(
         all(candidate.model and (candidate.seed is None or _is_seed(candidate.seed)) for candidate in candidates),

@@ -12,18 +12,18 @@ import tyro
 
 from groundling.align.chat_vocab import require_chat
 from groundling.align.data import ChatDataConfig, prompt_ids, prompt_room, read_asked
-from groundling.align.preferences.judgement import MOST_CANDIDATES, Candidate, Judgement, name_of, now_utc
+from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Judgement, name_of, now_utc
 from groundling.align.preferences.measures import measure_by_name
-from groundling.align.preferences.simulated_rater import Judge, named_generator
+from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.align.replies import Reply, Speaker
+from groundling.align.replies import Reply, ReplySampler
 from groundling.bundle import load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.config import parse, to_dict
 from groundling.data.examples.encoding import least_ids
 from groundling.data.examples.messages import Messages
 from groundling.errors import require
-from groundling.sample.engine import DecodeConfig, settled
+from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.logs import say
 from groundling.system.progress import Progress
@@ -60,8 +60,8 @@ class SimulateConfig:
 
     def __post_init__(self) -> None:
         require(
-            2 <= self.candidates <= MOST_CANDIDATES,
-            f"candidates is {self.candidates}; a ranking has from 2 to {MOST_CANDIDATES}",
+            2 <= self.candidates <= MAX_CANDIDATES,
+            f"candidates is {self.candidates}; a ranking has from 2 to {MAX_CANDIDATES}",
         )
         for name in ("prompts", "max_new_tokens"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -88,15 +88,15 @@ def simulate(config: SimulateConfig) -> int:
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
     asked = prompt_ids(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
-    speaker = Speaker(
+    sampler = ReplySampler(
         bundle.model,
         bundle.chat,
         bundle.tokenizer,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        decode=settled(bundle.model, DecodeConfig(weights="bfloat16")),
+        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
     )
-    judge = Judge(measure_by_name(config.gold), config.noise, config.seed)
+    judge = SimulatedRater(measure_by_name(config.gold), config.noise, config.seed)
     judge.measure("")  # what it needs is there
     questions = _questions(config, base_at(config.path).sha256, asked)
     atomic.make_folder(config.rankings.parent)
@@ -107,7 +107,7 @@ def simulate(config: SimulateConfig) -> int:
             say(f"{n_there:,} of {len(questions):,} rankings are there already; the others follow")
         write_progress(config, done=False)
         with Progress("simulating rankings", len(left)) as progress:
-            n_new = _rank(config, speaker, judge, left, rankings, progress)
+            n_new = _rank(config, sampler, judge, left, rankings, progress)
     write_progress(config, done=True)
     say(f"{n_new:,} new rankings of {config.candidates} replies each by the measure {config.gold!r}, "
         f"in {time.perf_counter() - started:.0f} s: {config.rankings}")  # fmt: skip
@@ -136,8 +136,8 @@ def _questions(config: SimulateConfig, model: str, asked: Mapping[tuple[int, ...
 
 def _rank(
     config: SimulateConfig,
-    speaker: Speaker,
-    judge: Judge,
+    sampler: ReplySampler,
+    judge: SimulatedRater,
     questions: Sequence[Question],
     rankings: Rankings,
     progress: Progress,
@@ -147,7 +147,7 @@ def _rank(
     ready, n_new, kept_at = list[Judgement](), 0, time.monotonic()
     prompts = ((question.number, question.ids) for question in questions)
     try:
-        for number, replies in speaker.stream(prompts, config.seed, config.candidates):
+        for number, replies in sampler.stream(prompts, config.seed, config.candidates):
             ready.append(judged(config, judge, by_number[number], replies))
             progress.advance(1)
             if time.monotonic() - kept_at >= COMMIT_S:
@@ -160,7 +160,7 @@ def _rank(
     return n_new + rankings.add_all(ready)
 
 
-def judged(config: SimulateConfig, judge: Judge, question: Question, replies: Sequence[Reply]) -> Judgement:
+def judged(config: SimulateConfig, judge: SimulatedRater, question: Question, replies: Sequence[Reply]) -> Judgement:
     """Rank replies as the simulated rater, shown in random order."""
     texts = [reply.text for reply in replies]
     order = named_generator("shown", config.seed, question.number).permutation(len(texts))

@@ -28,7 +28,7 @@ def named_generator(*names: int | str) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Judge:
+class SimulatedRater:
     """A seeded, noisy rater over a gold measure."""
 
     measure: Measure

@@ -44,7 +44,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 """What makes schema version n + 1 of version n. What was released is never changed: a new version is added."""
 
 
-class Counts(NamedTuple):
+class StoreCounts(NamedTuple):
     """How much there is."""
 
     judgements: int
@@ -136,7 +136,7 @@ class Rankings:
         """Each preference that somebody stated: ties and skips yield none."""
         return (comparison for judgement in self for comparison in judgement.comparisons() if not comparison.tie)
 
-    def counts(self) -> Counts:
+    def counts(self) -> StoreCounts:
         """How much there is."""
         judgements, ties, skips, raters, prompts = 0, 0, 0, set(), set()
         for judgement in self:
@@ -145,7 +145,7 @@ class Rankings:
             skips += not judgement.choice
             raters.add(judgement.rater)
             prompts.add(judgement.messages)
-        return Counts(judgements, ties, skips, len(raters), len(prompts))
+        return StoreCounts(judgements, ties, skips, len(raters), len(prompts))
 
     def export_jsonl(self, path: Path) -> int:
         """Write all judgements as lines of JSON, the file whole or not at all; return how many.

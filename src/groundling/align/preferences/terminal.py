@@ -21,9 +21,9 @@ from groundling.align.preferences.judgement import (
     Candidate,
     Choice,
     Judgement,
-    best_of,
     candidates_from_json,
     check_question,
+    choice_of_best,
     messages_from_json,
     messages_to_json,
     name_of,
@@ -38,12 +38,12 @@ from groundling.data.examples.jsonl import rows
 from groundling.errors import ConfigError, DataError, require
 from groundling.sample.sampler import SamplingConfig
 from groundling.system.output import put
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 AT_MOST = 4
 """Candidates that a person can hold against each other."""
 
-Speak = Callable[[Path, Sequence[Message], int], str]
+ReplyFn = Callable[[Path, Sequence[Message], int], str]
 """(bundle, conversation, seed) -> what the model says next."""
 
 
@@ -94,14 +94,14 @@ class Question:
     candidates: Callable[[], tuple[Candidate, ...]]
 
 
-def main(argv: Sequence[str], speak: Speak | None = None) -> int:
-    """Run `groundling rank`. `speak` lets a bundle reply; None: as `groundling chat` would."""
+def main(argv: Sequence[str], reply: ReplyFn | None = None) -> int:
+    """Run `groundling rank`. `reply` lets a bundle reply; None: as `groundling chat` would."""
     chosen = config.parse(RankConfig, argv, "groundling rank")
     rater = chosen.rater or _user()
     if chosen.candidates is not None:
         questions = [_question_of_file(row.values, row.where) for row in rows(chosen.candidates)]
     else:
-        questions = _questions_for_models(chosen, speak or _speaker(chosen))
+        questions = _questions_for_models(chosen, reply or _reply_fn(chosen))
     with Rankings(chosen.path) as rankings:
         return _ask_all(
             list({question.name: question for question in questions}.values()), rankings, rater, chosen.seed
@@ -126,25 +126,25 @@ def _question_of_file(value: Any, where: str) -> Question:
     return Question(name_of(value), messages, lambda: candidates)
 
 
-def _speaker(chosen: RankConfig) -> Speak:
+def _reply_fn(chosen: RankConfig) -> ReplyFn:
     """Lets bundles reply; each is loaded once."""
     chats: dict[Path, Chat] = {}
     context_of = dict(zip(chosen.bundles, contexts(chosen.bundles, chosen.context), strict=True))
 
-    def speak(path: Path, messages: Sequence[Message], seed: int) -> str:
+    def reply(path: Path, messages: Sequence[Message], seed: int) -> str:
         if path not in chats:
             bundle = require_chat(load_bundle(path, context=context_of[path]), str(path))
             chats[path] = Chat(bundle, SamplingConfig(max_new_tokens=200, temperature=1.0), thinking=False)
         return chats[path].one_reply(messages, seed)
 
-    return speak
+    return reply
 
 
-def _questions_for_models(chosen: RankConfig, speak: Speak) -> list[Question]:
+def _questions_for_models(chosen: RankConfig, reply: ReplyFn) -> list[Question]:
     assert chosen.prompts is not None
     prompts = read_prompts(chosen.prompts)
     bundles = [chosen.bundles[number % len(chosen.bundles)] for number in range(chosen.n_candidates)]
-    return [_question_for_models(messages, bundles, chosen.seed, speak) for messages in prompts]
+    return [_question_for_models(messages, bundles, chosen.seed, reply) for messages in prompts]
 
 
 def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:
@@ -153,12 +153,12 @@ def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int
     return name, [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(models))]
 
 
-def _question_for_models(messages: tuple[Message, ...], bundles: Sequence[Path], seed: int, speak: Speak) -> Question:
+def _question_for_models(messages: tuple[Message, ...], bundles: Sequence[Path], seed: int, reply: ReplyFn) -> Question:
     name, seeds = name_and_seeds(messages, [str(bundle) for bundle in bundles], seed)
 
     def candidates() -> tuple[Candidate, ...]:
         return tuple(
-            Candidate(speak(bundle, messages, own), str(bundle), own)
+            Candidate(reply(bundle, messages, own), str(bundle), own)
             for bundle, own in zip(bundles, seeds, strict=True)
         )
 
@@ -238,5 +238,5 @@ def understood(word: str, shown: Sequence[int]) -> Choice | None:
     if not word or not set(word) <= set(places) or len(set(word)) != len(word):
         return None
     if len(word) == 1:
-        return best_of(places[word], len(shown))
+        return choice_of_best(places[word], len(shown))
     return tuple((places[sign],) for sign in word)

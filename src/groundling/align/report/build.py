@@ -22,9 +22,9 @@ from groundling.align.logprobs import Policy, exchanges_of
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SAME
 from groundling.align.preferences.store import Rankings
-from groundling.align.replies import Reply, Speaker
+from groundling.align.replies import Reply, ReplySampler
 from groundling.align.report import page
-from groundling.align.report.evaluate import Verdict, best_of, best_of_kl, judge_replies
+from groundling.align.report.evaluate import Verdict, best_of_kl, best_of_n, evaluate_replies
 from groundling.align.reward.model import load_reward_model, scores_of
 from groundling.align.rl.rollout import scored_by
 from groundling.align.rl.rounds import nats_a_reply
@@ -32,13 +32,13 @@ from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, ConfigError, require
-from groundling.sample.engine import DecodeConfig, settled
+from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.hardware import environment
 from groundling.system.logs import say
 from groundling.system.metrics import read_records
 from groundling.system.progress import Progress
-from groundling.text.chat_reading import messages_in
+from groundling.text.chat.reading import messages_in
 
 ELSEWHERE = 1_000_003
 """Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
@@ -121,21 +121,21 @@ def align_report(config: ReportConfig) -> int:
     unheld = [folder for folder in (config.unpenalised, *config.over_optimised) if folder is not None]
     over_optimisation = [course_of(folder) for folder in unheld]
     hacked = None if config.unpenalised is None else (config.unpenalised, _summary(config.unpenalised))
-    judge = _Judge(config)
-    rows = [judge.base(config.base)] if config.base is not None else []
-    rows += judge.fine_tuned(_seconds(Path(config.path)))
+    evaluator = _ReplyEvaluator(config)
+    rows = [evaluator.base(config.base)] if config.base is not None else []
+    rows += evaluator.fine_tuned(_seconds(Path(config.path)))
     for name in dict.fromkeys(str(summary["stage"]) for _, summary in runs):
-        rows.append(judge.runs(name.upper(), [run for run in runs if run[1]["stage"] == name]))
-    failed = None if hacked is None else judge.runs(f"{str(hacked[1]['stage']).upper()} without KL", [hacked])
+        rows.append(evaluator.runs(name.upper(), [run for run in runs if run[1]["stage"] == name]))
+    failed = None if hacked is None else evaluator.runs(f"{str(hacked[1]['stage']).upper()} without KL", [hacked])
     for row in [*rows, *([failed] if failed else [])]:
         say(page.line(row.name, row.verdict, row.seconds))
     figures = {
         "gold": config.gold,
-        "prompts": len(judge.prompts),
+        "prompts": len(evaluator.prompts),
         "seeds": list(config.seeds),
         "environment": environment(),
         "rows": [{"name": r.name, **asdict(r.verdict), "seconds": r.seconds, "way": r.gold_KL} for r in rows],
-        "best_of": judge.best_curve,
+        "best_of": evaluator.best_curve,
         "without_kl": None if failed is None else {"name": failed.name, **asdict(failed.verdict)},
         "over_optimisation": over_optimisation,
         "calibration": _calibration(Path(config.reward)),
@@ -143,10 +143,10 @@ def align_report(config: ReportConfig) -> int:
         "courses": _courses([Path(config.path), *config.runs]),
         "replies": [
             {
-                "prompt": judge.text(prompt),
+                "prompt": evaluator.text(prompt),
                 **{r.name: r.replies[i].text for r in [*rows, *([failed] if failed else [])]},
             }
-            for i, prompt in enumerate(judge.prompts[:12])
+            for i, prompt in enumerate(evaluator.prompts[:12])
         ],
         "wall_s": round(time.perf_counter() - started, 1),
     }
@@ -156,7 +156,7 @@ def align_report(config: ReportConfig) -> int:
     return 0
 
 
-class _Judge:
+class _ReplyEvaluator:
     """Draws replies to the held-out prompts, and judges them."""
 
     def __init__(self, config: ReportConfig) -> None:
@@ -201,7 +201,7 @@ class _Judge:
         rows = [self._row("SFT", [[group[0] for group in groups] for groups in groups_S], 0.0, seconds)]
         for n in sorted({*_powers_of_two(most), *self.config.best_of}):
             picked = [
-                [group[place] for group, place in zip(groups, best_of(n, groups, rewards), strict=True)]
+                [group[place] for group, place in zip(groups, best_of_n(n, groups, rewards), strict=True)]
                 for groups, rewards in zip(groups_S, rewards_S, strict=True)
             ]
             row = self._row(f"best of {n}", picked, best_of_kl(n), None)
@@ -238,21 +238,21 @@ class _Judge:
     ) -> Row:
         with Progress(f"judging {name}"):
             proxy = [self._rewards(each) for each in replies]
-            verdict = judge_replies(replies, self.theirs, self.measure, proxy, kl)
+            verdict = evaluate_replies(replies, self.theirs, self.measure, proxy, kl)
         return Row(name, verdict, seconds, replies[0], ways or [])
 
     def _draw(self, bundle: Bundle, seed: int, each: int) -> list[list[Reply]]:
         assert bundle.chat is not None
-        speaker = Speaker(
+        sampler = ReplySampler(
             bundle.model,
             bundle.chat,
             bundle.tokenizer,
             max_new_tokens=self.config.max_new_tokens,
-            decode=settled(bundle.model, DecodeConfig(weights="bfloat16")),
+            decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
         )
         with Progress("drawing replies", len(self.prompts)) as progress:
             groups = []
-            for _, group in speaker.stream(enumerate(self.prompts), seed, each):
+            for _, group in sampler.stream(enumerate(self.prompts), seed, each):
                 groups.append(group)
                 progress.advance(1)
             return groups
@@ -279,7 +279,7 @@ def require_same_ids(bundle: Bundle, other: Bundle, name: str) -> None:
         ConfigError: they do not.
     """
     if not reads_the_same(bundle, other):
-        raise ConfigError(f"{name} has another tokenizer, chat format or context than the fine-tuned model; compare "
+        raise ConfigError(f"{name} has another tokenizer, chat template or context than the fine-tuned model; compare "
                           "models of one family")  # fmt: skip
 
 

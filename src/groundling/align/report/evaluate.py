@@ -54,12 +54,12 @@ def best_of_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_of(n: int, groups: Sequence[Sequence[Reply]], rewards: Sequence[Sequence[float]]) -> list[int]:
+def best_of_n(n: int, groups: Sequence[Sequence[Reply]], rewards: Sequence[Sequence[float]]) -> list[int]:
     """The place of the reply with the highest reward among the first n of each group."""
     return [max(range(n), key=values[:n].__getitem__) for _, values in zip(groups, rewards, strict=True)]
 
 
-def judge_replies(
+def evaluate_replies(
     replies_SP: Sequence[Sequence[Reply]],
     theirs_SP: Sequence[Sequence[Reply]],
     measure: Measure,

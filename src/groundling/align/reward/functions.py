@@ -17,7 +17,7 @@ from groundling.bundle.layout import HEAD
 from groundling.errors import ConfigError
 from groundling.storage.manifest import read_manifest
 from groundling.system.runtime import Runtime
-from groundling.text.chat_reading import last_words
+from groundling.text.chat.reading import last_words
 
 
 def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:

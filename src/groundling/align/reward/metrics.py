@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from groundling.align.preferences.encoding import Ranked
-from groundling.align.preferences.simulated_rater import Judge
+from groundling.align.preferences.simulated_rater import SimulatedRater
 from groundling.align.reward.model import RewardModel, scores_of
 from groundling.align.stage import Stage
 from groundling.evals.statistics import clustered
@@ -13,7 +13,9 @@ from groundling.evals.statistics import clustered
 class RewardMetrics:
     """Accuracy on pairs that were not learned from, beside what the rater's noise allows."""
 
-    def __init__(self, stage: Stage, model: RewardModel, answers: Sequence[Ranked], judge: Judge | None) -> None:
+    def __init__(
+        self, stage: Stage, model: RewardModel, answers: Sequence[Ranked], judge: SimulatedRater | None
+    ) -> None:
         self._stage, self._model, self._answers = stage, model, answers
         self._pairs = [
             (number, a, b) for number, answer in enumerate(answers) for a, b, win in answer.pairs if win == 1

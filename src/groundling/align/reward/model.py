@@ -22,7 +22,7 @@ from groundling.bundle.layout import HEAD, find_bundle
 from groundling.errors import CheckpointError, require
 from groundling.model.gpt import GPT
 from groundling.model.numerics import at_least_float32
-from groundling.model.packed import Layout, Packed
+from groundling.model.packed import Layout, PackedSequences
 from groundling.model.packing import Exchange, Rows, groups_of_exchanges, pack_exchanges
 from groundling.model.uninitialized import blank_gpt
 from groundling.storage.tensors import read_tensors
@@ -51,7 +51,7 @@ class RewardModel(nn.Module):
 
     def forward(self, idx_BT: Tensor, layout: Layout) -> Tensor:
         """A number for each position of packed sequences (BT)."""
-        x_BTC = at_least_float32(self.gpt.features(idx_BT, Packed(layout)))
+        x_BTC = at_least_float32(self.gpt.features(idx_BT, PackedSequences(layout)))
         return F.linear(x_BTC, self.head_weight.type_as(x_BTC), self.head_bias.type_as(x_BTC)).squeeze(-1) * self.scale
 
 

@@ -25,7 +25,7 @@ from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
 from groundling.align.preferences.encoding import NOTHING, LeftOut, Ranked, ranked, ranked_rows
 from groundling.align.preferences.measures import measure_by_name
-from groundling.align.preferences.simulated_rater import Judge
+from groundling.align.preferences.simulated_rater import SimulatedRater
 from groundling.align.preferences.store import Rankings
 from groundling.align.reward.metrics import RewardMetrics
 from groundling.align.reward.model import (
@@ -43,7 +43,7 @@ from groundling.errors import DataError, require
 from groundling.model.packed import Layout
 from groundling.model.packing import groups_of_trees
 from groundling.system import distributed
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
@@ -174,7 +174,7 @@ def reward(config: RewardConfig) -> int:
         feed = ExampleFeed(len(train), config.batch_size, make, config.seed)
         stage.look_back([base_at(config.path).sha256], train)
         objective = RewardObjective(model, stage.picked.autocast)
-        judge = None if config.gold is None else Judge(measure_by_name(config.gold), config.gold_noise, 0)
+        judge = None if config.gold is None else SimulatedRater(measure_by_name(config.gold), config.gold_noise, 0)
         measure = RewardMetrics(stage, model, measured, judge)
         ended, figures = learn(stage, config, model, objective, feed, measure)
         if distributed.is_first():
@@ -184,7 +184,7 @@ def reward(config: RewardConfig) -> int:
 
 
 def _read(
-    config: RewardConfig, chat: ChatFormat, tokenizer: Tokenizer, block_size: int
+    config: RewardConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
 ) -> tuple[list[Ranked], LeftOut]:
     if config.preferences is not None:
         return ranked_rows(config.preferences, chat, tokenizer, block_size)

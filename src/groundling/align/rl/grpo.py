@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from groundling.align.arguments import parse_stage
-from groundling.align.rl.rollout import Drawer, RolloutConfig
+from groundling.align.rl.rollout import RolloutConfig, RolloutSampler
 from groundling.align.rl.rounds import Round
-from groundling.align.rl.trainer import Learner, optimise
+from groundling.align.rl.trainer import PolicyTrainer, optimise
 from groundling.align.stage import Stage
 from groundling.bundle import Bundle
 from groundling.errors import require
@@ -46,7 +46,7 @@ class GrpoConfig(RolloutConfig):
         )
 
 
-LEAST_SPREAD = 1e-4
+MIN_SPREAD = 1e-4
 """Rewards that differ by less are equal: what is left is how a reply's score was rounded, and teaches nothing."""
 
 
@@ -56,8 +56,8 @@ def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> 
     gaps = grouped - grouped.mean(1, keepdim=True)
     spread = grouped.std(1, unbiased=False, keepdim=True)
     if divide_by_spread:
-        gaps = gaps / spread.clamp(min=LEAST_SPREAD)
-    return torch.where(spread <= LEAST_SPREAD, torch.zeros_like(gaps), gaps).flatten()  # what is not finite stays
+        gaps = gaps / spread.clamp(min=MIN_SPREAD)
+    return torch.where(spread <= MIN_SPREAD, torch.zeros_like(gaps), gaps).flatten()  # what is not finite stays
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,11 +74,11 @@ def grpo(config: GrpoConfig) -> int:
     return optimise(config, "grpo", _Grpo)
 
 
-class _Grpo(Learner[GrpoConfig]):
-    def __init__(self, config: GrpoConfig, stage: Stage, bundle: Bundle, drawer: Drawer) -> None:
-        super().__init__(config, stage, bundle, drawer, kl_coef=config.kl_coef, each=config.group)
+class _Grpo(PolicyTrainer[GrpoConfig]):
+    def __init__(self, config: GrpoConfig, stage: Stage, bundle: Bundle, sampler: RolloutSampler) -> None:
+        super().__init__(config, stage, bundle, sampler, kl_coef=config.kl_coef, each=config.group)
 
-    def judge(self, round_: Round) -> None:
+    def compute_advantages(self, round_: Round) -> None:
         rewards = torch.tensor(round_.rewards)
         advantages = group_advantages(rewards, self.config.group, divide_by_spread=self.config.divide_by_spread)
         round_.advantages = [

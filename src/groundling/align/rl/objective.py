@@ -87,7 +87,7 @@ class ClippedObjective(nn.Module):
             )
         return loss_N.sum()
 
-    def look(self) -> dict[str, float]:
+    def pop_metrics(self) -> dict[str, float]:
         """Means over the ids seen since the last look: clip_fraction, entropy, step_kl; and the first ratio's error."""
         n = max(1.0, sum(each["n"] for each in self.seen))
         figures = {

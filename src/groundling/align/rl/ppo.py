@@ -26,9 +26,9 @@ from groundling.align.logprobs import Scored, said_values
 from groundling.align.replies import Reply
 from groundling.align.reward.functions import is_function, reward_fingerprint
 from groundling.align.reward.model import RewardModel, load_reward_model
-from groundling.align.rl.rollout import Drawer, RolloutConfig, packed_values, whitened
+from groundling.align.rl.rollout import RolloutConfig, RolloutSampler, packed_values, whitened
 from groundling.align.rl.rounds import Round, laid_end_to_end, values_of_each
-from groundling.align.rl.trainer import Learner, optimise
+from groundling.align.rl.trainer import PolicyTrainer, optimise
 from groundling.align.stage import Stage
 from groundling.bundle import Bundle
 from groundling.errors import CheckpointError, ConfigError, require
@@ -162,9 +162,9 @@ def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel
     return RewardModel(model.gpt, scale=1.0)
 
 
-class _Ppo(Learner[PpoConfig]):
-    def __init__(self, config: PpoConfig, stage: Stage, bundle: Bundle, drawer: Drawer) -> None:
-        super().__init__(config, stage, bundle, drawer)
+class _Ppo(PolicyTrainer[PpoConfig]):
+    def __init__(self, config: PpoConfig, stage: Stage, bundle: Bundle, sampler: RolloutSampler) -> None:
+        super().__init__(config, stage, bundle, sampler)
         self.values = _value_model(config, bundle, stage)
         self.value_objective = ValueObjective(self.values, config.value_clip, stage.picked.autocast)
         self.value_optimizers = Optimizers(self.values, config.value_optim, stage.picked.compute_dtype)
@@ -172,7 +172,7 @@ class _Ppo(Learner[PpoConfig]):
         self.guessed, self.came = list[Tensor](), list[Tensor]()
         """Of the round that is learned from: what the value model guessed before it, and what came."""
 
-    def judge(self, round_: Round) -> None:
+    def compute_advantages(self, round_: Round) -> None:
         self.guessed = self._guesses(round_.replies)
         advantages = []
         for number, reward in enumerate(round_.rewards):

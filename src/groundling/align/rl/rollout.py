@@ -15,7 +15,7 @@ from groundling.align.data import ChatDataConfig
 from groundling.align.example_loader import ShuffledNumbers
 from groundling.align.logprobs import Policy, Scored, said_values, scored_groups
 from groundling.align.preferences.measures import measure_by_name
-from groundling.align.replies import Reply, Rewards, Speaker
+from groundling.align.replies import Reply, ReplySampler, Rewards
 from groundling.align.rl.objective import PolicyBatch
 from groundling.align.rl.rounds import Round, exchanges_in, values_of_each
 from groundling.align.stage import StageConfig, progress_of_first
@@ -23,7 +23,7 @@ from groundling.bundle import Bundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
 from groundling.model.gpt import GPT
-from groundling.sample.engine import DecodeConfig, settled
+from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -124,12 +124,12 @@ def scored_by(
     return values
 
 
-class Drawer:
+class RolloutSampler:
     """Draws the replies of a round, and looks at them.
 
     Args:
         config: how.
-        bundle: whose chat format and tokenizer are used.
+        bundle: whose chat template and tokenizer are used.
         prompts: as ids, to draw from.
         rewards: what replies are worth.
     """
@@ -143,12 +143,12 @@ class Drawer:
     ) -> Round | None:
         """The replies of round `step`, `each` to every one of its prompts; None where `stop` has ended the drawing."""
         config = self._config
-        speaker = self._speaker(policy.model)
+        sampler = self._sampler(policy.model)
         n_prompts = config.replies // each
         prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
         replies: list[Reply] = []
         with progress_of_first(f"round {step + 1}: drawing replies", config.replies) as progress:
-            for _, group in speaker.stream(enumerate(prompts), config.seed + 7919 * (step + 1), each, stop):
+            for _, group in sampler.stream(enumerate(prompts), config.seed + 7919 * (step + 1), each, stop):
                 replies += group
                 progress.done = len(replies)
         if len(replies) < config.replies:
@@ -168,23 +168,23 @@ class Drawer:
         Raises:
             CheckpointError: they are those of no round of this stage.
         """
-        config, bundle, speaker = self._config, self._bundle, self._speaker(policy.model)
+        config, bundle, sampler = self._config, self._bundle, self._sampler(policy.model)
         limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, config.longest(bundle))
-        replies = [speaker.reply_of(*each) for each in exchanges_in(tensors, *limits)]
+        replies = [sampler.reply_of(*each) for each in exchanges_in(tensors, *limits)]
         lengths = [len(reply.said) for reply in replies]
         known = (values_of_each(tensors, name, lengths) for name in ("logprobs", "reference", "advantages"))
         return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
-    def _speaker(self, model: GPT) -> Speaker:
+    def _sampler(self, model: GPT) -> ReplySampler:
         config, bundle = self._config, self._bundle
         assert bundle.chat is not None
-        return Speaker(
+        return ReplySampler(
             model,
             bundle.chat,
             bundle.tokenizer,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            decode=settled(model, DecodeConfig(weights="bfloat16")),
+            decode=deterministic_decode(model, DecodeConfig(weights="bfloat16")),
         )
 
 

@@ -30,7 +30,7 @@ class Round:
         return nats_a_reply(self.logprobs, self.reference)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a checkpoint; `exchanges_in` and `Drawer.round_of` take it back."""
+        """All of it, for a checkpoint; `exchanges_in` and `RolloutSampler.round_of` take it back."""
         exchanges = exchanges_of(self.replies)
         return {
             **laid_end_to_end("prompt", [torch.tensor(prompt) for prompt, _ in exchanges]),
@@ -82,14 +82,14 @@ def values_of_each(tensors: dict[str, Tensor], name: str, said_lengths: Sequence
 
 
 def exchanges_in(
-    tensors: dict[str, Tensor], n_replies: int, n_ids: int, n_sayable: int, max_length: int
+    tensors: dict[str, Tensor], n_replies: int, n_ids: int, n_reply_ids: int, max_length: int
 ) -> list[tuple[list[int], list[int]]]:
     """The prompt and what was said to it, of each reply of a round that a checkpoint has kept.
 
     Raises:
         CheckpointError: they are not so many, too long, or no ids of this model.
     """
-    for name, n in (("prompt", n_ids), ("said", n_sayable)):
+    for name, n in (("prompt", n_ids), ("said", n_reply_ids)):
         if not are_whole(tensors[name], n):
             raise CheckpointError(f"its {name} has other numbers than ids from 0 to {n - 1:,}")
     prompts, said = ([part.long().tolist() for part in of_each(tensors, name)] for name in ("prompt", "said"))

@@ -15,7 +15,7 @@ from groundling.align.data import prompt_ids, prompt_room, read_asked
 from groundling.align.logprobs import Policy
 from groundling.align.reward.functions import make_rewards, reward_fingerprint
 from groundling.align.rl.objective import ClippedObjective, Seen
-from groundling.align.rl.rollout import Drawer, RolloutConfig, minibatches_of, policy_batches
+from groundling.align.rl.rollout import RolloutConfig, RolloutSampler, minibatches_of, policy_batches
 from groundling.align.rl.rounds import Round, figures_of
 from groundling.align.stage import Stage, open_stage
 from groundling.bundle import Bundle, load_bundle, save_bundle
@@ -33,7 +33,7 @@ from groundling.train.step import train_step
 C = TypeVar("C", bound=RolloutConfig)
 
 
-class Learner(ABC, Generic[C]):
+class PolicyTrainer(ABC, Generic[C]):
     """A policy that learns from its own replies. A subclass says what they were worth, id by id.
 
     Args:
@@ -46,15 +46,15 @@ class Learner(ABC, Generic[C]):
     """
 
     def __init__(
-        self, config: C, stage: Stage, bundle: Bundle, drawer: Drawer, *, kl_coef: float = 0.0, each: int = 1
+        self, config: C, stage: Stage, bundle: Bundle, sampler: RolloutSampler, *, kl_coef: float = 0.0, each: int = 1
     ) -> None:
         assert bundle.chat is not None
-        self.config, self.stage, self.drawer, self.each = config, stage, drawer, each
+        self.config, self.stage, self.sampler, self.each = config, stage, sampler, each
         self.max_length = config.longest(bundle)
-        n_sayable, autocast = bundle.n_ids, stage.picked.autocast
-        self.policy = Policy(bundle.model, n_sayable, autocast, config.temperature)
+        n_reply_ids, autocast = bundle.n_ids, stage.picked.autocast
+        self.policy = Policy(bundle.model, n_reply_ids, autocast, config.temperature)
         frozen = copy.deepcopy(bundle.model).requires_grad_(False)
-        self.reference = Policy(frozen, n_sayable, autocast, config.temperature)
+        self.reference = Policy(frozen, n_reply_ids, autocast, config.temperature)
         self.objective = ClippedObjective(self.policy, config.clip, kl_coef)
         self.optimizers = Optimizers(bundle.model, config.optim, stage.picked.compute_dtype)
         self.step = self.n_updates = 0
@@ -65,7 +65,7 @@ class Learner(ABC, Generic[C]):
         """Of the last complete one."""
 
     @abstractmethod
-    def judge(self, round_: Round) -> None:
+    def compute_advantages(self, round_: Round) -> None:
         """Fill in the round's advantages."""
 
     def models(self) -> list[str]:
@@ -105,7 +105,7 @@ class Learner(ABC, Generic[C]):
             self.figures = msgspec.convert(facts["figures"], dict[str, float])
             drawn = with_prefix(tensors, "round|")
             if drawn or self.n_updates:
-                self.round = self.drawer.round_of(self.policy, drawn)
+                self.round = self.sampler.round_of(self.policy, drawn)
             self.restore_others(tensors, facts)
         require_steps_left(self.step + bool(self.n_updates), self.config.steps, self.config.out_dir, "steps")
         return self.step
@@ -127,7 +127,7 @@ class Learner(ABC, Generic[C]):
                     return self._stop(), self.figures
             except TrainingError as error:
                 return self.stage.fail(self.step + 1, error), self.figures
-            seen = {**self.objective.look(), **self.more_figures()}
+            seen = {**self.objective.pop_metrics(), **self.more_figures()}
             self._record({**figures_of(round_, started, self.config.gold), **seen})
             self.end_round(round_)
             self.step, self.round, self.n_updates = self.step + 1, None, 0
@@ -143,10 +143,10 @@ class Learner(ABC, Generic[C]):
         """Draw a round and judge it; False if a signal ended the drawing."""
         # Other ranks, which draw the same, would wait for the one that gave up.
         stop = (lambda: bool(self.stage.stop)) if distributed.world_size() == 1 else None
-        round_ = self.drawer.draw(self.policy, self.reference, self.step, self.each, stop)
+        round_ = self.sampler.draw(self.policy, self.reference, self.step, self.each, stop)
         if round_ is None:
             return False
-        self.judge(round_)
+        self.compute_advantages(round_)
         self.round = round_
         return True
 
@@ -185,7 +185,7 @@ class Learner(ABC, Generic[C]):
         train_step(objective, batches, optimizers, lr_factor=factor, max_norm=config.grad_clip)
 
 
-def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Learner[C]]) -> int:
+def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, RolloutSampler], PolicyTrainer[C]]) -> int:
     """Run a stage of rounds from its config to its bundle; return the exit code.
 
     Raises:
@@ -201,10 +201,10 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, Drawer], Le
         room = prompt_room(config.longest(bundle), config.max_new_tokens, least)
         asked = prompt_ids(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
         prompts = [list(ids) for ids in asked]
-        learner = make(config, stage, bundle, Drawer(config, bundle, prompts, rewards))
-        stage.look_back([base_at(config.path).sha256, *learner.models()], prompts)
-        stage.begin(learner.resume())
-        ended, figures = learner.run()
+        trainer = make(config, stage, bundle, RolloutSampler(config, bundle, prompts, rewards))
+        stage.look_back([base_at(config.path).sha256, *trainer.models()], prompts)
+        stage.begin(trainer.resume())
+        ended, figures = trainer.run()
         if distributed.is_first():
             save_bundle(config.out_dir / "bundle", bundle.model, bundle.tokenizer, {"stage": name}, bundle.chat)
         return stage.finish(ended, figures)

@@ -36,7 +36,7 @@ from groundling.data.examples.messages import (
 from groundling.data.examples.shared_prompts import split_shared
 from groundling.errors import DataError
 from groundling.system.progress import Progress
-from groundling.text.chat import Message, check_messages
+from groundling.text.chat.messages import Message, check_messages
 
 LABELS = ("label", "kto_tag")
 """What a label is called, by TRL and LLaMA-Factory."""

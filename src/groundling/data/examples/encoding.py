@@ -18,7 +18,8 @@ from groundling.data.examples.conversations import (
 )
 from groundling.data.examples.messages import Messages
 from groundling.errors import DataError, require
-from groundling.text.chat import ChatFormat, Message, Turn
+from groundling.text.chat.messages import Message
+from groundling.text.chat.template import ChatTemplate, Turn
 from groundling.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -43,7 +44,7 @@ N_WORDS = 4
 """Ids of words that both sides of a conversation need at least."""
 
 
-def least_ids(chat: ChatFormat, tokenizer: Tokenizer) -> int:
+def least_ids(chat: ChatTemplate, tokenizer: Tokenizer) -> int:
     """What a question and its reply take at least: a shorter context has no room for them."""
     asked = chat.joined([chat.turn(Message("user", ""), tokenizer)], tokenizer, asks=True)
     return len(asked.ids) + len(chat.reply("", tokenizer)) + N_WORDS
@@ -122,7 +123,7 @@ class _Prompt(NamedTuple):
 
 
 def encode_conversation(
-    conversation: Conversation, chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+    conversation: Conversation, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: Counts
 ) -> Encoded | None:
     """A conversation up to its last reply, in at most `max_ids` ids; None when nothing of it can be learned.
 
@@ -163,7 +164,7 @@ def encode_conversation(
 
 
 def encode_preference(
-    preference: Preference, chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+    preference: Preference, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: Counts
 ) -> EncodedPair | None:
     """A pair of which the prompt and each reply fit into `max_ids` ids; None when nothing can be learned from it.
 
@@ -198,7 +199,7 @@ def encode_preference(
 
 
 def encode_prompt(
-    messages: Sequence[Message], chat: ChatFormat, tokenizer: Tokenizer, max_ids: int, counts: Counts
+    messages: Sequence[Message], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: Counts
 ) -> list[int] | None:
     """A prompt in at most `max_ids` ids, to the place where the assistant is to speak; None when it asks nothing.
 
@@ -232,7 +233,7 @@ def _answered(messages: Sequence[Message]) -> list[Message]:
     return kept + answered if answered else []
 
 
-def _fit(parts: list[Turn], chat: ChatFormat, tokenizer: Tokenizer, room: int) -> _Prompt:
+def _fit(parts: list[Turn], chat: ChatTemplate, tokenizer: Tokenizer, room: int) -> _Prompt:
     """The messages of a prompt in at most `room` ids, the last of which let the assistant speak."""
     n_around = len(chat.joined([], tokenizer, asks=True).ids)
     has_system = parts[0].role == "system"
@@ -270,7 +271,7 @@ def _count_prompt(counts: Counts, prompt: _Prompt, is_shortened: bool = False) -
     counts.n_cut_fronts += prompt.is_cut
 
 
-def _require_room(max_ids: int, chat: ChatFormat, tokenizer: Tokenizer) -> None:
+def _require_room(max_ids: int, chat: ChatTemplate, tokenizer: Tokenizer) -> None:
     """Raise ConfigError where two roles, an end and words of both sides have no room."""
     least = least_ids(chat, tokenizer)
     require(max_ids >= least, f"a conversation has no room in {max_ids} ids; it needs {least} at least")

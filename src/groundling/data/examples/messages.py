@@ -9,7 +9,7 @@ from typing import Any
 
 from groundling.data.examples.jsonl import Row, kind_of, text_of
 from groundling.errors import DataError
-from groundling.text.chat import ROLES, Message, Role, check_messages
+from groundling.text.chat.messages import ROLES, Message, Role, check_messages
 
 Messages = tuple[Message, ...]
 SHAREGPT: dict[str, Role] = {

@@ -28,13 +28,13 @@ from groundling.data.examples.conversations import Conversation
 from groundling.data.examples.messages import Messages
 from groundling.errors import DataError, require
 from groundling.storage import files
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 Split = Literal["train", "val"]
 
 N_SPEAKERS = 3
 """So many speakers on both sides of a place tell whether the scene changes there."""
-MOST_BYTES = 8 << 20
+MAX_BYTES = 8 << 20
 """Of the text: it has one million."""
 MAX_PROMPT = 92
 MAX_REPLY = 160
@@ -146,7 +146,7 @@ def shakespeare_dialogues(
     Raises:
         DataError: it could not be fetched.
     """
-    text = files.read_text(datasets.get("tiny_shakespeare"), MOST_BYTES, links=True)
+    text = files.read_text(datasets.get("tiny_shakespeare"), MAX_BYTES, links=True)
     limits = {"max_prompt": max_prompt, "max_reply": max_reply, "max_turns": max_turns}
     return dialogues(text, "train", **limits), dialogues(text, "val", **limits)
 

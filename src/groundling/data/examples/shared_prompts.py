@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from groundling.errors import DataError
-from groundling.text.chat import Message, check_messages
+from groundling.text.chat.messages import Message, check_messages
 
 _TURN = re.compile(r"(?:\A|\n\n)[ \t]*(Human|Assistant):")
 

@@ -6,10 +6,11 @@ Only written here. What others wrote is never rendered, except in `groundling im
 from collections.abc import Mapping, Sequence
 
 from groundling.export.chat_template.escapes import replacements
-from groundling.text.chat import ROLES, ChatFormat
+from groundling.text.chat.messages import ROLES
+from groundling.text.chat.template import ChatTemplate
 
 
-def to_jinja(chat: ChatFormat, names: Mapping[int, str], *, escapes: bool = False) -> str:
+def to_jinja(chat: ChatTemplate, names: Mapping[int, str], *, escapes: bool = False) -> str:
     """The template that renders messages to the text of `chat.prompt` or `chat.render`.
 
     A role that the template does not know is an error there, and so is content that is no text.

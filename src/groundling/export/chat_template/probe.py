@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-MOST_CHARS = 100_000
+MAX_CHARS = 100_000
 """Of a rendered conversation: the probes are short ones."""
 
 
@@ -78,8 +78,8 @@ def _rendered(template: Any, variables: dict[str, Any]) -> str:
     for part in template.generate(**variables):
         parts.append(part)
         n_chars += len(part)
-        if n_chars > MOST_CHARS:
-            raise ValueError(f"more than {MOST_CHARS:,} characters for a short conversation")
+        if n_chars > MAX_CHARS:
+            raise ValueError(f"more than {MAX_CHARS:,} characters for a short conversation")
     return "".join(parts)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from groundling.errors import DataError
 from groundling.export.chat_template.rendering import TemplateError, find_template, render, token_names
-from groundling.text.chat import ROLES, ChatFormat, Message, Role, Segments, Thinking, to_ids
-from groundling.text.chat_wrapped import WrappedTurns
+from groundling.text.chat.messages import ROLES, Message, Role
+from groundling.text.chat.template import ChatTemplate, Segments, Thinking, to_ids
+from groundling.text.chat.wrapped_turns import WrappedTurns
 from groundling.text.tokenizer import Tokenizer, require_unicode
 
 SYSTEM, ASKED, ANSWERED, NEXT = "Wqsys", "Wquser", "Wqreply", "Wqnext"
@@ -28,7 +29,7 @@ Probe = tuple[Sequence[Message], bool, bool]
 """Messages, whether the assistant is to speak next, and whether it may think."""
 
 
-def read_chat(folder: Path, tokenizer: Tokenizer, names: Names, encode: EncodeText) -> ChatFormat | None:
+def read_chat(folder: Path, tokenizer: Tokenizer, names: Names, encode: EncodeText) -> ChatTemplate | None:
     """The chat template of a model's folder; None: it has none.
 
     Args:
@@ -157,7 +158,7 @@ def _before(text: str, end: str, what: str) -> str:
     return text[: len(text) - len(end)]
 
 
-def _check(chat: ChatFormat, reader: _Reader, tokenizer: Tokenizer, encode: EncodeText) -> None:
+def _check(chat: ChatTemplate, reader: _Reader, tokenizer: Tokenizer, encode: EncodeText) -> None:
     """Check that conversations become the ids that they are to the model's own tokenizer.
 
     The last reply of a whole conversation is compared as text: we encode it apart from its header, as it is generated.

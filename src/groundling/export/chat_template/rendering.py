@@ -16,7 +16,7 @@ from groundling.system.optional import missing_extra
 JINJA, TOKENIZER_CONFIG, PROCESSOR = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-MOST_CHARS = 200_000
+MAX_CHARS = 200_000
 """Of a template; the longest published ones have some ten thousand."""
 CPU_S, MEMORY_BYTES = 5, 1 << 30
 """What the probe may take, where the system can limit it; `TIMEOUT_S` holds everywhere."""
@@ -46,8 +46,8 @@ def find_template(folder: Path) -> str | None:
         template = template["default"]
     if template is None or template == "":
         return None
-    if not isinstance(template, str) or len(template) > MOST_CHARS:
-        raise TemplateError(f"it is not a text of at most {MOST_CHARS:,} characters")
+    if not isinstance(template, str) or len(template) > MAX_CHARS:
+        raise TemplateError(f"it is not a text of at most {MAX_CHARS:,} characters")
     return template
 
 
@@ -55,7 +55,7 @@ def _stored(folder: Path) -> Any:
     """What stands where a chat template can stand; the first of three places."""
     file = folder / JINJA
     if file.exists():
-        return files.read_text(file, 4 * MOST_CHARS, links=True)
+        return files.read_text(file, 4 * MAX_CHARS, links=True)
     settings = _settings(folder, TOKENIZER_CONFIG)
     return settings.get("chat_template") or _settings(folder, PROCESSOR).get("chat_template")
 

@@ -160,7 +160,7 @@ class _RungWatcher(RunWatcher):
             val_tokens=corpus.val.ids,
             train_tokens=corpus.train.ids,
             save=self._write,
-            speak=str,
+            sample_text=str,
             sinks=self._make_sinks(state, picked),
             stop=stop,
             flops_per_token=gpt.flops_per_token(),

@@ -19,7 +19,7 @@ import torch
 from groundling.errors import GroundlingError
 from groundling.model.config import GPTConfig
 from groundling.sample.quantize import Weights
-from groundling.sample.runner import Piece, Reader
+from groundling.sample.runner import ModelRunner, TokenSpan
 from groundling.storage import atomic
 from groundling.storage.manifest import read_json_object
 
@@ -56,18 +56,18 @@ class Comparison:
         return self.speedup > 1.0
 
 
-def cases(config: GPTConfig, n_slots: int) -> dict[str, list[Piece]]:
+def cases(config: GPTConfig, n_slots: int) -> dict[str, list[TokenSpan]]:
     """What is timed: a step of one stream, one of all streams at once, and the reading of a prompt."""
     place = min(PROMPT, config.block_size) - 1
     streams = min(n_slots, STREAMS)
-    found = {"1 stream": [Piece(0, place, [0], 1)]}
+    found = {"1 stream": [TokenSpan(0, place, [0], 1)]}
     if streams > 1:
-        found[f"{streams} streams"] = [Piece(slot, place, [0], 1) for slot in range(streams)]
-    found[f"prompt of {place + 1}"] = [Piece(0, 0, [0] * (place + 1), 1)]
+        found[f"{streams} streams"] = [TokenSpan(slot, place, [0], 1) for slot in range(streams)]
+    found[f"prompt of {place + 1}"] = [TokenSpan(0, 0, [0] * (place + 1), 1)]
     return found
 
 
-def measure(native: Reader, by_torch: Reader, config: GPTConfig, n_slots: int) -> Comparison:
+def measure(native: ModelRunner, by_torch: ModelRunner, config: GPTConfig, n_slots: int) -> Comparison:
     """Time both readers in turn, by one thread each and in the time that the thread had a core.
 
     So the result is the same on a busy machine: by the clock, two threads that wait for each other can take a hundred
@@ -83,9 +83,9 @@ def measure(native: Reader, by_torch: Reader, config: GPTConfig, n_slots: int) -
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for case, pieces in cases(config, n_slots).items():
-            for seconds, reader in zip(times, (native, by_torch), strict=True):
-                seconds[case] = best_of(lambda reader=reader, pieces=pieces: reader.read(pieces))  # type: ignore[misc]
+        for case, spans in cases(config, n_slots).items():
+            for seconds, runner in zip(times, (native, by_torch), strict=True):
+                seconds[case] = best_of(lambda runner=runner, spans=spans: runner.read(spans))  # type: ignore[misc]
     finally:
         torch.set_num_threads(n_threads)
     return Comparison(*times)

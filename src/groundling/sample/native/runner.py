@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from groundling.model.cache import LINE_BYTES, KVCache, from_a_line
+from groundling.model.cache import LINE_BYTES, KVCache, aligned
 from groundling.model.gpt import GPT, Block
 from groundling.model.layers import LearnedPositions, Rotary, SwiGLU
 from groundling.sample.filters import require_scores
 from groundling.sample.native.build import Library
 from groundling.sample.quantize import Weights, to_int8
-from groundling.sample.runner import Piece
+from groundling.sample.runner import TokenSpan
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 NORMS = ("layernorm", "rmsnorm")
@@ -78,8 +78,8 @@ class _Slots:
                 "Q", [pointer for row in zip(*(own or none for own in layers), strict=True) for pointer in row]
             )
             self._capacities = array("q", [cache.capacity(slot) for slot in slots])
-            places = (self._kv.buffer_info()[0], self._capacities.buffer_info()[0])
-            self._described = _Cache(*places, cache.n_slots, cache.dtype == torch.bfloat16)
+            positions = (self._kv.buffer_info()[0], self._capacities.buffer_info()[0])
+            self._described = _Cache(*positions, cache.n_slots, cache.dtype == torch.bfloat16)
             self._n_moves = cache.n_moves
         return ctypes.addressof(self._described)
 
@@ -98,8 +98,8 @@ def can_read(model: nn.Module) -> bool:
     return isinstance(model, GPT) and here
 
 
-class NativeReader:
-    """Reads pieces of sequences by the compiled library; see `Reader`. A row's scores never depend on other rows.
+class NativeRunner:
+    """Reads pieces of sequences by the compiled library; see `ModelRunner`. A row's scores never depend on other rows.
 
     It keeps packed copies of the matrices: what is done to the model later, it does not see.
 
@@ -115,7 +115,7 @@ class NativeReader:
         self.cache, self.block_size = cache, model.block_size
         self._library, self._weights = library, weights
         self._kept: list[Tensor] = []  # what the pointers point to
-        self._room = _Room()
+        self._room = _ConcurrencyLimit()
         self._n_woven = library.woven_panels(PRECISIONS.index(weights))
         self._layers = (_Layer * len(model.h))(*(self._layer(block) for block in model.h))  # type: ignore[arg-type]
         self._model = self._describe(model)
@@ -123,7 +123,7 @@ class NativeReader:
         self._n_threads = n_threads
         self._team, self._process = self._new_team(), os.getpid()
 
-    def read(self, pieces: Sequence[Piece]) -> Tensor:
+    def read(self, spans: Sequence[TokenSpan]) -> Tensor:
         """Read the pieces, and return the scores of the last positions of each (RV). One thread at a time.
 
         Raises:
@@ -132,8 +132,8 @@ class NativeReader:
         if self._process != os.getpid():  # a fork has no threads but its own
             self._team, self._process = self._new_team(), os.getpid()
         self._library.team_wake(self._team)
-        ids, slots, places, scored = list[int](), list[int](), list[int](), list[int]()
-        for slot, place, new, n_scored in pieces:
+        ids, slots, positions, scored = list[int](), list[int](), list[int](), list[int]()
+        for slot, place, new, n_scored in spans:
             # What is wrong here would be a wild pointer there.
             assert 0 <= slot < self.cache.n_slots
             assert 0 <= place < place + len(new) <= self.block_size
@@ -141,11 +141,11 @@ class NativeReader:
             self.cache.reserve(slot, place + len(new))
             ids += new
             slots += [slot] * len(new)
-            places += range(place, place + len(new))
+            positions += range(place, place + len(new))
             scored += range(len(ids) - n_scored, len(ids))
         assert 0 <= min(ids) <= max(ids) < self._model.vocab_size
         logits_RV = torch.empty(len(scored), self._model.vocab_size)
-        columns = array("q", ids + slots + places + scored)
+        columns = array("q", ids + slots + positions + scored)
         first, n_bytes = columns.buffer_info()[0], columns.itemsize * len(ids)
         rows = _Rows(len(ids), len(scored), first, first + n_bytes, first + 2 * n_bytes, first + 3 * n_bytes)
         address = ctypes.addressof
@@ -237,7 +237,7 @@ class NativeReader:
         return whole.data_ptr()
 
 
-class _Room:
+class _ConcurrencyLimit:
     """Memory for matrices, side by side in few large pieces.
 
     NumPy asks the system for large pages where an array is large, and what lies in these is found faster: all weights
@@ -254,7 +254,7 @@ class _Room:
         """Copy a flat tensor here; return the copy."""
         n_bytes = tensor.numel() * tensor.element_size()
         if self._n_used + n_bytes > len(self._piece):
-            self._piece = from_a_line(np.empty(max(n_bytes, self.PIECE_BYTES) + LINE_BYTES, dtype=np.uint8))
+            self._piece = aligned(np.empty(max(n_bytes, self.PIECE_BYTES) + LINE_BYTES, dtype=np.uint8))
             self._n_used = 0
         copy = self._piece[self._n_used : self._n_used + n_bytes].view(tensor.dtype).copy_(tensor)
         self._n_used += _whole(n_bytes, LINE_BYTES)

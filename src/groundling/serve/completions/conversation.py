@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from groundling.errors import DataError
 from groundling.serve.completions.schema import ChatMessage
 from groundling.serve.http.errors import ApiError
-from groundling.text.chat import Message, wrong_turn
+from groundling.text.chat.messages import Message, wrong_turn
 from groundling.text.tokenizer import Tokenizer
 
 TURNS = "after at most one system message, user and assistant take turns"
@@ -28,7 +28,7 @@ def conversation(given: Sequence[ChatMessage]) -> list[Message]:
     raise ApiError(400, f"{place} {said}", "invalid_value", place)
 
 
-def not_sayable(messages: Sequence[Message], tokenizer: Tokenizer, error: DataError) -> ApiError:
+def encoding_error(messages: Sequence[Message], tokenizer: Tokenizer, error: DataError) -> ApiError:
     """What to answer where a tokenizer has failed: the first message that it has no ids for."""
     for number, message in enumerate(messages):
         try:

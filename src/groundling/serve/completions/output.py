@@ -12,15 +12,15 @@ from typing import Literal
 from groundling.safety.stream import Finding, ReplyFilter, Segment
 from groundling.sample.detokenize import OffsetDecoder, TextStream
 from groundling.sample.sampler import Token
-from groundling.text.chat import ChatFormat
-from groundling.text.thoughts import Sorter, thought_decoder, word_decoder
+from groundling.text.chat.template import ChatTemplate
+from groundling.text.chat.thoughts import Sorter, thought_decoder, word_decoder
 from groundling.text.tokenizer import TextDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "content_filter"]
 
 
 @dataclass
-class Shown:
+class ChoiceDelta:
     """What is new."""
 
     text: str = ""
@@ -32,7 +32,7 @@ class Shown:
     thoughts: str = ""
     """What a model that thinks wrote before its reply."""
 
-    def add(self, new: "Shown") -> None:
+    def add(self, new: "ChoiceDelta") -> None:
         """Take what is new after this."""
         self.text += new.text
         self.thoughts += new.thoughts
@@ -79,63 +79,63 @@ class Choice:
         self._hidden: list[tuple[int, int, int]] = []  # from where to where, and how much longer its mark is
         self._n_findings = 0
 
-    def push(self, tokens: Sequence[Token], is_last: bool) -> Shown:
+    def push(self, tokens: Sequence[Token], is_last: bool) -> ChoiceDelta:
         """Take what the model chose; return what may be shown now."""
-        shown = Shown()
+        delta = ChoiceDelta()
         for token in tokens:
             if self.finish_reason is not None:
                 break
             self.n_tokens += 1
             if token.id in self._end_ids:
-                self._finish("stop", shown)
+                self._finish("stop", delta)
                 break
-            if self._thoughts is not None and self._thoughts.takes(token.id, shown):
+            if self._thoughts is not None and self._thoughts.takes(token.id, delta):
                 if self._thoughts.blocked:
                     self.finish_reason = "content_filter"
                 continue
             certain = self._text.push(token.id)
             self._held.append((token, self._places.end))
-            self._show(certain, shown)
+            self._show(certain, delta)
             if self._text.stopped and self.finish_reason is None:  # what was blocked by the same token stays so
-                self._finish("stop", shown)
+                self._finish("stop", delta)
         if is_last and self.finish_reason is None:
-            self._finish("length", shown)
-        self._show_tokens(shown)
-        shown.finish_reason = self.finish_reason
-        return shown
+            self._finish("length", delta)
+        self._show_tokens(delta)
+        delta.finish_reason = self.finish_reason
+        return delta
 
-    def _finish(self, reason: FinishReason, shown: Shown) -> None:
+    def _finish(self, reason: FinishReason, delta: ChoiceDelta) -> None:
         self.finish_reason = reason
         if self._thoughts is not None:
-            self._thoughts.end(shown)
+            self._thoughts.end(delta)
             if self._thoughts.blocked:
                 self.finish_reason = "content_filter"
                 return
-        self._show(self._text.finish(), shown)
+        self._show(self._text.finish(), delta)
         if self._safety is not None and not self._safety.blocked:
-            self._take(self._safety.finish(), shown)
+            self._take(self._safety.finish(), delta)
 
-    def _show(self, certain: str, shown: Shown) -> None:
+    def _show(self, certain: str, delta: ChoiceDelta) -> None:
         if self._safety is None:
-            shown.text += certain
+            delta.text += certain
             self._n_raw += len(certain)
         elif certain and not self._safety.blocked:
-            self._take(self._safety.push(certain), shown)
+            self._take(self._safety.push(certain), delta)
 
-    def _take(self, segments: Sequence[Segment], shown: Shown) -> None:
+    def _take(self, segments: Sequence[Segment], delta: ChoiceDelta) -> None:
         assert self._safety is not None
         for segment in segments:
-            shown.text += segment.text
+            delta.text += segment.text
             if segment.redacted:
                 longer = len(segment.text) - segment.n_raw
                 self._hidden.append((self._n_raw, self._n_raw + segment.n_raw, longer))
             self._n_raw += segment.n_raw
-        shown.findings += self._safety.findings[self._n_findings :]
+        delta.findings += self._safety.findings[self._n_findings :]
         self._n_findings = len(self._safety.findings)
         if self._safety.blocked:
             self.finish_reason = "content_filter"
 
-    def _show_tokens(self, shown: Shown) -> None:
+    def _show_tokens(self, delta: ChoiceDelta) -> None:
         """Those of whose text all is shown."""
         while self._held:
             token, place = self._held[0]
@@ -144,8 +144,8 @@ class Choice:
                 break
             self._held.popleft()
             if not any(low < end and start < high for low, high, _ in self._hidden):
-                shown.tokens.append(token)
-                shown.offsets.append(start + sum(longer for _, high, longer in self._hidden if high <= start))
+                delta.tokens.append(token)
+                delta.offsets.append(start + sum(longer for _, high, longer in self._hidden if high <= start))
 
 
 class Thoughts:
@@ -157,7 +157,7 @@ class Thoughts:
         make_filter: makes what looks at a text first; None: nothing does.
     """
 
-    def __init__(self, chat: ChatFormat, tokenizer: Tokenizer, make_filter: Callable[[], ReplyFilter] | None) -> None:
+    def __init__(self, chat: ChatTemplate, tokenizer: Tokenizer, make_filter: Callable[[], ReplyFilter] | None) -> None:
         self.blocked = False
         """Whether the safety stage blocks them."""
         self.word_decoder = word_decoder(chat, tokenizer)
@@ -165,33 +165,33 @@ class Thoughts:
         self._sort, self._decoder, self._make_filter = Sorter(chat.thinking), thought_decoder(tokenizer), make_filter
         self._safety: ReplyFilter | None = None
 
-    def takes(self, id: int, shown: Shown) -> bool:
+    def takes(self, id: int, delta: ChoiceDelta) -> bool:
         """Take an id that is no word of the reply, and show what may be shown; return whether it was one."""
         kind = self._sort(id)
         if kind == "tag":
-            self.end(shown)
+            self.end(delta)
         elif kind == "thought":
-            self._show(self._decoder.push(id), shown)
+            self._show(self._decoder.push(id), delta)
         return kind != "word"
 
-    def end(self, shown: Shown) -> None:
+    def end(self, delta: ChoiceDelta) -> None:
         """They have come to an end; show what was held back."""
-        self._show(self._decoder.finish(), shown)
+        self._show(self._decoder.finish(), delta)
         if self._safety is not None:
-            self._take(self._safety, self._safety.finish(), shown)
+            self._take(self._safety, self._safety.finish(), delta)
             self._safety = None
 
-    def _show(self, certain: str, shown: Shown) -> None:
+    def _show(self, certain: str, delta: ChoiceDelta) -> None:
         if not certain or self.blocked:
             return
         if self._make_filter is None:
-            shown.thoughts += certain
+            delta.thoughts += certain
             return
         self._safety = self._safety or self._make_filter()
-        self._take(self._safety, self._safety.push(certain), shown)
+        self._take(self._safety, self._safety.push(certain), delta)
 
-    def _take(self, safety: ReplyFilter, segments: Sequence[Segment], shown: Shown) -> None:
-        shown.thoughts += "".join(segment.text for segment in segments)
-        shown.findings += safety.findings
+    def _take(self, safety: ReplyFilter, segments: Sequence[Segment], delta: ChoiceDelta) -> None:
+        delta.thoughts += "".join(segment.text for segment in segments)
+        delta.findings += safety.findings
         self.blocked = self.blocked or safety.blocked
         safety.findings.clear()

@@ -18,17 +18,17 @@ from groundling.safety.stream import Finding
 from groundling.sample.generate import prompt_ids
 from groundling.sample.sampler import SamplingConfig, Token
 from groundling.sample.slots import NoMemoryError
-from groundling.serve.completions.conversation import conversation, not_sayable
-from groundling.serve.completions.output import Shown, offsets
-from groundling.serve.completions.response_format import ChatForm, Form, TextForm
+from groundling.serve.completions.conversation import conversation, encoding_error
+from groundling.serve.completions.output import ChoiceDelta, offsets
+from groundling.serve.completions.response_format import ChatCompletionFormat, CompletionFormat, ResponseFormat
 from groundling.serve.completions.schema import ChatRequest, CompletionRequest, Sampling
 from groundling.serve.http.errors import ApiError, no_memory
-from groundling.serve.state import Served, Theatre
-from groundling.text.chat import Message
+from groundling.serve.state import Served, ServerState
+from groundling.text.chat.messages import Message
 
 LONG_TEXT = 20_000
 """Characters from which on turning text into ids is left to another thread."""
-MOST_LOGPROBS = 500_000
+MAX_LOGPROBS = 500_000
 """Log-probabilities that one request may ask for: each takes some hundred bytes until all are sent."""
 SCORED_AT_ONCE = 256
 """Tokens of a prompt: the scores of all ids at each of some ten thousand positions would fill the memory."""
@@ -42,7 +42,7 @@ class Prompt:
 
     ids: list[int]
     findings: list[Finding] = field(default_factory=list)
-    echo: Shown | None = None
+    echo: ChoiceDelta | None = None
     """What is said of the prompt itself, first."""
 
     @property
@@ -52,7 +52,7 @@ class Prompt:
 
 
 @dataclass
-class Order:
+class ParsedRequest:
     """What a request comes to."""
 
     served: Served
@@ -60,40 +60,40 @@ class Order:
     config: SamplingConfig
     seed: int
     n: int
-    form: Form
+    response_format: ResponseFormat
     include_usage: bool
 
     @property
     def is_chat(self) -> bool:
         """Whether it is a reply that is wanted, and not a text's continuation."""
-        return isinstance(self.form, ChatForm)
+        return isinstance(self.response_format, ChatCompletionFormat)
 
 
-async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
+async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
     """What is wanted of a chat.
 
     Raises:
         ApiError: it cannot be.
     """
-    theatre.require_ready()
-    served = theatre.models.get(body.model)
+    server.require_ready()
+    served = server.models.get(body.model)
     if served.bundle.chat is None:
         message = f"{served.name} was never taught to answer; use /v1/completions, or a model that chats"
         raise ApiError(400, message, "not_a_chat_model", "model")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    limit = _limit(theatre, asked, theatre.config.max_tokens, field)
+    limit = _limit(server, asked, server.config.max_tokens, field)
     n_likely = (body.top_logprobs or 0) if body.logprobs else None
-    with _room(theatre, body, 1):
+    with _room(server, body, 1):
         messages = conversation(body.messages)
         ids = await _chat_ids(served, messages, body.thinking)
         findings: list[Finding] = []
-        if theatre.safety is not None:
+        if server.safety is not None:
             checked = []
             for said in messages:
                 text = said.content
                 if said.role != "assistant":
-                    text, found = await run_in_threadpool(theatre.safety.check_prompt, text)
+                    text, found = await run_in_threadpool(server.safety.check_prompt, text)
                     findings += found
                 checked.append(Message(said.role, text))
             if checked != messages:
@@ -102,8 +102,8 @@ async def chat_order(theatre: Theatre, body: ChatRequest) -> Order:
         limit = min(limit, max(1, served.engine.longest - len(ids)))
     _require_few_logprobs(body, limit, n_likely, "top_logprobs")
     config = _sampling(body, limit, n_likely, served)
-    form = ChatForm(served.name, served.fingerprint, served.words, bool(body.logprobs))
-    return _order(served, [Prompt(ids, findings)], config, body, form)
+    response_format = ChatCompletionFormat(served.name, served.fingerprint, served.token_text, bool(body.logprobs))
+    return _parsed(served, [Prompt(ids, findings)], config, body, response_format)
 
 
 async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool) -> list[int]:
@@ -118,35 +118,35 @@ async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool)
         n_characters = sum(len(m.content) for m in messages)
         ids = await _encoded(lambda: chat.prompt(messages, tokenizer, thinking=thinking), n_characters)
     except DataError as error:
-        raise await run_in_threadpool(not_sayable, messages, tokenizer, error) from error
+        raise await run_in_threadpool(encoding_error, messages, tokenizer, error) from error
     if len(ids) >= served.bundle.config.block_size:
         raise _too_long(len(ids), served, "messages")
     return ids
 
 
-async def completion_order(theatre: Theatre, body: CompletionRequest) -> Order:
+async def parse_completion(server: ServerState, body: CompletionRequest) -> ParsedRequest:
     """What is wanted of a text to go on from.
 
     Raises:
         ApiError: it cannot be.
     """
-    theatre.require_ready()
-    served = theatre.models.get(body.model)
-    limit = _limit(theatre, body.max_tokens, DEFAULT_TOKENS, "max_tokens")
+    server.require_ready()
+    served = server.models.get(body.model)
+    limit = _limit(server, body.max_tokens, DEFAULT_TOKENS, "max_tokens")
     n_read = served.bundle.config.block_size if body.echo else 0
     given = body.prompts()
     _require_few_logprobs(body, len(given) * (limit + n_read), body.logprobs, "logprobs")
     config = _sampling(body, limit, body.logprobs, served)
-    with _room(theatre, body, len(given)):
+    with _room(server, body, len(given)):
         several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
         places = [f"prompt.{number}" if several else "prompt" for number in range(len(given))]
-        prompts = [await _prompt(theatre, served, one, body, place) for one, place in zip(given, places, strict=True)]
-    form = TextForm(served.name, served.fingerprint, served.words, body.logprobs is not None)
-    return _order(served, prompts, config, body, form)
+        prompts = [await _prompt(server, served, one, body, place) for one, place in zip(given, places, strict=True)]
+    response_format = CompletionFormat(served.name, served.fingerprint, served.token_text, body.logprobs is not None)
+    return _parsed(served, prompts, config, body, response_format)
 
 
 async def _prompt(
-    theatre: Theatre, served: Served, given: str | list[int], body: CompletionRequest, place: str
+    server: ServerState, served: Served, given: str | list[int], body: CompletionRequest, place: str
 ) -> Prompt:
     tokenizer, findings = served.bundle.tokenizer, list[Finding]()
 
@@ -160,8 +160,8 @@ async def _prompt(
             ids = _that_fit(given, served, place)
             _require_known(ids, tokenizer.vocab_size, place)
             text = await run_in_threadpool(tokenizer.decode, ids)
-        if theatre.safety is not None:
-            checked, findings = await run_in_threadpool(theatre.safety.check_prompt, text)
+        if server.safety is not None:
+            checked, findings = await run_in_threadpool(server.safety.check_prompt, text)
             if checked != text:
                 text, ids = checked, await ids_of(checked)
     except DataError as error:
@@ -171,8 +171,8 @@ async def _prompt(
         tokens = [Token(id) for id in ids]
         if body.logprobs is not None:
             n_likely = body.logprobs
-            tokens = await theatre.worker.call(lambda: prompt_logprobs(served, ids, n_likely))
-        prompt.echo = Shown(text, tokens, offsets=offsets(tokenizer, ids))
+            tokens = await server.worker.call(lambda: prompt_logprobs(served, ids, n_likely))
+        prompt.echo = ChoiceDelta(text, tokens, offsets=offsets(tokenizer, ids))
     return prompt
 
 
@@ -190,25 +190,25 @@ def _require_known(ids: Sequence[int], n_ids: int, place: str) -> None:
 
 
 @contextmanager
-def _room(theatre: Theatre, body: Sampling, n_prompts: int) -> Iterator[None]:
+def _room(server: ServerState, body: Sampling, n_prompts: int) -> Iterator[None]:
     """Hold the places of all texts that are asked for, while prompts are read.
 
     Raises:
         ApiError: 400: there can never be so many; 429: there are not now.
     """
-    n_texts, most = n_prompts * (body.n or 1), theatre.worker.n_places
+    n_texts, most = n_prompts * (body.n or 1), server.worker.n_places
     if n_texts > most:
         field = "prompt" if n_prompts > most else "n"
         message = f"{field}: {n_texts} texts are asked for at once; this server takes {most} at most, ask for fewer"
         raise ApiError(400, message, "too_many_texts", field)
-    with theatre.worker.places(n_texts):
+    with server.worker.places(n_texts):
         yield
 
 
 def _require_few_logprobs(body: Sampling, n_tokens: int, n_likely: int | None, field: str) -> None:
     n = 0 if n_likely is None else (body.n or 1) * n_tokens * (n_likely + 1)
-    if n > MOST_LOGPROBS:
-        message = f"{field}: up to {n:,} are asked for in all, and {MOST_LOGPROBS:,} are told at most; ask for fewer"
+    if n > MAX_LOGPROBS:
+        message = f"{field}: up to {n:,} are asked for in all, and {MAX_LOGPROBS:,} are told at most; ask for fewer"
         raise ApiError(400, message, "too_many_logprobs", field)
 
 
@@ -249,8 +249,8 @@ def _too_long(n: int, served: Served, param: str) -> ApiError:
     return ApiError(400, message, "context_length_exceeded", param)
 
 
-def _limit(theatre: Theatre, asked: int | None, default: int, field: str) -> int:
-    most = theatre.config.max_tokens
+def _limit(server: ServerState, asked: int | None, default: int, field: str) -> int:
+    most = server.config.max_tokens
     if asked is not None and asked > most:
         raise ApiError(400, f"{field} is {asked}; this server gives {most} at most", "invalid_value", field)
     return default if asked is None else asked
@@ -273,7 +273,9 @@ def _param(message: str) -> str | None:
     return word if word in Sampling.model_fields else None
 
 
-def _order(served: Served, prompts: list[Prompt], config: SamplingConfig, body: Sampling, form: Form) -> Order:
+def _parsed(
+    served: Served, prompts: list[Prompt], config: SamplingConfig, body: Sampling, response_format: ResponseFormat
+) -> ParsedRequest:
     seed = secrets.randbits(48) if body.seed is None else body.seed
     usage = body.stream_options is not None and body.stream_options.include_usage
     for prompt in prompts:
@@ -283,4 +285,4 @@ def _order(served: Served, prompts: list[Prompt], config: SamplingConfig, body: 
             raise no_memory(error) from error
         except ValueError as error:
             raise ApiError(400, str(error), "invalid_value", "prompt") from error
-    return Order(served, prompts, config, seed, body.n or 1, form, usage)
+    return ParsedRequest(served, prompts, config, seed, body.n or 1, response_format, usage)

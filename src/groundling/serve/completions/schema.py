@@ -9,9 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from groundling.sample.sampler import SamplingConfig
 
-MOST_TOKENS = 1_000_000
-MOST_CHOICES = 128
-MOST_LIKELY = 20
+MAX_TOKENS = 1_000_000
+MAX_CHOICES = 128
+MAX_LIKELY = 20
 
 
 def whole(value: object) -> object:
@@ -28,10 +28,10 @@ Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
 _EXACT = WithJsonSchema({"type": "integer", "minimum": -(2**53), "maximum": 2**53})
 """The seeds that any client can write: /openapi.json holds bounds as floats, and 2**63 comes out as another number."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole), _EXACT]
-Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(whole)]
-Likely = Annotated[int, Field(ge=0, le=MOST_LIKELY), BeforeValidator(whole)]
-Choices = Annotated[int, Field(ge=1, le=MOST_CHOICES), BeforeValidator(whole)]
-TopK = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(whole)]
+Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS), BeforeValidator(whole)]
+Likely = Annotated[int, Field(ge=0, le=MAX_LIKELY), BeforeValidator(whole)]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), BeforeValidator(whole)]
+TopK = Annotated[int, Field(ge=1, le=MAX_TOKENS), BeforeValidator(whole)]
 
 
 class Body(BaseModel):
@@ -105,9 +105,9 @@ class CompletionRequest(Sampling):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
         | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)]
     )
     logprobs: Likely | None = None
     echo: bool | None = None

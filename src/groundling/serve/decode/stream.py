@@ -13,15 +13,15 @@ from typing import NamedTuple
 import torch
 
 from groundling.sample.engine import Engine
+from groundling.sample.request import Request
 from groundling.sample.sampler import SamplingConfig, Token
-from groundling.sample.sequence import Sample
 from groundling.serve.http.errors import ApiError
 
-PACE_S = 0.05
+FLUSH_INTERVAL_S = 0.05
 """Between two looks at what has come: sending tokens one by one would cost more than decoding them."""
 
 
-class Part(NamedTuple):
+class TokenBatch(NamedTuple):
     """What came of one of a request's samples."""
 
     number: int
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 @dataclass(eq=False)
-class Take:
+class SampleRequest:
     """One sample that somebody asked for."""
 
     number: int
@@ -38,11 +38,11 @@ class Take:
     config: SamplingConfig
     generator: torch.Generator
     cancelled: bool = False
-    sample: Sample | None = None
+    request: Request | None = None
 
 
 @dataclass(eq=False)
-class Generation:
+class TokenStream:
     """All samples of one request, and the way back to who asked.
 
     The model thread puts parts, and the event loop takes them. Each looks again at what the other has written after it
@@ -51,12 +51,12 @@ class Generation:
 
     engine: Engine
     client: str
-    takes: list[Take]
+    samples: list[SampleRequest]
     deadline: float
     """By `time.monotonic`."""
     wake: Callable[[], None]
     """Lets the model thread look at it again."""
-    _inbox: deque[Part] = field(default_factory=deque)
+    _inbox: deque[TokenBatch] = field(default_factory=deque)
     _wanted: bool = False
     """Whether the reader waits for whatever comes first."""
     _alarm: asyncio.Future[None] | None = None
@@ -66,9 +66,9 @@ class Generation:
     """Samples whose last part has not been put."""
 
     def __post_init__(self) -> None:
-        self._n_left = len(self.takes)
+        self._n_left = len(self.samples)
 
-    async def parts(self, pace_s: float = PACE_S) -> AsyncIterator[list[Part]]:
+    async def batches(self, interval_s: float = FLUSH_INTERVAL_S) -> AsyncIterator[list[TokenBatch]]:
         """What has come since the last time, until all samples have ended. Left early, nothing goes on.
 
         The first tokens come at once, and later ones at this pace, some at a time.
@@ -86,16 +86,16 @@ class Generation:
                     yield _joined([self._inbox.popleft() for _ in range(len(self._inbox))])
                 if self._error is not None:  # may have come at any time
                     raise self._error
-                if pace_s and self._n_left > 0:
-                    await self._sleep(pace_s)  # all readers get up together, for each waking costs
+                if interval_s and self._n_left > 0:
+                    await self._sleep(interval_s)  # all readers get up together, for each waking costs
         finally:
             self.cancel()
 
-    async def _sleep(self, pace_s: float | None) -> None:
+    async def _sleep(self, interval_s: float | None) -> None:
         """Until the clock strikes a multiple of the pace, or somebody rings."""
         loop = asyncio.get_running_loop()
         self._alarm = loop.create_future()
-        timer = None if pace_s is None else loop.call_at((loop.time() // pace_s + 1) * pace_s, self.ring)
+        timer = None if interval_s is None else loop.call_at((loop.time() // interval_s + 1) * interval_s, self.notify)
         try:
             await self._alarm
         finally:
@@ -103,32 +103,32 @@ class Generation:
             if timer is not None:
                 timer.cancel()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """In the event loop: wake the reader."""
         if self._alarm is not None and not self._alarm.done():
             self._alarm.set_result(None)
 
     def cancel(self, number: int | None = None) -> None:
         """Stop one sample, or all: no token is decoded for them after the step under way."""
-        for take in self.takes:
-            if number is None or take.number == number:
-                take.cancelled = True
+        for sample in self.samples:
+            if number is None or sample.number == number:
+                sample.cancelled = True
         self.wake()
 
-    def put(self, parts: Sequence[Part]) -> bool:
+    def put(self, batches: Sequence[TokenBatch]) -> bool:
         """In the model thread: hand over what a step gave; return whether the reader has to be woken."""
-        self._inbox.extend(parts)
-        self._n_left -= sum(part.is_last for part in parts)
+        self._inbox.extend(batches)
+        self._n_left -= sum(batch.is_last for batch in batches)
         return self._wanted or self._n_left <= 0
 
     def fail(self, error: ApiError) -> None:
         """In the event loop: nothing comes any more, and why."""
         if self._n_left > 0 and self._error is None:
             self._error = error
-        self.ring()
+        self.notify()
 
 
-def _joined(inbox: Sequence[Part]) -> list[Part]:
+def _joined(inbox: Sequence[TokenBatch]) -> list[TokenBatch]:
     """Of each sample one part."""
     joined: dict[int, list[Token]] = {}
     ended = set[int]()
@@ -136,4 +136,4 @@ def _joined(inbox: Sequence[Part]) -> list[Part]:
         joined.setdefault(number, []).extend(tokens)
         if is_last:
             ended.add(number)
-    return [Part(number, tokens, number in ended) for number, tokens in joined.items()]
+    return [TokenBatch(number, tokens, number in ended) for number, tokens in joined.items()]

@@ -15,9 +15,9 @@ from weakref import WeakSet
 
 from groundling.errors import GroundlingError
 from groundling.sample.engine import Engine
-from groundling.sample.sequence import Sample
+from groundling.sample.request import Request
 from groundling.sample.slots import NoMemoryError
-from groundling.serve.decode.stream import Generation, Part, Take
+from groundling.serve.decode.stream import SampleRequest, TokenBatch, TokenStream
 from groundling.serve.http.errors import ApiError, deadline_exceeded, no_memory
 from groundling.system.output import UNBREAKABLE
 
@@ -44,9 +44,9 @@ class Worker:
         self.n_slots, self.max_waiting = n_slots, max_waiting
         self._changed = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
-        self._waiting: OrderedDict[str, deque[tuple[Generation, Take]]] = OrderedDict()
-        self._generations: WeakSet[Generation] = WeakSet()
-        self._active: dict[Sample, tuple[Generation, Take]] = {}
+        self._waiting: OrderedDict[str, deque[tuple[TokenStream, SampleRequest]]] = OrderedDict()
+        self._generations: WeakSet[TokenStream] = WeakSet()
+        self._active: dict[Request, tuple[TokenStream, SampleRequest]] = {}
         self._n_open = 0
         self._stopping = False
         self._seconds_a_take = 1.0
@@ -107,21 +107,21 @@ class Worker:
             self._changed.notify()
         return await future
 
-    def submit(self, engine: Engine, client: str, takes: list[Take], timeout_s: float) -> Generation:
+    def submit(self, engine: Engine, client: str, samples: list[SampleRequest], timeout_s: float) -> TokenStream:
         """Ask for samples; from the event loop.
 
         Raises:
             ApiError: 429: the queue is full.
         """
-        generation = Generation(engine, client, takes, time.monotonic() + timeout_s, self.wake)
+        stream = TokenStream(engine, client, samples, time.monotonic() + timeout_s, self.wake)
         with self._changed:
             if self._stopping:
                 raise _draining()
-            self._take_places(len(takes))
-            self._generations.add(generation)
-            self._waiting.setdefault(client, deque()).extend((generation, take) for take in takes)
+            self._take_places(len(samples))
+            self._generations.add(stream)
+            self._waiting.setdefault(client, deque()).extend((stream, sample) for sample in samples)
             self._changed.notify()
-        return generation
+        return stream
 
     @property
     def n_places(self) -> int:
@@ -171,8 +171,8 @@ class Worker:
             self._calls.popleft()()
         with self._changed:
             generations = list(self._generations)
-        for generation in generations:
-            self._tell(generation.fail, error)
+        for stream in generations:
+            self._tell(stream.fail, error)
 
     def _work(self) -> None:
         """Until it is told to stop."""
@@ -187,20 +187,20 @@ class Worker:
                 call()
             self._drop_who_left()
             self._admit()
-            for engine in {generation.engine for generation, _ in self._active.values()}:
+            for engine in {stream.engine for stream, _ in self._active.values()}:
                 self._step(engine)
 
     def _drop_who_left(self) -> None:
         """Free the places of those that were cancelled, or whose time is up."""
         now = time.monotonic()
         gone = [pair for pair in self._active.values() if _is_over(*pair, now)]
-        for generation, take in gone:
-            assert take.sample is not None
-            generation.engine.stop(take.sample)
-            self._end(take.sample)
+        for stream, sample in gone:
+            assert sample.request is not None
+            stream.engine.stop(sample.request)
+            self._end(sample.request)
         with self._changed:
             for client, pairs in list(self._waiting.items()):
-                over, left = list[tuple[Generation, Take]](), deque[tuple[Generation, Take]]()
+                over, left = list[tuple[TokenStream, SampleRequest]](), deque[tuple[TokenStream, SampleRequest]]()
                 for pair in pairs:  # each is looked at once: it may be cancelled at any moment
                     (over if _is_over(*pair, now) else left).append(pair)
                 gone += over
@@ -208,12 +208,12 @@ class Worker:
                 self._waiting[client] = left
                 if not left:
                     del self._waiting[client]
-        late = {generation for generation, _ in gone if now > generation.deadline}
-        for generation, take in gone:
-            if generation not in late:  # else it would look as if it had ended well
-                self._give({generation: [Part(take.number, [], True)]})
-        for generation in late:
-            self._tell(generation.fail, deadline_exceeded())
+        late = {stream for stream, _ in gone if now > stream.deadline}
+        for stream, sample in gone:
+            if stream not in late:  # else it would look as if it had ended well
+                self._give({stream: [TokenBatch(sample.number, [], True)]})
+        for stream in late:
+            self._tell(stream.fail, deadline_exceeded())
 
     def _admit(self) -> None:
         """Give free slots to those who wait: a client's turn comes again when each other one has had his."""
@@ -222,24 +222,24 @@ class Worker:
                 if not self._waiting:
                     return
                 client, pairs = next(iter(self._waiting.items()))
-                generation, take = pairs.popleft()
+                stream, sample = pairs.popleft()
                 if pairs:
                     self._waiting.move_to_end(client)
                 else:
                     del self._waiting[client]
             try:
-                sample = generation.engine.add(take.prompt, take.config, take.generator)
+                request = stream.engine.add(sample.prompt, sample.config, sample.generator)
             except (GroundlingError, ValueError) as error:
                 self._close(1)
                 known = no_memory(error) if isinstance(error, NoMemoryError) else None
-                self._tell(generation.fail, known or ApiError(400, str(error), "invalid_value"))
+                self._tell(stream.fail, known or ApiError(400, str(error), "invalid_value"))
                 continue
-            if sample.finished:
+            if request.finished:
                 self._close(1)
-                self._give({generation: [Part(take.number, [], True)]})
+                self._give({stream: [TokenBatch(sample.number, [], True)]})
             else:
-                take.sample = sample
-                self._active[sample] = (generation, take)
+                sample.request = request
+                self._active[request] = (stream, sample)
 
     def _step(self, engine: Engine) -> None:
         start = time.monotonic()
@@ -251,41 +251,41 @@ class Worker:
         except Exception as error:  # one model's failure is not that of the others
             self._fail(engine, error)
             return
-        parts: dict[Generation, list[Part]] = {}
-        for sample, tokens in chosen:
-            generation, take = self._active[sample]
-            parts.setdefault(generation, []).append(Part(take.number, tokens, sample.finished))
-            if sample.finished:
-                self._end(sample)
-                spent = (time.monotonic() - start) * (len(sample.tokens) - sample.n_prompt)
+        batches: dict[TokenStream, list[TokenBatch]] = {}
+        for request, tokens in chosen:
+            stream, sample = self._active[request]
+            batches.setdefault(stream, []).append(TokenBatch(sample.number, tokens, request.finished))
+            if request.finished:
+                self._end(request)
+                spent = (time.monotonic() - start) * (len(request.tokens) - request.n_prompt)
                 self._seconds_a_take += 0.1 * (spent - self._seconds_a_take)
-        self._give(parts)
+        self._give(batches)
 
-    def _give(self, parts: dict[Generation, list[Part]]) -> None:
+    def _give(self, batches: dict[TokenStream, list[TokenBatch]]) -> None:
         """Hand over what has come, and wake those who wait for it."""
-        awaited = [generation for generation, own in parts.items() if generation.put(own)]
+        awaited = [stream for stream, own in batches.items() if stream.put(own)]
         if awaited:
-            self._tell(_ring, awaited)
+            self._tell(_notify_all, awaited)
 
     def _refuse(self, engine: Engine, error: NoMemoryError) -> None:
         """One sample can never have the memory that it needs; the others go on."""
-        assert error.sample is not None
-        generation, _ = self._active[error.sample]
-        engine.stop(error.sample)
-        self._end(error.sample)
-        self._tell(generation.fail, no_memory(error))
+        assert error.request is not None
+        stream, _ = self._active[error.request]
+        engine.stop(error.request)
+        self._end(error.request)
+        self._tell(stream.fail, no_memory(error))
 
     def _fail(self, engine: Engine, error: Exception) -> None:
         said = str(error) if isinstance(error, GroundlingError) else f"the model failed: {type(error).__name__}"
         failed = ApiError(500, said, "model_failed")
-        for sample, (generation, _) in list(self._active.items()):
-            if generation.engine is engine:
-                engine.stop(sample)
-                self._end(sample)
-                self._tell(generation.fail, failed)
+        for request, (stream, _) in list(self._active.items()):
+            if stream.engine is engine:
+                engine.stop(request)
+                self._end(request)
+                self._tell(stream.fail, failed)
 
-    def _end(self, sample: Sample) -> None:
-        del self._active[sample]
+    def _end(self, request: Request) -> None:
+        del self._active[request]
         self._close(1)
 
     def _close(self, n: int) -> None:
@@ -297,10 +297,10 @@ def _draining() -> ApiError:
     return ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
 
 
-def _is_over(generation: Generation, take: Take, now: float) -> bool:
-    return take.cancelled or now > generation.deadline
+def _is_over(stream: TokenStream, sample: SampleRequest, now: float) -> bool:
+    return sample.cancelled or now > stream.deadline
 
 
-def _ring(awaited: Sequence[Generation]) -> None:
-    for generation in awaited:
-        generation.ring()
+def _notify_all(awaited: Sequence[TokenStream]) -> None:
+    for stream in awaited:
+        stream.notify()

@@ -29,7 +29,7 @@ def lock(keys: Sequence[str]) -> Callable[[str], str | None]:
     return key_of
 
 
-def keeper(keys: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
+def require_api_key(keys: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
     """A dependency that lets clients with a key pass.
 
     It notes who they are, for clients take turns: by key, or by address where there are none.

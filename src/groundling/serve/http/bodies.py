@@ -34,7 +34,7 @@ class Locks:
         await self._app(scope, receive, send)
 
 
-class Bodies:
+class BodyLimit:
     """Takes in whole bodies of a bounded size, in a bounded time, and only JSON.
 
     Args:

@@ -34,8 +34,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """As JSON."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        param = None if self.param is None else _sayable(self.param)
-        return {"error": {"message": _sayable(self.message), "type": kind, "param": param, "code": self.code}}
+        param = None if self.param is None else _printable(self.param)
+        return {"error": {"message": _printable(self.message), "type": kind, "param": param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         """What goes with it."""
@@ -74,6 +74,6 @@ async def in_time(work: Awaitable[T], timeout_s: float) -> T:
         raise deadline_exceeded() from None
 
 
-def _sayable(text: str) -> str:
+def _printable(text: str) -> str:
     """Half a character, as JSON can hold it, has no bytes that could be sent."""
     return text.encode("utf-8", "replace").decode()

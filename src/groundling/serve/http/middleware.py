@@ -53,7 +53,7 @@ def closing_response(error: ApiError) -> Response:
     return response
 
 
-class Ledger:
+class RequestLog:
     """Outermost: counts requests, gives each a name, and tells what came of it when it has ended.
 
     Args:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
-MOST_DIGITS = 25
-MOST_QUOTED = 40
+MAX_DIGITS = 25
+MAX_QUOTED = 40
 
 
 def kinds(value: Any) -> frozenset[str]:
@@ -35,7 +35,7 @@ def came(value: Any) -> str:
         return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
     if isinstance(value, (int, float)):
         text = f"{value}"
-        return text if len(text) <= MOST_DIGITS else f"a number of {len(text):,} digits"
+        return text if len(text) <= MAX_DIGITS else f"a number of {len(text):,} digits"
     if isinstance(value, str):
         return "a string" if value else "empty"
     return f"an {'' if value else 'empty '}{'array' if isinstance(value, list) else 'object'}"
@@ -43,7 +43,7 @@ def came(value: Any) -> str:
 
 def quoted(text: str) -> str:
     """The beginning of a string, as JSON has it: on one line, and nothing in it moves a terminal."""
-    return json.dumps(text[:MOST_QUOTED], ensure_ascii=False)
+    return json.dumps(text[:MAX_QUOTED], ensure_ascii=False)
 
 
 def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:

@@ -23,7 +23,7 @@ Place = tuple[str | int, ...]
 Schema = Mapping[str, Any]
 PLURAL = ("annotations", "functions", "tool_calls", "tools")
 """Names of which there "are" some; all others "is"."""
-MOST_SHOWN = 200
+MAX_SHOWN = 200
 """Characters of a place, which can hold names that a client made up."""
 
 
@@ -59,7 +59,7 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
         said = first["msg"].removeprefix("Value error, ")
         name = said.split(" ", 1)[0]
         return ApiError(400, said, "invalid_value", name if name in model.model_fields else None)
-    named = ".".join(map(str, fault.place))[:MOST_SHOWN] if fault.place else None
+    named = ".".join(map(str, fault.place))[:MAX_SHOWN] if fault.place else None
     shown = "the body" if named is None else json.dumps(named, ensure_ascii=False)[1:-1] or '""'
     return ApiError(400, f"{shown} {fault.said}", fault.code, named)
 
@@ -75,7 +75,7 @@ def unreadable(cause: BaseException) -> str:
 
 def _of_a_parameter(error: Mapping[str, Any]) -> ApiError:
     """What is wrong with a parameter of the address, whose value is always a text."""
-    name = str(error["loc"][-1])[:MOST_SHOWN]
+    name = str(error["loc"][-1])[:MAX_SHOWN]
     if error["type"] == "missing":
         return ApiError(400, f"{name} is missing; give it in the address: ?{name}=...", "invalid_value", name)
     said = re.sub(r"^\w+ should ", "", error["msg"])

@@ -15,28 +15,28 @@ from groundling.align.preferences.judgement import Candidate, messages_to_json, 
 from groundling.align.preferences.simulated_rater import named_generator
 from groundling.align.preferences.terminal import name_and_seeds
 from groundling.serve.http.errors import ApiError
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 Messages = tuple[Message, ...]
 KEPT_S = 3600.0
-MOST_HELD = 1000
-MOST_OF_ONE = 16
+MAX_HELD = 1000
+MAX_OF_ONE = 16
 """Questions that one rater may leave open; older ones are forgotten."""
 LOOKS = 20
 """Prompts that are looked at for one question: some do not fit the models."""
 TRIES = 3
 """How often replies are written for one question: sometimes there is nothing to choose between them."""
 
-Speak = Callable[[Messages, int], Awaitable[str | None]]
+ReplyFn = Callable[[Messages, int], Awaitable[str | None]]
 """(conversation, seed) -> what is said next; None: it may not be shown. Raises ApiError 400 where there is no reply to
 that."""
 
 
-class Speaker(NamedTuple):
+class RankedModel(NamedTuple):
     """A model that replies."""
 
     name: str
-    speak: Speak
+    reply: ReplyFn
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class Question:
 
 
 @dataclass
-class Questions:
+class QuestionQueue:
     """All that are open, and some that were answered.
 
     Args:
@@ -85,7 +85,7 @@ class Questions:
         rater: str,
         n: int,
         prompts: Sequence[Messages],
-        speakers: Sequence[Speaker],
+        models: Sequence[RankedModel],
         answered: "Counter[Messages]",
     ) -> Question:
         """The next question for a rater: the first of the prompts that he was asked least often.
@@ -108,7 +108,7 @@ class Questions:
             messages = left.pop(0)
             n_before = asked[messages]
             try:
-                candidates = await self._replies(rater, messages, turns(messages, n, speakers, n_before), n_before)
+                candidates = await self._replies(rater, messages, turns(messages, n, models, n_before), n_before)
             except ApiError as error:
                 if error.status != 400:
                     raise
@@ -126,14 +126,14 @@ class Questions:
         raise ApiError(409, f"there is nothing to choose: {refusal}; give other prompts", "nothing_to_ask")
 
     async def _replies(
-        self, rater: str, messages: Messages, players: Sequence[Speaker], n_before: int
+        self, rater: str, messages: Messages, players: Sequence[RankedModel], n_before: int
     ) -> tuple[Candidate, ...] | None:
         """The same for every rater: what they say of them can be compared. None: one of them may not be shown."""
         _, seeds = name_and_seeds(messages, [speaker.name for speaker in players], n_before)
         self._coming[rater, messages] += 1
         try:
             texts = await _together(
-                [speaker.speak(messages, seed) for speaker, seed in zip(players, seeds, strict=True)]
+                [speaker.reply(messages, seed) for speaker, seed in zip(players, seeds, strict=True)]
             )
         finally:
             self._coming[rater, messages] -= 1
@@ -152,9 +152,9 @@ class Questions:
         question = Question(token, rater, messages, candidates, shown, self.clock() + KEPT_S)
         self._forget()
         own = [held.token for held in self._held.values() if held.rater == rater and held.key is None]
-        for old in own[: max(0, len(own) + 1 - MOST_OF_ONE)]:
+        for old in own[: max(0, len(own) + 1 - MAX_OF_ONE)]:
             del self._held[old]
-        while len(self._held) >= MOST_HELD:
+        while len(self._held) >= MAX_HELD:
             self._held.popitem(last=False)
         self._held[token] = question
         return question
@@ -171,17 +171,17 @@ class Questions:
             self._held.popitem(last=False)
 
 
-def turns(messages: Messages, n: int, speakers: Sequence[Speaker], n_before: int) -> list[Speaker]:
+def turns(messages: Messages, n: int, models: Sequence[RankedModel], n_before: int) -> list[RankedModel]:
     """Who replies to a prompt: each as often as another, and all pairs of them over many prompts.
 
     It follows from the prompt, and from how often it was asked before: it is the same for every rater.
     """
-    order = named_generator("turns", name_of(messages_to_json(messages)), n_before).permutation(len(speakers))
-    return [speakers[order[place % len(speakers)]] for place in range(n)]
+    order = named_generator("turns", name_of(messages_to_json(messages)), n_before).permutation(len(models))
+    return [models[order[place % len(models)]] for place in range(n)]
 
 
 def _keep_newest(notes: dict[Messages, Any]) -> None:
-    while len(notes) > MOST_HELD:
+    while len(notes) > MAX_HELD:
         del notes[next(iter(notes))]
 
 

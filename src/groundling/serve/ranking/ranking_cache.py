@@ -13,13 +13,13 @@ from groundling.align.preferences.database import BUSY_S
 from groundling.align.preferences.judgement import SKIP, Judgement, tie_of
 from groundling.align.preferences.store import Rankings
 from groundling.storage import atomic
-from groundling.text.chat import Message
+from groundling.text.chat.messages import Message
 
 Messages = tuple[Message, ...]
 
 
 @dataclass
-class Tally:
+class RankingSummary:
     """What judgements add up to."""
 
     judgements: int = 0
@@ -56,7 +56,7 @@ def preferences(judgement: Judgement) -> int:
     return n_pairs
 
 
-class Book:
+class RankingCache:
     """The rankings and their tally. Any number of threads may share it.
 
     Args:
@@ -70,7 +70,7 @@ class Book:
         self._lock = threading.Lock()
         self._rankings: Rankings | None = None
         self._patience_s = BUSY_S
-        self._tally = Tally()
+        self._tally = RankingSummary()
         self._seen: tuple[object, ...] | None = None
 
     def close(self) -> None:
@@ -143,11 +143,11 @@ class Book:
                 self._rankings = Rankings(self.path, patience_s=self._patience_s)
             return self._rankings
 
-    def _current(self) -> Tally:
+    def _current(self) -> RankingSummary:
         """The tally, counted anew if another program has written since."""
         signs = self._signs()
         if self._rankings is not None and signs != self._seen:
-            self._tally = Tally()
+            self._tally = RankingSummary()
             for judgement in self._rankings:
                 self._tally.add(judgement)
             self._seen = signs

@@ -10,12 +10,12 @@ from typing import Any
 from groundling.serve.http.errors import ApiError
 from groundling.serve.runs.curves import read_news
 
-LEAST_PAIRS = 10
-LEAST_PROMPTS = 5
+MIN_PAIRS = 10
+MIN_PROMPTS = 5
 BATCH_SIZE = 8
-MOST_STEPS = 200
+MAX_STEPS = 200
 """What finishes in minutes: a step of a small model takes less than a second."""
-MOST_EPOCHS = 4.0
+MAX_EPOCHS = 4.0
 STOP_S = 10.0
 TAIL_BYTES = 8192
 
@@ -26,18 +26,18 @@ def require_enough(n_pairs: int, n_prompts: int) -> None:
     Raises:
         ApiError: 409: there is not.
     """
-    if n_pairs < LEAST_PAIRS or n_prompts < LEAST_PROMPTS:
+    if n_pairs < MIN_PAIRS or n_prompts < MIN_PROMPTS:
         raise ApiError(
             409,
-            f"there are {n_pairs} preferences, of {n_prompts} prompts; learning needs {LEAST_PAIRS} at least, of "
-            f"{LEAST_PROMPTS} prompts, and some hundreds to be any good: rank some more",
+            f"there are {n_pairs} preferences, of {n_prompts} prompts; learning needs {MIN_PAIRS} at least, of "
+            f"{MIN_PROMPTS} prompts, and some hundreds to be any good: rank some more",
             "too_few_rankings",
         )
 
 
 def arguments(base: Path, rankings: Path, out_dir: Path, n_answers: int) -> list[str]:
-    """The command line of a training that takes at most MOST_STEPS steps."""
-    epochs = min(MOST_EPOCHS, MOST_STEPS * BATCH_SIZE / n_answers)
+    """The command line of a training that takes at most MAX_STEPS steps."""
+    epochs = min(MAX_EPOCHS, MAX_STEPS * BATCH_SIZE / n_answers)
     n_steps = max(1, round(epochs * n_answers / BATCH_SIZE))
     return [
         *("reward", str(base.resolve())),

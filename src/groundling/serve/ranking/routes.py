@@ -12,17 +12,18 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from groundling.align.preferences.judgement import SKIP, Choice, Judgement, best_of, now_utc, tie_of
+from groundling.align.preferences.judgement import SKIP, Choice, Judgement, choice_of_best, now_utc, tie_of
 from groundling.align.preferences.terminal import AT_MOST
+from groundling.serve.completions.completion import generate_reply
 from groundling.serve.completions.schema import Body, whole
 from groundling.serve.http.errors import ApiError, in_time
 from groundling.serve.http.responses import as_json
 from groundling.serve.ranking.prompts import Prompts
-from groundling.serve.ranking.question_queue import Question, Questions, Speaker
-from groundling.serve.ranking.reward_training import LEAST_PAIRS, RewardTraining, require_enough
+from groundling.serve.ranking.question_queue import Question, QuestionQueue, RankedModel
+from groundling.serve.ranking.reward_training import MIN_PAIRS, RewardTraining, require_enough
 from groundling.serve.ranking.store import MAYBE_DONE, Store
-from groundling.serve.state import Theatre
-from groundling.text.chat import Message
+from groundling.serve.state import ServerState
+from groundling.text.chat.messages import Message
 
 Rater = Annotated[str, Field(min_length=1, max_length=100)]
 Place = Annotated[int, Field(ge=1, le=AT_MOST), BeforeValidator(whole)]
@@ -54,17 +55,17 @@ class TrainRequest(Body):
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
-def router(theatre: Theatre) -> APIRouter:
+def router(server: ServerState) -> APIRouter:
     """All routes of the page to rank.
 
     Raises:
         DataError: the file of prompts is none.
     """
-    store, prompts = Store(theatre.config.rankings, counted=theatre.counted), Prompts(theatre.config.prompts)
+    store, prompts = Store(server.config.rankings, counted=server.counted), Prompts(server.config.prompts)
     fetching = CapacityLimiter(1)  # not in the threads that all requests share: a download can take long
-    training = RewardTraining(theatre.config.runs, theatre.config.rankings)
+    training = RewardTraining(server.config.runs, server.config.rankings)
 
-    questions = Questions()
+    questions = QuestionQueue()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,18 +76,18 @@ def router(theatre: Theatre) -> APIRouter:
     routes = APIRouter(prefix="/v1/groundling/rankings", tags=["rankings"], lifespan=lifespan)
 
     async def asked(client: str, rater: str, n: int, prompt: str | None) -> bytes:
-        speakers = _speakers(theatre, client)
+        models = _ranked_models(server, client)
         if prompt is None:
             given = await to_thread.run_sync(prompts.get, limiter=fetching)
         else:
-            given = [(Message("user", await theatre.check_prompt(prompt)),)]
-        answered = await store.call(lambda book: book.answered(rater))
-        question = await questions.ask(rater, n, given, speakers, answered)
+            given = [(Message("user", await server.check_prompt(prompt)),)]
+        answered = await store.call(lambda cache: cache.answered(rater))
+        question = await questions.ask(rater, n, given, models, answered)
         messages = [{"role": message.role, "content": message.content} for message in question.messages]
         replies = [{"place": place, "text": text} for place, text in enumerate(question.texts(), 1)]
         return as_json({"question": question.token, "messages": messages, "replies": replies})
 
-    @routes.get("/next", dependencies=[Depends(_require_own_page(theatre.config.cors_origins))])
+    @routes.get("/next", dependencies=[Depends(_require_own_page(server.config.cors_origins))])
     async def ask(
         request: Request,
         rater: Annotated[str, Query(min_length=1, max_length=100)],
@@ -94,16 +95,16 @@ def router(theatre: Theatre) -> APIRouter:
         prompt: Annotated[str | None, Query(min_length=1, max_length=4000)] = None,
     ) -> Response:
         """A prompt and replies to it, without a word of who wrote them."""
-        theatre.require_ready()
+        server.require_ready()
         asking = asked(request.state.client, rater, n, prompt)
-        return await theatre.attended(request, in_time(asking, theatre.config.timeout_s))
+        return await server.attended(request, in_time(asking, server.config.timeout_s))
 
     @routes.post("")
     async def keep(answer: Answer) -> dict[str, Any]:
         """Keep an answer; when this says so, it is on disk. Sent again under its key, it is still there once."""
         question = questions.get(answer.question)
         until = store.deadline()
-        known = await store.call(lambda book: book.get(answer.key), until)
+        known = await store.call(lambda cache: cache.get(answer.key), until)
         if known is None:
             known = await _keep_new(store, question, answer, until)
         return _told(_same(known, question, answer))
@@ -112,35 +113,35 @@ def router(theatre: Theatre) -> APIRouter:
     async def count(rater: Annotated[str | None, Query(min_length=1, max_length=100)] = None) -> dict[str, Any]:
         """How much there is."""
         until = store.deadline()
-        counts, _ = await store.call(lambda book: book.counts(rater), until)
+        counts, _ = await store.call(lambda cache: cache.counts(rater), until)
         if rater is not None:
-            answered = await store.call(lambda book: book.answered(rater), until)
+            answered = await store.call(lambda cache: cache.answered(rater), until)
             counts["prompts_by_you"] = prompts.n_among(answered)
-        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": theatre.models.chatting()}
-        return {**counts, **facts, "least_pairs": LEAST_PAIRS}
+        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": server.models.chatting()}
+        return {**counts, **facts, "least_pairs": MIN_PAIRS}
 
     @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
     async def export() -> Response:
         """All of it as lines of JSON, as `groundling rankings export` writes them."""
-        await store.call(lambda book: book.counts(None))  # what is wrong with the file is told before the first byte
+        await store.call(lambda cache: cache.counts(None))  # what is wrong with the file is told before the first byte
         headers = {"Content-Disposition": 'attachment; filename="rankings.jsonl"', "Cache-Control": "no-store"}
-        return _Export(_lines(store), theatre.counted, headers=headers, media_type="application/x-ndjson")
+        return _Export(_lines(store), server.counted, headers=headers, media_type="application/x-ndjson")
 
-    _add_training(routes, theatre, store, training)
+    _add_training(routes, server, store, training)
     return routes
 
 
-def _add_training(routes: APIRouter, theatre: Theatre, store: Store, training: RewardTraining) -> None:
+def _add_training(routes: APIRouter, server: ServerState, store: Store, training: RewardTraining) -> None:
     @routes.post("/train")
     async def train(request: TrainRequest) -> dict[str, Any]:
         """Teach a reward model what was said."""
-        theatre.require_ready()
-        served = theatre.models.get(request.model or _chatting(theatre)[0])
+        server.require_ready()
+        served = server.models.get(request.model or _chatting(server)[0])
         if served.bundle.chat is None:
             raise ApiError(
                 409, f"{served.name} was never taught to answer; begin with one that was", "not_a_chat_model"
             )
-        counts, n_prompts = await store.call(lambda book: book.counts(None))
+        counts, n_prompts = await store.call(lambda cache: cache.counts(None))
         require_enough(counts["pairs"], n_prompts)
         await training.start(served.name, served.path, counts["useful"])
         return await to_thread.run_sync(training.facts)
@@ -173,13 +174,13 @@ def _require_own_page(allowed: Sequence[str]) -> Callable[[Request], Awaitable[N
     return require
 
 
-def _chatting(theatre: Theatre) -> list[str]:
+def _chatting(server: ServerState) -> list[str]:
     """All served models that answer.
 
     Raises:
         ApiError: 409: there is none.
     """
-    found = theatre.models.chatting()
+    found = server.models.chatting()
     if not found:
         raise ApiError(
             409, "none of the models was taught to answer; serve one that `groundling sft` made", "no_speaker"
@@ -187,10 +188,10 @@ def _chatting(theatre: Theatre) -> list[str]:
     return found
 
 
-def _speakers(theatre: Theatre, client: str) -> list[Speaker]:
+def _ranked_models(server: ServerState, client: str) -> list[RankedModel]:
     """All models that answer, when it is this client's turn."""
-    reply = partial(theatre.generate_reply, client=client)
-    return [Speaker(name, partial(reply, name)) for name in _chatting(theatre)]
+    reply = partial(generate_reply, server, client=client)
+    return [RankedModel(name, partial(reply, name)) for name in _chatting(server)]
 
 
 async def _keep_new(store: Store, question: Question | None, answer: Answer, until: float) -> Judgement:
@@ -216,7 +217,7 @@ async def _keep_new(store: Store, question: Question | None, answer: Answer, unt
     )
     question.key = answer.key
     try:
-        return await store.call(lambda book: book.keep(judgement), until)
+        return await store.call(lambda cache: cache.keep(judgement), until)
     except ApiError as error:
         if error.code != MAYBE_DONE:
             question.key = None
@@ -253,9 +254,9 @@ def _meant(answer: Answer, shown: tuple[int, ...]) -> Choice:
         message = f"choice: {places} has to be places from 1 to {len(shown)}, each once at most"
         raise ApiError(400, message, "invalid_value", "choice")
     if isinstance(choice, Best):
-        return best_of(shown[choice.best - 1], len(shown))
+        return choice_of_best(shown[choice.best - 1], len(shown))
     meant = tuple(tuple(sorted(shown[place - 1] for place in group)) for group in groups)
-    return best_of(meant[0][0], len(shown)) if len(meant) == len(meant[0]) == 1 else meant
+    return choice_of_best(meant[0][0], len(shown)) if len(meant) == len(meant[0]) == 1 else meant
 
 
 def _told(kept: Judgement) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from groundling.align.preferences.database import BUSY_S
 from groundling.align.preferences.judgement import Judgement
 from groundling.errors import DataError, StorageError
 from groundling.serve.http.errors import ApiError
-from groundling.serve.ranking.ranking_cache import Book
+from groundling.serve.ranking.ranking_cache import RankingCache
 
 T = TypeVar("T")
-MOST_WAITING = 32
+MAX_WAITING = 32
 """Calls that wait or run; more are refused at once."""
 MAYBE_DONE = "rankings_slow"
 RETRY_S = 5
@@ -45,7 +45,7 @@ class Store:
         counted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._path, self._patience_s, self._counted = path, patience_s, counted
-        self._book = Book(path)
+        self._cache = RankingCache(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rankings")
         self._n_waiting = 0
 
@@ -53,7 +53,7 @@ class Store:
         """Until when what is asked now may wait: of work in several pieces, for all of them."""
         return time.monotonic() + self._patience_s
 
-    async def call(self, work: Callable[[Book], T], until: float | None = None) -> T:
+    async def call(self, work: Callable[[RankingCache], T], until: float | None = None) -> T:
         """Do something with the book, in its thread.
 
         Args:
@@ -64,7 +64,7 @@ class Store:
             ApiError: 503: the file cannot be used, is locked for too long, or is waited for by many already. With the
                 code MAYBE_DONE, the work is under way.
         """
-        if self._n_waiting >= MOST_WAITING:
+        if self._n_waiting >= MAX_WAITING:
             raise self._busy(f"{self._n_waiting} requests wait for them")
         loop = asyncio.get_running_loop()
         if until is None:
@@ -91,13 +91,13 @@ class Store:
         if not loop.is_closed():
             loop.call_soon_threadsafe(less)
 
-    def _in_time(self, work: Callable[[Book], T], until: float) -> T:
+    def _in_time(self, work: Callable[[RankingCache], T], until: float) -> T:
         """In the thread: with the time that is left."""
         left_s = until - time.monotonic()
         if left_s <= 0:
             raise self._busy("they have been locked since this was asked")
-        self._book.wait_at_most(left_s)
-        return work(self._book)
+        self._cache.wait_at_most(left_s)
+        return work(self._cache)
 
     def _busy(self, why: str, code: str = "rankings_busy") -> ApiError:
         message = f"the rankings at {self._path} are busy: {why}; try again in {RETRY_S} s"
@@ -106,14 +106,14 @@ class Store:
     async def judgements(self) -> AsyncIterator[Judgement]:
         """All of them in the order of their coming; others may keep some meanwhile."""
         last = 0
-        while rows := await self.call(partial(Book.after, last=last)):
+        while rows := await self.call(partial(RankingCache.after, last=last)):
             for _, judgement in rows:
                 yield judgement
             last = rows[-1][0]
 
     async def close(self) -> None:
         """Give the file back; what waits is not done any more."""
-        closing: Future[None] = self._thread.submit(self._book.close)
+        closing: Future[None] = self._thread.submit(self._cache.close)
         with suppress(TimeoutError):  # SQLite is left in good order also without it
             async with asyncio.timeout(CLOSE_S):
                 await asyncio.shield(asyncio.wrap_future(closing))

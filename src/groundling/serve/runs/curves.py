@@ -14,21 +14,21 @@ from typing import Any, BinaryIO, NamedTuple
 from groundling.storage import files
 
 CHUNK = 1 << 20
-MOST_BYTES = 32 << 20
+MAX_BYTES = 32 << 20
 """Read for one answer; the rest is for the next."""
-MOST_POINTS = 2000
+MAX_POINTS = 2000
 """Of a series in one answer."""
-MOST_SERIES = 200
-MOST_LINE = 1 << 20
-MOST_SAMPLES = 20
-MOST_SAMPLE = 4000
+MAX_SERIES = 200
+MAX_LINE = 1 << 20
+MAX_SAMPLES = 20
+MAX_SAMPLE = 4000
 MARKED = 256
 
 Point = tuple[int, float, float]
 """(number of the value, step, value)"""
 
 
-class Stretch(NamedTuple):
+class Bin(NamedTuple):
     """Values of a series that follow each other."""
 
     low: Point
@@ -37,22 +37,22 @@ class Stretch(NamedTuple):
     total: float
     n: int
 
-    def joined(self, later: "Stretch") -> "Stretch":
+    def joined(self, later: "Bin") -> "Bin":
         """This one and the one after it."""
         low = self.low if self.low[2] <= later.low[2] else later.low
         high = self.high if self.high[2] >= later.high[2] else later.high
-        return Stretch(low, high, later.last_step, self.total + later.total, self.n + later.n)
+        return Bin(low, high, later.last_step, self.total + later.total, self.n + later.n)
 
 
-class Thinned:
+class DownsampledSeries:
     """A series that keeps its shape in a bounded number of points: of a stretch, the lowest and the highest value.
 
     Those are for the eye; who goes on to reckon with them takes the means.
     """
 
-    def __init__(self, most: int = MOST_POINTS) -> None:
+    def __init__(self, most: int = MAX_POINTS) -> None:
         self._most, self._stride, self._n = most, 1, 0
-        self._stretches: list[Stretch] = []
+        self._stretches: list[Bin] = []
         self._last: Point | None = None
 
     @property
@@ -63,7 +63,7 @@ class Thinned:
     def add(self, step: float, value: float) -> None:
         """Take the next value."""
         point = self._last = (self._n, step, value)
-        one = Stretch(point, point, step, value, 1)
+        one = Bin(point, point, step, value, 1)
         if self._n % self._stride == 0:
             self._stretches.append(one)
         else:
@@ -89,7 +89,7 @@ class Thinned:
 
 
 @dataclass
-class News:
+class MetricsDelta:
     """What a file has had since the last look."""
 
     after: int
@@ -103,7 +103,7 @@ class News:
     n_rows: int = 0
     n_not_finite: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
-    series: dict[str, Thinned] = field(default_factory=dict)
+    series: dict[str, DownsampledSeries] = field(default_factory=dict)
 
     def points(self) -> dict[str, tuple[list[float], list[float]]]:
         """Each series as steps and values."""
@@ -121,14 +121,14 @@ class News:
         self.n_rows += 1
         for name, value in row.items():
             if name == "sample" and isinstance(value, str):
-                self.samples = [*self.samples, {"step": step, "text": sayable(value, MOST_SAMPLE)}][-MOST_SAMPLES:]
+                self.samples = [*self.samples, {"step": step, "text": printable(value, MAX_SAMPLE)}][-MAX_SAMPLES:]
             elif isinstance(value, float) and not math.isfinite(value):
                 self.n_not_finite += 1
             elif name != "step" and is_number(value) and is_name(name):
                 if name not in self.series:
-                    if len(self.series) >= MOST_SERIES:
+                    if len(self.series) >= MAX_SERIES:
                         continue
-                    self.series[name] = Thinned()
+                    self.series[name] = DownsampledSeries()
                 self.series[name].add(step, value)
 
 
@@ -139,15 +139,15 @@ def is_number(value: Any) -> bool:
 
 def is_name(text: str) -> bool:
     """Whether it can be the name of a series: short, and no half of a surrogate pair, which cannot be sent."""
-    return len(text) <= 100 and sayable(text, 100) == text
+    return len(text) <= 100 and printable(text, 100) == text
 
 
-def sayable(value: Any, most: int) -> str:
+def printable(value: Any, most: int) -> str:
     """The beginning of what a file says, as text that can be sent: half of a surrogate pair is a question mark."""
     return str(value)[:most].encode("utf-8", "replace").decode()
 
 
-def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int = MOST_BYTES) -> News:
+def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int = MAX_BYTES) -> MetricsDelta:
     """What has come to a file of records after the byte `after`.
 
     Args:
@@ -159,35 +159,35 @@ def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int =
     try:
         file = files.open_regular(path)
     except OSError:  # not there, a link, a pipe, not ours to read
-        return News(0, restarted=after > 0)
+        return MetricsDelta(0, restarted=after > 0)
     with file:
         size = file.seek(0, 2)
         same = after <= size and (mark is None or after == 0 or mark == _mark(file, after))
-        news = News(after if same else 0, restarted=not same)
-        limit = min(size, news.after + most_bytes)
-        _read_lines(file, news, limit)
-        news.more = limit < size
-        news.mark = _mark(file, news.after)
-    return news
+        delta = MetricsDelta(after if same else 0, restarted=not same)
+        limit = min(size, delta.after + most_bytes)
+        _read_lines(file, delta, limit)
+        delta.more = limit < size
+        delta.mark = _mark(file, delta.after)
+    return delta
 
 
-def _read_lines(file: BinaryIO, news: News, limit: int) -> None:
-    file.seek(news.after)
+def _read_lines(file: BinaryIO, delta: MetricsDelta, limit: int) -> None:
+    file.seek(delta.after)
     held, overlong = b"", False
-    while news.after + len(held) < limit:
-        chunk = file.read(min(CHUNK, limit - news.after - len(held)))
+    while delta.after + len(held) < limit:
+        chunk = file.read(min(CHUNK, limit - delta.after - len(held)))
         if not chunk:
             break
         whole, newline, held = (held + chunk).rpartition(b"\n")
         if newline:
             lines = whole.split(b"\n")
             for line in lines[1:] if overlong else lines:
-                news.take(line)
+                delta.take(line)
             overlong = False
-            news.after += len(whole) + 1
-        if len(held) > MOST_LINE:  # not a record; its rest is passed over as well
+            delta.after += len(whole) + 1
+        if len(held) > MAX_LINE:  # not a record; its rest is passed over as well
             overlong = True
-            news.after += len(held)
+            delta.after += len(held)
             held = b""
 
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundling.serve.runs.curves import is_number, last_values, sayable
+from groundling.serve.runs.curves import is_number, last_values, printable
 from groundling.storage import atomic, files
 from groundling.train.run_folder import holder_of
 
 METRICS, LADDER = "metrics.jsonl", "ladder.json"
 DEEPEST = 4
-MOST_FOLDERS = 3000
-MOST_RUNS = 500
-MOST_JSON = 1 << 20
+MAX_FOLDERS = 3000
+MAX_RUNS = 500
+MAX_JSON = 1 << 20
 TEXTS = {"rung": 100, "adds": 1000, "sample": 4000}
 """What is told of a rung, and how many characters of it."""
 NUMBERS = ("parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds")
@@ -68,14 +68,14 @@ def _folders(root: Path) -> list[Path]:
             try:
                 with os.scandir(folder) as listed:
                     names = (entry.name for entry in listed if entry.is_dir(follow_symlinks=False))
-                    inside = heapq.nsmallest(MOST_FOLDERS + 1, names)
+                    inside = heapq.nsmallest(MAX_FOLDERS + 1, names)
             except OSError:  # not there, or not ours to read
                 continue
             for name in inside:
-                if name.startswith(".") or name in CLOSED or not _is_sayable(name):
+                if name.startswith(".") or name in CLOSED or not _is_printable(name):
                     continue
                 n_seen += 1
-                if n_seen > MOST_FOLDERS or len(found) >= MOST_RUNS:
+                if n_seen > MAX_FOLDERS or len(found) >= MAX_RUNS:
                     return found
                 below.append(folder / name)
                 if _has_records(folder / name):
@@ -88,7 +88,7 @@ def _has_records(path: Path) -> bool:
     return any(files.is_regular(path / name) for name in (METRICS, LADDER))
 
 
-def _is_sayable(name: str) -> bool:
+def _is_printable(name: str) -> bool:
     return name.isprintable() and len(name) <= 200 and not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
@@ -111,11 +111,11 @@ def describe(run: RunFolder) -> dict[str, Any]:
         state = "ended" if summary else "broken off"
     return {
         "name": run.name,
-        "kind": sayable(environment.get("stage") or "pretrain", 40) if has_metrics else "ladder",
+        "kind": printable(environment.get("stage") or "pretrain", 40) if has_metrics else "ladder",
         "has_ladder": files.is_regular(run.path / LADDER),
         "served": list(run.served),
         "state": state,
-        "ended": sayable(ended, 200) if ended and state == "ended" else None,
+        "ended": printable(ended, 200) if ended and state == "ended" else None,
         "step": last.pop("step", None),
         "last": dict(list(last.items())[:50]),
     }
@@ -128,7 +128,7 @@ def ladder_of(run: RunFolder) -> list[dict[str, Any]]:
     for rung in rungs[:100] if isinstance(rungs, list) else ():
         if isinstance(rung, dict) and isinstance(rung.get("rung"), str):
             texts = {name: rung[name] for name in TEXTS if isinstance(rung.get(name), str)}
-            row: dict[str, Any] = {"sample": ""} | {name: sayable(text, TEXTS[name]) for name, text in texts.items()}
+            row: dict[str, Any] = {"sample": ""} | {name: printable(text, TEXTS[name]) for name, text in texts.items()}
             row |= {name: rung[name] if is_number(rung.get(name)) else None for name in NUMBERS}
             found.append(row)
     return found
@@ -153,7 +153,7 @@ def _is_held(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     """An object of a small file; empty if there is none."""
     try:
-        value = atomic.read_json(path, MOST_JSON)
+        value = atomic.read_json(path, MAX_JSON)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -6,15 +6,15 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query
 
 from groundling.serve.http.errors import ApiError
-from groundling.serve.runs.curves import Thinned, read_news
+from groundling.serve.runs.curves import DownsampledSeries, read_news
 from groundling.serve.runs.folders import METRICS, RunFolder, describe, find_runs, ladder_of
-from groundling.serve.state import Theatre
+from groundling.serve.state import ServerState
 
 AT_ONCE = 4
 """Requests that read runs."""
 
 
-def router(theatre: Theatre) -> APIRouter:
+def router(server: ServerState) -> APIRouter:
     """All routes of the page of training."""
     routes = APIRouter(prefix="/v1/groundling/runs", tags=["runs"])
 
@@ -23,8 +23,8 @@ def router(theatre: Theatre) -> APIRouter:
 
     def runs() -> list[RunFolder]:
         nonlocal known
-        served = {name: theatre.models.get(name).path for name in theatre.models.names()}
-        known = find_runs(theatre.config.runs, served)
+        served = {name: server.models.get(name).path for name in server.models.names()}
+        known = find_runs(server.config.runs, served)
         return list(known.values())
 
     def find(name: str) -> RunFolder:
@@ -63,21 +63,21 @@ def router(theatre: Theatre) -> APIRouter:
 
 
 def _metrics(run: RunFolder, after: int, mark: str | None) -> dict[str, Any]:
-    news = read_news(run.path / METRICS, after, mark)
+    delta = read_news(run.path / METRICS, after, mark)
     return {
         "name": run.name,
-        "next": news.after,
-        "mark": news.mark,
-        "restarted": news.restarted,
-        "more": news.more,
-        "rows": news.n_rows,
-        "not_finite": news.n_not_finite,
-        "series": {name: _series(thinned) for name, thinned in news.series.items()},
-        "samples": news.samples,
+        "next": delta.after,
+        "mark": delta.mark,
+        "restarted": delta.restarted,
+        "more": delta.more,
+        "rows": delta.n_rows,
+        "not_finite": delta.n_not_finite,
+        "series": {name: _series(thinned) for name, thinned in delta.series.items()},
+        "samples": delta.samples,
     }
 
 
-def _series(thinned: Thinned) -> dict[str, Any]:
+def _series(thinned: DownsampledSeries) -> dict[str, Any]:
     steps, values = thinned.points()
     found: dict[str, Any] = {"step": steps, "value": values}
     if not thinned.is_whole:

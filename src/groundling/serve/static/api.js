@@ -2,7 +2,7 @@
 import { byId } from "./dom.js";
 
 const KEY = "groundling.key";
-const SAYABLE = /^[!-~]+$/;  // what a header can hold; anything else would make every request fail
+const HEADER_VALUE = /^[!-~]+$/;  // what a header can hold; anything else would make every request fail
 let key = keptKey();
 let left = false;            // somebody would not give a key: he is not asked again and again
 
@@ -10,7 +10,7 @@ let left = false;            // somebody would not give a key: he is not asked a
 function keptKey() {
   try {
     const found = sessionStorage.getItem(KEY);
-    return found !== null && SAYABLE.test(found) ? found : null;
+    return found !== null && HEADER_VALUE.test(found) ? found : null;
   } catch { return null; }
 }
 
@@ -63,7 +63,7 @@ function askForKey() {
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {
       const given = input.value.trim();
-      left = dialog.returnValue !== "enter" || !SAYABLE.test(given);
+      left = dialog.returnValue !== "enter" || !HEADER_VALUE.test(given);
       if (!left) keepKey(given);
       input.value = "";
       asking = null;

@@ -5,7 +5,7 @@ import { hideWeighed, showWeighed } from "./chat_tokens.js";
 import { byId, clear, el, remember, remembered, roving } from "./dom.js";
 
 const DEFAULTS = { temperature: 0.8, top_p: 1, top_k: 0, max_tokens: 120, seed: "", stops: "", system: "" };
-const MOST = 4;
+const MAX_MODELS = 4;
 const play = byId("play");
 const turns = [];  // { words, speeches: [{ model, text, counts, leftOut }], node }
 let cast = [];
@@ -45,7 +45,7 @@ async function loadCast() {
     return;
   }
   const before = remembered("cast", []).filter((id) => cast.some((model) => model.id === id));
-  chosen = new Set(before.length ? before.slice(0, MOST) : cast.slice(0, 1).map((model) => model.id));
+  chosen = new Set(before.length ? before.slice(0, MAX_MODELS) : cast.slice(0, 1).map((model) => model.id));
   const list = clear(byId("cast"));
   for (const model of cast) {
     const box = el("input", { type: "checkbox", checked: chosen.has(model.id) });
@@ -63,7 +63,7 @@ async function loadCast() {
 
 // Four columns are as many as can be read.
 function limit() {
-  for (const box of byId("cast").querySelectorAll("input")) box.disabled = !box.checked && chosen.size >= MOST;
+  for (const box of byId("cast").querySelectorAll("input")) box.disabled = !box.checked && chosen.size >= MAX_MODELS;
   byId("send").disabled = chosen.size === 0;
 }
 

@@ -4,7 +4,7 @@ import { Chart } from "./chart.js";
 import { byId, clear, el, remember, remembered } from "./dom.js";
 import { Curves, ladderOf, listRuns } from "./train_data.js";
 
-const MOST = 6;
+const MAX_RUNS = 6;
 const EVERY_MS = 1000;
 const LIST_EVERY = 5;
 const TITLES = {
@@ -41,7 +41,7 @@ function fromAddress() {
 
 function choose(name, wanted) {
   const place = chosen.indexOf(name);
-  if (wanted && place < 0 && names().length < MOST) {
+  if (wanted && place < 0 && names().length < MAX_RUNS) {
     const free = chosen.indexOf(null);
     if (free < 0) chosen.push(name); else chosen[free] = name;
   } else if (!wanted && place >= 0) {
@@ -53,8 +53,8 @@ function choose(name, wanted) {
 
 // What the address says; or what was looked at last; or what is worth a look. A run that is named waits to begin.
 function begin() {
-  const named = fromAddress().slice(0, MOST);
-  const kept = remembered("runs", []).filter(run).slice(0, MOST);
+  const named = fromAddress().slice(0, MAX_RUNS);
+  const kept = remembered("runs", []).filter(run).slice(0, MAX_RUNS);
   const first = runs.find((each) => each.state === "live") ?? runs.find((each) => each.served.length) ?? runs[0];
   awaited = named.filter((name) => !run(name));
   chosen = named.length ? named.filter(run) : kept.length ? kept : first ? [first.name] : [];
@@ -86,7 +86,7 @@ function item(each) {
   const place = chosen.indexOf(each.name);
   one.node.className = place >= 0 ? `chosen tint-${place}` : "";
   one.box.checked = place >= 0;
-  one.box.disabled = place < 0 && names().length >= MOST;
+  one.box.disabled = place < 0 && names().length >= MAX_RUNS;
   one.facts.classList.toggle("live", each.state === "live");
   setText(one.facts, factsOf(each));
   return one;
@@ -229,7 +229,7 @@ function drawLadder(known) {
       { name: `${who}, random batches`, tint, dots: true, unjoined: true, shape: "cross", points: points(ladders.get(name), "val_loss_random_batches") }];
   });
   const lecture = new Map(climbed.flatMap((name) => ladders.get(name)).filter((rung) => rung.lecture_val_loss !== null).map((rung) => [rung.rung, rung]));
-  const free = [...Array(MOST).keys()].find((tint) => !climbed.some((name) => chosen.indexOf(name) === tint));
+  const free = [...Array(MAX_RUNS).keys()].find((tint) => !climbed.some((name) => chosen.indexOf(name) === tint));
   lines.push({ name: "the lecture", tint: free ?? 0, dots: true, unjoined: true, shape: "diamond", points: points([...lecture.values()], "lecture_val_loss") });
   if (!charts.has("ladder")) charts.set("ladder", new Chart({ title: "The ladder", note: "validation loss at the end of each rung, beside the lecture's", height: 300 }));
   const chart = charts.get("ladder");

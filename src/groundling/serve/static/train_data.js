@@ -1,7 +1,7 @@
 // What is known of a run's curves: fetched piece by piece, and begun anew when the run is.
 import { api } from "./api.js";
 
-const MOST_POINTS = 12000;
+const MAX_POINTS = 12000;
 
 // A name's slashes are part of the address; the rest of it is not.
 const address = (name) => name.split("/").map(encodeURIComponent).join("/");
@@ -44,8 +44,8 @@ export class Curves {
     for (const [name, { step, value, mean }] of Object.entries(news.series)) {
       const points = [...(this.series.get(name) ?? []), ...step.map((at, i) => [at, value[i]])];
       const means = [...(this.means.get(name) ?? []), ...(mean ? mean.step.map((at, i) => [at, mean.value[i], mean.n[i]]) : step.map((at, i) => [at, value[i], 1]))];
-      this.series.set(name, points.length > MOST_POINTS ? points.filter((_, place) => place % 2 === 0 || place > points.length - 100) : points);
-      this.means.set(name, means.length > MOST_POINTS ? inPairs(means) : means);
+      this.series.set(name, points.length > MAX_POINTS ? points.filter((_, place) => place % 2 === 0 || place > points.length - 100) : points);
+      this.means.set(name, means.length > MAX_POINTS ? inPairs(means) : means);
     }
     this.notFinite += news.not_finite;
     this.samples = [...this.samples, ...news.samples].slice(-20);

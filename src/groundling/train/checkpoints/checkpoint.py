@@ -31,7 +31,7 @@ from groundling.storage import atomic
 from groundling.storage.manifest import change_facts, read_json_object
 from groundling.storage.tensors import read_tensors
 from groundling.system import distributed
-from groundling.text.chat import ChatFormat
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.serialize import fingerprint
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.checkpoints.folder import CheckpointFolder, Count, Seconds, fitting
@@ -107,7 +107,7 @@ class Checkpoints(CheckpointFolder):
         model_config: GPTConfig,
         tokenizer: Tokenizer,
         facts: RunFacts,
-        chat: ChatFormat | None = None,
+        chat: ChatTemplate | None = None,
     ) -> Path:
         """Save a state; all ranks call this together, and the first one writes.
 
@@ -143,13 +143,13 @@ class Checkpoints(CheckpointFolder):
         model_config: GPTConfig,
         tokenizer: Tokenizer,
         facts: RunFacts,
-        chat: ChatFormat | None,
+        chat: ChatTemplate | None,
     ) -> None:
         progress, facts_of_run = dataclasses.asdict(state.progress), dataclasses.asdict(facts)
 
         def fill(new: Path) -> None:
             (new / "bundle").mkdir()
-            with state.ready_to_judge():
+            with state.eval_mode():
                 weights = plain_state_dict(self.as_gpt(state.model) if self.as_gpt else state.model)
                 write_bundle_files(new / "bundle", weights, model_config, tokenizer)
             if chat is not None:

@@ -11,7 +11,7 @@ Shapes: N tokens of the text, V vocabulary, B sequences, T positions.
 import torch
 from torch import Tensor
 
-MOST_COUNTS = 1 << 19
+MAX_COUNTS = 1 << 19
 """Counts that are looked up at once: what fits into a cache."""
 
 
@@ -31,7 +31,7 @@ def leave_one_out(ids_N: Tensor, vocab_size: int, order: int, smoothing: float) 
         n_contexts = int(contexts_N.max()) + 1
         counts_CV = torch.bincount(contexts_N * vocab_size + ids_N, minlength=n_contexts * vocab_size)
         counts_CV = counts_CV.view(n_contexts, vocab_size)
-        n_rows = max(1, MOST_COUNTS // vocab_size)
+        n_rows = max(1, MAX_COUNTS // vocab_size)
         distinct_C = torch.cat([(counts > 0).sum(1) for counts in torch.split(counts_CV, n_rows)])
         totals_C, trust_C = counts_CV.sum(1), smoothing * distinct_C
         for first in range(0, len(ids_N), n_rows):

@@ -27,10 +27,10 @@ from groundling.text.serialize import fingerprint
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.distill.ngrams import leave_one_out
 
-MOST_BYTES = 4 << 30
+MAX_BYTES = 4 << 30
 BYTES_TO_COUNT, BYTES_TO_ASK = 14, 6
 """For each token and entry of the vocabulary, the most that is held while a table is made of counts or of models."""
-TOKENS_AT_ONCE, MOST_SCORES = 8192, 1 << 22
+TOKENS_AT_ONCE, MAX_SCORES = 8192, 1 << 22
 """What a model is asked at a time: at most so many tokens, and scores of entries of the vocabulary."""
 
 
@@ -122,9 +122,9 @@ def require_teachable(n_tokens: int, tokenizer: Tokenizer, models: Sequence[Path
     """
     n_bytes = (BYTES_TO_ASK if models else BYTES_TO_COUNT) * n_tokens * tokenizer.vocab_size
     require(
-        n_bytes <= MOST_BYTES,
+        n_bytes <= MAX_BYTES,
         f"the teacher's table for {n_tokens:,} tokens and a vocabulary of {tokenizer.vocab_size:,} would take "
-        f"{n_bytes / 1e9:,.1f} GB to make, at most {MOST_BYTES / 1e9:.1f} are allowed; set teacher.weight to 0",
+        f"{n_bytes / 1e9:,.1f} GB to make, at most {MAX_BYTES / 1e9:.1f} are allowed; set teacher.weight to 0",
     )
     for path in models:
         if fingerprint(load_bundle(path).tokenizer) != fingerprint(tokenizer):
@@ -166,7 +166,7 @@ def _add_predictions(
     again = T // 4
     starts = [*range(0, len(ids_N) - 1 - T, T - again), len(ids_N) - 1 - T]
     told = 0  # tokens up to this one have been predicted
-    at_once = max(1, min(TOKENS_AT_ONCE, MOST_SCORES // V) // T)
+    at_once = max(1, min(TOKENS_AT_ONCE, MAX_SCORES // V) // T)
     for first in range(0, len(starts), at_once):
         some = starts[first : first + at_once]
         logits_BTV = model(torch.stack([ids_N[start : start + T] for start in some]))

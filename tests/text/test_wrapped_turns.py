@@ -16,10 +16,13 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.storage.manifest import write_manifest
 from groundling.text.char import CharTokenizer
-from groundling.text.chat import ROLES, ChatFormat, Message, Thinking
-from groundling.text.chat_reading import messages_in
-from groundling.text.chat_wrapped import WrappedTurns
-from groundling.text.thoughts import ReplyDecoder, reply_text
+from groundling.text.chat.messages import ROLES, Message
+from groundling.text.chat.reading import messages_in
+from groundling.text.chat.role_tokens import RoleTokens
+from groundling.text.chat.serialize import template_from_json
+from groundling.text.chat.template import Thinking
+from groundling.text.chat.thoughts import ReplyDecoder, reply_text
+from groundling.text.chat.wrapped_turns import WrappedTurns
 
 SYMBOLS = "\n abcdefghijklmnopqrstuvwxyz"
 TOKENIZER = CharTokenizer(SYMBOLS)
@@ -48,7 +51,7 @@ def messages_of(given):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_template_comes_back_from_json(name):
     values = json.loads(json.dumps(FORMATS[name].to_json()))
-    assert ChatFormat.from_json(values) == FORMATS[name]
+    assert template_from_json(values) == FORMATS[name]
 
 
 GOOD = json.loads(json.dumps(THINKER.to_json()))
@@ -81,7 +84,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_template_is_refused(name):
     with pytest.raises(DataError):
-        ChatFormat.from_json({**copy.deepcopy(GOOD), **BAD[name]})
+        template_from_json({**copy.deepcopy(GOOD), **BAD[name]})
 
 
 def test_a_bundle_whose_template_has_ids_beyond_the_model_is_refused(tmp_path):
@@ -156,7 +159,7 @@ def test_examples_fit_and_lose_no_structure(name, given, room):
 
 def test_a_context_without_room_is_refused_by_its_size():
     least = least_ids(CHATML, TOKENIZER)
-    assert least > least_ids(ChatFormat.after(len(SYMBOLS)), TOKENIZER) == 8
+    assert least > least_ids(RoleTokens.after(len(SYMBOLS)), TOKENIZER) == 8
     with pytest.raises(ConfigError, match=f"it needs {least} at least"):
         encode_prompt([Message("user", "a")], CHATML, TOKENIZER, least - 1, Counts())
 

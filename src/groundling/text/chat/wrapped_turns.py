@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from groundling.errors import DataError
-from groundling.text.chat import ROLES, ChatFormat, Role, Segments, Thinking
+from groundling.text.chat.messages import ROLES, Role
+from groundling.text.chat.template import ChatTemplate, Segments, Thinking
 from groundling.text.tokenizer import require_unicode
 
-MOST_SEGMENTS, MOST_TEXT = 20, 10_000
+MAX_SEGMENTS, MAX_TEXT = 20, 10_000
 """Of a piece of a template; no published one comes near."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrappedTurns(ChatFormat):
+class WrappedTurns(ChatTemplate):
     """A template that wraps the words of each role in special tokens and text of its own.
 
     Raises:
@@ -38,10 +39,10 @@ class WrappedTurns(ChatFormat):
     def __post_init__(self) -> None:
         for name, by_role in (("openings", self.openings), ("closings", self.closings)):
             if set(by_role) != set(ROLES):
-                raise DataError(f"a chat format has {name} of {', '.join(ROLES)}, and of no other role")
+                raise DataError(f"a chat template has {name} of {', '.join(ROLES)}, and of no other role")
             for role, segments in by_role.items():
                 if not segments or not isinstance(segments[0], int):
-                    raise DataError(f"the {role}'s part of a chat format's {name} has to begin with a special id")
+                    raise DataError(f"the {role}'s part of a chat template's {name} has to begin with a special id")
         if isinstance(self.closings["assistant"][0], int):
             object.__setattr__(self, "end", self.closings["assistant"][0])
 
@@ -112,11 +113,11 @@ def _thinking(values: Any) -> Thinking:
 
 
 def _segments(values: Any) -> Segments:
-    if not isinstance(values, list) or len(values) > MOST_SEGMENTS:
-        raise DataError(f"a part of a chat template has to be a list of at most {MOST_SEGMENTS} ids and texts")
+    if not isinstance(values, list) or len(values) > MAX_SEGMENTS:
+        raise DataError(f"a part of a chat template has to be a list of at most {MAX_SEGMENTS} ids and texts")
     for value in values:
         is_id = type(value) is int and value >= 0
-        if not is_id and not (isinstance(value, str) and 0 < len(value) <= MOST_TEXT):
+        if not is_id and not (isinstance(value, str) and 0 < len(value) <= MAX_TEXT):
             raise DataError(f"a part of a chat template has to be made of ids and texts, not of {str(value)[:40]!r}")
         if isinstance(value, str):
             require_unicode(value)

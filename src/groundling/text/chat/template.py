@@ -4,36 +4,24 @@ A conversation is laid out as   <user> words <end> <assistant> words <end> ...  
 one). Structure is ids of its own, above all that the tokenizer knows; words go through `Tokenizer.encode`, which takes
 all of a text for ordinary text. So nothing that somebody writes can end a turn or begin another.
 
-Imported models have templates of their own. `ChatFormat` is what all templates have in common: words between an
-opening and a closing that depend on the role. `RoleTokens` is ours, and `WrappedTurns` (`text/chat_wrapped.py`) covers
+Imported models have templates of their own. `ChatTemplate` is what all templates have in common: words between an
+opening and a closing that depend on the role. `RoleTokens` is ours, and `WrappedTurns` (`wrapped_turns.py`) covers
 ChatML and its like. A bundle stores a template as data, by its name and parameters; no template is ever code.
 
 What is learned from a conversation is what the assistant said, with the end of each reply: it is never padding, and
 so a model that is trained on it learns to stop.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple
 
-from groundling.errors import DataError
+from groundling.text.chat.messages import ROLES, Message, Role
 from groundling.text.tokenizer import Tokenizer
-
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = get_args(Role)
 
 Segments = tuple[int | str, ...]
 """A piece of a template: ids of special tokens, and ordinary text between them."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one side said."""
-
-    role: Role
-    content: str
 
 
 class Rendered(NamedTuple):
@@ -72,7 +60,7 @@ class Thinking:
     """What stands before a reply without thoughts: both tags, and the blank lines that belong to them."""
 
 
-class ChatFormat(ABC):
+class ChatTemplate(ABC):
     """A chat template as data: how a conversation is laid out in ids."""
 
     template: ClassVar[str]
@@ -101,27 +89,6 @@ class ChatFormat(ABC):
     def to_json(self) -> dict[str, Any]:
         """The template by its name and parameters; `from_json` reads it."""
 
-    @staticmethod
-    def after(vocab_size: int) -> "RoleTokens":
-        """Our own template, on the ids that follow on a tokenizer's. The end comes first."""
-        return RoleTokens(end=vocab_size, system=vocab_size + 1, user=vocab_size + 2, assistant=vocab_size + 3)
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "ChatFormat":
-        """Take what `to_json` gave.
-
-        Raises:
-            DataError: this is no chat format.
-        """
-        if isinstance(values, dict) and "template" in values:
-            from groundling.text.chat_wrapped import WrappedTurns
-
-            return WrappedTurns.from_parameters(values)
-        names = ("end", *ROLES)
-        if not isinstance(values, dict) or sorted(values) != sorted(names):
-            raise DataError(f"a chat format has the ids of {', '.join(names)}, and nothing else")
-        return RoleTokens(**values)
-
     def marks(self) -> set[int]:
         """The ids that begin and end messages."""
         segments = [self.begin, *(part for role in ROLES for part in (self.opening(role), self.closing(role)))]
@@ -136,7 +103,7 @@ class ChatFormat(ABC):
         """Ids that end a reply: the template's own end first, then the tokenizer's ends of text."""
         return tuple(dict.fromkeys((self.end, *tokenizer.end_ids)))
 
-    def n_sayable(self, tokenizer: Tokenizer) -> int:
+    def n_reply_ids(self, tokenizer: Tokenizer) -> int:
         """Ids below this may be part of a reply: all words, and its end."""
         return max(tokenizer.vocab_size, self.end + 1)
 
@@ -258,48 +225,6 @@ class ChatFormat(ABC):
         return content.strip() if self.trim else content
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoleTokens(ChatFormat):
-    """Our own template: each message is the id of its role, its words, and the end."""
-
-    template: ClassVar[str] = "groundling"
-
-    end: int
-    """Ends each message."""
-    system: int
-    user: int
-    assistant: int
-
-    def __post_init__(self) -> None:
-        ids = (self.end, self.system, self.user, self.assistant)
-        if not all(type(id) is int and id >= 0 for id in ids) or len(set(ids)) != len(ids):
-            raise DataError(f"the ids of a chat format have to be different whole numbers, not {ids}")
-        if self.end != min(ids):
-            raise DataError(
-                f"the end has to be the lowest id of a chat format, so that replies can be told from roles: {ids}"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        """The ids by name."""
-        return dataclasses.asdict(self)
-
-    def role_id(self, role: Role) -> int:
-        """The id that a message of this role begins with."""
-        return {"system": self.system, "user": self.user, "assistant": self.assistant}[role]
-
-    def opening(self, role: Role) -> Segments:
-        """The role's id."""
-        return (self.role_id(role),)
-
-    def closing(self, role: Role) -> Segments:  # noqa: ARG002
-        """The end."""
-        return (self.end,)
-
-    def names(self, tokenizer: Tokenizer) -> dict[int, str]:  # noqa: ARG002
-        """What each id of structure is called, for readers."""
-        return {id: name for name, id in self.to_json().items()}
-
-
 def to_ids(segments: Sequence[int | str], tokenizer: Tokenizer) -> list[int]:
     """A piece of a template as ids.
 
@@ -319,45 +244,3 @@ def _n_covering(header: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
         left -= len(tokenizer.decode_bytes([ids[n_bytes]]))
         n_bytes += 1
     return n_bytes
-
-
-class WrongTurn(NamedTuple):
-    """A message that is not the one whose turn it is; as a text: "is the user's where ..."."""
-
-    number: int
-    """Of the message, from 0."""
-    role: Role | None
-    """None: there is no such message."""
-    expected: Role
-
-    def __str__(self) -> str:
-        came = "is missing" if self.role is None else f"is the {self.role}'s"
-        return (
-            f"{came} where the {self.expected}'s is expected; "
-            "after at most one system message, user and assistant speak in turns"
-        )
-
-
-def wrong_turn(messages: Sequence[Message]) -> WrongTurn | None:
-    """The first message out of turn: there may be a system message, then the user and the assistant in turns."""
-    n_system = int(bool(messages) and messages[0].role == "system")
-    for number, message in enumerate(messages[n_system:], n_system):
-        expected: Role = ("user", "assistant")[(number - n_system) % 2]
-        if message.role != expected:
-            return WrongTurn(number, message.role, expected)
-    return WrongTurn(n_system, None, "user") if len(messages) == n_system else None
-
-
-def check_messages(messages: Sequence[Message], where: str) -> None:
-    """Check that a conversation is one: perhaps a system message, then the user and the assistant in turns.
-
-    Raises:
-        DataError: it is not; the line begins with `where`.
-    """
-    if not messages:
-        raise DataError(f"{where}: there are no messages")
-    wrong = wrong_turn(messages)
-    if wrong is not None and wrong.role is None:
-        raise DataError(f"{where}: there is only a system message")
-    if wrong is not None:
-        raise DataError(f"{where}: message {wrong.number + 1} {wrong}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from groundling.sample.runner import Piece
+from groundling.sample.runner import TokenSpan
 from groundling.sample.sampler import Context, SamplingConfig, choose, draws_from_few
 
 DRAWN_AT_ONCE = 2048
@@ -45,7 +45,7 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     return torch.Generator().manual_seed(base + row)
 
 
-class Sample:
+class Request:
     """One sequence that grows.
 
     Args:
@@ -57,7 +57,7 @@ class Sample:
     def __init__(self, prompt: Sequence[int], config: SamplingConfig, generator: torch.Generator) -> None:
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
-        self.config, self.way = config, config.way_of_choosing()
+        self.config, self.sampling_key = config, config.sampling_key()
         self.slot: int | None = None
         self.finished = config.max_new_tokens == 0
         self._generator = generator
@@ -106,7 +106,7 @@ Race = Callable[[Tensor, float, Sequence[Tensor]], list[int]]
 
 
 def choose_alike(
-    rows: Sequence[tuple[Sample, Sequence[int]]], logits_RV: Tensor, block_size: int, race: Race
+    rows: Sequence[tuple[Request, Sequence[int]]], logits_RV: Tensor, block_size: int, race: Race
 ) -> list[int]:
     """What samples of one way of choosing choose next, each after a guess of its own.
 
@@ -119,17 +119,17 @@ def choose_alike(
     config, n_ids = rows[0][0].config, logits_RV.size(-1)
     noise_RV, contexts = None, []
     if config.temperature > 0:
-        noises = [sample.noise(len(guess), n_ids) for sample, guess in rows]
+        noises = [request.noise(len(guess), n_ids) for request, guess in rows]
         if draws_from_few(config, logits_RV):
             return race(logits_RV, config.temperature, noises)
         noise_RV = torch.stack(noises) if len(noises) > 1 else noises[0][None]
     if config.looks_back():
-        contexts = [sample.context(guess, block_size, n_ids) for sample, guess in rows]
+        contexts = [request.context(guess, block_size, n_ids) for request, guess in rows]
     ids: list[int] = choose(logits_RV, config, contexts, noise_RV).tolist()
     return ids
 
 
-class Lane:
+class Slot:
     """A reader's slot: which ids it holds, at the places 0, 1, ... of a sample's window."""
 
     def __init__(self, slot: int, block_size: int) -> None:
@@ -147,7 +147,7 @@ class Lane:
         """How many tokens can follow before the window moves."""
         return window_start(len(tokens), self.block_size) + self.block_size - len(tokens)
 
-    def piece(self, tokens: list[int], guess: Sequence[int], n_scored: int) -> Piece:
+    def span(self, tokens: list[int], guess: Sequence[int], n_scored: int) -> TokenSpan:
         """What is to be read next: the tokens that the slot does not hold, and the guess. It counts as held.
 
         The last token is read in any case: its scores are what is asked for.
@@ -158,21 +158,21 @@ class Lane:
         place = min(len(self.held), len(tokens) - start - 1)
         ids = [*tokens[start + place :], *guess]
         self.held[place:] = ids
-        return Piece(self.slot, place, ids, n_scored)
+        return TokenSpan(self.slot, place, ids, n_scored)
 
     def n_unread(self, tokens: Sequence[int]) -> int:
         """How many tokens are to be read before the next one can be chosen."""
         start = window_start(len(tokens), self.block_size)
         return len(tokens) - start - (len(self.held) if start == self.start else 0)
 
-    def lead(self, tokens: list[int], n: int) -> Piece:
+    def lead(self, tokens: list[int], n: int) -> TokenSpan:
         """The next `n` of many unread tokens; its scores mean nothing. It counts as held."""
         start = window_start(len(tokens), self.block_size)
         if start != self.start:
             self.begin(tokens, 0)
         place = len(self.held)
         self.held += tokens[start + place : start + place + n]
-        return Piece(self.slot, place, self.held[place:], 1)
+        return TokenSpan(self.slot, place, self.held[place:], 1)
 
     def forget(self) -> None:
         """Count nothing as held: a reading was broken off."""

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from itertools import takewhile
 
-from groundling.text.chat import ROLES, ChatFormat, Message, Role
+from groundling.text.chat.messages import ROLES, Message, Role
+from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 
 
-def messages_in(ids: Sequence[int], chat: ChatFormat, tokenizer: Tokenizer) -> list[Message]:
+def messages_in(ids: Sequence[int], chat: ChatTemplate, tokenizer: Tokenizer) -> list[Message]:
     """The messages of a conversation as ids; a reply that is asked for is a message without words."""
     found, structure = [], set(chat.special_ids())
     shapes = [(role, *_shape(chat, role)) for role in ROLES]
@@ -22,13 +23,13 @@ def messages_in(ids: Sequence[int], chat: ChatFormat, tokenizer: Tokenizer) -> l
     return found
 
 
-def last_words(ids: Sequence[int], role: Role, chat: ChatFormat, tokenizer: Tokenizer) -> str:
+def last_words(ids: Sequence[int], role: Role, chat: ChatTemplate, tokenizer: Tokenizer) -> str:
     """The words of the last message of a role; "" if there is none."""
     found = messages_in(ids, chat, tokenizer)
     return next((message.content for message in reversed(found) if message.role == role), "")
 
 
-def _shape(chat: ChatFormat, role: Role) -> tuple[list[int | str], str, int | str]:
+def _shape(chat: ChatTemplate, role: Role) -> tuple[list[int | str], str, int | str]:
     """The special ids that an opening begins with, all its text, and the first of the closing."""
     opening = chat.opening(role)
     leading = list(takewhile(lambda part: isinstance(part, int), opening))

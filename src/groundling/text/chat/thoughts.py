@@ -7,7 +7,7 @@ words can open or close them. Thoughts and words are shown without the line brea
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from groundling.text.chat import ChatFormat, Thinking
+from groundling.text.chat.template import ChatTemplate, Thinking
 from groundling.text.tokenizer import StreamDecoder, TextDecoder, Tokenizer
 
 Kind = Literal["tag", "thought", "word"]
@@ -65,7 +65,7 @@ class TrimmedDecoder:
         return certain
 
 
-def word_decoder(chat: ChatFormat | None, tokenizer: Tokenizer) -> StreamDecoder:
+def word_decoder(chat: ChatTemplate | None, tokenizer: Tokenizer) -> StreamDecoder:
     """A decoder for a reply's words."""
     decoder = TextDecoder(tokenizer)
     return decoder if chat is None or chat.thinking is None else TrimmedDecoder(decoder, at_end=False)
@@ -91,7 +91,7 @@ class ReplyDecoder:
         tokenizer: its words.
     """
 
-    def __init__(self, chat: ChatFormat, tokenizer: Tokenizer) -> None:
+    def __init__(self, chat: ChatTemplate, tokenizer: Tokenizer) -> None:
         self._sorter = Sorter(chat.thinking)
         self._words, self._thoughts = word_decoder(chat, tokenizer), thought_decoder(tokenizer)
 
@@ -112,7 +112,7 @@ class ReplyDecoder:
         return Piece(self._thoughts.finish(), self._words.finish())
 
 
-def reply_text(ids: Iterable[int], chat: ChatFormat, tokenizer: Tokenizer) -> str:
+def reply_text(ids: Iterable[int], chat: ChatTemplate, tokenizer: Tokenizer) -> str:
     """The words of a reply, without its thoughts."""
     decoder = ReplyDecoder(chat, tokenizer)
     return "".join([*(decoder.push(id).words for id in ids), decoder.finish().words])
