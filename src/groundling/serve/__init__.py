@@ -2,19 +2,19 @@
 
 In reading order:
 
-    cli.py        `groundling serve`
-    config.py     its settings
-    app.py        routes, middleware, error handlers
-    state.py      models by name, and the thread that owns them
-    server.py     shutdown
-    http/         HTTP/1.1, middleware, keys, errors, responses
-    completions/  OpenAI's API: schema, requests, output
-    decode/       the thread that decodes, and the stream of its tokens
-    xray.py       a text through a model, with all that happened inside
-    ranking/      the API of the ranking page
-    runs/         the API of the training page
-    pages.py      pages and static files
-    token_text.py text and bytes of each id
-    static/       the pages: HTML, CSS, JavaScript
-    telemetry.py  Prometheus metrics
+    cli.py          `groundling serve`
+    config.py       its settings
+    app.py          routes, middleware, error handlers
+    state.py        models by name, and the thread that owns them
+    server.py       shutdown
+    http/           HTTP/1.1, middleware, keys, errors, responses
+    completions/    OpenAI's API: schema, requests, output
+    decode/         the thread that decodes, and the stream of its tokens
+    xray.py         a text through a model, with all that happened inside
+    ranking/        the API of the ranking page
+    runs/           the API of the training page
+    pages.py        pages and static files
+    token_text.py   text and bytes of each id
+    static/         the pages: HTML, CSS, JavaScript
+    telemetry.py    Prometheus metrics
 """
