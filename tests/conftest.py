@@ -28,8 +28,8 @@ settings.load_profile("all")
 
 
 TESTS = Path(__file__).parent
-TAKES_SECONDS = {"models", "house", "classifier"}
-"""The fixtures of all who start a server, or train for it."""
+SLOW_FIXTURES = {"models", "house", "classifier"}
+"""Each starts a server, or trains a model for one."""
 LONG_TO_IMPORT = (
     "serve/browser",
     "export/test_chat_export.py",
@@ -55,10 +55,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what needs a server out of `make check`."""
+    """Refuse a test that needs a server and is not marked slow: `make check` would run it."""
     for item in items:
-        if TAKES_SECONDS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.slow)
+        needs = SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if needs and item.get_closest_marker("slow") is None:
+            raise pytest.UsageError(f"{item.nodeid} uses {', '.join(sorted(needs))}; mark it with pytest.mark.slow")
 
 
 @pytest.fixture(autouse=True)

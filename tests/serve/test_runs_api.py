@@ -299,6 +299,7 @@ def house(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         yield served
 
 
+@pytest.mark.slow
 def test_a_run_is_listed_and_followed_over_http(house: Served) -> None:
     status, told, _ = house.ask("GET", URL)
     assert status == 200
@@ -327,6 +328,7 @@ WAYS_OUT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS_OUT)
 def test_no_word_of_a_client_becomes_a_path(house: Served, name: str) -> None:
     for what in ("metrics", "ladder"):
