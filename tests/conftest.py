@@ -1,5 +1,6 @@
 """What all tests share: one thread (the tests themselves run side by side), and no colours in what is read back."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 from groundling.data.corpus import DataConfig
 from groundling.model.config import GPTConfig
+from groundling.system.logs import console_logging, show_decoder
 from groundling.system.runtime import RuntimeConfig
 from groundling.train.pretrain import pretrain
 from groundling.train.settings import PretrainConfig
@@ -67,6 +69,31 @@ def _forget_determinism():
     """A run switches deterministic algorithms on for its process; the next test starts without."""
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _notes_on_stderr():
+    """Log as the command does, also where a test calls the module of a verb."""
+    with console_logging():
+        yield
+
+
+class _Notes(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def notes(_notes_on_stderr) -> list[str]:
+    """What is logged in the test, by the decoder too."""
+    show_decoder()
+    handler = _Notes()
+    logging.getLogger("groundling").addHandler(handler)
+    return handler.lines
 
 
 @pytest.fixture(scope="session")

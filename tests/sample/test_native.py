@@ -88,42 +88,39 @@ def test_the_compiler_goes_on_when_the_process_has_ended(own_cache):
     ids=["error", "silent", "damaged"],
 )
 def test_where_it_cannot_be_compiled_pytorch_goes_on_and_it_is_said_once(
-    own_cache, tmp_path, monkeypatch, model, does, said
+    own_cache, tmp_path, monkeypatch, model, does, said, notes
 ):
     compiler_that(tmp_path, monkeypatch, does)
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
-    lines = []
-    engine = Engine(model, say=lines.append)
+    engine = Engine(model)
     assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
     until = time.monotonic() + 60
-    while not lines and time.monotonic() < until:  # the compiler was slower than the tokens
+    while not notes and time.monotonic() < until:  # the compiler was slower than the tokens
         time.sleep(0.01)
         generate_batch(engine, [[1]], SAMPLING)
-    assert len(lines) == 1
-    assert said in lines[0]
+    assert len(notes) == 1
+    assert said in notes[0]
     assert not engine.is_native
     with pytest.raises(ConfigError, match="leave native at auto"):
         Engine(model, DecodeConfig(native="on"))
 
 
-def test_without_a_compiler_pytorch_goes_on(own_cache, monkeypatch, model):
+def test_without_a_compiler_pytorch_goes_on(own_cache, monkeypatch, model, notes):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(own_cache))
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
-    lines = []
-    assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
-    assert lines == [
+    assert generate_batch(Engine(model), [[1]], SAMPLING) == by_pytorch(model)
+    assert notes == [
         "decoding with PyTorch, which is slower: no C++ compiler was found (install g++ or clang++, or set CXX)"
     ]
 
 
-def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, model):
+def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, model, notes):
     (tmp_path / "cache").write_text("a file is in the way", encoding="utf-8")
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
-    lines = []
-    assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
-    assert len(lines) == 1
+    assert generate_batch(Engine(model), [[1]], SAMPLING) == by_pytorch(model)
+    assert len(notes) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder that not even root can write to")
@@ -163,7 +160,7 @@ def test_a_damaged_library_is_never_called_and_is_compiled_again(tmp_path, damag
 
 
 @pytest.mark.parametrize("what", ["a folder under its name", "no home", "others may write"])
-def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, what):
+def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, what, notes):
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     name = Compilation()._whole
     if what == "a folder under its name":
@@ -177,13 +174,12 @@ def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, wha
         name.parent.mkdir(parents=True, mode=0o777)
         name.parent.chmod(0o777)
         name.write_bytes(b"code of somebody else")
-    lines = []
-    engine = Engine(model, say=lines.append)
+    engine = Engine(model)
     assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
     if what == "a folder under its name":
         return  # the compiler puts the library into it, and it is never found
-    assert len(lines) == 1
-    assert {"no home": "no home", "others may write": "others may write to it"}[what] in lines[0]
+    assert len(notes) == 1
+    assert {"no home": "no home", "others may write": "others may write to it"}[what] in notes[0]
 
 
 def test_pieces_that_cannot_be_read_never_reach_the_library(model):
