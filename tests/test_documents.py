@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / ".github").rglob("*.md")]
+PAGES += [*(ROOT / "src").rglob("*.md")]
 PAGES += [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
 
 
