@@ -104,7 +104,10 @@ def _run(argv: Sequence[str]) -> int:
     if name not in VERBS:
         raise ConfigError(f"no verb {name!r}; {near_name(name, VERBS, 'the verbs are')}")
     limit_openmp_spinning(os.environ)
-    code: int = importlib.import_module(VERBS[name].module).main(rest)
+    from groundling.system.logs import console_logging
+
+    with console_logging():
+        code: int = importlib.import_module(VERBS[name].module).main(rest)
     return code
 
 

@@ -8,10 +8,13 @@ dataclasses that check themselves in `__post_init__`.
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import math
 import re
+import shutil
 import sys
+import textwrap
 import tomllib
 import types
 import typing
@@ -55,7 +58,7 @@ def parse(
     words = list(argv)
     names_preset = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")
     preset = words.pop(0) if names_preset else default_preset
-    description = description or config_class.__doc__ or ""
+    description = _wrapped(description or config_class.__doc__ or "")
     default = base
     if preset is not None:
         values = load_preset(preset)
@@ -64,6 +67,13 @@ def parse(
         except ConfigError as error:
             raise ConfigError(f"preset {preset}: {error}") from error
     return _parse_flags(config_class, words, prog, description, default)
+
+
+def _wrapped(description: str) -> str:
+    """Wrap all but the first paragraph to the terminal, indented: tyro joins lines that begin with a letter."""
+    width = min(shutil.get_terminal_size().columns, 100) - 1
+    first, *others = inspect.cleandoc(description).split("\n\n")
+    return "\n\n".join([first, *(textwrap.indent(textwrap.fill(" ".join(o.split()), width - 2), "  ") for o in others)])
 
 
 def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str, default: C | None = None) -> C:

@@ -86,41 +86,40 @@ def test_the_compiler_outlives_the_process(own_cache):
     ],
     ids=["error", "silent", "damaged"],
 )
-def test_a_failed_compilation_is_reported_once_and_pytorch_decodes(own_cache, tmp_path, monkeypatch, model, does, said):
+def test_a_failed_compilation_is_reported_once_and_pytorch_decodes(
+    own_cache, tmp_path, monkeypatch, model, does, said, notes
+):
     set_compiler(tmp_path, monkeypatch, does)
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
-    lines = []
-    engine = Engine(model, say=lines.append)
+    engine = Engine(model)
     assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
     until = time.monotonic() + 60
-    while not lines and time.monotonic() < until:  # decoding finished before the compiler
+    while not notes and time.monotonic() < until:  # decoding finished before the compiler
         time.sleep(0.01)
         generate_batch(engine, [[1]], SAMPLING)
-    assert len(lines) == 1
-    assert said in lines[0]
+    assert len(notes) == 1
+    assert said in notes[0]
     assert not engine.is_native
     with pytest.raises(ConfigError, match="leave native at auto"):
         Engine(model, DecodeConfig(native="on"))
 
 
-def test_pytorch_decodes_without_a_compiler(own_cache, monkeypatch, model):
+def test_pytorch_decodes_without_a_compiler(own_cache, monkeypatch, model, notes):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(own_cache))
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
-    lines = []
-    assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
-    assert lines == [
+    assert generate_batch(Engine(model), [[1]], SAMPLING) == by_pytorch(model)
+    assert notes == [
         "decoding with PyTorch, which is slower: no C++ compiler was found (install g++ or clang++, or set CXX)"
     ]
 
 
-def test_pytorch_decodes_if_the_cache_is_not_writable(tmp_path, monkeypatch, model):
+def test_pytorch_decodes_if_the_cache_is_not_writable(tmp_path, monkeypatch, model, notes):
     (tmp_path / "cache").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
-    lines = []
-    assert generate_batch(Engine(model, say=lines.append), [[1]], SAMPLING) == by_pytorch(model)
-    assert len(lines) == 1
+    assert generate_batch(Engine(model), [[1]], SAMPLING) == by_pytorch(model)
+    assert len(notes) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that even root cannot write to")
@@ -133,7 +132,7 @@ def test_an_unwritable_cache_folder_fails_at_once(own_cache, monkeypatch, model)
 
 
 @pytest.mark.parametrize("what", ["a folder under its name", "no home", "others may write"])
-def test_no_library_is_loaded_from_an_unsafe_place(own_cache, monkeypatch, model, what):
+def test_no_library_is_loaded_from_an_unsafe_place(own_cache, monkeypatch, model, what, notes):
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     name = Compilation()._path
     if what == "a folder under its name":
@@ -147,13 +146,12 @@ def test_no_library_is_loaded_from_an_unsafe_place(own_cache, monkeypatch, model
         name.parent.mkdir(parents=True, mode=0o777)
         name.parent.chmod(0o777)
         name.write_bytes(b"another user's code")
-    lines = []
-    engine = Engine(model, say=lines.append)
+    engine = Engine(model)
     assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
     if what == "a folder under its name":
         return  # the compiler moves the library into that folder, and it is never found
-    assert len(lines) == 1
-    assert {"no home": "no home", "others may write": "others may write to it"}[what] in lines[0]
+    assert len(notes) == 1
+    assert {"no home": "no home", "others may write": "others may write to it"}[what] in notes[0]
 
 
 def test_invalid_spans_do_not_reach_the_library(model):

@@ -9,6 +9,7 @@ Shapes: N replies, P pairs.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["sigmoid", "ipo"]
 REFERENCE = "reference"
@@ -160,7 +163,7 @@ def dpo(config: DpoConfig) -> int:
         assert bundle.chat is not None
         max_length, n_rows = config.longest(bundle), config.micro_batch_rows
         pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, max_length)
-        stage.say(f"pairs       {counts}")
+        log.info(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
         policy = Policy(bundle.model, bundle.n_ids, stage.picked.autocast)

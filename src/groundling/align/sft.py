@@ -4,6 +4,7 @@ The loss is pretraining's, summed over what the assistant said and nothing else 
 3.5): the user's words are read and not learned to be said.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from groundling.model.uninitialized import blank_gpt
 from groundling.system import distributed
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
+
+log = logging.getLogger(__name__)
 
 REPLY_TOKENS = 200
 """A reply that has not ended after so many tokens counts as one that never does."""
@@ -115,7 +118,7 @@ def sft(config: SftConfig) -> int:
         max_length = config.longest(bundle)
         data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, max_length)
         for line in data.lines():
-            stage.say(line)
+            log.info(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
         feed = conversation_feed(data.train, max_length, config)
         stage.look_back([base.sha256], data.train)

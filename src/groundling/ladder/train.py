@@ -5,6 +5,7 @@ rung keeps one core busy and no more, so the small ones are trained side by side
 """
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -30,10 +31,12 @@ from groundling.sample.generate import generate_ids
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
 from groundling.storage import atomic
-from groundling.system.logs import busy, print_table, say
+from groundling.system.console import busy, print_table
 from groundling.system.processes import n_cores, side_by_side
 from groundling.text.tokenizer import Tokenizer
 from groundling.train import run_folder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,14 +193,14 @@ def train_rungs(
     small = sorted((rung.name for rung in rungs if rung.name in SMALL), reverse=True)
     n_workers = min(at_once or n_cores(), len(small))
     if n_workers > 1:
-        say(f"{', '.join(small)}: {n_workers} at a time ...")
+        log.info(f"{', '.join(small)}: {n_workers} at a time ...")
         work = functools.partial(_train_packed, steps=steps, seed=seed, data=data)
         with closing(side_by_side(work, small, n_workers)) as done:
             for packed in done:
                 yield packed.unpack(corpus.tokenizer.vocab_size)
     for rung in rungs:
         if n_workers <= 1 or rung.name not in SMALL:
-            say(f"{rung.name}: {rung.adds} ...")
+            log.info(f"{rung.name}: {rung.adds} ...")
             run = None if runs is None else runs(rung.name)
             yield train_rung(rung.name, steps=steps, seed=seed, corpus=corpus, run=run)
 
@@ -212,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         climb(config)
     except RungStoppedError as stopped:
-        say(str(stopped))
+        log.info(str(stopped))
         return stopped.exit_code
     return 0
 
@@ -239,8 +242,8 @@ def climb(config: LadderConfig) -> list[RungResult]:
         for new in trained:
             results = sorted([*results, new], key=lambda result: names.index(result.rung))
             atomic.write_json(config.out_dir / "ladder.json", {"rungs": [result.record() for result in results]})
-            say(f"{new.rung}: validation loss {new.val_loss:.3f}, {new.seconds:.1f} s")
-    say(f"trained in {time.perf_counter() - start:.0f} s")
+            log.info(f"{new.rung}: validation loss {new.val_loss:.3f}, {new.seconds:.1f} s")
+    log.info(f"trained in {time.perf_counter() - start:.0f} s")
     print_table(table(results))
     print("\n".join(f"{result.rung}  {' '.join(result.sample.split())[:72]}" for result in results))
     print(NOTE)

@@ -1,6 +1,7 @@
 """Compilation of functions by PyTorch, and going on without it where it fails."""
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from groundling.system.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 _COMPILER_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -22,15 +25,12 @@ class Compiler:
 
     Args:
         runtime: whose choice it is whether anything is compiled at all.
-        say: prints a line for people.
         on_failure: called once, when compilation has failed.
     """
 
-    def __init__(
-        self, runtime: Runtime, say: Callable[[str], None], on_failure: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, runtime: Runtime, on_failure: Callable[[], None] = lambda: None) -> None:
         self.works = runtime.compile
-        self._say, self._on_failure = say, on_failure
+        self._on_failure = on_failure
 
     def __call__(self, function: F) -> F:
         """The compiled function, or where nothing is compiled, the function."""
@@ -64,7 +64,7 @@ class Compiler:
         self.works = False
         self._on_failure()
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        self._say(f"compilation failed, going on without it (training is slower): {first_line}")
+        log.warning(f"compilation failed, going on without it (training is slower): {first_line}")
 
 
 def _is_compiler_failure(error: Exception) -> bool:

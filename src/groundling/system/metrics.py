@@ -5,14 +5,17 @@ The JSONL file is the record; the console (`logs.py`), TensorBoard and Weights &
 
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from groundling.storage import atomic, files
-from groundling.system.logs import Record, say
+from groundling.system.logs import Record
 from groundling.system.optional import missing_extra, optional_import
+
+log = logging.getLogger(__name__)
 
 SinkName = Literal["tensorboard", "wandb"]
 
@@ -70,7 +73,7 @@ def read_records(path: Path) -> list[Record]:
     """
     found, unread = _read(path)
     if unread:
-        say(f"{path}: passed over {unread}")
+        log.warning(f"{path}: passed over {unread}")
     return found
 
 
@@ -82,7 +85,7 @@ def _read_or_keep(path: Path) -> list[Record]:
         while os.path.lexists(kept := path.with_name(f"{path.name}.unread-{number}")):
             number += 1
         atomic.replace(path, kept)
-        say(f"{path}: passed over {unread}; the whole file is kept as {kept}")
+        log.warning(f"{path}: passed over {unread}; the whole file is kept as {kept}")
     return found
 
 
@@ -99,7 +102,7 @@ def _read(path: Path) -> tuple[list[Record], str]:
         n_damaged += record is None
     n_damaged -= is_last_damaged
     if n_damaged:
-        say(f"{path}: passed over {n_damaged:,} damaged {'line' if n_damaged == 1 else 'lines'}")
+        log.warning(f"{path}: passed over {n_damaged:,} damaged {'line' if n_damaged == 1 else 'lines'}")
     return found, "".join(unread)
 
 

@@ -37,16 +37,16 @@ class StopRequest:
             os.kill(os.getpid(), number)
         self.signal = number
         if self.can_save:
-            _say("stopping when this step is done, and saved; once more ends it at once")
+            _write_note("stopping when this step is done, and saved; once more ends it at once")
             return
         self.ended_at_once = True
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        _say("stopped as asked before the first step; there is nothing to save, run it again")
+        _write_note("stopped as asked before the first step; there is nothing to save, run it again")
         raise SystemExit(128 + number)
 
 
-def _say(line: str) -> None:
+def _write_note(line: str) -> None:
     os.write(2, f"groundling: {line}\n".encode())  # `print` may be what the signal came into
 
 

@@ -12,7 +12,7 @@ from groundling.system.runtime import Runtime
 from groundling.train.step import Objective
 
 
-def compile_objective(objective: Objective, picked: Runtime, say: Callable[[str], None]) -> None:
+def compile_objective(objective: Objective, picked: Runtime) -> None:
     """Compile what an objective calls while training, where the runtime picked that.
 
     A GPT's blocks are all the same code, which is compiled once and runs with each block's weights: the whole model in
@@ -23,7 +23,7 @@ def compile_objective(objective: Objective, picked: Runtime, say: Callable[[str]
     if not picked.compile:
         return
     if not isinstance(model, GPT):
-        objective.forward = Compiler(picked, say)(objective.forward)  # type: ignore[method-assign]
+        objective.forward = Compiler(picked)(objective.forward)  # type: ignore[method-assign]
         return
     blocks = [cast(Block, block) for block in model.h]
 
@@ -31,7 +31,7 @@ def compile_objective(objective: Objective, picked: Runtime, say: Callable[[str]
         for block in blocks:
             block.attn.attend = attention
 
-    compiler = Compiler(picked, say, on_failure=lambda: attend_with(fused_attention))
+    compiler = Compiler(picked, on_failure=lambda: attend_with(fused_attention))
     if picked.device.type == "cpu":
         attend_with(attention_in_products)
     for block in blocks:

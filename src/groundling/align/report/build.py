@@ -4,6 +4,7 @@ Every way to reply is drawn anew for the held-out prompts with several seeds, an
 the fine-tuned model's replies. Best-of-n is the baseline: n replies of that model, of which the reward model picks one.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -35,10 +36,11 @@ from groundling.errors import CheckpointError, ConfigError, require
 from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.hardware import environment
-from groundling.system.logs import say
 from groundling.system.metrics import read_records
 from groundling.system.progress import Progress
 from groundling.text.chat.reading import messages_in
+
+log = logging.getLogger(__name__)
 
 ELSEWHERE = 1_000_003
 """Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
@@ -128,7 +130,7 @@ def align_report(config: ReportConfig) -> int:
         rows.append(evaluator.runs(name.upper(), [run for run in runs if run[1]["stage"] == name]))
     failed = None if hacked is None else evaluator.runs(f"{str(hacked[1]['stage']).upper()} without KL", [hacked])
     for row in [*rows, *([failed] if failed else [])]:
-        say(page.line(row.name, row.verdict, row.seconds))
+        log.info(page.line(row.name, row.verdict, row.seconds))
     figures = {
         "gold": config.gold,
         "prompts": len(evaluator.prompts),
@@ -152,7 +154,7 @@ def align_report(config: ReportConfig) -> int:
     }
     atomic.write_json(config.out_dir / "report.json", figures)
     page.write(config.out_dir, figures)
-    say(f"the report: {config.out_dir / 'index.html'}")
+    log.info(f"the report: {config.out_dir / 'index.html'}")
     return 0
 
 

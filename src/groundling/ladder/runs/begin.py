@@ -10,7 +10,6 @@ from groundling.ladder.rungs import Rung
 from groundling.model.dropout import MaskedDropout, scaled_mask
 from groundling.system import runtime
 from groundling.system.compile import Compiler
-from groundling.system.logs import say
 from groundling.system.runtime import Runtime, RuntimeConfig, make_deterministic
 from groundling.train.compiled import compile_objective
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
@@ -40,7 +39,7 @@ def begin(rung: Rung, corpus: Corpus, seed: int, compiled: bool | None = None) -
     if rung.name == "s8" and picked.device.type == "cpu":
         _compile_dropout(model, picked)
     else:
-        compile_objective(objective, picked, say)
+        compile_objective(objective, picked)
     # torch.optim.AdamW(model.parameters(), lr), as the lecture calls it: PyTorch's defaults, one decay for all tensors.
     optimizers = Optimizers(
         model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, decay_all=True)
@@ -53,7 +52,7 @@ def _compile_dropout(model: nn.Module, picked: Runtime) -> None:
     when it is compiled than when it is not (docs/log.md)."""
     if not picked.compile:
         return
-    draw = Compiler(picked, say)(scaled_mask)
+    draw = Compiler(picked)(scaled_mask)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):

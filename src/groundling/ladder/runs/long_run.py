@@ -5,6 +5,7 @@ the bundle in it holds the production model with the rung's weights, for `sample
 """
 
 import dataclasses
+import logging
 import shlex
 import time
 from contextlib import ExitStack
@@ -25,8 +26,8 @@ from groundling.ladder.s9_production import production_gpt
 from groundling.model.gpt import GPT
 from groundling.storage import atomic
 from groundling.system import hardware
+from groundling.system.console import ConsoleSink
 from groundling.system.hardware import Peak
-from groundling.system.logs import ConsoleSink
 from groundling.system.metrics import JsonlSink, Sink, read_records
 from groundling.system.runtime import Runtime
 from groundling.system.signals import ASKED_TO_STOP, StopRequest, stop_on_signals
@@ -38,6 +39,8 @@ from groundling.train.loop import train
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
 from groundling.train.summary import RunSummary
+
+log = logging.getLogger(__name__)
 
 EVALUATIONS = 10
 """As in the lecture: every 500 of 5,000 steps."""
@@ -165,11 +168,10 @@ class _RungWatcher(RunWatcher):
             stop=stop,
             flops_per_token=gpt.flops_per_token(),
             peak=Peak(hardware.measure_matmul_peak(picked.device, picked.compute_dtype)),
-            say=self._console.say,
         )
         self.resume_at(state)
         for line in picked.lines():
-            self.say(line)
+            log.info(line)
 
     def before_step(self, state: TrainState) -> None:
         """What `pretrain` does, and a checkpoint where the last one is too old."""
