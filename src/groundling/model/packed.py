@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groundling.model.cache import KVCache, Positions
+from groundling.model.context import Positions
 from groundling.model.gpt import GPT
 
 
@@ -26,8 +26,8 @@ class Layout(NamedTuple):
         return Layout(self.numbers_BT.to(device), self.branches_BT.to(device))
 
 
-class PackedSequences(KVCache):
-    """Given to a GPT in place of a cache: it remembers nothing, and says who stands where and may see what.
+class PackedSequences:
+    """Positions and attention mask of packed rows, for one forward pass. An `AttentionContext` without past positions.
 
     Args:
         layout: of the rows.
@@ -39,29 +39,29 @@ class PackedSequences(KVCache):
         here_T = torch.arange(numbers_BT.size(1), device=numbers_BT.device)
         new_sequence_BT = _changes(numbers_BT)
         start_BT = _last(new_sequence_BT, here_T)
-        # A way on counts from the end of the beginning, wherever it stands.
+        # A branch counts on from the end of the shared beginning, wherever it is in the row.
         fork_BT = _last((branches_BT == 0) | new_sequence_BT, here_T)
         branch_BT = _last(new_sequence_BT | _changes(branches_BT), here_T)
         shared_BT = fork_BT - start_BT + 1
-        self._places_BT = torch.where(branches_BT == 0, here_T - start_BT, here_T - branch_BT + shared_BT)
+        self._positions_BT = torch.where(branches_BT == 0, here_T - start_BT, here_T - branch_BT + shared_BT)
         seen_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, :, None] == branches_BT[:, None, :])
         same_BTT = numbers_BT[:, :, None] == numbers_BT[:, None, :]
         self._mask_B1TT = (same_BTT & seen_BTT & (here_T[:, None] >= here_T))[:, None]
 
-    def positions(self, n_new: int) -> Positions:  # noqa: ARG002
-        """Where each position stands in its own sequence (BT)."""
-        return self._places_BT
+    def positions(self, _n_new: int) -> Positions:
+        """Index of each position in its own sequence (BT)."""
+        return self._positions_BT
 
-    def mask(self, n_new: int) -> Tensor | None:  # noqa: ARG002
-        """True where a position may look: at itself and what came before it in its own sequence (B1TT)."""
+    def mask(self, _n_new: int) -> Tensor | None:
+        """True where a position may attend: itself and earlier positions of its own sequence (B1TT)."""
         return self._mask_B1TT
 
-    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """The keys and values as they are."""
+    def extend(self, _layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values unchanged: there are no past ones."""
         return k_BHTD, v_BHTD
 
-    def advance(self, n_positions: int) -> None:
-        """Nothing is kept."""
+    def advance(self, n_new: int) -> None:
+        """Keep nothing."""
 
 
 def logits_at(model: GPT, idx_BT: Tensor, layout: Layout, counted_BT: Tensor) -> Tensor:
