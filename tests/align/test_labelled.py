@@ -15,6 +15,7 @@ from groundling.align.reward.model import load_reward_model, pack_replies, rewar
 from groundling.align.reward.train import RewardObjective, pair_batches
 from groundling.bundle import load_bundle
 from groundling.errors import ConfigError, DataError
+from groundling.model.packer import Packer
 from groundling.system.runtime import nullcontext
 from groundling.text.chat.messages import Message
 
@@ -70,7 +71,7 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     assert [answer.pairs for answer in answers] == [[(0, NOTHING, 1.0)], [(NOTHING, 0, 1.0)]]
     model = reward.RewardModel(bundle.model)
     torch.nn.init.normal_(model.head_weight)
-    (batch,) = pair_batches(answers, 48, 8)
+    (batch,) = pair_batches(answers, Packer(48, 8))
     loss = RewardObjective(model, nullcontext)(*batch.arguments(1.0))
     exchanges = [answer.sequences[0] for answer in answers]
     packed, owners_BT = pack_replies(exchanges, 48)

@@ -36,7 +36,8 @@ from groundling.data.examples.conversations import Preference, read_preferences
 from groundling.data.examples.encoding import Counts, EncodedPair, encode_preference
 from groundling.data.examples.messages import Messages
 from groundling.errors import CheckpointError, DataError, require
-from groundling.model.packing import Exchange, groups_of_trees
+from groundling.model.packer import Packer
+from groundling.model.packing import Exchange
 from groundling.system import distributed
 from groundling.system.progress import Progress
 from groundling.text.chat.template import ChatTemplate
@@ -158,23 +159,23 @@ def dpo(config: DpoConfig) -> int:
             return 0
         bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
         assert bundle.chat is not None
-        max_length, n_rows = config.longest(bundle), config.micro_batch_rows
-        pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, max_length)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, packer.max_length)
         stage.say(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
         policy = Policy(bundle.model, bundle.n_ids, stage.picked.autocast)
         earlier = stage.look_back([base_at(config.path).sha256], pairs)
-        pairs = with_reference(policy, pairs, max_length, n_rows) if earlier is None else as_scored(pairs, earlier)
+        pairs = with_reference(policy, pairs, packer) if earlier is None else as_scored(pairs, earlier)
         train, measured = split(pairs, config.held_out)
         feed = ExampleFeed(
             len(train),
             config.batch_size,
-            lambda numbers: dpo_batches([train[i] for i in numbers], max_length, n_rows),
+            lambda numbers: dpo_batches([train[i] for i in numbers], packer),
             config.seed,
         )
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
-        measure = _DpoMetrics(policy, dpo_batches(measured, max_length, n_rows) if measured else [])
+        measure = _DpoMetrics(policy, dpo_batches(measured, packer) if measured else [])
         keep = {REFERENCE: torch.tensor([pair.reference for pair in pairs])}
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure, keep)
         if distributed.is_first():
@@ -222,14 +223,14 @@ def _read_pairs(config: DpoConfig, chat: ChatTemplate, tokenizer: Tokenizer, blo
     return pairs, counts.line()
 
 
-def with_reference(policy: Policy, pairs: Sequence[Pair], max_length: int, n_rows: int) -> list[Pair]:
+def with_reference(policy: Policy, pairs: Sequence[Pair], packer: Packer) -> list[Pair]:
     """The pairs with what the policy gives them now, before it learns.
 
     It is scored in the rows of its pair alone or in a crowd with the same result, so the first loss is ln 2.
     """
     done: list[Pair] = []
     with Progress("scoring the pairs before the first step", len(pairs)) as progress:
-        for batch in dpo_batches(pairs, max_length, n_rows):
+        for batch in dpo_batches(pairs, packer):
             totals = batch.scored.sums(policy.score(batch.scored)).tolist()
             for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True):
                 done.append(dataclasses.replace(pairs[len(done)], reference=(chosen, rejected)))
@@ -255,9 +256,9 @@ def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
     return [dataclasses.replace(pair, reference=tuple(values)) for pair, values in scored]
 
 
-def dpo_batches(pairs: Sequence[Pair], max_length: int, n_rows: int) -> list[DpoBatch]:
-    """Pairs of at most `max_length` ids a side in batches of about `n_rows` rows, in their order."""
-    groups = groups_of_trees([(pair.chosen, pair.rejected) for pair in pairs], max_length, n_rows)
+def dpo_batches(pairs: Sequence[Pair], packer: Packer) -> list[DpoBatch]:
+    """Pack pairs into micro-batches, in order."""
+    groups = packer.group_comparisons([(pair.chosen, pair.rejected) for pair in pairs])
     return [_batch([pairs[number] for number in group], width) for group, width in groups]
 
 

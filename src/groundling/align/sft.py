@@ -29,8 +29,8 @@ from groundling.data.examples.encoding import Encoded
 from groundling.errors import require
 from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, loss_sum
-from groundling.model.packed import Layout, logits_at
-from groundling.model.packing import alike, groups_of_rows, pack
+from groundling.model.packer import Packer
+from groundling.model.packing import Layout, logits_at, pack
 from groundling.model.uninitialized import blank_gpt
 from groundling.system import distributed
 from groundling.train.optim.optimizers import OptimConfig
@@ -112,38 +112,34 @@ def sft(config: SftConfig) -> int:
         base = base_at(config.path)
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
-        max_length = config.longest(bundle)
-        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, max_length)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, packer.max_length)
         for line in data.lines():
             stage.say(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
-        feed = conversation_feed(data.train, max_length, config)
+        feed = conversation_feed(data.train, packer, config)
         stage.look_back([base.sha256], data.train)
         objective = SftObjective(bundle.model, stage.picked.autocast)
-        measure = _SftMetrics(config, stage, bundle, data, objective)
+        measure = _SftMetrics(config, stage, bundle, sft_batches(data.val, packer), data, objective)
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if distributed.is_first():
             _save(config, base, bundle, figures)
         return stage.finish(ended, figures)
 
 
-def conversation_feed(examples: Sequence[Encoded], max_length: int, config: ExamplesConfig) -> ExampleFeed:
+def conversation_feed(examples: Sequence[Encoded], packer: Packer, config: ExamplesConfig) -> ExampleFeed:
     """Steps of packed conversations."""
 
     def make(numbers: list[int]) -> list[SftBatch]:
-        return sft_batches([examples[number] for number in numbers], max_length, config.micro_batch_rows)
+        return sft_batches([examples[number] for number in numbers], packer)
 
     return ExampleFeed(len(examples), config.batch_size, make, config.seed)
 
 
-def sft_batches(examples: Sequence[Encoded], max_length: int, n_rows: int) -> list[SftBatch]:
-    """Examples of at most `max_length` ids in batches of at most `n_rows` rows, as wide as these need."""
-    lengths = [len(example.ids) for example in examples]
-    return [
-        _batch([examples[numbers[i]] for i in group], width)
-        for numbers, width in alike(lengths, max_length)
-        for group in groups_of_rows([lengths[number] for number in numbers], width, n_rows)
-    ]
+def sft_batches(examples: Sequence[Encoded], packer: Packer) -> list[SftBatch]:
+    """Pack conversations into micro-batches, in order."""
+    groups = packer.group_sequences([len(example.ids) for example in examples])
+    return [_batch([examples[number] for number in group], width) for group, width in groups]
 
 
 def _batch(examples: Sequence[Encoded], width: int) -> SftBatch:
@@ -156,11 +152,17 @@ class _SftMetrics:
     """How well the assistant's words are expected, and how many replies end."""
 
     def __init__(
-        self, config: SftConfig, stage: Stage, bundle: Bundle, data: Conversations, objective: SftObjective
+        self,
+        config: SftConfig,
+        stage: Stage,
+        bundle: Bundle,
+        batches: Sequence[SftBatch],
+        data: Conversations,
+        objective: SftObjective,
     ) -> None:
         self._config, self._stage, self._bundle, self._objective = config, stage, bundle, objective
         block_size = bundle.config.block_size
-        self._batches = sft_batches(data.val, config.longest(bundle), config.micro_batch_rows)
+        self._batches = batches
         chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
         assert chat is not None
         asked = data.asked.val[: config.n_replies]

@@ -11,8 +11,8 @@ In reading order:
     dropout.py        dropout that a compiler can vectorise
     loss.py           losses as sums over targets
     cache.py          KV cache
-    packed.py         several sequences in one row
-    packing.py        which sequences share a row
+    packing.py        several sequences in one row
+    packer.py         which examples are packed into a micro-batch
     uninitialized.py  a GPT without weights
     inspect.py        attention maps, residual stream, logit lens
 """

@@ -32,6 +32,7 @@ from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, ConfigError, require
+from groundling.model.packer import Packer
 from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.hardware import environment
@@ -261,9 +262,9 @@ class _ReplyEvaluator:
         return scores_of(self.reward_model, exchanges_of(replies), nullcontext)
 
     def _kl(self, bundle: Bundle, replies: Sequence[Reply]) -> float:
-        block_size = self.sft.config.block_size
-        new = scored_by(self._policy(bundle), replies, block_size, 16)
-        old = scored_by(self.reference, replies, block_size, 16)
+        packer = Packer(self.sft.config.block_size, max_rows=16)
+        new = scored_by(self._policy(bundle), replies, packer)
+        old = scored_by(self.reference, replies, packer)
         return nats_a_reply(new, old)
 
     @staticmethod

@@ -40,8 +40,8 @@ from groundling.align.stage import ExamplesConfig, Stage, open_stage
 from groundling.bundle import load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.errors import DataError, require
-from groundling.model.packed import Layout
-from groundling.model.packing import groups_of_trees
+from groundling.model.packer import Packer
+from groundling.model.packing import Layout
 from groundling.system import distributed
 from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
@@ -159,8 +159,8 @@ def reward(config: RewardConfig) -> int:
             return 0
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
         assert bundle.chat is not None
-        max_length = config.longest(bundle)
-        answers, left_out = _read(config, bundle.chat, bundle.tokenizer, max_length)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        answers, left_out = _read(config, bundle.chat, bundle.tokenizer, packer.max_length)
         if not answers:
             raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")
         train, measured = split_by_prompt(answers, config.held_out)
@@ -169,7 +169,7 @@ def reward(config: RewardConfig) -> int:
         model = RewardModel(first_blocks(bundle.model, n_layer))
 
         def make(numbers: list[int]) -> list[PairBatch]:
-            return pair_batches([train[i] for i in numbers], max_length, config.micro_batch_rows)
+            return pair_batches([train[i] for i in numbers], packer)
 
         feed = ExampleFeed(len(train), config.batch_size, make, config.seed)
         stage.look_back([base_at(config.path).sha256], train)
@@ -206,9 +206,9 @@ def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked
     return split(answers, part)
 
 
-def pair_batches(answers: Sequence[Ranked], max_length: int, n_rows: int) -> list[PairBatch]:
-    """Answers in batches of about `n_rows` rows; those of one answer stay together."""
-    groups = groups_of_trees([answer.sequences for answer in answers], max_length, n_rows)
+def pair_batches(answers: Sequence[Ranked], packer: Packer) -> list[PairBatch]:
+    """Pack answers into micro-batches, in order; the candidates of one answer stay together."""
+    groups = packer.group_comparisons([answer.sequences for answer in answers])
     return [_pair_batch([answers[number] for number in group], width) for group, width in groups]
 
 

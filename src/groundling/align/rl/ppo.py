@@ -189,11 +189,11 @@ class _Ppo(PolicyTrainer[PpoConfig]):
                 values_BT: Tensor = self.values(there.idx_BT, there.layout)
             return values_BT.cpu()
 
-        return said_values(replies, self.max_length, self.config.micro_batch_rows, values_of)
+        return said_values(replies, self.packer, values_of)
 
     def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
         values = (self.guessed, self.came)
-        packed = packed_values(round_.replies, values, numbers, self.max_length, self.config.micro_batch_rows)
+        packed = packed_values(round_.replies, values, numbers, self.packer)
         batches = [ValueBatch(scored, *rows) for scored, rows in packed]
         self.update(self.value_objective, batches, self.value_optimizers, step)
 

@@ -23,6 +23,7 @@ from groundling.bundle.adapter import base_at
 from groundling.data.batches import MicroBatch
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import TrainingError
+from groundling.model.packer import Packer
 from groundling.system import distributed
 from groundling.system.signals import ASKED_TO_STOP
 from groundling.train.checkpoints.tensors import learned_tensors, restore_learned, with_prefix
@@ -50,7 +51,7 @@ class PolicyTrainer(ABC, Generic[C]):
     ) -> None:
         assert bundle.chat is not None
         self.config, self.stage, self.sampler, self.each = config, stage, sampler, each
-        self.max_length = config.longest(bundle)
+        self.packer = sampler.packer
         n_reply_ids, autocast = bundle.n_ids, stage.picked.autocast
         self.policy = Policy(bundle.model, n_reply_ids, autocast, config.temperature)
         frozen = copy.deepcopy(bundle.model).requires_grad_(False)
@@ -158,7 +159,7 @@ class PolicyTrainer(ABC, Generic[C]):
                 return False
             number, place = divmod(update, config.minibatches)
             parts = minibatches_of(len(round_.replies), config.minibatches, config.seed, self.step, number, self.each)
-            batches = policy_batches(round_, parts[place], self.max_length, config.micro_batch_rows)
+            batches = policy_batches(round_, parts[place], self.packer)
             self.update(self.objective, batches, self.optimizers, self.step)
             self.learn_besides(round_, parts[place], self.step)
             self.n_updates = update + 1
@@ -198,10 +199,11 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, RolloutSamp
         assert bundle.chat is not None
         rewards = make_rewards(config.reward, bundle, stage.picked)
         least = least_ids(bundle.chat, bundle.tokenizer)
-        room = prompt_room(config.longest(bundle), config.max_new_tokens, least)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        room = prompt_room(packer.max_length, config.max_new_tokens, least)
         asked = prompt_ids(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
         prompts = [list(ids) for ids in asked]
-        trainer = make(config, stage, bundle, RolloutSampler(config, bundle, prompts, rewards))
+        trainer = make(config, stage, bundle, RolloutSampler(config, bundle, prompts, rewards, packer))
         stage.look_back([base_at(config.path).sha256, *trainer.models()], prompts)
         stage.begin(trainer.resume())
         ended, figures = trainer.run()
