@@ -72,7 +72,7 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     model = reward.RewardModel(bundle.model)
     torch.nn.init.normal_(model.head_weight)
     (batch,) = pair_batches(answers, Packer(48, 8))
-    loss = RewardObjective(model, nullcontext)(*batch.arguments(1.0))
+    loss = RewardObjective(model, nullcontext)(batch)
     exchanges = [answer.sequences[0] for answer in answers]
     packed, owners_BT = pack_replies(exchanges, 48)
     scores_N = rewards_of(model(packed.idx_BT, packed.layout), owners_BT, 2)

@@ -61,8 +61,8 @@ def test_the_width_of_rows_changes_no_loss():
     losses = []
     for longest in (CONTEXT, 353, 400):
         batches = sft_batches(examples, Packer(longest, 4))
-        losses.append(sum(float(objective(*batch.arguments(1.0))) for batch in batches))
-    by_hand = sum(float(objective(*sft_batches([one], Packer(CONTEXT, 1))[0].arguments(1.0))) for one in examples)
+        losses.append(sum(float(objective(batch)) for batch in batches))
+    by_hand = sum(float(objective(sft_batches([one], Packer(CONTEXT, 1))[0])) for one in examples)
     assert losses == pytest.approx([by_hand] * 3, rel=1e-12)
 
 

@@ -18,7 +18,14 @@ from groundling.align.reward.model import RewardModel, pack_replies, rewards_of,
 from groundling.align.reward.train import bradley_terry
 from groundling.align.rl.grpo import group_advantages
 from groundling.align.rl.objective import ClippedObjective
-from groundling.align.rl.ppo import KlControl, ValueObjective, explained_variance, generalized_advantages, priced
+from groundling.align.rl.ppo import (
+    KlControl,
+    ValueBatch,
+    ValueObjective,
+    explained_variance,
+    generalized_advantages,
+    priced,
+)
 from groundling.align.rl.rollout import policy_batches, rewards_of_different, scored_by, whitened
 from groundling.align.rl.rounds import Round
 from groundling.align.sft import SftObjective, sft_batches
@@ -85,7 +92,7 @@ def test_fine_tuning_learns_what_the_assistant_said_and_nothing_else(gpt: GPT) -
     examples = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in sequences(9)]
     objective = SftObjective(gpt, plainly)
     batches = sft_batches(examples, Packer(T, 2))
-    together = sum(objective(*batch.arguments(1.0)).item() for batch in batches)
+    together = sum(objective(batch).item() for batch in batches)
     alone = 0.0
     for example in examples:
         logprobs_TV = gpt(torch.tensor([example.ids]))[0].log_softmax(-1)
@@ -158,7 +165,7 @@ def test_the_first_ratio_is_one(gpt: GPT, n_rows: int) -> None:
     round_ = Round(replies, [0.0] * 10, old, old, [torch.ones(len(r.said)) for r in replies])
     objective = ClippedObjective(policy, 0.2)
     for batch in policy_batches(round_, range(10), Packer(T, n_rows)):
-        loss = objective(*batch.arguments(1.0))
+        loss = objective(batch)
         assert loss.item() == pytest.approx(-batch.n_targets, abs=1e-5)  # the advantages are 1
     assert objective.pop_metrics()["first_ratio_off"] < 1e-6
     assert round_.kl() == 0
@@ -174,7 +181,7 @@ def test_beyond_the_clip_there_is_nothing_to_gain(gpt: GPT) -> None:
         round_ = Round([reply], [0.0], old, old, [torch.full((3,), advantage)])
         (batch,) = policy_batches(round_, [0], Packer(T, 4))
         gpt.zero_grad()
-        ClippedObjective(policy, 0.2)(*batch.arguments(1.0)).backward()
+        ClippedObjective(policy, 0.2)(batch).backward()
         length = sum(float(p.grad.abs().sum()) for p in gpt.parameters() if p.grad is not None)
         assert (length > 0) == moves
 
@@ -186,10 +193,10 @@ def test_where_policy_and_reference_are_one_the_loss_is_ln_2(gpt: GPT) -> None:
     known = with_reference(policy, pairs, Packer(T, 3))
     for smoothing in (0.0, 0.2):
         objective = DpoObjective(policy, "sigmoid", 0.1, smoothing)
-        losses = [objective(*batch.arguments(1.0)) for batch in dpo_batches(known, Packer(T, 2))]
+        losses = [objective(batch) for batch in dpo_batches(known, Packer(T, 2))]
         assert sum(losses).item() == pytest.approx(len(pairs) * math.log(2), rel=1e-5)
     ipo = DpoObjective(policy, "ipo", 0.1, 0.0)
-    losses = [ipo(*batch.arguments(1.0)) for batch in dpo_batches(known, Packer(T, 2))]
+    losses = [ipo(batch) for batch in dpo_batches(known, Packer(T, 2))]
     assert sum(losses).item() == pytest.approx(len(pairs) * 25, rel=1e-3)
 
 
@@ -266,14 +273,14 @@ def test_a_guess_is_pulled_no_further_than_the_clip(gpt: GPT) -> None:
 
     def loss(old: float, came: float) -> float:
         rows = [scored.spread_said([torch.full((2,), value)]) for value in (old, came)]
-        return ValueObjective(model, 0.2, plainly)(scored, *rows).item() / 2
+        return ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).item() / 2
 
     assert loss(0.0, 1.0) == pytest.approx(0.5 * 1.0)  # unmoved: both squares are 1
     assert loss(1.0, 0.5) == pytest.approx(0.5 * 0.25)  # moved from 1 to 0: near is 0.8, squares 0.25 and 0.09
     assert loss(1.0, 0.0) == pytest.approx(0.5 * 0.64)  # all is right, but the clip allows 0.8 only
     model.head_bias.grad = None
     rows = [scored.spread_said([torch.full((2,), value)]) for value in (1.0, 0.0)]
-    ValueObjective(model, 0.2, plainly)(scored, *rows).backward()
+    ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).backward()
     assert float(model.head_bias.grad.abs()) == 0
 
 
@@ -292,7 +299,7 @@ def test_the_kl_of_grpo_is_the_positive_estimate(gpt: GPT) -> None:
     gaps = torch.tensor([0.3, -0.7, 0.0])
     round_ = Round([reply], [0.0], now, [now[0] + gaps], [torch.zeros(3)])
     (batch,) = policy_batches(round_, [0], Packer(T, 4))
-    loss = ClippedObjective(policy, 0.2, kl_coef=0.5)(*batch.arguments(1.0))
+    loss = ClippedObjective(policy, 0.2, kl_coef=0.5)(batch)
     assert loss.item() == pytest.approx(0.5 * sum(math.exp(g) - g - 1 for g in gaps.tolist()), rel=1e-5)
     assert loss.item() > 0
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,10 +114,6 @@ class DpoBatch:
         scored = self.scored.to(device)
         return DpoBatch(scored, self.reference_N.to(device), self.lengths_N.to(device), self.n_targets)
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        return self.scored, self.reference_N, self.lengths_N
-
 
 class DpoObjective(nn.Module):
     """The loss of pairs, summed."""
@@ -126,12 +122,13 @@ class DpoObjective(nn.Module):
         super().__init__()
         self.policy, self.kind, self.beta, self.label_smoothing = policy, kind, beta, label_smoothing
 
-    def forward(self, scored: Scored, reference_N: Tensor, lengths_N: Tensor) -> Tensor:
+    def forward(self, batch: DpoBatch) -> Tensor:
         """The loss of a batch."""
+        scored = batch.scored
         logprobs_N = scored.sums(self.policy(scored.idx_BT, scored.layout, scored.targets_BT))
-        gains_N = logprobs_N - reference_N
+        gains_N = logprobs_N - batch.reference_N
         if self.kind == "ipo":
-            gains_N = gains_N / lengths_N
+            gains_N = gains_N / batch.lengths_N
         return dpo_loss(gains_N[0::2] - gains_N[1::2], self.kind, self.beta, self.label_smoothing).sum()
 
 

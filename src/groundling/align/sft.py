@@ -74,10 +74,6 @@ class SftBatch:
         tensors = (self.idx_BT.to(device), self.layout.to(device), self.targets_BT.to(device))
         return SftBatch(*tensors, self.n_targets)
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        return self.idx_BT, self.layout, self.targets_BT
-
 
 class SftObjective(nn.Module):
     """Cross-entropy in nats, summed over what the assistant said."""
@@ -86,12 +82,12 @@ class SftObjective(nn.Module):
         super().__init__()
         self.model, self.autocast = model, autocast
 
-    def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:
+    def forward(self, batch: SftBatch) -> Tensor:
         """The loss of a batch."""
-        said_BT = targets_BT != IGNORE
+        said_BT = batch.targets_BT != IGNORE
         with self.autocast():
-            logits_NV = logits_at(self.model, idx_BT, layout, said_BT)
-        return loss_sum(logits_NV, targets_BT[said_BT])
+            logits_NV = logits_at(self.model, batch.idx_BT, batch.layout, said_BT)
+        return loss_sum(logits_NV, batch.targets_BT[said_BT])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -173,7 +169,7 @@ class _SftMetrics:
         device = self._stage.picked.device
         figures = {}
         if self._batches:
-            nats = sum(float(self._objective(*batch.to(device).arguments(1.0))) for batch in self._batches)
+            nats = sum(float(self._objective(batch.to(device))) for batch in self._batches)
             figures["val_loss"] = nats / max(1, sum(batch.n_targets for batch in self._batches))
         if self._prompts:
             chat = self._bundle.chat

@@ -106,11 +106,6 @@ class PairBatch:
         pairs = (self.pairs_P2.to(device), self.wins_P.to(device), self.weights_P.to(device))
         return PairBatch(*rows, self.n_replies, *pairs, self.n_targets)
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        where = (self.idx_BT, self.layout, self.owners_BT, self.n_replies)
-        return (*where, self.pairs_P2, self.wins_P, self.weights_P)
-
 
 class RewardObjective(nn.Module):
     """Bradley-Terry's loss in nats, summed over answers; of an answer's pairs it is the mean."""
@@ -119,22 +114,13 @@ class RewardObjective(nn.Module):
         super().__init__()
         self.model, self.autocast = model, autocast
 
-    def forward(
-        self,
-        idx_BT: Tensor,
-        layout: Layout,
-        owners_BT: Tensor,
-        n_replies: int,
-        pairs_P2: Tensor,
-        wins_P: Tensor,
-        weights_P: Tensor,
-    ) -> Tensor:
+    def forward(self, batch: PairBatch) -> Tensor:
         """The loss of a batch."""
         with self.autocast():
-            scores_BT = self.model(idx_BT, layout)
-        # One place more, for what a labelled reply is compared with.
-        scores_N = F.pad(rewards_of(scores_BT, owners_BT, n_replies), (0, 1))
-        return (weights_P * bradley_terry(scores_N, pairs_P2, wins_P)).sum()
+            scores_BT = self.model(batch.idx_BT, batch.layout)
+        # The last score, 0, is what a labelled reply is compared with.
+        scores_N = F.pad(rewards_of(scores_BT, batch.owners_BT, batch.n_replies), (0, 1))
+        return (batch.weights_P * bradley_terry(scores_N, batch.pairs_P2, batch.wins_P)).sum()
 
 
 def bradley_terry(scores_N: Tensor, pairs_P2: Tensor, wins_P: Tensor) -> Tensor:

@@ -66,22 +66,6 @@ class PpoConfig(RolloutConfig):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
 
 
-class ValueObjective(nn.Module):
-    """Half the squared error of the guesses, clipped like the policy (arXiv:1707.06347), summed over what was said."""
-
-    def __init__(self, model: RewardModel, clip: float, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        super().__init__()
-        self.model, self.clip, self.autocast = model, clip, autocast
-
-    def forward(self, scored: Scored, old_BT: Tensor, returns_BT: Tensor) -> Tensor:
-        """The loss of a batch."""
-        with self.autocast():
-            values_BT = self.model(scored.idx_BT, scored.layout)
-        near_BT = old_BT + (values_BT - old_BT).clamp(-self.clip, self.clip)
-        loss_BT = torch.maximum((values_BT - returns_BT).square(), (near_BT - returns_BT).square())
-        return 0.5 * (loss_BT * (scored.targets_BT != IGNORE)).sum()
-
-
 @dataclass(frozen=True)
 class ValueBatch:
     """Packed replies with what was guessed and what came."""
@@ -99,9 +83,22 @@ class ValueBatch:
         """The same on another device."""
         return ValueBatch(self.scored.to(device), self.old_BT.to(device), self.returns_BT.to(device))
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        return self.scored, self.old_BT, self.returns_BT
+
+class ValueObjective(nn.Module):
+    """Half the squared error of the guesses, clipped like the policy (arXiv:1707.06347), summed over what was said."""
+
+    def __init__(self, model: RewardModel, clip: float, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.model, self.clip, self.autocast = model, clip, autocast
+
+    def forward(self, batch: ValueBatch) -> Tensor:
+        """The loss of a batch."""
+        scored, old_BT, returns_BT = batch.scored, batch.old_BT, batch.returns_BT
+        with self.autocast():
+            values_BT = self.model(scored.idx_BT, scored.layout)
+        near_BT = old_BT + (values_BT - old_BT).clamp(-self.clip, self.clip)
+        loss_BT = torch.maximum((values_BT - returns_BT).square(), (near_BT - returns_BT).square())
+        return 0.5 * (loss_BT * (scored.targets_BT != IGNORE)).sum()
 
 
 def priced(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -> Tensor:
