@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -36,12 +37,14 @@ from groundling.export.gguf import export_gguf
 from groundling.export.hf import export_hf
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.sample.generate import prompt_ids
+from groundling.sample.generate import encode_prompt
 from groundling.system import hardware
-from groundling.system.logs import say
+from groundling.system.logs import console_logging
 from groundling.text.char import CharTokenizer
 from groundling.text.gpt2 import GPT2Tokenizer
 from groundling.text.tokenizer import Tokenizer
+
+log = logging.getLogger("groundling.benchmarks")
 
 HERE = Path(__file__).parent
 N_CHARACTERS = 65
@@ -180,7 +183,7 @@ def race(
         }
         for number in range(options.rounds):
             for job in jobs:
-                say(f"round {number + 1} of {options.rounds}: {job.batch} x {job.prompt} + {job.new} tokens")
+                log.info(f"round {number + 1} of {options.rounds}: {job.batch} x {job.prompt} + {job.new} tokens")
                 for worker in workers if number % 2 == 0 else reversed(workers):
                     turn(worker, job, number, options.budget, records[worker.name, job])
     return [decode_report.conclude(record) for record in records.values()]
@@ -215,7 +218,7 @@ def those_who_can(started: Sequence[tuple[Contestant, Worker]], ids: Sequence[in
         except EndedError as ended:
             if each.whose == "Groundling":
                 raise
-            say(f"{ended}; it is left out")
+            log.info(f"{ended}; it is left out")
             continue
         first = first or scores
         alike = float(np.corrcoef(first, scores)[0, 1])
@@ -237,7 +240,7 @@ def measure(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         config, tokenizer = SIZES[size].config(block_size), SIZES[size].tokenizer()
         torch.manual_seed(1337)
         bundle = Bundle(config, GPT(config).eval(), tokenizer)
-        say(f"{size}: {bundle.model.n_parameters():,} parameters, block_size {block_size}")
+        log.info(f"{size}: {bundle.model.n_parameters():,} parameters, block_size {block_size}")
         with tempfile.TemporaryDirectory() as folder:
             contestants = list(line_up(bundle, Path(folder), options))
             these = [job for job in jobs if job.block_size() == block_size]
@@ -248,7 +251,7 @@ def measure(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def guess_ahead(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A trained model, with guessing and without."""
-    ids = tuple(prompt_ids(load_bundle(options.bundle).tokenizer, options.prompt))
+    ids = tuple(encode_prompt(load_bundle(options.bundle).tokenizer, options.prompt))
     entrants = [ours(options.bundle, options.threads, "float32")]
     entrants.append(ours(options.bundle, options.threads, "guesses 4 from the text", speculate=4))
     if options.draft:
@@ -347,4 +350,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with console_logging():
+        raise SystemExit(main())

@@ -8,6 +8,7 @@ the machine with the servers, as they are.
 import argparse
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -35,7 +36,9 @@ from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.export.gguf import export_gguf
 from groundling.model.gpt import GPT
 from groundling.system import hardware
-from groundling.system.logs import say
+from groundling.system.logs import console_logging
+
+log = logging.getLogger("groundling.benchmarks")
 
 STREAMS = 16
 PROMPT = "5;ABCDEFGH"
@@ -202,7 +205,7 @@ def measure_speed(targets: list[Target], options: argparse.Namespace) -> dict[st
     for round_ in range(options.rounds):
         for target in targets if round_ % 2 == 0 else reversed(targets):
             for n_streams in (1, STREAMS):
-                say(f"round {round_ + 1} of {options.rounds}: {target.name}, {n_streams} streams")
+                log.info(f"round {round_ + 1} of {options.rounds}: {target.name}, {n_streams} streams")
                 rate = asyncio.run(speed(target, n_streams, options.new, round_))
                 found[target.name][str(n_streams)].append(rate)
     return found
@@ -210,7 +213,7 @@ def measure_speed(targets: list[Target], options: argparse.Namespace) -> dict[st
 
 def measure_load(target: Target, options: argparse.Namespace) -> dict[str, Any]:
     """Many clients for a while."""
-    say(f"{options.clients} clients for {options.seconds:g} s")
+    log.info(f"{options.clients} clients for {options.seconds:g} s")
 
     async def both() -> tuple[list[Answer], list[float]]:
         return await asyncio.gather(load(target, options.clients, options.seconds), watch(target.pid, options.seconds))
@@ -306,4 +309,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with console_logging():
+        sys.exit(main())

@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -36,12 +37,14 @@ from groundling.data.batches import Batch, Batches
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.system import hardware, runtime
-from groundling.system.logs import say
+from groundling.system.logs import console_logging
 from groundling.system.memory import peak_memory_bytes
 from groundling.system.runtime import RuntimeConfig, make_deterministic
 from groundling.train.compiled import compile_objective
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.step import Objective, train_step
+
+log = logging.getLogger("groundling.benchmarks")
 
 CPU = torch.device("cpu")
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
@@ -119,14 +122,14 @@ Step = Callable[[Sequence[Batch]], float]
 """Makes one update and returns its loss."""
 
 
-def our_step(contestant: Contestant, note: Callable[[str], None]) -> tuple[int, Step]:
+def our_step(contestant: Contestant) -> tuple[int, Step]:
     """Our model and step as `groundling pretrain` makes them: the number of parameters, and the step."""
     compiling = "on" if contestant.compiled else "off"
     picked = runtime.pick(RuntimeConfig(device="cpu", dtype=contestant.dtype, compile=compiling))  # type: ignore[arg-type]
     make_deterministic(picked.device)
     model = GPT(contestant.recipe.gpt_config()).train()
     objective = Objective(model, autocast=picked.autocast)
-    compile_objective(objective, picked, note)
+    compile_objective(objective, picked)
     config = OptimConfig(kind="adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1)
     optimizers = Optimizers(model, config, picked.compute_dtype)
     return model.n_parameters(), lambda batches: train_step(objective, batches, optimizers, max_norm=1.0).loss
@@ -168,10 +171,22 @@ def import_file(path: Path) -> Any:
     return module
 
 
+class Notes(logging.Handler):
+    """Keeps what is logged: that compilation failed, for example."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__()
+        self._notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._notes.append(record.getMessage())
+
+
 def work(contestant: Contestant) -> None:
     """The life of a contestant's process: a step or a matrix-product peak for each line read, each answered by JSON."""
     answers, recipe = sys.stdout, contestant.recipe
     notes: list[str] = []
+    logging.getLogger("groundling").addHandler(Notes(notes))
 
     def answer(**values: object) -> None:
         print(json.dumps(values), file=answers, flush=True)
@@ -186,7 +201,7 @@ def work(contestant: Contestant) -> None:
     with redirect_stdout(sys.stderr):
         torch.manual_seed(1337)
         ours = contestant.whose == OURS
-        parameters, step = our_step(contestant, notes.append) if ours else nanogpt_step(contestant)
+        parameters, step = our_step(contestant) if ours else nanogpt_step(contestant)
         tokens = np.random.Generator(np.random.Philox(1337)).integers(0, recipe.vocab_size, 2**18).astype(np.uint16)
         source = Batches(
             tokens,
@@ -222,7 +237,7 @@ class Worker:
         self.peaks: list[float] = []
 
     def __enter__(self) -> "Worker":
-        say(f"{self.contestant.name}: the first step ...")
+        log.info(f"{self.contestant.name}: the first step ...")
         environ = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self._compiled)}
         limit_openmp_spinning(environ)  # on both sides as the command `groundling` does it
         argv = [sys.executable, __file__, "--work", json.dumps(dataclasses.asdict(self.contestant))]
@@ -308,7 +323,7 @@ def race(contestants: Sequence[Contestant], rounds: int) -> list[dict[str, Any]]
         if len(sizes) > 1:
             raise SystemExit(f"not the same model: {sorted(sizes)} parameters; is --nanogpt a checkout of nanoGPT?")
         for number in range(rounds):
-            say(f"round {number + 1} of {rounds}")
+            log.info(f"round {number + 1} of {rounds}")
             for worker in workers if number % 2 == 0 else reversed(workers):
                 worker.warm_up()
                 worker.step()
@@ -477,4 +492,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with console_logging():
+        raise SystemExit(main())

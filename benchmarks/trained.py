@@ -1,5 +1,6 @@
 """What decode_speed.py measures of a trained model alone: the loss of each precision, and the cold start."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from groundling.bundle import load_bundle
 from groundling.data.corpus import DataConfig, prepare
 from groundling.evals.loss import whole_split_loss
 from groundling.sample.quantize import Weights, with_rounded_weights
-from groundling.system.logs import say
+
+log = logging.getLogger("groundling.benchmarks")
 
 NEW = 500
 """Tokens, where guessing is measured; as `groundling sample` does by itself."""
@@ -30,14 +32,14 @@ def losses(path: Path, text: str | None) -> dict[str, float]:
     corpus = prepare(DataConfig(path=text), block_size, bundle.tokenizer)
     found = {}
     for weights in get_args(Weights):
-        say(f"the validation loss in {weights}")
+        log.info(f"the validation loss in {weights}")
         found[weights] = whole_split_loss(with_rounded_weights(bundle.model, weights), corpus.val.ids, block_size)
     return found
 
 
 def cold_starts(bundle: Path, prompt: str) -> list[float]:
     """Seconds from starting `groundling sample` until the first text after the prompt is there."""
-    say("cold starts")
+    log.info("cold starts")
     return [_cold_start(bundle, prompt) for _ in range(COLD_STARTS)]
 
 

@@ -1,5 +1,6 @@
 """What all tests share: one thread (the tests themselves run side by side), and no colours in what is read back."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 from groundling.data.corpus import DataConfig
 from groundling.model.config import GPTConfig
+from groundling.system.logs import console_logging, show_decoder
 from groundling.system.runtime import RuntimeConfig
 from groundling.train.pretrain import pretrain
 from groundling.train.settings import PretrainConfig
@@ -28,8 +30,8 @@ settings.load_profile("all")
 
 
 TESTS = Path(__file__).parent
-TAKES_SECONDS = {"models", "house", "classifier"}
-"""The fixtures of all who start a server, or train for it."""
+SLOW_FIXTURES = {"models", "house", "classifier"}
+"""Each starts a server, or trains a model for one."""
 LONG_TO_IMPORT = (
     "serve/browser",
     "export/test_chat_export.py",
@@ -55,10 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what needs a server out of `make check`."""
+    """Refuse a test that needs a server and is not marked slow: `make check` would run it."""
     for item in items:
-        if TAKES_SECONDS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.slow)
+        needs = SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if needs and item.get_closest_marker("slow") is None:
+            raise pytest.UsageError(f"{item.nodeid} uses {', '.join(sorted(needs))}; mark it with pytest.mark.slow")
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +69,31 @@ def _forget_determinism():
     """A run switches deterministic algorithms on for its process; the next test starts without."""
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _notes_on_stderr():
+    """Log as the command does, also where a test calls the module of a verb."""
+    with console_logging():
+        yield
+
+
+class _Notes(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def notes(_notes_on_stderr) -> list[str]:
+    """What is logged in the test, by the decoder too."""
+    show_decoder()
+    handler = _Notes()
+    logging.getLogger("groundling").addHandler(handler)
+    return handler.lines
 
 
 @pytest.fixture(scope="session")

@@ -214,6 +214,7 @@ OF_A_TOKEN = re.compile(r"(top_logprobs\[\])\.(?!bytes|logprob|token).*: number"
 """Keys that a model chose."""
 
 
+@pytest.mark.slow
 def test_answers_of_the_server(
     kept: Callable[[str, str], None], models: dict[str, Path], finished_run: Path, tmp_path: Path
 ) -> None:

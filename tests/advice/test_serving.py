@@ -73,6 +73,7 @@ REQUESTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", REQUESTS)
 @follows(*REQUESTS)
 def test_a_request_that_is_refused_is_granted_as_advised(house, template):
@@ -83,6 +84,7 @@ def test_a_request_that_is_refused_is_granted_as_advised(house, template):
     assert posted(house, path, right)[0] == 200
 
 
+@pytest.mark.slow
 @follows("{} was never taught to answer; use /v1/completions, or a model that chats")
 def test_a_chat_with_a_model_that_does_not_chat(house, advised):
     status, said = posted(house, "/v1/chat/completions", {**CHAT, "model": "base"})
@@ -92,6 +94,7 @@ def test_a_chat_with_a_model_that_does_not_chat(house, advised):
     advised.done(posted(house, "/v1/chat/completions", CHAT)[0] == 200)
 
 
+@pytest.mark.slow
 @follows("Content-Type {}; send application/json")
 def test_a_body_of_another_kind(house, advised):
     answer = house.client.post("/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
@@ -122,6 +125,7 @@ BODIES = {
 FOLLOWED.update(BODIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", BODIES)
 def test_a_body_that_cannot_be_read_is_sent_as_advised(house, template):
     (wrong, headers), others = BODIES[template]
@@ -132,6 +136,7 @@ def test_a_body_that_cannot_be_read_is_sent_as_advised(house, template):
         assert house.client.post("/v1/completions", content=right, headers=how).status_code == 200
 
 
+@pytest.mark.slow
 @follows("{} is missing; give it in the address: ?{}=...")
 def test_a_parameter_of_the_address(house, advised):
     words = {"prompt": "Who?"}
@@ -141,6 +146,7 @@ def test_a_parameter_of_the_address(house, advised):
     advised.done(house.client.get(f"{RANKINGS}/next", params={name: "ann", **words}).status_code == 200)
 
 
+@pytest.mark.slow
 @follows("there is not enough memory to score a prompt of {} tokens; shorten it, or leave out echo")
 def test_a_prompt_that_is_too_long_to_score(house, advised, monkeypatch):
     engine = house.server.models.get("base").engine
@@ -154,6 +160,7 @@ def test_a_prompt_that_is_too_long_to_score(house, advised, monkeypatch):
     advised.done(posted(house, "/v1/completions", {**COMPLETION, "prompt": "Who " * 12})[0] == 200)
 
 
+@pytest.mark.slow
 @follows("there is no run {}; ask /v1/groundling/runs for their names")
 def test_a_run_that_is_not_there(house, advised):
     answer = house.client.get("/v1/groundling/runs/nothing/metrics")
@@ -161,6 +168,7 @@ def test_a_run_that_is_not_there(house, advised):
     advised.done(house.client.get("/v1/groundling/runs").status_code == 200)
 
 
+@pytest.mark.slow
 @follows(
     "{}; send one as Authorization: Bearer KEY",
     "this server is not called {}; allow the name with --allowed-hosts",
@@ -213,6 +221,7 @@ def test_names_of_models(advised, tmp_path):
     advised.done(named_paths([f"other={two}"]) == {"other": two})
 
 
+@pytest.mark.slow
 @follows("there are no prompts ({}); type one, or give --prompts")
 def test_prompts_to_rank(house, advised, monkeypatch, tmp_path, models):
     from groundling.errors import DataError
@@ -231,6 +240,7 @@ def test_prompts_to_rank(house, advised, monkeypatch, tmp_path, models):
         advised.done(told.client.get(f"{RANKINGS}/next", params={"rater": "ann"}).status_code == 200)
 
 
+@pytest.mark.slow
 @follows("{} heads over {} tokens are more than a page can show; shorten the text")
 def test_a_text_too_long_to_look_through(advised, monkeypatch, house):
     from groundling.serve import xray

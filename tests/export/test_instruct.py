@@ -22,7 +22,7 @@ from instructkit import (
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from groundling.align.replies import Speaker
+from groundling.align.replies import ReplySampler
 from groundling.align.reward.functions import from_function
 from groundling.bundle import load_bundle
 from groundling.cli import main
@@ -479,7 +479,7 @@ def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
 @pytest.mark.parametrize("kind", ["smol", "qwen"])
 def test_replies_that_are_drawn_end_and_are_judged_by_their_words(folders, kind):
     bundle, seen = load_bundle(folders / f"{kind}-bundle"), []
-    speaker = Speaker(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=30)
+    speaker = ReplySampler(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=30)
     asked = bundle.chat.prompt(messages_of(None, ["before", "so", "a\nb"]), bundle.tokenizer)
     ((reply,),) = speaker.reply([asked], seed=1)
     assert (reply.ended, reply.said[-1], reply.text) == (True, bundle.chat.end, "Yes")

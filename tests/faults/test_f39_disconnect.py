@@ -15,6 +15,8 @@ from groundling.serve.decode.stream import SampleRequest
 from groundling.serve.decode.worker import Load, Worker
 from servekit import Served, wait_until
 
+pytestmark = pytest.mark.slow
+
 LONG = {"model": "base", "prompt": "Who", "max_tokens": 90_000}
 
 

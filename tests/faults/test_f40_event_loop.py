@@ -4,7 +4,11 @@ import json
 import statistics
 import time
 
+import pytest
+
 from servekit import Served, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def test_health_is_told_at_once_under_full_load(server: Served) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from servekit import serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_every_request_is_accounted_for(models) -> None:

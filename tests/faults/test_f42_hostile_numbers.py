@@ -4,6 +4,8 @@ import pytest
 
 from servekit import Served
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = {
     "max_tokens": ["1000000000", "-1", "1e9", "true", "1.5", "NaN", '"5"', "1" + "0" * 5000],
     "n": ["1000000", "0", "-1", "true"],

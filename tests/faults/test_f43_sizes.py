@@ -9,6 +9,8 @@ import pytest
 
 from servekit import TALK, Served
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 
 

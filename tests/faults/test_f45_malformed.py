@@ -27,6 +27,7 @@ BODIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", BODIES, ids=str)
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_a_body_that_is_no_request(server: Served, path: str, body: bytes) -> None:
@@ -36,6 +37,7 @@ def test_a_body_that_is_no_request(server: Served, path: str, body: bytes) -> No
     assert "Traceback" not in answer["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 def test_another_kind_of_body(server: Served, kind: str) -> None:
     body = b'{"model": "base", "prompt": "a"}'
@@ -43,6 +45,7 @@ def test_another_kind_of_body(server: Served, kind: str) -> None:
     assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/completions", 405), ("GET", "/nothing", 404)])
 def test_another_way(server: Served, method: str, path: str, status: int) -> None:
     found, answer, _ = server.ask(method, path)
@@ -50,6 +53,7 @@ def test_another_way(server: Served, method: str, path: str, status: int) -> Non
     assert answer["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.slow
 def test_what_is_told_and_logged_of_a_request_is_short(server: Served) -> None:
     method = "A" * 5000
     status, answer, headers = server.ask(method, "/" + "b" * 5000)

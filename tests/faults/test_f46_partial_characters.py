@@ -7,6 +7,8 @@ import pytest
 from groundling.bundle import load_bundle
 from servekit import Served, events
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3], ids=lambda n: f"{n} bytes too few")
 def test_an_emoji_of_byte_tokens(server: Served, models, cut: int) -> None:

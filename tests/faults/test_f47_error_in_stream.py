@@ -12,6 +12,8 @@ from groundling.serve.state import ServerState, State
 from groundling.system.logs import EventLog
 from servekit import events
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def server_of(models, tmp_path, **how):

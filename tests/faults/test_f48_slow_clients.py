@@ -112,6 +112,7 @@ def test_who_reads_slowly_gets_all_of_it(impatient: Served) -> None:
     assert json.loads(body)["usage"]["completion_tokens"] == 8000
 
 
+@pytest.mark.slow
 def test_half_open_connections_hinder_nobody_and_end(impatient: Served) -> None:
     starts = [b"", b"POST", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"GET /health HTTP/1.1\r\n"]
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -126,6 +127,7 @@ def test_half_open_connections_hinder_nobody_and_end(impatient: Served) -> None:
     wait_until(lambda: all(_is_closed(sock) for sock in socks))
 
 
+@pytest.mark.slow
 def test_a_head_that_trickles_in_is_not_waited_for(impatient: Served) -> None:
     sock = socket.create_connection(("127.0.0.1", impatient.port))
     begun = time.monotonic()
@@ -176,6 +178,7 @@ def test_a_connection_has_a_deadline_in_every_state(impatient: Served, state: st
     assert impatient.ask("GET", "/health")[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "status", "said"),
     [
@@ -223,6 +226,7 @@ def test_what_is_no_http_is_told_so_in_json(impatient: Served, sent: bytes, stat
     assert b"\r\nconnection: close" in head.lower()
 
 
+@pytest.mark.slow
 def test_an_answer_is_not_lost_where_more_was_sent_than_is_read(impatient: Served) -> None:
     """What a connection leaves unread when it is closed makes the kernel reset it, and the client lose the answer."""
     foreign = b"POST / HTTP/1.1\r\nHost: localhost\r\nOrigin: http://elsewhere\r\nContent-Length: 3000000\r\n\r\n"

@@ -9,6 +9,8 @@ import pytest
 
 from servekit import Served, events, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 LONG = {"model": "base", "prompt": "a", "max_tokens": 4000, "seed": 1}
 
 

@@ -39,6 +39,7 @@ def every_route(models, tmp_path):
     return found
 
 
+@pytest.mark.slow
 def test_each_route_needs_a_key(guarded: Served, models, tmp_path) -> None:
     routes = every_route(models, tmp_path)
     assert len(routes) > len(OPEN)
@@ -64,6 +65,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_body_is_read_after_the_key(guarded: Served, what: str) -> None:
     """Without one, the answer comes at once and all of it, and then the connection is closed."""
@@ -80,11 +82,13 @@ def test_a_body_is_read_after_the_key(guarded: Served, what: str) -> None:
     assert json.loads(text)["error"]["code"] == ("invalid_api_key" if method != b"GET" else "method_not_allowed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(OPEN - {"/static/{name}"}))
 def test_what_is_open_holds_nothing_of_anybody(guarded: Served, path: str) -> None:
     assert guarded.ask("GET", path)[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("header", "status"),
     [
@@ -104,6 +108,7 @@ def test_only_a_whole_key_opens(guarded: Served, header: str, status: int) -> No
     assert guarded.ask("GET", "/v1/models", headers={"Authorization": header})[0] == status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["//v1/models", "/v1//models", "/V1/models", "/v1/models/", "/v1/../v1/models", "/%76%31/models"]
 )
@@ -112,6 +117,7 @@ def test_no_spelling_goes_around_it(guarded: Served, path: str, method: str) -> 
     assert guarded.ask(method, path)[0] in (401, 404, 405)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "", "[::2]", "127.0.0.1@evil"]
 )
@@ -125,6 +131,7 @@ def test_a_name_that_is_not_ours_is_refused(server: Served, host: str) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
 def test_others_are_let_in_by_a_key_only(models, host: str, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("GROUNDLING_API_KEY", raising=False)

@@ -4,6 +4,8 @@ import pytest
 
 from servekit import Served, serving
 
+pytestmark = pytest.mark.slow
+
 BODY = {"model": "base", "prompt": "a", "max_tokens": 1}
 
 

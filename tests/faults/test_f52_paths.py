@@ -4,6 +4,8 @@ import pytest
 
 from servekit import Served
 
+pytestmark = pytest.mark.slow
+
 PATHS = [
     "/static/..%2f..%2fcli.py",
     "/static/../../cli.py",

@@ -17,6 +17,7 @@ FORBIDDEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_may_run_only_its_own_files(server: Served, page: str) -> None:
     status, body, headers = server.ask("GET", page)
@@ -44,6 +45,7 @@ def test_no_file_makes_code_of_text(name: str) -> None:
         assert not re.search(pattern, text), pattern
 
 
+@pytest.mark.slow
 def test_answers_are_never_pages(server: Served) -> None:
     body = {"model": "base", "prompt": "<img src=x onerror=alert(1)>", "echo": True, "max_tokens": 1}
     _, answer, headers = server.ask("POST", "/v1/completions", body)

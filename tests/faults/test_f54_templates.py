@@ -3,10 +3,13 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 import groundling
 from servekit import TALK, serving
 
 
+@pytest.mark.slow
 def test_a_template_in_a_bundle_is_ignored(models, tmp_path) -> None:
     folder = tmp_path / "talker"
     shutil.copytree(models["talker"], folder)

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from servekit import TALK, serving
+
+pytestmark = pytest.mark.slow
 
 SECRET, KEY = "my secret is 4711", "a-long-secret-key"
 HEADERS = {"Authorization": f"Bearer {KEY}"}

@@ -2,7 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from servekit import Served
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_crowd_changes_nobody_s_text(server: Served) -> None:

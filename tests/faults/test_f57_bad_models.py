@@ -10,6 +10,8 @@ import pytest
 from faultkit import DAMAGE
 from servekit import Served, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "groundling", "serve", "--port", "0"]
 
 

@@ -28,7 +28,7 @@ from groundling.errors import CheckpointError, ConfigError, GroundlingError, Sto
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.serve.runs.curves import last_values, read_news
-from groundling.serve.runs.folders import RunFolder, describe, find_runs, ladder_of
+from groundling.serve.runs.folders import RunFolder, find_runs, ladder_of, run_info
 from groundling.storage import atomic, download, files
 from groundling.storage.manifest import MANIFEST
 from groundling.system import metrics
@@ -141,7 +141,7 @@ def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
     sound.mkdir()
     for name, text in RECORDS.items():
         (sound / name).write_text(text)
-    whole = describe(RunFolder("run", sound))
+    whole = run_info(RunFolder("run", sound))
     assert (whole["kind"], whole["state"], whole["step"], whole["has_ladder"]) == ("sft", "live", 1, True)
     for name in RECORDS:
         for attack in ATTACKS:
@@ -151,7 +151,7 @@ def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
             attack(folder / name)
             run = RunFolder("run", folder)
             with in_time():
-                told = describe(run)
+                told = run_info(run)
                 assert read_news(folder / "metrics.jsonl", 0).n_rows == (name != "metrics.jsonl")
                 assert bool(last_values(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
                 assert bool(ladder_of(run)) == (name != "ladder.json")
@@ -178,7 +178,7 @@ def test_no_word_of_a_run_that_cannot_be_sent_is_told(tmp_path):
     runs = find_runs(tmp_path / "runs", {"served": tmp_path / "runs" / "itself"})
     assert list(runs) == ["run"]
     news = read_news(folder / "metrics.jsonl", 0)
-    told = [describe(runs["run"]), ladder_of(runs["run"]), news.samples, news.points()]
+    told = [run_info(runs["run"]), ladder_of(runs["run"]), news.samples, news.points()]
     json.dumps(told, ensure_ascii=False, allow_nan=False).encode("utf-8")
     assert news.points() == {"loss": ([1], [2])}
 

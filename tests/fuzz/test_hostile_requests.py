@@ -19,6 +19,8 @@ from httpfuzz import BODIES, KEY, QUERIES, Attack, json_attack, raw_attack
 from groundling.serve.http.middleware import SECURITY
 from servekit import Served, serving
 
+pytestmark = pytest.mark.slow
+
 FIRST_SEED = int(os.environ.get("GROUNDLING_FUZZ_SEED", "1"))
 SECONDS = float(os.environ.get("GROUNDLING_FUZZ_S", "0"))
 N_SEEDS = {"raw": 1000, "json": 500}

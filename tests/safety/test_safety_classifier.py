@@ -39,6 +39,7 @@ def classifier(data: Path) -> Classifier:
     return train(split(read_labelled(data))[0])
 
 
+@pytest.mark.slow
 def test_it_learns_what_it_is_told(classifier: Classifier, data: Path) -> None:
     known, held_out = split(read_labelled(data))
     assert not {one.text for one in known} & {one.text for one in held_out}
@@ -66,6 +67,7 @@ def test_it_says_what_scikit_learn_says(data: Path) -> None:
     assert np.abs(expected - [ours.probability(one.text) for one in labelled]).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_comes_back(classifier: Classifier, tmp_path: Path) -> None:
     classifier.save(tmp_path / "kept")
     again = Classifier.load(tmp_path / "kept")
@@ -74,6 +76,7 @@ def test_what_is_saved_is_what_comes_back(classifier: Classifier, tmp_path: Path
     assert not [path for path in (tmp_path / "kept").iterdir() if path.suffix in (".pkl", ".joblib", ".pickle")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", ["weights.safetensors", "classifier.json"])
 def test_damage_is_noticed(classifier: Classifier, tmp_path: Path, name: str, damage) -> None:
@@ -83,6 +86,7 @@ def test_damage_is_noticed(classifier: Classifier, tmp_path: Path, name: str, da
         Classifier.load(tmp_path / "kept")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 def test_a_sentence_is_judged_before_it_is_shown(classifier: Classifier, size: int) -> None:
     text = "Good morrow, sweet lady. Come now, you knave and villain! What is the matter, cousin?"
@@ -97,6 +101,7 @@ def test_a_sentence_is_judged_before_it_is_shown(classifier: Classifier, size: i
     assert [finding.rule for finding in reply.findings] == ["classifier"]
 
 
+@pytest.mark.slow
 def test_a_last_sentence_without_an_end_is_judged_too(classifier: Classifier) -> None:
     reply = Safety([classifier.rule()]).reply()
     shown = [*reply.push("Sweet lady. You villain, you slave and dog"), *reply.finish()]
@@ -149,6 +154,7 @@ def test_one_kind_of_text_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFi
     assert "0 texts of one kind" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_judges_without_scikit_learn(classifier: Classifier, tmp_path: Path) -> None:
     classifier.save(tmp_path / "kept")
     code = (

@@ -42,7 +42,7 @@ def timings(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_library_that_is_slower_than_pytorch_is_not_used(tmp_path, monkeypatch, model):
+def test_a_library_that_is_slower_than_pytorch_is_not_used(tmp_path, monkeypatch, model, notes):
     """Really slower: compiled without any optimisation."""
     script = tmp_path / "compiler"
     script.write_text('#!/bin/sh\nexec g++ "$@" -O0\n', encoding="utf-8")
@@ -52,11 +52,10 @@ def test_a_library_that_is_slower_than_pytorch_is_not_used(tmp_path, monkeypatch
     compilation = Compilation()
     library = compilation.wait()
     assert library is not None, compilation.reason
-    lines: list[str] = []
-    engine = Engine(model, say=lines.append)
+    engine = Engine(model)
     assert not engine.is_native
-    assert len(lines) == 1
-    assert lines[0].startswith("decoding with PyTorch, ")
+    assert len(notes) == 1
+    assert notes[0].startswith("decoding with PyTorch, ")
     expected = generate_batch(Engine(model, DecodeConfig(native="off")), [[1]], SAMPLING)
     assert generate_batch(engine, [[1]], SAMPLING) == expected
     assert not native_is_faster(model, "float32", 16)
@@ -76,17 +75,16 @@ def test_the_machine_s_library_is_measured_and_used(timings, model):
         assert all(0 < seconds < math.inf for seconds in (*entry["native_s"].values(), *entry["torch_s"].values()))
 
 
-def test_what_was_measured_once_is_believed(timings, monkeypatch, model):
+def test_what_was_measured_once_is_believed(timings, monkeypatch, model, notes):
     monkeypatch.setattr(auto_runner, "measure", lambda *_: pytest.fail("measured again"))
     slower = {"native_s": {"1 stream": 0.3}, "torch_s": {"1 stream": 0.1}}
     faster = {"native_s": {"1 stream": 0.1}, "torch_s": {"1 stream": 0.3}}
     kept = {shape_key(CONFIG, "float32", 1): slower, shape_key(CONFIG, "bfloat16", 1): faster}
     timings.write_text(json.dumps(kept), encoding="utf-8")
-    lines: list[str] = []
-    assert not Engine(model, say=lines.append).is_native
-    assert lines == ["decoding with PyTorch, 3.0 times as fast here as compiled code"]
-    assert Engine(model, DecodeConfig(weights="bfloat16"), say=lines.append).is_native
-    assert len(lines) == 1
+    assert not Engine(model).is_native
+    assert notes == ["decoding with PyTorch, 3.0 times as fast here as compiled code"]
+    assert Engine(model, DecodeConfig(weights="bfloat16")).is_native
+    assert len(notes) == 1
 
 
 @pytest.mark.parametrize(

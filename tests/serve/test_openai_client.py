@@ -14,6 +14,8 @@ from groundling.sample.engine import DecodeConfig
 from groundling.sample.generate import generate
 from servekit import LETTERS, TALK, Served, events, serving
 
+pytestmark = pytest.mark.slow
+
 WAYS = [
     {},
     {"temperature": 0},

@@ -105,6 +105,7 @@ def refusal(told: tuple[int, Any]) -> tuple[int, str]:
     return told[0], told[1]["error"]["code"]
 
 
+@pytest.mark.slow
 def test_a_question_does_not_tell_who_replies(bench: Served) -> None:
     for n in (2, 3, 4):
         question = ask(bench, n=n)
@@ -117,6 +118,7 @@ def test_a_question_does_not_tell_who_replies(bench: Served) -> None:
     assert Counter(each["model"] for each in kept["revealed"]) == {"yorick": 2, "ophelia": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "told"),
     [
@@ -150,6 +152,7 @@ def test_what_is_kept_is_what_was_chosen_on_the_screen(bench: Served, choice: An
         assert [row.candidates[number].model for number in row.shown] == [each["model"] for each in kept["revealed"]]
 
 
+@pytest.mark.slow
 def test_the_best_of_two_is_better_than_the_other(bench: Served) -> None:
     _, kept = answer(bench, ask(bench), {"best": 1})
     with Rankings(bench.folder / "kept.sqlite") as rankings:  # type: ignore[attr-defined]
@@ -159,6 +162,7 @@ def test_the_best_of_two_is_better_than_the_other(bench: Served) -> None:
     assert (pair.better.model, pair.worse.model) == tuple(each["model"] for each in kept["revealed"])
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_twice_is_there_once(bench: Served) -> None:
     question, key = ask(bench), os.urandom(16).hex()
     before = bench.ask("GET", URL)[1]["judgements"]
@@ -175,6 +179,7 @@ def test_an_answer_that_comes_twice_is_there_once(bench: Served) -> None:
     assert bench.ask("GET", URL)[1]["judgements"] == before + 1
 
 
+@pytest.mark.slow
 def test_of_many_answers_to_one_question_one_is_kept(bench: Served) -> None:
     question = ask(bench)
     before = bench.ask("GET", URL)[1]["judgements"]
@@ -184,6 +189,7 @@ def test_of_many_answers_to_one_question_one_is_kept(bench: Served) -> None:
     assert bench.ask("GET", URL)[1]["judgements"] == before + 1
 
 
+@pytest.mark.slow
 def test_what_was_not_asked_cannot_be_answered(bench: Served) -> None:
     question = ask(bench)
     assert refusal(answer(bench, {"question": "x" * 24}, "skip")) == (404, "no_question")
@@ -194,6 +200,7 @@ def test_what_was_not_asked_cannot_be_answered(bench: Served) -> None:
     assert answer(bench, question, "skip")[0] == 200
 
 
+@pytest.mark.slow
 def test_a_foreign_page_cannot_answer(bench: Served) -> None:
     question = ask(bench)
     before = bench.ask("GET", URL)[1]["judgements"]
@@ -207,6 +214,7 @@ def test_a_foreign_page_cannot_answer(bench: Served) -> None:
     assert bench.ask("GET", URL)[1]["judgements"] == before
 
 
+@pytest.mark.slow
 def test_each_rater_goes_through_all_prompts_and_sees_what_others_saw(bench: Served) -> None:
     """The same replies for everybody, in an order of their own: what raters say can be compared."""
     seen: dict[str, dict[str, list[str]]] = {"cat": {}, "dan": {}}
@@ -222,6 +230,7 @@ def test_each_rater_goes_through_all_prompts_and_sees_what_others_saw(bench: Ser
     }
 
 
+@pytest.mark.slow
 def test_a_prompt_of_the_raters_own_is_replied_to(bench: Served) -> None:
     question = ask(bench, prompt="What+news?")
     assert question["messages"] == [{"role": "user", "content": "What news?"}]
@@ -230,6 +239,7 @@ def test_a_prompt_of_the_raters_own_is_replied_to(bench: Served) -> None:
     assert "context" in told["error"]["message"]
 
 
+@pytest.mark.slow
 def test_the_export_is_that_of_the_command(bench: Served, tmp_path: Path) -> None:
     answer(bench, ask(bench, rater="z%C3%BC"), "tie", rater="zü")
     status, text, headers = bench.ask("GET", f"{URL}/export")
@@ -276,6 +286,7 @@ def test_what_was_said_to_be_kept_outlives_the_server(words: tuple[object, ...],
         assert server.ask("GET", URL)[1]["judgements"] == len(rows)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_none_is_told_in_one_line(words: tuple[object, ...], tmp_path: Path) -> None:
     (tmp_path / "kept.sqlite").write_bytes(b"this is no database" * 100)
     with serving(*words) as server:
@@ -472,6 +483,7 @@ def rules(tmp_path: Path, text: str) -> Safety:
     return Safety.from_file(path)
 
 
+@pytest.mark.slow
 def test_replies_and_prompts_of_ones_own_go_past_the_safety_stage(house: House, tmp_path: Path) -> None:
     def get(**query: str) -> tuple[int, Any]:
         answer = house.client.get(f"{URL}/next", params={"rater": "ann", **query})
@@ -503,6 +515,7 @@ def test_replies_and_prompts_of_ones_own_go_past_the_safety_stage(house: House, 
     assert 'groundling_filtered_total{action="redact",where="reply"}' in metrics
 
 
+@pytest.mark.slow
 def test_who_leaves_is_not_replied_to(house: House) -> None:
     async def act(go_on: threading.Event) -> None:
         now = asyncio.Event()
@@ -520,6 +533,7 @@ def test_who_leaves_is_not_replied_to(house: House) -> None:
     assert 'groundling_aborted_total{reason="disconnect"} 1.0' in house.server.metrics.text().decode()
 
 
+@pytest.mark.slow
 def test_a_question_that_was_begun_is_put_also_when_the_server_drains(house: House) -> None:
     async def act(go_on: threading.Event) -> None:
         transport = httpx.ASGITransport(house.client.app)
@@ -534,6 +548,7 @@ def test_a_question_that_was_begun_is_put_also_when_the_server_drains(house: Hou
     house.held(act)
 
 
+@pytest.mark.slow
 def test_the_time_for_one_question_is_that_of_a_request(house: House) -> None:
     """However often replies are written for it."""
     house.server.config = replace(house.server.config, timeout_s=0.1)
@@ -549,6 +564,7 @@ def test_the_time_for_one_question_is_that_of_a_request(house: House) -> None:
     house.held(act)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_a_foreign_page_cannot_have_replies_written(house: House, site: str) -> None:
     """An image's address is asked for without an origin."""
@@ -559,6 +575,7 @@ def test_a_foreign_page_cannot_have_replies_written(house: House, site: str) -> 
         assert house.client.get(f"{URL}/next?rater=ann", headers=own).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_friends_page_can_have_replies_written(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
     friend = "https://friend.example"
     with house_of(tmp_path, models["talker"], prompts=prompts, cors_origins=(friend,)) as house:
@@ -567,6 +584,7 @@ def test_a_friends_page_can_have_replies_written(models: dict[str, Path], prompt
             assert house.client.get(f"{URL}/next?rater=ann", headers=headers).status_code == status
 
 
+@pytest.mark.slow
 def test_progress_counts_prompts_and_not_answers(house: House) -> None:
     def answered(**query: str) -> None:
         question = house.client.get(f"{URL}/next", params={"rater": "ann", **query}).json()
@@ -585,6 +603,7 @@ def test_progress_counts_prompts_and_not_answers(house: House) -> None:
 # The reward model.
 
 
+@pytest.mark.slow
 def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Path) -> None:
     bundle = load_bundle(models["talker"])
     head = {"weight": torch.zeros(1, bundle.config.n_embd)}
@@ -595,6 +614,7 @@ def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Pa
             server.load("judge", path)
 
 
+@pytest.mark.slow
 def test_too_few_rankings_are_not_learned_from(words: tuple[object, ...]) -> None:
     with serving(*words) as server:
         answer(server, ask(server), {"best": 1})

@@ -24,7 +24,7 @@ from groundling.serve.runs.curves import (
     last_values,
     read_news,
 )
-from groundling.serve.runs.folders import RunFolder, describe, find_runs, ladder_of
+from groundling.serve.runs.folders import RunFolder, find_runs, ladder_of, run_info
 from groundling.train.pretrain import pretrain
 from servekit import Served, serving
 
@@ -138,7 +138,7 @@ def test_what_a_run_says_while_it_learns_is_told(tiny_config) -> None:
     assert (first["step"], last["step"]) == (3, 6)
     assert first["text"].startswith("the king")
     assert len(last["text"]) == len("the king") + config.sample_tokens
-    told = describe(RunFolder("run", config.out_dir))
+    told = run_info(RunFolder("run", config.out_dir))
     assert told["last"].keys() >= {"loss", "val_loss"}, "a sample hides no figures"
 
 
@@ -251,19 +251,19 @@ def test_a_run_is_live_while_its_process_is(tmp_path: Path) -> None:
     """Whatever its files' times are: by the process that its lock names."""
     path = write_run(tmp_path / "run", stage="reward")
     run = RunFolder("run", path)
-    assert (describe(run)["state"], describe(run)["kind"], describe(run)["step"]) == ("broken off", "reward", 5)
+    assert (run_info(run)["state"], run_info(run)["kind"], run_info(run)["step"]) == ("broken off", "reward", 5)
     sleeping = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     (path / ".lock.pid").write_text(f"{sleeping.pid}\n")
-    assert describe(run)["state"] == "live"
+    assert run_info(run)["state"] == "live"
     sleeping.communicate()
-    assert describe(run)["state"] == "broken off"
+    assert run_info(run)["state"] == "broken off"
     for word in ("", "x", "0", "-1", "9" * 30):
         (path / ".lock.pid").write_text(word)
-        assert describe(run)["state"] == "broken off", word
+        assert run_info(run)["state"] == "broken off", word
     (path / "summary.json").write_text('{"ended": "the KL went beyond 8.5"}')
-    assert (describe(run)["state"], describe(run)["ended"]) == ("ended", "the KL went beyond 8.5")
+    assert (run_info(run)["state"], run_info(run)["ended"]) == ("ended", "the KL went beyond 8.5")
     (path / "summary.json").write_text("no json")
-    assert describe(run)["state"] == "broken off"
+    assert run_info(run)["state"] == "broken off"
 
 
 def test_of_a_ladder_only_what_it_is_made_of_is_told(tmp_path: Path) -> None:
@@ -299,6 +299,7 @@ def house(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         yield served
 
 
+@pytest.mark.slow
 def test_a_run_is_listed_and_followed_over_http(house: Served) -> None:
     status, told, _ = house.ask("GET", URL)
     assert status == 200
@@ -327,6 +328,7 @@ WAYS_OUT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS_OUT)
 def test_no_word_of_a_client_becomes_a_path(house: Served, name: str) -> None:
     for what in ("metrics", "ladder"):

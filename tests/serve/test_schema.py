@@ -8,6 +8,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from servekit import Served
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)

@@ -23,6 +23,8 @@ from groundling.serve.config import ServeConfig
 from groundling.serve.state import ServerState
 from servekit import Served, serving
 
+pytestmark = pytest.mark.slow
+
 PATH = "/v1/groundling/xray"
 
 

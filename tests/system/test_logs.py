@@ -2,6 +2,8 @@
 
 import copy
 import json
+import logging
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundling.errors import MissingExtraError
-from groundling.system import logs
-from groundling.system.logs import ConsoleSink, describe
+from groundling.system import console
+from groundling.system.console import ConsoleSink
+from groundling.system.logs import FIGURES, ConsoleHandler, console_logging, format_record, show_decoder
 from groundling.system.metrics import JsonlSink, optional_sinks, read_records
 from groundling.system.optional import missing_extra
+
+log = logging.getLogger("groundling.tests")
 
 
 @pytest.fixture
@@ -102,10 +107,13 @@ EVALUATED = {"val_loss": 1.5, "best_val_loss": 1.25}
 
 
 def test_a_record_in_words():
-    assert describe(TRAINED) == "loss 2.3457, 12,346 tokens/s, utilisation 50%, 1,234 MB"
-    assert describe(EVALUATED) == "validation loss 1.5000 (best 1.2500)"
-    assert describe({**EVALUATED, "train_loss": 1.25}) == "validation loss 1.5000 (best 1.2500), training loss 1.2500"
-    assert describe({}) == ""
+    assert format_record(TRAINED, FIGURES) == "loss 2.3457, 12,346 tokens/s, utilisation 50%, 1,234 MB"
+    assert format_record({"step": 1, **EVALUATED}, FIGURES) == "validation loss 1.5000 (best 1.2500)"
+    both = {**EVALUATED, "train_loss": 1.25}
+    assert format_record(both, FIGURES) == "validation loss 1.5000 (best 1.2500), training loss 1.2500"
+    assert format_record({}, FIGURES) == format_record({}) == ""
+    of_a_stage = {"step": 3, "loss": 0.123456, "kl": float("inf"), "pairs": 12, "lr_factor": 1.0, "why": "x"}
+    assert format_record(of_a_stage) == "loss 0.1235, kl inf, pairs 12, why x"
 
 
 def test_without_a_terminal_a_line_now_and_then_and_one_for_each_evaluation(capsys):
@@ -125,7 +133,7 @@ def test_without_a_terminal_a_line_now_and_then_and_one_for_each_evaluation(caps
 
 def test_without_a_terminal_slow_steps_are_each_a_line(capsys, monkeypatch):
     clock = iter([0.0, 0.0, 3.0, 3.0, 4.0, 6.0, 6.0])
-    monkeypatch.setattr("groundling.system.logs.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("groundling.system.console.time.monotonic", lambda: next(clock))
     sink = ConsoleSink(n_steps=9, plain_every_s=2.0)
     for step in range(1, 5):
         sink.write({"step": step, **TRAINED})
@@ -139,7 +147,7 @@ def test_on_a_terminal_a_bar_with_the_newest_figures(capsys, monkeypatch):
     for step in (5, 6):
         sink.write({"step": step, **TRAINED})
     sink.write({"step": 6, **EVALUATED})
-    sink.say("[a line] for people")
+    log.info("[a line] for people")
     sink.close()
     err = capsys.readouterr().err
     assert "step 6: validation loss 1.5000 (best 1.2500)" in err
@@ -161,16 +169,64 @@ def test_a_package_that_is_not_installed_names_its_extra(tmp_path, monkeypatch, 
         optional_sinks([name], tmp_path, {}, "id")
 
 
-def test_people_are_spoken_to_on_stderr(capsys):
-    logs.say("hello")
-    assert capsys.readouterr() == ("", "hello\n")
+def test_notes_go_to_stderr_as_they_are_and_to_no_other_handler(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stdout)])
+    log.info("hello 100 %s")
+    log.warning("[a] :smile:")
+    assert capsys.readouterr() == ("", "hello 100 %s\n[a] :smile:\n")
+
+
+def test_only_the_first_rank_prints(capsys, monkeypatch):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        log.warning(rank)
+    assert capsys.readouterr().err == "0\n"
+
+
+def test_which_backend_decodes_is_printed_only_where_it_was_asked_for(capsys):
+    decoder = logging.getLogger("groundling.sample.auto_runner")
+    decoder.info("unasked")
+    show_decoder()
+    decoder.info("asked")
+    with console_logging():  # a command inside a command: nothing is printed twice
+        decoder.info("unasked")
+        log.info("once")
+    decoder.info("asked again")
+    assert capsys.readouterr().err.splitlines() == ["asked", "once", "asked again"]
+
+
+def test_a_bar_that_was_closed_takes_no_lines(capsys):
+    first, second = ConsoleSink(n_steps=1), ConsoleSink(n_steps=1)
+    first.close()
+    assert ConsoleHandler.print_above_bar == second.print
+    second.close()
+    log.info("after")
+    assert capsys.readouterr().err == "after\n"
+
+
+LIBRARY = """
+import logging
+log = logging.getLogger("groundling.data.corpus")
+import groundling.system.logs, groundling.data.datasets
+log.info("a note")
+log.warning("a warning")
+"""
+
+
+def test_as_a_library_it_prints_warnings_only_and_leaves_logging_to_its_user():
+    configured = "import logging; logging.basicConfig(level='INFO', format='%(name)s %(message)s')"
+    said = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+        for code in (LIBRARY, configured + LIBRARY)
+    ]
+    assert said == ["a warning\n", "groundling.data.corpus a note\ngroundling.data.corpus a warning\n"]
 
 
 def test_what_takes_a_while_is_said_before_it_begins(capsys, monkeypatch):
-    with logs.busy("measuring ..."):
+    with console.busy("measuring ..."):
         assert capsys.readouterr() == ("", "measuring ...\n")
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    with logs.busy("measuring ..."):
+    with console.busy("measuring ..."):
         pass
     said = capsys.readouterr()
     assert said.out == ""

@@ -102,13 +102,23 @@ def test_a_compiler_is_found_where_it_is(tmp_path, monkeypatch):
 
 
 COMPILE = """
+import logging
+
 import torch
 from groundling.system import runtime
 from groundling.system.compile import Compiler
 from groundling.system.runtime import RuntimeConfig
 said = []
 picked = runtime.pick(RuntimeConfig(device="cpu", dtype="float32", compile="on", tune_allocator=False, threads=1))
-compiler = Compiler(picked, said.append, on_failure=lambda: said.append("given up"))
+
+
+class Notes(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+
+
+logging.getLogger("groundling").addHandler(Notes())
+compiler = Compiler(picked, on_failure=lambda: said.append("given up"))
 double = compiler(lambda x: (x.sin() * 2 + x).cos())
 halve = compiler(lambda x: x / 2)
 x = torch.linspace(0, 1, 64)
@@ -163,7 +173,7 @@ def test_with_a_compiler_it_is_compiled_and_a_mistake_in_the_function_stays_one(
 
 def test_nothing_is_wrapped_where_nothing_is_compiled():
     function = lambda x: x  # noqa: E731
-    assert compile.Compiler(picked(), print)(function) is function
+    assert compile.Compiler(picked())(function) is function
 
 
 @pytest.mark.slow

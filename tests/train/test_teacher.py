@@ -90,6 +90,7 @@ def test_without_a_teacher_there_are_no_hints():
     assert Batches(TEXT, block_size=8, batch_size=2).next_step()[0].hints_BTV is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("models", [[], ["nobody"]])
 def test_a_table_that_would_fill_the_memory_is_refused(models):
     tokenizer = CharTokenizer("".join(map(chr, range(256, 50_256))))

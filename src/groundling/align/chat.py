@@ -1,6 +1,7 @@
 """`groundling chat`: talk with a model that was taught to answer."""
 
 import io
+import logging
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +12,20 @@ import tyro
 from groundling.align.chat_vocab import require_chat
 from groundling.bundle import Bundle, load_bundle
 from groundling.config import parse
-from groundling.data.examples.encoding import Counts, encode_prompt
+from groundling.data.examples.encoding import EncodingCounts, encode_prompt
 from groundling.errors import ConfigError, DataError
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.system.logs import say
+from groundling.system.logs import show_decoder
 from groundling.system.output import put
 from groundling.system.runtime import pick_device
 from groundling.text.chat.messages import Message
 from groundling.text.chat.template import to_ids
 from groundling.text.chat.thoughts import ReplyDecoder
 from groundling.text.tokenizer import require_unicode
+
+log = logging.getLogger(__name__)
 
 HELP = "/new begins another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
 
@@ -73,7 +76,7 @@ class Chat:
             raise ConfigError("this model was never taught to answer; `groundling sft` does that")
         self.messages: list[Message] = []
         self._bundle, self._chat, self._system = bundle, bundle.chat, system
-        self._engine = Engine(bundle.model, decode, n_ids=bundle.n_ids, say=say, end_ids=bundle.end_ids)
+        self._engine = Engine(bundle.model, decode, n_ids=bundle.n_ids, end_ids=bundle.end_ids)
         self._sampling = sampling
         thoughts = bundle.chat.thinking
         self._instead = [] if thoughts is None or thinking else to_ids(thoughts.nothing, bundle.tokenizer)
@@ -115,7 +118,7 @@ class Chat:
             self.messages = [*asked, Message("assistant", "".join(said))]
 
     def _prompt(self, asked: Sequence[Message]) -> list[int]:
-        bundle, counts = self._bundle, Counts()
+        bundle, counts = self._bundle, EncodingCounts()
         room = bundle.config.block_size - min(self._sampling.max_new_tokens, bundle.config.block_size // 2)
         prompt = encode_prompt(asked, self._chat, bundle.tokenizer, room - len(self._instead), counts)
         if prompt is None:
@@ -131,7 +134,7 @@ class Chat:
                     yield "".join([decoder.push(token.id).words for token in tokens])
             yield decoder.finish().words
             if decoder.is_thinking:
-                say(
+                log.warning(
                     f"the reply was cut after {len(sample.tokens) - len(prompt)} tokens, while the model was thinking; "
                     "give more with --max-new-tokens, or --no-thinking"
                 )
@@ -143,6 +146,7 @@ class Chat:
 def main(argv: list[str]) -> int:
     """The verb `chat`."""
     config = parse(ChatConfig, argv, "groundling chat")
+    show_decoder()
     bundle = require_chat(load_bundle(config.path, pick_device(config.device), context=config.context), config.path)
     chat = Chat(bundle, config.sampling, config.decode, config.system, config.thinking)
     is_terminal = sys.stdin.isatty()
@@ -150,7 +154,7 @@ def main(argv: list[str]) -> int:
         encoding = sys.stdin.encoding if is_terminal else "utf-8-sig"
         sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")  # a wrong line is told of, and the next read
     if is_terminal:
-        say(HELP)
+        log.info(HELP)
     while True:
         try:
             words = input("> " if is_terminal else "").strip()
@@ -158,14 +162,14 @@ def main(argv: list[str]) -> int:
         except EOFError:
             return 0
         except DataError as error:
-            say(str(error))
+            log.error(str(error))
             continue
         if words == "/quit":
             return 0
         if words == "/new":
             chat.begin()
         elif words.startswith("/"):
-            say(HELP)
+            log.info(HELP)
         elif words:
             _answer(chat, words)
 
@@ -174,7 +178,7 @@ def _answer(chat: Chat, words: str) -> None:
     try:
         pieces = chat.reply(words)
     except DataError as error:
-        say(str(error))
+        log.error(str(error))
         return
     try:
         for piece in pieces:

@@ -4,6 +4,7 @@ The loss is pretraining's, summed over what the assistant said and nothing else 
 3.5): the user's words are read and not learned to be said.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from groundling.align.arguments import parse_stage
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import ChatDataConfig, Conversations, prepare_conversations, prompt_ids
+from groundling.align.data import ChatDataConfig, Conversations, fit_prompt, prepare_conversations
 from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
 from groundling.align.lora import LoraConfig, adapt, adapter_of, merged_state
@@ -35,6 +36,8 @@ from groundling.model.uninitialized import blank_gpt
 from groundling.system import distributed
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
+
+log = logging.getLogger(__name__)
 
 REPLY_TOKENS = 200
 """A reply that has not ended after so many tokens counts as one that never does."""
@@ -111,7 +114,7 @@ def sft(config: SftConfig) -> int:
         packer = Packer(config.longest(bundle), config.micro_batch_rows)
         data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, packer.max_length)
         for line in data.lines():
-            stage.say(line)
+            log.info(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
         feed = conversation_feed(data.train, packer, config)
         stage.look_back([base.sha256], data.train)
@@ -162,7 +165,7 @@ class _SftMetrics:
         chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
         assert chat is not None
         asked = data.asked.val[: config.n_replies]
-        self._prompts = [list(ids) for ids in prompt_ids(asked, chat, bundle.tokenizer, room)] if asked else []
+        self._prompts = [list(ids) for ids in fit_prompt(asked, chat, bundle.tokenizer, room)] if asked else []
 
     @torch.inference_mode()
     def __call__(self) -> dict[str, float]:

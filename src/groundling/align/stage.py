@@ -1,6 +1,7 @@
 """What all stages share: their settings, the folder, checkpoints, the record, the end."""
 
 import dataclasses
+import logging
 import math
 import shlex
 import time
@@ -25,7 +26,7 @@ from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, TrainingError, require
 from groundling.storage import atomic
 from groundling.system import distributed, hardware, runtime
-from groundling.system.logs import Record, say
+from groundling.system.logs import Record, format_record
 from groundling.system.metrics import JsonlSink
 from groundling.system.progress import Progress
 from groundling.system.runtime import Runtime, RuntimeConfig, make_deterministic
@@ -34,6 +35,8 @@ from groundling.train import run_folder
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.resuming import AFTER_A_LOST_RANK, decided, lower_rates
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +120,6 @@ class Stage:
         self._facts = StageFacts(name, run_folder.new_run_id(), _own_settings(config), "")
         self._sink: JsonlSink | None = None
 
-    def say(self, text: str) -> None:
-        """Print a line; only the first rank does."""
-        if distributed.is_first():
-            say(text)
-
     def has_finished(self) -> bool:
         """Whether a stage that is to be resumed has nothing left to do, which is printed. All ranks call this together.
 
@@ -140,7 +138,7 @@ class Stage:
                 f"{run} has finished, and these settings are new: {'; '.join(changed)}; "
                 "start it again with --overwrite, or choose another --out-dir"
             )
-        self.say(f"{run} has finished; nothing is left to do")
+        log.info(f"{run} has finished; nothing is left to do")
         if distributed.is_first():
             atomic.remove(self._checkpoints.folder)  # it may have been killed while it removed them
             atomic.sweep_temporaries(run)
@@ -161,15 +159,15 @@ class Stage:
         if distributed.is_first():
             path, passed_over = run_folder.find_resumable(self.config.out_dir)
             for why in passed_over:
-                self.say(f"passed over: {why}")
+                log.warning(f"passed over: {why}")
         distributed.barrier()
         if not distributed.is_first():
             path, _ = self._checkpoints.newest_good()
         self.found = found = find_stage(path, self.config, self.name, self._facts.learns_from)
         self._facts = dataclasses.replace(self._facts, run_id=found.run_id)
-        self.say(f"resuming from {path}")
+        log.info(f"resuming from {path}")
         if found.changed:
-            self.say(f"changed     {'; '.join(found.changed)}")
+            log.info(f"changed     {'; '.join(found.changed)}")
         return found.snapshot
 
     def begin(self, step: int = 0, made_again: Callable[[Record], bool] = lambda _: False) -> None:
@@ -201,7 +199,7 @@ class Stage:
         if self._sink is not None:
             self._sink.write(record)
         if show:
-            self.say(f"{self.name} step {record['step']}: {describe(record)}")
+            log.info(f"{self.name} step {record['step']}: {format_record(record)}")
 
     def asked_to_stop(self) -> bool:
         """Whether some rank was asked to stop; all ranks get the same answer. From then on what is learned is kept."""
@@ -243,7 +241,7 @@ class Stage:
         if self.failure is not None:
             raise self.failure
         if stopped:
-            self.say(f"{self.name} stopped as asked; go on: {_way_on(self.name, self.config)}")
+            log.info(f"{self.name} stopped as asked; go on: {_way_on(self.name, self.config)}")
             # Another rank may have been the one that was asked.
             return self.stop.exit_code or SIGTERM_EXIT_CODE
         return self.stop.exit_code  # a signal that came after the last step ends what would follow this stage
@@ -290,16 +288,3 @@ def progress_of_first(what: str, total: int | None = None) -> Iterator[Progress]
     progress = Progress(what, total)
     with progress if distributed.is_first() else nullcontext():
         yield progress
-
-
-def describe(record: Record) -> str:
-    """A record's figures in one line."""
-    parts = []
-    for name, value in record.items():
-        if name in ("step", "lr_factor"):
-            continue
-        if isinstance(value, float):
-            parts.append(f"{name} {value:.4g}" if math.isfinite(value) else f"{name} {value}")
-        else:
-            parts.append(f"{name} {value}")
-    return ", ".join(parts)

@@ -6,8 +6,8 @@ part and the validation part. The last `val_fraction` of the characters is held 
 
 import hashlib
 import json
+import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,10 +28,12 @@ from groundling.text.char import CharTokenizer
 from groundling.text.chunking import chunks
 from groundling.text.tokenizer import Ids, Tokenizer
 
+log = logging.getLogger(__name__)
+
 __all__ = [
     "Corpus",
     "DataConfig",
-    "Part",
+    "Split",
     "TextConfig",
     "TokenFile",
     "TokenizerConfig",
@@ -86,7 +88,7 @@ class DataConfig(TextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Split:
     """How much text a token file holds."""
 
     n_chars: int
@@ -110,8 +112,8 @@ class Corpus:
 
     train: TokenFile
     val: TokenFile
-    train_part: Part
-    val_part: Part
+    train_part: Split
+    val_part: Split
     tokenizer: Tokenizer
     fingerprint: str
     """A SHA-256 of the tokens of both parts and of the tokenizer."""
@@ -135,7 +137,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
     """
     text = config.text_files()
     if text.passed_over:
-        _say(f"passed over in {config.path}: {text.passed_over}")
+        log.warning(f"groundling: passed over in {config.path}: {text.passed_over}")
     text.require_text()  # also where the same bytes were prepared under another name
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())
@@ -151,9 +153,9 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
             corpus = _open(home / "corpus")
     _require_length(corpus.train_part.n_tokens, corpus.val_part.n_tokens, config, block_size)
     if corpus.replaced:
-        _say(f"{corpus.replaced:,} flaws of the text were replaced by U+FFFD")
+        log.warning(f"groundling: {corpus.replaced:,} flaws of the text were replaced by U+FFFD")
     for doubt in corpus.doubts:
-        _say(f"{doubt}; it is read as plain text, syntax included")
+        log.warning(f"groundling: {doubt}; it is read as plain text, syntax included")
     return corpus
 
 
@@ -185,7 +187,7 @@ def _open_if_sound(folder: Path) -> Corpus | None:
         with Progress("checking the text that was prepared before"):
             return _open(folder)
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
-        _say(f"the prepared text in {folder} is damaged and is made again ({error})")
+        log.warning(f"groundling: the prepared text in {folder} is damaged and is made again ({error})")
         atomic.remove(folder)
         return None
 
@@ -195,8 +197,8 @@ def _open(folder: Path) -> Corpus:
     corpus = Corpus(
         train=open_token_file(folder / "train.tok", verify=True),
         val=open_token_file(folder / "val.tok", verify=True),
-        train_part=Part(**facts["train"]),
-        val_part=Part(**facts["val"]),
+        train_part=Split(**facts["train"]),
+        val_part=Split(**facts["val"]),
         tokenizer=tokenizers.load_tokenizer(folder),
         fingerprint=facts["fingerprint"],
         replaced=facts["replaced"],
@@ -279,7 +281,3 @@ def _require_length(n_train: int, n_val: int, config: DataConfig, block_size: in
         f"{block_size:,} needs {need:,} in each, so about {-int(-need // smallest):,} in all; "
         "give a longer text, or a smaller block_size"
     )
-
-
-def _say(line: str) -> None:
-    print(f"groundling: {line}", file=sys.stderr)

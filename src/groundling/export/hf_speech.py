@@ -1,5 +1,6 @@
 """What a model's folder says of text: its tokenizer, the ids that end a text, and its chat template."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from groundling.export.chat_template.rendering import TemplateError, find_templa
 from groundling.export.export_note import ExportNote, chat_template
 from groundling.export.hf_folder import read_end_ids, read_own_note
 from groundling.export.hf_tokenizer_import import open_tokenizer, read_tokenizer
-from groundling.system.logs import say
 from groundling.text.bpe import BPETokenizer
 from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | None, str]:
@@ -50,10 +52,14 @@ def _say_what_is_lost(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer
     """Name what begins and ends a text of the model, and does not here; rows without a token are never drawn."""
     first, plain = foreign.encode("a").ids[:1], foreign.encode("a", add_special_tokens=False).ids[:1]
     if first != plain:
-        say(f"transformers puts {foreign.id_to_token(first[0])!r} before each text; here only a chat template does so")
+        log.info(
+            f"transformers puts {foreign.id_to_token(first[0])!r} before each text; here only a chat template does so"
+        )
     for id in end_ids:
         if id < tokenizer.vocab_size and id not in tokenizer.end_ids:
-            say(f"eos_token_id has {id}, which is the ordinary token {tokenizer.piece(id)!r}; generation goes on there")
+            log.info(
+                f"eos_token_id has {id}, which is the ordinary token {tokenizer.piece(id)!r}; generation goes on there"
+            )
 
 
 def _read_own(

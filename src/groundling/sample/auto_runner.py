@@ -1,5 +1,6 @@
 """Which reader reads: PyTorch at once, and compiled code as soon as there is any."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from groundling.sample.runner import ModelRunner, TokenSpan, TorchRunner, Window
 from groundling.system.memory import is_out_of_memory
 from groundling.system.progress import Progress
 from groundling.system.runtime import unwrap
+
+log = logging.getLogger(__name__)
 
 Native = Literal["auto", "on", "off"]
 WORTH_COMPILING_S = 1.0
@@ -97,7 +100,6 @@ class AutoRunner:
         weights: the precision of a GPT's matrices; float32: as they are. Else keys and values are kept in bfloat16, and
             on another device than the CPU all of the model is bfloat16.
         native: "auto"; "on" waits for the compiled code, and "off" does without.
-        say: prints a line for people, should compiled code be impossible.
 
     Raises:
         ConfigError: what was asked for cannot be.
@@ -109,10 +111,8 @@ class AutoRunner:
         n_slots: int,
         weights: Weights = "float32",
         native: Native = "auto",
-        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         model = unwrap(model)
-        self._say = say
         self._compilation: Compilation | None = None
         self._compiled: Callable[[Library], ModelRunner] | None = None
         self._compare: Callable[[Library], Comparison]
@@ -206,7 +206,7 @@ class AutoRunner:
         """Whether compiled code is the faster reader; says so if it is not."""
         comparison = self._compare(library)
         if not comparison.prefers_native:
-            self._say(f"decoding with PyTorch, {1 / comparison.speedup:.1f} times as fast here as compiled code")
+            log.info(f"decoding with PyTorch, {1 / comparison.speedup:.1f} times as fast here as compiled code")
         return comparison.prefers_native
 
     def _go_on_compiled(self, compilation: Compilation) -> None:
@@ -216,7 +216,7 @@ class AutoRunner:
         if library is None and not compilation.reason:
             return
         if library is None:
-            self._say(f"decoding with PyTorch, which is slower: {compilation.reason}")
+            log.info(f"decoding with PyTorch, which is slower: {compilation.reason}")
         elif self._takes_over and self._prefers(library):
             assert self._compiled is not None
             self._runner = self._compiled(library)

@@ -1,5 +1,6 @@
 """`groundling sample`: let a trained model speak, on the terminal and as it thinks."""
 
+import logging
 import sys
 import time
 from collections import defaultdict
@@ -16,10 +17,12 @@ from groundling.errors import DataError, GroundlingError, require
 from groundling.sample.engine import DecodeConfig, EngineStats
 from groundling.sample.generate import TextDelta, stream_batch, text_engine
 from groundling.sample.sampler import SamplingConfig
-from groundling.system.logs import say
+from groundling.system.logs import show_decoder
 from groundling.system.output import put
 from groundling.system.runtime import pick_device
 from groundling.text.tokenizer import require_unicode
+
+log = logging.getLogger(__name__)
 
 SEPARATOR = "-" * 15
 MAX_AT_ONCE = 64
@@ -56,6 +59,7 @@ class Config:
 def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
     config = parse(Config, argv, "groundling sample")
+    show_decoder()
     device = pick_device(config.device)
     require_speaker(config.path)
     bundle = load_bundle(config.path, device, checkpoint=config.checkpoint, context=config.context)
@@ -66,7 +70,7 @@ def main(argv: list[str]) -> int:
     prompt = _read_prompt(config.prompt)
     start = time.perf_counter()
     n_slots = min(config.num_samples, MAX_AT_ONCE)
-    engine = text_engine(bundle, config.decode, n_slots, draft, say=say)
+    engine = text_engine(bundle, config.decode, n_slots, draft)
     pieces = stream_batch(engine, bundle.tokenizer, prompt, config.sampling, config.num_samples)
     try:
         _speak(pieces, prompt, config.num_samples)
@@ -74,7 +78,7 @@ def main(argv: list[str]) -> int:
         print(flush=True)  # the error gets a line of its own
         raise
     if sys.stderr.isatty():
-        print(_summary(engine.counts, time.perf_counter() - start), file=sys.stderr)
+        log.info(_summary(engine.counts, time.perf_counter() - start))
     return 0
 
 

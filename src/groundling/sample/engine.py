@@ -15,7 +15,7 @@ Shapes: R rows, each a position whose next token is to be chosen, V vocabulary.
 import dataclasses
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -108,7 +108,6 @@ class Engine:
         n_slots: how many samples are decoded at once.
         n_ids: only ids below this can come out (a model's vocabulary may be padded); None: all can.
         draft: a smaller model of the same vocabulary, to guess by; None: guess from the text.
-        say: prints a line for people.
         end_ids: at which a sample ends, unless its config says `ignore_eos`.
         memory: for keys and values, shared with other engines of the same thread; None: this one's own.
 
@@ -123,7 +122,6 @@ class Engine:
         n_slots: int = 1,
         n_ids: int | None = None,
         draft: nn.Module | None = None,
-        say: Callable[[str], None] = lambda _: None,
         end_ids: Sequence[int] = (),
         memory: CacheMemory | None = None,
     ) -> None:
@@ -134,12 +132,12 @@ class Engine:
         self._n_ids = known if n_ids is None else n_ids
         if n_ids is not None and known is not None:
             require(1 <= n_ids <= known, f"n_ids is {n_ids}; the model has {known} ids")
-        self._runner = AutoRunner(model, n_slots, self.config.weights, self.config.native, say)
+        self._runner = AutoRunner(model, n_slots, self.config.weights, self.config.native)
         self._pool = SlotPool(self._runner, n_slots, memory or CacheMemory())
         self.n_slots = n_slots
         self._running: list[Request] = []
         self._waiting: deque[Request] = deque()
-        self._drafter = self._make_drafter(draft, n_slots, say)
+        self._drafter = self._make_drafter(draft, n_slots)
 
     @property
     def n_ids(self) -> int | None:
@@ -273,14 +271,14 @@ class Engine:
         while self.is_busy:
             yield from self.step()
 
-    def _make_drafter(self, draft: nn.Module | None, n_slots: int, say: Callable[[str], None]) -> Drafter | None:
+    def _make_drafter(self, draft: nn.Module | None, n_slots: int) -> Drafter | None:
         if draft is None:
             return PromptLookup() if self.config.speculate else None
         require(self.config.speculate > 0, "a draft model guesses tokens ahead; say how many with speculate")
         theirs = _vocab_size(draft)
         if self._vocab_size is None or self._n_ids is None or theirs is None or theirs < self._vocab_size:
             raise ConfigError(f"a draft has to be a GPT that knows all ids of the model; it knows {theirs or 'none'}")
-        runner = AutoRunner(draft, n_slots, native=self.config.native, say=say)
+        runner = AutoRunner(draft, n_slots, native=self.config.native)
         assert runner.cache is not None
         self._pool.also(runner.cache)
         return ModelDrafter(runner, n_slots, self._n_ids)

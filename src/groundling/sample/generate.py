@@ -1,7 +1,7 @@
 """From a prompt to what comes after it, streamed: first as ids, then as text."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +77,6 @@ def text_engine(
     decode: DecodeConfig | None = None,
     n_slots: int = 1,
     draft: Bundle | None = None,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """An engine for the text of a bundle; a sample ends at the model's end of text.
 
@@ -86,7 +85,6 @@ def text_engine(
         decode: how the model is read.
         n_slots: how many samples are decoded at once.
         draft: a smaller model with the same tokenizer, to guess by.
-        say: prints a line for people.
 
     Raises:
         ConfigError: the draft has another tokenizer, or what was asked for cannot be.
@@ -94,7 +92,7 @@ def text_engine(
     if draft is not None and fingerprint(draft.tokenizer) != fingerprint(bundle.tokenizer):
         raise ConfigError("the draft has another tokenizer than the model; train it with the same one")
     guesser = draft.model if draft is not None else None
-    return Engine(bundle.model, decode, n_slots, bundle.n_ids, guesser, say, bundle.end_ids)
+    return Engine(bundle.model, decode, n_slots, bundle.n_ids, guesser, bundle.end_ids)
 
 
 def stream(
@@ -157,7 +155,7 @@ def stream_batch(
     Each is what it would be alone, by `row_generator(config.seed, number)`. The engine has nothing else to do until
     the iterator ends or is closed. Raises as `stream` does.
     """
-    prompt_T = prompt_ids(tokenizer, prompt)
+    prompt_T = encode_prompt(tokenizer, prompt)
     engine.check(prompt_T, config)
     return _pieces(engine, tokenizer, prompt_T, config, num_samples)
 
@@ -190,7 +188,7 @@ def _pieces(
             engine.stop(sample)
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of a prompt; an empty one stands for a line's beginning.
 
     Raises:

@@ -1,6 +1,5 @@
 """`groundling serve`: models over HTTP, and pages to look at them."""
 
-import logging
 import socket
 
 from groundling.config import parse
@@ -21,11 +20,10 @@ def main(argv: list[str]) -> int:
     from groundling.serve.http.protocol import protocol_for
     from groundling.serve.server import FLUSH_S, Server
     from groundling.serve.state import ServerState
-    from groundling.system.logs import EventLog, LibraryLog
+    from groundling.system.logs import EventLog, log_as_json
 
     log = EventLog()
-    logging.getLogger("uvicorn").handlers = [LibraryLog(log)]
-    logging.getLogger("uvicorn").propagate = False
+    log_as_json(log, "uvicorn", "groundling")
     server = ServerState(config)
     server.safety = load_safety(config.safety, config.safety_classifier)
     settings = uvicorn.Config(
@@ -46,12 +44,12 @@ def main(argv: list[str]) -> int:
     # /health answers from now on; /ready says when the models are there.
     log.write("listening", host=config.host, port=port)
 
-    def say() -> None:
+    def print_address() -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
         names = ", ".join(server.wanted)
         print(f"Groundling is at http://{host}:{port}/ with {names}; Ctrl-C ends it", flush=True)
 
-    Server(settings, server, say).run(sockets=[listening])
+    Server(settings, server, print_address).run(sockets=[listening])
     if server.failure is not None:
         raise server.failure
     return 0

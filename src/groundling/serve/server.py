@@ -23,13 +23,13 @@ class Server(uvicorn.Server):
     Args:
         config: of uvicorn.
         server: is drained.
-        say: is told once, when requests are answered.
+        on_ready: called once, when requests are answered.
     """
 
-    def __init__(self, config: uvicorn.Config, server: ServerState, say: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, server: ServerState, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._server, self._say = server, say
-        self._has_said = False
+        self._server, self._on_ready = server, on_ready
+        self._was_ready = False
         self._until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -49,9 +49,9 @@ class Server(uvicorn.Server):
             return True
         if self._server.failure is not None:
             return True
-        if self._server.state is State.READY and not self._has_said:
-            self._has_said = True
-            self._say()
+        if self._server.state is State.READY and not self._was_ready:
+            self._was_ready = True
+            self._on_ready()
         if self._until is None or (self._server.n_open and time.monotonic() < self._until):
             return False
         self._server.state = State.STOPPED

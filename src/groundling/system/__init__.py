@@ -11,7 +11,8 @@ In reading order:
     processes.py      jobs side by side in worker processes
     child_process.py  a verb as a child that ends with its parent
     output.py         stdout and stderr that cannot fail
-    logs.py           lines, progress and tables for people; events as JSON
+    logs.py           log messages as lines for people or as JSON
+    console.py        progress of a run, status lines, tables
     metrics.py        records of runs: JSON lines, TensorBoard, Weights & Biases
     progress.py       a line now and then about long work
     plotting.py       matplotlib

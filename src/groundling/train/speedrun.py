@@ -6,6 +6,7 @@ once, when they are made. Models that the recipe wants as teachers are trained f
 """
 
 import dataclasses
+import logging
 import os
 import re
 import signal
@@ -26,10 +27,12 @@ from groundling.config import parse
 from groundling.errors import ConfigError, TrainingError, require
 from groundling.storage import atomic
 from groundling.system import hardware
-from groundling.system.logs import print_table, say
+from groundling.system.console import print_table
 from groundling.system.signals import handled_by
 from groundling.train import run_folder
 from groundling.train.settings import PretrainConfig
+
+log = logging.getLogger(__name__)
 
 REPORT = run_folder.SPEEDRUN_REPORT
 RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
@@ -187,7 +190,7 @@ def speedrun(config: SpeedrunConfig) -> int:
         for seed in seeds:
             jobs, wall_s = recipes.jobs(seed, out_dir), 0.0
             for job in jobs:
-                say(f"seed {seed}: {job.run.name}, {job.preset} ...")
+                log.info(f"seed {seed}: {job.run.name}, {job.preset} ...")
                 seconds, code = _run_in_a_process(job.command(), cold=config.cold)
                 if code != 0:
                     return _unfinished(job.run.name, code, report)
@@ -256,7 +259,7 @@ def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
 def _unfinished(run: str, code: int, report: Path) -> int:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         done = f"the seeds that were done before are in {report}" if report.exists() else "no seed was done"
-        say(f"the speedrun was stopped as asked in {run}; {done}; --overwrite begins it anew")
+        log.info(f"the speedrun was stopped as asked in {run}; {done}; --overwrite begins it anew")
         return code
     raise TrainingError(f"{run} ended with exit code {code}; what it said stands above")
 

@@ -5,6 +5,7 @@ finished is not run again, and an interrupted one goes on where it was.
 """
 
 import dataclasses
+import logging
 import shlex
 import time
 from collections.abc import Sequence
@@ -29,11 +30,12 @@ from groundling.config import parse
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import ConfigError, require
 from groundling.storage import atomic
-from groundling.system.logs import say
 from groundling.system.runtime import RuntimeConfig
 from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.serialize import load_tokenizer
 from groundling.train.estimate import describe_seconds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +95,16 @@ def chatgpt(config: ChatgptConfig) -> int:
             stage.forget()
     for stage in all_stages:
         if stage not in missing:
-            say(f"\n{stage.line()}: done before")
+            log.info(f"\n{stage.line()}: done before")
             continue
-        say(f"\n$ {stage.line()}")
+        log.info(f"\n$ {stage.line()}")
         begun = time.perf_counter()
         if code := stage.run([*stage.argv, *stage.way_on()]):
             return code
         if clock is not None:
             clock.end(time.perf_counter() - begun)
-            say(f"{stage.verb} done in {time.perf_counter() - begun:.0f} s; {_left(clock)}")
-    say(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
+            log.info(f"{stage.verb} done in {time.perf_counter() - begun:.0f} s; {_left(clock)}")
+    log.info(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
         f"groundling chat {shlex.quote(str(config.out_dir / f'ppo-{config.seeds[0]}'))}")  # fmt: skip
     return 0
 
@@ -117,7 +119,7 @@ def _clock(config: ChatgptConfig, missing: Sequence[Stage]) -> Clock | None:
         scale = len(read_asked(config.data).train) / N_DIALOGUES
     clock = Clock([name_of(stage.verb, stage.output()) for stage in missing], measure(bundle, RuntimeConfig()), scale)
     stages_left = f"{len(missing)} {'stage' if len(missing) == 1 else 'stages'}"
-    say(f"{stages_left}; {_left(clock)} on this machine, by a short trial of training and decoding")
+    log.info(f"{stages_left}; {_left(clock)} on this machine, by a short trial of training and decoding")
     return clock
 
 

@@ -3,6 +3,7 @@
 What is written is what people would have written: texts and an order. The measure itself is not among it.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from groundling.align.chat_vocab import require_chat
-from groundling.align.data import ChatDataConfig, prompt_ids, prompt_room, read_asked
+from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
 from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Judgement, name_of, now_utc
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
@@ -25,8 +26,9 @@ from groundling.data.examples.messages import Messages
 from groundling.errors import require
 from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
-from groundling.system.logs import say
 from groundling.system.progress import Progress
+
+log = logging.getLogger(__name__)
 
 COMMIT_S = 2.0
 """Seconds between commits: what a kill can cost."""
@@ -87,7 +89,7 @@ def simulate(config: SimulateConfig) -> int:
     assert bundle.chat is not None
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
-    asked = prompt_ids(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
+    asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
     sampler = ReplySampler(
         bundle.model,
         bundle.chat,
@@ -104,12 +106,12 @@ def simulate(config: SimulateConfig) -> int:
         left = [question for question in questions if question.key not in rankings]
         n_there = len(questions) - len(left)
         if n_there:
-            say(f"{n_there:,} of {len(questions):,} rankings are there already; the others follow")
+            log.info(f"{n_there:,} of {len(questions):,} rankings are there already; the others follow")
         write_progress(config, done=False)
         with Progress("simulating rankings", len(left)) as progress:
             n_new = _rank(config, sampler, judge, left, rankings, progress)
     write_progress(config, done=True)
-    say(f"{n_new:,} new rankings of {config.candidates} replies each by the measure {config.gold!r}, "
+    log.info(f"{n_new:,} new rankings of {config.candidates} replies each by the measure {config.gold!r}, "
         f"in {time.perf_counter() - started:.0f} s: {config.rankings}")  # fmt: skip
     return 0
 
@@ -155,7 +157,7 @@ def _rank(
                 ready, kept_at = [], time.monotonic()
     except KeyboardInterrupt:
         n_new += rankings.add_all(ready)
-        say(f"{n_new:,} new rankings are in {config.rankings}; the same command makes the others")
+        log.info(f"{n_new:,} new rankings are in {config.rankings}; the same command makes the others")
         raise
     return n_new + rankings.add_all(ready)
 

@@ -4,6 +4,7 @@ Every way to reply is drawn anew for the held-out prompts with several seeds, an
 the fine-tuned model's replies. Best-of-n is the baseline: n replies of that model, of which the reward model picks one.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import tyro
 
 from groundling.align.chat_vocab import reads_the_same, require_chat, with_chat
-from groundling.align.data import ChatDataConfig, prompt_ids, prompt_room, read_asked
+from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
 from groundling.align.logprobs import Policy, exchanges_of
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SAME
@@ -36,10 +37,11 @@ from groundling.model.packer import Packer
 from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.hardware import environment
-from groundling.system.logs import say
 from groundling.system.metrics import read_records
 from groundling.system.progress import Progress
 from groundling.text.chat.reading import messages_in
+
+log = logging.getLogger(__name__)
 
 ELSEWHERE = 1_000_003
 """Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
@@ -129,7 +131,7 @@ def align_report(config: ReportConfig) -> int:
         rows.append(evaluator.runs(name.upper(), [run for run in runs if run[1]["stage"] == name]))
     failed = None if hacked is None else evaluator.runs(f"{str(hacked[1]['stage']).upper()} without KL", [hacked])
     for row in [*rows, *([failed] if failed else [])]:
-        say(page.line(row.name, row.verdict, row.seconds))
+        log.info(page.line(row.name, row.verdict, row.seconds))
     figures = {
         "gold": config.gold,
         "prompts": len(evaluator.prompts),
@@ -153,7 +155,7 @@ def align_report(config: ReportConfig) -> int:
     }
     atomic.write_json(config.out_dir / "report.json", figures)
     page.write(config.out_dir, figures)
-    say(f"the report: {config.out_dir / 'index.html'}")
+    log.info(f"the report: {config.out_dir / 'index.html'}")
     return 0
 
 
@@ -168,7 +170,7 @@ class _ReplyEvaluator:
         chat, block_size = self.sft.chat, self.sft.config.block_size
         assert chat is not None
         room = prompt_room(block_size, config.max_new_tokens, least_ids(chat, self.sft.tokenizer))
-        asked = prompt_ids(read_asked(config.data).val, chat, self.sft.tokenizer, room)
+        asked = fit_prompt(read_asked(config.data).val, chat, self.sft.tokenizer, room)
         self.prompts = [list(ids) for ids in asked][: config.prompts]
         self.reference = self._policy(self.sft)
         self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]

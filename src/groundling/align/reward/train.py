@@ -7,6 +7,7 @@ there are. A tie is half a preference each way: it pulls the two together.
 Shapes: B rows, T positions, N sequences, P pairs.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,7 @@ def reward(config: RewardConfig) -> int:
         if not answers:
             raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")
         train, measured = split_by_prompt(answers, config.held_out)
-        stage.say(f"answers     {len(train):,} to learn from, {len(measured):,} to measure by{left_out.line()}")
+        log.info(f"answers     {len(train):,} to learn from, {len(measured):,} to measure by{left_out.line()}")
         n_layer = bundle.config.n_layer if config.n_layer is None else config.n_layer
         model = RewardModel(first_blocks(bundle.model, n_layer))
 
@@ -226,4 +229,4 @@ def _settle(model: RewardModel, answers: Sequence[Ranked], stage: Stage, most: i
     mean, spread = scores.mean(), scores.std().clamp(min=1e-6)
     model.head_weight.div_(spread)
     model.head_bias.div_(spread)
-    stage.say(f"rewards     mean {mean:.3f}, spread {spread:.3f} before they were scaled")
+    log.info(f"rewards     mean {mean:.3f}, spread {spread:.3f} before they were scaled")

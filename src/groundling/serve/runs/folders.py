@@ -97,7 +97,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]{1,15})", name)]
 
 
-def describe(run: RunFolder) -> dict[str, Any]:
+def run_info(run: RunFolder) -> dict[str, Any]:
     """What a list says of a run: what it is, how far it has come, and whether it goes on."""
     summary, environment = _read_json(run.path / "summary.json"), _read_json(run.path / "env.json")
     has_metrics = files.is_regular(run.path / METRICS)

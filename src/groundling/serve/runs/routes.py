@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 
 from groundling.serve.http.errors import ApiError
 from groundling.serve.runs.curves import DownsampledSeries, read_news
-from groundling.serve.runs.folders import METRICS, RunFolder, describe, find_runs, ladder_of
+from groundling.serve.runs.folders import METRICS, RunFolder, find_runs, ladder_of, run_info
 from groundling.serve.state import ServerState
 
 AT_ONCE = 4
@@ -42,7 +42,7 @@ def router(server: ServerState) -> APIRouter:
         """All runs that are found."""
         return {
             "object": "list",
-            "data": await to_thread.run_sync(lambda: [describe(run) for run in runs()], limiter=reading),
+            "data": await to_thread.run_sync(lambda: [run_info(run) for run in runs()], limiter=reading),
         }
 
     @routes.get("/{name:path}/metrics")
