@@ -66,7 +66,7 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     bundle = with_chat(load_bundle(base))
     rows = [{"prompt": "ab", "completion": text, "label": good} for text, good in (("eee", True), ("aa", False))]
     path = write(tmp_path / "rows.jsonl", rows)
-    answers, left_out = ranked_rows(path, bundle.chat, bundle.tokenizer, 48)
+    answers, left_out = ranked_rows(path, bundle, 48)
     assert left_out.line() == ""
     assert [answer.pairs for answer in answers] == [[(0, NOTHING, 1.0)], [(NOTHING, 0, 1.0)]]
     model = reward.RewardModel(bundle.model)
@@ -90,7 +90,7 @@ def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
         {"prompt": "xyz", "chosen": "e", "rejected": "a"},
         {"prompt": "ab", "chosen": "e", "rejected": "a"},
     ]
-    answers, left_out = ranked_rows(write(tmp_path / "rows.jsonl", rows), bundle.chat, bundle.tokenizer, 48)
+    answers, left_out = ranked_rows(write(tmp_path / "rows.jsonl", rows), bundle, 48)
     assert [type(answer) for answer in answers] == [Ranked]
     assert left_out.silent == 3
     assert "1 cannot be encoded (first" in left_out.line()

@@ -22,7 +22,6 @@ import tyro
 from torch import Tensor, nn
 
 from groundling.align.arguments import parse_stage
-from groundling.align.chat_vocab import require_chat
 from groundling.align.checkpoint import Snapshot
 from groundling.align.data import split
 from groundling.align.example_loader import ExampleFeed
@@ -31,7 +30,7 @@ from groundling.align.logprobs import Policy, Scored, score_rows
 from groundling.align.preferences.judgement import Judgement
 from groundling.align.preferences.store import Rankings
 from groundling.align.stage import ExamplesConfig, open_stage
-from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle import ChatBundle, load_chat_bundle, save_bundle
 from groundling.bundle.adapter import base_at
 from groundling.data.examples.conversations import Preference, read_preferences
 from groundling.data.examples.encoding import EncodedPair, EncodingCounts, encode_preference
@@ -41,8 +40,6 @@ from groundling.model.packer import Packer
 from groundling.model.packing import Exchange
 from groundling.system import distributed
 from groundling.system.progress import Progress
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -157,10 +154,9 @@ def dpo(config: DpoConfig) -> int:
     with open_stage(config, "dpo") as stage:
         if stage.has_finished():
             return 0
-        bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
-        assert bundle.chat is not None
+        bundle = load_chat_bundle(config.path, stage.picked.device, context=config.context)
         packer = Packer(config.longest(bundle), config.micro_batch_rows)
-        pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, packer.max_length)
+        pairs, counts = _read_pairs(config, bundle, packer.max_length)
         log.info(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
@@ -184,9 +180,9 @@ def dpo(config: DpoConfig) -> int:
 
 
 def pairs_from_rankings(
-    judgements: Iterable[Judgement], chat: ChatTemplate, tokenizer: Tokenizer, block_size: int, most: int
+    judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int, most: int
 ) -> tuple[list[Pair], str]:
-    """At most so many pairs of each answer, the widest apart first, and what became of them, for people."""
+    """Up to `most` pairs per answer, those furthest apart in rank first, and a line about what was kept."""
     pairs: list[Pair] = []
     counts, n_silent = EncodingCounts(), 0
     for judgement in judgements:
@@ -197,7 +193,7 @@ def pairs_from_rankings(
         n_silent += not found
         for better, worse in [(comparison.better.text, comparison.worse.text) for comparison in found[:most]]:
             preference = Preference(judgement.messages, better, worse, f"the answer {judgement.key}")
-            if (encoded := encode_preference(preference, chat, tokenizer, block_size, counts)) is not None:
+            if (encoded := encode_preference(preference, bundle.chat, bundle.tokenizer, max_ids, counts)) is not None:
                 pairs.append(_as_pair(encoded, preference))
     silent = f"; {n_silent:,} answers prefer nothing" if n_silent else ""
     return pairs, counts.line() + silent
@@ -207,17 +203,17 @@ def _as_pair(encoded: EncodedPair, preference: Preference) -> Pair:
     return Pair((encoded.prompt, encoded.chosen), (encoded.prompt, encoded.rejected), preference.prompt)
 
 
-def _read_pairs(config: DpoConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int) -> tuple[list[Pair], str]:
+def _read_pairs(config: DpoConfig, bundle: ChatBundle, max_ids: int) -> tuple[list[Pair], str]:
     if config.rankings is not None:
         with Rankings(config.rankings, must_exist=True) as rankings:
-            return pairs_from_rankings(rankings, chat, tokenizer, block_size, config.pairs_per_answer)
+            return pairs_from_rankings(rankings, bundle, max_ids, config.pairs_per_answer)
     assert config.preferences is not None
     counts = EncodingCounts()
     preferences = read_preferences(config.preferences)
     with Progress("encoding the preferences", len(preferences)) as progress:
         pairs = []
         for preference in preferences:
-            encoded = encode_preference(preference, chat, tokenizer, block_size, counts)
+            encoded = encode_preference(preference, bundle.chat, bundle.tokenizer, max_ids, counts)
             pairs += [] if encoded is None else [_as_pair(encoded, preference)]
             progress.advance(1)
     return pairs, counts.line()

@@ -23,9 +23,9 @@ from groundling.align.example_training import learn
 from groundling.align.lora import LoraConfig, adapt, adapter_of, merged_state
 from groundling.align.replies import ReplySampler
 from groundling.align.stage import ExamplesConfig, Stage, open_stage
-from groundling.bundle import Bundle, load_bundle, save_adapter, save_bundle
+from groundling.bundle import ChatBundle, load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import Base, base_at
-from groundling.bundle.layout import require_speaker
+from groundling.bundle.layout import require_language_model
 from groundling.data.examples.encoding import Encoded
 from groundling.errors import require
 from groundling.model.gpt import GPT
@@ -107,12 +107,11 @@ def sft(config: SftConfig) -> int:
     with open_stage(config, "sft") as stage:
         if stage.has_finished():
             return 0
-        require_speaker(config.path)
+        require_language_model(config.path)
         base = base_at(config.path)
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
-        assert bundle.chat is not None
         packer = Packer(config.longest(bundle), config.micro_batch_rows)
-        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, packer.max_length)
+        data = prepare_conversations(config.data, bundle, packer.max_length)
         for line in data.lines():
             log.info(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
@@ -154,7 +153,7 @@ class _SftMetrics:
         self,
         config: SftConfig,
         stage: Stage,
-        bundle: Bundle,
+        bundle: ChatBundle,
         batches: Sequence[SftBatch],
         data: Conversations,
         objective: SftObjective,
@@ -162,10 +161,9 @@ class _SftMetrics:
         self._config, self._stage, self._bundle, self._objective = config, stage, bundle, objective
         block_size = bundle.config.block_size
         self._batches = batches
-        chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
-        assert chat is not None
+        room = block_size - min(REPLY_TOKENS, block_size // 2)
         asked = data.asked.val[: config.n_replies]
-        self._prompts = [list(ids) for ids in fit_prompt(asked, chat, bundle.tokenizer, room)] if asked else []
+        self._prompts = [list(ids) for ids in fit_prompt(asked, bundle, room)] if asked else []
 
     @torch.inference_mode()
     def __call__(self) -> dict[str, float]:
@@ -175,16 +173,14 @@ class _SftMetrics:
             nats = sum(float(self._objective(batch.to(device))) for batch in self._batches)
             figures["val_loss"] = nats / max(1, sum(batch.n_targets for batch in self._batches))
         if self._prompts:
-            chat = self._bundle.chat
-            assert chat is not None
-            sampler = ReplySampler(self._bundle.model, chat, self._bundle.tokenizer, max_new_tokens=REPLY_TOKENS)
+            sampler = ReplySampler(self._bundle, max_new_tokens=REPLY_TOKENS)
             replies = [reply for (reply,) in sampler.reply(self._prompts, self._config.seed)]
             figures["replies_ended"] = sum(reply.ended for reply in replies) / len(replies)
             figures["reply_tokens"] = sum(len(reply.said) for reply in replies) / len(replies)
         return figures
 
 
-def _save(config: SftConfig, base: Base, bundle: Bundle, figures: dict[str, float]) -> None:
+def _save(config: SftConfig, base: Base, bundle: ChatBundle, figures: dict[str, float]) -> None:
     folder, facts = config.out_dir / "bundle", {"stage": "sft", **figures}
     if config.lora.keep:
         save_adapter(folder, adapter_of(bundle.model, config.lora), base, bundle, facts)

@@ -38,14 +38,12 @@ from groundling.align.reward.model import (
     scores_of,
 )
 from groundling.align.stage import ExamplesConfig, Stage, open_stage
-from groundling.bundle import load_bundle
+from groundling.bundle import ChatBundle, load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.errors import DataError, require
 from groundling.model.packer import Packer
 from groundling.model.packing import Layout
 from groundling.system import distributed
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -147,9 +145,8 @@ def reward(config: RewardConfig) -> int:
         if stage.has_finished():
             return 0
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
-        assert bundle.chat is not None
         packer = Packer(config.longest(bundle), config.micro_batch_rows)
-        answers, left_out = _read(config, bundle.chat, bundle.tokenizer, packer.max_length)
+        answers, left_out = _read(config, bundle, packer.max_length)
         if not answers:
             raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")
         train, measured = split_by_prompt(answers, config.held_out)
@@ -172,13 +169,11 @@ def reward(config: RewardConfig) -> int:
         return stage.finish(ended, {**figures, "calibration": measure.calibration})
 
 
-def _read(
-    config: RewardConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
-) -> tuple[list[Ranked], LeftOut]:
+def _read(config: RewardConfig, bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
     if config.preferences is not None:
-        return ranked_rows(config.preferences, chat, tokenizer, block_size)
+        return ranked_rows(config.preferences, bundle, max_ids)
     with Rankings(config.rankings, must_exist=True) as rankings:
-        return ranked(rankings, chat, tokenizer, block_size)
+        return ranked(rankings, bundle, max_ids)
 
 
 def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked], list[Ranked]]:

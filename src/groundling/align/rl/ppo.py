@@ -30,7 +30,7 @@ from groundling.align.rl.rollout import RolloutConfig, RolloutSampler, packed_va
 from groundling.align.rl.rounds import Round, laid_end_to_end, values_of_each
 from groundling.align.rl.trainer import PolicyTrainer, optimise
 from groundling.align.stage import Stage
-from groundling.bundle import Bundle
+from groundling.bundle import ChatBundle
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.model.loss import IGNORE
 from groundling.train.checkpoints.tensors import learned_tensors, restore_learned
@@ -147,7 +147,7 @@ def ppo(config: PpoConfig) -> int:
     return optimise(config, "ppo", _Ppo)
 
 
-def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel:
+def _value_model(config: PpoConfig, bundle: ChatBundle, stage: Stage) -> RewardModel:
     source = config.value_from or (None if is_function(config.reward) else config.reward)
     if source is None:
         return RewardModel(copy.deepcopy(bundle.model), scale=1.0)
@@ -160,7 +160,7 @@ def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel
 
 
 class _Ppo(PolicyTrainer[PpoConfig]):
-    def __init__(self, config: PpoConfig, stage: Stage, bundle: Bundle, sampler: RolloutSampler) -> None:
+    def __init__(self, config: PpoConfig, stage: Stage, bundle: ChatBundle, sampler: RolloutSampler) -> None:
         super().__init__(config, stage, bundle, sampler)
         self.values = _value_model(config, bundle, stage)
         self.value_objective = ValueObjective(self.values, config.value_clip, stage.picked.autocast)

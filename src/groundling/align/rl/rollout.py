@@ -19,10 +19,9 @@ from groundling.align.replies import Reply, ReplySampler, Rewards
 from groundling.align.rl.objective import PolicyBatch
 from groundling.align.rl.rounds import Round, exchanges_in, values_of_each
 from groundling.align.stage import StageConfig, progress_of_first
-from groundling.bundle import Bundle
+from groundling.bundle import ChatBundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
-from groundling.model.gpt import GPT
 from groundling.model.packer import Packer
 from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.train.optim.optimizers import OptimConfig
@@ -127,14 +126,14 @@ class RolloutSampler:
 
     Args:
         config: how.
-        bundle: whose chat template and tokenizer are used.
+        bundle: the policy.
         prompts: as ids, to draw from.
         rewards: what replies are worth.
         packer: cuts replies into micro-batches, here and in the updates.
     """
 
     def __init__(
-        self, config: RolloutConfig, bundle: Bundle, prompts: Sequence[list[int]], rewards: Rewards, packer: Packer
+        self, config: RolloutConfig, bundle: ChatBundle, prompts: Sequence[list[int]], rewards: Rewards, packer: Packer
     ) -> None:
         self._config, self._bundle, self._prompts, self._rewards = config, bundle, prompts, rewards
         self.packer = packer
@@ -145,7 +144,7 @@ class RolloutSampler:
     ) -> Round | None:
         """The replies of round `step`, `each` to every one of its prompts; None where `stop` has ended the drawing."""
         config = self._config
-        sampler = self._sampler(policy.model)
+        sampler = self._sampler()
         n_prompts = config.replies // each
         prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
         replies: list[Reply] = []
@@ -164,29 +163,26 @@ class RolloutSampler:
         old, base = (scored_by(each, replies, self.packer, parts) for each in (policy, reference))
         return Round(replies, rewards, old, base)
 
-    def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
+    def round_of(self, tensors: dict[str, Tensor]) -> Round:
         """The round whose `Round.tensors` these are.
 
         Raises:
             CheckpointError: they are those of no round of this stage.
         """
-        config, bundle, sampler = self._config, self._bundle, self._sampler(policy.model)
+        config, bundle, sampler = self._config, self._bundle, self._sampler()
         limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, self.packer.max_length)
         replies = [sampler.reply_of(*each) for each in exchanges_in(tensors, *limits)]
         lengths = [len(reply.said) for reply in replies]
         known = (values_of_each(tensors, name, lengths) for name in ("logprobs", "reference", "advantages"))
         return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
-    def _sampler(self, model: GPT) -> ReplySampler:
+    def _sampler(self) -> ReplySampler:
         config, bundle = self._config, self._bundle
-        assert bundle.chat is not None
         return ReplySampler(
-            model,
-            bundle.chat,
-            bundle.tokenizer,
+            bundle,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            decode=deterministic_decode(model, DecodeConfig(weights="bfloat16")),
+            decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
         )
 
 
