@@ -28,6 +28,7 @@ from groundling.sample.engine import Engine
 from groundling.storage import atomic
 from groundling.storage.manifest import write_manifest
 from groundling.train import loop, run_folder
+from groundling.train.run import Run
 
 TIMES = ("train_s", "eta_s", "seconds")
 ROUNDS = ("--reward", "stagekit:reward", "--replies", "16", "--max-new-tokens", "8", "--steps", "4", "--gold", "verse")
@@ -433,15 +434,14 @@ def summary_of(run: Path) -> dict:
 
 def test_a_stage_that_was_stopped_before_its_first_step_goes_on(begun, tmp_path, unbroken, monkeypatch):
     """Of some ranks only one may have been asked."""
-    run, asked = tmp_path / "run", Stage.asked_to_stop
+    run, asked = tmp_path / "run", Run.asked_to_stop
 
-    def stop(stage):
-        stage.stop.can_save = True
+    def stop(run):
         signal.raise_signal(signal.SIGTERM)
-        return asked(stage)
+        return asked(run)
 
     with monkeypatch.context() as patches:
-        patches.setattr(Stage, "asked_to_stop", stop)
+        patches.setattr(Run, "asked_to_stop", stop)
         assert sft.main(arguments(begun, "sft", run)) == 128 + signal.SIGTERM
     assert sft.main(["--resume", "--out-dir", str(run)]) == 0
     assert outcome(run) == outcome(unbroken["sft"])
@@ -464,7 +464,7 @@ def test_a_short_stage_that_was_killed_between_its_model_and_its_summary(
     if not flags:
         assert summary_of(run) == summary_of(unbroken[name])
     else:
-        assert summary_of(run)["ended"] == "the KL went beyond 1e-06"
+        assert summary_of(run)["reason"] == "the KL went beyond 1e-06"
 
 
 def test_a_signal_after_the_last_step_ends_what_would_follow(begun, tmp_path, unbroken, monkeypatch):

@@ -16,7 +16,7 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
 from groundling.train.distill.table import TeacherConfig, learn
-from groundling.train.loop import Watcher, train
+from groundling.train.loop import Callback, train
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).with_name("trajectory.json")
 N_STEPS = 20
 
 
-class Losses(Watcher):
+class Losses(Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
@@ -58,7 +58,7 @@ def trajectory(optimizer: str, choices: dict, teacher_weight: float) -> list[flo
         n_steps=N_STEPS,
         schedule=ScheduleConfig(warmup_steps=3),
         max_norm=1.0,
-        watcher=losses,
+        callbacks=[losses],
     )
     return losses.seen
 

@@ -96,7 +96,7 @@ def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, cap
         patience=None,
         teacher=dataclasses.replace(how, recipes=(), models=tuple(str(run) for run in runs[:2])),
     )
-    assert pretrain(by_hand).val_loss == result["val_loss"]
+    assert pretrain(by_hand).figures["val_loss"] == result["val_loss"]
     assert (out / "bundle" / "model.safetensors").read_bytes() == (
         runs[2] / "bundle" / "model.safetensors"
     ).read_bytes()
