@@ -28,7 +28,6 @@ from groundling.sample.engine import Engine
 from groundling.storage import atomic
 from groundling.storage.manifest import write_manifest
 from groundling.train import loop, run_folder
-from groundling.train.run import Run
 
 TIMES = ("train_s", "eta_s", "seconds")
 ROUNDS = ("--reward", "stagekit:reward", "--replies", "16", "--max-new-tokens", "8", "--steps", "4", "--gold", "verse")
@@ -434,14 +433,15 @@ def summary_of(run: Path) -> dict:
 
 def test_a_stage_that_was_stopped_before_its_first_step_goes_on(begun, tmp_path, unbroken, monkeypatch):
     """Of some ranks only one may have been asked."""
-    run, asked = tmp_path / "run", Run.asked_to_stop
+    run, asked = tmp_path / "run", Stage.asked_to_stop
 
-    def stop(run):
+    def stop(stage):
+        stage.stop.can_save = True
         signal.raise_signal(signal.SIGTERM)
-        return asked(run)
+        return asked(stage)
 
     with monkeypatch.context() as patches:
-        patches.setattr(Run, "asked_to_stop", stop)
+        patches.setattr(Stage, "asked_to_stop", stop)
         assert sft.main(arguments(begun, "sft", run)) == 128 + signal.SIGTERM
     assert sft.main(["--resume", "--out-dir", str(run)]) == 0
     assert outcome(run) == outcome(unbroken["sft"])

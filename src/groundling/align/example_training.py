@@ -63,7 +63,7 @@ def learn(
     stage.begin(state.progress.step, made_again=lambda record: "loss" not in record)
     evaluation = EvaluateAtBothEnds(stage, n_steps, evaluate)
     callbacks = [
-        StopOnSignal(stage.run),
+        StopOnSignal(stage),
         # Before the evaluation, which takes time: a stage with a bundle but no checkpoint could not be resumed.
         Save(
             Every(config.save_every, n_steps),

@@ -111,7 +111,7 @@ class Stage:
 
     def __init__(self, run: Run[StageConfig]) -> None:
         self.run, self.config, self.name = run, run.config, run.name
-        self.stop, self.picked, self.asked_to_stop = run.stop, run.picked, run.asked_to_stop
+        self.stop, self.picked = run.stop, run.picked
         self.failure: TrainingError | None = None
         """Why training could not continue; what was learned before is kept."""
         self.found: Found | None = None
@@ -163,9 +163,8 @@ class Stage:
         return found.snapshot
 
     def begin(self, step: int = 0, made_again: Callable[[Record], bool] = lambda _: False) -> None:
-        """Open the metrics; see `Run.begin`. From here on a signal waits for a checkpoint."""
+        """Open the metrics; see `Run.begin`."""
         self.run.begin(step, made_again=made_again)
-        self.stop.can_save = True
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint. All ranks call this together."""
@@ -177,6 +176,11 @@ class Stage:
         self.run.metrics.write(record)
         if show:
             log.info(f"{self.name} step {record['step']}: {format_record(record)}")
+
+    def asked_to_stop(self) -> bool:
+        """As `Run.asked_to_stop`. From the first call on, a signal waits for a checkpoint, even one of step 0."""
+        self.stop.can_save = True
+        return self.run.asked_to_stop()
 
     def fail(self, step: int, error: TrainingError) -> str:
         """Note a failure, which `finish` raises once the model is saved; return the reason of the end."""

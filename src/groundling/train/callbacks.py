@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from groundling.system.metrics import MetricsWriter
 from groundling.system.runtime import Runtime
 from groundling.system.signals import ASKED_TO_STOP, StopRequest
 from groundling.train.loop import FINISHED, Callback
-from groundling.train.run import Run
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats
 
@@ -37,10 +36,19 @@ class Every:
         return self.interval is not None and step > 0 and (step % self.interval == 0 or step >= self.n_steps)
 
 
+class Stoppable(Protocol):
+    """A run."""
+
+    stop: StopRequest
+
+    def asked_to_stop(self) -> bool:
+        """Whether some rank received a signal."""
+
+
 class StopOnSignal(Callback):
     """End training on SIGTERM or Ctrl-C. All ranks end at the same step."""
 
-    def __init__(self, run: Run[Any]) -> None:
+    def __init__(self, run: Stoppable) -> None:
         self._run = run
 
     def before_step(self, state: TrainState) -> str | None:  # noqa: ARG002

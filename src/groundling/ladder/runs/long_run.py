@@ -170,9 +170,9 @@ def _as_gpt(model: nn.Module) -> GPT:
 
 
 def _how_to_continue(config: _RungConfig, summary: RunSummary) -> str:
-    done = f"{summary.figures['steps']:,} steps, {describe_seconds(summary.figures['train_s'])} of training"
+    steps, trained = summary.figures["steps"], describe_seconds(summary.figures["train_s"])
     return (
-        f"{config.rung} stopped after {done}; continue "
+        f"{config.rung} stopped after {steps:,} steps, {trained} of training; continue "
         f"with groundling ladder --rungs {config.rung} --steps {config.steps} --seed {config.seed} --resume "
         f"--out-dir {shlex.quote(str(config.out_dir.parent))}"
     )
