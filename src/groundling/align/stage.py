@@ -38,30 +38,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What every stage can be told."""
+    """Settings of every stage."""
 
     out_dir: Path
-    """The stage's folder."""
+    """The run folder."""
     resume: bool | Literal["if-present"] = False
-    """Go on from the newest good checkpoint in out_dir; `--resume if-present` begins the stage where there is none."""
+    """Resume from the newest intact checkpoint in out_dir; with if-present, start a new run if there is none."""
     overwrite: bool = False
-    """Remove what an earlier run left in out_dir."""
+    """Remove the run in out_dir first."""
     context: int | None = None
-    """Tokens of context that the model keeps, here and afterwards; None: all that it has."""
+    """Context of the model, in tokens, here and in the result; None: its full context."""
     max_length: int | None = None
-    """Tokens of the longest example, prompt and reply; what is longer is shortened. None: the context."""
+    """Maximum tokens of an example, prompt and reply; longer ones are shortened. None: the context."""
     seed: int = 1337
-    """Of the order of the examples, and all that is drawn."""
+    """Seed of the order of the examples and of sampling."""
     batch_size: int = 32
     """Examples per optimizer step, over all ranks."""
     micro_batch_rows: int = 16
-    """Rows of packed examples in one forward pass: more take more memory, and nothing else changes."""
+    """Rows of packed examples per forward pass; more rows only take more memory."""
     grad_clip: float | None = 1.0
-    """The gradient's greatest length; None: as it comes."""
+    """Maximum gradient norm; None: no clipping."""
     log_every: int = 10
     """Steps between records of the loss."""
     save_every: int = 100
-    """Steps between checkpoints. The last two are kept, until the stage has finished."""
+    """Steps between checkpoints. The last two are kept until the stage has finished."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -74,10 +74,10 @@ class StageConfig:
         require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
 
     def longest(self, bundle: Bundle) -> int:
-        """The most tokens of an example for a model that chats.
+        """Maximum tokens of an example.
 
         Raises:
-            ConfigError: max_length is more, or less than an example needs.
+            ConfigError: max_length exceeds the context, or is too short for any example.
         """
         assert bundle.chat is not None
         block_size, least = bundle.config.block_size, least_ids(bundle.chat, bundle.tokenizer)
@@ -90,12 +90,12 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplesConfig(StageConfig):
-    """What every stage that learns from examples can be told."""
+    """Settings of the stages that learn from examples."""
 
     epochs: float = 2.0
-    """How often each example is seen."""
+    """Passes over the examples."""
     dropout: float = 0.0
-    """Of the model while it learns. A few passes over data of some size need none."""
+    """Dropout in training. A few passes over enough data need none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,7 +223,7 @@ def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
 
 @contextmanager
 def progress_of_first(what: str, total: int | None = None) -> Iterator[Progress]:
-    """`Progress` that only the first rank prints."""
+    """`Progress`, printed by the first rank only."""
     progress = Progress(what, total)
     with progress if distributed.is_first() else nullcontext():
         yield progress

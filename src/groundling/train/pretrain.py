@@ -296,4 +296,4 @@ def _last_line(summary: RunSummary, run: Path) -> str:
     best = figures["best_val_loss"]
     loss = "" if best is None else f"; best validation loss {best:.4f}"
     why = "" if summary.reason == FINISHED else f" ({summary.reason})"
-    return f"done{why}: {done}{loss}; let it speak: groundling sample {shlex.quote(str(run))}"
+    return f"done{why}: {done}{loss}; sample from it: groundling sample {shlex.quote(str(run))}"
