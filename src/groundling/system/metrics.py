@@ -27,7 +27,7 @@ class Sink(Protocol):
         """Write one record."""
 
     def close(self) -> None:
-        """Finish."""
+        """Flush and close."""
 
 
 class MetricsWriter:
@@ -76,7 +76,7 @@ class JsonlSink:
         atomic.append_line(self.path, json.dumps(record))
 
     def close(self) -> None:
-        """No-op: every line is in the file already."""
+        """Do nothing: each line is already in the file."""
 
 
 MAX_BYTES = 1 << 30
@@ -189,7 +189,7 @@ def _read(path: Path) -> tuple[list[Record], str]:
 
 
 class TensorBoardSink:
-    """TensorBoard's event files. Needs the extra `track`."""
+    """Writes TensorBoard event files. Needs the extra `track`."""
 
     def __init__(self, folder: Path) -> None:
         self._writer = optional_import("torch.utils.tensorboard", "track", "tensorboard").SummaryWriter(str(folder))
@@ -206,14 +206,14 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Weights & Biases. Needs the extra `track`."""
+    """Logs to Weights & Biases. Needs the extra `track`."""
 
     def __init__(self, folder: Path, config: Record, run_id: str) -> None:
         wandb = optional_import("wandb", "track")
         self._run = wandb.init(project="groundling", dir=str(folder), config=config, id=run_id, resume="allow")
 
     def write(self, record: Record) -> None:
-        """Log the figures of the record at its step."""
+        """Log the record at its step."""
         self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
 
     def close(self) -> None:
@@ -222,7 +222,7 @@ class WandbSink:
 
 
 def require_packages(names: Sequence[SinkName]) -> None:
-    """Refuse sinks whose package is not there, before anything is done.
+    """Check that the packages of these sinks are installed.
 
     Raises:
         MissingExtraError: a package is not installed.
@@ -233,7 +233,7 @@ def require_packages(names: Sequence[SinkName]) -> None:
 
 
 def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_id: str) -> list[Sink]:
-    """The sinks that a user asked for by name.
+    """Create sinks by name.
 
     Raises:
         MissingExtraError: a package is not installed.

@@ -1,7 +1,7 @@
-"""A rung whose training takes hours: it is recorded, saved as it goes, and resumes exactly where it was stopped.
+"""Train a rung for hours: record metrics, save checkpoints, and resume bit for bit.
 
-Its folder is that of a run of `pretrain`: `plot` draws it, the Train page shows it, `verify-checkpoint` checks it, and
-the bundle in it holds the production model with the rung's weights, for `sample`.
+The folder has the layout of a `pretrain` run, so `plot`, the Train page and `verify-checkpoint` work on it. Its bundle
+holds the production model with the rung's weights, for `sample`.
 """
 
 import logging
@@ -44,7 +44,7 @@ EVALUATIONS = 10
 
 
 class RungStoppedError(GroundlingError):
-    """A rung was asked to stop, and did after saving; `exit_code` is 128 + the signal's number."""
+    """A signal stopped training after a checkpoint was saved; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class RungStoppedError(GroundlingError):
 
 @dataclass(frozen=True, kw_only=True)
 class LongRun:
-    """The folder of a rung's run, and what to do with a run that is already there."""
+    """Run folder of a rung, and how to treat an existing run in it."""
 
     folder: Path
     resume: bool = False
@@ -61,12 +61,12 @@ class LongRun:
     overwrite: bool = False
     """Remove it."""
     save_every_s: float = 120.0
-    """Seconds between checkpoints: what a crash can cost."""
+    """Seconds between checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _RungConfig:
-    """What identifies the run of a rung, and what to do with a run that is there."""
+    """What identifies the run of a rung, and what to do with an earlier run."""
 
     out_dir: Path
     resume: bool
@@ -82,12 +82,12 @@ class _RungConfig:
 
 
 def train_recorded(run: LongRun, rung: Rung, corpus: Corpus, *, n_steps: int, seed: int) -> Trained:
-    """Train a rung in a folder of its own, or resume it: the same bits as without a break.
+    """Train a rung in its run folder, or resume it with the bits of an uninterrupted run.
 
     Raises:
         RungStoppedError: a signal stopped it; everything is saved.
-        CheckpointError: there is nothing to resume, it belongs to other settings, or another process uses the folder.
-        ConfigError: the folder holds a run that is neither to be resumed nor to be removed.
+        CheckpointError: there is nothing to resume, the settings differ, or another process uses the folder.
+        ConfigError: the folder holds a run, and neither `resume` nor `overwrite` is set.
     """
     config = _RungConfig(
         out_dir=run.folder, resume=run.resume, overwrite=run.overwrite, rung=rung.name, steps=n_steps, seed=seed
@@ -161,7 +161,7 @@ def _read_own_state(checkpoint: Path, config: _RungConfig, fingerprint: str) -> 
 
 
 def _as_gpt(model: nn.Module) -> GPT:
-    """The production model that computes what a rung computes. Draws no random numbers, which would alter dropout."""
+    """Convert s8 or s9 to the production model without consuming random numbers, which dropout depends on."""
     if isinstance(model, GPT):
         return model
     assert isinstance(model, ScaledModel)
