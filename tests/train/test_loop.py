@@ -63,6 +63,21 @@ def test_it_stops_when_a_callback_wants_to_and_says_why():
     assert diary.lines[-1] == "before 2"
 
 
+class Ends(Diary):
+    """Also notes how training ended."""
+
+    def at_end(self, state, reason) -> None:
+        self.lines.append(f"{reason} at {state.progress.step}")
+
+
+def test_a_reason_skips_the_callbacks_after_it_and_all_are_called_at_the_end():
+    """A checkpoint is written at the end also where the callback that saves comes later in the list."""
+    first, later = Ends(last=1), Ends()
+    assert train(new_state(), n_steps=9, schedule=SCHEDULE, callbacks=[first, later]) == "enough"
+    assert first.lines == ["before 0", "after 1", "before 1", "enough at 1"]
+    assert later.lines == ["before 0", "after 1", "enough at 1"]
+
+
 def test_the_number_of_steps_counts_those_made_before():
     state = new_state()
     train(state, n_steps=3, schedule=SCHEDULE)
