@@ -213,7 +213,7 @@ def test_a_preset_asks_for_what_no_machine_has(tiny, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="GB of memory are free; take a smaller model"):
         tiny.pretrain(tmp_path / "run")
     monkeypatch.undo()
-    assert tiny.pretrain(tmp_path / "run", steps=1, save_every=None, eval_every=None).steps == 1
+    assert tiny.pretrain(tmp_path / "run", steps=1, save_every=None, eval_every=None).figures["steps"] == 1
 
 
 def test_a_rank_that_no_matrix_has_is_refused():

@@ -39,6 +39,7 @@ from groundling.storage import atomic
 from groundling.system.hardware import environment
 from groundling.system.metrics import read_records
 from groundling.system.progress import Progress
+from groundling.train import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -283,13 +284,10 @@ def _powers_of_two(most: int) -> list[int]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    file = folder / "summary.json"
-    try:
-        summary = atomic.read_json(file)
-        if isinstance(summary, dict) and {"stage", "wall_s"} <= summary.keys():
-            return summary
-    except (OSError, ValueError):
-        pass
+    summary = run_folder.read_summary(folder)
+    if {"stage", "wall_s"} <= summary.keys() and summary["stage"] not in ("pretrain", "ladder"):
+        return summary
+    file = folder / run_folder.SUMMARY
     raise CheckpointError(f"{folder} is no finished run of a stage (no readable {file}); run the stage first")
 
 
