@@ -46,7 +46,7 @@ VERBS = {
     "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
     "import": Verb("groundling.export.import_cli", "make a bundle of a model from Hugging Face or nanoGPT"),
     "plot": Verb("groundling.tools.plot", "draw the loss curves of runs to a PNG"),
-    "data": Verb("groundling.data.verbs", "data sets by name, and examples as a model sees them"),
+    "data": Verb("groundling.data.cli", "data sets by name, and examples as a model sees them"),
     "tokenizer": Verb("groundling.data.tokenizer_cli", "train, show and compare tokenizers"),
     "verify-checkpoint": Verb("groundling.tools.verify", "check every file of a run's checkpoints"),
     "doctor": Verb("groundling.tools.doctor", "tell what this machine has, what will be used, and why"),

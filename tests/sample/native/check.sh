@@ -1,6 +1,6 @@
 #!/bin/sh
 # `make native-check`: compiles csrc/ with all warnings as errors, then runs decode_check.cpp and kernels_check.cpp
-# under AddressSanitizer and UndefinedBehaviorSanitizer, and decode_check.cpp under ThreadSanitizer.
+# under AddressSanitizer and UndefinedBehaviorSanitizer, and decode_check.cpp under ThreadSanitizer and on ARM by QEMU.
 set -eu
 cd "$(dirname "$0")"
 csrc=../../../src/groundling/sample/native/csrc
@@ -36,4 +36,12 @@ address_and_undefined="-fsanitize=address,undefined -fno-sanitize-recover=all"
 run "address, undefined" "$address_and_undefined" kernels_check.cpp
 run "address, undefined" "$address_and_undefined" decode_check.cpp "$csrc/decode.cpp"
 run "thread" "-fsanitize=thread" decode_check.cpp "$csrc/decode.cpp"
+
+if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
+    echo "ARM under QEMU: decode_check.cpp $csrc/decode.cpp"
+    aarch64-linux-gnu-g++ $flags -O3 -static $warnings decode_check.cpp "$csrc/decode.cpp" -o "$build/check"
+    qemu-aarch64 "$build/check"
+else
+    echo "ARM: skipped, because g++-aarch64-linux-gnu or qemu-user is missing"
+fi
 echo "native-check: passed"

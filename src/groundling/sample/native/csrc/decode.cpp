@@ -25,7 +25,7 @@ struct FlushSubnormals {
 
 void run_worker(void* argument, int index) {
     Call& call = *static_cast<Call*>(argument);
-    const FlushSubnormals flush_subnormals;
+    [[maybe_unused]] const FlushSubnormals flush_subnormals;
     if (call.cache.is_bfloat16) Worker<BFloat16>(call, index).run();
     else Worker<float>(call, index).run();
 }
