@@ -31,22 +31,22 @@ MAX_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Generate text from a prompt. The same seed gives the same text."""
+    """Generate text from a trained model. The same seed gives the same text."""
 
     path: tyro.conf.Positional[str]
-    """A bundle, a checkpoint, or the folder of a training run."""
+    """Bundle, checkpoint or run folder."""
     prompt: Annotated[str | None, any_text()] = None
-    """Text to continue; empty: start at the beginning of a line; "-": read stdin; not given: read a pipe, if any."""
+    """Prompt; empty: the beginning of a line; "-": stdin; None: piped input, if any."""
     num_samples: int = 1
-    """Number of completions of the prompt; the first is streamed."""
+    """Number of samples; the first is streamed."""
     checkpoint: str = "best"
-    """Checkpoint of a run: best, last, or a step."""
+    """Checkpoint of a run: best, last, or a step number."""
     context: int | None = None
-    """Tokens of context to use; less than the model has takes less memory. None: all."""
+    """Context length in tokens; a shorter one uses less memory. None: the model's."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device to run on."""
+    """Device."""
     draft: str | None = None
-    """Draft model for speculative decoding, smaller and with the same tokenizer; see speculate."""
+    """Draft model for speculative decoding: smaller, with the same tokenizer; see speculate."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)
     decode: tyro.conf.OmitArgPrefixes[DecodeConfig] = field(default_factory=DecodeConfig)
 

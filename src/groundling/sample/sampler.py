@@ -24,36 +24,36 @@ SINGLE_THREAD_VOCAB = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen, and when to stop."""
+    """Sampling and stopping."""
 
     max_new_tokens: int = 500
     """Maximum number of tokens to generate."""
     temperature: float = 0.8
-    """Below 1: more likely tokens are favored; above 1: less; 0: greedy decoding."""
+    """Sampling temperature; 0: greedy."""
     top_k: int | None = None
-    """Sample from this many most likely tokens; None: from all."""
+    """Top-k: sample from the k most likely tokens; None: off."""
     top_p: float = 1.0
-    """Sample from the fewest most likely tokens whose probabilities sum to at least this; 1: from all."""
+    """Top-p (nucleus): sample from the smallest set of tokens whose probabilities sum to p; 1: off."""
     min_p: float = 0.0
-    """Sample from tokens at least this many times as likely as the best one; 0: from all."""
+    """Min-p: drop tokens less likely than this fraction of the most likely one; 0: off."""
     typical_p: float = 1.0
-    """Sample from the fewest tokens of near-average surprisal whose probabilities sum to at least this; 1: from all."""
+    """Typical-p: sample from tokens of typical information content whose probabilities sum to p; 1: off."""
     repetition_penalty: float = 1.0
-    """Above 1: tokens in the context become less likely; 1: off."""
+    """Repetition penalty on tokens in the context; 1: off."""
     presence_penalty: float = 0.0
-    """Subtracted from the logit of each token generated so far."""
+    """Subtracted from the logit of every token already generated."""
     frequency_penalty: float = 0.0
-    """Subtracted from a token's logit for each time it was generated."""
+    """Subtracted from the logit of a token once per occurrence in the output."""
     logit_bias: tyro.conf.Suppress[Mapping[int, float]] = field(default_factory=dict, hash=False)
     """Added to the logits of some ids; -inf forbids one."""
     logprobs: tyro.conf.Suppress[int | None] = None
     """Return each token's log-probability before all filters, and this many alternatives; None: do not."""
     seed: int = 1337
-    """The same seed, prompt and model give the same text."""
+    """Seed; the same seed, prompt and model give the same text."""
     stop: tuple[str, ...] = ()
-    """Stop sequences: strings that end the text and are not part of it."""
+    """Stop sequences; not part of the output."""
     ignore_eos: bool = False
-    """Continue after the model's end of text, up to max_new_tokens."""
+    """Continue after the end-of-text token, up to max_new_tokens."""
     end_ids: tyro.conf.Suppress[tuple[int, ...]] = ()
     """Ids that end the text, in addition to the model's own; the end id is the last of the tokens."""
 
