@@ -177,9 +177,9 @@ def test_examples_over_ranks(advised, monkeypatch):
 )
 def test_a_small_chatgpt(advised, talker, tmp_path, monkeypatch, capfd):
     """That its stages run is shown in tests/align/test_chatgpt.py; here they only end well."""
-    real = pipeline.stages
-    ending_well = lambda config: [dataclasses.replace(stage, run=lambda argv: 0) for stage in real(config)]  # noqa: E731
-    monkeypatch.setattr(pipeline, "stages", ending_well)
+    real = pipeline.steps
+    ending_well = lambda config: [dataclasses.replace(step, run=lambda config: 0) for step in real(config)]  # noqa: E731
+    monkeypatch.setattr(pipeline, "steps", ending_well)
     words = ["chatgpt", str(talker), "--out-dir", str(tmp_path / "all of it"), "--max-new-tokens", "8"]
     said = advised.works(*words)
     command = shlex.split(said.rpartition("talk with one: groundling ")[2])
@@ -189,9 +189,9 @@ def test_a_small_chatgpt(advised, talker, tmp_path, monkeypatch, capfd):
             assert parsed(shlex.split(line)[2:]) is not None
     advised.refused(*words, "--gold", "verse")
     advised.works(*words, "--gold", "verse", "--out-dir", tmp_path / "another")
-    stage = next(stage for stage in real(parsed(words)) if stage.verb == pipeline.RANK)
+    step = next(step for step in real(parsed(words)) if step.verb == pipeline.RANK)
     monkeypatch.setattr(pipeline, "has_rankings", lambda path: path.exists())
-    rankings = Path(stage.output())
+    rankings = step.output
     rankings.write_bytes(b"")
     advised.refused(*words)
     rankings.rename(tmp_path / "elsewhere")
