@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from groundling.sample.engine import DecodeConfig, Engine
+from groundling.bundle import Bundle
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
 from groundling.text.chat.template import ChatTemplate
@@ -108,3 +109,16 @@ class ReplySampler:
         ended = bool(said) and said[-1] in self._engine.end_ids
         text = reply_text(said, self._chat, self._tokenizer)
         return Reply(tokens[:n_prompt], said, ended, text)
+
+
+def reproducible_sampler(bundle: Bundle, *, max_new_tokens: int, temperature: float = 1.0) -> ReplySampler:
+    """Sample a chat model's replies in bfloat16, on a fixed backend: they depend on the prompts and the seed only."""
+    assert bundle.chat is not None
+    return ReplySampler(
+        bundle.model,
+        bundle.chat,
+        bundle.tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
+    )

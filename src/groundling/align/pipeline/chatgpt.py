@@ -8,7 +8,6 @@ import logging
 import shlex
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from groundling.align.chat_vocab import with_chat

@@ -15,7 +15,7 @@ from groundling.align.preferences import simulate
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulate import SimulateConfig
 from groundling.align.report import build as report
-from groundling.align.report.build import ReportConfig
+from groundling.align.report.config import ReportConfig
 from groundling.align.reward import train as reward
 from groundling.align.reward.train import RewardConfig
 from groundling.align.rl import grpo, ppo
@@ -185,9 +185,7 @@ def _rankings(config: SimulateConfig) -> PipelineStep[SimulateConfig]:
 
 
 def _reward(config: RewardConfig) -> PipelineStep[RewardConfig]:
-    return PipelineStep(
-        "reward", reward.reward, config, config.out_dir, inputs=(Path(config.path), config.rankings)
-    )
+    return PipelineStep("reward", reward.reward, config, config.out_dir, inputs=(Path(config.path), config.rankings))
 
 
 def _grpo(config: GrpoConfig) -> PipelineStep[GrpoConfig]:

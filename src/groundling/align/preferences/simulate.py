@@ -17,14 +17,13 @@ from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Ju
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.align.replies import Reply, ReplySampler
+from groundling.align.replies import Reply, ReplySampler, reproducible_sampler
 from groundling.bundle import load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.config import parse, to_dict
 from groundling.data.examples.encoding import least_ids
 from groundling.data.examples.messages import Messages
 from groundling.errors import require
-from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.progress import Progress
 
@@ -90,14 +89,7 @@ def simulate(config: SimulateConfig) -> int:
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
     asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
-    sampler = ReplySampler(
-        bundle.model,
-        bundle.chat,
-        bundle.tokenizer,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
-    )
+    sampler = reproducible_sampler(bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     judge = SimulatedRater(measure_by_name(config.gold), config.noise, config.seed)
     judge.measure("")  # what it needs is there
     questions = _questions(config, base_at(config.path).sha256, asked)

@@ -15,15 +15,13 @@ from groundling.align.data import ChatDataConfig
 from groundling.align.example_loader import ShuffledNumbers
 from groundling.align.logprobs import Policy, Scored, said_values, scored_groups
 from groundling.align.preferences.measures import measure_by_name
-from groundling.align.replies import Reply, ReplySampler, Rewards
+from groundling.align.replies import Reply, ReplySampler, Rewards, reproducible_sampler
 from groundling.align.rl.objective import PolicyBatch
 from groundling.align.rl.rounds import Round, exchanges_in, values_of_each
 from groundling.align.stage import StageConfig, progress_of_first
 from groundling.bundle import Bundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
-from groundling.model.gpt import GPT
-from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -143,7 +141,7 @@ class RolloutSampler:
     ) -> Round | None:
         """The replies of round `step`, `each` to every one of its prompts; None where `stop` has ended the drawing."""
         config = self._config
-        sampler = self._sampler(policy.model)
+        sampler = self._sampler()
         n_prompts = config.replies // each
         prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
         replies: list[Reply] = []
@@ -162,30 +160,22 @@ class RolloutSampler:
         rows = (config.longest(self._bundle), config.micro_batch_rows, parts)
         return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
 
-    def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
+    def round_of(self, tensors: dict[str, Tensor]) -> Round:
         """The round whose `Round.tensors` these are.
 
         Raises:
             CheckpointError: they are those of no round of this stage.
         """
-        config, bundle, sampler = self._config, self._bundle, self._sampler(policy.model)
+        config, bundle, sampler = self._config, self._bundle, self._sampler()
         limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, config.longest(bundle))
         replies = [sampler.reply_of(*each) for each in exchanges_in(tensors, *limits)]
         lengths = [len(reply.said) for reply in replies]
         known = (values_of_each(tensors, name, lengths) for name in ("logprobs", "reference", "advantages"))
         return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
-    def _sampler(self, model: GPT) -> ReplySampler:
-        config, bundle = self._config, self._bundle
-        assert bundle.chat is not None
-        return ReplySampler(
-            model,
-            bundle.chat,
-            bundle.tokenizer,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            decode=deterministic_decode(model, DecodeConfig(weights="bfloat16")),
-        )
+    def _sampler(self) -> ReplySampler:
+        config = self._config
+        return reproducible_sampler(self._bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:

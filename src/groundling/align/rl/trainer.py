@@ -105,7 +105,7 @@ class PolicyTrainer(ABC, Generic[C]):
             self.figures = msgspec.convert(facts["figures"], dict[str, float])
             drawn = with_prefix(tensors, "round|")
             if drawn or self.n_updates:
-                self.round = self.sampler.round_of(self.policy, drawn)
+                self.round = self.sampler.round_of(drawn)
             self.restore_others(tensors, facts)
         require_steps_left(self.step + bool(self.n_updates), self.config.steps, self.config.out_dir, "steps")
         return self.step
