@@ -2,6 +2,8 @@
 
 Every direction of a weight matrix then moves at the same speed. Only for the matrices inside the blocks; embeddings,
 the output matrix, norms and biases stay with AdamW.
+
+Why not torch.optim.Muon: it lacks Polar Express, NorMuon, batching, and the cut into squares.
 """
 
 from collections import defaultdict
