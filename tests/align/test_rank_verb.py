@@ -92,7 +92,7 @@ def test_what_is_no_answer_is_asked_again_and_keeps_nothing(line, ask, kept):
 @pytest.mark.parametrize("leave", [["q"], []], ids=["q", "the end of the input"])
 def test_who_leaves_and_comes_back_is_asked_the_rest(leave, ask, kept):
     screen = ask(rows(5), ["1", "s", *leave])
-    assert "2 answers kept" in screen
+    assert "2 answers stored" in screen
     assert "3 questions left" in screen
     screen = ask(rows(5), ["1"] * 5)
     assert "5 questions for ann, 2 already answered" in screen
