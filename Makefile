@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 RUN := runs/speedrun
 CHATGPT := runs/chatgpt
 
-.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test fuzz coverage browser docs lock audit clean
+.PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test native-check fuzz coverage browser docs lock audit clean
 
 help:
 	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
@@ -19,6 +19,7 @@ help:
 	@echo "make chatgpt      train a small ChatGPT in all its stages, and report what each was good for (25 minutes)"
 	@echo "make check        the fast checks (under 90 seconds)"
 	@echo "make coverage     the tests again, counting which lines they reach (at least 90 %)"
+	@echo "make native-check compile the C++ decoder with all warnings as errors, and run it under sanitizers (a minute)"
 	@echo "make fuzz         attack loaders with hostile files, and the server with hostile requests (SECONDS=600 SEED=1)"
 	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
 	@echo "make docs         build the documentation into docs/_build/html"
@@ -88,6 +89,10 @@ check: lint fast
 
 test: lint docs browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
+
+# Needs only GCC or Clang.
+native-check:
+	sh tests/sample/native/check.sh
 
 # Hostile files and requests, for as long as wanted; a failure names its seed.
 SECONDS := 600

@@ -37,7 +37,7 @@ from groundling.export.gguf import export_gguf
 from groundling.export.hf import export_hf
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.sample.generate import prompt_ids
+from groundling.sample.generate import encode_prompt
 from groundling.system import hardware
 from groundling.system.logs import console_logging
 from groundling.text.char import CharTokenizer
@@ -251,7 +251,7 @@ def measure(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def guess_ahead(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A trained model, with guessing and without."""
-    ids = tuple(prompt_ids(load_bundle(options.bundle).tokenizer, options.prompt))
+    ids = tuple(encode_prompt(load_bundle(options.bundle).tokenizer, options.prompt))
     entrants = [ours(options.bundle, options.threads, "float32")]
     entrants.append(ours(options.bundle, options.threads, "guesses 4 from the text", speculate=4))
     if options.draft:

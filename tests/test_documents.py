@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / ".github").rglob("*.md")]
+PAGES += [*(ROOT / "src").rglob("*.md")]
 PAGES += [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
 
 
@@ -74,3 +75,14 @@ def test_each_folder_lists_its_files_in_its_docstring():
         folders = {f"{path.name}/" for path in init.parent.iterdir() if path.is_dir() and any(path.glob("*.*"))}
         assert sorted(listed) == sorted(files | folders - {"__pycache__/"}), init.relative_to(source)
         assert len(files) <= 15, init.relative_to(source)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/ladder").glob("*.md")), ids=lambda page: page.stem)
+def test_each_page_of_the_ladder_shows_its_figure(page):
+    shown = dict(re.findall(r"^!\[([^\]]+)\]\(([^)]+)\)$", page.read_text("utf-8"), re.MULTILINE))
+    name = "../images/ladder.png" if page.stem == "index" else f"figures/{page.stem}.svg"
+    assert name in shown.values()
+    figure = (page.parent / name).read_bytes()
+    if name.endswith(".svg"):
+        assert len(figure) < 60_000
+        assert not re.search(rb"<dc:date>|/home/|/tmp/|/work/", figure)

@@ -1,4 +1,4 @@
-"""The command `groundling`: each verb is a module, imported only when it is asked for."""
+"""The command `groundling`. Each verb is a module, imported on use."""
 
 import importlib
 import os
@@ -12,11 +12,11 @@ from groundling.errors import ConfigError, GroundlingError, near_name
 from groundling.system import output
 
 INTERRUPTED, TERMINATED = 130, 143
-"""128 + SIGINT, 128 + SIGTERM: how shells say that Ctrl-C or SIGTERM ended a command."""
+"""128 + SIGINT, 128 + SIGTERM: exit codes after Ctrl-C and SIGTERM, as in shells."""
 
 
 class Verb(NamedTuple):
-    """Where a verb lives (a module with `main(argv) -> exit code`), and what it is for."""
+    """Module of a verb, with `main(argv) -> exit code`, and a summary for the help."""
 
     module: str
     summary: str
@@ -46,7 +46,7 @@ VERBS = {
     "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
     "import": Verb("groundling.export.import_cli", "make a bundle of a model from Hugging Face or nanoGPT"),
     "plot": Verb("groundling.tools.plot", "draw the loss curves of runs to a PNG"),
-    "data": Verb("groundling.data.verbs", "data sets by name, and examples as a model sees them"),
+    "data": Verb("groundling.data.cli", "data sets by name, and examples as a model sees them"),
     "tokenizer": Verb("groundling.data.tokenizer_cli", "train, show and compare tokenizers"),
     "verify-checkpoint": Verb("groundling.tools.verify", "check every file of a run's checkpoints"),
     "doctor": Verb("groundling.tools.doctor", "tell what this machine has, what will be used, and why"),
@@ -54,7 +54,7 @@ VERBS = {
 
 
 def usage() -> str:
-    """What `groundling --help` prints."""
+    """Text of `groundling --help`."""
     lines = "\n".join(f"  {name:<18} {verb.summary}" for name, verb in VERBS.items())
     return (
         "usage: groundling VERB [OPTIONS]\n\nA GPT from the ground up.\n\n"
@@ -63,16 +63,16 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb; return the exit code. An error that a user can cause ends in one line on stderr.
+    """Run a verb; return the exit code. A GroundlingError is printed as one line on stderr.
 
-    `GROUNDLING_TRACEBACK=1` shows the whole traceback of such an error instead.
+    `GROUNDLING_TRACEBACK=1` shows its traceback instead.
     """
     with output.guarded() as guard:
         try:
             return guard.settle(_explained(argv))
         except SystemExit as stop:  # --help
             raise SystemExit(guard.settle(stop.code or 0) if not isinstance(stop.code, str) else stop.code) from None
-        except KeyboardInterrupt:  # while what is left was being written
+        except KeyboardInterrupt:  # while the output was being flushed
             return INTERRUPTED
 
 
@@ -112,17 +112,17 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def limit_openmp_spinning(environment: MutableMapping[str, str]) -> None:
-    """Let OpenMP's threads spin for a tenth of the usual time while they wait for each other, then sleep.
+    """Reduce the spinning of waiting OpenMP threads to a tenth of the default.
 
-    Spinning, two threads that share a core with anything else steal each other's time, and training becomes
-    hundreds of times slower; on a quiet machine this costs 2 % (docs/log.md). Read when torch is loaded: set before.
+    Spinning threads that share a core with another process can make training hundreds of times slower; on an idle
+    machine the reduction costs 2 % (docs/log.md). OpenMP reads the variable when torch is loaded, so set it before.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = "30000"
 
 
 def console() -> None:
-    """The entry point of the command `groundling`."""
+    """Entry point of the command `groundling`."""
     output.claim_descriptors()
     try:
         code = main(sys.argv[1:])
@@ -132,9 +132,9 @@ def console() -> None:
         code = stop.code
     at_work = any(thread.name.startswith(output.UNBREAKABLE) for thread in threading.enumerate())
     if code in (INTERRUPTED, TERMINATED) or at_work or "TORCHELASTIC_RUN_ID" in os.environ:
-        # All is written and closed. Taking PyTorch and a long text apart takes a second of the processor, more beside
-        # busy processes, and a signal is to end it at once. A thread inside PyTorch, which loads a model or is what is
-        # left of gloo under torchrun, aborts the interpreter on its way out: what has ended well would look failed.
+        # Everything is written and closed. Skip the interpreter's shutdown: freeing PyTorch and a long text takes a
+        # second of CPU time, but a signal should end the process immediately; and a thread inside PyTorch (loading a
+        # model, or left over from gloo under torchrun) would abort it and make a successful run look failed.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

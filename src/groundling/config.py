@@ -1,8 +1,7 @@
-"""One config story: a class's defaults, under a TOML preset, under `--flags`. It knows no particular config.
+"""Configs from class defaults, a TOML preset and `--flags`, in increasing priority.
 
-Only the words of a command line are flags. What comes from a file (a preset, a bundle, a checkpoint) is data: it is
-converted field by field, and nothing in it can ask the parser of command lines for anything. Configs are frozen
-dataclasses that check themselves in `__post_init__`.
+Only the command line goes through the argument parser. Values from files (presets, bundles, checkpoints) are converted
+field by field. Configs are frozen dataclasses that validate themselves in `__post_init__`.
 """
 
 import contextlib
@@ -27,9 +26,9 @@ from groundling.storage import files
 
 C = TypeVar("C")
 MAX_TOML = 1 << 20
-"""Bytes of a preset; those that come with the package have a few hundred."""
+"""Bytes of a preset; those of the package have a few hundred."""
 ABSENT = "None"
-"""TOML has no null; a preset says "None", as a command line does."""
+"""Stands for None in presets, because TOML has no null, and on the command line."""
 EMPTY_PATH = 'it is empty; give a path ("." is this folder)'
 
 
@@ -45,14 +44,14 @@ def parse(
 
     Args:
         config_class: a frozen dataclass whose field docstrings are its help.
-        argv: the words after the verb.
-        prog: how the command is called, for the help.
-        description: what the help says first; the class's docstring when empty.
-        default_preset: the preset when the command line names none; None: the defaults.
-        base: the defaults, in place of the class's own.
+        argv: arguments after the verb.
+        prog: name of the command, for the help.
+        description: first line of the help; empty: the class's docstring.
+        default_preset: preset to use if the command line has none; None: the defaults.
+        base: defaults in place of the class's own.
 
     Raises:
-        ConfigError: the preset cannot be read, a flag is unknown, or a value is of the wrong type or refused.
+        ConfigError: the preset cannot be read, a flag is unknown, or a value has the wrong type or is invalid.
         SystemExit: after `--help`, with 0.
     """
     words = list(argv)
@@ -77,7 +76,7 @@ def _wrapped(description: str) -> str:
 
 
 def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str, default: C | None = None) -> C:
-    """Parse with tyro; its framed complaint becomes one line."""
+    """Parse with tyro; its boxed error message becomes one line."""
     import tyro
 
     complaint = io.StringIO()
@@ -102,7 +101,7 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
 
 
 def _with_real_paths() -> Any:
-    """For tyro: an empty path is refused. To Python it is the folder in which one stands, and is nobody's meaning."""
+    """Make tyro refuse an empty path, which Python takes for the current folder."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     def make(words: list[str]) -> Path:
@@ -128,9 +127,9 @@ def _with_real_paths() -> Any:
 
 
 def _with_values(config_class: type, words: list[str]) -> list[str]:
-    """Give a flag of a field that is a boolean or else a word its value: `--resume` is `--resume True`.
+    """Add the value to bare flags of fields that are a boolean or a word: `--resume` becomes `--resume True`.
 
-    For a plain boolean, tyro itself has a flag without a value.
+    tyro itself supports bare flags of plain booleans only.
     """
     hints = typing.get_type_hints(config_class)
     either = (typing.Union, types.UnionType)
@@ -149,7 +148,7 @@ def _with_values(config_class: type, words: list[str]) -> list[str]:
 
 
 def _one_line(framed: str) -> str:
-    """What tyro says in a frame, drawn in Unicode or in ASCII: its first part, and of its suggestions the flags."""
+    """Extract the first part of tyro's boxed message (Unicode or ASCII), and the flag it suggests."""
     body = "\n".join(line.strip("\u2502 ") for line in framed.strip().splitlines()[1:])  # the first is the title
     parts = (" ".join(part.split()) for part in re.split("[\u2500-]{4,}", body))
     said, *more = [part for part in parts if part] or [" ".join(framed.split())]
@@ -160,9 +159,9 @@ def _one_line(framed: str) -> str:
 
 
 def any_text() -> Any:
-    """For a field `Annotated[str | None, any_text()]`: each word on the command line is a text, also "" and "None".
+    """For a field `Annotated[str | None, any_text()]`: take each argument as text, even "" and "None".
 
-    The field is None only where nothing was given.
+    The field is None only if the flag is absent.
     """
     from tyro.constructors import PrimitiveConstructorSpec
 
@@ -176,10 +175,10 @@ def any_text() -> Any:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """Read a TOML preset from a path, or by its file name from the presets that come with the package.
+    """Read a TOML preset from a path, or by file name from the presets of the package.
 
     Raises:
-        ConfigError: there is no such file, or it is not TOML.
+        ConfigError: there is no such file, or it is not valid TOML.
     """
     path = Path(name)
     if not files.is_regular(path, links=True):
@@ -191,10 +190,10 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path, *, links: bool = False) -> dict[str, Any]:
-    """Read a TOML preset from its file. `links` is as `files.open_regular` takes it.
+    """Read a TOML preset from its file. For `links`, see `files.open_regular`.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML.
+        ConfigError: it cannot be read, or is not valid TOML.
     """
     try:
         return tomllib.loads(files.read_text(path, MAX_TOML, links=links))
@@ -207,14 +206,14 @@ def read_toml(path: Path, *, links: bool = False) -> dict[str, Any]:
 
 
 def shipped_presets() -> dict[str, Path]:
-    """The presets that come with the package: file name -> path."""
+    """Presets of the package: file name -> path."""
     here = Path(__file__).resolve().parent
-    folders = (here / "presets", here.parent.parent / "configs")  # as installed, and in a checkout
+    folders = (here / "presets", here.parent.parent / "configs")  # when installed, and in a checkout
     return {path.name: path for folder in folders for path in sorted(folder.glob("*.toml"))}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested data, fit for TOML and JSON: an absent value is "None", a path is its text."""
+    """Convert a config to plain nested data for TOML and JSON: None becomes "None", a path its text."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
@@ -227,22 +226,22 @@ def _plain(value: Any) -> Any:
 
 
 def to_toml(config: Any) -> str:
-    """A config as a TOML preset that `parse` reads back to an equal config."""
+    """Convert a config to a TOML preset that `parse` reads back to an equal config."""
     import tomli_w
 
     return tomli_w.dumps(to_dict(config))
 
 
 def from_dict(config_class: type[C], values: Mapping[str, Any], base: C | None = None) -> C:
-    """Build a config from plain data, as `to_dict` makes it.
+    """Build a config from plain data; the inverse of `to_dict`.
 
     Args:
         config_class: a frozen dataclass.
-        values: its fields; nested configs are mappings. "None" is None where a field can be None.
-        base: the values of absent fields; None: their defaults.
+        values: its fields; nested configs are mappings. "None" means None in optional fields.
+        base: values of absent fields; None: their defaults.
 
     Raises:
-        ConfigError: a key is unknown, or a value is of the wrong type or refused by the config itself.
+        ConfigError: a key is unknown, or a value has the wrong type or is invalid.
     """
     config = _build(config_class, values, base, "")
     _require_numbers(config)
@@ -250,10 +249,10 @@ def from_dict(config_class: type[C], values: Mapping[str, Any], base: C | None =
 
 
 def _require_numbers(config: Any, prefix: str = "") -> None:
-    """No setting means NaN, infinity or an integer beyond 64 bits: comparisons let NaN pass, and tensors overflow.
+    """Reject NaN, which passes range checks, infinity, and integers beyond 64 bits, which overflow tensors.
 
     Raises:
-        ConfigError: a field holds one.
+        ConfigError: a field has such a value.
     """
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
@@ -267,7 +266,7 @@ def _require_numbers(config: Any, prefix: str = "") -> None:
 
 
 def _build(config_class: type[C], values: Any, base: C | None, prefix: str) -> C:
-    """A config whose fields are called `prefix` and their name in errors."""
+    """Build a config; `prefix` precedes the names of its fields in errors."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or config_class.__name__} is {_shown(values)}; expected a table")
     hints = typing.get_type_hints(config_class)
@@ -295,7 +294,7 @@ def _build(config_class: type[C], values: Any, base: C | None, prefix: str) -> C
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    """A value as a field's type; a whole number will do for a float, and nothing else for anything else."""
+    """Convert a value to a field's type, strictly: only an int for a float is accepted."""
     import msgspec
 
     if value == ABSENT and types.NoneType in typing.get_args(hint):
@@ -307,22 +306,22 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 
 
 def _path(_: type, value: Any) -> Path:
-    """A path: the only type here that TOML and JSON do not have."""
+    """Convert to a path, the only type of our configs that TOML and JSON lack."""
     if value == "":
         raise ValueError(EMPTY_PATH)
     return Path(value)
 
 
 def _shown(value: Any) -> str:
-    """A value for a message: on one line, and not all of a long one."""
+    """A value for a message, on one line and shortened."""
     text = ascii(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def completed(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `to_dict` made at some time, with the fields that have come since at their defaults.
+    """Add fields that are newer than the stored `values` of a config, at their defaults.
 
-    A new field's default is what was done before there was one. Values that the class refuses now stay as they are.
+    The default of a new field is the behaviour before it existed. Values that are invalid now are returned unchanged.
     """
     try:
         return to_dict(from_dict(config_class, values))
@@ -331,7 +330,7 @@ def completed(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, 
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The fields in which two configs (or their `to_dict`s) differ, one readable line each."""
+    """Fields in which two configs (or their `to_dict`s) differ, one line each."""
     old, new = (value if isinstance(value, dict) else to_dict(value) for value in (old, new))
     lines: list[str] = []
     for key in dict.fromkeys([*old, *new]):
@@ -346,7 +345,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 def run_subcommand(
     argv: Sequence[str], commands: Mapping[str, tuple[Callable[[list[str]], int], str]], prog: str
 ) -> int:
-    """Run one of a verb's sub-commands: `name -> (function, one line of help)`; return its exit code."""
+    """Run a subcommand of a verb, given `name -> (function, help line)`; return its exit code."""
     name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
     if name in commands:
         return commands[name][0](rest)

@@ -1,40 +1,40 @@
-"""The errors that a user can cause.
+"""Errors that a user can cause.
 
-Each message is one line: what came, what was expected, what to do. `groundling` prints it and exits with a
-code other than 0; anything that is not one of these is our own bug and shows its traceback.
+Each message is one line: what was found, what was expected, what to do. `groundling` prints it and exits with a
+non-zero code; any other exception is a bug and shows its traceback.
 """
 
 from collections.abc import Collection
 
 MAX_SIGNS = 1500
-"""Of a message: what files and requests hold may be of any length."""
+"""Longest message in characters; messages quote files and requests of any length."""
 
 
 class GroundlingError(Exception):
-    """The base of all errors that a user can cause. As text it is one line, whatever it quotes."""
+    """Base of all errors that a user can cause. Its text is one line."""
 
     def __str__(self) -> str:
         return legible(super().__str__())
 
 
 class ConfigError(GroundlingError, ValueError):
-    """A setting has a value that cannot work, alone or together with another."""
+    """A setting is invalid, alone or in combination with another."""
 
 
 class DataError(GroundlingError, ValueError):
-    """A text, a token file or a download is not what it has to be."""
+    """A text, a token file or a download is invalid."""
 
 
 class CheckpointError(GroundlingError):
-    """A checkpoint or a bundle is missing, damaged, or belongs to something else."""
+    """A checkpoint or a bundle is missing, damaged or does not match."""
 
 
 class StorageError(GroundlingError, OSError):
-    """A file could not be written: no room, no permission."""
+    """A file cannot be written: disk full, no permission."""
 
 
 class TrainingError(GroundlingError):
-    """Training cannot go on, for example because a loss is not finite."""
+    """Training cannot continue, for example because a loss is not finite."""
 
 
 class MissingExtraError(GroundlingError, ImportError):
@@ -45,11 +45,11 @@ class MissingExtraError(GroundlingError, ImportError):
         self.package, self.extra, self.command = package, extra, command
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        return type(self), (self.package, self.extra, self.command)  # a pickle would hand the message to __init__
+        return type(self), (self.package, self.extra, self.command)  # by default, pickle passes the message to __init__
 
 
 def legible(text: str) -> str:
-    """Text of unknown origin on one line: escapes for what does not print, and the middle of a long one left out."""
+    """Make text printable on one line: escape control characters and shorten long text in the middle."""
     if len(text) > 4 * MAX_SIGNS:  # escapes only make it longer
         n_left_out = len(text) - MAX_SIGNS
         head, tail = (legible(part) for part in (text[: MAX_SIGNS - 500], text[-500:]))
@@ -62,18 +62,18 @@ def legible(text: str) -> str:
 
 
 def require(condition: bool, message: str) -> None:
-    """Check a config where it is declared.
+    """Check a config.
 
     Raises:
-        ConfigError: `condition` does not hold; `message` says what came, what was expected, what to do.
+        ConfigError: `condition` is false; `message` says what was found, what was expected, what to do.
     """
     if not condition:
         raise ConfigError(message)
 
 
 def near_name(name: str, known: Collection[str], listing: str) -> str:
-    """What to say of a name that is not known: the one that was probably meant, or after `listing` all there are."""
-    import difflib  # only where something went wrong
+    """A hint for an unknown name: the closest known name, or `listing` followed by all of them."""
+    import difflib  # needed only for errors
 
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"{listing}: {', '.join(known)}"

@@ -175,8 +175,6 @@ def only_parsing() -> Iterator[None]:
 
 BEHIND_A_VERB = (
     "groundling.train.arguments",
-    "groundling.data.cli",
-    "groundling.data.datasets",
     "groundling.align.arguments",
     "groundling.align.preferences.simulate",
 )

@@ -6,10 +6,10 @@ import pytest
 from rich.text import Text
 
 from groundling.bundle import save_bundle
-from groundling.data.cli import show
+from groundling.data.cli import main
 from groundling.data.examples.conversations import read_conversations
 from groundling.data.examples.shakespeare import shakespeare_dialogues
-from groundling.data.verbs import main
+from groundling.data.inspect import show
 from groundling.errors import ConfigError, DataError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT

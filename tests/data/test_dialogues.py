@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from groundling.data import datasets
 from groundling.data.corpus import DataConfig, prepare
 from groundling.data.examples.conversations import Conversation
-from groundling.data.examples.encoding import Counts, encode_conversation
+from groundling.data.examples.encoding import EncodingCounts, encode_conversation
 from groundling.data.examples.shakespeare import (
     MAX_PROMPT,
     MAX_REPLY,
@@ -97,7 +97,7 @@ def test_the_lectures_text_gives_what_its_documentation_says(plays):
 
 def test_all_of_them_are_whole_conversations_that_the_lectures_model_can_learn(plays):
     tokenizer = CharTokenizer.from_text(plays)
-    chat, counts = RoleTokens.after(tokenizer.vocab_size), Counts()
+    chat, counts = RoleTokens.after(tokenizer.vocab_size), EncodingCounts()
     for conversation in dialogues(plays, "val"):
         check_messages(conversation.messages, conversation.where)
         assert conversation.messages[-1].role == "assistant"

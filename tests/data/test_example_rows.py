@@ -14,7 +14,7 @@ from groundling.data.examples.conversations import (
     read_preferences,
     read_prompts,
 )
-from groundling.data.examples.encoding import Counts, encode_conversation, encode_preference, encode_prompt
+from groundling.data.examples.encoding import EncodingCounts, encode_conversation, encode_preference, encode_prompt
 from groundling.errors import ConfigError, DataError
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.messages import Message
@@ -249,7 +249,7 @@ def talk(*contents, system=None):
 
 
 def encode(conversation, max_ids=1000):
-    counts = Counts()
+    counts = EncodingCounts()
     return encode_conversation(conversation, CHAT, TOKENIZER, max_ids, counts), counts
 
 
@@ -262,10 +262,10 @@ def test_what_fits_is_kept_as_it_is():
     conversation = talk("who?", "me.", "why?", "so.", system="be brief")
     encoded, counts = encode(conversation)
     assert (encoded.ids, encoded.said) == CHAT.render(conversation.messages, TOKENIZER)
-    assert counts == Counts(n_read=1, n_kept=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1)
     exactly, counts = encode(conversation, len(encoded.ids))
     assert exactly == encoded
-    assert counts == Counts(n_read=1, n_kept=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1)
 
 
 def test_the_oldest_turns_go_first_and_the_system_message_stays():
@@ -274,28 +274,28 @@ def test_the_oldest_turns_go_first_and_the_system_message_stays():
     shorter, counts = encode(conversation, len(whole.ids) - 1)
     expected = "<system>s<end><user>three<end><assistant>four<end><user>five<end><assistant>six<end>"
     assert text_of(shorter.ids) == expected
-    assert counts == Counts(n_read=1, n_kept=1, n_shortened=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1, n_shortened=1)
 
 
 def test_then_the_front_of_the_users_words_goes():
     encoded, counts = encode(talk("x" * 50 + "the question?", "the answer."), 28)
     assert text_of(encoded.ids) == "<user>the question?<end><assistant>the answer.<end>"
-    assert counts == Counts(n_read=1, n_kept=1, n_cut_fronts=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1, n_cut_fronts=1)
 
 
 def test_a_reply_that_is_too_long_by_itself_has_no_end():
     encoded, counts = encode(talk("who? " * 10, "a" * 50 + "z"), 32)
     assert text_of(encoded.ids) == "<user>who? <end><assistant>" + "a" * 24
-    assert counts == Counts(n_read=1, n_kept=1, n_cut_fronts=1, n_cut=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1, n_cut_fronts=1, n_cut=1)
 
 
 def test_a_system_message_that_leaves_no_room_goes():
     encoded, counts = encode(talk("who?", "me.", system="words " * 9), 24)
     assert text_of(encoded.ids) == "<user>who?<end><assistant>me.<end>"
-    assert counts == Counts(n_read=1, n_kept=1, n_shortened=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1, n_shortened=1)
     encoded, counts = encode(talk("abc", "d" * 20, system=""), 8)
     assert text_of(encoded.ids) == "<user>c<end><assistant>dddd"
-    assert counts == Counts(n_read=1, n_kept=1, n_shortened=1, n_cut_fronts=1, n_cut=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1, n_shortened=1, n_cut_fronts=1, n_cut=1)
 
 
 @pytest.mark.parametrize(
@@ -311,18 +311,18 @@ def test_a_system_message_that_leaves_no_room_goes():
     ],
 )
 def test_where_the_assistant_says_nothing_nothing_is_learned(conversation):
-    assert encode(conversation) == (None, Counts(n_read=1, n_empty=1))
+    assert encode(conversation) == (None, EncodingCounts(n_read=1, n_empty=1))
 
 
 def test_what_follows_the_last_reply_and_turns_without_one_are_left_out():
     encoded, counts = encode(talk("a", "b", "c", " ", "d", "e", "f"))
     assert text_of(encoded.ids) == "<user>a<end><assistant>b<end><user>d<end><assistant>e<end>"
-    assert counts == Counts(n_read=1, n_kept=1, n_shortened=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1, n_shortened=1)
 
 
 def test_words_that_a_tokenizer_skips_are_no_words():
     skipping = CharTokenizer("ab", "skip")
-    counts = Counts()
+    counts = EncodingCounts()
     assert encode_conversation(talk("a", "xyz"), RoleTokens.after(2), skipping, 99, counts) is None
     assert counts.n_empty == 1
 
@@ -368,7 +368,7 @@ def test_no_room_is_said_so():
 
 
 def pair(prompt, chosen, rejected, max_ids=1000):
-    counts = Counts()
+    counts = EncodingCounts()
     preference = Preference((Message("user", prompt),), chosen, rejected, "here")
     return encode_preference(preference, CHAT, TOKENIZER, max_ids, counts), counts
 
@@ -394,22 +394,22 @@ def test_both_replies_of_a_pair_end_and_fit_after_one_prompt(prompt, chosen, rej
 def test_a_pair_leaves_its_prompt_what_it_needs_or_a_quarter(prompt, n_reply, is_kept):
     encoded, counts = pair(prompt, "b" * n_reply, "c", 64)
     assert (encoded is not None) == is_kept
-    assert counts == Counts(n_read=1, n_kept=is_kept, n_long=1 - is_kept, n_cut_fronts=len(prompt) == 99)
+    assert counts == EncodingCounts(n_read=1, n_kept=is_kept, n_long=1 - is_kept, n_cut_fronts=len(prompt) == 99)
 
 
 def test_a_prompt_keeps_its_end():
-    counts = Counts()
+    counts = EncodingCounts()
     messages = talk("one", "two", "three and four").messages
     ids = encode_prompt(messages, CHAT, TOKENIZER, 11, counts)
     assert text_of(ids) == "<user>and four<end><assistant>"
-    assert counts == Counts(n_read=1, n_kept=1, n_shortened=1, n_cut_fronts=1)
+    assert counts == EncodingCounts(n_read=1, n_kept=1, n_shortened=1, n_cut_fronts=1)
     assert encode_prompt(talk(" ").messages, CHAT, TOKENIZER, 11, counts) is None
     assert encode_prompt(talk("7").messages, CHAT, TOKENIZER, 11, counts) is None
     assert counts.n_read == counts.n_kept + counts.n_empty + counts.n_unknown == 3
 
 
 def test_the_line_tells_what_happened_and_nothing_else():
-    assert Counts(n_read=1200, n_kept=1200).line() == "1,200 of 1,200 examples kept"
-    assert Counts(n_read=3, n_kept=1, n_same=2).line() == (
+    assert EncodingCounts(n_read=1200, n_kept=1200).line() == "1,200 of 1,200 examples kept"
+    assert EncodingCounts(n_read=3, n_kept=1, n_same=2).line() == (
         "1 of 3 examples kept; 2 left out as both replies are the same"
     )

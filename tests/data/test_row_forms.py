@@ -16,7 +16,7 @@ from groundling.data.examples.conversations import (
     read_preferences,
     read_prompts,
 )
-from groundling.data.examples.encoding import Counts, encode_conversation
+from groundling.data.examples.encoding import EncodingCounts, encode_conversation
 from groundling.errors import DataError
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.messages import Message
@@ -102,7 +102,7 @@ def test_of_a_completion_only_its_reply_is_learned(write):
     assert conversation == Conversation((*EARLIER, ASK, REPLY), only_last=True)
     tokenizer = CharTokenizer("".join(sorted("abcdefghijklmnopqrstuvwxyz ?.")))
     chat = RoleTokens.after(tokenizer.vocab_size)
-    encoded = encode_conversation(conversation, chat, tokenizer, 100, Counts())
+    encoded = encode_conversation(conversation, chat, tokenizer, 100, EncodingCounts())
     learned = [id for id, said in zip(encoded.ids, encoded.said, strict=True) if said]
     assert learned == [*tokenizer.encode("me."), chat.end]
     assert read_conversations(write(conversation.to_row())) == [conversation]

@@ -3,7 +3,7 @@
 import pytest
 
 from groundling.data.examples.conversations import Conversation
-from groundling.data.examples.encoding import Counts, encode_conversation
+from groundling.data.examples.encoding import EncodingCounts, encode_conversation
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.messages import Message
 from groundling.text.chat.role_tokens import RoleTokens
@@ -15,20 +15,20 @@ USER, REPLY = Message("user", "ab"), Message("assistant", "ba")
 
 @pytest.mark.parametrize("n_turns", [1, 2, 5])
 def test_each_reply_teaches_its_end_and_no_prompt_does(n_turns):
-    encoded = encode_conversation(Conversation((USER, REPLY) * n_turns), CHAT, TOKENIZER, 999, Counts())
+    encoded = encode_conversation(Conversation((USER, REPLY) * n_turns), CHAT, TOKENIZER, 999, EncodingCounts())
     ends = [learned for id, learned in zip(encoded.ids, encoded.said, strict=True) if id == CHAT.end]
     assert ends == [False, True] * n_turns
 
 
 def test_the_mask_to_the_letter():
     """user a b end assistant b a end: learned are b, a and the end."""
-    encoded = encode_conversation(Conversation((USER, REPLY)), CHAT, TOKENIZER, 999, Counts())
+    encoded = encode_conversation(Conversation((USER, REPLY)), CHAT, TOKENIZER, 999, EncodingCounts())
     assert encoded.ids == [4, 0, 1, 2, 5, 1, 0, 2]
     assert encoded.said == [False, False, False, False, False, True, True, True]
 
 
 def test_a_reply_cut_short_teaches_no_end():
-    counts = Counts()
+    counts = EncodingCounts()
     encoded = encode_conversation(Conversation((USER, Message("assistant", "b" * 99))), CHAT, TOKENIZER, 40, counts)
     assert len(encoded.ids) == 40
     assert encoded.ids.count(CHAT.end) == 1

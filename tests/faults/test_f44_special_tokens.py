@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundling.data.examples.conversations import read_conversations
-from groundling.data.examples.encoding import Counts, encode_conversation
+from groundling.data.examples.encoding import EncodingCounts, encode_conversation
 from groundling.errors import DataError
 from groundling.text import bpe, gpt2, sentence_piece
 from groundling.text.char import CharTokenizer
@@ -52,7 +52,7 @@ def test_the_same_holds_for_what_fine_tuning_reads(tmp_path, tokenizers, special
     path.write_text(json.dumps({"instruction": special, "output": special}))
     chat = RoleTokens.after(tokenizer.vocab_size)
     (conversation,) = read_conversations(path)
-    encoded = encode_conversation(conversation, chat, tokenizer, 999, Counts())
+    encoded = encode_conversation(conversation, chat, tokenizer, 999, EncodingCounts())
     structure = [id for id in encoded.ids if id in chat.special_ids()]
     assert structure == [chat.user, chat.end, chat.assistant, chat.end]
 

@@ -114,7 +114,9 @@ def test_a_long_conversation_is_shortened_in_work_that_grows_with_its_length(mon
     def steps(n_turns):
         counted.clear()
         turns = (Message("user", "a"), Message("assistant", "b")) * n_turns
-        encoded = encoding.encode_conversation(encoding.Conversation(turns), chat, tokenizer, 32, encoding.Counts())
+        encoded = encoding.encode_conversation(
+            encoding.Conversation(turns), chat, tokenizer, 32, encoding.EncodingCounts()
+        )
         assert len(encoded.ids) <= 32
         return sum(counted)
 

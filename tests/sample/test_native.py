@@ -1,8 +1,7 @@
-"""The compiled decoding step: how it comes to be, and what happens when it cannot."""
+"""Compiling the native library, falling back to PyTorch, and NativeRunner."""
 
 import itertools
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -37,13 +36,13 @@ def model():
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """A cache folder in which nothing was compiled yet."""
+    """An empty cache folder."""
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "native"
 
 
-def compiler_that(tmp_path, monkeypatch, does: str) -> None:
-    """Let CXX be a script."""
+def set_compiler(tmp_path, monkeypatch, does: str) -> None:
+    """Set CXX to a script."""
     script = tmp_path / "compiler"
     script.write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -55,24 +54,24 @@ def by_pytorch(model: GPT) -> list[list[int]]:
 
 
 @pytest.mark.slow
-def test_it_is_compiled_in_the_background_and_found_again(own_cache):
+def test_compiles_in_the_background_and_finds_the_library_again(own_cache):
     first = Compilation()
     assert first.library() is None
-    assert not own_cache.exists(), "nothing begins before it is asked for"
+    assert not own_cache.exists(), "compilation starts only on request"
     first.start()
-    assert first.library() is None, "nobody waits"
+    assert first.library() is None, "library() does not wait"
     assert first.wait() is not None, first.reason
     while left := {path.suffix for path in own_cache.iterdir()} - {".so", ".sum"}:
-        assert left == {".log"}, "the compiler's last words go when the library is there"
+        assert left == {".log"}, "the log is removed after success"
     assert Compilation().library() is not None
 
 
 @pytest.mark.slow
-def test_the_compiler_goes_on_when_the_process_has_ended(own_cache):
+def test_the_compiler_outlives_the_process(own_cache):
     code = "from groundling.sample.native.build import Compilation; Compilation().start()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     compilation = Compilation()
-    compilation._started_at = 0.0  # as if it had been started here: `library` only looks
+    compilation._started_at = 0.0  # pretend that it was started here: `library` only looks
     waiting = Compilation()
     waiting._start = lambda compiler: None
     assert waiting.wait() is not None, waiting.reason
@@ -87,15 +86,15 @@ def test_the_compiler_goes_on_when_the_process_has_ended(own_cache):
     ],
     ids=["error", "silent", "damaged"],
 )
-def test_where_it_cannot_be_compiled_pytorch_goes_on_and_it_is_said_once(
+def test_a_failed_compilation_is_reported_once_and_pytorch_decodes(
     own_cache, tmp_path, monkeypatch, model, does, said, notes
 ):
-    compiler_that(tmp_path, monkeypatch, does)
+    set_compiler(tmp_path, monkeypatch, does)
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     engine = Engine(model)
     assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
     until = time.monotonic() + 60
-    while not notes and time.monotonic() < until:  # the compiler was slower than the tokens
+    while not notes and time.monotonic() < until:  # decoding finished before the compiler
         time.sleep(0.01)
         generate_batch(engine, [[1]], SAMPLING)
     assert len(notes) == 1
@@ -105,7 +104,7 @@ def test_where_it_cannot_be_compiled_pytorch_goes_on_and_it_is_said_once(
         Engine(model, DecodeConfig(native="on"))
 
 
-def test_without_a_compiler_pytorch_goes_on(own_cache, monkeypatch, model, notes):
+def test_pytorch_decodes_without_a_compiler(own_cache, monkeypatch, model, notes):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(own_cache))
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
@@ -115,54 +114,27 @@ def test_without_a_compiler_pytorch_goes_on(own_cache, monkeypatch, model, notes
     ]
 
 
-def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch, model, notes):
-    (tmp_path / "cache").write_text("a file is in the way", encoding="utf-8")
+def test_pytorch_decodes_if_the_cache_is_not_writable(tmp_path, monkeypatch, model, notes):
+    (tmp_path / "cache").write_text("not a folder", encoding="utf-8")
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     assert generate_batch(Engine(model), [[1]], SAMPLING) == by_pytorch(model)
     assert len(notes) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a folder that not even root can write to")
-def test_a_folder_that_the_compiler_cannot_write_to_is_not_waited_for(own_cache, monkeypatch, model):
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that even root cannot write to")
+def test_an_unwritable_cache_folder_fails_at_once(own_cache, monkeypatch, model):
     own_cache.parent.mkdir()
     own_cache.symlink_to("/proc")
-    monkeypatch.setattr("groundling.sample.native.build.LONGEST_S", 1.0)
+    monkeypatch.setattr("groundling.sample.native.build.TIMEOUT_S", 1.0)
     with pytest.raises(ConfigError, match=r"could not be compiled by .*: cannot write .*native"):
         Engine(model, DecodeConfig(native="on"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "overwritten", "no sum"])
-def test_a_damaged_library_is_never_called_and_is_compiled_again(tmp_path, damage):
-    """A process that calls into a part that is missing is killed by the system."""
-    machines, copies = Compilation(), Compilation(tmp_path / "native")
-    assert machines.wait() is not None
-    copies._folder.mkdir(mode=0o700)
-
-    def copy() -> None:
-        shutil.copy(machines._whole, copies._whole)
-        shutil.copy(machines._sum, copies._sum)
-
-    copy()
-    code = bytearray(copies._whole.read_bytes())
-    if damage == "no sum":
-        copies._sum.unlink()
-    elif damage == "cut":
-        copies._whole.write_bytes(code[:60_000])
-    else:
-        code[8_192:70_000] = bytes(70_000 - 8_192)
-        copies._whole.write_bytes(code)
-    assert copies.library() is None
-    assert not copies.reason, "it is not given up"
-    assert not copies._whole.exists()
-    copy()
-    assert copies.library() is not None
-
-
 @pytest.mark.parametrize("what", ["a folder under its name", "no home", "others may write"])
-def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, what, notes):
+def test_no_library_is_loaded_from_an_unsafe_place(own_cache, monkeypatch, model, what, notes):
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
-    name = Compilation()._whole
+    name = Compilation()._path
     if what == "a folder under its name":
         name.mkdir(parents=True)
         (name / "full").touch()
@@ -173,18 +145,18 @@ def test_no_library_is_taken_from_a_bad_place(own_cache, monkeypatch, model, wha
     else:
         name.parent.mkdir(parents=True, mode=0o777)
         name.parent.chmod(0o777)
-        name.write_bytes(b"code of somebody else")
+        name.write_bytes(b"another user's code")
     engine = Engine(model)
     assert generate_batch(engine, [[1]], SAMPLING) == by_pytorch(model)
     if what == "a folder under its name":
-        return  # the compiler puts the library into it, and it is never found
+        return  # the compiler moves the library into that folder, and it is never found
     assert len(notes) == 1
     assert {"no home": "no home", "others may write": "others may write to it"}[what] in notes[0]
 
 
-def test_pieces_that_cannot_be_read_never_reach_the_library(model):
-    reader = AutoRunner(model, 2, native="on")
-    for piece in (
+def test_invalid_spans_do_not_reach_the_library(model):
+    runner = AutoRunner(model, 2, native="on")
+    for span in (
         TokenSpan(2, 0, [1], 1),
         TokenSpan(-1, 0, [1], 1),
         TokenSpan(0, 14, [1, 1, 1], 1),
@@ -195,26 +167,26 @@ def test_pieces_that_cannot_be_read_never_reach_the_library(model):
         TokenSpan(0, 0, [], 0),
     ):
         with pytest.raises(AssertionError):
-            reader.read([piece])
+            runner.read([span])
 
 
-def test_a_fork_gets_threads_of_its_own(model):
+def test_a_forked_process_creates_its_own_threads(model):
     torch.set_num_threads(2)
     try:
-        reader = AutoRunner(model, 1, native="on")
-        expected = reader.read([TokenSpan(0, 0, [1, 2], 1)])
+        runner = AutoRunner(model, 1, native="on")
+        expected = runner.read([TokenSpan(0, 0, [1, 2], 1)])
         child = os.fork()
         if child == 0:
-            same = torch.equal(reader.read([TokenSpan(0, 0, [1, 2], 1)]), expected)
+            same = torch.equal(runner.read([TokenSpan(0, 0, [1, 2], 1)]), expected)
             os._exit(0 if same else 1)
         assert os.waitpid(child, 0)[1] == 0
-        assert torch.equal(reader.read([TokenSpan(0, 0, [1, 2], 1)]), expected)
+        assert torch.equal(runner.read([TokenSpan(0, 0, [1, 2], 1)]), expected)
     finally:
         torch.set_num_threads(1)
 
 
-def test_bfloat16_weights_do_not_change_hands_in_the_middle_of_a_text(monkeypatch, model):
-    """Compiled code may round more there, and the text would depend on when it was ready."""
+def test_with_bfloat16_weights_compiled_code_does_not_take_over_mid_text(monkeypatch, model):
+    """It may round differently, and the text would depend on when the library was ready."""
     library = Compilation().wait()
     looks = iter([None])
     monkeypatch.setattr(Compilation, "library", lambda self: next(looks, library))
@@ -223,20 +195,20 @@ def test_bfloat16_weights_do_not_change_hands_in_the_middle_of_a_text(monkeypatc
     engine = Engine(model, DecodeConfig(weights="bfloat16"))
     generate_batch(engine, [[1]], SAMPLING)
     assert not engine.is_native
-    assert Engine(model, DecodeConfig(weights="bfloat16")).is_native, "the next one begins with it"
+    assert Engine(model, DecodeConfig(weights="bfloat16")).is_native, "the next engine starts with it"
 
 
-def test_a_short_job_does_not_start_a_compiler(own_cache, model):
+def test_a_short_job_does_not_start_the_compiler(own_cache, model):
     engine = Engine(model)
     generate_batch(engine, [[1]], SAMPLING)
     assert not engine.is_native
     assert not own_cache.exists()
 
 
-def test_compiled_code_takes_over_in_the_middle_of_a_text(monkeypatch, model):
-    """The cache goes over: the text is the one that PyTorch or compiled code would give alone."""
+def test_compiled_code_takes_over_mid_text(monkeypatch, model):
+    """Both share the KV cache: the text is the same as with PyTorch alone."""
     library = Compilation().wait()
-    looks = iter([None, *[None] * 3])  # as if it were ready only some tokens later
+    looks = iter([None, *[None] * 3])  # ready after a few tokens
     monkeypatch.setattr(Compilation, "library", lambda self: next(looks, library))
     monkeypatch.setattr(Compilation, "start", lambda self: None)
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
@@ -252,7 +224,7 @@ def test_compiled_code_takes_over_in_the_middle_of_a_text(monkeypatch, model):
     assert sample.tokens == other.tokens
 
 
-def test_what_cannot_be_compiled_is_refused_only_when_it_was_demanded(model):
+def test_an_unsupported_model_is_refused_only_with_native_on(model):
     assert not AutoRunner(model.double(), 1).is_native
     with pytest.raises(ConfigError, match=r"only float32 on a CPU is compiled, not torch.float64 on cpu"):
         AutoRunner(model.double(), 1, native="on")
@@ -264,7 +236,7 @@ def test_what_cannot_be_compiled_is_refused_only_when_it_was_demanded(model):
         AutoRunner(Other(1, 1), 1, weights="int8")
 
 
-def test_the_training_mode_is_left_alone(model):
+def test_decoding_leaves_the_training_mode_unchanged(model):
     model.train()
     engine = Engine(model, DecodeConfig(native="on"))
     generate_batch(engine, [[1]], SAMPLING)
@@ -272,20 +244,21 @@ def test_the_training_mode_is_left_alone(model):
     assert engine.is_native
 
 
-@pytest.mark.parametrize(("lanes", "n_woven"), [(16, 1), (16, 3), (8, 2), (8, 3), (4, 4)])
+@pytest.mark.parametrize(("lanes", "panels_per_group"), [(16, 1), (16, 3), (8, 2), (8, 3), (4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(("n_out", "n_in"), [(16, 4), (64, 6), (5, 3), (49, 1), (70, 8)])
-def test_packing_puts_a_panel_s_outputs_side_by_side_and_fills_up_with_zeros(n_out, n_in, dtype, lanes, n_woven):
+def test_pack_interleaves_outputs_and_pads_with_zeros(n_out, n_in, dtype, lanes, panels_per_group):
     weight_NK = torch.arange(1, n_out * n_in + 1).view(n_out, n_in).remainder(100).to(dtype)
-    together = 2 if dtype == torch.bfloat16 else 1
-    n_panels, n_steps = -(-n_out // lanes), -(-n_in // together)
-    n_full = n_panels // n_woven * n_woven
+    per_step = 2 if dtype == torch.bfloat16 else 1
+    n_panels, n_steps = -(-n_out // lanes), -(-n_in // per_step)
+    n_full = n_panels // panels_per_group * panels_per_group
     expected = []
-    for first, n_side in [(p, n_woven) for p in range(0, n_full, n_woven)] + [(p, 1) for p in range(n_full, n_panels)]:
-        for step, panel, lane, part in itertools.product(range(n_steps), range(n_side), range(lanes), range(together)):
-            n, k = (first + panel) * lanes + lane, step * together + part
+    groups = [(p, panels_per_group) for p in range(0, n_full, panels_per_group)]
+    for first, n_side in groups + [(p, 1) for p in range(n_full, n_panels)]:
+        for step, panel, lane, part in itertools.product(range(n_steps), range(n_side), range(lanes), range(per_step)):
+            n, k = (first + panel) * lanes + lane, step * per_step + part
             expected.append(weight_NK[n, k].item() if n < n_out and k < n_in else 0)
-    assert pack(weight_NK, lanes, n_woven).tolist() == expected
+    assert pack(weight_NK, lanes, panels_per_group).tolist() == expected
 
 
 def test_threads_do_not_outlive_their_runner(model):
@@ -294,10 +267,10 @@ def test_threads_do_not_outlive_their_runner(model):
 
     torch.set_num_threads(3)
     try:
-        reader = AutoRunner(model, 1, native="on")
-        reader.read([TokenSpan(0, 0, [1, 2], 1)])
+        runner = AutoRunner(model, 1, native="on")
+        runner.read([TokenSpan(0, 0, [1, 2], 1)])
         before = threads()
-        del reader
+        del runner
         assert threads() == before - 2
     finally:
         torch.set_num_threads(1)

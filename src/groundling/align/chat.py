@@ -12,7 +12,7 @@ import tyro
 from groundling.align.chat_vocab import require_chat
 from groundling.bundle import Bundle, load_bundle
 from groundling.config import parse
-from groundling.data.examples.encoding import Counts, encode_prompt
+from groundling.data.examples.encoding import EncodingCounts, encode_prompt
 from groundling.errors import ConfigError, DataError
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import row_generator
@@ -118,7 +118,7 @@ class Chat:
             self.messages = [*asked, Message("assistant", "".join(said))]
 
     def _prompt(self, asked: Sequence[Message]) -> list[int]:
-        bundle, counts = self._bundle, Counts()
+        bundle, counts = self._bundle, EncodingCounts()
         room = bundle.config.block_size - min(self._sampling.max_new_tokens, bundle.config.block_size // 2)
         prompt = encode_prompt(asked, self._chat, bundle.tokenizer, room - len(self._instead), counts)
         if prompt is None:

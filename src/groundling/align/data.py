@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from groundling.data.examples.conversations import Conversation, holds_prompts, read_conversations, read_prompts
-from groundling.data.examples.encoding import Counts, Encoded, encode_conversation, encode_prompt
+from groundling.data.examples.encoding import Encoded, EncodingCounts, encode_conversation, encode_prompt
 from groundling.data.examples.messages import Messages
 from groundling.data.examples.shakespeare import MAX_PROMPT, prompts, shakespeare_dialogues
 from groundling.errors import DataError, require
@@ -46,7 +46,7 @@ class Conversations:
 
     train: list[Encoded]
     val: list[Encoded]
-    counts: tuple[Counts, Counts]
+    counts: tuple[EncodingCounts, EncodingCounts]
     asked: "Asked"
 
     def lines(self) -> list[str]:
@@ -70,7 +70,7 @@ class Asked:
         return cls(list(known), [messages for messages in dict.fromkeys(val) if messages not in known])
 
 
-def prompt_ids(
+def fit_prompt(
     asked: Sequence[Messages], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int
 ) -> dict[tuple[int, ...], Messages]:
     """Prompts as ids that a model can read, and what was asked; none twice.
@@ -78,7 +78,7 @@ def prompt_ids(
     Raises:
         DataError: there is none.
     """
-    counts, found = Counts(), dict[tuple[int, ...], Messages]()
+    counts, found = EncodingCounts(), dict[tuple[int, ...], Messages]()
     for messages in asked:
         ids = encode_prompt(messages, chat, tokenizer, max_ids, counts)
         if ids is not None:
@@ -116,7 +116,7 @@ def prepare_conversations(
         DataError: a file cannot be read, or nothing is left of it.
     """
     train, val = _read(config)
-    counts = Counts(), Counts()
+    counts = EncodingCounts(), EncodingCounts()
     with Progress("encoding the conversations", len(train) + len(val)) as progress:
         encoded: list[list[Encoded]] = [[], []]
         for part, examples, count in zip((train, val), encoded, counts, strict=True):

@@ -34,7 +34,7 @@ from groundling.align.stage import ExamplesConfig, open_stage
 from groundling.bundle import load_bundle, save_bundle
 from groundling.bundle.adapter import base_at
 from groundling.data.examples.conversations import Preference, read_preferences
-from groundling.data.examples.encoding import Counts, EncodedPair, encode_preference
+from groundling.data.examples.encoding import EncodedPair, EncodingCounts, encode_preference
 from groundling.data.examples.messages import Messages
 from groundling.errors import CheckpointError, DataError, require
 from groundling.model.packing import Exchange, groups_of_trees
@@ -190,7 +190,7 @@ def pairs_from_rankings(
 ) -> tuple[list[Pair], str]:
     """At most so many pairs of each answer, the widest apart first, and what became of them, for people."""
     pairs: list[Pair] = []
-    counts, n_silent = Counts(), 0
+    counts, n_silent = EncodingCounts(), 0
     for judgement in judgements:
         place = {id(judgement.candidates[n]): rank for rank, group in enumerate(judgement.choice) for n in group}
         last = len(judgement.choice)
@@ -214,7 +214,7 @@ def _read_pairs(config: DpoConfig, chat: ChatTemplate, tokenizer: Tokenizer, blo
         with Rankings(config.rankings, must_exist=True) as rankings:
             return pairs_from_rankings(rankings, chat, tokenizer, block_size, config.pairs_per_answer)
     assert config.preferences is not None
-    counts = Counts()
+    counts = EncodingCounts()
     preferences = read_preferences(config.preferences)
     with Progress("encoding the preferences", len(preferences)) as progress:
         pairs = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from groundling.align.arguments import parse_stage
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import ChatDataConfig, Conversations, prepare_conversations, prompt_ids
+from groundling.align.data import ChatDataConfig, Conversations, fit_prompt, prepare_conversations
 from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
 from groundling.align.lora import LoraConfig, adapt, adapter_of, merged_state
@@ -167,7 +167,7 @@ class _SftMetrics:
         chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
         assert chat is not None
         asked = data.asked.val[: config.n_replies]
-        self._prompts = [list(ids) for ids in prompt_ids(asked, chat, bundle.tokenizer, room)] if asked else []
+        self._prompts = [list(ids) for ids in fit_prompt(asked, chat, bundle.tokenizer, room)] if asked else []
 
     @torch.inference_mode()
     def __call__(self) -> dict[str, float]:

@@ -11,7 +11,8 @@ In reading order:
     token_file.py     the token file
     batches.py        seeded batches of windows
     examples/         conversations and preferences
-    cli.py            `groundling data dialogues|inspect`
-    verbs.py          `groundling data`
+    cli.py            `groundling data`
+    dialogues.py      `groundling data dialogues`
+    inspect.py        `groundling data inspect`
     tokenizer_cli.py  `groundling tokenizer`
 """

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 __all__ = [
     "Corpus",
     "DataConfig",
-    "Part",
+    "Split",
     "TextConfig",
     "TokenFile",
     "TokenizerConfig",
@@ -88,7 +88,7 @@ class DataConfig(TextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Split:
     """How much text a token file holds."""
 
     n_chars: int
@@ -112,8 +112,8 @@ class Corpus:
 
     train: TokenFile
     val: TokenFile
-    train_part: Part
-    val_part: Part
+    train_part: Split
+    val_part: Split
     tokenizer: Tokenizer
     fingerprint: str
     """A SHA-256 of the tokens of both parts and of the tokenizer."""
@@ -197,8 +197,8 @@ def _open(folder: Path) -> Corpus:
     corpus = Corpus(
         train=open_token_file(folder / "train.tok", verify=True),
         val=open_token_file(folder / "val.tok", verify=True),
-        train_part=Part(**facts["train"]),
-        val_part=Part(**facts["val"]),
+        train_part=Split(**facts["train"]),
+        val_part=Split(**facts["val"]),
         tokenizer=tokenizers.load_tokenizer(folder),
         fingerprint=facts["fingerprint"],
         replaced=facts["replaced"],

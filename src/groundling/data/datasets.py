@@ -5,11 +5,10 @@ whose SHA-256 is not the pinned one.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from groundling import config
 from groundling.errors import DataError, near_name
 from groundling.storage import atomic, download
 
@@ -118,18 +117,19 @@ def get(name: str) -> Path:
 def obtain(source: DataSource, patience: download.Patience | None = None) -> Path:
     """Return where `source`'s text is; see `get`. Any number of processes may ask at once."""
     path = source.path()
-    if _is_there(source):
+    if is_here(source):
         return path
     atomic.make_folder(path.parent)
     with atomic.locked(path.with_name(".lock")):
-        if not _is_there(source):
+        if not is_here(source):
             atomic.sweep_temporaries(path.parent)
             _fetch(source, path, patience)
             atomic.remove(path.with_name(f"{path.name}.part"))
     return path
 
 
-def _is_there(source: DataSource) -> bool:
+def is_here(source: DataSource) -> bool:
+    """Whether the text is on disk with the pinned size and SHA-256."""
     path = source.path()
     try:
         return path.stat().st_size == source.n_bytes and atomic.sha256_of(path, links=True) == source.sha256
@@ -157,46 +157,3 @@ def _fetch(source: DataSource, path: Path, patience: download.Patience | None) -
             f"or put the file at {path}"
         ) from error
     return None
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run `groundling data list|get NAME`."""
-    commands = {
-        "list": (_list, "show the named data sets: source, licence, size, sha256, and whether they are here"),
-        "get": (_get, "fetch a data set if need be, and print where it is"),
-    }
-    return config.run_subcommand(argv, commands, "groundling data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListConfig:
-    """Show the named data sets: source, licence, size, sha256, and whether they are here."""
-
-
-def _list(argv: list[str]) -> int:
-    config.parse(ListConfig, argv, "groundling data list")
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "bytes", "here", show_lines=True)
-    table.add_column("what it is, licence, where from, sha256", overflow="fold")
-    for source in SOURCES.values():
-        routes = [*source.urls, f"pip: the {source.package.form} of {source.package.requirement}"]
-        facts = [source.title, source.licence, *routes, source.sha256]
-        table.add_row(source.name, f"{source.n_bytes:,}", "yes" if _is_there(source) else "no", "\n".join(facts))
-    Console().print(table)
-    return 0
-
-
-def _get(argv: list[str]) -> int:
-    import tyro
-
-    @dataclass(frozen=True)
-    class GetConfig:
-        """Fetch a data set if need be, and print where it is."""
-
-        name: tyro.conf.Positional[str]
-        """Its name, as `groundling data list` shows it."""
-
-    print(get(config.parse(GetConfig, argv, "groundling data get").name))
-    return 0

@@ -1,4 +1,4 @@
-"""The lecture as a ladder, one rung a file.
+"""The lecture as a ladder: one rung a file.
 
 In reading order:
 
@@ -13,8 +13,8 @@ In reading order:
     s8_scaled.py        dropout, and the lecture's final size
     s9_production.py    the same function as model/gpt.py
     fused.py            the heads of s4 in one product
-    rungs.py            the rungs as a table: settings, the lecture's losses
+    rungs.py            table of the rungs: settings and the lecture's losses
     train.py            `groundling ladder`
     show.py             `groundling ladder show`
-    runs/               training of one rung, and its results
+    runs/               train one rung, and record its results
 """

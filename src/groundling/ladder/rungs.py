@@ -1,4 +1,4 @@
-"""The ladder as a table: what each rung adds, and the settings and the loss that the lecture gives for it."""
+"""The ladder as a table: what each rung adds, the lecture's training settings, and its loss."""
 
 import importlib
 from dataclasses import dataclass
@@ -18,41 +18,41 @@ class Rung:
     name: str
     """s1 to s9."""
     title: str
-    """What the rung is called."""
+    """Short name of the idea."""
     adds: str
-    """What it has that the rung before has not, in a few words."""
+    """What it adds to the rung before."""
     module: str
-    """The file of this package, without its ending, that is the rung's page."""
+    """Module of this package with the rung's code."""
     model: str
-    """What in that file makes the model, given the size of the vocabulary."""
+    """Callable in that module that builds the model from a vocabulary size."""
     steps: int = 5000
     """Optimizer steps."""
     lr: float = 1e-3
-    """Learning rate, constant throughout."""
+    """Constant learning rate."""
     batch_size: int = 32
     """Sequences in one step."""
     lecture_val_loss: float | None = None
-    """The validation loss that the lecture reports, in nats per character, over random batches; None if none."""
+    """Validation loss reported by the lecture (nats per character, random batches); None if not reported."""
 
     def build(self, vocab_size: int) -> "nn.Module":
-        """Make the rung's model in the lecture's size, with new weights from PyTorch's default generator.
+        """Build the model in the lecture's size; initial weights come from PyTorch's default generator.
 
-        It maps `idx_BT` to `logits_BTV`, and has a `block_size`.
+        It maps `idx_BT` to `logits_BTV` and has a `block_size`.
         """
         module = importlib.import_module(f"{__package__}.{self.module}")
         model: nn.Module = getattr(module, self.model)(vocab_size)
         return model
 
     def path(self) -> Path:
-        """Where the rung's page is."""
+        """Return the path of the rung's source file."""
         return Path(__file__).with_name(f"{self.module}.py")
 
 
 def find_rung(name: str) -> Rung:
-    """Look a rung up by its name.
+    """Return a rung by name.
 
     Raises:
-        ConfigError: there is no such rung.
+        ConfigError: no rung has this name.
     """
     if name not in RUNGS:
         raise ConfigError(f"no rung {name!r}; the rungs are: {', '.join(RUNGS)}")
@@ -141,4 +141,4 @@ RUNGS: dict[str, Rung] = {
         ),
     )
 }
-"""The rungs in order, from the ground up."""
+"""The rungs in order."""

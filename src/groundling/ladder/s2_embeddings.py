@@ -1,15 +1,14 @@
-"""Rung 2, embeddings: a character becomes a vector that says what it is and where it stands.
+"""Rung 2, embeddings: represent each character by a vector of what it is and where it stands.
 
-Adds: instead of V logits, the table now holds `n_embd` numbers for a character; a second table holds as many for
-each position; their sum is what the model thinks with. A linear layer, `lm_head`, turns it into logits at the end.
+Adds a token embedding of `n_embd` numbers instead of V logits, a position embedding of the same width, and a linear
+layer, `lm_head`, that maps their sum to logits.
 
-Why: a vector is room to work in. The rungs above put something between the embedding and `lm_head` (the slot
-called `body`, which lets everything pass here) and leave the rest of this page as it is. The loss hardly
-moves yet: no position can see another, so knowing one's place does not help much.
+Later rungs insert a `body` between the embeddings and `lm_head`; here it is the identity. The loss hardly changes: no
+position sees another, so the position adds little.
 
-The lecture's validation loss: none given; the model still knows no more than a bigram.
+The lecture's validation loss: not given; the model still knows no more than a bigram.
 
-Shapes: B sequences in a batch, T positions in a sequence, C = n_embd numbers for a position, V vocabulary.
+Shapes: B sequences in a batch, T positions in a sequence, C = n_embd, V vocabulary.
 """
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 
 class EmbeddingModel(nn.Module):
-    """Embed tokens and positions, let `body` work on the vectors, read logits off the result."""
+    """Token and position embeddings, `body`, `lm_head`."""
 
     def __init__(self, vocab_size: int, block_size: int = 8, n_embd: int = 32, body: nn.Module | None = None) -> None:
         super().__init__()
@@ -28,13 +27,17 @@ class EmbeddingModel(nn.Module):
         self.lm_head = nn.Linear(n_embd, vocab_size)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
-        """For each position, the logits of the character after it."""
+        """Return next-character logits for each position.
+
+        Raises:
+            ValueError: there are more positions than `block_size`.
+        """
         T = idx_BT.shape[1]
         if self.block_size < T:
             raise ValueError(
                 f"{T} positions came, but this model knows only {self.block_size}; pass idx[:, -{self.block_size}:]"
             )
         position_TC = self.position_embedding(torch.arange(T, device=idx_BT.device))
-        x_BTC = self.token_embedding(idx_BT) + position_TC  # the same positions for every sequence of the batch
+        x_BTC = self.token_embedding(idx_BT) + position_TC  # broadcast over the batch
         logits_BTV: Tensor = self.lm_head(self.body(x_BTC))
         return logits_BTV

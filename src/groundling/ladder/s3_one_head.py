@@ -1,22 +1,20 @@
-"""Rung 3, one head of self-attention: each position asks its past a question, and listens to who answers.
+"""Rung 3, one head of self-attention: each position gathers data from the positions before it.
 
-Adds: for every position three small vectors, each a linear map of its embedding.
-- The query: what am I looking for?
-- The key: what do I hold?
-- The value: what do I say, if you choose to listen to me?
+Adds three linear maps of each position's vector:
+- query: what am I looking for?
+- key: what do I contain?
+- value: what do I pass on if you attend to me?
 
-A query times a key is a score; the scores of one position over its past become weights by softmax; the position
-receives the weighted mean of the values. The future is masked out, for it is what we are asked to guess. The
-scores are scaled by head_size**-0.5: a sum of head_size products grows like the root of head_size, and large
-scores would make the softmax pick one position and ignore the rest from the very start.
+The dot product of a query and a key is a score. Softmax turns the scores of one position into weights over its past,
+and the output is the weighted mean of the values. The mask hides the future, which is what the model predicts. The
+factor head_size**-0.5 keeps the variance of the scores near 1: larger scores make softmax nearly one-hot.
 
-Why: the mean of the past (see `trick.py`) treats a vowel five characters ago like the letter just before.
-Attention lets the data decide what matters.
+The plain mean of `trick.py` weights all past characters equally. Attention makes the weights depend on the data.
 
 The lecture's validation loss: about 2.4.
 
-Shapes: B sequences in a batch, T positions, S positions looked at (here S = T), C = n_embd numbers for a
-position, D = head_size numbers in a query, key or value, V vocabulary.
+Shapes: B sequences in a batch, T positions, S positions attended to (here S = T), C = n_embd, D = head_size,
+V vocabulary.
 """
 
 import torch
@@ -37,10 +35,10 @@ class Head(nn.Module):
         self.value = nn.Linear(n_embd, head_size, bias=False)
         self.scale = head_size**-0.5
         tril = torch.tril(torch.ones(block_size, block_size))
-        self.register_buffer("tril", tril, persistent=False)  # moves with the model, but is not learned or saved
+        self.register_buffer("tril", tril, persistent=False)  # moves with the model; not trained, not saved
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """For each position, the weighted mean of the values of its past."""
+        """Return the weighted mean of past values for each position."""
         T = x_BTC.shape[-2]
         v_BSD, q_BTD, k_BSD = self.value(x_BTC), self.query(x_BTC), self.key(x_BTC)
         weights_BTS = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
@@ -51,7 +49,7 @@ class Head(nn.Module):
 
 
 class OneHeadModel(EmbeddingModel):
-    """Embeddings, one head as wide as they are, `lm_head`."""
+    """Embeddings, one head of width `n_embd`, `lm_head`."""
 
     def __init__(self, vocab_size: int, block_size: int = 8, n_embd: int = 32) -> None:
         super().__init__(vocab_size, block_size, n_embd, body=Head(n_embd, n_embd, block_size))

@@ -1,16 +1,13 @@
-"""Rung 4, multi-head attention: several small conversations in place of one large one.
+"""Rung 4, multi-head attention: several small heads in parallel.
 
-Adds: `n_head` heads side by side, each `n_embd / n_head` wide; their answers are laid end to end, so that the
-width stays what it was.
+Adds `n_head` heads of width `n_embd / n_head` and concatenates their outputs, which keeps the width.
 
-Why: one softmax makes one choice. A position may want a vowel nearby *and* the start of the line *and* the last
-name spoken; with one head it gets a blur of the three, with three heads it gets each. The cost in parameters and
-arithmetic is the same.
+One softmax makes one choice. A position may need a vowel nearby *and* the start of the line; one head averages the two,
+two heads find both. Parameters and arithmetic stay the same.
 
 The lecture's validation loss: 2.28.
 
-Shapes: B sequences in a batch, T positions, C = n_embd numbers for a position, H = n_head heads, D = C / H
-numbers in a query, key or value.
+Shapes: B sequences in a batch, T positions, C = n_embd, H = n_head heads, D = C / H.
 """
 
 from collections.abc import Iterable
@@ -31,18 +28,22 @@ class MultiHead(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """What every head found: H answers of D numbers each make C again."""
+        """Concatenate the outputs of all heads: H times D is C."""
         return torch.cat([head(x_BTC) for head in self.heads], dim=-1)
 
 
 def size_of_head(n_embd: int, n_head: int) -> int:
-    """The width of each head, when `n_head` of them share `n_embd` numbers evenly."""
+    """Return the width of a head.
+
+    Raises:
+        ConfigError: `n_embd` is not a multiple of `n_head`.
+    """
     require(n_embd % n_head == 0, f"n_embd={n_embd} cannot be shared by n_head={n_head} heads; choose a multiple")
     return n_embd // n_head
 
 
 class MultiHeadModel(EmbeddingModel):
-    """Embeddings, heads in parallel, `lm_head`."""
+    """Embeddings, multi-head attention, `lm_head`."""
 
     def __init__(self, vocab_size: int, block_size: int = 8, n_embd: int = 32, n_head: int = 4) -> None:
         head_size = size_of_head(n_embd, n_head)

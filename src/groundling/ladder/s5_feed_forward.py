@@ -1,15 +1,14 @@
-"""Rung 5, feed-forward: after listening, think.
+"""Rung 5, feed-forward: compute on each position after attention.
 
-Adds: a linear layer and a ReLU, applied to each position by itself, after the heads.
+Adds a linear layer and a ReLU, applied to each position separately.
 
-Why: attention only mixes; what it passes on is a weighted mean of values that are linear in their input. The
-positions have gathered what they need from each other, but have had no chance to draw a conclusion from it. From here
-on a layer of the network has two halves: *communicate* (attention, across positions), then *compute* (feed-forward,
-within one).
+Attention only mixes: its output is a weighted mean of values that are linear in their input. The feed-forward layer
+adds the nonlinearity. From here on a layer is a pair: *communicate* (attention, across positions), then *compute*
+(feed-forward, within one position).
 
 The lecture's validation loss: 2.24.
 
-Shapes: B sequences in a batch, T positions, C = n_embd numbers for a position, F hidden numbers (here F = C).
+Shapes: B sequences in a batch, T positions, C = n_embd, F hidden features (here F = C).
 """
 
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ class FeedForward(nn.Module):
         self.linear = nn.Linear(n_embd, n_hidden)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """The hidden features of each position; a feature is zero where it does not apply."""
+        """Return the hidden features of each position."""
         hidden_BTF: Tensor = self.linear(x_BTC)
         return hidden_BTF.relu()
 

@@ -1,19 +1,18 @@
-"""Rung 6, residuals: from a pipe to a stream, so that layers can be stacked.
+"""Rung 6, residual connections: make deep stacks trainable.
 
 Adds:
-- Depth: communicate and compute become a block, and there are three of them.
-- Residuals: a block *adds* its results to what came in, `x = x + f(x)`, where before it put them in its place.
-- Projections: each half ends in a linear layer that translates its findings into the stream's own terms.
-- Width inside: the feed-forward half thinks in a space four times as wide as the stream.
+- Depth: attention and feed-forward become a block, stacked three times.
+- Residuals: a block adds its result to its input, `x = x + f(x)`, instead of replacing it.
+- Projections: each half ends in a linear layer that maps its result back into the residual stream.
+- Width: the feed-forward layer is four times as wide as the stream.
 
-Why: layers merely stacked are hard to train, because a gradient has to pass through every one of them
-to reach the first. A sum hands its gradient to both terms unchanged, so along the stream it flows from
-the loss to the embeddings as if nothing stood between, and the blocks join in as they learn. A block whose
-projections are zero does nothing at all; with all of them zero, this rung is rung 2.
+In a plain stack the gradient passes through every layer to reach the first. A sum passes its gradient on unchanged, so
+with residuals it flows from the loss to the embeddings directly, and each block learns a correction. A block with zero
+projections is the identity; with all projections zero, this rung equals rung 2.
 
 The lecture's validation loss: 2.08.
 
-Shapes: B sequences in a batch, T positions, C = n_embd numbers for a position.
+Shapes: B sequences in a batch, T positions, C = n_embd.
 """
 
 from collections import OrderedDict
@@ -27,12 +26,12 @@ from groundling.ladder.s5_feed_forward import FeedForward
 
 
 def chain(**parts: nn.Module) -> nn.Sequential:
-    """Modules one after another, each with a name."""
+    """An `nn.Sequential` with named modules."""
     return nn.Sequential(OrderedDict(parts))
 
 
 class ResidualBlock(nn.Module):
-    """Communicate, then compute, and add each result to the stream instead of replacing it."""
+    """Communicate, then compute; add each result to the residual stream."""
 
     def __init__(self, communicate: nn.Module, compute: nn.Module) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class ResidualBlock(nn.Module):
         self.compute = compute
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """The stream after both halves have added to it."""
+        """Return the stream after both additions."""
         x_BTC = x_BTC + self.communicate(x_BTC)
         return x_BTC + self.compute(x_BTC)  # type: ignore[no-any-return]
 

@@ -1,16 +1,15 @@
-"""Rung 7, layer normalisation: every half of a block reads the stream at the same volume.
+"""Rung 7, LayerNorm: normalise the input of each half of a block.
 
-Adds: a LayerNorm in front of each half of each block, and a last one in front of `lm_head`. It shifts and scales
-the numbers of one position to mean 0 and variance 1, then lets two learned vectors set scale and shift anew.
+Adds a LayerNorm before each half of each block, and one before `lm_head`. It normalises the numbers of one position to
+mean 0 and variance 1, then applies a learned scale and shift.
 
-Why: every block adds to the stream, so the stream grows as it flows, and a later block would have to cope with
-whatever size the earlier ones left it. The norm stands *before* each half ("pre-norm"), inside the branch: the stream
-itself is never squashed, and the gradient's free way through it stays free. (The Transformer of 2017 put it after the
-sum; nearly everyone has since moved it.) With its norms replaced by the identity, this rung is rung 6.
+The residual stream grows with every block; the norm gives each half an input of the same scale. It stands inside the
+branch ("pre-norm"), so the stream itself, and the gradient along it, stay untouched. The Transformer of 2017 normalised
+after the sum ("post-norm"). With its norms replaced by the identity, this rung equals rung 6.
 
 The lecture's validation loss: 2.06.
 
-Shapes: B sequences in a batch, T positions, C = n_embd numbers for a position.
+Shapes: B sequences in a batch, T positions, C = n_embd.
 """
 
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from groundling.ladder.s6_residual import ResidualBlock, chain
 
 
 def layer_norm_by_hand(x_BTC: Tensor, eps: float = 1e-5) -> Tensor:
-    """What `nn.LayerNorm` computes before training: each position by itself, over its own C numbers."""
+    """Compute what an untrained `nn.LayerNorm` does: normalise each position over its C numbers."""
     centred_BTC = x_BTC - x_BTC.mean(dim=-1, keepdim=True)
     variance_BT1 = centred_BTC.square().mean(dim=-1, keepdim=True)
     return centred_BTC / (variance_BT1 + eps).sqrt()

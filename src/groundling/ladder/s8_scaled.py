@@ -1,18 +1,16 @@
-"""Rung 8, scaled up: nothing new in kind, a good deal more of it, and dropout to keep it honest.
+"""Rung 8, scaled up: a larger model, and dropout against overfitting.
 
 Adds:
-- Size: 6 blocks in place of 3, 6 heads, 384 numbers for a position, and 256 characters of context in place of 8.
-- Dropout: in training, a random fifth of the numbers is set to zero (and the rest scaled up to make good) in three
-  places: the attention weights, and the end of each half of a block.
+- Size: 6 blocks instead of 3, 6 heads, n_embd 384, and a context of 256 characters instead of 8.
+- Dropout: in training, sets a random fifth of the numbers to zero and scales up the rest, in three places: the
+  attention weights, and the end of each half of a block.
 
-Why: rung 7 has run out of room, not of ideas. A model of ten million parameters has room enough to learn its one
-million characters by heart; dropout makes every step train a different thinned-out network, so no unit can lean on
-one particular other, and what is learned has to hold more generally. With dropout 0 and the same sizes, this rung
-is rung 7.
+Ten million parameters can memorise a text of one million characters. Dropout trains a different subnetwork at each
+step, so no unit can rely on one other unit. With dropout 0 and the same sizes, this rung equals rung 7.
 
 The lecture's validation loss: 1.48.
 
-Shapes: B sequences in a batch, T positions, S positions looked at (here S = T), C = n_embd numbers for a position.
+Shapes: B sequences in a batch, T positions, S positions attended to (here S = T), C = n_embd.
 """
 
 from torch import Tensor, nn
@@ -25,14 +23,14 @@ from groundling.ladder.s6_residual import ResidualBlock, chain
 
 
 class DropoutHead(Head):
-    """A head that in training now and then fails to hear one of the positions it listens to."""
+    """A head with dropout on its attention weights."""
 
     def __init__(self, n_embd: int, head_size: int, block_size: int, dropout: float) -> None:
         super().__init__(n_embd, head_size, block_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        """As a plain head, but for the weights that are set to zero."""
+        """Return the weighted mean of past values for each position."""
         T = x_BTC.shape[-2]
         v_BSD, q_BTD, k_BSD = self.value(x_BTC), self.query(x_BTC), self.key(x_BTC)
         weights_BTS = q_BTD @ k_BSD.transpose(-2, -1) * self.scale
@@ -44,7 +42,7 @@ class DropoutHead(Head):
 
 
 class ScaledModel(EmbeddingModel):
-    """The whole lecture: embeddings, pre-norm residual blocks with dropout, a final norm, `lm_head`."""
+    """The lecture's final model: embeddings, pre-norm residual blocks with dropout, a final norm, `lm_head`."""
 
     def __init__(
         self,

@@ -1,20 +1,19 @@
-"""Rung 9, production: the same function, computed the way it is computed in earnest.
+"""Rung 9, production: the same function as rung 8, implemented for speed.
 
-Adds no class: from here on the model is `groundling.model.gpt.GPT`. What changed there, and why:
-- One matrix makes the queries, keys and values of all heads (`c_attn`), where rung 8 multiplies by 18 small ones.
-- `scaled_dot_product_attention` does scores, mask, softmax and weighted mean in one call that never stores the T x T
+Adds no class: the model is `groundling.model.gpt.GPT`. Differences from rung 8:
+- One matrix (`c_attn`) computes the queries, keys and values of all heads, instead of 18 small ones.
+- `scaled_dot_product_attention` computes scores, mask, softmax and weighted mean in one call and never stores the T x T
   weights. The heads are a dimension of the tensor (the H in `q_BHTD`), not a loop.
-- A cache keeps keys and values, so that sampling costs one position for a new character, not the whole context.
-- No branch in `forward` depends on the data, so `torch.compile` can turn it into a few large kernels.
-- The six choices of `GPTConfig` (norm, mlp, position, qk_norm, bias, tie_weights) make it a GPT-2, a Llama or a
-  Qwen3. The lecture's model is one point among them.
-- As in GPT-2, dropout falls on the embeddings too, `c_attn` has biases, and `lm_head` has none.
+- A KV cache reduces the cost of a sampled character from the whole context to one position.
+- `forward` has no data-dependent branch, so `torch.compile` can fuse it into a few kernels.
+- Six options of `GPTConfig` (norm, mlp, position, qk_norm, bias, tie_weights) turn it into GPT-2, Llama or Qwen3.
+- As in GPT-2, dropout applies to the embeddings too, `c_attn` has biases, and `lm_head` has none.
 
-Why believe that it is the same? `production_gpt` carries the weights of rung 8 over, and a test demands equal logits.
+`production_gpt` converts the weights of rung 8; a test checks that the logits are equal.
 
 The lecture's validation loss: 1.48, that of rung 8.
 
-Shapes: C = n_embd numbers for a position, D = head_size, H = n_head, V vocabulary.
+Shapes: C = n_embd, D = head_size, H = n_head, V vocabulary.
 """
 
 import torch
@@ -29,10 +28,10 @@ from groundling.model.gpt import GPT
 
 
 def production_gpt(s8: ScaledModel) -> GPT:
-    """The production model with the sizes and the weights of a rung 8: in evaluation, the same logits.
+    """Convert a rung 8 to the production model; in evaluation mode both give the same logits.
 
     Raises:
-        ConfigError: the bias of `lm_head` has no place in the production model; see `fold_bias`.
+        ConfigError: the bias of `lm_head` cannot be folded; see `fold_bias`.
     """
     old = s8.state_dict()
     config = lecture_config(s8)
@@ -65,7 +64,7 @@ def production_gpt(s8: ScaledModel) -> GPT:
 
 
 def lecture_config(s8: ScaledModel) -> GPTConfig:
-    """The point among the production model's choices where the lecture's model is, in the sizes of a rung 8."""
+    """Return the config of the production model that matches a rung 8."""
     vocab_size, n_embd = s8.lm_head.weight.shape
     n_layer = sum(isinstance(module, ResidualBlock) for module in s8.modules())
     dropout = max(module.p for module in s8.modules() if isinstance(module, nn.Dropout))
@@ -87,14 +86,14 @@ def lecture_config(s8: ScaledModel) -> GPTConfig:
 
 
 def fold_bias(weight_VC: Tensor, bias_V: Tensor) -> Tensor:
-    """What to add to the final norm's bias so that `lm_head` needs none: the delta with weight @ delta = bias.
+    """Solve weight @ delta = bias for the delta that moves `lm_head`'s bias into the final norm's bias.
 
-    There is one whenever the rows of the weight are independent, for which n_embd must be at least vocab_size.
+    A solution exists if the rows of the weight are linearly independent, which needs n_embd >= vocab_size.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no solution.
     """
-    # On the CPU, where least squares copes with any rank, and in float64, because a loss of digits here would show.
+    # On the CPU, where `gelsd` handles rank-deficient matrices, and in float64 for precision.
     weight_64, bias_64 = weight_VC.detach().cpu().double(), bias_V.detach().cpu().double()
     delta_C: Tensor = torch.linalg.lstsq(weight_64, bias_64.unsqueeze(1), driver="gelsd").solution.squeeze(1)
     missed = (weight_64 @ delta_C - bias_64).abs().max().item()
@@ -107,5 +106,5 @@ def fold_bias(weight_VC: Tensor, bias_V: Tensor) -> Tensor:
 
 
 def fresh_gpt(vocab_size: int) -> GPT:
-    """The production model in the lecture's full size, starting where a new rung 8 starts."""
+    """Return a production model with the initial weights of a new rung 8 in full size."""
     return production_gpt(ScaledModel(vocab_size))

@@ -1,4 +1,4 @@
-"""`groundling ladder show s6`: a rung's page, and how it differs from the one before."""
+"""`groundling ladder show s6`: print a rung's source and its diff from the rung before."""
 
 import difflib
 
@@ -17,10 +17,10 @@ Print a rung of the ladder and its difference from the rung before, in colour wh
 
 
 def main(argv: list[str]) -> int:
-    """Show the rung that is named; return the exit code.
+    """Run `groundling ladder show RUNG`; return the exit code.
 
     Raises:
-        ConfigError: none is named, more than one, or one that does not exist.
+        ConfigError: there is not exactly one argument, or no rung has this name.
     """
     if argv in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def show(rung: Rung, console: Console) -> None:
-    """Print a rung's page and its difference from the rung before."""
+    """Print a rung's source and its diff from the rung before."""
     _print_code(rung.path().read_text(encoding="utf-8"), "python", console)
     if before := rung_before(rung):
         console.print(f"\nFrom {before.name} ({before.title}) to {rung.name} ({rung.title}):\n", style="bold")
@@ -41,19 +41,19 @@ def show(rung: Rung, console: Console) -> None:
 
 
 def rung_before(rung: Rung) -> Rung | None:
-    """The rung below, or None at the first."""
+    """Return the previous rung, or None for the first."""
     names = list(RUNGS)
     place = names.index(rung.name)
     return RUNGS[names[place - 1]] if place else None
 
 
 def difference(before: Rung, after: Rung) -> str:
-    """The change from one rung's page to another's, as a unified diff."""
+    """Return the unified diff of two rungs' sources."""
     old, new = (rung.path().read_text(encoding="utf-8").splitlines(keepends=True) for rung in (before, after))
     return "".join(difflib.unified_diff(old, new, before.path().name, after.path().name))
 
 
 def _print_code(code: str, language: str, console: Console) -> None:
-    # The terminal's own sixteen colours read well on light and dark ground alike; to a file rich prints none.
+    # The terminal's own sixteen colours are readable on light and dark backgrounds; to a file rich prints none.
     text = Syntax(code, language, theme="ansi_dark", background_color="default").highlight(code)
     console.print(text, end="", soft_wrap=True)

@@ -1,7 +1,7 @@
-"""`groundling ladder`: train the rungs as the lecture does, and set its losses beside ours.
+"""`groundling ladder`: train the rungs in the lecture's settings, and compare the losses with its own.
 
-The data, the training loop, the loss and the sampler are the production ones; only the models are the rungs'. A small
-rung keeps one core busy and no more, so the small ones are trained side by side.
+Data, training loop, loss and sampler are the production ones; only the models belong to the rungs. A small rung uses
+one core, so small rungs are trained in parallel processes.
 """
 
 import functools
@@ -44,21 +44,21 @@ class LadderConfig:
     """Train the lecture's rungs in its own settings, and compare the losses; `groundling ladder show s6` prints one."""
 
     rungs: str = ",".join(SMALL)
-    """Which rungs, separated by commas."""
+    """Rungs to train, separated by commas."""
     steps: int | None = None
-    """Steps of each rung; None: the lecture's, 3,000 for s1 and 5,000 for the others."""
+    """Steps of each rung; None: as in the lecture, 3,000 for s1 and 5,000 for the others."""
     seed: int = 1337
-    """Of the initial weights and the batches."""
+    """Seed of the initial weights and the batches."""
     scaled: bool = False
-    """Add s8, the scaled-up model: hours on a laptop."""
+    """Add s8, the scaled-up model; takes hours on a laptop."""
     at_once: int | None = None
-    """How many of the small rungs are trained at the same time; None: as many as there are cores."""
+    """Number of small rungs trained in parallel; None: one per core."""
     out_dir: Path = Path("runs/ladder")
-    """Where ladder.json and ladder.png go; s8 and s9 have a folder each in it, saved every two minutes."""
+    """Folder for ladder.json and ladder.png; s8 and s9 get a run folder each, saved every two minutes."""
     resume: bool = False
-    """Go on with the s8 or s9 that was stopped in out_dir; the small rungs are trained anew."""
+    """Resume s8 or s9 in out_dir; the small rungs start again."""
     overwrite: bool = False
-    """Remove the s8 or s9 that is in out_dir."""
+    """Remove an existing s8 or s9 in out_dir."""
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1, or None")
@@ -70,7 +70,7 @@ class LadderConfig:
             find_rung(name)
 
     def names(self) -> list[str]:
-        """The rungs that are meant, each once, in the ladder's order."""
+        """Return the selected rungs without duplicates, in the ladder's order."""
         asked = {name.strip() for name in self.rungs.split(",") if name.strip()} | ({"s8"} if self.scaled else set())
         return [name for name in RUNGS if name in asked] + sorted(asked - RUNGS.keys())
 
@@ -88,19 +88,19 @@ def _same_threads_afterwards() -> Iterator[None]:
 def train_rung(
     name: str, *, steps: int | None = None, seed: int = 1337, corpus: Corpus | None = None, run: LongRun | None = None
 ) -> RungResult:
-    """Train one rung as the lecture does: AdamW at a constant rate, on batches from random places.
+    """Train one rung as the lecture does: AdamW at a constant learning rate, on batches from random positions.
 
     Args:
         name: s1 to s9.
-        steps: None: as many as the lecture.
-        seed: of the initial weights and the batches.
+        steps: number of steps; None: the lecture's.
+        seed: seed of the initial weights and the batches.
         corpus: the text; None: Tiny Shakespeare by characters.
-        run: where s8 or s9 is recorded, saved, and resumed; None: nowhere, as the small rungs.
+        run: run folder of s8 or s9; None: train in memory. Ignored for small rungs.
 
     Raises:
-        ConfigError: there is no such rung, or `run` has one that is neither resumed nor removed.
-        CheckpointError: what `run` is to resume is not there.
-        RungStoppedError: with a `run`, a signal asked for it.
+        ConfigError: no rung has this name, or `run` holds one and neither resumes nor overwrites it.
+        CheckpointError: `run` has nothing to resume.
+        RungStoppedError: a signal stopped a rung with a `run`.
     """
     rung = find_rung(name)
     corpus = corpus or prepare(DataConfig(), block_size=8)
@@ -135,28 +135,28 @@ def _result(rung: Rung, trained: Trained, corpus: Corpus, seed: int) -> RungResu
 
 
 def sample_of(model: nn.Module, tokenizer: Tokenizer, seed: int, n_tokens: int = 120) -> str:
-    """What a model says from the beginning of a line on, at temperature 1 as in the lecture."""
+    """Sample from a newline on at temperature 1, as in the lecture."""
     how = SamplingConfig(max_new_tokens=n_tokens, temperature=1.0, seed=seed)
     return tokenizer.decode(generate_ids(model, tokenizer.encode("\n"), how, row_generator(seed, 0)))
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """A result on its way between processes: plain values and arrays, which any process can unpack."""
+    """A picklable `RungResult`: plain values and NumPy arrays."""
 
     values: dict[str, Any]
     weights: dict[str, npt.NDArray[Any]]
 
     def unpack(self, vocab_size: int) -> RungResult:
-        """The result, with its model."""
-        with torch.random.fork_rng(devices=[]):  # new weights are drawn and thrown away; let nobody notice
+        """Rebuild the result with its model."""
+        with torch.random.fork_rng(devices=[]):  # initial weights are overwritten; leave the generator alone
             model = fuse_heads(find_rung(self.values["rung"]).build(vocab_size))
         model.load_state_dict({name: torch.from_numpy(weight) for name, weight in self.weights.items()})
         return RungResult(**self.values, model=model)
 
 
 def _train_packed(name: str, *, steps: int | None, seed: int, data: DataConfig) -> _Packed:
-    result = train_rung(name, steps=steps, seed=seed, corpus=prepare(data, block_size=8))  # found in the cache
+    result = train_rung(name, steps=steps, seed=seed, corpus=prepare(data, block_size=8))  # cached
     values = {part.name: getattr(result, part.name) for part in fields(result) if part.name != "model"}
     return _Packed(values, {name: weight.numpy() for name, weight in result.model.state_dict().items()})
 
@@ -170,26 +170,26 @@ def train_rungs(
     at_once: int | None = None,
     runs: Callable[[str], LongRun] | None = None,
 ) -> Generator[RungResult, None, None]:
-    """Train rungs, the small ones side by side; give each result as it is done.
+    """Train rungs, the small ones in parallel; yield each result when it is done.
 
-    Each is what `train_rung` gives, to the last bit. The workers import the script that started them, so that needs
+    Results equal those of `train_rung` bit for bit. Workers import the calling script, which therefore needs
     `if __name__ == "__main__":`.
 
     Args:
-        names: of the rungs, in any order.
-        steps: None: as many as the lecture.
-        seed: of the initial weights and the batches.
+        names: rungs, in any order.
+        steps: number of steps; None: the lecture's.
+        seed: seed of the initial weights and the batches.
         data: the text; None: Tiny Shakespeare by characters.
-        at_once: how many small rungs at the same time; None: as many as there are cores. 1 needs no workers.
-        runs: where s8 and s9 are recorded, by their names; None: nowhere.
+        at_once: number of small rungs in parallel; None: one per core; 1: no worker processes.
+        runs: maps s8 or s9 to its run folder; None: train in memory.
 
     Raises:
-        ConfigError: there is no such rung.
+        ConfigError: no rung has one of the names.
     """
     data = data or DataConfig()
     rungs = [find_rung(name) for name in names]
     corpus = prepare(data, block_size=8)
-    # The longest first, so that all cores have something to do until the end: the higher the rung, the longer.
+    # Longest first, to keep all cores busy: higher rungs take longer.
     small = sorted((rung.name for rung in rungs if rung.name in SMALL), reverse=True)
     n_workers = min(at_once or n_cores(), len(small))
     if n_workers > 1:
@@ -206,7 +206,7 @@ def train_rungs(
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb `ladder`, and `ladder show RUNG`."""
+    """Run `groundling ladder` or `groundling ladder show RUNG`."""
     if argv and argv[0] == "show":
         from groundling.ladder import show
 
@@ -224,8 +224,8 @@ def climb(config: LadderConfig) -> list[RungResult]:
     """Train the rungs, print the table, and write ladder.json and ladder.png.
 
     Raises:
-        MissingExtraError: matplotlib is not installed; ladder.json is there all the same.
-        RungStoppedError: s8 or s9 was asked to stop.
+        MissingExtraError: matplotlib is not installed; ladder.json is written first.
+        RungStoppedError: a signal stopped s8 or s9.
     """
     atomic.make_folder(config.out_dir)
     results: list[RungResult] = []
@@ -235,7 +235,7 @@ def climb(config: LadderConfig) -> list[RungResult]:
     begun = [name for name in names if name not in SMALL and run_folder.has_run(config.out_dir / name)]
 
     def run(name: str) -> LongRun:
-        resume = config.resume and (name in begun or not begun)  # s9 is new where only s8 was stopped
+        resume = config.resume and (name in begun or not begun)  # start s9 new if only s8 was stopped
         return LongRun(folder=config.out_dir / name, resume=resume, overwrite=config.overwrite)
 
     with closing(train_rungs(names, steps=config.steps, seed=config.seed, at_once=config.at_once, runs=run)) as trained:

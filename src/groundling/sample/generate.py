@@ -155,7 +155,7 @@ def stream_batch(
     Each is what it would be alone, by `row_generator(config.seed, number)`. The engine has nothing else to do until
     the iterator ends or is closed. Raises as `stream` does.
     """
-    prompt_T = prompt_ids(tokenizer, prompt)
+    prompt_T = encode_prompt(tokenizer, prompt)
     engine.check(prompt_T, config)
     return _pieces(engine, tokenizer, prompt_T, config, num_samples)
 
@@ -188,7 +188,7 @@ def _pieces(
             engine.stop(sample)
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of a prompt; an empty one stands for a line's beginning.
 
     Raises:

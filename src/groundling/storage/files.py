@@ -1,13 +1,12 @@
-"""Open and remove files that others may have made: one function for each.
+"""Open and remove untrusted files.
 
-What lies in the folder of a run, a bundle or a data set can come from anybody: a link to /dev/zero, a pipe to which
-nobody writes, a file of 100 GB. A file is judged by its descriptor: what is looked at under a name can be another file
-when that name is opened.
+The files of a run, a bundle or a data set can come from anywhere: a link to /dev/zero, a pipe without a writer, a file
+of 100 GB. Checks use the open descriptor, because the file behind a name can change between check and open.
 
-A file inside a folder that a user names is never a link, and so leads to nothing outside that folder; the folders
-themselves may be links, to another disk for example. Two layouts have links, and are read with `links=True`: the
-Hugging Face hub's cache, whose `snapshots/X/model.safetensors` is a link to `../../blobs/`, and folders of texts.
-So is a path that the user names himself. There, too, a file has to be a regular one.
+A file inside a folder given by the user must not be a link, so nothing outside the folder is read; the folders
+themselves may be links, for example to another disk. Links are allowed (`links=True`) in two layouts, the Hugging Face
+hub's cache (`snapshots/X/model.safetensors` links to `../../blobs/`) and folders of texts, and for a path given by the
+user. The target must still be a regular file.
 """
 
 import errno
@@ -31,7 +30,7 @@ _KINDS = (
 
 
 class RefusedFileError(OSError):
-    """A file that is not opened, or not read; as text the reason, without the path."""
+    """A file that is refused; its text is the reason, without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(errno.EINVAL, reason, str(path))
@@ -41,24 +40,24 @@ class RefusedFileError(OSError):
 
 
 class LinkedFileError(RefusedFileError):
-    """A link where none is followed."""
+    """A link where links are not followed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, _refusal("a link"))
 
 
 def open_regular(path: Path, *, links: bool = False, within: Path | None = None) -> BufferedReader:
-    """Open a regular file to read its bytes. Nothing that is no regular file is waited for, or opened at all.
+    """Open a regular file for reading. Anything else is neither opened nor waited for.
 
     Args:
         path: of the file.
-        links: whether the name may be that of a link.
-        within: a folder above the file; no folder between the two may be a link.
+        links: whether the path may be a link.
+        within: an ancestor folder; no folder between the two may be a link.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         IsADirectoryError: it is a folder.
-        RefusedFileError: it is a link or no regular file.
+        RefusedFileError: it is a link or not a regular file.
         OSError: it cannot be opened.
     """
     if within is not None:
@@ -68,22 +67,22 @@ def open_regular(path: Path, *, links: bool = False, within: Path | None = None)
 
 
 def open_to_append(path: Path) -> BufferedWriter:
-    """Open a regular file to add bytes to its end, or make it. Raises as `open_regular`."""
+    """Open a regular file for appending; create it if missing. Raises as `open_regular`."""
     return os.fdopen(_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, links=False), "ab")
 
 
 def open_to_replace(path: Path) -> BufferedWriter:
-    """Open a regular file to write it anew, or make it. Raises as `open_regular`."""
+    """Open a regular file for overwriting; create it if missing. Raises as `open_regular`."""
     return os.fdopen(_descriptor(path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, links=False), "wb")
 
 
 def require_regular(path: Path) -> None:
-    """Check what is there before others open it. Raises as `open_regular`."""
+    """Check that a path is a regular file. Raises as `open_regular`."""
     _require(path, _status(path, links=False), stat.S_ISREG)
 
 
 def _descriptor(path: Path, flags: int, links: bool) -> int:
-    """The descriptor of a regular file, which was one before it was opened, too: to open a device can set it going."""
+    """Open a regular file; check before opening, too, because opening a device can have side effects."""
     try:
         _require(path, _status(path, links), stat.S_ISREG)
     except FileNotFoundError:
@@ -106,7 +105,7 @@ def _descriptor(path: Path, flags: int, links: bool) -> int:
 def _status(path: Path, links: bool) -> int:
     try:
         return path.stat(follow_symlinks=links).st_mode
-    except ValueError:  # a name that no file can have: NUL, half of a surrogate pair
+    except ValueError:  # an impossible name: NUL, a lone surrogate
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), ascii(str(path))) from None
 
 
@@ -125,7 +124,7 @@ def _refusal(kind: str) -> str:
 
 
 def is_regular(path: Path, *, links: bool = False) -> bool:
-    """Whether a regular file is there: what `open_regular` would open, if it may."""
+    """Whether a path is a regular file, as `open_regular` requires."""
     try:
         return stat.S_ISREG(_status(path, links))
     except OSError:
@@ -136,14 +135,14 @@ def read_bytes(path: Path, most: int, *, links: bool = False) -> bytes:
     """Read a whole file of at most `most` bytes.
 
     Raises:
-        OSError: as `open_regular`, or it is larger.
+        OSError: as `open_regular`, or the file is larger.
     """
     with open_regular(path, links=links) as file:
         n_bytes = os.fstat(file.fileno()).st_size
         pieces = list[bytes]()
         while n_bytes <= most and (piece := file.read(PIECE_BYTES)):
             pieces.append(piece)
-            n_bytes = max(n_bytes, sum(map(len, pieces)))  # files under /proc do not say how long they are
+            n_bytes = max(n_bytes, sum(map(len, pieces)))  # files under /proc report size 0
     if n_bytes > most:
         raise RefusedFileError(path, f"it has {n_bytes:,} bytes, and {most:,} are read at most")
     return b"".join(pieces)
@@ -154,16 +153,16 @@ def read_text(path: Path, most: int, *, links: bool = False) -> str:
 
     Raises:
         OSError: as `read_bytes`.
-        UnicodeDecodeError: it is something else than UTF-8.
+        UnicodeDecodeError: it is not UTF-8.
     """
     return read_bytes(path, most, links=links).decode("utf-8-sig")
 
 
 @contextmanager
 def held(path: Path, *, links: bool = False) -> Iterator[tuple[Path, BufferedReader]]:
-    """Open a file for a library that opens files itself, and return a name for it that is of this very file.
+    """Open a file for a library that opens files itself; yield a path that refers to the open file.
 
-    Where the system has no such names (all but Linux), it is the path. Raises as `open_regular`.
+    Without /proc (all systems but Linux), it is the original path. Raises as `open_regular`.
     """
     with open_regular(path, links=links) as file:
         own = Path(f"/proc/self/fd/{file.fileno()}")
@@ -171,7 +170,7 @@ def held(path: Path, *, links: bool = False) -> Iterator[tuple[Path, BufferedRea
 
 
 def remove(path: Path) -> None:
-    """Remove what is there, if anything is: a file, a folder with all in it; of a link the link alone.
+    """Remove a file, a link (not its target), or a folder with its contents, if it exists.
 
     Raises:
         OSError: it cannot be removed.

@@ -1,7 +1,7 @@
-"""What a finished folder holds: the size and SHA-256 of each of its files, written last and checked before use.
+"""Manifest of a complete folder: size and SHA-256 of each file, written last and verified before use.
 
-A folder without `manifest.json` was never finished. One whose files differ from it is damaged, and says where. The
-manifest vouches for itself too: a flipped digit in what it says beside its files would not be seen otherwise.
+A folder without `manifest.json` is incomplete; one whose files differ from it is damaged. The manifest contains its own
+SHA-256, which protects its other facts, too.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ from groundling.storage import atomic, files
 
 MANIFEST = "manifest.json"
 MAX_FILES = 1000
-"""That a manifest lists; each is read, and a folder of ours holds about ten."""
+"""Most files in a manifest. A folder usually has about ten, and each is read."""
 MAX_JSON = 16 << 20
-"""Bytes of a file that holds one object: a config, a manifest, the index of a large model."""
+"""Bytes of a JSON file such as a config, a manifest or the index of a large model."""
 COPY = "copy the folder with cp -rL"
-"""For folders of links, as the cache of a hub, git-annex and DVC have them."""
+"""Advice for folders of links (hub caches, git-annex, DVC)."""
 SEAL = "sha256"
-"""The manifest's key for the SHA-256 of all the rest of it."""
+"""Key of the SHA-256 of the rest of the manifest."""
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Finish a folder: hash all that lies in it, as the disk gives it back, and write the manifest.
+    """Hash all files of a folder as read back from disk, and write the manifest.
 
     Args:
-        folder: what `check_manifest` will be asked about.
-        facts: what else the manifest says, beside "files"; plain data.
+        folder: the folder to complete.
+        facts: further entries of the manifest beside "files"; plain data.
 
     Raises:
         StorageError: the manifest could not be written.
@@ -44,20 +44,20 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def change_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Change what a finished folder's manifest says beside its files.
+    """Update entries of a manifest other than "files".
 
     Raises:
         CheckpointError: there is no manifest, or it is damaged.
-        StorageError: it could not be written; it is as it was.
+        StorageError: it could not be written and is unchanged.
     """
     _write_sealed(folder, {**read_manifest(folder), **facts})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a folder's manifest, and look at none of the files that it lists.
+    """Read a folder's manifest without checking the listed files.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: it is missing or damaged.
     """
     path = folder / MANIFEST
     if not os.path.lexists(path):
@@ -73,12 +73,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_manifest(folder: Path, under: str = "") -> dict[str, Any]:
-    """Compare a folder's files with its manifest, and return the manifest.
-
-    A file that the manifest does not list is not looked at.
+    """Verify a folder's files against its manifest, and return the manifest. Unlisted files are ignored.
 
     Args:
-        folder: a folder that `write_manifest` finished.
+        folder: completed by `write_manifest`.
         under: check only the files whose names start with this, for example "bundle/".
 
     Raises:
@@ -92,10 +90,10 @@ def check_manifest(folder: Path, under: str = "") -> dict[str, Any]:
 
 
 def read_json_object(path: Path, *, links: bool = False) -> dict[str, Any]:
-    """Read a JSON file that holds one object. `links` is as `files.open_regular` takes it.
+    """Read a JSON file that contains one object. For `links`, see `files.open_regular`.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else.
+        CheckpointError: the file cannot be read, or contains something else.
     """
     try:
         value = atomic.read_json(path, MAX_JSON, links=links)
@@ -118,11 +116,11 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def _is_entry(name: str, entry: Any) -> bool:
-    """Whether this is a file inside the folder, with a size and a hash."""
+    """Whether an entry is a path inside the folder with a size and a hash."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not isinstance(entry, dict):
         return False
-    if str(path) != name:  # else one file could be listed, and hashed, under any number of names
+    if str(path) != name:  # otherwise one file could be listed and hashed under many names
         return False
     return type(entry.get("size")) is int and type(entry.get("sha256")) is str
 
@@ -144,6 +142,6 @@ def _check_file(folder: Path, name: str, size: int, sha256: str) -> None:
 
 
 def _reason(error: OSError, advice: str = "") -> str:
-    """Why a file cannot be read, and what to do."""
+    """Reason and advice for a file that cannot be read."""
     advice = COPY if isinstance(error, files.LinkedFileError) else advice
     return "; ".join(filter(None, (error.strerror or str(error), advice)))

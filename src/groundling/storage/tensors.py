@@ -1,6 +1,6 @@
-"""Read safetensors, which others may have made: what a file holds is known before any of it is taken.
+"""Read untrusted safetensors files: the header is checked before any tensor is loaded.
 
-The library maps a file into memory and checks that each tensor lies inside it; so what a header promises is there.
+The library maps the file into memory and checks that each tensor lies within it.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ from groundling.errors import CheckpointError
 from groundling.storage import files
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""What weights may be, by the format's names. A cast from integers, truth values or complex numbers loses something."""
+"""Types of weights, by the format's names. Others (integers, booleans, complex numbers) cannot be cast without loss."""
 BYTES = frozenset({"U8"})
 MAX_HEADER = 32 << 20
-"""Bytes: the names and places of a few hundred thousand tensors."""
+"""Bytes; enough for a few hundred thousand tensors."""
 
 
 def read_tensors(file: Path, raw: str | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file of ours, whose tensors are of floating point.
+    """Read a safetensors file written by this package, with floating-point tensors.
 
     Args:
         file: its path.
-        raw: what the names of tensors that hold bytes begin with; None: there are none.
+        raw: name prefix of tensors that hold bytes; None: no such tensors.
 
     Raises:
-        CheckpointError: it cannot be read, is none, or has a tensor of another type.
+        CheckpointError: it cannot be read, is not a safetensors file, or has a tensor of another type.
     """
     with opened(file) as tensors:
         for name in tensors.keys():  # noqa: SIM118
@@ -42,10 +42,10 @@ def read_tensors(file: Path, raw: str | None = None) -> dict[str, Tensor]:
 
 
 def read_foreign(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file of any layout, which may be a link, and whose tensors may be of any type.
+    """Read a safetensors file from elsewhere: it may be a link, and its tensors may have any type.
 
     Raises:
-        CheckpointError: it cannot be read, or is none.
+        CheckpointError: it cannot be read, or is not a safetensors file.
     """
     with opened(file, links=True) as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
@@ -59,10 +59,10 @@ def tensor_names(file: Path) -> list[str]:
 
 @contextmanager
 def opened(file: Path, *, links: bool = False) -> Iterator[Any]:
-    """Open a safetensors file by its library.
+    """Open a safetensors file.
 
     Raises:
-        CheckpointError: it cannot be read, or is none.
+        CheckpointError: it cannot be read, or is not a safetensors file.
     """
     try:
         with files.held(file, links=links) as (path, own):

@@ -1,4 +1,4 @@
-"""Compilation of functions by PyTorch, and going on without it where it fails."""
+"""torch.compile with a fallback to eager execution if compilation fails."""
 
 import functools
 import logging
@@ -14,18 +14,18 @@ log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 _COMPILER_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
-    "cpp.vec_isa_ok": True,  # what the processor has, PyTorch knows; asking the compiler anew takes seconds
-    "fallback_random": True,  # PyTorch's own generators: the same numbers as without compilation
+    "cpp.vec_isa_ok": True,  # skip PyTorch's test compilation, which takes seconds
+    "fallback_random": True,  # same random numbers as in eager mode
     "cpp.use_decompose_tanh": True,  # tanh by way of exp, twice as fast
 }
 
 
 class Compiler:
-    """Compiles functions. Should that fail when one of them is first called, all go on without, and it is said once.
+    """Compiles functions; if the first call of one fails to compile, all run eagerly and one warning is logged.
 
     Args:
-        runtime: whose choice it is whether anything is compiled at all.
-        on_failure: called once, when compilation has failed.
+        runtime: says whether to compile at all.
+        on_failure: called once, when compilation fails.
     """
 
     def __init__(self, runtime: Runtime, on_failure: Callable[[], None] = lambda: None) -> None:
@@ -33,14 +33,14 @@ class Compiler:
         self._on_failure = on_failure
 
     def __call__(self, function: F) -> F:
-        """The compiled function, or where nothing is compiled, the function."""
+        """Return the compiled function, or the function itself if compilation is off."""
         if not self.works:
             return function
         compiled = torch.compile(function, dynamic=False, options=_COMPILER_OPTIONS)
         was_called = False
 
         @functools.wraps(function)
-        def compiled_while_that_works(*args: Any, **kwargs: Any) -> Any:
+        def compiled_or_eager(*args: Any, **kwargs: Any) -> Any:
             nonlocal was_called
             if not self.works:
                 return function(*args, **kwargs)
@@ -48,19 +48,19 @@ class Compiler:
                 return compiled(*args, **kwargs)
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the compiler's own chatter
+                    warnings.simplefilter("ignore")  # of the compiler itself
                     result = compiled(*args, **kwargs)
             except Exception as error:
                 if not _is_compiler_failure(error):
                     raise
-                self._give_up(error)
+                self._fall_back(error)
                 return function(*args, **kwargs)
             was_called = True
             return result
 
-        return compiled_while_that_works  # type: ignore[return-value]
+        return compiled_or_eager  # type: ignore[return-value]
 
-    def _give_up(self, error: Exception) -> None:
+    def _fall_back(self, error: Exception) -> None:
         self.works = False
         self._on_failure()
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]

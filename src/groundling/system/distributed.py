@@ -1,4 +1,4 @@
-"""Ranks: who we are, how to add numbers up, and how a model is wrapped. One process without torchrun is one rank."""
+"""Distributed training: ranks, reductions, DDP. Without torchrun, the process is rank 0 of 1."""
 
 import os
 import re
@@ -16,41 +16,40 @@ from groundling.errors import TrainingError
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Rank of this process."""
     return td.get_rank() if td.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of ranks."""
     return td.get_world_size() if td.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the rank that writes files and talks to people."""
+    """Whether this is rank 0, the one that writes files and prints."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(device: torch.device, timeout_s: float = 600.0, advice: str = "start again") -> Iterator[None]:
-    """Join the processes that torchrun started: gloo on CPUs, NCCL on GPUs. Without torchrun, do nothing.
+    """Initialize the process group of torchrun: gloo on CPUs, NCCL on GPUs. Without torchrun, do nothing.
 
-    The ranks leave together: torchrun ends the others as soon as one has gone with an exit code, and the first rank
-    may still be saving.
+    Exiting is a barrier: torchrun kills the other ranks when one exits with an error, and rank 0 may still be saving.
 
     Args:
-        device: where this rank computes.
-        timeout_s: how long a rank waits for the others.
-        advice: what to do when another rank has gone.
+        device: of this rank.
+        timeout_s: of each collective operation.
+        advice: what the user should do if a rank is lost; part of the error message.
 
     Raises:
-        TrainingError: another rank has gone, or did not answer in time.
+        TrainingError: another rank exited or timed out.
     """
     if "RANK" not in os.environ or td.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Counts and flags are added up on the CPU, also where tensors are on GPUs.
+    # gloo for counts and flags, which are reduced on the CPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     store, me, size = next(td.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
@@ -71,9 +70,10 @@ def process_group(device: torch.device, timeout_s: float = 600.0, advice: str = 
 
 
 def _of_this_attempt(store: Any) -> Any:
-    """Keep the addresses of ranks that torchrun has restarted apart from those of the attempt before: it keeps its
-    store, and gloo would call the dead (pytorch/pytorch#135712). Machines count restarts each for itself: only of
-    one machine is it known that all ranks have the same number.
+    """Prefix the store's keys with the restart count of torchrun.
+
+    torchrun keeps its store over restarts, and gloo would connect to the addresses of dead ranks
+    (pytorch/pytorch#135712). Each machine counts its own restarts, so this works for one machine only.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
         return store
@@ -82,12 +82,12 @@ def _of_this_attempt(store: Any) -> Any:
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:
-    """gloo has no error class of its own for a peer that is gone; NCCL and the store have."""
+    """Whether a peer is gone. gloo, unlike NCCL and the store, raises a plain RuntimeError."""
     return isinstance(error, td.DistError) or "/gloo/" in str(error)
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """Make a model average its gradients over the ranks (DDP); alone, it stays as it is."""
+    """Wrap a model in DDP if there is more than one rank."""
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
@@ -96,14 +96,14 @@ def wrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def sync_gradients(model: nn.Module, *, when: bool) -> Iterator[None]:
-    """Average gradients over the ranks only in the last backward pass of a step: once and not per micro-batch."""
+    """Average gradients over the ranks only if `when`: in the last micro-batch of a step."""
     hold = model.no_sync() if isinstance(model, DistributedDataParallel) and not when else nullcontext()
     with hold:
         yield
 
 
 def all_reduce_sum(value: float, device: torch.device | str = "cpu") -> float:
-    """The sum of a number over all ranks, in float64 (exact for counts up to 2**53)."""
+    """Sum a number over all ranks in float64 (float32 on mps)."""
     if world_size() == 1:
         return value
     dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
@@ -113,12 +113,12 @@ def all_reduce_sum(value: float, device: torch.device | str = "cpu") -> float:
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """Whether `flag` holds on at least one rank; all ranks get the same answer."""
+    """Whether `flag` is set on at least one rank; the same on all ranks."""
     return all_reduce_sum(float(flag), device) > 0
 
 
 def gather_tensors(tensor: Tensor) -> list[Tensor]:
-    """Every rank's tensor, in the order of ranks, on every rank; all have one shape."""
+    """Gather tensors of one shape from all ranks, in rank order."""
     if world_size() == 1:
         return [tensor]
     gathered = [torch.empty_like(tensor) for _ in range(world_size())]

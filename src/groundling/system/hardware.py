@@ -1,4 +1,4 @@
-"""What this machine is and how fast: its name, its peak of matrix products, and waiting for its device."""
+"""Hardware facts: processor name, peak matmul throughput, device synchronization."""
 
 import os
 import platform
@@ -11,12 +11,12 @@ from groundling.system.memory import memory_total_bytes
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """The FLOP/s of a large square matrix product: what utilisation is measured against.
+    """Measure the FLOP/s of a large square matmul, the denominator of utilisation.
 
-    The best of several rounds: other processes can only make a round slower.
+    Takes the best of several rounds, because other processes can only slow a round down.
     """
     size = 4096 if device.type == "cuda" else 1024
-    draws = torch.Generator().manual_seed(0)  # its own: training draws from the global one
+    draws = torch.Generator().manual_seed(0)  # not the global one, which training uses
     a, b = (torch.randn(size, size, generator=draws).to(device, dtype) for _ in range(2))
     out = torch.mm(a, b)
     best, stop_at = 0.0, time.perf_counter() + seconds
@@ -31,26 +31,26 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float
 
 
 class Peak:
-    """The most that a machine was seen to do, in FLOP/s or bytes/s, and the share of it that something reaches.
+    """Peak throughput in FLOP/s or bytes/s, and utilisation relative to it.
 
-    A measurement can fall below what is reached later, for example while other processes run. What was reached was
-    possible, so it raises the peak: no share is above 1.
+    A measured peak can be too low, for example while other processes run. A higher throughput seen later raises it, so
+    utilisation never exceeds 1.
 
     Args:
-        measured: the peak as it was measured.
+        measured: the measured peak.
     """
 
     def __init__(self, measured: float) -> None:
         self.per_s = measured
 
     def share(self, reached_per_s: float) -> float:
-        """The part of the peak that `reached_per_s` is, from 0 to 1."""
+        """Utilisation at a throughput of `reached_per_s`, from 0 to 1."""
         self.per_s = max(self.per_s, reached_per_s)
         return reached_per_s / self.per_s if self.per_s else 0.0
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a clock read before says nothing."""
+    """Wait for all queued work of the device, so that timings are meaningful."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -58,7 +58,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What a figure depends on: versions, processor, cores."""
+    """Versions, processor, cores and memory: the context of a measurement."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """The processor's own name where the system tells it (Linux), else the platform's word for it."""
+    """Model name of the processor (Linux), else what `platform` reports."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -1,6 +1,6 @@
-"""How much memory there is, and how much of it can still be taken.
+"""Total, free and used memory.
 
-Linux kills a process that takes more than there is, with no error that could be caught: what may grow asks here first.
+Linux kills a process that runs out of memory without raising an error, so large allocations are checked beforehand.
 """
 
 import ctypes
@@ -15,19 +15,19 @@ import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
 NO_LIMIT = 1 << 60
-"""A limit of a control group above this is none: version 1 writes 2**63 less a page."""
+"""Limits above this mean "unlimited": cgroup v1 reports 2**63 minus one page."""
 
 
 class Memory(NamedTuple):
-    """Bytes of a device's memory; of the main memory, what this process's control groups and its own limit leave."""
+    """Memory of a device in bytes. For main memory, cgroup limits and `ulimit -v` are taken into account."""
 
     total: int
     free: int
-    """What can be taken without anything being swapped out or killed."""
+    """Can be allocated without swapping or an OOM kill."""
 
 
 def memory_of(device: torch.device | str = "cpu") -> Memory | None:
-    """The memory of a device as it is now; None where the system does not tell."""
+    """Current memory of a device; None if unknown."""
     device = torch.device(device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -56,9 +56,9 @@ def _linux_memory() -> Memory | None:
 
 
 def _control_groups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[Memory]:
-    """The limits of this process's control groups (versions 1 and 2) and of those that they lie in.
+    """Limits of this process's cgroups (v1 and v2) and their parents.
 
-    Pages of files that were not read lately are given back when memory runs short: they count as free.
+    The inactive page cache counts as free, because the kernel reclaims it under pressure.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
@@ -70,9 +70,7 @@ def _control_groups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"))
             continue
         mount, names = (root / "memory", V1) if kinds else (root, V2)
         folder = mount / path.strip("/")
-        for place in dict.fromkeys(
-            (folder, *folder.parents, mount)
-        ):  # a container may not see the folders above its own
+        for place in dict.fromkeys((folder, *folder.parents, mount)):  # a container may not see the parents of its own
             if place == mount or mount in place.parents:
                 limit, used, files = (_number(place, *name) for name in names)
                 if limit is not None and used is not None and limit < NO_LIMIT:
@@ -80,7 +78,7 @@ def _control_groups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"))
 
 
 def _own_limit() -> Iterator[Memory]:
-    """The limit of this process's address space (`ulimit -v`), if there is one."""
+    """Limit of the address space (`ulimit -v`), if set."""
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -90,18 +88,18 @@ def _own_limit() -> Iterator[Memory]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is no more memory: Python's, or PyTorch's on any device."""
+    """Whether an error of Python or PyTorch, on any device, means out of memory."""
     said = ("can't allocate memory", "not enough memory")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 
 V1 = (("memory.limit_in_bytes",), ("memory.usage_in_bytes",), ("memory.stat", "total_inactive_file"))
 V2 = (("memory.max",), ("memory.current",), ("memory.stat", "inactive_file"))
-"""Files of a control group, and lines in them: its limit, what it uses, and what of that is pages of files."""
+"""Files (and lines in them) of a cgroup: limit, usage, inactive page cache."""
 
 
 def _number(folder: Path, file: str, line: str = "") -> int | None:
-    """A number from a control group's file; None where there is none ("max" is no limit)."""
+    """Read a number from a cgroup file; None if it is missing or "max" (unlimited)."""
     try:
         text = (folder / file).read_text(encoding="ascii")
         if line:
@@ -126,7 +124,7 @@ def _windows_memory() -> Memory | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process (or its share of the GPU) has held at once."""
+    """Peak memory of this process: allocated GPU memory on cuda, else resident set size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -134,7 +132,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def memory_total_bytes() -> int:
-    """The machine's main memory, or 0 where the system does not tell."""
+    """Main memory of the machine; 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):

@@ -1,6 +1,6 @@
-"""Where metrics go: each sink takes records, plain dictionaries with a "step".
+"""Metric sinks: each takes records, plain dictionaries with a "step".
 
-The JSONL file is the record; the console (`logs.py`), TensorBoard and Weights & Biases are views of it.
+The JSONL file is the authoritative record; the console (`console.py`), TensorBoard and Weights & Biases are views.
 """
 
 import importlib.util
@@ -21,22 +21,22 @@ SinkName = Literal["tensorboard", "wandb"]
 
 
 class Sink(Protocol):
-    """Takes records and, at the end, is closed."""
+    """A destination for records."""
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
 
     def close(self) -> None:
-        """Finish."""
+        """Flush and close."""
 
 
 class JsonlSink:
-    """One JSON object a line. On resume, what an interrupted run wrote after its last checkpoint is dropped.
+    """One JSON object per line. On resume, records after the last checkpoint are dropped.
 
     Args:
         path: the file.
-        resumed_at: the checkpoint's step, up to which records are kept; None: a new run.
-        made_again: at that step itself, records that a run which goes on writes once more.
+        resumed_at: step of the checkpoint, up to which records are kept; None: a new run.
+        made_again: selects records of that very step which the resumed run will write again.
     """
 
     def __init__(
@@ -47,29 +47,28 @@ class JsonlSink:
         kept = [r for r in earlier if r["step"] <= resumed_at and not (r["step"] == resumed_at and made_again(r))]
         atomic.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.sampled_at = max((record["step"] for record in kept if "sample" in record), default=0)
-        """The step of the newest sample that was kept; 0: there is none. A run that goes on does not speak twice."""
+        """Step of the latest sample kept, 0 if none: a resumed run does not repeat it."""
 
     def write(self, record: Record) -> None:
         """Append one line."""
         atomic.append_line(self.path, json.dumps(record))
 
     def close(self) -> None:
-        """Nothing is left to do: every line is already in the file."""
+        """Do nothing: each line is already in the file."""
 
 
 MAX_RECORDS = 1 << 30
-"""Bytes of a run's records: some millions of lines."""
+"""Bytes of a run's record file: millions of lines."""
 MAX_LINE = 1 << 20
 """Bytes of one record."""
 NUMBERS = ("step", "loss", "val_loss", "train_loss", "n_tokens", "train_s")
-"""What others reckon with, where a record has it."""
+"""Fields that must be numbers if present."""
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a JSONL file.
+    """Read the records of a JSONL file.
 
-    A run's record never stops the run: a last line that a crash has cut is passed over, and damaged ones are too, which
-    is said.
+    Never fails: a last line cut by a crash is skipped, and so are damaged lines, with a warning.
     """
     found, unread = _read(path)
     if unread:
@@ -78,7 +77,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _read_or_keep(path: Path) -> list[Record]:
-    """The records of a file that is about to be written anew; where it was not read to its end, it is kept besides."""
+    """Read the records of a file that will be rewritten; keep a copy if part of it could not be read."""
     found, unread = _read(path)
     if unread:
         number = 1
@@ -90,7 +89,7 @@ def _read_or_keep(path: Path) -> list[Record]:
 
 
 def _read(path: Path) -> tuple[list[Record], str]:
-    """The records of a file, and what of it was not read, and why."""
+    """The records of a file, and a description of what could not be read."""
     found: list[Record] = []
     unread: list[str] = []
     n_damaged, is_last_damaged = 0, False
@@ -107,10 +106,7 @@ def _read(path: Path) -> tuple[list[Record], str]:
 
 
 def _lines(path: Path, unread: list[str]) -> Iterator[bytes]:
-    """The lines of a record, with their ends; of one that is too long to be one, its beginning.
-
-    What was not read is added to `unread`.
-    """
+    """Lines with their line ends, each truncated to MAX_LINE; descriptions of unread parts are added to `unread`."""
     try:
         with files.open_regular(path) as file:
             while file.tell() < MAX_RECORDS and (line := file.readline(MAX_LINE)):
@@ -127,10 +123,10 @@ def _lines(path: Path, unread: list[str]) -> Iterator[bytes]:
 
 
 def _read_record(line: bytes) -> Record | None:
-    """A line's record; None where it is damaged."""
+    """Parse a line; None if it is damaged."""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of 5,000 digits, too deep
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5,000 digits, nested too deep
         return None
     if not isinstance(record, dict) or "step" not in record:
         return None
@@ -140,7 +136,7 @@ def _read_record(line: bytes) -> Record | None:
 
 
 class TensorBoardSink:
-    """TensorBoard's event files. Needs the extra `track`."""
+    """Writes TensorBoard event files. Needs the extra `track`."""
 
     def __init__(self, folder: Path) -> None:
         self._writer = optional_import("torch.utils.tensorboard", "track", "tensorboard").SummaryWriter(str(folder))
@@ -157,14 +153,14 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Weights & Biases. Needs the extra `track`."""
+    """Logs to Weights & Biases. Needs the extra `track`."""
 
     def __init__(self, folder: Path, config: Record, run_id: str) -> None:
         wandb = optional_import("wandb", "track")
         self._run = wandb.init(project="groundling", dir=str(folder), config=config, id=run_id, resume="allow")
 
     def write(self, record: Record) -> None:
-        """Log the figures of the record at its step."""
+        """Log the record at its step."""
         self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
 
     def close(self) -> None:
@@ -173,7 +169,7 @@ class WandbSink:
 
 
 def require_packages(names: Sequence[SinkName]) -> None:
-    """Refuse sinks whose package is not there, before anything is done.
+    """Check that the packages of these sinks are installed.
 
     Raises:
         MissingExtraError: a package is not installed.
@@ -184,7 +180,7 @@ def require_packages(names: Sequence[SinkName]) -> None:
 
 
 def optional_sinks(names: Sequence[SinkName], folder: Path, config: Record, run_id: str) -> list[Sink]:
-    """The sinks that a user asked for by name.
+    """Create sinks by name.
 
     Raises:
         MissingExtraError: a package is not installed.

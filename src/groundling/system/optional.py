@@ -1,7 +1,7 @@
-"""Optional packages: imported where they are used, with an error whose command installs what is missing.
+"""Optional packages: imported on use; if one is missing, the error has the command that installs it.
 
-The project is not on PyPI, so `pip install 'groundling[serve]'` finds nothing there. What works depends on how the
-package was installed: from a checkout, pip takes the checkout's path; from a wheel, the packages are named one by one.
+The project is not on PyPI, so `pip install 'groundling[serve]'` does not work. The right command depends on the
+installation: with a checkout, pip gets its path; with a wheel, the packages are listed one by one.
 """
 
 import importlib
@@ -26,13 +26,13 @@ def optional_import(module: str, extra: str, package: str | None = None) -> Any:
     """Import a module of an optional package.
 
     Args:
-        module: its dotted name.
-        extra: the extra that brings the package.
-        package: what pip calls it, where that is not the module's first name.
+        module: dotted name.
+        extra: the extra that contains the package.
+        package: name on PyPI, if it differs from the module's top level.
 
     Raises:
-        MissingExtraError: the package, or one that it needs, is not installed.
-        ConfigError: it is installed, and cannot be imported.
+        MissingExtraError: the package or one of its dependencies is not installed.
+        ConfigError: the package is installed but cannot be imported.
     """
     top = module.partition(".")[0]
     try:
@@ -47,7 +47,7 @@ def optional_import(module: str, extra: str, package: str | None = None) -> Any:
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
-    """The error that a package is missing, with the command that installs its extra here."""
+    """The error for a missing package, with the command that installs its extra."""
     return MissingExtraError(package, extra, install_command(extra))
 
 
@@ -61,7 +61,7 @@ def install_command(extra: str) -> str:
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra needs, as pip takes it, by the metadata of the installed package.
+    """Requirements of an extra in pip's syntax, from the metadata of the installed package.
 
     Raises:
         PackageNotFoundError: the package is not installed.
@@ -72,7 +72,7 @@ def requirements(extra: str) -> list[str]:
 
 
 def _checkout() -> Path | None:
-    """The checkout that this code lies in: installed with `-e`, or found by PYTHONPATH."""
+    """The checkout that contains this code (installed with `-e`, or on PYTHONPATH), if any."""
     root = Path(__file__).resolve().parents[3]
     try:
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def _checkout() -> Path | None:
 
 
 def _installed_from() -> Path | None:
-    """The folder or wheel that pip installed from, if it is still there (PEP 610)."""
+    """The folder or wheel that pip installed from, if it still exists (PEP 610)."""
     try:
         record = json.loads(distribution(NAME).read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):
@@ -95,7 +95,7 @@ def _installed_from() -> Path | None:
 
 
 def _pip() -> str:
-    """How pip is called so that it installs into the environment of this process."""
+    """The pip command that installs into this environment."""
     found = shutil.which("pip")
     if found is not None and Path(found).parent == Path(sys.executable).parent:
         return "pip install"
@@ -105,7 +105,7 @@ def _pip() -> str:
 
 
 def _has_pip() -> bool:
-    """Whether `python -m pip` works: uv makes environments without it."""
+    """Whether `python -m pip` works; uv creates environments without pip."""
     try:
         return bool(distribution("pip"))
     except PackageNotFoundError:

@@ -1,18 +1,16 @@
-"""Standard output and standard error that cannot fail: what happens when nothing can be written to them.
+"""stdout and stderr that never raise.
 
-`guarded` stands around a whole command, once. Inside it `print`, rich and everything else write to `sys.stdout` and
-`sys.stderr` as ever, and:
+`guarded` wraps a whole command. Inside it `print`, rich and others write to `sys.stdout` and `sys.stderr` as usual:
 
-- A character that the encoding lacks (cp1252 in a Windows pipe, ASCII) is written as an escape such as \\u2192; at
-  the end one line on stderr says so.
-- A reader that has left (`| head -1`) and a stream that was closed from the start (`>&-`) are no error. What is
-  written to them is dropped, the work goes on, and the exit code is the work's own: `verify-checkpoint RUN | head -1`
-  still fails for a damaged checkpoint.
-- Any other failure (a full disk) is said in one line on stderr, at once; the work goes on, for its files matter more
-  than its report; and the exit code is not 0.
-- stderr fails silently: there is nowhere to say it, and it changes no exit code.
+- A character missing from the encoding (cp1252 in a Windows pipe, ASCII) is written as an escape such as \\u2192, and
+  one line on stderr at the end reports this.
+- A broken pipe (`| head -1`) or a stream closed from the start (`>&-`) is not an error. Output is dropped, the work
+  continues, and the exit code is that of the work: `verify-checkpoint RUN | head -1` still fails on damage.
+- Any other failure (a full disk) is reported immediately in one line on stderr. The work continues, because its files
+  matter more than its output, and the exit code is not 0.
+- Failures of stderr are silent and do not change the exit code.
 
-A command that is nothing but its output, and would go on for long, writes with `put` and ends when nothing arrives.
+A long-running command that produces only output writes with `put` and ends when nobody reads it.
 """
 
 import codecs
@@ -26,20 +24,20 @@ from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TextIO, cast
 
 ESCAPE = "groundling.escape"
-"""The name of our error handler of encodings."""
+"""Name of our encoding error handler."""
 KEPT_HANDLERS = ("backslashreplace", "ignore", "namereplace", "replace", "xmlcharrefreplace")
-"""What PYTHONIOENCODING may ask for in its place: error handlers that never raise."""
+"""Error handlers that never raise; if PYTHONIOENCODING selects one of them, it is kept."""
 UNBREAKABLE = "groundling-"
-"""What the names of threads begin with that cannot be broken off: the process ends without waiting for them."""
+"""Name prefix of threads that cannot be interrupted; the process exits without waiting for them."""
 CLOSED = "this stream was closed from the start"
 
 
 class OutputEnded(Exception):  # noqa: N818  # like StopIteration: often no error
-    """Nothing more can be written to stdout. Why, and whether that is an error, the guard knows."""
+    """stdout accepts no more output. The guard knows the reason and whether it is an error."""
 
 
 class _SafeRaw(io.RawIOBase):
-    """Passes bytes on to a raw stream until that fails; then takes all and drops it."""
+    """Forwards bytes to a raw stream until that fails, then drops them."""
 
     def __init__(self, raw: io.RawIOBase | None, told: TextIO | None = None) -> None:
         self._raw, self._told = raw, told
@@ -56,7 +54,9 @@ class _SafeRaw(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if self._raw is None:
             raise io.UnsupportedOperation(CLOSED)
-        return self._raw.seek(offset, whence)  # asked by UTF-16: a byte-order mark stands at a file's beginning only
+        return self._raw.seek(
+            offset, whence
+        )  # needed by UTF-16, which writes a byte-order mark only at the start of a file
 
     def isatty(self) -> bool:
         return self._raw is not None and self._raw.isatty()
@@ -73,10 +73,10 @@ class _SafeRaw(io.RawIOBase):
             assert self._raw is not None
             try:
                 n_written = self._raw.write(left)
-            except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            except (OSError, ValueError) as error:  # ValueError: the stream was closed
                 self._end(error)
                 break
-            if n_written is None:  # a pipe that does not block (another process set it so), and is full
+            if n_written is None:  # a full pipe that another process made non-blocking
                 with suppress(OSError, ValueError):
                     select.select([], [self._raw], [], 1.0)
                 continue
@@ -95,11 +95,11 @@ class _SafeRaw(io.RawIOBase):
 def _reader_left(error: Exception) -> bool:
     if isinstance(error, ConnectionError):  # BrokenPipeError is one
         return True
-    return sys.platform == "win32" and getattr(error, "errno", None) == errno.EINVAL  # so Windows reports it
+    return sys.platform == "win32" and getattr(error, "errno", None) == errno.EINVAL  # a broken pipe on Windows
 
 
 class Guard:
-    """What has become of stdout by now."""
+    """The state of stdout."""
 
     def __init__(self, stdout: TextIO | None, stderr: TextIO) -> None:
         self._escaped, self._stderr = False, stderr
@@ -111,7 +111,7 @@ class Guard:
         return codecs.backslashreplace_errors(error)
 
     def settle(self, code: int) -> int:
-        """Write what is left, say what was escaped, and return the exit code, given the work's own."""
+        """Flush, report escaped characters, and return the exit code, given that of the work."""
         with suppress(OSError, ValueError):
             self.stream.flush()
         ended = self._raw is not None and self._raw.ended
@@ -130,7 +130,7 @@ class Guard:
 def _safe(
     stream: TextIO | None, told: TextIO | None = None, errors: str | None = None
 ) -> tuple[TextIO, _SafeRaw | None]:
-    """A stream in place of another one, which cannot fail. One that is no file (a notebook's, a test's) stays."""
+    """Replace a stream by one that never raises. A stream that is not a file (a notebook's, a test's) is kept."""
     if stream is None:
         nothing = _SafeRaw(None)
         return io.TextIOWrapper(io.BufferedWriter(nothing), encoding="utf-8", errors="backslashreplace"), nothing
@@ -153,14 +153,14 @@ def _safe(
 
 
 def _raw_of(stream: TextIO) -> object:
-    """What its bytes go to in the end; `python -u` has no buffer between."""
+    """The raw stream below a text stream; `python -u` has no buffer between the two."""
     buffer = getattr(stream, "buffer", None)
     return getattr(buffer, "raw", buffer)
 
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
-    """Let `sys.stdout` and `sys.stderr` be safe inside the block, and `sys.stdin` be there; then as they were."""
+    """Make `sys.stdout` and `sys.stderr` safe within the block, and open `sys.stdin` if it is missing."""
     before = sys.stdin, sys.stdout, sys.stderr
     missing = None
     if sys.stdin is None:
@@ -180,10 +180,10 @@ def guarded() -> Iterator[Guard]:
 
 
 def put(text: str) -> None:
-    """Write to stdout, at once.
+    """Write to stdout and flush.
 
     Raises:
-        OutputEnded: it does not arrive.
+        OutputEnded: stdout is closed or has failed.
     """
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -193,13 +193,13 @@ def put(text: str) -> None:
 
 
 def claim_descriptors() -> None:
-    """Open the null device where a process was started without standard input, output or error.
+    """Open the null device for each of stdin, stdout and stderr that is closed.
 
-    Else the next file that is opened becomes, say, standard error, and warnings of libraries are written into it.
+    Otherwise the next opened file would get, for example, descriptor 2, and libraries would write warnings into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            taken = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            taken = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
             os.set_inheritable(taken, True)

@@ -1,4 +1,4 @@
-"""matplotlib, imported where a picture is drawn, without a window, and saved atomically."""
+"""matplotlib without a display: imported on use, figures saved atomically."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from groundling.system.optional import optional_import
 
 
 def subplots(n_rows: int, n_columns: int, **options: Any) -> tuple[Any, Any]:
-    """A figure and its axes, as `matplotlib.pyplot.subplots` gives them, but never shown on a screen.
+    """Like `matplotlib.pyplot.subplots`, without a display.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -21,7 +21,7 @@ def subplots(n_rows: int, n_columns: int, **options: Any) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all.
+    """Write a figure as a PNG, atomically.
 
     Raises:
         StorageError: the file could not be written.

@@ -1,4 +1,4 @@
-"""A line now and then about work that takes over two seconds, so that nothing is silent for long."""
+"""Progress lines for work that takes more than two seconds."""
 
 import sys
 import threading
@@ -7,19 +7,19 @@ from types import TracebackType
 from typing import Self
 
 FIRST_S = 2.0
-"""Work that is done earlier says nothing."""
+"""Shorter work prints nothing."""
 LONGEST_S = 20.0
-"""The pauses between two lines double, up to this one."""
+"""The interval between lines doubles up to this."""
 
 
 class Progress:
-    """Prints to stderr what is being done, how far it is and for how long, while the block lasts.
+    """Prints the task, its progress and the elapsed time to stderr while the block runs.
 
-    A thread prints, so that a long call into a library is no silence either.
+    A thread prints, so long library calls are covered, too.
 
     Args:
-        what: for example "encoding the text".
-        total: how much there is to do, in any unit; None where that is not known.
+        what: name of the task, for example "encoding the text".
+        total: amount of work in any unit; None if unknown.
         first_s: seconds before the first line.
     """
 
@@ -30,7 +30,7 @@ class Progress:
         self._thread = threading.Thread(target=self._report, daemon=True)
 
     def advance(self, n: int) -> None:
-        """Count `n` more as done."""
+        """Add `n` to the work done."""
         self.done += n
 
     def __enter__(self) -> Self:

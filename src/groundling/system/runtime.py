@@ -1,4 +1,4 @@
-"""Device, precision, threads, allocator: this module picks each, and says what it picked and why."""
+"""Selects device, precision, threads, allocator and compilation, each with the reason for the choice."""
 
 import ctypes
 import os
@@ -38,7 +38,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What was picked, each with its reason."""
+    """The selected settings, each with its reason."""
 
     device: torch.device
     compute_dtype: torch.dtype
@@ -48,21 +48,21 @@ class Runtime:
     reasons: dict[str, str]
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context for a forward pass: matrix products in `compute_dtype`."""
+        """Context manager for a forward pass: matmuls in `compute_dtype`."""
         if self.compute_dtype == self.weight_dtype:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)
 
     def lines(self) -> list[str]:
-        """What was picked and why, a line each."""
+        """One line for each choice and its reason."""
         return [f"{name}: {reason}" for name, reason in self.reasons.items()]
 
 
 def pick_device(name: str) -> torch.device:
-    """Pick a device: "cpu", "cuda", "mps", or "auto" for the first of cuda, mps, cpu that is there.
+    """Select a device: "cpu", "cuda", "mps", or "auto" for the first available of cuda, mps, cpu.
 
     Raises:
-        ConfigError: the device asked for is not there.
+        ConfigError: the device is not available.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -75,7 +75,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def bfloat16_support(device: torch.device) -> str:
-    """How the device multiplies bfloat16 matrices ("AMX", ...), or "" where that is not faster than float32."""
+    """The hardware feature that makes bfloat16 matmuls fast ("AMX", ...); "" if they are not faster than float32."""
     if device.type == "cuda":
         return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
     if device.type != "cpu":
@@ -86,15 +86,15 @@ def bfloat16_support(device: torch.device) -> str:
 
 
 def find_compiler() -> str:
-    """The C++ compiler that compilation for the CPU would use, or "" where there is none."""
+    """Path of the C++ compiler that torch.compile would use on the CPU; "" if there is none."""
     candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
     return next((found for name in candidates if name and (found := shutil.which(name))), "")
 
 
 def tune_allocator() -> str:
-    """Make glibc keep large freed blocks: otherwise half of the CPU time of training can go into zeroing fresh pages.
+    """Make glibc keep large freed blocks; zeroing fresh pages can take half of the CPU time of training.
 
-    Returns what was done. Works only before the memory is used, so it is called first.
+    Must be called before memory is allocated. Returns a description of what was done.
     """
     preloaded = os.environ.get("LD_PRELOAD", "")
     if any(name in preloaded for name in ("jemalloc", "mimalloc", "tcmalloc")):
@@ -108,14 +108,14 @@ def tune_allocator() -> str:
 
 
 def pick(config: RuntimeConfig, worth_compiling: bool = True) -> Runtime:
-    """Pick device, precision, threads, allocator and compilation, and set what is set for the whole process.
+    """Select device, precision, threads, allocator and compilation, and apply the process-wide settings.
 
     Args:
-        config: what the user asked for.
-        worth_compiling: whether the run is long enough to win back the time of compiling; asked when that is "auto".
+        config: of the user.
+        worth_compiling: whether the run is long enough to pay for compilation; used if `compile` is "auto".
 
     Raises:
-        ConfigError: something asked for is not there.
+        ConfigError: a requested setting is not available.
     """
     reasons: dict[str, str] = {}
     reasons["allocator"] = tune_allocator() if config.tune_allocator else "left alone, as asked"
@@ -175,7 +175,7 @@ def _pick_compile(config: RuntimeConfig, device: torch.device, worth_compiling: 
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside what `torch.compile` and DDP put around it."""
+    """Strip the wrappers of `torch.compile` and DDP."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
@@ -184,10 +184,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """On a CPU, take the order of additions that is the same every time, where there is a choice.
+    """Enable deterministic algorithms on a CPU.
 
-    Without it, compiled code adds up an embedding's gradient in whatever order the threads come. It costs no
-    measurable time; filling fresh memory, which PyTorch does besides, would.
+    Without them, compiled code sums an embedding's gradient in the order of the threads. The cost is not measurable;
+    that of filling uninitialized memory, which PyTorch enables along with them, would be.
     """
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True, warn_only=True)

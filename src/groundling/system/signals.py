@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C ask training to stop: at once before the first step, then at the next step boundary, after saving.
+"""SIGTERM and Ctrl-C stop training: immediately before the first step, later at the next step boundary, after saving.
 
-Reading a text, training a tokenizer, compiling and the first step can take minutes, and leave nothing to be saved.
+Before the first step there may be minutes of work (reading text, training a tokenizer, compiling) but nothing to save.
 """
 
 import os
@@ -14,25 +14,25 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 
 
 class StopRequest:
-    """Whether, and by which signal, the process was asked to stop."""
+    """Whether the process was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.can_save = False
-        """Whether a step was made: from then on a signal waits for the end of the step under way."""
+        """Whether a step was made; from then on a signal takes effect at the end of the current step."""
         self.ended_at_once = False
-        """Whether a signal came before that, and has ended the run."""
+        """Whether a signal ended the run before the first step."""
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells say it: whoever started the run sees that it is not finished."""
+        """128 + signal number, as in shells; 0 without a signal."""
         return 0 if self.signal is None else 128 + self.signal
 
     def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.signal is not None:  # asked twice: at once, without saving
+        if self.signal is not None:  # second signal: end immediately, without saving
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
@@ -47,12 +47,12 @@ class StopRequest:
 
 
 def _write_note(line: str) -> None:
-    os.write(2, f"groundling: {line}\n".encode())  # `print` may be what the signal came into
+    os.write(2, f"groundling: {line}\n".encode())  # not `print` or `logging`: the signal may have interrupted one
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside this block SIGTERM and SIGINT only set a flag; a second one ends the process at once."""
+    """Within the block, SIGTERM and SIGINT set a flag; a second signal ends the process immediately."""
     request = StopRequest()
     with handled_by(sigterm=request._take, sigint=request._take):
         yield request
@@ -60,7 +60,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def handled_by(*, sigterm: Handler, sigint: Handler) -> Iterator[None]:
-    """Inside this block SIGTERM and SIGINT are handled so; after it as before."""
+    """Install handlers of SIGTERM and SIGINT within the block."""
     handlers = {signal.SIGTERM: sigterm, signal.SIGINT: sigint}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -71,4 +71,4 @@ def handled_by(*, sigterm: Handler, sigint: Handler) -> Iterator[None]:
 
 
 ASKED_TO_STOP = "asked to stop"
-"""Why a run ends after a signal."""
+"""The reason of a run that ended after a signal."""

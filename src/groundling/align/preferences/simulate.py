@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from groundling.align.chat_vocab import require_chat
-from groundling.align.data import ChatDataConfig, prompt_ids, prompt_room, read_asked
+from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
 from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Judgement, name_of, now_utc
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
@@ -89,7 +89,7 @@ def simulate(config: SimulateConfig) -> int:
     assert bundle.chat is not None
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
-    asked = prompt_ids(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
+    asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
     sampler = ReplySampler(
         bundle.model,
         bundle.chat,

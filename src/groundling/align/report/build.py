@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from groundling.align.chat_vocab import reads_the_same, require_chat, with_chat
-from groundling.align.data import ChatDataConfig, prompt_ids, prompt_room, read_asked
+from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
 from groundling.align.logprobs import Policy, exchanges_of
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SAME
@@ -169,7 +169,7 @@ class _ReplyEvaluator:
         chat, block_size = self.sft.chat, self.sft.config.block_size
         assert chat is not None
         room = prompt_room(block_size, config.max_new_tokens, least_ids(chat, self.sft.tokenizer))
-        asked = prompt_ids(read_asked(config.data).val, chat, self.sft.tokenizer, room)
+        asked = fit_prompt(read_asked(config.data).val, chat, self.sft.tokenizer, room)
         self.prompts = [list(ids) for ids in asked][: config.prompts]
         self.reference = self._policy(self.sft)
         self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from groundling.align.chat_vocab import require_chat
 from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
-from groundling.align.data import prompt_ids, prompt_room, read_asked
+from groundling.align.data import fit_prompt, prompt_room, read_asked
 from groundling.align.logprobs import Policy
 from groundling.align.reward.functions import make_rewards, reward_fingerprint
 from groundling.align.rl.objective import ClippedObjective, Seen
@@ -199,7 +199,7 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, RolloutSamp
         rewards = make_rewards(config.reward, bundle, stage.picked)
         least = least_ids(bundle.chat, bundle.tokenizer)
         room = prompt_room(config.longest(bundle), config.max_new_tokens, least)
-        asked = prompt_ids(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
+        asked = fit_prompt(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
         prompts = [list(ids) for ids in asked]
         trainer = make(config, stage, bundle, RolloutSampler(config, bundle, prompts, rewards))
         stage.look_back([base_at(config.path).sha256, *trainer.models()], prompts)

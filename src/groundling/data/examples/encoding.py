@@ -24,9 +24,9 @@ from groundling.text.tokenizer import Tokenizer
 
 __all__ = [
     "Conversation",
-    "Counts",
     "Encoded",
     "EncodedPair",
+    "EncodingCounts",
     "Messages",
     "Preference",
     "encode_conversation",
@@ -70,7 +70,7 @@ class EncodedPair:
 
 
 @dataclass
-class Counts:
+class EncodingCounts:
     """What became of the examples."""
 
     n_read: int = 0
@@ -123,7 +123,7 @@ class _Prompt(NamedTuple):
 
 
 def encode_conversation(
-    conversation: Conversation, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: Counts
+    conversation: Conversation, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> Encoded | None:
     """A conversation up to its last reply, in at most `max_ids` ids; None when nothing of it can be learned.
 
@@ -164,7 +164,7 @@ def encode_conversation(
 
 
 def encode_preference(
-    preference: Preference, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: Counts
+    preference: Preference, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> EncodedPair | None:
     """A pair of which the prompt and each reply fit into `max_ids` ids; None when nothing can be learned from it.
 
@@ -199,7 +199,7 @@ def encode_preference(
 
 
 def encode_prompt(
-    messages: Sequence[Message], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: Counts
+    messages: Sequence[Message], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> list[int] | None:
     """A prompt in at most `max_ids` ids, to the place where the assistant is to speak; None when it asks nothing.
 
@@ -265,7 +265,7 @@ def _length(parts: list[Turn]) -> int:
     return sum(len(part.ids) for part in parts)
 
 
-def _count_prompt(counts: Counts, prompt: _Prompt, is_shortened: bool = False) -> None:
+def _count_prompt(counts: EncodingCounts, prompt: _Prompt, is_shortened: bool = False) -> None:
     counts.n_kept += 1
     counts.n_shortened += is_shortened or prompt.is_shortened
     counts.n_cut_fronts += prompt.is_cut

@@ -1,10 +1,10 @@
-"""Training of one rung, and its results.
+"""Train one rung, and record its results.
 
 In reading order:
 
     begin.py      model, data and optimizer
-    short_run.py  training in one go
+    short_run.py  training without checkpoints
     long_run.py   training for hours, with checkpoints
-    results.py    losses, and the table of them
+    results.py    losses, and their table
     chart.py      the figure
 """

@@ -1,4 +1,4 @@
-"""A rung before its first step: its model, its data and its optimizer, as the lecture has them."""
+"""Set up a rung for training: model, data and optimizer in the lecture's settings."""
 
 import torch
 from torch import nn
@@ -20,13 +20,13 @@ SMALL = ("s1", "s2", "s3", "s4", "s5", "s6", "s7")
 
 
 def begin(rung: Rung, corpus: Corpus, seed: int, compiled: bool | None = None) -> tuple[TrainState, Runtime]:
-    """Build a rung, its heads fused, and all that trains it: AdamW at a constant rate, on batches from random places.
+    """Build a rung with fused heads, AdamW at a constant learning rate, and batches from random positions.
 
     Args:
-        rung: what to train.
+        rung: the rung to train.
         corpus: the text.
-        seed: of the initial weights, the batches, and dropout.
-        compiled: whether its run was compiled before; None: a new one.
+        seed: seed of the initial weights, the batches, and dropout.
+        compiled: for a resumed run, whether it was compiled; None for a new run.
     """
     torch.manual_seed(seed)
     model = fuse_heads(rung.build(corpus.tokenizer.vocab_size))
@@ -40,7 +40,7 @@ def begin(rung: Rung, corpus: Corpus, seed: int, compiled: bool | None = None) -
         _compile_dropout(model, picked)
     else:
         compile_objective(objective, picked)
-    # torch.optim.AdamW(model.parameters(), lr), as the lecture calls it: PyTorch's defaults, one decay for all tensors.
+    # The lecture's torch.optim.AdamW(model.parameters(), lr): PyTorch's defaults, one weight decay for all tensors.
     optimizers = Optimizers(
         model, OptimConfig(lr=rung.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, decay_all=True)
     )
@@ -48,8 +48,7 @@ def begin(rung: Rung, corpus: Corpus, seed: int, compiled: bool | None = None) -
 
 
 def _compile_dropout(model: nn.Module, picked: Runtime) -> None:
-    """Compile only the masks of dropout, which take PyTorch half of a step's time on a CPU. The whole of s8 is slower
-    when it is compiled than when it is not (docs/log.md)."""
+    """Compile only the dropout masks, half of a step on a CPU; compiling all of s8 is slower (docs/log.md)."""
     if not picked.compile:
         return
     draw = Compiler(picked)(scaled_mask)
@@ -62,7 +61,7 @@ def _compile_dropout(model: nn.Module, picked: Runtime) -> None:
 
 def _runtime(rung: Rung, compiled: bool | None) -> RuntimeConfig:
     if rung.name in SMALL:
-        # Nothing but the cost of calling its operations: neither threads, nor compiling, nor bfloat16 pay.
+        # Launch overhead dominates: threads, compilation and bfloat16 do not help.
         return RuntimeConfig(device="cpu", compile="off", dtype="float32", threads=1)
     if compiled is None:
         return RuntimeConfig()

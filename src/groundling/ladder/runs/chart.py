@@ -1,4 +1,4 @@
-"""The ladder as a picture: how each rung learns, and where it ends beside the lecture."""
+"""Plot the ladder: each rung's learning curve, and its final loss beside the lecture's."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A rung whose training takes hours: it is recorded, saved as it goes, and resumes exactly where it was stopped.
+"""Train a rung for hours: record metrics, save checkpoints, and resume bit for bit.
 
-Its folder is that of a run of `pretrain`: `plot` draws it, the Train page shows it, `verify-checkpoint` checks it, and
-the bundle in it holds the production model with the rung's weights, for `sample`.
+The folder has the layout of a `pretrain` run, so `plot`, the Train page and `verify-checkpoint` work on it. Its bundle
+holds the production model with the rung's weights, for `sample`.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ EVALUATIONS = 10
 
 
 class RungStoppedError(GroundlingError):
-    """A rung was asked to stop, and did after saving; `exit_code` is 128 + the signal's number."""
+    """A signal stopped training after a checkpoint was saved; `exit_code` is 128 + the signal's number."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class RungStoppedError(GroundlingError):
 
 @dataclass(frozen=True, kw_only=True)
 class LongRun:
-    """The folder of a rung's run, and what to do with a run that is already there."""
+    """Run folder of a rung, and how to treat an existing run in it."""
 
     folder: Path
     resume: bool = False
@@ -64,16 +64,16 @@ class LongRun:
     overwrite: bool = False
     """Remove it."""
     save_every_s: float = 120.0
-    """Seconds between checkpoints: what a crash can cost."""
+    """Seconds between checkpoints."""
 
 
 def train_recorded(run: LongRun, rung: Rung, corpus: Corpus, *, n_steps: int, seed: int) -> Trained:
-    """Train a rung in a folder of its own, or continue what is there: the same bits as without a break.
+    """Train a rung in its run folder, or resume it with the bits of an uninterrupted run.
 
     Raises:
-        RungStoppedError: a signal asked for it; everything is saved.
-        CheckpointError: there is nothing to resume, it belongs to other settings, or another process is at it.
-        ConfigError: there is a run that is neither to be resumed nor to be removed.
+        RungStoppedError: a signal stopped it; everything is saved.
+        CheckpointError: there is nothing to resume, the settings differ, or another process holds the folder.
+        ConfigError: the folder has a run, and neither `resume` nor `overwrite` is set.
     """
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -105,7 +105,7 @@ def train_recorded(run: LongRun, rung: Rung, corpus: Corpus, *, n_steps: int, se
 
 
 def _checkpoint(run: LongRun, rung: Rung, seed: int, fingerprint: str) -> Path | None:
-    """The checkpoint to resume from; None for a new run."""
+    """Return the checkpoint to resume from; None for a new run."""
     if not run.resume:
         return None
     path, _ = run_folder.find_resumable(run.folder)
@@ -121,7 +121,7 @@ def _checkpoint(run: LongRun, rung: Rung, seed: int, fingerprint: str) -> Path |
 
 
 def _as_gpt(model: nn.Module) -> GPT:
-    """The production model that computes what a rung computes; draws nothing, or saving would change dropout."""
+    """Convert s8 or s9 to the production model without consuming random numbers, which dropout depends on."""
     if isinstance(model, GPT):
         return model
     assert isinstance(model, ScaledModel)
@@ -130,7 +130,7 @@ def _as_gpt(model: nn.Module) -> GPT:
 
 
 class _RungWatcher(RunWatcher):
-    """The watcher of `pretrain`, which also saves by the clock: a step may take ten seconds here, or a fifth of one."""
+    """The watcher of `pretrain` with checkpoints by time: a step takes between 0.2 and 10 seconds."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class _RungWatcher(RunWatcher):
             log.info(line)
 
     def before_step(self, state: TrainState) -> None:
-        """What `pretrain` does, and a checkpoint where the last one is too old."""
+        """Do what `pretrain` does, and save a checkpoint if the last one is too old."""
         super().before_step(state)
         if time.perf_counter() - self._saved_s >= self._run.save_every_s:
             self._save_once(state)
@@ -186,10 +186,10 @@ class _RungWatcher(RunWatcher):
             sink.close()
 
     def finish(self, state: TrainState, reason: str) -> Trained:
-        """Leave the bundle and the summary, and read the curves back from the record.
+        """Write bundle and summary, and read the curves back from metrics.jsonl.
 
         Raises:
-            RungStoppedError: it was asked to stop.
+            RungStoppedError: a signal stopped the run.
         """
         folder, summary = self._run.folder, self.summary(state, reason, time.perf_counter() - self._started)
         if reason == ASKED_TO_STOP:

@@ -1,4 +1,4 @@
-"""What a rung came to, and the table of all of them."""
+"""Results of a rung, and the table of all rungs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ RECORDED = (
     "seconds",
     "sample",
 )
-"""The fields of a result that ladder.json holds; curves and model are not among them."""
+"""Fields written to ladder.json; curves and model are left out."""
 
 
 @dataclass(frozen=True)
 class RungResult:
-    """What came of a rung."""
+    """Losses, timing, a sample and the model of a trained rung."""
 
     rung: str
     adds: str
@@ -45,12 +45,12 @@ class RungResult:
     model: nn.Module = field(repr=False)
 
     def record(self) -> dict[str, object]:
-        """What ladder.json says of it."""
+        """Return the entry for ladder.json."""
         return {name: getattr(self, name) for name in RECORDED}
 
 
 def table(results: Sequence[RungResult]) -> Table:
-    """The ladder as a table for people."""
+    """Format results as a table for the terminal."""
     in_all = sum(result.seconds for result in results)
     grid = Table("rung", title=f"The ladder, {in_all:.0f} s of training", box=box.SIMPLE_HEAD, title_justify="left")
     grid.add_column("adds", overflow="fold")

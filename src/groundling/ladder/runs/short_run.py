@@ -1,4 +1,4 @@
-"""A rung's training in one go, which keeps its losses and leaves nothing on disk."""
+"""Train a rung in memory, without checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from groundling.train.step import StepStats
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rung's training leaves: the state, and the losses on the way as (step, loss)."""
+    """Final training state, and losses as (step, loss)."""
 
     state: TrainState
     picked: Runtime
@@ -27,7 +27,7 @@ class Trained:
 
 
 def train_unrecorded(rung: Rung, corpus: Corpus, n_steps: int, seed: int) -> Trained:
-    """Train a rung for `n_steps`, and evaluate it now and then."""
+    """Train a rung for `n_steps` with seven evaluations."""
     state, picked = begin(rung, corpus, seed)
     start = time.perf_counter()
     block_size = int(state.model.block_size)  # type: ignore[arg-type]
@@ -41,10 +41,10 @@ def train_unrecorded(rung: Rung, corpus: Corpus, n_steps: int, seed: int) -> Tra
 
 
 class _Curves(Watcher):
-    """Keeps the losses of a rung on its way, and counts only the time of training."""
+    """Records training and validation losses."""
 
     def __init__(self, n_steps: int, evaluate: Callable[[], float]) -> None:
-        # Ever further apart, as a curve flattens: the whole split takes as long as seventy steps of a small rung.
+        # Spaced quadratically as the curve flattens: an evaluation costs as much as 70 steps of a small rung.
         self.evaluated_steps = {round(n_steps * (k / 6) ** 2) for k in range(7)}
         self.evaluate, self._record_every = evaluate, max(1, n_steps // 100)
         self.losses: list[tuple[int, float]] = []

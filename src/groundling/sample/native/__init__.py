@@ -1,9 +1,10 @@
-"""The decoding step in C++, compiled at run time for this processor.
+"""The decoding step in C++, compiled at run time for this processor. README.md is the overview.
 
 In reading order:
 
-    build.py       compiles csrc/ once, and loads it
-    runner.py      a GPT as pointers and packed matrices
-    comparison.py  whether it is faster than PyTorch here
-    csrc/          decode.cpp, attention.h, vectors.h, simd.h, thread_team.h
+    build.py       compile csrc/, cache the library, load it
+    abi.py         the structures of csrc/abi.h, and the check that a library matches them
+    runner.py      NativeRunner: a GPT as pointers and packed matrices
+    comparison.py  timing against PyTorch
+    csrc/          the C++ sources
 """

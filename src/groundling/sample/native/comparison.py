@@ -1,7 +1,7 @@
-"""Whether compiled code is faster than PyTorch here: measured once per machine, model shape and precision, and kept.
+"""Time compiled code against PyTorch, once per machine, model shape and precision.
 
-It nearly always is, by a factor of two to four. But a compiler may have been limited to narrower vectors than PyTorch
-picks at run time, and then an installed compiler must not make decoding slower.
+Compiled code is usually two to four times as fast. It can be slower if the compiler targets narrower vectors than
+PyTorch selects at run time.
 """
 
 import dataclasses
@@ -24,40 +24,40 @@ from groundling.storage import atomic
 from groundling.storage.manifest import read_json_object
 
 PROMPT = 32
-"""Tokens of the prompt whose reading is timed."""
+"""Tokens of the timed prompt."""
 STREAMS = 16
-"""Streams at once that are timed, at most."""
+"""The largest timed batch of decoding streams."""
 MEASURED_S = 0.005
-"""Of each reader in each case; at least two forward passes."""
+"""Seconds per runner and case; at least two forward passes."""
 
-_FORGOTTEN_KEYS = ("block_size", "dropout", "attention_dropout", "rope_theta", "norm_eps", "tie_weights")
+_IRRELEVANT_KEYS = ("block_size", "dropout", "attention_dropout", "rope_theta", "norm_eps", "tie_weights")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of one core for a forward pass, by case ("1 stream", "16 streams", "prompt of 32")."""
+    """CPU seconds per forward pass on one core, by case ("1 stream", "16 streams", "prompt of 32")."""
 
     native_s: dict[str, float]
     torch_s: dict[str, float]
 
     def speedups(self) -> dict[str, float]:
-        """How many times as fast as PyTorch compiled code is, by case."""
+        """PyTorch's time divided by compiled code's, by case."""
         return {case: self.torch_s[case] / self.native_s[case] for case in self.native_s}
 
     @property
     def speedup(self) -> float:
-        """The geometric mean over the cases."""
+        """The geometric mean of `speedups()`."""
         ratios = self.speedups().values()
         return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
     @property
     def prefers_native(self) -> bool:
-        """Whether compiled code is to be used."""
+        """Whether compiled code is the faster one."""
         return self.speedup > 1.0
 
 
 def cases(config: GPTConfig, n_slots: int) -> dict[str, list[TokenSpan]]:
-    """What is timed: a step of one stream, one of all streams at once, and the reading of a prompt."""
+    """The timed batches: a step of one stream, a step of `n_slots` streams (at most `STREAMS`), and a prompt."""
     place = min(PROMPT, config.block_size) - 1
     streams = min(n_slots, STREAMS)
     found = {"1 stream": [TokenSpan(0, place, [0], 1)]}
@@ -68,16 +68,15 @@ def cases(config: GPTConfig, n_slots: int) -> dict[str, list[TokenSpan]]:
 
 
 def measure(native: ModelRunner, by_torch: ModelRunner, config: GPTConfig, n_slots: int) -> Comparison:
-    """Time both readers in turn, by one thread each and in the time that the thread had a core.
+    """Time both runners in turn, each on one thread and in CPU time, which a busy machine does not change.
 
-    So the result is the same on a busy machine: by the clock, two threads that wait for each other can take a hundred
-    times as long there. What the slots of the readers held is lost.
+    Overwrites the first slots of both runners' caches.
 
     Args:
-        native: compiled code of one thread.
-        by_torch: PyTorch.
-        config: of the model that both read.
-        n_slots: how many streams are meant to be decoded at once.
+        native: the compiled runner, with one thread.
+        by_torch: the PyTorch runner.
+        config: the model's.
+        n_slots: the intended number of concurrent streams.
     """
     times: tuple[dict[str, float], dict[str, float]] = ({}, {})
     n_threads = torch.get_num_threads()
@@ -92,7 +91,7 @@ def measure(native: ModelRunner, by_torch: ModelRunner, config: GPTConfig, n_slo
 
 
 def best_of(work: Callable[[], object]) -> float:
-    """Seconds of this thread's time that some work takes at best, after once that does not count."""
+    """The shortest CPU time of this thread for a call, in seconds, after one warm-up call."""
     work()
     best, spent, n = math.inf, 0.0, 0
     while n < 2 or spent < MEASURED_S:
@@ -104,17 +103,14 @@ def best_of(work: Callable[[], object]) -> float:
 
 
 def shape_key(config: GPTConfig, weights: Weights, n_slots: int) -> str:
-    """What a measurement depends on besides the library, in a few characters."""
-    shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FORGOTTEN_KEYS}
+    """A hash of what a measurement depends on besides the library."""
+    shape = {k: v for k, v in dataclasses.asdict(config).items() if k not in _IRRELEVANT_KEYS}
     parts = [shape, weights, list(cases(config, n_slots)), torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def kept_or_measured(kept: Path, key: str, measure_now: Callable[[], Comparison]) -> Comparison:
-    """The measurement under a key, from the file or made now and put there.
-
-    A file that cannot be read or written is no hindrance.
-    """
+    """Load the measurement of a key from a file, or measure now and store it; a file that fails is ignored."""
     try:
         found = read_json_object(kept)
     except (GroundlingError, OSError):
@@ -128,7 +124,7 @@ def kept_or_measured(kept: Path, key: str, measure_now: Callable[[], Comparison]
 
 
 def _parsed(entry: object) -> Comparison | None:
-    """A kept measurement; None if it is none."""
+    """A stored measurement; None if it is malformed."""
     if not isinstance(entry, dict):
         return None
     native_s, torch_s = entry.get("native_s"), entry.get("torch_s")

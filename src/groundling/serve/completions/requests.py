@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from groundling.errors import ConfigError, DataError
 from groundling.model.numerics import at_least_float32
 from groundling.safety.stream import Finding
-from groundling.sample.generate import prompt_ids
+from groundling.sample.generate import encode_prompt
 from groundling.sample.sampler import SamplingConfig, Token
 from groundling.sample.slots import NoMemoryError
 from groundling.serve.completions.conversation import conversation, encoding_error
@@ -151,7 +151,7 @@ async def _prompt(
     tokenizer, findings = served.bundle.tokenizer, list[Finding]()
 
     async def ids_of(text: str) -> list[int]:
-        return _that_fit(await _encoded(lambda: prompt_ids(tokenizer, text), len(text)), served, place)
+        return _that_fit(await _encoded(lambda: encode_prompt(tokenizer, text), len(text)), served, place)
 
     try:
         if isinstance(given, str):

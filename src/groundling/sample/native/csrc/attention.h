@@ -1,60 +1,61 @@
-// Attention of one query to S positions, part by part: scores, weights, and the weighted sum of the values.
+// Attention of one query over S positions, in blocks: scores, softmax, weighted sum of the values.
 //
-// What is added up, and in which order, does not depend on the parts.
+// The order of summation does not depend on the blocks.
 
 #pragma once
 #include <algorithm>
-#include "vectors.h"
+#include "kernels.h"
 
 namespace {
 
-constexpr int MIXED = LANES == 16 ? 4 : 8;  // vectors of a weighted sum at once, in registers
+constexpr int ACCUMULATORS = LANES == 16 ? 4 : 8;  // vectors of a weighted sum kept in registers
 
-// The scores of the positions from `first`, a multiple of LANES, to `end`.
+// Scores of positions `first` (a multiple of LANES) to `end`.
 template <class T>
-INLINED void score(const float* q, const T* keys, int64_t D, int64_t first, int64_t end, float* scores) {
+ALWAYS_INLINE void attention_scores(
+    const float* q, const T* keys, int64_t D, int64_t first, int64_t end, float* scores) {
     const float scale = 1.0f / std::sqrt(float(D));
     int64_t s = first;
-    for (; s + LANES <= end; s += LANES) store(&scores[s], dots(q, keys + s * D, D) * scale);
+    for (; s + LANES <= end; s += LANES) store(&scores[s], dot_rows(q, keys + s * D, D) * scale);
     for (; s < end; s++) scores[s] = dot(q, keys + s * D, D) * scale;
 }
 
-// Turn S scores into weights, not yet divided by their sum, which is returned.
-inline float weigh(float* scores, int64_t S) {
-    std::fill(scores + S, scores + whole(S), -INFINITY);
-    Vec most = load(scores), sums{};
-    for (int64_t s = LANES; s < S; s += LANES) most = load(&scores[s]) < most ? most : load(&scores[s]);
-    float best = most[0];
-    for (int i = 1; i < LANES; i++) best = most[i] < best ? best : most[i];
+// Exponentiates S scores in place and returns their sum; the caller divides by it.
+inline float softmax_row(float* scores, int64_t S) {
+    std::fill(scores + S, scores + round_up(S), -INFINITY);
+    Vec maxima = load(scores), sums{};
+    for (int64_t s = LANES; s < S; s += LANES) maxima = load(&scores[s]) < maxima ? maxima : load(&scores[s]);
+    float largest = maxima[0];
+    for (int i = 1; i < LANES; i++) largest = maxima[i] < largest ? largest : maxima[i];
     for (int64_t s = 0; s < S; s += LANES) {
-        const Vec weights = exp_of(load(&scores[s]) - best);  // 1e-38 where there is no score
+        const Vec weights = vector_exp(load(&scores[s]) - largest);  // 1e-38 in the padding
         store(&scores[s], weights);
         sums += weights;
     }
-    return sum_of(sums);
+    return horizontal_sum(sums);
 }
 
-// The weighted sum of the values from `first` to `end`, added to that of those before, and then times `factor`.
+// Adds the weighted sum of the values `first` to `end` to y (if first > 0), then multiplies y by `factor`.
 template <class T>
-INLINED void mix(
-    const T* values, int64_t D, int64_t first, int64_t end, const float* scores, float factor, float* y) {
+ALWAYS_INLINE void weighted_sum(
+    const T* values, int64_t D, int64_t first, int64_t end, const float* weights, float factor, float* y) {
     int64_t d = 0;
-    for (; d + MIXED * LANES <= D; d += MIXED * LANES) {
-        Vec sums[MIXED] = {};
-        for (int i = 0; i < MIXED && first; i++) sums[i] = load(y + d + i * LANES);
+    for (; d + ACCUMULATORS * LANES <= D; d += ACCUMULATORS * LANES) {
+        Vec sums[ACCUMULATORS] = {};
+        for (int i = 0; i < ACCUMULATORS && first; i++) sums[i] = load(y + d + i * LANES);
         for (int64_t s = first; s < end; s++)
-            for (int i = 0; i < MIXED; i++)
-                sums[i] = fma(load(values + s * D + d + i * LANES), all(scores[s]), sums[i]);
-        for (int i = 0; i < MIXED; i++) store(y + d + i * LANES, sums[i] * factor);
+            for (int i = 0; i < ACCUMULATORS; i++)
+                sums[i] = fma(load(values + s * D + d + i * LANES), broadcast(weights[s]), sums[i]);
+        for (int i = 0; i < ACCUMULATORS; i++) store(y + d + i * LANES, sums[i] * factor);
     }
     for (; d + LANES <= D; d += LANES) {
         Vec sums = first ? load(y + d) : Vec{};
-        for (int64_t s = first; s < end; s++) sums = fma(load(values + s * D + d), all(scores[s]), sums);
+        for (int64_t s = first; s < end; s++) sums = fma(load(values + s * D + d), broadcast(weights[s]), sums);
         store(y + d, sums * factor);
     }
-    for (; d < D; d++) {
+    for (d = D / LANES * LANES; d < D; d++) {
         float sum = first ? y[d] : 0.0f;
-        for (int64_t s = first; s < end; s++) sum = fma(value_of(values[s * D + d]), scores[s], sum);
+        for (int64_t s = first; s < end; s++) sum = fma(to_float(values[s * D + d]), weights[s], sum);
         y[d] = sum * factor;
     }
 }

@@ -1,8 +1,8 @@
-// Threads that share the work of a call, phase by phase.
+// A pool of threads that execute the phases of one call together.
 //
-// A phase is over when its pieces are done, and not when all threads have come: one that the system has put aside is
-// not waited for unless it holds a piece, so a busy machine costs what it takes and no more. Each thread has its own
-// share of every phase, which keeps the weights it reads near it, and helps the others when it has finished.
+// A phase ends when all of its items are done, not when all threads have arrived: a thread that the system has
+// descheduled delays a phase only while it holds an item. Each thread starts with its own share of a phase, so the same
+// weights stay in its caches from call to call, and then takes items from the others' shares.
 
 #pragma once
 #include <algorithm>
@@ -15,23 +15,23 @@
 
 namespace {
 
-class Team {
+class ThreadTeam {
    public:
-    // As many threads as asked for, or as the system grants; the caller's own is one of them.
-    explicit Team(int n_threads) {
+    // `n_threads` includes the calling thread. The team is smaller if the system grants fewer.
+    explicit ThreadTeam(int n_threads) {
         try {
-            for (int i = 1; i < n_threads; i++) threads_.emplace_back([this, i] { work(i); });
+            for (int i = 1; i < n_threads; i++) threads_.emplace_back([this, i] { thread_main(i); });
         } catch (const std::system_error&) {
         }
     }
     int size() const { return 1 + int(threads_.size()); }
-    ~Team() {
-        over_ = true;
+    ~ThreadTeam() {
+        stopping_ = true;
         wake();
         for (auto& thread : threads_) thread.join();
     }
 
-    // Run `job` in this thread, and in those of the others that come before it is over. It must not throw.
+    // Run `job` in this thread, and in every other thread that wakes before this one has finished. It must not throw.
     void run(void (*job)(void* argument, int index), void* argument) {
         job_ = job;
         argument_ = argument;
@@ -39,86 +39,88 @@ class Team {
         wake();
         job(argument, 0);
         open_ = false;
-        for (int spins = 0; inside_ > 0; spins++) rest(spins);
+        for (int spins = 0; n_inside_ > 0; spins++) pause(spins);
     }
 
-    static void rest(int spins) {
-        if (spins > 4096) std::this_thread::yield();  // somebody else may need this core
+    // Back off while spinning: yield the core after some thousand spins.
+    static void pause(int spins) {
+        if (spins > 4096) std::this_thread::yield();
 #if defined(__x86_64__) || defined(__i386__)
         else __builtin_ia32_pause();
 #endif
     }
 
-    // Let threads that sleep get up, for a call that will come at once: this takes them longer than many a phase.
+    // Wake sleeping threads shortly before a call: waking takes longer than many phases.
     void wake() {
-        calls_.fetch_add(1);
-        calls_.notify_all();
+        n_wakes_.fetch_add(1);
+        n_wakes_.notify_all();
     }
 
    private:
-    static constexpr std::chrono::microseconds AWAKE{400};  // longer than what is done between two steps
+    static constexpr std::chrono::microseconds SPIN_TIME{400};  // longer than the work between two steps
 
-    void work(int index) {
+    void thread_main(int index) {
         unsigned seen = 0;
         for (;;) {
-            // Awake for a moment, since the next call mostly follows soon; then asleep. By the clock, for what a pause
-            // takes differs by a factor of ten between processors; getting up costs a thread some ten microseconds.
-            const auto until = std::chrono::steady_clock::now() + AWAKE;
-            for (int spins = 0; calls_ == seen; spins++) {
-                rest(spins);
+            // Spin, since the next call usually follows soon and waking costs about 10 us; then sleep. Measured by the
+            // clock, because the duration of a pause instruction differs tenfold between processors.
+            const auto until = std::chrono::steady_clock::now() + SPIN_TIME;
+            for (int spins = 0; n_wakes_ == seen; spins++) {
+                pause(spins);
                 if (spins % 64 == 63 && std::chrono::steady_clock::now() > until) break;
             }
-            calls_.wait(seen);
-            seen = calls_;
-            if (over_) return;
-            inside_++;
-            if (open_) job_(argument_, index);  // a call cannot end while somebody is inside
-            inside_--;
+            n_wakes_.wait(seen);
+            seen = n_wakes_;
+            if (stopping_) return;
+            n_inside_++;
+            if (open_) job_(argument_, index);  // `run` returns only when n_inside_ is 0
+            n_inside_--;
         }
     }
 
     std::vector<std::thread> threads_;
     void (*job_)(void*, int) = nullptr;
     void* argument_ = nullptr;
-    std::atomic<unsigned> calls_{0};
-    std::atomic<int> inside_{0};
-    std::atomic<bool> open_{false}, over_{false};
+    std::atomic<unsigned> n_wakes_{0};
+    std::atomic<int> n_inside_{0};
+    std::atomic<bool> open_{false}, stopping_{false};
 };
 
-// The pieces of the phases of one call, and who has taken which.
+// The items of the phases of one call: which are claimed, and how many are done.
 class Phases {
    public:
-    Phases(int64_t n_phases, int n_threads) : size_(n_threads), taken_(n_phases * n_threads), done_(n_phases) {}
+    Phases(int64_t n_phases, int n_threads)
+        : n_threads_(n_threads), claimed_(size_t(n_phases * n_threads)), done_(size_t(n_phases)) {}
 
-    // The first piece of a thread's own share.
-    int64_t first(int64_t n_pieces, int index) const { return n_pieces * index / size_; }
+    // The first item of a thread's own share.
+    int64_t share_begin(int64_t n_items, int index) const { return n_items * index / n_threads_; }
 
-    // Do pieces of a phase until none is left, and return when all are done, by whomever.
-    template <class Piece>
-    void share(int64_t phase, int64_t n_pieces, int index, Piece piece) {
-        std::atomic<int64_t>& done = done_[phase].value;
-        const int64_t handful = std::max<int64_t>(1, n_pieces / size_ / HANDFULS);
-        int64_t mine = 0;
-        for (int turn = 0; turn < size_; turn++) {
-            const int owner = (index + turn) % size_;
-            const int64_t begin = first(n_pieces, owner), end = first(n_pieces, owner + 1);
-            std::atomic<int64_t>& taken = taken_[phase * size_ + owner].value;
-            for (int64_t i; (i = begin + taken.fetch_add(handful, std::memory_order_relaxed)) < end;)
-                for (const int64_t stop = std::min(i + handful, end); i < stop; i++, mine++) piece(i);
+    // Process items of a phase until none is left; return when all are done, by any thread.
+    template <class Fn>
+    void parallel_for(int64_t phase, int64_t n_items, int index, Fn fn) {
+        std::atomic<int64_t>& done = done_[size_t(phase)].value;
+        const int64_t chunk = std::max<int64_t>(1, n_items / n_threads_ / CHUNKS_PER_SHARE);
+        int64_t n_mine = 0;
+        for (int turn = 0; turn < n_threads_; turn++) {
+            const int owner = (index + turn) % n_threads_;
+            const int64_t begin = share_begin(n_items, owner), end = share_begin(n_items, owner + 1);
+            std::atomic<int64_t>& claimed = claimed_[size_t(phase * n_threads_ + owner)].value;
+            for (int64_t i; (i = begin + claimed.fetch_add(chunk, std::memory_order_relaxed)) < end;)
+                for (const int64_t stop = std::min(i + chunk, end); i < stop; i++, n_mine++) fn(i);
         }
-        if (mine) done.fetch_add(mine, std::memory_order_acq_rel);
-        for (int spins = 0; done.load(std::memory_order_acquire) < n_pieces; spins++) Team::rest(spins);
+        if (n_mine) done.fetch_add(n_mine, std::memory_order_acq_rel);
+        for (int spins = 0; done.load(std::memory_order_acquire) < n_items; spins++) ThreadTeam::pause(spins);
     }
 
    private:
-    // A thread takes a handful at once: taking makes the processor wait until all that it has written is written.
-    static constexpr int64_t HANDFULS = 32;
+    // Items are claimed in chunks: an atomic addition makes the processor wait for its pending writes.
+    static constexpr int64_t CHUNKS_PER_SHARE = 32;
 
-    struct alignas(64) Counter {  // a cache line each: threads would wait for each other's otherwise
+    struct alignas(64) Counter {  // one cache line each, against false sharing
         std::atomic<int64_t> value{0};
     };
-    const int size_;
-    std::vector<Counter> taken_, done_;
+    const int n_threads_;
+    std::vector<Counter> claimed_, done_;
 };
 
 }  // namespace
