@@ -44,27 +44,27 @@ class StageConfig:
     """What every stage can be told."""
 
     out_dir: Path
-    """The stage's folder."""
+    """Run folder."""
     resume: bool | Literal["if-present"] = False
-    """Go on from the newest good checkpoint in out_dir; `--resume if-present` begins the stage where there is none."""
+    """Resume from the newest valid checkpoint in out_dir; `--resume if-present` starts a new run if there is none."""
     overwrite: bool = False
-    """Remove what an earlier run left in out_dir."""
+    """Remove an existing run in out_dir."""
     context: int | None = None
-    """Tokens of context that the model keeps, here and afterwards; None: all that it has."""
+    """Context length of the trained model in tokens; None: unchanged."""
     max_length: int | None = None
-    """Tokens of the longest example, prompt and reply; what is longer is shortened. None: the context."""
+    """Maximum length of an example in tokens, prompt and reply; longer ones are truncated. None: the context."""
     seed: int = 1337
-    """Of the order of the examples, and all that is drawn."""
+    """Seed of the example order, dropout and sampling."""
     batch_size: int = 32
     """Examples per optimizer step, over all ranks."""
     micro_batch_rows: int = 16
-    """Rows of packed examples in one forward pass: more take more memory, and nothing else changes."""
+    """Rows of packed examples per forward pass; affects memory and speed only."""
     grad_clip: float | None = 1.0
-    """The gradient's greatest length; None: as it comes."""
+    """Maximum gradient norm; None: no clipping."""
     log_every: int = 10
     """Steps between records of the loss."""
     save_every: int = 100
-    """Steps between checkpoints. The last two are kept, until the stage has finished."""
+    """Steps between checkpoints. The last two are kept until the run finishes."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -96,9 +96,9 @@ class ExamplesConfig(StageConfig):
     """What every stage that learns from examples can be told."""
 
     epochs: float = 2.0
-    """How often each example is seen."""
+    """Passes over the examples."""
     dropout: float = 0.0
-    """Of the model while it learns. A few passes over data of some size need none."""
+    """Dropout during training. A few epochs over a larger data set need none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,22 +31,22 @@ MAX_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Let a trained model go on from a prompt. The same seed gives the same text."""
+    """Generate text from a trained model. The same seed gives the same text."""
 
     path: tyro.conf.Positional[str]
-    """A bundle, a checkpoint, or the folder of a training run."""
+    """Bundle, checkpoint or run folder."""
     prompt: Annotated[str | None, any_text()] = None
-    """What the text goes on from; empty: the beginning of a line; "-": what is in stdin; absent: what is piped in."""
+    """Prompt; empty: the beginning of a line; "-": stdin; None: piped input, if any."""
     num_samples: int = 1
-    """Different texts to generate from the prompt; the first is shown as it comes."""
+    """Number of samples; the first is streamed."""
     checkpoint: str = "best"
-    """Of a run: best, last, or a step."""
+    """Checkpoint of a run: best, last, or a step number."""
     context: int | None = None
-    """Tokens of context to use; less than the model has takes less memory. None: all."""
+    """Context length in tokens; a shorter one uses less memory. None: the model's."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
+    """Device."""
     draft: str | None = None
-    """A smaller model with the same tokenizer, which guesses ahead; see speculate."""
+    """Draft model for speculative decoding: smaller, with the same tokenizer; see speculate."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = field(default_factory=SamplingConfig)
     decode: tyro.conf.OmitArgPrefixes[DecodeConfig] = field(default_factory=DecodeConfig)
 

@@ -43,16 +43,15 @@ READ_IN_A_STEP = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """How the model is read. Of these, only `weights` changes what it says (but see `native`)."""
+    """Decoding. Only `weights` changes the output, and `native` its rounding."""
 
     weights: Weights = "float32"
-    """Precision of the matrices: bfloat16 and int8 are smaller and faster, and nearly as good."""
+    """Precision of the weight matrices: bfloat16 and int8 are smaller and faster, and nearly as good."""
     native: Native = "auto"
-    """Decode by compiled code. auto: when it is ready, if it is faster here; on: wait for it; off: never.
-
-    It agrees with PyTorch to rounding; with bfloat16 weights it rounds more if the processor multiplies bfloat16."""
+    """Use the compiled decoder. auto: once it is built, if faster here; on: wait for it; off: never. It matches PyTorch
+    up to rounding; with bfloat16 weights it rounds more on processors with bfloat16 arithmetic."""
     speculate: int = 0
-    """Tokens to guess ahead in each step, from the text itself or by a draft model."""
+    """Speculative decoding: draft tokens per step, by prompt lookup or a draft model. 0: off."""
 
     def __post_init__(self) -> None:
         for name, choices in (("weights", get_args(Weights)), ("native", get_args(Native))):

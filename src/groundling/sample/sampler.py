@@ -24,36 +24,36 @@ SINGLE_THREAD_VOCAB = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen, and when to stop."""
+    """Sampling and stopping."""
 
     max_new_tokens: int = 500
-    """Tokens to generate, if no stop string comes first."""
+    """Maximum number of tokens to generate."""
     temperature: float = 0.8
-    """Below 1 sharper, above 1 wilder; 0 always takes the best token."""
+    """Sampling temperature; 0: greedy."""
     top_k: int | None = None
-    """Draw from this many best tokens; None: from all."""
+    """Top-k: sample from the k most likely tokens; None: off."""
     top_p: float = 1.0
-    """Draw from the fewest best tokens whose probabilities reach this together; 1: from all."""
+    """Top-p (nucleus): sample from the smallest set of tokens whose probabilities sum to p; 1: off."""
     min_p: float = 0.0
-    """Draw from the tokens at least this many times as likely as the best one; 0: from all."""
+    """Min-p: drop tokens less likely than this fraction of the most likely one; 0: off."""
     typical_p: float = 1.0
-    """Draw from the fewest tokens of about the expected surprise whose probabilities reach this; 1: from all."""
+    """Typical-p: sample from tokens of typical information content whose probabilities sum to p; 1: off."""
     repetition_penalty: float = 1.0
-    """Above 1: tokens that the model still sees become less likely; 1: off."""
+    """Repetition penalty on tokens in the context; 1: off."""
     presence_penalty: float = 0.0
-    """Taken from the score of each token that was generated already."""
+    """Subtracted from the logit of every token already generated."""
     frequency_penalty: float = 0.0
-    """Taken from a token's score for each time it was generated."""
+    """Subtracted from the logit of a token once per occurrence in the output."""
     logit_bias: tyro.conf.Suppress[Mapping[int, float]] = field(default_factory=dict, hash=False)
     """Added to the scores of some ids; -inf forbids one."""
     logprobs: tyro.conf.Suppress[int | None] = None
     """Tell each token's log-probability before all filters, and so many likely others'; None: do not."""
     seed: int = 1337
-    """The same seed, prompt and model give the same text."""
+    """Seed; the same seed, prompt and model give the same text."""
     stop: tuple[str, ...] = ()
-    """Strings that end the text; they are not part of it."""
+    """Stop sequences; not part of the output."""
     ignore_eos: bool = False
-    """Go on after the model's end of text, up to max_new_tokens."""
+    """Continue after the end-of-text token, up to max_new_tokens."""
     end_ids: tyro.conf.Suppress[tuple[int, ...]] = ()
     """Ids that end the text beside the model's own; the one that did is the last of the tokens."""
 

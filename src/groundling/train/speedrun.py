@@ -41,20 +41,20 @@ RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedrunConfig:
-    """Train by a fixed recipe, each seed in a fresh process; report the time of everything and the loss at the end."""
+    """Train a fixed recipe with several seeds, each in a fresh process; report total time and final loss."""
 
     preset: str = "speedrun"
-    """The recipe: "speedrun", "best", or any other preset of `pretrain`, by its name or path. Teachers that it names
-    (teacher.recipes) are trained first, for each seed anew; their time and tokens are in the report, too."""
+    """Recipe: "speedrun", "best", or the name or path of another `pretrain` preset. Its teachers (teacher.recipes) are
+    trained first, once per seed; the report includes their time and tokens."""
     seeds: tuple[int, ...] | None = None
-    """One run each; the report's last lines are their mean and the worst. None: 1337, 1338 and 1339; for a recipe with
-    teachers, 1337 alone."""
+    """One run per seed; the report ends with their mean and the worst. None: 1337, 1338 and 1339; 1337 alone for a
+    recipe with teachers."""
     out_dir: Path | None = None
-    """Where speedrun.json, the first seed's bundle, and the run folders go; None: runs/ and the preset's name."""
+    """Folder for speedrun.json, the first seed's bundle and the runs; None: runs/ and the name of the preset."""
     overwrite: bool = False
-    """Remove what an earlier speedrun left in out_dir, a finished one or not."""
+    """Remove an earlier speedrun in out_dir, finished or not."""
     cold: bool = True
-    """Compile as on a machine that has never done it; --no-cold: take what earlier runs compiled."""
+    """Compile without caches, as on a new machine; --no-cold: use cached compilations."""
 
     def __post_init__(self) -> None:
         if self.seeds is None:

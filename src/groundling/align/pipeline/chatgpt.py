@@ -40,24 +40,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ChatgptConfig:
-    """All stages of a small ChatGPT: groundling chatgpt BUNDLE [--field value ...]."""
+    """Run all stages of a small ChatGPT: groundling chatgpt BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """A pretrained model."""
+    """Pretrained model."""
     out_dir: Path = Path("runs/chatgpt")
-    """Its stages' folders go here. What has finished there is kept."""
+    """Folder for the runs of all stages; finished stages are skipped."""
     data: ChatDataConfig = field(default_factory=lambda: ChatDataConfig(max_prompt=60, max_reply=60))
-    """What all stages talk about."""
+    """Conversations of all stages."""
     max_new_tokens: int = 48
-    """After which a reply is cut."""
+    """Maximum reply length in tokens."""
     context: int | None = None
-    """Tokens of context that the models of all stages have; None: as many as the pretrained one."""
+    """Context length of all stages in tokens; None: the pretrained model's."""
     gold: str = "warm"
-    """The measure that the simulated rater follows (warm or verse). No stage sees it, but the report."""
+    """Gold score that the simulated rater follows: warm or verse; evaluated in the report."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """Of the policies: each method learns once with each."""
+    """Seeds; each policy is trained once per seed."""
     smoke: bool = False
-    """A few steps of each stage, to see that all run; what they learn is nothing."""
+    """Run a few steps of each stage to test the pipeline; the models are useless."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")

@@ -18,22 +18,22 @@ from groundling.storage import atomic
 def main(argv: Sequence[str]) -> int:
     """Run `groundling rankings simulate|export|import|stats`."""
     commands = {
-        "simulate": (simulate.main, "let a model reply, and a simulated rater rank"),
-        "export": (_export, "write all judgements as lines of JSON"),
-        "import": (_import, "add the judgements of such a file; those that are there stay as they are"),
-        "stats": (_stats, "agreement of raters, bias of position, and which model is better"),
+        "simulate": (simulate.main, "rank generated replies with a simulated rater"),
+        "export": (_export, "write all answers as JSONL"),
+        "import": (_import, "add the answers of a JSONL file; existing answers are kept"),
+        "stats": (_stats, "show rater agreement, position bias and model strength"),
     }
     return config.run_subcommand(argv, commands, "groundling rankings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write all judgements as lines of JSON."""
+    """Write all answers as JSONL."""
 
     path: tyro.conf.Positional[Path]
-    """The file that `groundling rank` made."""
+    """Rankings file (SQLite)."""
     out: tyro.conf.Positional[Path]
-    """The file to write; it is replaced if it is there."""
+    """Output file; replaced if it exists."""
 
 
 def _export(argv: list[str]) -> int:
@@ -47,12 +47,12 @@ def _export(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Add the judgements of a file; those that are there stay as they are."""
+    """Add the answers of a JSONL file; existing answers are kept."""
 
     path: tyro.conf.Positional[Path]
-    """The file of `groundling rank`; made if it is not there."""
+    """Rankings file (SQLite); created if missing."""
     file: tyro.conf.Positional[Path]
-    """What `groundling rankings export` wrote."""
+    """JSONL file written by `groundling rankings export`."""
 
 
 def _import(argv: list[str]) -> int:
@@ -67,10 +67,10 @@ def _import(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsConfig:
-    """Tell how far raters agree, whether the place on the screen decides, and which model is better."""
+    """Show rater agreement, position bias and the relative strength of models."""
 
     path: tyro.conf.Positional[Path]
-    """The file that `groundling rank` made."""
+    """Rankings file (SQLite)."""
 
 
 def _stats(argv: list[str]) -> int:

@@ -36,28 +36,28 @@ COMMIT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
-    """Let a model reply and a simulated rater rank: groundling rankings simulate BUNDLE [--field value ...]."""
+    """Rank generated replies with a simulated rater: groundling rankings simulate BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """The model that replies."""
+    """Model that replies."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """Where the answers go; they are added to what is there."""
+    """Rankings file (SQLite); new answers are appended."""
     gold: str = "warm"
-    """The measure that the rater follows: warm (VADER's sentiment) or verse (lines of ten syllables)."""
+    """Gold score that the rater follows: warm (VADER sentiment) or verse (lines of ten syllables)."""
     noise: float = 0.2
-    """The gap in the measure at which the better reply wins with 73 %."""
+    """Score gap at which the better reply wins with a probability of 73 %."""
     candidates: int = 4
-    """Replies to each prompt."""
+    """Replies per prompt."""
     prompts: int = 2000
-    """Prompts, of the training split."""
+    """Number of prompts, from the training split."""
     max_new_tokens: int = 128
-    """After which a reply is cut."""
+    """Maximum reply length in tokens."""
     temperature: float = 1.0
-    """Of drawing replies."""
+    """Sampling temperature."""
     context: int | None = None
-    """Tokens of context to use; None: all that the model has."""
+    """Context length in tokens; None: the model's."""
     seed: int = 1337
-    """Of the replies and the rater."""
+    """Seed of the sampler and the rater."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
 
     def __post_init__(self) -> None:

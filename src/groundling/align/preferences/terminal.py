@@ -49,28 +49,28 @@ ReplyFn = Callable[[Path, Sequence[Message], int], str]
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """Show replies blind and in random order, ask which is best, and keep the answers.
+    """Rank replies in the terminal: anonymous, in random order.
 
-    Answer with the number of the best; or with several numbers, the best first; or with t (a tie), s (skip) or
-    q (quit). What you have answered is kept and not asked again.
+    Enter the number of the best reply; or several numbers, best first; or t (tie), s (skip), q (quit). Answers are
+    saved at once, and answered prompts are not shown again.
     """
 
     path: tyro.conf.Positional[Path]
-    """The file of the answers (SQLite); made if it is not there."""
+    """Rankings file (SQLite); created if missing."""
     candidates: Path | None = None
-    """A file of JSON lines: {"id": ..., "prompt": a text or messages, "candidates": [{"text": ..., "model": ...}]}."""
+    """JSONL file of {"id": ..., "prompt": text or messages, "candidates": [{"text": ..., "model": ...}]}."""
     bundles: tuple[Path, ...] = ()
-    """Or the models that are to reply to --prompts, in turns."""
+    """Alternatively, models that reply to --prompts, in rotation."""
     prompts: Path | None = None
-    """A file of JSON lines for --bundles: {"prompt": a text or messages}; or a .txt with one a line."""
+    """Prompts for --bundles: JSONL of {"prompt": text or messages}, or a .txt file with one prompt per line."""
     n_candidates: int = 2
-    """Replies to each of the --prompts, 2 to 4."""
+    """Replies per prompt, 2 to 4."""
     context: int | None = None
-    """Tokens of context that the --bundles use; None: all that each has."""
+    """Context length of the --bundles in tokens; None: each model's."""
     rater: str | None = None
-    """Who answers; the name of the user when absent."""
+    """Rater name; None: the user name."""
     seed: int = 0
-    """Of the order in which replies are shown, and of their sampling."""
+    """Seed of the display order and of the sampler."""
 
     def __post_init__(self) -> None:
         require(

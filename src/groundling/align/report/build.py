@@ -51,35 +51,35 @@ class ReportConfig:
     """Compare stages on held-out prompts: groundling align-report SFT --reward MODEL --runs DIR ... [--field value]."""
 
     path: tyro.conf.Positional[str]
-    """The fine-tuned model: what all are compared with."""
+    """SFT model, the baseline of all comparisons."""
     base: str | None = None
-    """The model before fine-tuning."""
+    """Pretrained model, before SFT."""
     reward: str = "runs/reward"
-    """The reward model."""
+    """Reward model."""
     runs: tuple[Path, ...] = ()
-    """Folders of ppo, dpo and grpo; those of one kind are the seeds of one row."""
+    """Run folders of ppo, dpo and grpo; runs of one kind are treated as seeds."""
     unpenalised: Path | None = None
-    """The folder of a run at kl_coef 0 with --gold: shown apart, as what goes wrong."""
+    """Run folder with kl_coef 0 and --gold, shown as an example of reward hacking."""
     over_optimised: tuple[Path, ...] = ()
-    """Folders of more such runs, with any measure: only their course is shown."""
+    """More such run folders, with any gold score; only their curves are shown."""
     rankings: Path | None = None
-    """What the rater said: shown beside the measure."""
+    """Rankings file (SQLite), to compare the rater with the gold score."""
     gold_noise: float = 0.2
-    """How noisy the rater was, if it was a simulated one."""
+    """Noise of the simulated rater."""
     out_dir: Path = Path("runs/report")
-    """Where the report goes: index.html, report.json, table.md and pictures."""
+    """Output folder for index.html, report.json, table.md and figures."""
     gold: str = "warm"
-    """The measure that judges (warm or verse)."""
+    """Gold score used for evaluation: warm or verse."""
     prompts: int = 200
-    """Held-out prompts."""
+    """Number of held-out prompts."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """Of the replies; the n-th run of a kind gets the n-th."""
+    """Sampling seeds; the n-th run of a kind uses the n-th."""
     best_of: tuple[int, ...] = (4, 16)
-    """Of how many replies the reward model picks one."""
+    """Best-of-n sizes for sampling with the reward model."""
     max_new_tokens: int = 128
-    """After which a reply is cut."""
+    """Maximum reply length in tokens."""
     context: int | None = None
-    """Tokens of context that each model uses; None: all that it has."""
+    """Context length in tokens; None: each model's."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
 
     def __post_init__(self) -> None:
