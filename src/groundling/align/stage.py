@@ -20,7 +20,7 @@ from groundling.align.checkpoint import (
     same_settings,
 )
 from groundling.align.checkpoint import find as find_stage
-from groundling.bundle import Bundle
+from groundling.bundle import ChatBundle
 from groundling.config import to_dict, to_toml
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, TrainingError, require
@@ -76,13 +76,12 @@ class StageConfig:
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
         require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
 
-    def longest(self, bundle: Bundle) -> int:
-        """The most tokens of an example for a model that chats.
+    def longest(self, bundle: ChatBundle) -> int:
+        """The most tokens of an example.
 
         Raises:
             ConfigError: max_length is more, or less than an example needs.
         """
-        assert bundle.chat is not None
         block_size, least = bundle.config.block_size, least_ids(bundle.chat, bundle.tokenizer)
         if self.max_length is None:
             return block_size

@@ -124,7 +124,7 @@ def _measure(model: GPT, picked: Runtime, micro_batch_size: int) -> float:
         for _ in range(2):
             hardware.synchronize(picked.device)
             start = time.perf_counter()
-            objective(batch.idx_BT, batch.targets_BT).backward()
+            objective(batch).backward()
             hardware.synchronize(picked.device)
             seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from groundling.bundle import Bundle, load_bundle
-from groundling.bundle.layout import require_speaker
+from groundling.bundle.layout import require_language_model
 from groundling.bundle.weights import plain_state_dict
 from groundling.config import differences
 from groundling.errors import ConfigError
@@ -30,7 +30,7 @@ def read_initial(config: PretrainConfig, source: str) -> tuple[PretrainConfig, B
         ConfigError: a setting disagrees with the bundle, or it is a reward model.
         CheckpointError: there is no bundle, or it is damaged.
     """
-    require_speaker(source)
+    require_language_model(source)
     bundle = load_bundle(source)
     model = bundle.config if config.model == GPTConfig() else config.model
     _require_agreement(config, model, bundle)

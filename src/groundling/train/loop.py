@@ -24,6 +24,24 @@ class Watcher:
         """Called after each update, with what it did."""
 
 
+class Watchers(Watcher):
+    """Several watchers in order; the first reason to stop counts."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def before_step(self, state: TrainState) -> None:
+        for watcher in self._watchers:
+            watcher.before_step(state)
+
+    def reason_to_stop(self, state: TrainState) -> str | None:
+        return next((reason for each in self._watchers if (reason := each.reason_to_stop(state))), None)
+
+    def after_step(self, state: TrainState, stats: StepStats) -> None:
+        for watcher in self._watchers:
+            watcher.after_step(state, stats)
+
+
 def train(
     state: TrainState,
     *,

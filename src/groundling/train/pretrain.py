@@ -33,10 +33,11 @@ from groundling.train.arguments import parse_arguments
 from groundling.train.callbacks import Plan, RunWatcher
 from groundling.train.checkpoints.checkpoint import Checkpoints, RunFacts, read_state, restore
 from groundling.train.compiled import compile_objective
+from groundling.train.distill.objective import DistillationObjective, FadeTeacher
 from groundling.train.distill.table import TableTeacher, learn, require_teachable
 from groundling.train.estimate import estimate, require_buildable, require_memory, total_flops
 from groundling.train.initial import read_initial, take_weights
-from groundling.train.loop import train
+from groundling.train.loop import Watcher, Watchers, train
 from groundling.train.optim.ema import WeightAverage
 from groundling.train.optim.optimizers import Optimizers
 from groundling.train.settings import PretrainConfig
@@ -94,6 +95,7 @@ class _Run:
         self.facts = self._facts()
         self.checkpoints = Checkpoints(config.out_dir / "checkpoints", config.keep_checkpoints)
         self.wall_before = 0.0
+        self.extra_watchers = list[Watcher]()
 
     def run(self) -> RunSummary:
         """Train, and write down what came of it."""
@@ -109,9 +111,10 @@ class _Run:
             restore(self.resume_from, state)
         self.wall_before = state.progress.wall_s
         watcher = self._watcher(state, Peak(measured * distributed.world_size()))
+        watchers = Watchers(*self.extra_watchers, watcher)
         try:
             reason = train(
-                state, n_steps=config.steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watcher
+                state, n_steps=config.steps, schedule=config.schedule, max_norm=config.grad_clip, watcher=watchers
             )
         except TrainingError as error:
             raise TrainingError(
@@ -248,18 +251,22 @@ class _Run:
 
     def _state(self) -> TrainState:
         config, picked = self.config, self.picked
-        objective = Objective(
-            self.model,
-            autocast=picked.autocast,
-            teacher_weight=config.teacher.weight,
-            teacher_fades=config.teacher.fades,
-        )
+        objective = self._objective()
         compile_objective(objective, picked)
         optimizers = Optimizers(self.model, config.optim, picked.compute_dtype)
         batches = self._batches(self._teacher())
         average = None if config.average_decay is None else WeightAverage(self.model, config.average_decay)
         torch.manual_seed(config.seed + distributed.rank())  # from here on, dropout: other ranks drop other numbers
         return TrainState(self.model, distributed.wrap(objective), optimizers, batches, average)
+
+    def _objective(self) -> Objective:
+        teacher, autocast = self.config.teacher, self.picked.autocast
+        if not teacher.weight:
+            return Objective(self.model, autocast=autocast)
+        objective = DistillationObjective(self.model, teacher.weight, autocast)
+        if teacher.fades:
+            self.extra_watchers.append(FadeTeacher(objective, self.config.schedule, self.config.steps))
+        return objective
 
     def _batches(self, teacher: TableTeacher | None) -> Batches:
         config = self.config
