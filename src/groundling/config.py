@@ -97,7 +97,7 @@ def _parse_flags(config_class: type[C], flags: list[str], prog: str, description
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_one_line(complaint.getvalue())}; {prog} --help tells more") from None
+        raise ConfigError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
 
 
 def _with_real_paths() -> Any:
@@ -351,7 +351,7 @@ def run_subcommand(
         return commands[name][0](rest)
     listing = "\n".join(f"  {command:<10} {line}" for command, (_, line) in commands.items())
     if name in ("-h", "--help"):
-        print(f"usage: {prog} COMMAND [OPTIONS]\n\n{listing}\n\n{prog} COMMAND --help tells more.")
+        print(f"usage: {prog} COMMAND [OPTIONS]\n\n{listing}\n\nRun `{prog} COMMAND --help` for its options.")
         return 0
     print(f"groundling: error: {prog} has no command {name!r}; it has: {', '.join(commands)}", file=sys.stderr)
     return 2

@@ -310,7 +310,7 @@ def test_a_lost_rank(advised, a_run):
     advised.works("pretrain", "--resume", "if-present", "--out-dir", a_run, "--steps", "7")
 
 
-@follows("{}; {} --help tells more")
+@follows("{}; see {} --help")
 def test_a_flag_that_does_not_exist(advised, capfd):
     advised.refused("pretrain", "--stepz", "3")
     from groundling.cli import main

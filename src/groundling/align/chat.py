@@ -33,18 +33,18 @@ HELP = "/new begins another conversation, /quit or Ctrl-D ends; Ctrl-C ends a re
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """Talk with a model that was taught to answer: groundling chat BUNDLE. One line is one message."""
+    """Chat with a fine-tuned model: groundling chat BUNDLE. One line is one message."""
 
     path: tyro.conf.Positional[str]
-    """A bundle, a checkpoint, or the folder of a stage."""
+    """Bundle, checkpoint or run folder."""
     system: str = ""
-    """The system message of the conversation; empty: the chat template's own, if it has one."""
+    """System message; empty: the chat template's default, if it has one."""
     thinking: bool = True
-    """Let a model that thinks before it replies do so; its thoughts are not shown."""
+    """Let a reasoning model think before it replies; the thoughts are not shown."""
     context: int | None = None
-    """Tokens of context to use; less than the model has takes less memory. None: all."""
+    """Context length in tokens; a shorter one uses less memory. None: the model's."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
+    """Device."""
     sampling: tyro.conf.OmitArgPrefixes[SamplingConfig] = field(
         default_factory=lambda: SamplingConfig(max_new_tokens=200)
     )

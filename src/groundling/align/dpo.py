@@ -52,30 +52,30 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True, kw_only=True)
 class DpoConfig(ExamplesConfig):
-    """Learn from preferences directly: groundling dpo BUNDLE --rankings FILE [--field value ...]."""
+    """Train on preferences with DPO: groundling dpo BUNDLE --rankings FILE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """The model to start from, after fine-tuning; it is also the reference."""
+    """Initial and reference model, usually fine-tuned with SFT."""
     rankings: Path | None = None
-    """What people, or simulated ones, have said."""
+    """Rankings file (SQLite)."""
     preferences: Path | None = None
-    """Or a JSONL file of prompt, chosen and rejected."""
+    """Alternatively, a JSONL file of prompt, chosen and rejected."""
     out_dir: Path = Path("runs/dpo")
-    """The stage's folder."""
+    """Run folder."""
     epochs: float = 1.0
-    """How often each pair is seen."""
+    """Passes over the preference pairs."""
     loss: Kind = "sigmoid"
-    """sigmoid or ipo."""
+    """Loss: sigmoid (DPO) or ipo."""
     beta: float = 0.1
-    """How dear it is to leave the reference."""
+    """Strength of the KL penalty against the reference model."""
     label_smoothing: float = 0.0
-    """The probability that a preference is wrong; only with sigmoid."""
+    """Probability that a preference label is wrong; sigmoid only."""
     pairs_per_answer: int = 1
-    """Of an answer that ranks several replies: so many pairs, those furthest apart first."""
+    """Pairs taken from an answer that ranks several replies, those furthest apart first."""
     batch_size: int = 32
     """Pairs per optimizer step, over all ranks."""
     held_out: float = 0.05
-    """The part of the prompts that is kept for measuring."""
+    """Fraction of the prompts held out for evaluation."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=5))
 

@@ -21,14 +21,14 @@ from groundling.model.gpt import GPT
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Which part of a model is trained."""
+    """LoRA adapters (arXiv:2106.09685)."""
 
     rank: int | None = None
-    """Train matrices of this rank beside those of the blocks, and the chat's own embeddings; None: train all."""
+    """LoRA rank of the adapters in the blocks; the chat token embeddings are trained, too. None: train all weights."""
     alpha: float | None = None
-    """What they are multiplied with is alpha / rank; None: twice the rank."""
+    """LoRA alpha: adapters are scaled by alpha / rank. None: twice the rank."""
     keep: bool = False
-    """Save these alone, with a note of the model that they belong to; or else both as one model."""
+    """Save the adapter alone, with a reference to its base model; otherwise merge it into the model."""
 
     def __post_init__(self) -> None:
         require(self.rank is None or self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1, or None")

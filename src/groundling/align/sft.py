@@ -45,14 +45,14 @@ REPLY_TOKENS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(ExamplesConfig):
-    """Teach a model to answer: groundling sft BUNDLE [--field value ...]."""
+    """Fine-tune a model on conversations: groundling sft BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """A bundle, a checkpoint, or the folder of a training run."""
+    """Bundle, checkpoint or run folder."""
     out_dir: Path = Path("runs/sft")
-    """The stage's folder."""
+    """Run folder."""
     n_replies: int = 64
-    """Replies by which it is measured, before and after, how many end by themselves."""
+    """Replies sampled before and after training to measure the fraction that ends with an end token."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95)))

@@ -41,27 +41,27 @@ class StageConfig:
     """Settings of every stage."""
 
     out_dir: Path
-    """The run folder."""
+    """Run folder."""
     resume: bool | Literal["if-present"] = False
-    """Resume from the newest intact checkpoint in out_dir; with if-present, start a new run if there is none."""
+    """Resume from the newest valid checkpoint in out_dir; `--resume if-present` starts a new run if there is none."""
     overwrite: bool = False
-    """Remove the run in out_dir first."""
+    """Remove an existing run in out_dir."""
     context: int | None = None
-    """Context of the model, in tokens, here and in the result; None: its full context."""
+    """Context length of the trained model in tokens; None: unchanged."""
     max_length: int | None = None
-    """Maximum tokens of an example, prompt and reply; longer ones are shortened. None: the context."""
+    """Maximum length of an example in tokens, prompt and reply; longer ones are truncated. None: the context."""
     seed: int = 1337
-    """Seed of the order of the examples and of sampling."""
+    """Seed of the example order, dropout and sampling."""
     batch_size: int = 32
     """Examples per optimizer step, over all ranks."""
     micro_batch_rows: int = 16
-    """Rows of packed examples per forward pass; more rows only take more memory."""
+    """Rows of packed examples per forward pass; affects memory and speed only."""
     grad_clip: float | None = 1.0
     """Maximum gradient norm; None: no clipping."""
     log_every: int = 10
     """Steps between records of the loss."""
     save_every: int = 100
-    """Steps between checkpoints. The last two are kept until the stage has finished."""
+    """Steps between checkpoints. The last two are kept until the run finishes."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -94,7 +94,7 @@ class ExamplesConfig(StageConfig):
     epochs: float = 2.0
     """Passes over the examples."""
     dropout: float = 0.0
-    """Dropout in training. A few passes over enough data need none."""
+    """Dropout during training. A few epochs over a larger data set need none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,16 +50,16 @@ SAMPLE_CHARS = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Which text, and how it is read."""
+    """Text and how to read it."""
 
     name: str = "tiny_shakespeare"
-    """A named data set; `groundling data list` shows them. Not looked at when a path is given."""
+    """Named data set, see `groundling data list`; ignored if path is set."""
     path: str | None = None
-    """Your own text: a file, a folder or a quoted glob. UTF-8; .gz and .zst are read directly."""
+    """Your own text: a file, a folder or a quoted glob. UTF-8; .gz and .zst are decompressed."""
     val_fraction: float = 0.1
-    """The last part of the characters, held out to measure the loss on."""
+    """Fraction of the characters held out for validation, at the end of the text."""
     errors: Errors = "strict"
-    """What bytes that are not UTF-8 do: strict stops and names the place, replace puts U+FFFD and counts."""
+    """Bytes that are not UTF-8: strict stops with their position, replace inserts U+FFFD and counts."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the text."""
@@ -81,10 +81,10 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(TextConfig):
-    """Which text, how it is read, and how it is cut into tokens."""
+    """Text, how to read it, and how to tokenize it."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """How text becomes tokens."""
+    """Tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`groundling tokenizer train|show|compare`: make a tokenizer from a text, look into one, compare them all."""
+"""`groundling tokenizer train|show|compare`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ N_PIECES_SHOWN = 64
 def main(argv: Sequence[str]) -> int:
     """Run `groundling tokenizer train|show|compare`."""
     commands = {
-        "train": (_train, "make a tokenizer from a text and save it as tokenizer.json"),
-        "show": (_show, "tell what a saved tokenizer is, and how it cuts a line"),
-        "compare": (_compare, "cut one text with each tokenizer, and count"),
+        "train": (_train, "train a tokenizer on a text and save it as tokenizer.json"),
+        "show": (_show, "describe a saved tokenizer and tokenize a line"),
+        "compare": (_compare, "compare tokenizers on one text"),
     }
     return config.run_subcommand(argv, commands, "groundling tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Make a tokenizer from the training part of a text and save it as tokenizer.json."""
+    """Train a tokenizer on the training split of a text and save it as tokenizer.json."""
 
     out_dir: Path
-    """The folder for tokenizer.json; --data.tokenizer.path of `groundling pretrain` takes it."""
+    """Folder for tokenizer.json; pass it to `groundling pretrain` as --data.tokenizer.path."""
     tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=TokenizerConfig)
     data: TextConfig = field(default_factory=TextConfig)
 
@@ -57,12 +57,12 @@ def _train(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Tell what a saved tokenizer is, and how it cuts a line."""
+    """Describe a saved tokenizer and tokenize a line."""
 
     folder: tyro.conf.Positional[Path]
-    """A folder with a tokenizer.json, or a run or bundle that holds one."""
+    """Folder with tokenizer.json, or a run or bundle."""
     text: str = "The quick brown fox said: \N{LATIN SMALL LETTER E WITH ACUTE}tude no. 10!"
-    """The line to cut."""
+    """Line to tokenize."""
 
 
 def _show(argv: list[str]) -> int:
@@ -87,15 +87,15 @@ def _home_of_tokenizer(folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Cut one text with each tokenizer, and count: all figures are of its validation part."""
+    """Tokenize the validation split of a text with each tokenizer, and compare."""
 
     data: TextConfig = field(default_factory=TextConfig)
     vocab_size: int = TokenizerConfig.vocab_size
-    """Ids at most, for those that are trained: bpe, unigram, sp_bpe."""
+    """Vocabulary size of trained tokenizers: bpe, unigram, sp_bpe."""
     kinds: tuple[Kind, ...] = get_args(Kind)
-    """Which tokenizers."""
+    """Tokenizers to compare."""
     text: Annotated[str | None, config.any_text()] = None
-    """The line to cut; the first long one of the validation part when absent."""
+    """Line to tokenize; None: the first long line of the validation split."""
 
 
 def _compare(argv: list[str]) -> int:

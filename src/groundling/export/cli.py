@@ -23,23 +23,23 @@ class Config:
     """Write a trained model for other programs."""
 
     path: tyro.conf.Positional[Path]
-    """A bundle, a checkpoint, or the folder of a training run."""
+    """Bundle, checkpoint or run folder."""
     out: tyro.conf.Positional[Path]
-    """What to write: a folder for hf and bundle, a file for gguf."""
+    """Output: a folder for hf and bundle, a file for gguf."""
     checkpoint: str = "best"
-    """Of a run: best, last, or a step."""
+    """Checkpoint of a run: best, last, or a step number."""
     context: int | None = None
-    """Tokens of context that the export has; None: as many as the model."""
+    """Context length of the export in tokens; None: the model's."""
     overwrite: bool = False
-    """Replace an earlier export at `out`; anything else there is left alone."""
+    """Replace an earlier export at `out`; other files there are kept."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `groundling export hf|gguf|bundle`."""
     commands = {
-        "hf": (_hf, "a folder for transformers and vLLM: GPT-2, Llama or Qwen3, with its tokenizer"),
-        "gguf": (_gguf, "one file for llama.cpp and Ollama"),
-        "bundle": (_bundle, "a bundle that needs no other: an adapter added to its model, or one checkpoint of a run"),
+        "hf": (_hf, "a folder for transformers and vLLM: GPT-2, Llama or Qwen3, with tokenizer"),
+        "gguf": (_gguf, "a GGUF file for llama.cpp and Ollama"),
+        "bundle": (_bundle, "a self-contained bundle: a merged LoRA adapter, or one checkpoint of a run"),
     }
     with Progress("exporting"):
         return config.run_subcommand(argv, commands, "groundling export")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 def _hf(argv: list[str]) -> int:
     from groundling.export.hf import export_hf, is_export
 
-    chosen = config.parse(Config, argv, "groundling export hf", "Write a folder for transformers and vLLM.")
+    chosen = config.parse(Config, argv, "groundling export hf", "Export a folder for transformers and vLLM.")
     bundle = _load_speaker(chosen, is_export)
     family = export_hf(bundle, chosen.out)
     print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
@@ -63,7 +63,7 @@ def _gguf(argv: list[str]) -> int:
     from groundling.export.gguf import MAX_ENDS, export_gguf, is_export
     from groundling.export.gguf_vocabulary import is_composing
 
-    chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
+    chosen = config.parse(Config, argv, "groundling export gguf", "Export a GGUF file for llama.cpp and Ollama.")
     bundle = _load_speaker(chosen, is_export)
     atomic.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
@@ -78,7 +78,7 @@ def _gguf(argv: list[str]) -> int:
 
 
 def _bundle(argv: list[str]) -> int:
-    chosen = config.parse(Config, argv, "groundling export bundle", "Write a bundle that needs no other.")
+    chosen = config.parse(Config, argv, "groundling export bundle", "Export a self-contained bundle.")
     bundle = _load(chosen, looks_like_bundle)
     head = find_bundle(chosen.path, chosen.checkpoint) / HEAD
     save_bundle(

@@ -29,36 +29,36 @@ FACT = "imported_from"
 
 @dataclass(frozen=True, kw_only=True)
 class HFConfig:
-    """Make a bundle of a GPT-2, Llama or Qwen3 in the layout of transformers, with safetensors weights."""
+    """Import GPT-2, Llama or Qwen3 from a transformers folder or the Hugging Face hub, safetensors only."""
 
     source: tyro.conf.Positional[str]
-    """A folder with config.json and the weights; or a model's name on the Hugging Face hub."""
+    """Folder with config.json and weights, or a model name on the Hugging Face hub."""
     out: tyro.conf.Positional[Path]
-    """The folder for the bundle."""
+    """Output folder for the bundle."""
     tokenizer: str | None = None
-    """Instead of the tokenizer in the folder: gpt2, or a folder with a tokenizer.json of ours."""
+    """Replace the model's tokenizer: gpt2, or a folder with a Groundling tokenizer.json."""
     context: int | None = None
-    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
+    """Context length of the bundle in tokens; a shorter one uses less memory. None: the model's."""
     overwrite: bool = False
-    """Replace an earlier import at `out`; anything else there is left alone."""
+    """Replace an earlier import at `out`; other files there are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoGPTConfig:
-    """Make a bundle of a checkpoint of nanoGPT. Its meta.pkl can run code and is never opened: name the text."""
+    """Import a nanoGPT checkpoint. Its meta.pkl can run code and is never opened: name the training text instead."""
 
     source: tyro.conf.Positional[Path]
-    """The ckpt.pt."""
+    """Path of ckpt.pt."""
     out: tyro.conf.Positional[Path]
-    """The folder for the bundle."""
+    """Output folder for the bundle."""
     text: Path | None = None
-    """The text it was trained on, whose characters are its tokens."""
+    """Training text; its characters are the vocabulary."""
     tokenizer: str | None = None
-    """Instead of a text: gpt2, or a folder with a tokenizer.json of ours."""
+    """Instead of text: gpt2, or a folder with a Groundling tokenizer.json."""
     context: int | None = None
-    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
+    """Context length of the bundle in tokens; a shorter one uses less memory. None: the model's."""
     overwrite: bool = False
-    """Replace an earlier import at `out`; anything else there is left alone."""
+    """Replace an earlier import at `out`; other files there are kept."""
 
     def __post_init__(self) -> None:
         """Check that there is one tokenizer."""
@@ -72,8 +72,8 @@ class NanoGPTConfig:
 def main(argv: Sequence[str]) -> int:
     """Run `groundling import hf|nanogpt`."""
     commands = {
-        "hf": (_hf, "a GPT-2, Llama or Qwen3 from a folder of transformers, or from the hub"),
-        "nanogpt": (_nanogpt, "a ckpt.pt of nanoGPT, read without running any code in it"),
+        "hf": (_hf, "GPT-2, Llama or Qwen3 from a transformers folder or the Hugging Face hub"),
+        "nanogpt": (_nanogpt, "a nanoGPT ckpt.pt, loaded without running its code"),
     }
     with Progress("importing"):
         return config.run_subcommand(argv, commands, "groundling import")

@@ -18,27 +18,27 @@ from groundling.safety.classifier import Confusion, Labelled, load_safety, read_
 class TrainConfig:
     """Train a classifier: groundling safety train DATA.jsonl --out FOLDER.
 
-    A line of the data is {"text": ..., "label": "unsafe" or "ok", or true or false}. One text in five is held out.
+    Each line of the data is {"text": ..., "label": "unsafe" or "ok", or true or false}. One text in five is held out.
     """
 
     data: tyro.conf.Positional[Path]
-    """Labelled texts."""
+    """JSONL file of labelled texts."""
     out: Path
-    """Folder for the classifier."""
+    """Output folder for the classifier."""
     seed: int = 0
     """Seed of the cross-validation folds that choose the threshold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestConfig:
-    """Evaluate the safety filter on labelled texts: groundling safety test DATA.jsonl."""
+    """Evaluate the safety stage on labelled texts: groundling safety test DATA.jsonl."""
 
     data: tyro.conf.Positional[Path]
-    """Labelled texts, as for `safety train`."""
+    """JSONL file of labelled texts, as for `safety train`."""
     rules: str = "default"
     """Rules: default, off, or a TOML file."""
     classifier: Path | None = None
-    """Classifier to add to the rules."""
+    """Classifier to evaluate with the rules."""
     json: bool = False
     """Print one line of JSON."""
 
@@ -46,7 +46,7 @@ class TestConfig:
 def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
     commands = {
-        "train": (_train, "train a classifier on labelled texts, and evaluate it on held-out ones"),
+        "train": (_train, "train a classifier on labelled texts and evaluate it"),
         "test": (_test, "evaluate rules and a classifier on labelled texts"),
     }
     return run_subcommand(argv, commands, "groundling safety")

@@ -13,20 +13,20 @@ Kind = Literal["char", "gpt2", "bpe", "unigram", "sp_bpe"]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """How text becomes tokens."""
+    """Tokenizer."""
 
     kind: Kind = "char"
-    """Characters; GPT-2's own byte pairs; or trained on your text: bpe, SentencePiece's unigram and sp_bpe."""
+    """Tokenizer: char, gpt2 (GPT-2's BPE), or trained on the text: bpe, unigram and sp_bpe (SentencePiece)."""
     vocab_size: int = 1024
-    """Ids at most, for those that are trained: bpe, unigram, sp_bpe."""
+    """Vocabulary size of trained tokenizers: bpe, unigram, sp_bpe."""
     train_chars: int = 10_000_000
-    """At most this many characters, spread evenly over the training part, are looked at to train one."""
+    """Characters used to train a tokenizer, at most; taken evenly from the training split."""
     unknown: Unknown = "error"
-    """What a character does that the char tokenizer has not seen: stop with an error, be skipped or replaced."""
+    """Characters unknown to the char tokenizer: stop with an error, skip, or replace."""
     replacement: str | None = None
-    """The known character that replaces it, with unknown = replace."""
+    """Replacement character for unknown = replace."""
     path: str | None = None
-    """A folder with a tokenizer.json (see `groundling tokenizer train`), used instead of a kind and its size."""
+    """Folder with a tokenizer.json (see `groundling tokenizer train`); overrides kind and vocab_size."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the text."""

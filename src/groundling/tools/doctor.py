@@ -47,10 +47,10 @@ EXTRAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(RuntimeConfig):
-    """Tell what this machine has, what will be used and why, and how many tokens a second it trains."""
+    """Show the hardware, the settings that will be used and why, and the training speed in tokens per second."""
 
     seconds: float = 3.0
-    """How long to measure."""
+    """Duration of the benchmark in seconds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

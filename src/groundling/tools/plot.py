@@ -15,14 +15,14 @@ from groundling.system.plotting import save_figure, subplots
 
 @dataclass(frozen=True, kw_only=True)
 class PlotConfig:
-    """Draw the loss curves of one run or of several."""
+    """Plot the loss curves of runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
+    """Run folders."""
     out: Path = Path("losses.png")
-    """The PNG to write."""
+    """Output PNG."""
     by: Literal["step", "n_tokens", "train_s"] = "n_tokens"
-    """What runs along the bottom."""
+    """X axis."""
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "no run was given; name at least one run's folder")

@@ -17,10 +17,10 @@ from groundling.train.checkpoints.folder import CheckpointFolder
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Check the size and SHA-256 of every file of a run, a checkpoint or a bundle."""
+    """Verify the size and SHA-256 of every file of a run, a checkpoint or a bundle."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """The folder of a run, a checkpoint or a bundle."""
+    """Run folder, checkpoint or bundle."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,16 +48,16 @@ not by path."""
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Train a GPT: groundling pretrain [PRESET.toml] [--field value ...]. Without a preset, shakespeare_char.toml."""
+    """Train a GPT: groundling pretrain [PRESET.toml] [--field value ...]. Default preset: shakespeare_char.toml."""
 
     out_dir: Path = Path("runs/pretrain")
-    """The run folder."""
+    """Run folder."""
     resume: bool | Literal["if-present"] = False
-    """Resume from the newest intact checkpoint in out_dir; with if-present, start a new run if there is none."""
+    """Resume from the newest valid checkpoint in out_dir; `--resume if-present` starts a new run if there is none."""
     init_from: str | None = None
-    """A bundle, checkpoint or run to start from: its weights, model settings and tokenizer."""
+    """Initialize from a bundle, checkpoint or run: weights, model settings and tokenizer."""
     overwrite: bool = False
-    """Remove the run in out_dir first."""
+    """Remove an existing run in out_dir."""
     seed: int = 1337
     """Seed of the initial weights, the batches and dropout."""
     steps: int = 2000
@@ -65,36 +65,36 @@ class PretrainConfig:
     batch_size: int = 64
     """Sequences per optimizer step, over all ranks."""
     micro_batch_size: int | None = None
-    """Sequences per forward pass on one rank: fewer save memory and change only dropout. None: all."""
+    """Sequences per forward pass and rank, to save memory; only dropout masks depend on it. None: all."""
     order: Order = "epochs"
     """random: windows drawn with replacement, as in the lecture; epochs: shuffled, each window once per epoch."""
     zero_init: bool = False
-    """Initialize each block's output projections to zero, so that blocks start as the identity."""
+    """Zero-initialize the output projections of the blocks, so that each block starts as the identity."""
     grad_clip: float | None = 1.0
     """Maximum gradient norm; None: no clipping."""
     average_decay: float | None = None
-    """Decay of an exponential moving average (EMA) of the weights, which is then evaluated, saved and sampled, for
-    example 0.999; None: no average."""
+    """Decay of an exponential moving average of the weights, used to evaluate, save and sample, for example 0.999;
+    None: off."""
     eval_every: int | None = 250
     """Steps between evaluations on the whole validation split; None: never."""
     estimate_train_loss: bool = True
-    """At each evaluation, also estimate the training loss on up to 512 random windows of the training text."""
+    """Also estimate the training loss at each evaluation, on up to 512 random windows of the training split."""
     save_every: int | None = 250
-    """Steps between checkpoints; None: no checkpoints, not even at the end."""
+    """Steps between checkpoints; None: never, not even at the end."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep, besides the best."""
+    """Number of newest checkpoints to keep, besides the best."""
     patience: int | None = None
-    """Stop after this many evaluations without a lower validation loss; None: never."""
+    """Stop after this many evaluations without improvement; None: never."""
     log_every: int = 10
     """Steps between records of the training loss."""
     sample_every: int | None = None
-    """Steps between generated samples; None: no samples."""
+    """Steps between samples; None: never."""
     sample_prompt: str = ""
     """Prompt of the samples; empty: the beginning of a line."""
     sample_tokens: int = 200
-    """Tokens per sample."""
+    """Length of a sample in tokens."""
     sinks: tuple[SinkName, ...] = ()
-    """Where to log besides metrics.jsonl and the console: tensorboard, wandb."""
+    """Metrics sinks besides metrics.jsonl and the console: tensorboard, wandb."""
     data: DataConfig = field(default_factory=DataConfig)
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

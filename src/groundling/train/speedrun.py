@@ -43,20 +43,20 @@ RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedrunConfig:
-    """Train by a fixed recipe, each seed in a fresh process; report the total time and the final loss."""
+    """Train a fixed recipe with several seeds, each in a fresh process; report total time and final loss."""
 
     preset: str = "speedrun"
-    """The recipe: "speedrun", "best", or any other preset of `pretrain`, by name or path. Its teachers
-    (teacher.recipes) are trained first, again for each seed; their time and tokens count."""
+    """Recipe: "speedrun", "best", or the name or path of another `pretrain` preset. Its teachers (teacher.recipes) are
+    trained first, once per seed; the report includes their time and tokens."""
     seeds: tuple[int, ...] | None = None
-    """One run per seed; the report ends with their mean and worst. None: 1337, 1338 and 1339; with teachers, only
-    1337."""
+    """One run per seed; the report ends with their mean and the worst. None: 1337, 1338 and 1339; 1337 alone for a
+    recipe with teachers."""
     out_dir: Path | None = None
-    """Folder of speedrun.json, the first seed's bundle and the run folders; None: runs/ and the preset's name."""
+    """Folder for speedrun.json, the first seed's bundle and the runs; None: runs/ and the name of the preset."""
     overwrite: bool = False
-    """Remove an earlier speedrun in out_dir first."""
+    """Remove an earlier speedrun in out_dir, finished or not."""
     cold: bool = True
-    """Compile with an empty cache; --no-cold: reuse what earlier runs compiled."""
+    """Compile without caches, as on a new machine; --no-cold: use cached compilations."""
 
     def __post_init__(self) -> None:
         if self.seeds is None:

@@ -18,22 +18,22 @@ from groundling.storage import atomic
 def main(argv: Sequence[str]) -> int:
     """Run `groundling rankings simulate|export|import|stats`."""
     commands = {
-        "simulate": (simulate.main, "sample replies of a model and rank them by a simulated rater"),
-        "export": (_export, "write all judgements to a JSONL file"),
-        "import": (_import, "add judgements from a JSONL file; existing ones are kept"),
-        "stats": (_stats, "inter-rater agreement, position bias and model scores"),
+        "simulate": (simulate.main, "rank generated replies with a simulated rater"),
+        "export": (_export, "write all answers as JSONL"),
+        "import": (_import, "add the answers of a JSONL file; existing answers are kept"),
+        "stats": (_stats, "show rater agreement, position bias and model strength"),
     }
     return config.run_subcommand(argv, commands, "groundling rankings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write all judgements to a JSONL file."""
+    """Write all answers as JSONL."""
 
     path: tyro.conf.Positional[Path]
-    """File of rankings."""
+    """Rankings file (SQLite)."""
     out: tyro.conf.Positional[Path]
-    """JSONL file to write; an existing one is replaced."""
+    """Output file; replaced if it exists."""
 
 
 def _export(argv: list[str]) -> int:
@@ -47,12 +47,12 @@ def _export(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Add judgements from a JSONL file; existing ones are kept."""
+    """Add the answers of a JSONL file; existing answers are kept."""
 
     path: tyro.conf.Positional[Path]
-    """File of rankings; created if missing."""
+    """Rankings file (SQLite); created if missing."""
     file: tyro.conf.Positional[Path]
-    """JSONL file from `groundling rankings export`."""
+    """JSONL file written by `groundling rankings export`."""
 
 
 def _import(argv: list[str]) -> int:
@@ -67,10 +67,10 @@ def _import(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsConfig:
-    """Report inter-rater agreement, position bias and model scores."""
+    """Show rater agreement, position bias and the relative strength of models."""
 
     path: tyro.conf.Positional[Path]
-    """File of rankings."""
+    """Rankings file (SQLite)."""
 
 
 def _stats(argv: list[str]) -> int:

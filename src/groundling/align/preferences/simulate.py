@@ -34,28 +34,28 @@ COMMIT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
-    """Sample replies and rank them by a simulated rater: groundling rankings simulate BUNDLE [--field value ...]."""
+    """Rank generated replies with a simulated rater: groundling rankings simulate BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """Model to sample from."""
+    """Model that replies."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """File of rankings to add to; created if missing."""
+    """Rankings file (SQLite); new answers are appended."""
     gold: str = "warm"
-    """Measure that the rater follows: warm (VADER's sentiment) or verse (lines of ten syllables)."""
+    """Gold score that the rater follows: warm (VADER sentiment) or verse (lines of ten syllables)."""
     noise: float = 0.2
-    """Gap in the measure at which the better reply wins with probability 0.73."""
+    """Score gap at which the better reply wins with a probability of 73 %."""
     candidates: int = 4
     """Replies per prompt."""
     prompts: int = 2000
     """Number of prompts, from the training split."""
     max_new_tokens: int = 128
-    """Maximum tokens of a reply."""
+    """Maximum reply length in tokens."""
     temperature: float = 1.0
     """Sampling temperature."""
     context: int | None = None
-    """Tokens of context to use; None: all the model has."""
+    """Context length in tokens; None: the model's."""
     seed: int = 1337
-    """Seed of sampling and of the rater."""
+    """Seed of the sampler and the rater."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
 
     def __post_init__(self) -> None:

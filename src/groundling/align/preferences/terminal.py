@@ -48,28 +48,28 @@ ReplyFn = Callable[[Path, Sequence[Message], int], str]
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """Rank replies, shown blind and in random order.
+    """Rank replies in the terminal: anonymous, in random order.
 
-    Answer with the number of the best; or with several numbers, best first; or with t (tie), s (skip) or q (quit).
-    Answers are stored at once, and answered questions are not asked again.
+    Enter the number of the best reply; or several numbers, best first; or t (tie), s (skip), q (quit). Answers are
+    saved at once, and answered prompts are not shown again.
     """
 
     path: tyro.conf.Positional[Path]
-    """File of rankings (SQLite); created if missing."""
+    """Rankings file (SQLite); created if missing."""
     candidates: Path | None = None
-    """JSONL file: {"id": ..., "prompt": string or messages, "candidates": [{"text": ..., "model": ...}]}."""
+    """JSONL file of {"id": ..., "prompt": text or messages, "candidates": [{"text": ..., "model": ...}]}."""
     bundles: tuple[Path, ...] = ()
-    """Or models to sample replies to --prompts from, in turn."""
+    """Alternatively, models that reply to --prompts, in rotation."""
     prompts: Path | None = None
-    """Prompts for --bundles: a JSONL file, {"prompt": string or messages}, or a .txt with one per line."""
+    """Prompts for --bundles: JSONL of {"prompt": text or messages}, or a .txt file with one prompt per line."""
     n_candidates: int = 2
-    """Replies per prompt of --prompts, 2 to 4."""
+    """Replies per prompt, 2 to 4."""
     context: int | None = None
-    """Tokens of context for --bundles; None: all that each has."""
+    """Context length of the --bundles in tokens; None: each model's."""
     rater: str | None = None
-    """Name of the rater; None: the name of the user."""
+    """Rater name; None: the user name."""
     seed: int = 0
-    """Seed of sampling and of the order shown."""
+    """Seed of the display order and of the sampler."""
 
     def __post_init__(self) -> None:
         require(

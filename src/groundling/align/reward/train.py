@@ -52,24 +52,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(ExamplesConfig):
-    """Teach a model to tell better replies from worse: groundling reward BUNDLE --rankings FILE [--field value ...]."""
+    """Train a reward model on rankings: groundling reward BUNDLE --rankings FILE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """The model to start from, after fine-tuning."""
+    """Initial model, usually fine-tuned with SFT."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """What people, or simulated ones, have said; not looked at when preferences are given."""
+    """Rankings file (SQLite); ignored if preferences is set."""
     preferences: Path | None = None
-    """Or a JSONL file of prompt, chosen and rejected; or of prompt, completion and label (true or false)."""
+    """Alternatively, a JSONL file of prompt, chosen and rejected; or of prompt, completion and label (true, false)."""
     out_dir: Path = Path("runs/reward")
-    """The stage's folder."""
+    """Run folder."""
     n_layer: int | None = None
-    """Keep only so many of the model's blocks, the first ones: a smaller judge learns faster. None: all."""
+    """Keep only the first n blocks; a smaller reward model trains faster. None: all."""
     held_out: float = 0.1
-    """The part of the prompts that is kept for measuring."""
+    """Fraction of the prompts held out for evaluation."""
     gold: str | None = None
-    """The measure that a simulated rater followed, to tell how right anyone could be; see gold_noise."""
+    """Gold score of the simulated rater, to compute the best reachable accuracy; see gold_noise."""
     gold_noise: float = 0.2
-    """How noisy that rater was."""
+    """Noise of the simulated rater."""
     batch_size: int = 16
     """Answers per optimizer step, over all ranks."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95)))

@@ -39,22 +39,22 @@ from groundling.train.optim.optimizers import OptimConfig, Optimizers
 
 @dataclass(frozen=True, kw_only=True)
 class PpoConfig(RolloutConfig):
-    """Learn from rewards, with a value model: groundling ppo BUNDLE --reward MODEL [--field value ...]."""
+    """Optimize a model against rewards with PPO: groundling ppo BUNDLE --reward MODEL [--field value ...]."""
 
     out_dir: Path = Path("runs/ppo")
-    """The stage's folder."""
+    """Run folder."""
     passes: int = 2
-    """Passes over a round's replies."""
+    """Epochs over the replies of a round."""
     value_from: str | None = None
-    """The reward model that the value model starts from; None: the one of `reward`, or zero if that is a function."""
+    """Reward model that initializes the value model; None: `reward`, or zero if that is a function."""
     gae_lambda: float = 0.95
-    """How far ahead an advantage looks: 1 to the end of the reply, 0 to the next guess."""
+    """Lambda of generalized advantage estimation: 1: Monte Carlo, 0: one-step TD."""
     value_clip: float = 0.2
-    """How far a guess may move from the old one before nothing more is learned by it."""
+    """Clip range of the value update."""
     kl_control: Literal["fixed", "adaptive"] = "fixed"
-    """Whether kl_coef stays, or is turned until replies leave the reference by target_kl (arXiv:1909.08593)."""
+    """Keep kl_coef fixed, or adapt it to reach target_kl (arXiv:1909.08593)."""
     target_kl: float = 6.0
-    """Nats a reply; only with adaptive control."""
+    """Target KL in nats per reply; adaptive control only."""
     value_optim: tyro.conf.OmitSubcommandPrefixes[OptimConfig] = field(
         default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.0, betas=(0.9, 0.95))
     )

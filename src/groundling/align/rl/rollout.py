@@ -32,33 +32,33 @@ class RolloutConfig(StageConfig):
     """What both can be told."""
 
     path: tyro.conf.Positional[str]
-    """The model to start from, after fine-tuning; it is also the reference."""
+    """Initial and reference model, usually fine-tuned with SFT."""
     reward: str = "runs/reward"
-    """A reward model, or a Python function as MODULE:FUNCTION, from (prompt, reply) to a number."""
+    """Reward model, or a Python function MODULE:FUNCTION from (prompt, reply) to a number."""
     steps: int = 24
-    """Rounds of drawing replies and learning from them."""
+    """Rounds of rollout and update."""
     save_every: int = 5
-    """Rounds between checkpoints. The last two are kept, until the stage has finished."""
+    """Rounds between checkpoints. The last two are kept until the run finishes."""
     replies: int = 128
-    """Replies a round."""
+    """Replies per round."""
     minibatches: int = 2
-    """Updates in each pass over a round's replies."""
+    """Optimizer steps per epoch over a round's replies."""
     passes: int = 1
-    """Passes over a round's replies."""
+    """Epochs over the replies of a round."""
     clip: float = 0.2
-    """How far the ratio of new to old probabilities may go before nothing more is gained by it."""
+    """Clip range of the probability ratio."""
     kl_coef: float = 0.05
-    """How dear a nat of leaving the reference is; 0: it costs nothing, and rewards get hacked."""
+    """KL penalty coefficient, reward per nat; 0: no penalty, which invites reward hacking."""
     stop_kl: float | None = None
-    """End when replies have left the reference by more than this, in nats; None: never."""
+    """Stop when the KL to the reference exceeds this, nats per reply; None: never."""
     max_new_tokens: int = 128
-    """After which a reply is cut."""
+    """Maximum reply length in tokens."""
     no_end: float = -2.0
-    """The reward of a reply that was cut."""
+    """Reward of a reply without an end token."""
     temperature: float = 1.0
-    """Of drawing replies."""
+    """Sampling temperature."""
     gold: str | None = None
-    """A measure to write down beside the reward (warm or verse); nothing is learned from it."""
+    """Gold score to record beside the reward (warm or verse); not used for training."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=2))

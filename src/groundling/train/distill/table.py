@@ -36,22 +36,22 @@ TOKENS_AT_ONCE, MAX_SCORES = 8192, 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Distillation from n-gram counts or from other models, beside the text itself."""
+    """Distillation from a teacher: n-gram counts or other models."""
 
     weight: float = 0.0
-    """Weight of the teacher in the loss; if it fades, at the highest learning rate. 0: no teacher."""
+    """Weight of the distillation loss (at the peak learning rate, if it fades). 0: no teacher."""
     fades: bool = True
-    """Scale the weight with the learning rate, so that the last steps learn from the text alone."""
+    """Decay the weight with the learning rate."""
     models: tuple[str, ...] = ()
-    """Bundles or runs whose mean prediction is the teacher; none: n-gram counts of the training text."""
+    """Teacher bundles or runs, averaged; none: n-gram counts of the training text."""
     recipes: tuple[str, ...] = ()
-    """Presets of models that `groundling speedrun` trains first and then passes as `models`."""
+    """Presets of teachers that `groundling speedrun` trains first and passes as `models`."""
     temperature: float = 1.0
-    """Divisor of the models' logits: above 1 flattens their distributions."""
+    """Temperature of the teacher's logits; above 1: softer targets."""
     order: int = 6
-    """n of the n-grams, which see the last n - 1 tokens."""
+    """Order n of the n-grams: the context is n - 1 tokens."""
     smoothing: float = 2.0
-    """Weight of the next shorter context, per distinct token seen after the context."""
+    """Backoff strength toward the shorter context, per distinct continuation."""
 
     def __post_init__(self) -> None:
         require(0 <= self.weight <= 1, f"teacher.weight is {self.weight}; it must be in [0, 1]")

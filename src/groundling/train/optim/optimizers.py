@@ -14,30 +14,30 @@ from groundling.train.optim.muon import POLAR_EXPRESS, Muon
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimizers and learning rates."""
+    """Optimizers."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """adamw (arXiv:1711.05101) for everything, or muon for the matrices inside the blocks and adamw for the rest."""
+    """adamw (arXiv:1711.05101), or muon for the matrices in the blocks and adamw for the rest."""
     lr: float = 1e-3
-    """AdamW's highest learning rate."""
+    """AdamW: peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's betas."""
+    """AdamW: betas."""
     eps: float = 1e-8
-    """AdamW's epsilon."""
+    """AdamW: epsilon."""
     weight_decay: float = 0.1
-    """AdamW's weight decay of matrices and embeddings; of norms and biases only with decay_all."""
+    """AdamW: weight decay of matrices and embeddings; of norms and biases only with decay_all."""
     decay_all: bool = False
-    """Decay norms and biases too, as torch.optim.AdamW(model.parameters()) does."""
+    """Apply weight decay to norms and biases, too, as torch.optim.AdamW(model.parameters()) does."""
     muon_lr: float = 0.02
-    """Muon's highest learning rate."""
+    """Muon: peak learning rate."""
     muon_momentum: float = 0.95
-    """Muon's momentum."""
+    """Muon: momentum."""
     muon_weight_decay: float = 0.0
-    """Muon's weight decay."""
+    """Muon: weight decay."""
     muon_iterations: int = 3
-    """Iterations of Muon's orthogonalisation, up to 5."""
+    """Muon: orthogonalization iterations, at most 5."""
     muon_neuron_beta: float | None = None
-    """Beta of NorMuon's per-neuron second moment, for example 0.95; None: plain Muon."""
+    """NorMuon: beta of the per-neuron second moment, for example 0.95; None: plain Muon."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "eps"):

@@ -9,16 +9,16 @@ from groundling.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Learning-rate schedule: warm-up, then decay."""
+    """Learning rate schedule."""
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """cosine (arXiv:1608.03983), linear, wsd: warm-up, stable, decay (arXiv:2404.06395), or constant."""
+    """cosine (arXiv:1608.03983), linear, wsd (warmup-stable-decay, arXiv:2404.06395) or constant."""
     warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    """Steps of linear warmup."""
     final_fraction: float = 0.1
-    """Learning rate after the last step, as a fraction of the highest."""
+    """Final learning rate as a fraction of the peak."""
     decay_fraction: float = 0.4
-    """wsd only: fraction of all steps, at the end, in which the rate decays linearly."""
+    """wsd only: fraction of the steps spent in the final linear decay."""
 
     def __post_init__(self) -> None:
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it must be at least 0")
