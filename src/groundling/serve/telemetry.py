@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""Metrics for Prometheus."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,10 +12,10 @@ RATES = (1, 3, 10, 30, 100, 200, 300, 500, 1000, 3000)
 
 
 class Metrics:
-    """The counters of one server.
+    """Metrics of one server.
 
     Args:
-        load: asks how much there is to do, when somebody looks.
+        load: returns the current load.
     """
 
     def __init__(self, load: Callable[[], Load]) -> None:
@@ -40,10 +40,10 @@ class Metrics:
             self.aborted.labels(reason)
 
     def count(self, findings: Sequence[Finding]) -> None:
-        """Count what the safety stage did."""
+        """Count findings of the safety stage."""
         for finding in findings:
             self.filtered.labels(finding.where, finding.action).inc()
 
     def text(self) -> bytes:
-        """All counts, in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
