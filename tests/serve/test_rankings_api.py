@@ -610,7 +610,7 @@ def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Pa
     save_bundle(tmp_path / "judge/bundle", bundle.model, bundle.tokenizer, chat=bundle.chat, head=head)
     server = ServerState(ServeConfig(paths=("x",), device="cpu"))
     for path in (tmp_path / "judge", tmp_path / "judge/bundle"):
-        with pytest.raises(ConfigError, match=r"judge.* is a reward model: it judges"):
+        with pytest.raises(ConfigError, match=r"judge.* is a reward model: it scores"):
             server.load("judge", path)
 
 

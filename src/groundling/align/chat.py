@@ -10,11 +10,10 @@ from typing import Literal
 
 import tyro
 
-from groundling.align.chat_vocab import require_chat
-from groundling.bundle import Bundle, load_bundle
+from groundling.bundle import ChatBundle, load_chat_bundle
 from groundling.config import parse
 from groundling.data.examples.encoding import EncodingCounts, encode_prompt
-from groundling.errors import ConfigError, DataError
+from groundling.errors import DataError
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
@@ -68,14 +67,12 @@ class Chat:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: ChatBundle,
         sampling: SamplingConfig,
         decode: DecodeConfig | None = None,
         system: str = "",
         thinking: bool = True,
     ) -> None:
-        if bundle.chat is None:
-            raise ConfigError("this model was never taught to answer; `groundling sft` does that")
         self.messages: list[Message] = []
         self._bundle, self._chat, self._system = bundle, bundle.chat, system
         self._engine = Engine(bundle.model, decode, n_ids=bundle.n_ids, end_ids=bundle.end_ids)
@@ -145,7 +142,7 @@ def main(argv: list[str]) -> int:
     """The verb `chat`."""
     config = parse(ChatConfig, argv, "groundling chat")
     show_decoder()
-    bundle = require_chat(load_bundle(config.path, pick_device(config.device), context=config.context), config.path)
+    bundle = load_chat_bundle(config.path, pick_device(config.device), context=config.context)
     chat = Chat(bundle, config.sampling, config.decode, config.system, config.thinking)
     is_terminal = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is piped in is UTF-8 whatever the locale is, as for `sample`

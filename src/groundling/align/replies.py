@@ -9,15 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from torch import nn
-
+from groundling.bundle import ChatBundle
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
 from groundling.sample.scheduler import run_all
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.chat.thoughts import reply_text
-from groundling.text.tokenizer import Tokenizer
 
 AT_ONCE = 32
 """Replies that are decoded together."""
@@ -43,27 +39,22 @@ class ReplySampler:
     """Lets a model reply.
 
     Args:
-        model: a GPT in evaluation mode. What is done to it later goes unseen: make a new speaker then.
-        chat: how it lays conversations out.
-        tokenizer: its words.
-        max_new_tokens: after which a reply is cut.
+        bundle: the model, in evaluation mode. If its weights change, make a new sampler.
+        max_new_tokens: length limit of a reply.
         temperature: of sampling.
-        decode: how the model is read.
+        decode: settings of the decoding engine.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        chat: ChatTemplate,
-        tokenizer: Tokenizer,
+        bundle: ChatBundle,
         *,
         max_new_tokens: int,
         temperature: float = 1.0,
         decode: DecodeConfig | None = None,
     ) -> None:
-        self._chat, self._tokenizer = chat, tokenizer
-        n_ids, ends = chat.n_reply_ids(tokenizer), chat.end_ids(tokenizer)
-        self._engine = Engine(model, decode, AT_ONCE, n_ids=n_ids, end_ids=ends)
+        self._bundle = bundle
+        self._engine = Engine(bundle.model, decode, AT_ONCE, n_ids=bundle.n_ids, end_ids=bundle.end_ids)
         self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def reply(self, prompts: Sequence[list[int]], seed: int, each: int = 1) -> list[list[Reply]]:
@@ -112,5 +103,4 @@ class ReplySampler:
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
         said = tokens[n_prompt:]
         ended = bool(said) and said[-1] in self._engine.end_ids
-        text = reply_text(said, self._chat, self._tokenizer)
-        return Reply(tokens[:n_prompt], said, ended, text)
+        return Reply(tokens[:n_prompt], said, ended, self._bundle.decode_reply(said))

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from groundling.bundle import contexts, load_bundle
-from groundling.bundle.layout import require_speaker
+from groundling.bundle.layout import require_language_model
 from groundling.config import any_text, parse
 from groundling.errors import DataError, GroundlingError, require
 from groundling.sample.engine import DecodeConfig, EngineStats
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     config = parse(Config, argv, "groundling sample")
     show_decoder()
     device = pick_device(config.device)
-    require_speaker(config.path)
+    require_language_model(config.path)
     bundle = load_bundle(config.path, device, checkpoint=config.checkpoint, context=config.context)
     draft = None
     if config.draft is not None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from groundling.model.cache import KVCache
+from groundling.model.context import AttentionContext
 from groundling.model.gpt import GPT
 from groundling.model.numerics import at_least_float32
 
@@ -105,7 +106,7 @@ class TorchRunner:
         """See `ModelRunner`."""
         self.cache.copy(source, target, n_positions)
 
-    def _logits(self, idx_BT: Tensor, rows: KVCache, n_scored: int) -> Tensor:
+    def _logits(self, idx_BT: Tensor, rows: AttentionContext, n_scored: int) -> Tensor:
         """Logits of the last positions at least."""
         if idx_BT.numel() * self.model.config.vocab_size <= self.FEW_SCORES:
             return self.model(idx_BT, rows)  # type: ignore[no-any-return]

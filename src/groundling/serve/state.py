@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.bundle.adapter import base_at
-from groundling.bundle.layout import find_bundle, model_checkpoints, require_speaker
+from groundling.bundle.layout import find_bundle, model_checkpoints, require_language_model
 from groundling.errors import ConfigError
 from groundling.safety.stream import Safety
 from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
@@ -144,7 +144,7 @@ class ServerState:
         Raises:
             GroundlingError: it cannot be loaded or served.
         """
-        require_speaker(path)
+        require_language_model(path)
         bundle = load_bundle(path, pick_device(self.config.device), context=self._contexts().get(name))
         return Served(
             name=name,

@@ -25,7 +25,7 @@ from groundling.align.report import build as report
 from groundling.align.reward import train as reward
 from groundling.align.rl import grpo, ppo
 from groundling.bundle import contexts, load_bundle
-from groundling.bundle.layout import find_bundle, read_chat, read_config, require_speaker
+from groundling.bundle.layout import find_bundle, read_chat, read_config, require_language_model
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import ConfigError, require
@@ -80,7 +80,7 @@ def chatgpt(config: ChatgptConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     folder = find_bundle(config.path)
-    require_speaker(config.path)
+    require_language_model(config.path)
     own, tokenizer = read_config(folder), load_tokenizer(folder)
     chat = read_chat(folder, own) or RoleTokens.after(tokenizer.vocab_size)
     (context,) = contexts([config.path], config.context)

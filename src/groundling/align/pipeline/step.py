@@ -61,7 +61,7 @@ class Stage:
         if not self.learns() or not run.is_dir():
             return
         with run_folder.locked(run):
-            atomic.remove(run / "summary.json")
+            atomic.remove(run / run_folder.SUMMARY)
             atomic.remove(run / CHECKPOINTS)
 
     def has_failed(self) -> bool:
@@ -76,7 +76,7 @@ class Stage:
             file = Path(self.output())
             return has_rankings(file) and not simulate.is_unfinished(file)
         summary = run_folder.read_summary(Path(self.output()))
-        return summary.get("ended") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
+        return summary.get("reason") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
 
     def line(self) -> str:
         """As it is typed."""

@@ -10,8 +10,7 @@ import torch
 
 from groundling.bundle import Bundle
 from groundling.model.loss import loss_sum
-from groundling.model.packed import logits_at
-from groundling.model.packing import pack
+from groundling.model.packing import logits_at, pack
 from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from groundling.align.chat_vocab import reads_the_same, require_chat, with_chat
+from groundling.align.chat_vocab import reads_the_same, with_chat
 from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
 from groundling.align.logprobs import Policy, exchanges_of
 from groundling.align.preferences.measures import measure_by_name
@@ -29,16 +29,17 @@ from groundling.align.report.evaluate import Verdict, best_of_kl, best_of_n, eva
 from groundling.align.reward.model import load_reward_model, scores_of
 from groundling.align.rl.rollout import scored_by
 from groundling.align.rl.rounds import nats_a_reply
-from groundling.bundle import Bundle, contexts, load_bundle
+from groundling.bundle import Bundle, ChatBundle, contexts, load_bundle, load_chat_bundle
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, ConfigError, require
+from groundling.model.packer import Packer
 from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.hardware import environment
 from groundling.system.metrics import read_records
 from groundling.system.progress import Progress
-from groundling.text.chat.reading import messages_in
+from groundling.train import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -163,13 +164,12 @@ class _ReplyEvaluator:
 
     def __init__(self, config: ReportConfig) -> None:
         self.config, self.measure = config, measure_by_name(config.gold)
-        self.sft = require_chat(load_bundle(config.path, context=config.context), config.path)
+        self.sft = load_chat_bundle(config.path, context=config.context)
         self.reward_model, theirs = load_reward_model(config.reward)
         require_same_ids(theirs, self.sft, config.reward)
-        chat, block_size = self.sft.chat, self.sft.config.block_size
-        assert chat is not None
-        room = prompt_room(block_size, config.max_new_tokens, least_ids(chat, self.sft.tokenizer))
-        asked = fit_prompt(read_asked(config.data).val, chat, self.sft.tokenizer, room)
+        least = least_ids(self.sft.chat, self.sft.tokenizer)
+        room = prompt_room(self.sft.config.block_size, config.max_new_tokens, least)
+        asked = fit_prompt(read_asked(config.data).val, self.sft, room)
         self.prompts = [list(ids) for ids in asked][: config.prompts]
         self.reference = self._policy(self.sft)
         self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]
@@ -181,9 +181,7 @@ class _ReplyEvaluator:
 
     def text(self, ids: Sequence[int]) -> str:
         """A prompt for people: what was said, turn by turn."""
-        assert self.sft.chat is not None
-        messages = messages_in(ids, self.sft.chat, self.sft.tokenizer)
-        return " / ".join(message.content for message in messages if message.content)
+        return " / ".join(message.content for message in self.sft.decode_chat(ids) if message.content)
 
     def base(self, path: str) -> Row:
         """The model before fine-tuning. It has never seen a turn, so nats between it and the reference mean nothing."""
@@ -221,7 +219,7 @@ class _ReplyEvaluator:
         replies, nats = [], []
         for number, seed in enumerate(self.config.seeds):
             folder = runs[number % len(runs)][0]
-            bundle = require_chat(load_bundle(folder, context=self._context(folder)), str(folder))
+            bundle = load_chat_bundle(folder, context=self._context(folder))
             require_same_ids(bundle, self.sft, str(folder))
             drawn = [r for (r,) in self._draw(bundle, seed, 1)]
             replies.append(drawn)
@@ -243,12 +241,9 @@ class _ReplyEvaluator:
             verdict = evaluate_replies(replies, self.theirs, self.measure, proxy, kl)
         return Row(name, verdict, seconds, replies[0], ways or [])
 
-    def _draw(self, bundle: Bundle, seed: int, each: int) -> list[list[Reply]]:
-        assert bundle.chat is not None
+    def _draw(self, bundle: ChatBundle, seed: int, each: int) -> list[list[Reply]]:
         sampler = ReplySampler(
-            bundle.model,
-            bundle.chat,
-            bundle.tokenizer,
+            bundle,
             max_new_tokens=self.config.max_new_tokens,
             decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
         )
@@ -262,15 +257,14 @@ class _ReplyEvaluator:
     def _rewards(self, replies: Sequence[Reply]) -> list[float]:
         return scores_of(self.reward_model, exchanges_of(replies), nullcontext)
 
-    def _kl(self, bundle: Bundle, replies: Sequence[Reply]) -> float:
-        block_size = self.sft.config.block_size
-        new = scored_by(self._policy(bundle), replies, block_size, 16)
-        old = scored_by(self.reference, replies, block_size, 16)
+    def _kl(self, bundle: ChatBundle, replies: Sequence[Reply]) -> float:
+        packer = Packer(self.sft.config.block_size, max_rows=16)
+        new = scored_by(self._policy(bundle), replies, packer)
+        old = scored_by(self.reference, replies, packer)
         return nats_a_reply(new, old)
 
     @staticmethod
-    def _policy(bundle: Bundle) -> Policy:
-        assert bundle.chat is not None
+    def _policy(bundle: ChatBundle) -> Policy:
         return Policy(bundle.model, bundle.n_ids, nullcontext)
 
 
@@ -290,13 +284,10 @@ def _powers_of_two(most: int) -> list[int]:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    file = folder / "summary.json"
-    try:
-        summary = atomic.read_json(file)
-        if isinstance(summary, dict) and {"stage", "wall_s"} <= summary.keys():
-            return summary
-    except (OSError, ValueError):
-        pass
+    summary = run_folder.read_summary(folder)
+    if {"stage", "wall_s"} <= summary.keys() and summary["stage"] not in ("pretrain", "ladder"):
+        return summary
+    file = folder / run_folder.SUMMARY
     raise CheckpointError(f"{folder} is no finished run of a stage (no readable {file}); run the stage first")
 
 

@@ -78,7 +78,7 @@ async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
     server.require_ready()
     served = server.models.get(body.model)
     if served.bundle.chat is None:
-        message = f"{served.name} was never taught to answer; use /v1/completions, or a model that chats"
+        message = f"{served.name} is a base model, not a chat model; use /v1/completions, or a chat model"
         raise ApiError(400, message, "not_a_chat_model", "model")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"

@@ -139,7 +139,7 @@ def _add_training(routes: APIRouter, server: ServerState, store: Store, training
         served = server.models.get(request.model or _chatting(server)[0])
         if served.bundle.chat is None:
             raise ApiError(
-                409, f"{served.name} was never taught to answer; begin with one that was", "not_a_chat_model"
+                409, f"{served.name} is a base model, not a chat model; start from a chat model", "not_a_chat_model"
             )
         counts, n_prompts = await store.call(lambda cache: cache.counts(None))
         require_enough(counts["pairs"], n_prompts)
@@ -183,7 +183,7 @@ def _chatting(server: ServerState) -> list[str]:
     found = server.models.chatting()
     if not found:
         raise ApiError(
-            409, "none of the models was taught to answer; serve one that `groundling sft` made", "no_speaker"
+            409, "no served model is a chat model; serve one that `groundling sft` made", "no_speaker"
         )
     return found
 
