@@ -221,7 +221,8 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
         except DataError as error:
             raise ApiError(400, f"prompt: {error}", "invalid_value", "prompt") from error
     if bundle.chat is None:
-        raise ApiError(400, f"{body.model} is a base model, not a chat model; give a prompt", "not_a_chat_model", "messages")
+        message = f"{body.model} is a base model, not a chat model; give a prompt"
+        raise ApiError(400, message, "not_a_chat_model", "messages")
     assert body.messages is not None
     messages = conversation(body.messages)
     try:

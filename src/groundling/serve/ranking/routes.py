@@ -182,9 +182,7 @@ def _chatting(server: ServerState) -> list[str]:
     """
     found = server.models.chatting()
     if not found:
-        raise ApiError(
-            409, "no served model is a chat model; serve one that `groundling sft` made", "no_speaker"
-        )
+        raise ApiError(409, "no served model is a chat model; serve one that `groundling sft` made", "no_speaker")
     return found
 
 
