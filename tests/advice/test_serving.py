@@ -49,12 +49,12 @@ REQUESTS = {
         {**COMPLETION, "prompt": "a" * 30_000},
         COMPLETION,
     ),
-    "{}: {} texts are asked for at once; this server takes {} at most, ask for fewer": (
+    "{}: the request is for {} texts; this server takes {} at most, ask for fewer": (
         "/v1/completions",
         {**COMPLETION, "n": 128, "prompt": ["a"] * 80},
         {**COMPLETION, "n": 2, "prompt": ["a"] * 2},
     ),
-    "{}: up to {} are asked for in all, and {} are told at most; ask for fewer": (
+    "{}: the response could have {} in all, and the limit is {}; ask for fewer": (
         "/v1/completions",
         {**COMPLETION, "n": 80, "max_tokens": 4096, "logprobs": 5},
         {**COMPLETION, "n": 2, "max_tokens": 2, "logprobs": 5},
@@ -171,7 +171,7 @@ def test_a_run_that_is_not_there(house, advised):
 @pytest.mark.slow
 @follows(
     "{}; send one as Authorization: Bearer KEY",
-    "this server is not called {}; allow the name with --allowed-hosts",
+    "the host {} is not allowed; allow it with --allowed-hosts",
     "a page of another site may not do this; allow its origin with --cors-origins",
     "no served model is a chat model; serve one that `groundling sft` made",
     "{} is a base model, not a chat model; start from a chat model",

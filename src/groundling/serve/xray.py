@@ -114,7 +114,7 @@ class _ConcurrencyLimit:
             ApiError: 429: the queue is full.
         """
         if self._n_here >= AT_ONCE + MAY_WAIT:
-            message = f"{self._n_here} texts are being looked through or wait, and there is no room for more; try later"
+            message = f"{self._n_here} texts are being analyzed or waiting, and there is no room for more; try later"
             raise ApiError(429, message, "queue_full", retry_after_s=1)
         self._n_here += 1
         try:

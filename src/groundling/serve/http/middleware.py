@@ -129,7 +129,7 @@ class Origins:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._accepts_host(headers, scope["path"]):
-            message = f"this server is not called {host[:100]!r}; allow the name with --allowed-hosts"
+            message = f"the host {host[:100]!r} is not allowed; allow it with --allowed-hosts"
             await closing_response(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
             return
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
