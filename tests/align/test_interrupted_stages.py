@@ -676,7 +676,7 @@ def test_simulated_rankings_are_kept_as_they_come(begun, tmp_path, monkeypatch, 
     capsys.readouterr()
     assert simulate.main(simulation(begun, broken)) == 0
     said = capsys.readouterr().err
-    assert f"{kept[-1]} of {len(judgements(whole))} rankings are there already" in said
+    assert f"{kept[-1]} of {len(judgements(whole))} rankings already exist" in said
     assert f"{len(judgements(whole)) - kept[-1]} new rankings" in said
     assert judgements(broken) == judgements(whole)
 

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from groundling.align.pipeline import chatgpt as pipeline
+from groundling.align.pipeline.step import PipelineStep
 from groundling.align.rl import grpo
 from groundling.bundle import load_bundle, save_bundle
 from groundling.data.batches import Batch
@@ -104,8 +104,9 @@ def test_a_stage_keeps_what_it_had_learned_and_says_where_it_stopped(model, monk
     for name, tensor in after.state_dict().items():
         assert tensor.isfinite().all(), name
     assert not torch.equal(before.wte.weight, after.wte.weight)
-    stage = pipeline.Stage("grpo", grpo.main, ["--out-dir", "run"])
-    assert not stage.is_done(), "who runs all stages again runs this one again"
+    config = grpo.GrpoConfig(path="sft", out_dir=Path("run"))
+    step = PipelineStep("grpo", grpo.grpo, config, config.out_dir, inputs=(Path("sft"),))
+    assert not step.is_done(), "the pipeline runs this stage again"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.config import to_dict
 from groundling.errors import CheckpointError, ConfigError, GroundlingError
 from groundling.storage import atomic
@@ -31,8 +32,6 @@ from groundling.train.checkpoints.tensors import generator_tensors, restore_gene
 from groundling.train.resuming import NEVER_SAID, changes
 
 FORMAT = 1
-CHECKPOINTS = "checkpoints"
-"""Folder of the checkpoints in the run folder."""
 MAY_CHANGE = (
     *NEVER_SAID,
     "path",

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from groundling.bundle import ChatBundle
-from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
 from groundling.sample.scheduler import run_all
@@ -104,3 +104,13 @@ class ReplySampler:
         said = tokens[n_prompt:]
         ended = bool(said) and said[-1] in self._engine.end_ids
         return Reply(tokens[:n_prompt], said, ended, self._bundle.decode_reply(said))
+
+
+def reproducible_sampler(bundle: ChatBundle, *, max_new_tokens: int, temperature: float = 1.0) -> ReplySampler:
+    """Sample a chat model's replies in bfloat16, on a fixed backend: they depend on the prompts and the seed only."""
+    return ReplySampler(
+        bundle,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
+    )

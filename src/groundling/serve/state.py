@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from groundling.bundle import Bundle, contexts, load_bundle
 from groundling.bundle.adapter import base_at
-from groundling.bundle.layout import find_bundle, model_checkpoints, require_language_model
+from groundling.bundle.layout import CHECKPOINTS, find_bundle, model_checkpoints, require_language_model
 from groundling.errors import ConfigError
 from groundling.safety.stream import Safety
 from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
@@ -150,7 +150,7 @@ class ServerState:
             name=name,
             path=path,
             bundle=bundle,
-            run=path if model_checkpoints(path / "checkpoints") else None,
+            run=path if model_checkpoints(path / CHECKPOINTS) else None,
             worker=self.worker,
             engine=self._engine(bundle),
             token_text=TokenText(bundle.tokenizer),

@@ -1,5 +1,8 @@
 """An exponential moving average (EMA) of the weights, for evaluation, saving and sampling; training keeps the plain
 weights (Polyak and Juditsky 1992; arXiv:2312.02696 for its use at a constant rate).
+
+Why not torch.optim.swa_utils.AveragedModel: it is a second model; here the mean is swapped into the one that is
+compiled and sharded, and is checkpointed by parameter name.
 """
 
 from collections.abc import Iterator
