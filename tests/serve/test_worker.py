@@ -250,7 +250,7 @@ def test_a_sample_without_tokens_ends_at_once(gpt):
 def test_a_full_queue_refuses_and_says_when_to_try_again(gpt):
     worker, engine = Worker(1, 2), engine_of(gpt)
     submit(worker, engine, "one", sample([1]), sample([2], number=1))
-    with pytest.raises(ApiError, match="2 texts are being written or wait, and there is no room for 2 more") as caught:
+    with pytest.raises(ApiError, match=r"2 texts are being decoded or waiting, .* no room for 2 more") as caught:
         submit(worker, engine, "two", sample([3]), sample([4], number=1))
     assert (caught.value.status, caught.value.code) == (429, "queue_full")
     assert caught.value.retry_after_s is not None

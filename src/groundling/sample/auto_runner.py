@@ -32,7 +32,7 @@ READ_AT_ONCE = 2048
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Turn an out-of-memory error into one line.
 
     Raises:
@@ -82,7 +82,7 @@ def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation
             native = NativeRunner(model, cache, weights, library, n_threads=1)
             return measure(native, TorchRunner(model, cache), model.config, n_slots)
 
-    with memory_told():
+    with explain_out_of_memory():
         return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
 
@@ -102,7 +102,7 @@ class AutoRunner:
         native: "on" waits for the compiler; "off" never uses compiled code.
 
     Raises:
-        ConfigError: what was asked for cannot be.
+        ConfigError: a setting does not fit the model or the machine.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class AutoRunner:
         self.cache: KVCache | None = None
         """Keys and values of each slot; None for other modules than a GPT."""
         if isinstance(model, GPT):
-            with memory_told():  # the matrices are packed
+            with explain_out_of_memory():  # the matrices are packed
                 self._runner = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
             self._runner = WindowRunner(model, n_slots)
@@ -144,7 +144,7 @@ class AutoRunner:
             ConfigError: there is not enough memory.
         """
         start = time.perf_counter()
-        with memory_told():
+        with explain_out_of_memory():
             logits_RV = self._read_in_parts(spans)
         if self._compilation is None:
             return logits_RV

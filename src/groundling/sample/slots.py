@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from groundling.errors import ConfigError
 from groundling.model.cache import PART, KVCache
-from groundling.sample.auto_runner import AutoRunner, memory_told
+from groundling.sample.auto_runner import AutoRunner, explain_out_of_memory
 from groundling.sample.request import Request, Slot, common_length, most_positions, window_start
 from groundling.system.memory import Memory, memory_of, memory_total_bytes
 
@@ -220,7 +220,7 @@ class SlotPool:
         self._free.remove(slot)
         self._used[slot] = request
         try:
-            with memory_told():
+            with explain_out_of_memory():
                 for cache in self._caches:
                     n_most = most_positions(len(request.tokens), request.n_left, cache.config.block_size)
                     cache.limit(slot, n_most, n_shared if slot == best else 0)

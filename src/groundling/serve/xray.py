@@ -1,10 +1,9 @@
-"""`/v1/groundling/xray`: a text through a model of ours, and all that went on inside, as one JSON object.
+"""`/v1/groundling/xray`: run a text through a model, and return attention and logits as one JSON object.
 
-Numbers that are many go as base64: attention as one byte for each weight (255 is 1), row after row of the lower
-triangle; logits of the last position as 32-bit floats, little-endian, of all ids, so that a page can show what
-temperature, top-k and top-p do to them without asking again.
+Large arrays are base64: attention as one byte per weight (255 is 1), the lower triangle row by row; logits of the last
+position as little-endian 32-bit floats for all ids, so that the page can apply temperature, top-k and top-p itself.
 
-Few are looked through at once, and few more may wait: each takes megabytes, and the model thread's time.
+Concurrency is limited: each request takes megabytes, and time of the decoding thread.
 """
 
 import asyncio
@@ -39,26 +38,26 @@ from groundling.storage.manifest import MANIFEST, read_manifest
 
 T = TypeVar("T")
 AT_ONCE = 2
-"""Texts that are looked through at once."""
+"""Requests analyzed at once."""
 MAY_WAIT = 6
-"""Besides."""
+"""Requests that may wait."""
 MAX_TOKENS = 256
 MAX_BYTES = 1_500_000
-"""Of attention, before base64."""
+"""Largest attention, before base64."""
 KEPT = 4
 """Checkpoints that stay in memory."""
 N_NEXT = 60
-"""Next tokens whose text is told."""
+"""Most likely next tokens to return with their text."""
 
 
 class XrayRequest(Body):
-    """A text to be looked through: a prompt, or the messages of a conversation."""
+    """A text to analyze: a prompt, or the messages of a conversation."""
 
     model: str = Field(min_length=1, max_length=200)
     checkpoint: (
         Annotated[str, Field(pattern=r"^(best|last|[0-9]{1,12})$", description='"best", "last", or a step')] | None
     ) = None
-    """Of a run: "best", "last", or a step."""
+    """Checkpoint of a run: "best", "last", or a step."""
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000)
 
@@ -76,7 +75,7 @@ def router(server: ServerState) -> APIRouter:
 
     @routes.get("/checkpoints")
     async def checkpoints(model: str) -> dict[str, Any]:
-        """The checkpoints of a run that is served, by step."""
+        """List the checkpoints of a served run."""
         server.require_ready()
         served = server.models.get(model)
         found = await run_in_threadpool(_checkpoints, served)
@@ -92,7 +91,7 @@ def router(server: ServerState) -> APIRouter:
 
     @routes.post("/xray", response_class=Response, responses={200: {"content": {"application/json": {}}}})
     async def xray(body: XrayRequest, request: Request) -> Response:
-        """What goes on inside a model while it reads a text."""
+        """Analyze a text: attention, and predictions at each layer."""
         server.require_ready()
         served = server.models.get(body.model)
         return await server.attended(request, seen(body, served))
@@ -101,7 +100,7 @@ def router(server: ServerState) -> APIRouter:
 
 
 class _ConcurrencyLimit:
-    """Some places, and a bounded queue for them."""
+    """A semaphore with a bounded queue."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -109,13 +108,13 @@ class _ConcurrencyLimit:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place, as long as the block lasts.
+        """Hold a place for the block.
 
         Raises:
             ApiError: 429: the queue is full.
         """
         if self._n_here >= AT_ONCE + MAY_WAIT:
-            message = f"{self._n_here} texts are being looked through or wait, and there is no room for more; try later"
+            message = f"{self._n_here} texts are being analyzed or waiting, and there is no room for more; try later"
             raise ApiError(429, message, "queue_full", retry_after_s=1)
         self._n_here += 1
         try:
@@ -126,13 +125,13 @@ class _ConcurrencyLimit:
 
 
 class _HeadScoreCache:
-    """Looks through models; in the model thread. What kind of head each is, does not depend on the text."""
+    """Analyzes texts in the decoding thread; caches the scores of heads, which do not depend on the text."""
 
     def __init__(self) -> None:
         self._scores: WeakKeyDictionary[GPT, HeadScores | None] = WeakKeyDictionary()
 
     def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[Look, HeadScores | None]:
-        """What goes on, and the scores of the heads."""
+        """Analyze a text; also return the scores of the heads."""
         model = bundle.model
         if model not in self._scores:
             self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
@@ -209,7 +208,7 @@ def _checkpoints(served: Served) -> list[dict[str, Any]]:
         return []
     found = []
     for step, folder in model_checkpoints(Path(served.run) / CHECKPOINTS).items():
-        with suppress(CheckpointError):  # a run that goes on removes old ones
+        with suppress(CheckpointError):  # a run in progress removes old ones
             found.append({"checkpoint": str(step), "step": step, "val_loss": val_loss_of(read_manifest(folder))})
     return found
 
@@ -222,11 +221,12 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
         except DataError as error:
             raise ApiError(400, f"prompt: {error}", "invalid_value", "prompt") from error
     if bundle.chat is None:
-        raise ApiError(400, f"{body.model} was never taught to answer; give a prompt", "not_a_chat_model", "messages")
+        message = f"{body.model} is a base model, not a chat model; give a prompt"
+        raise ApiError(400, message, "not_a_chat_model", "messages")
     assert body.messages is not None
     messages = conversation(body.messages)
     try:
-        if messages[-1].role == "assistant":  # what was said already is looked through, up to its last word
+        if messages[-1].role == "assistant":  # analyze the reply, without its end token
             return bundle.chat.render(messages, tokenizer).ids[:-1]
         return bundle.chat.prompt(messages, tokenizer)
     except DataError as error:
@@ -284,7 +284,7 @@ def _answer(
 
 
 def _is_structure(bundle: Bundle, id: int) -> bool:
-    """Whether an id is no text: the beginning or the end of a message, another special token, or padding."""
+    """Whether an id has no text: a special token, or padding."""
     is_special = id >= bundle.tokenizer.vocab_size or id in bundle.tokenizer.special.values()
     return is_special or (bundle.chat is not None and id in bundle.chat.special_ids())
 
@@ -297,7 +297,7 @@ def _piece(bundle: Bundle, id: int) -> str:
 
 
 def _packed(head_TS: Tensor) -> str:
-    """The lower triangle of a head's attention, a byte for each weight."""
+    """The lower triangle of a head's attention, one byte per weight."""
     rows, columns = torch.tril_indices(*head_TS.shape)
     quantised = (head_TS[rows, columns] * 255).round().to(torch.uint8)
     return base64.b64encode(quantised.numpy().tobytes()).decode()

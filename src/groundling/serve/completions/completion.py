@@ -214,7 +214,7 @@ async def generate_reply(
     served = server.models.get(name)
     chat, block_size = served.bundle.chat, served.bundle.config.block_size
     if chat is None:
-        raise ApiError(400, f"{name} was never taught to answer", "not_a_chat_model", "model")
+        raise ApiError(400, f"{name} is a base model, not a chat model", "not_a_chat_model", "model")
     try:
         # Raters compare replies without thoughts.
         ids = chat.prompt(messages, served.bundle.tokenizer, thinking=False)

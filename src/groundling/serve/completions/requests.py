@@ -78,7 +78,7 @@ async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
     server.require_ready()
     served = server.models.get(body.model)
     if served.bundle.chat is None:
-        message = f"{served.name} was never taught to answer; use /v1/completions, or a model that chats"
+        message = f"{served.name} is a base model, not a chat model; use /v1/completions, or a chat model"
         raise ApiError(400, message, "not_a_chat_model", "model")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
@@ -199,7 +199,7 @@ def _reserved(server: ServerState, body: Sampling, n_prompts: int) -> Iterator[N
     n_texts, most = n_prompts * (body.n or 1), server.worker.n_places
     if n_texts > most:
         field = "prompt" if n_prompts > most else "n"
-        message = f"{field}: {n_texts} texts are asked for at once; this server takes {most} at most, ask for fewer"
+        message = f"{field}: the request is for {n_texts} texts; this server takes {most} at most, ask for fewer"
         raise ApiError(400, message, "too_many_texts", field)
     with server.worker.places(n_texts):
         yield
@@ -208,7 +208,7 @@ def _reserved(server: ServerState, body: Sampling, n_prompts: int) -> Iterator[N
 def _require_few_logprobs(body: Sampling, n_tokens: int, n_likely: int | None, field: str) -> None:
     n = 0 if n_likely is None else (body.n or 1) * n_tokens * (n_likely + 1)
     if n > MAX_LOGPROBS:
-        message = f"{field}: up to {n:,} are asked for in all, and {MAX_LOGPROBS:,} are told at most; ask for fewer"
+        message = f"{field}: the response could have {n:,} in all, and the limit is {MAX_LOGPROBS:,}; ask for fewer"
         raise ApiError(400, message, "too_many_logprobs", field)
 
 

@@ -143,7 +143,7 @@ class Worker:
 
     def _open(self, n: int) -> None:
         if self._n_open + n > self.n_places:
-            message = f"{self._n_open} texts are being written or wait, and there is no room for {n} more; try later"
+            message = f"{self._n_open} texts are being decoded or waiting, and there is no room for {n} more; try later"
             wait_s = self._seconds_per_sample * self.max_waiting / self.n_slots / 2
             raise ApiError(429, message, "queue_full", retry_after_s=min(60, max(1, round(wait_s))))
         self._n_open += n
