@@ -131,7 +131,7 @@ def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd)
     "{} makes {} steps, and {} has made {} already; give more, or start a new run in another --out-dir",
     "the models or the examples are not those that {} was begun with; "
     "resume with those, or start a new run in another --out-dir",
-    "{}: {}; give all settings of the run as flags",
+    "{}; give all settings of the run as flags",
     "go on from its last checkpoint with lower learning rates: {} {}",
 )
 def test_a_stage_that_cannot_go_on(advised, stopped, talker, conversations, tmp_path):

@@ -214,7 +214,7 @@ def test_models_reply_as_in_a_chat(tmp_path, monkeypatch, capsys):
     assert [candidate.model for candidate in answer.candidates] == [str(tmp_path / "sft")] * 3
     assert len({candidate.text for candidate in answer.candidates}) > 1
     assert str(tmp_path / "sft") not in capsys.readouterr().out.partition("answers kept")[0]
-    with pytest.raises(ConfigError, match="never taught to answer"):
+    with pytest.raises(ConfigError, match="is a base model, not a chat model"):
         terminal.main([str(tmp_path / "s.db"), "--bundles", str(base), *argv[1:]])
 
 

@@ -99,7 +99,7 @@ def test_a_stage_keeps_what_it_had_learned_and_says_where_it_stopped(model, monk
     assert "\n" not in str(error.value)
     about = json.loads((model / "run/summary.json").read_text("utf-8"))
     assert about["failed"]
-    assert about["ended"].startswith("grpo stopped at step")
+    assert about["reason"].startswith("grpo stopped at step")
     before, after = load_bundle(model / "sft").model, load_bundle(model / "run").model
     for name, tensor in after.state_dict().items():
         assert tensor.isfinite().all(), name

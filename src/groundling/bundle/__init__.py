@@ -20,9 +20,10 @@ In reading order:
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from groundling.bundle.layout import (
     previous_place,
     read_chat,
     read_config,
+    require_language_model,
 )
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
 from groundling.errors import CheckpointError, ConfigError, DataError
@@ -56,7 +58,10 @@ from groundling.storage.manifest import write_manifest
 from groundling.storage.tensors import read_tensors, tensor_names
 from groundling.system.memory import memory_of
 from groundling.system.runtime import unwrap
+from groundling.text.chat.messages import Message
+from groundling.text.chat.reading import messages_in
 from groundling.text.chat.template import ChatTemplate
+from groundling.text.chat.thoughts import reply_text
 from groundling.text.serialize import load_tokenizer, save_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
@@ -68,23 +73,58 @@ MAX_TABLES = 1 << 27
 
 @dataclass(frozen=True)
 class Bundle:
-    """All that sampling needs: the model, what it was built from, and the tokenizer it was trained with."""
+    """A model with its config and its tokenizer: all that sampling needs."""
 
     config: GPTConfig
     model: GPT
     tokenizer: Tokenizer
     chat: ChatTemplate | None = None
-    """How a conversation is laid out, if the model was taught to hold one."""
+    """The chat template; None: a base model."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids at which generation ends: of a reply, and of a text."""
+        """Ids that end generation: of a text, and of a reply."""
         return self.tokenizer.end_ids if self.chat is None else self.chat.end_ids(self.tokenizer)
 
     @property
     def n_ids(self) -> int:
-        """Ids below this can come out; those above are padding, or the beginnings of messages."""
+        """Only ids below this are sampled; those above are padding, or start a message."""
         return self.tokenizer.vocab_size if self.chat is None else self.chat.n_reply_ids(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class ChatBundle(Bundle):
+    """A bundle whose model has a chat template: a chat model, or a base model that is about to become one."""
+
+    chat: ChatTemplate = field()
+
+    def encode_chat(self, messages: Sequence[Message], *, thinking: bool = True) -> list[int]:
+        """A conversation as a prompt, which ends where the assistant's reply begins.
+
+        Args:
+            messages: the conversation.
+            thinking: whether a model that thinks before it replies may do so.
+
+        Raises:
+            DataError: the tokenizer cannot encode it.
+        """
+        return self.chat.prompt(messages, self.tokenizer, thinking=thinking)
+
+    def encode_reply(self, text: str) -> list[int]:
+        """A reply as ids, with its end, to follow a prompt.
+
+        Raises:
+            DataError: the tokenizer cannot encode it.
+        """
+        return self.chat.reply(text, self.tokenizer)
+
+    def decode_chat(self, ids: Sequence[int]) -> list[Message]:
+        """The messages of a prompt; the reply that it asks for is an empty one."""
+        return messages_in(ids, self.chat, self.tokenizer)
+
+    def decode_reply(self, ids: Sequence[int]) -> str:
+        """The text of a reply, without thoughts."""
+        return reply_text(ids, self.chat, self.tokenizer)
 
 
 def save_bundle(
@@ -233,6 +273,39 @@ def load_bundle(
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
+
+
+def load_chat_bundle(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checkpoint: str | int = "best",
+    context: int | None = None,
+) -> ChatBundle:
+    """`load_bundle` for a chat model.
+
+    Raises:
+        ConfigError: it is a base model or a reward model; or as `load_bundle`.
+        CheckpointError: as `load_bundle`.
+    """
+    require_language_model(path)
+    return require_chat_model(load_bundle(path, device, dtype, checkpoint, context), path)
+
+
+def require_chat_model(bundle: Bundle, path: Path | str) -> ChatBundle:
+    """The bundle as a `ChatBundle`.
+
+    Args:
+        bundle: of a chat model.
+        path: where it was loaded from, for the error.
+
+    Raises:
+        ConfigError: it is a base model.
+    """
+    if bundle.chat is None:
+        where = shlex.quote(str(path))
+        raise ConfigError(f"{path} is a base model, not a chat model; `groundling sft {where}` makes one of it")
+    return ChatBundle(bundle.config, bundle.model, bundle.tokenizer, bundle.chat)
 
 
 def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:

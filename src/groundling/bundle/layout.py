@@ -87,15 +87,17 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
     )
 
 
-def require_speaker(path: Path | str) -> None:
-    """Check that the model at a path speaks, and does not judge what others say.
+def require_language_model(path: Path | str) -> None:
+    """Check that the model at a path generates text: it is a base model or a chat model.
 
     Raises:
         ConfigError: it is a reward model.
         CheckpointError: there is no bundle.
     """
     if os.path.lexists(find_bundle(path) / HEAD):
-        raise ConfigError(f"{path} is a reward model: it judges replies, and says none; give the model that it judges")
+        raise ConfigError(
+            f"{path} is a reward model: it scores replies and generates none; give the model whose replies it scores"
+        )
 
 
 def finished_checkpoints(folder: Path) -> dict[int, Path]:

@@ -130,8 +130,8 @@ def describe_compiled_code(model: GPT) -> str:
 
 
 def measure_decoding(engine: Engine, seconds: float) -> float:
-    """Tokens per second of one sample, after the first one."""
-    engine.add([0], SamplingConfig(max_new_tokens=1_000_000), row_generator(0, 0))
+    """Tokens per second of one request, after its first token."""
+    engine.try_add(engine.new_request([0], SamplingConfig(max_new_tokens=1_000_000), row_generator(0, 0)))
     engine.step()
     start, before = time.perf_counter(), engine.counts.generated
     while time.perf_counter() - start < seconds or engine.counts.generated == before:

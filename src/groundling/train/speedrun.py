@@ -1,8 +1,10 @@
-"""`groundling speedrun`: a fixed recipe, each seed in a fresh process, and what it reached in how many seconds.
+"""`groundling speedrun`: train by a fixed recipe, each seed in a fresh process; report loss and time.
 
-The wall time is that of the whole process: imports, data, compilation, training, the one evaluation at the end, and
-saving. No validation data takes part in any decision: the recipe fixes the number of steps, and the loss is measured
-once, when they are made. Models that the recipe wants as teachers are trained first, and their cost counts.
+The wall time is that of the whole process: imports, data, compilation, training, one evaluation at the end, saving.
+No decision uses validation data: the recipe fixes the number of steps, and the loss is measured once, at the end.
+Teachers of the recipe are trained first, and their cost counts.
+
+One file of over 300 lines: recipes, processes and report serve this verb alone.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from rich import box
 from rich.table import Table
 
 from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.config import parse
 from groundling.errors import ConfigError, TrainingError, require
 from groundling.storage import atomic
@@ -36,25 +39,25 @@ log = logging.getLogger(__name__)
 
 REPORT = run_folder.SPEEDRUN_REPORT
 RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
-"""Of the folder of one of a speedrun's runs."""
+"""Name of a run's folder in a speedrun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedrunConfig:
-    """Train by a fixed recipe, each seed in a fresh process; report the time of everything and the loss at the end."""
+    """Train by a fixed recipe, each seed in a fresh process; report the total time and the final loss."""
 
     preset: str = "speedrun"
-    """The recipe: "speedrun", "best", or any other preset of `pretrain`, by its name or path. Teachers that it names
-    (teacher.recipes) are trained first, for each seed anew; their time and tokens are in the report, too."""
+    """The recipe: "speedrun", "best", or any other preset of `pretrain`, by name or path. Its teachers
+    (teacher.recipes) are trained first, again for each seed; their time and tokens count."""
     seeds: tuple[int, ...] | None = None
-    """One run each; the report's last lines are their mean and the worst. None: 1337, 1338 and 1339; for a recipe with
-    teachers, 1337 alone."""
+    """One run per seed; the report ends with their mean and worst. None: 1337, 1338 and 1339; with teachers, only
+    1337."""
     out_dir: Path | None = None
-    """Where speedrun.json, the first seed's bundle, and the run folders go; None: runs/ and the preset's name."""
+    """Folder of speedrun.json, the first seed's bundle and the run folders; None: runs/ and the preset's name."""
     overwrite: bool = False
-    """Remove what an earlier speedrun left in out_dir, a finished one or not."""
+    """Remove an earlier speedrun in out_dir first."""
     cold: bool = True
-    """Compile as on a machine that has never done it; --no-cold: take what earlier runs compiled."""
+    """Compile with an empty cache; --no-cold: reuse what earlier runs compiled."""
 
     def __post_init__(self) -> None:
         if self.seeds is None:
@@ -67,7 +70,7 @@ class SpeedrunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One process: a recipe, with a seed and perhaps with teachers, and where its run goes."""
+    """One process: a recipe with a seed, its teachers if any, and its run folder."""
 
     preset: str
     recipe: PretrainConfig
@@ -76,7 +79,7 @@ class _Job:
     teachers: tuple[Path, ...] = ()
 
     def command(self) -> list[str]:
-        """What a user would type for it: the recipe, and one evaluation at the end, which can decide nothing."""
+        """The command line: the recipe with one evaluation, at the end."""
         words = ["pretrain", self.preset, f"--seed={self.seed}", f"--out-dir={self.run}", "--overwrite"]
         words += [f"--eval-every={self.recipe.steps}", f"--save-every={self.recipe.steps}"]
         words += ["--patience=None", "--sample-every=None", "--no-estimate-train-loss"]
@@ -86,14 +89,14 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
-    """A recipe, and those of its teachers, by the presets that they stand in."""
+    """A recipe and those of its teachers, by preset."""
 
     preset: str
     by_preset: dict[str, PretrainConfig]
 
     @classmethod
     def of(cls, preset: str) -> "Recipes":
-        """Read all of them; raises ConfigError for what cannot work, before anything is run."""
+        """Read all of them; raise ConfigError for what cannot work before anything runs."""
         preset = _file_name(preset)
         by_preset = {preset: _read(preset)}
         for name in dict.fromkeys(map(_file_name, by_preset[preset].teacher.recipes)):
@@ -119,11 +122,11 @@ class Recipes:
 
     @property
     def usual_seeds(self) -> tuple[int, ...]:
-        """Three; where teachers make a run an hour of work, one."""
+        """Three; one with teachers, which make a run an hour of work."""
         return (1337,) if self.teachers else (1337, 1338, 1339)
 
     def jobs(self, seed: int, out_dir: Path) -> list[_Job]:
-        """What is run for a seed, the teachers first; they have seeds of their own, and no two seeds share any."""
+        """The jobs of a seed, teachers first. Teachers have seeds of their own, different for each seed."""
         jobs = [
             _Job(
                 preset=preset,
@@ -139,7 +142,7 @@ class Recipes:
 
 
 def _file_name(preset: str) -> str:
-    """A preset as `pretrain` takes it."""
+    """The file name of a preset, as `pretrain` takes it."""
     return preset if preset.endswith(".toml") else f"{preset}.toml"
 
 
@@ -149,24 +152,24 @@ def _read(preset: str) -> PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """What came of one seed: an entry of speedrun.json."""
+    """Result of one seed: an entry of speedrun.json."""
 
     seed: int
     wall_s: float
-    """From the start of the process to its end; with teachers, of all processes."""
+    """Seconds from the start of the process to its end; with teachers, of all processes."""
     train_s: float
-    """In updates, the compilation that the first one waits for included."""
+    """Seconds in updates, including compilation in the first one."""
     tokens: int
     val_loss: float
     """Mean nats per token over the whole validation split, in windows of block_size."""
     tokens_per_s: float
     """tokens / train_s."""
     utilisation: float
-    """The model's FLOP/s in training as a part of the measured peak of matrix products in the same precision."""
+    """The model's FLOP/s in training as a share of the measured peak of matrix products in the same precision."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb `speedrun`: returns 0, or 128 + a signal's number when one asked it to stop."""
+    """The verb `speedrun`: returns 0, or 128 + the signal's number if a signal stopped it."""
     words = list(argv)
     if words and not words[0].startswith("-"):
         words[0] = f"--preset={words[0]}"  # `groundling speedrun my.toml`
@@ -174,11 +177,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def speedrun(config: SpeedrunConfig) -> int:
-    """Run every seed, one after the other, and print and write the report; a seed that is done is never lost.
+    """Run the seeds one after another; write the report after each, and print it at the end.
 
     Raises:
-        ConfigError: there is no such preset, or out_dir already holds a speedrun.
-        TrainingError: a run failed; its own message stands above.
+        ConfigError: no such preset, or out_dir already holds a speedrun.
+        TrainingError: a run failed; it has printed its own message.
     """
     recipes = Recipes.of(config.preset)
     seeds = config.seeds or recipes.usual_seeds
@@ -205,38 +208,37 @@ def speedrun(config: SpeedrunConfig) -> int:
 
 
 def _make_room(out_dir: Path, *, overwrite: bool) -> None:
-    """Before a new speedrun: there is nothing of another one, or it may be removed.
+    """Check that out_dir holds no run, and remove an earlier speedrun if `overwrite` is set.
 
     Raises:
-        ConfigError: there is, and nobody said that it may go; or a run of `pretrain` lives here.
+        ConfigError: it holds a speedrun and `overwrite` is false, or a run of `pretrain`.
     """
-    if any((out_dir / name).exists() for name in (*run_folder.FILES, "checkpoints")):
+    if any((out_dir / name).exists() for name in (*run_folder.FILES, CHECKPOINTS)):
         raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
     runs = [path for path in sorted(out_dir.iterdir()) if path.is_dir() and RUN_NAME.fullmatch(path.name)]
     left = [path for path in (out_dir / REPORT, out_dir / "bundle", *runs) if path.exists()]
     if left and not overwrite:
         raise ConfigError(f"{left[0]} is there already; remove it (--overwrite), or choose another --out-dir")
-    for path in left:  # the report first: what it promises is there, or it is gone
+    for path in left:  # the report first: a report implies that its runs are complete
         atomic.remove(path)
 
 
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
-    """The seconds that a command took from its start to its end, and its exit code.
+    """Run a command; return its seconds and its exit code.
 
-    A signal that asks us to stop goes on to the command, which then ends in its own way; if it came too late to stop
-    that, the code still says that we were asked.
+    A signal to stop is passed on to the command. If it comes too late to stop it, the code still reports the signal.
     """
     with _compiler_cache(cold=cold) as environment:
         start = time.perf_counter()
         process: subprocess.Popen[bytes] | None = None
         came: list[int] = []
-        early: list[int] = []  # those that came before there was a process to tell
+        early: list[int] = []  # received before the process was started
 
         def pass_on(number: int, _: object) -> None:
             came.append(number)
             early.append(number) if process is None else process.send_signal(number)
 
-        # SIGTERM goes on to the process; Ctrl-C reaches it without us, from the terminal.
+        # SIGTERM is passed on; Ctrl-C reaches the process directly, from the terminal.
         with handled_by(sigterm=pass_on, sigint=lambda number, _: came.append(number)):
             process = subprocess.Popen(command, env=environment)
             for number in early:
@@ -248,7 +250,7 @@ def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
 
 @contextmanager
 def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
-    """The environment of a run: with an empty folder for compiled code, or with everybody's."""
+    """The environment of a run, with an empty compile cache if `cold`."""
     if not cold:
         yield dict(os.environ)
         return
@@ -265,7 +267,7 @@ def _unfinished(run: str, code: int, report: Path) -> int:
 
 
 def _result(seed: int, wall_s: float, runs: Sequence[Path]) -> SeedResult:
-    """The last run's loss, and the cost of all: who taught it belongs to it."""
+    """Loss of the last run, the student; time and tokens summed over the student and its teachers."""
     summaries = [run_folder.read_summary(run) for run in runs]
     tokens, train_s = (sum(summary[name] for summary in summaries) for name in ("tokens", "train_s"))
     busy_s = sum(summary["utilisation"] * summary["train_s"] for summary in summaries)
@@ -281,14 +283,14 @@ def _result(seed: int, wall_s: float, runs: Sequence[Path]) -> SeedResult:
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
-    """The first seed's, whatever the others reach: to choose by the validation loss would be a decision."""
+    """Save the first seed's bundle, not the best one: choosing would use the validation loss."""
     bundle = load_bundle(source)
     save_bundle(target, bundle.model, bundle.tokenizer, {"run": str(source.parent.name)})
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the report: a field of `SeedResult`, what stands above it, how it is shown, and its worst value."""
+    """A column of the report: a field of `SeedResult`, its heading, its format, and which of its values is worst."""
 
     field: str
     heading: str
@@ -307,7 +309,7 @@ _COLUMNS = (
 
 
 def table(results: Sequence[SeedResult]) -> Table:
-    """The report for people: a line for each seed, then their mean and the worst of each column."""
+    """The report: a row for each seed, then the mean and the worst of each column."""
     names = [str(result.seed) for result in results] + (["mean", "worst"] if len(results) > 1 else [])
     columns = []
     for column in _COLUMNS:

@@ -17,7 +17,7 @@ from groundling.align.pipeline.recipe import ChatgptConfig, steps
 from groundling.align.pipeline.step import RANK, PipelineStep, has_rankings
 from groundling.align.pipeline.time_estimate import N_DIALOGUES, Clock, measure, name_of
 from groundling.bundle import contexts, load_bundle
-from groundling.bundle.layout import find_bundle, read_chat, read_config, require_speaker
+from groundling.bundle.layout import find_bundle, read_chat, read_config, require_language_model
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import ConfigError, require
@@ -75,7 +75,7 @@ def _require_trainable(config: ChatgptConfig) -> None:
         GroundlingError: the model cannot chat, or its context is too short.
     """
     folder = find_bundle(config.path)
-    require_speaker(config.path)
+    require_language_model(config.path)
     own, tokenizer = read_config(folder), load_tokenizer(folder)
     chat = read_chat(folder, own) or RoleTokens.after(tokenizer.vocab_size)
     (context,) = contexts([config.path], config.context)

@@ -12,11 +12,12 @@ from groundling.align.preferences import simulate
 from groundling.align.preferences.store import Rankings
 from groundling.align.stage import StageConfig
 from groundling.bundle.layout import CHECKPOINTS
-from groundling.config import from_dict, read_toml
+from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic
 from groundling.system.signals import ASKED_TO_STOP
 from groundling.train import run_folder
+from groundling.train.arguments import own_settings
 from groundling.train.checkpoints.folder import CheckpointFolder
 
 C = TypeVar("C")
@@ -48,12 +49,9 @@ class PipelineStep(Generic[C]):
             return dataclasses.replace(self.config, overwrite=True)
         config = dataclasses.replace(self.config, resume=True)
         try:  # like `groundling VERB --resume`: what the recipe leaves at its default comes from the run
-            return from_dict(type(config), changed_fields(config), from_dict(type(config), self._own_settings()))
+            return from_dict(type(config), changed_fields(config), own_settings(type(config), self.output))
         except ConfigError:
             return config  # its checkpoint tells whether these are the run's settings
-
-    def _own_settings(self) -> dict[str, object]:
-        return read_toml(self.output / "run.toml")
 
     def has_good_checkpoint(self) -> bool:
         """Whether its folder holds an intact checkpoint."""
@@ -72,7 +70,7 @@ class PipelineStep(Generic[C]):
         if not self.trains() or not self.output.is_dir():
             return
         with run_folder.locked(self.output):
-            atomic.remove(self.output / "summary.json")
+            atomic.remove(self.output / run_folder.SUMMARY)
             atomic.remove(self.output / CHECKPOINTS)
 
     def has_failed(self) -> bool:
@@ -86,7 +84,7 @@ class PipelineStep(Generic[C]):
         if not self.trains():
             return False
         summary = run_folder.read_summary(self.output)
-        return summary.get("ended") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
+        return summary.get("reason") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
 
     def command(self) -> str:
         """The command line that does the same, for people."""

@@ -10,11 +10,11 @@ import torch
 
 from groundling.bundle import Bundle
 from groundling.model.loss import loss_sum
-from groundling.model.packed import logits_at
-from groundling.model.packing import pack
+from groundling.model.packing import logits_at, pack
 from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 from groundling.system import runtime
 from groundling.system.runtime import RuntimeConfig
 
@@ -116,10 +116,9 @@ def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
 
     def speak() -> None:
         engine, how = Engine(model, decode, 32, n_ids=bundle.n_ids), SamplingConfig(max_new_tokens=24)
-        for row in range(32):
-            engine.add(idx[row % 16][:8], how, row_generator(0, row))
-        while engine.is_busy:
-            engine.step()
+        requests = [engine.new_request(idx[row % 16][:8], how, row_generator(0, row)) for row in range(32)]
+        for _ in run_all(engine, requests):
+            pass
 
     return Speed(_fastest(learn), _fastest(speak))
 

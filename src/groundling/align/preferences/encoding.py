@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groundling.align.preferences.judgement import Judgement
+from groundling.bundle import ChatBundle
 from groundling.data.examples.conversations import holds_labels, read_labelled, read_preferences
 from groundling.data.examples.messages import Messages
 from groundling.errors import DataError
 from groundling.model.packing import Exchange
 from groundling.system.progress import Progress
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.tokenizer import Tokenizer
 
 NOTHING = -1
 """Index that stands for a reward of 0, with which labelled replies are compared."""
@@ -56,15 +55,13 @@ class LeftOut:
         return silent + unknown
 
 
-def ranked(
-    judgements: Iterable[Judgement], chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
-) -> tuple[list[Ranked], LeftOut]:
+def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
     """Encode judgements; also count those that cannot be used."""
     answers, left_out = [], LeftOut()
     for judgement in judgements:
         texts = [candidate.text for candidate in judgement.candidates]
         try:
-            sequences = _sequences(judgement.messages, texts, chat, tokenizer, block_size)
+            sequences = _sequences(judgement.messages, texts, bundle, max_ids)
         except DataError as error:
             left_out.note(f"the answer {judgement.key}", error)
             continue
@@ -75,7 +72,7 @@ def ranked(
             if sequences[a := number_of[id(comparison.better)]] and sequences[b := number_of[id(comparison.worse)]]
         ]
         if pairs:
-            nothing = (chat.opening_ids("assistant", tokenizer), [chat.end])
+            nothing = (bundle.chat.opening_ids("assistant", bundle.tokenizer), [bundle.chat.end])
             answers.append(Ranked(judgement.messages, [each or nothing for each in sequences], texts, pairs))
         else:
             left_out.silent += 1
@@ -95,7 +92,7 @@ def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange 
     return prompt, reply
 
 
-def ranked_rows(path: Path, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int) -> tuple[list[Ranked], LeftOut]:
+def ranked_rows(path: Path, bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
     """Encode a file of preferences or labelled replies; also count the rows that cannot be used.
 
     Raises:
@@ -116,7 +113,7 @@ def ranked_rows(path: Path, chat: ChatTemplate, tokenizer: Tokenizer, block_size
         for where, prompt, texts, pairs in rows:
             progress.advance(1)
             try:
-                sequences = _sequences(prompt, texts, chat, tokenizer, block_size)
+                sequences = _sequences(prompt, texts, bundle, max_ids)
             except DataError as error:
                 left_out.note(where, error)
                 continue
@@ -127,8 +124,6 @@ def ranked_rows(path: Path, chat: ChatTemplate, tokenizer: Tokenizer, block_size
     return answers, left_out
 
 
-def _sequences(
-    prompt: Messages, texts: Sequence[str], chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
-) -> list[Exchange | None]:
-    ids = chat.prompt(prompt, tokenizer)
-    return [shortened(ids, chat.reply(text, tokenizer), block_size) for text in texts]
+def _sequences(prompt: Messages, texts: Sequence[str], bundle: ChatBundle, max_ids: int) -> list[Exchange | None]:
+    ids = bundle.encode_chat(prompt)
+    return [shortened(ids, bundle.encode_reply(text), max_ids) for text in texts]

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import tyro
 
-from groundling.align.chat_vocab import require_chat
 from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
 from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Judgement, name_of, now_utc
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
 from groundling.align.preferences.store import Rankings
 from groundling.align.replies import Reply, ReplySampler, reproducible_sampler
-from groundling.bundle import load_bundle
+from groundling.bundle import load_chat_bundle
 from groundling.bundle.adapter import base_at
 from groundling.config import parse, to_dict
 from groundling.data.examples.encoding import least_ids
@@ -84,11 +83,10 @@ def simulate(config: SimulateConfig) -> int:
         GroundlingError: one of its kinds, in one line.
     """
     started = time.perf_counter()
-    bundle = require_chat(load_bundle(config.path, context=config.context), config.path)
-    assert bundle.chat is not None
+    bundle = load_chat_bundle(config.path, context=config.context)
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
-    asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle.chat, bundle.tokenizer, room)
+    asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle, room)
     sampler = reproducible_sampler(bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     judge = SimulatedRater(measure_by_name(config.gold), config.noise, config.seed)
     judge.measure("")  # fail early if its package is missing

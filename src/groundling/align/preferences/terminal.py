@@ -15,7 +15,6 @@ import tyro
 
 from groundling import config
 from groundling.align.chat import Chat
-from groundling.align.chat_vocab import require_chat
 from groundling.align.preferences.judgement import (
     SKIP,
     Candidate,
@@ -32,7 +31,7 @@ from groundling.align.preferences.judgement import (
 )
 from groundling.align.preferences.simulated_rater import named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.bundle import contexts, load_bundle
+from groundling.bundle import contexts, load_chat_bundle
 from groundling.data.examples.conversations import read_prompts
 from groundling.data.examples.jsonl import rows
 from groundling.errors import ConfigError, DataError, require
@@ -133,7 +132,7 @@ def _reply_fn(chosen: RankConfig) -> ReplyFn:
 
     def reply(path: Path, messages: Sequence[Message], seed: int) -> str:
         if path not in chats:
-            bundle = require_chat(load_bundle(path, context=context_of[path]), str(path))
+            bundle = load_chat_bundle(path, context=context_of[path])
             chats[path] = Chat(bundle, SamplingConfig(max_new_tokens=200, temperature=1.0), thinking=False)
         return chats[path].one_reply(messages, seed)
 

@@ -14,8 +14,8 @@ from groundling.align.preferences.store import Rankings
 from groundling.align.report.config import ReportConfig
 from groundling.align.report.schema import Course, PreferenceBin, Rater, Record, RewardAccuracy
 from groundling.errors import CheckpointError
-from groundling.storage import atomic
 from groundling.system.metrics import read_records
+from groundling.train import run_folder
 
 
 def read_stage_summary(folder: Path) -> dict[str, Any]:
@@ -24,13 +24,10 @@ def read_stage_summary(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder has none that can be read.
     """
-    file = folder / "summary.json"
-    try:
-        summary = atomic.read_json(file)
-        if isinstance(summary, dict) and {"stage", "wall_s"} <= summary.keys():
-            return summary
-    except (OSError, ValueError):
-        pass
+    summary = run_folder.read_summary(folder)
+    if {"stage", "wall_s"} <= summary.keys() and summary["stage"] not in ("pretrain", "ladder"):
+        return summary
+    file = folder / run_folder.SUMMARY
     raise CheckpointError(f"{folder} is no finished run of a stage (no readable {file}); run the stage first")
 
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from groundling.align.chat_vocab import reads_the_same, require_chat, with_chat
+from groundling.align.chat_vocab import reads_the_same, with_chat
 from groundling.align.data import fit_prompt, prompt_room, read_asked
 from groundling.align.logprobs import Policy, exchanges_of
 from groundling.align.preferences.measures import measure_by_name
@@ -18,11 +18,11 @@ from groundling.align.report.schema import BestOf, Row
 from groundling.align.reward.model import load_reward_model, scores_of
 from groundling.align.rl.rollout import scored_by
 from groundling.align.rl.rounds import nats_a_reply
-from groundling.bundle import Bundle, contexts, load_bundle
+from groundling.bundle import Bundle, ChatBundle, contexts, load_bundle, load_chat_bundle
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import ConfigError
+from groundling.model.packer import Packer
 from groundling.system.progress import Progress
-from groundling.text.chat.reading import messages_in
 
 BASELINE_SEED_OFFSET = 1_000_003
 """Added to the seeds of the baseline replies, so that the fine-tuned model is not compared with the same replies."""
@@ -46,13 +46,12 @@ class PolicyEvaluator:
 
     def __init__(self, config: ReportConfig) -> None:
         self.config, self.measure = config, measure_by_name(config.gold)
-        self.sft = require_chat(load_bundle(config.path, context=config.context), config.path)
+        self.sft = load_chat_bundle(config.path, context=config.context)
         self.reward_model, its_bundle = load_reward_model(config.reward)
         require_same_ids(its_bundle, self.sft, config.reward)
-        chat, block_size = self.sft.chat, self.sft.config.block_size
-        assert chat is not None
-        room = prompt_room(block_size, config.max_new_tokens, least_ids(chat, self.sft.tokenizer))
-        prompts = fit_prompt(read_asked(config.data).val, chat, self.sft.tokenizer, room)
+        least = least_ids(self.sft.chat, self.sft.tokenizer)
+        room = prompt_room(self.sft.config.block_size, config.max_new_tokens, least)
+        prompts = fit_prompt(read_asked(config.data).val, self.sft, room)
         self.prompts = [list(ids) for ids in prompts][: config.prompts]
         self.reference = self._policy(self.sft)
         self.baseline_S = [
@@ -67,9 +66,7 @@ class PolicyEvaluator:
 
     def text(self, ids: Sequence[int]) -> str:
         """A prompt as readable text."""
-        assert self.sft.chat is not None
-        messages = messages_in(ids, self.sft.chat, self.sft.tokenizer)
-        return " / ".join(message.content for message in messages if message.content)
+        return " / ".join(message.content for message in self.sft.decode_chat(ids) if message.content)
 
     def base(self, path: str) -> Evaluated:
         """The model before fine-tuning. Without KL: it has never seen a chat, so that would mean nothing."""
@@ -112,7 +109,7 @@ class PolicyEvaluator:
         replies_S, kls = [], []
         for number, seed in enumerate(self.config.seeds):
             folder = runs[number % len(runs)][0]
-            bundle = require_chat(load_bundle(folder, context=self._context(folder)), str(folder))
+            bundle = load_chat_bundle(folder, context=self._context(folder))
             require_same_ids(bundle, self.sft, str(folder))
             replies = [reply for (reply,) in self._sample(bundle, seed, 1)]
             replies_S.append(replies)
@@ -134,7 +131,7 @@ class PolicyEvaluator:
             metrics = evaluate_replies(replies_S, self.baseline_S, self.measure, rewards_S, kl)
         return Evaluated(Row(name, metrics, seconds, trajectories or []), replies_S[0])
 
-    def _sample(self, bundle: Bundle, seed: int, each: int) -> list[list[Reply]]:
+    def _sample(self, bundle: ChatBundle, seed: int, each: int) -> list[list[Reply]]:
         """`each` replies to every prompt."""
         sampler = reproducible_sampler(bundle, max_new_tokens=self.config.max_new_tokens)
         with Progress("sampling replies", len(self.prompts)) as progress:
@@ -147,15 +144,14 @@ class PolicyEvaluator:
     def _rewards(self, replies: Sequence[Reply]) -> list[float]:
         return scores_of(self.reward_model, exchanges_of(replies), nullcontext)
 
-    def _kl(self, bundle: Bundle, replies: Sequence[Reply]) -> float:
-        block_size = self.sft.config.block_size
-        new = scored_by(self._policy(bundle), replies, block_size, 16)
-        old = scored_by(self.reference, replies, block_size, 16)
+    def _kl(self, bundle: ChatBundle, replies: Sequence[Reply]) -> float:
+        packer = Packer(self.sft.config.block_size, max_rows=16)
+        new = scored_by(self._policy(bundle), replies, packer)
+        old = scored_by(self.reference, replies, packer)
         return nats_a_reply(new, old)
 
     @staticmethod
-    def _policy(bundle: Bundle) -> Policy:
-        assert bundle.chat is not None
+    def _policy(bundle: ChatBundle) -> Policy:
         return Policy(bundle.model, bundle.n_ids, nullcontext)
 
 
