@@ -137,7 +137,7 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         pipeline.main([str(folder / "base"), "--out-dir", str(tmp_path / "out"), *flags])
-    with pytest.raises(ConfigError, match="reward model: it judges"):
+    with pytest.raises(ConfigError, match="reward model: it scores"):
         pipeline.main([str(folder / "all/reward"), "--out-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

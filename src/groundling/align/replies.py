@@ -107,10 +107,6 @@ class ReplySampler:
 
 
 def reproducible_sampler(bundle: ChatBundle, *, max_new_tokens: int, temperature: float = 1.0) -> ReplySampler:
-    """Sample a chat model's replies in bfloat16, on a fixed backend: they depend on the prompts and the seed only."""
-    return ReplySampler(
-        bundle,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
-    )
+    """Sample in bfloat16 on a fixed backend, so that replies depend on the prompts and the seed only."""
+    decode = deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16"))
+    return ReplySampler(bundle, max_new_tokens=max_new_tokens, temperature=temperature, decode=decode)

@@ -14,7 +14,7 @@ import torch
 
 from groundling.bundle import Bundle, load_bundle, save_bundle
 from groundling.bundle.adapter import base_at
-from groundling.bundle.layout import find_bundle
+from groundling.bundle.layout import CHECKPOINTS, find_bundle
 from groundling.config import to_dict
 from groundling.data.batches import Batches
 from groundling.data.corpus import Corpus, prepare
@@ -107,7 +107,7 @@ def pretrain(config: PretrainConfig) -> RunSummary:
         if checkpoint is not None:
             restore(checkpoint, state)
             run.continue_from(facts.run_id, state.progress.wall_s)
-        checkpoints = Checkpoints(run.folder / "checkpoints", config.keep_checkpoints)
+        checkpoints = Checkpoints(run.folder / CHECKPOINTS, config.keep_checkpoints)
 
         def save(state: TrainState) -> None:
             state.progress.wall_s = run.wall_s()

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.config import to_dict, to_toml
 from groundling.storage import atomic
 from groundling.system import distributed, hardware, runtime
@@ -95,7 +96,7 @@ class Run(Generic[C]):
                 log.warning(f"passed over: {why}")
         distributed.barrier()
         if not distributed.is_first():
-            path, _ = CheckpointFolder(self.folder / "checkpoints").newest_good()
+            path, _ = CheckpointFolder(self.folder / CHECKPOINTS).newest_good()
         log.info(f"resuming from {path}")
         return path
 

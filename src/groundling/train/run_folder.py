@@ -13,6 +13,7 @@ from typing import Any
 
 import filelock
 
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic, files
 from groundling.system.signals import StopRequest
@@ -20,7 +21,7 @@ from groundling.train.checkpoints.folder import CheckpointFolder
 
 SUMMARY = "summary.json"
 FILES = ("run.toml", "env.json", "metrics.jsonl", SUMMARY)
-FOLDERS = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
+FOLDERS = (CHECKPOINTS, "bundle", "bundle.previous", "tensorboard")
 SPEEDRUN_REPORT = "speedrun.json"
 MAX_PID = 20
 """Bytes of a process ID."""
@@ -109,7 +110,7 @@ def has_run(run: Path) -> bool:
 def has_nothing_to_lose(run: Path) -> bool:
     """Whether the folder holds no checkpoint, not even a damaged one, and no model."""
     left = ("bundle", "bundle.previous", SUMMARY)
-    return not any((run / "checkpoints").glob("step-*")) and not any((run / name).exists() for name in left)
+    return not any((run / CHECKPOINTS).glob("step-*")) and not any((run / name).exists() for name in left)
 
 
 def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
@@ -158,12 +159,12 @@ def find_resumable(run: Path) -> tuple[Path, list[str]]:
         ConfigError: it holds a speedrun.
     """
     _require_no_speedrun(run)
-    checkpoints = CheckpointFolder(run / "checkpoints")
+    checkpoints = CheckpointFolder(run / CHECKPOINTS)
     if not checkpoints.finished():
         other = "remove what is there (--overwrite), or choose another --out-dir"
         way_out = other if has_run(run) else "start it without --resume"
         raise CheckpointError(f"{run} holds no finished checkpoint to resume from; {way_out}")
-    atomic.sweep_temporaries(run / "checkpoints")
+    atomic.sweep_temporaries(run / CHECKPOINTS)
     atomic.sweep_temporaries(run)
     return checkpoints.newest_good()
 
@@ -174,7 +175,7 @@ def _require_no_speedrun(run: Path) -> None:
 
 
 def _finished(run: Path) -> list[Path]:
-    return CheckpointFolder(run / "checkpoints").finished()
+    return CheckpointFolder(run / CHECKPOINTS).finished()
 
 
 def new_run_id() -> str:

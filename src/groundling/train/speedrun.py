@@ -25,6 +25,7 @@ from rich import box
 from rich.table import Table
 
 from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.config import parse
 from groundling.errors import ConfigError, TrainingError, require
 from groundling.storage import atomic
@@ -212,7 +213,7 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
     Raises:
         ConfigError: it holds a speedrun and `overwrite` is false, or a run of `pretrain`.
     """
-    if any((out_dir / name).exists() for name in (*run_folder.FILES, "checkpoints")):
+    if any((out_dir / name).exists() for name in (*run_folder.FILES, CHECKPOINTS)):
         raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
     runs = [path for path in sorted(out_dir.iterdir()) if path.is_dir() and RUN_NAME.fullmatch(path.name)]
     left = [path for path in (out_dir / REPORT, out_dir / "bundle", *runs) if path.exists()]

@@ -12,11 +12,12 @@ from groundling.align.preferences import simulate
 from groundling.align.preferences.store import Rankings
 from groundling.align.stage import StageConfig
 from groundling.bundle.layout import CHECKPOINTS
-from groundling.config import from_dict, read_toml
+from groundling.config import from_dict
 from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic
 from groundling.system.signals import ASKED_TO_STOP
 from groundling.train import run_folder
+from groundling.train.arguments import own_settings
 from groundling.train.checkpoints.folder import CheckpointFolder
 
 C = TypeVar("C")
@@ -48,12 +49,9 @@ class PipelineStep(Generic[C]):
             return dataclasses.replace(self.config, overwrite=True)
         config = dataclasses.replace(self.config, resume=True)
         try:  # like `groundling VERB --resume`: what the recipe leaves at its default comes from the run
-            return from_dict(type(config), changed_fields(config), from_dict(type(config), self._own_settings()))
+            return from_dict(type(config), changed_fields(config), own_settings(type(config), self.output))
         except ConfigError:
             return config  # its checkpoint tells whether these are the run's settings
-
-    def _own_settings(self) -> dict[str, object]:
-        return read_toml(self.output / "run.toml")
 
     def has_good_checkpoint(self) -> bool:
         """Whether its folder holds an intact checkpoint."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from groundling.bundle import save_bundle
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.data.corpus import Corpus
 from groundling.errors import CheckpointError, GroundlingError
 from groundling.ladder.rungs import Rung
@@ -109,7 +110,7 @@ def train_recorded(run: LongRun, rung: Rung, corpus: Corpus, *, n_steps: int, se
         )
         gpt = _as_gpt(state.model)
         as_gpt = None if gpt is state.model else _as_gpt
-        checkpoints = Checkpoints(run.folder / "checkpoints", as_gpt=as_gpt)
+        checkpoints = Checkpoints(run.folder / CHECKPOINTS, as_gpt=as_gpt)
 
         def save(state: TrainState) -> None:
             state.progress.wall_s = opened.wall_s()

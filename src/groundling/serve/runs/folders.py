@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.serve.runs.curves import is_number, last_values, printable
 from groundling.storage import atomic, files
 from groundling.train.run_folder import holder_of, read_summary
@@ -23,7 +24,7 @@ MAX_JSON = 1 << 20
 TEXTS = {"rung": 100, "adds": 1000, "sample": 4000}
 """Text fields of a rung, and their maximum lengths."""
 NUMBERS = ("parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds")
-CLOSED = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
+CLOSED = (CHECKPOINTS, "bundle", "bundle.previous", "tensorboard")
 """Subfolders of a run that are not scanned."""
 
 
