@@ -25,7 +25,7 @@ class Verb(NamedTuple):
 VERBS = {
     "ladder": Verb("groundling.ladder.train", "climb the lecture, rung by rung, and compare the losses with its own"),
     "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or on your own text"),
-    "speedrun": Verb("groundling.train.speedrun", "train by the fixed recipe in minutes, and report time and loss"),
+    "speedrun": Verb("groundling.train.speedrun.run", "train by the fixed recipe in minutes, and report time and loss"),
     "sample": Verb("groundling.sample.cli", "let a trained model speak"),
     "sft": Verb("groundling.align.sft", "teach a trained model to answer"),
     "chat": Verb("groundling.align.chat", "talk with a model that was taught to answer"),

@@ -16,11 +16,12 @@ In reading order:
     weights.py  weights under plain names
     adapter.py  what fine-tuning changed (LoRA), and its base
     context.py  a model with a shorter context
+    limits.py   layers and memory, checked before a model is built
 """
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,24 +47,19 @@ from groundling.bundle.layout import (
     read_chat,
     read_config,
 )
+from groundling.bundle.limits import require_layers, require_memory
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
-from groundling.errors import CheckpointError, ConfigError, DataError
+from groundling.errors import CheckpointError, DataError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.model.uninitialized import blank_gpt
 from groundling.storage import atomic
 from groundling.storage.manifest import write_manifest
-from groundling.storage.tensors import read_tensors, tensor_names
-from groundling.system.memory import memory_of
+from groundling.storage.tensors import read_tensors
 from groundling.system.runtime import unwrap
 from groundling.text.chat.template import ChatTemplate
 from groundling.text.serialize import load_tokenizer, save_tokenizer
 from groundling.text.tokenizer import Tokenizer
-
-MAX_ADAPTERS = 20
-"""One on the other."""
-MAX_TABLES = 1 << 27
-"""Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
 
 
 @dataclass(frozen=True)
@@ -222,77 +218,17 @@ def load_bundle(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
             "they do not belong together"
         )
-    _require_layers(folder, config)
+    require_layers(folder, config)
     try:
         outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     config = narrowed(config, context, path)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
-    _require_memory(folder, config, outline)
+    require_memory(folder, config, outline)
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
-
-
-def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:
-    """The context to load each of several models with: the one that is given, or the model's own if that is shorter.
-
-    Args:
-        paths: as `load_bundle` takes them.
-        context: in tokens; None: each model's own.
-
-    Raises:
-        CheckpointError: there is no bundle.
-        ConfigError: no model has such a context.
-    """
-    if context is None:
-        return [None] * len(paths)
-    own = [read_config(path).block_size for path in paths]
-    longest = max(range(len(own)), key=own.__getitem__)
-    narrowed(read_config(paths[longest]), context, paths[longest])
-    return [min(context, each) for each in own]
-
-
-def _require_layers(folder: Path, config: GPTConfig) -> None:
-    """Check a config's layers against those in the file of weights: each costs time to build, even without memory.
-
-    Raises:
-        CheckpointError: there are others, or a base of an adapter is its own.
-    """
-    seen = [folder.resolve()]
-    while os.path.lexists(seen[-1] / ADAPTER):
-        base = find_bundle(place_of_base(seen[-1])[0]).resolve()
-        if base in seen:
-            raise CheckpointError(
-                f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
-            )
-        seen.append(base)
-        if len(seen) > MAX_ADAPTERS + 1:
-            raise CheckpointError(f"{folder} is an adapter of an adapter, and so on for more than {MAX_ADAPTERS}")
-    file = seen[-1] / WEIGHTS
-    layers = {name.split(".")[1] for name in tensor_names(file) if name.startswith("h.")}
-    if len(layers) != config.n_layer:
-        raise CheckpointError(
-            f"{file} has the weights of {len(layers)} layers, and {folder / CONFIG} says {config.n_layer}"
-        )
-
-
-def _require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
-    """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
-    tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
-    weights, known = 4 * outline.n_parameters(), memory_of()
-    if tables > MAX_TABLES + 4 * weights:
-        raise ConfigError(
-            f"{folder} has {weights / 1e6:,.1f} MB of weights, and a context of {config.block_size:,} tokens takes "
-            f"tables of {tables / 1e6:,.1f} MB; give a shorter one with --context"
-        )
-    needed = weights + tables
-    if known is not None and needed > known.free:
-        raise ConfigError(
-            f"the weights of {folder} take {needed / 1e9:,.1f} GB, and {known.free / 1e9:,.1f} GB of memory are free; "
-            "end other programs, or take a smaller model"
-        )
 
 
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """A model that is read with a shorter window than it was trained with: less memory, and nothing else changes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from groundling.bundle.layout import read_config
 from groundling.errors import require
 from groundling.model.config import GPTConfig
 
@@ -29,6 +30,25 @@ def narrowed(config: GPTConfig, context: int | None, where: Path | str) -> GPTCo
     most = config.block_size
     require(1 <= context <= most, f"context is {context}; that of {where} is {most:,} tokens: give 1 to {most}")
     return dataclasses.replace(config, block_size=context)
+
+
+def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:
+    """The context to load each of several models with: the one that is given, or the model's own if that is shorter.
+
+    Args:
+        paths: as `load_bundle` takes them.
+        context: in tokens; None: each model's own.
+
+    Raises:
+        CheckpointError: there is no bundle.
+        ConfigError: no model has such a context.
+    """
+    if context is None:
+        return [None] * len(paths)
+    own = [read_config(path).block_size for path in paths]
+    longest = max(range(len(own)), key=own.__getitem__)
+    narrowed(read_config(paths[longest]), context, paths[longest])
+    return [min(context, each) for each in own]
 
 
 def cut_positions(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:

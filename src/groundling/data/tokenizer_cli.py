@@ -14,6 +14,7 @@ from rich.text import Text
 from groundling import config
 from groundling.data.corpus import Corpus, DataConfig, TextConfig, prepare
 from groundling.errors import DataError, MissingExtraError
+from groundling.flags import any_text
 from groundling.storage import atomic, files
 from groundling.text.build import Kind, TokenizerConfig
 from groundling.text.serialize import FILE_NAME, load_tokenizer, save_tokenizer
@@ -94,7 +95,7 @@ class CompareConfig:
     """Ids at most, for those that are trained: bpe, unigram, sp_bpe."""
     kinds: tuple[Kind, ...] = get_args(Kind)
     """Which tokenizers."""
-    text: Annotated[str | None, config.any_text()] = None
+    text: Annotated[str | None, any_text()] = None
     """The line to cut; the first long one of the validation part when absent."""
 
 

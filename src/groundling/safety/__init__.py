@@ -8,5 +8,6 @@ In reading order:
     patterns.py    the rule `pattern`: regular expressions in linear time
     words.py       the rule `words`: words and phrases
     classifier.py  a linear classifier of short texts
+    training.py    its training
     cli.py         `groundling safety`
 """

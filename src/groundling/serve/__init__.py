@@ -11,6 +11,7 @@ In reading order:
     completions/    OpenAI's API: schema, requests, output
     decode/         the thread that decodes, and the stream of its tokens
     xray.py         a text through a model, with all that happened inside
+    checkpoints.py  checkpoints the X-ray has loaded
     ranking/        the API of the ranking page
     runs/           the API of the training page
     pages.py        pages and static files

@@ -24,7 +24,8 @@ from groundling.align.preferences.measures import measure_by_name
 from groundling.align.report import build as report
 from groundling.align.reward import train as reward
 from groundling.align.rl import grpo, ppo
-from groundling.bundle import contexts, load_bundle
+from groundling.bundle import load_bundle
+from groundling.bundle.context import contexts
 from groundling.bundle.layout import find_bundle, read_chat, read_config, require_speaker
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids

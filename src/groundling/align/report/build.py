@@ -29,7 +29,8 @@ from groundling.align.report.evaluate import Verdict, best_of_kl, best_of_n, eva
 from groundling.align.reward.model import load_reward_model, scores_of
 from groundling.align.rl.rollout import scored_by
 from groundling.align.rl.rounds import nats_a_reply
-from groundling.bundle import Bundle, contexts, load_bundle
+from groundling.bundle import Bundle, load_bundle
+from groundling.bundle.context import contexts
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, ConfigError, require

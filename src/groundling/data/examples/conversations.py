@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundling.data.examples.jsonl import Row, kind_of, lines, rows, text_of
+from groundling.data.examples.jsonl import Row, lines, rows, text_of
 from groundling.data.examples.messages import (
     LISTS,
     OUTPUTS,
@@ -72,17 +72,6 @@ class Preference:
     where: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A reply to a prompt, and whether it is a good one."""
-
-    prompt: Messages
-    """Ends with the user's message."""
-    reply: str
-    is_good: bool
-    where: str = field(default="", compare=False)
-
-
 def read_conversations(path: Path) -> list[Conversation]:
     """Read conversations, instructions or prompts with completions: JSON lines, or one JSON array.
 
@@ -102,7 +91,7 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
                     f"{row.where}: {name!r} tells good replies from bad ones; train a reward model on such rows "
                     "(groundling reward --preferences), or keep the good ones and remove the key"
                 )
-        yield _conversation(row)
+        yield conversation_of(row)
 
 
 def read_preferences(path: Path) -> list[Preference]:
@@ -113,16 +102,6 @@ def read_preferences(path: Path) -> list[Preference]:
     """
     with Progress(f"reading {path}"):
         return [_preference(with_keys(row)) for row in rows(path)]
-
-
-def read_labelled(path: Path) -> list[Labelled]:
-    """Read replies with labels.
-
-    Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
-    """
-    with Progress(f"reading {path}"):
-        return [_labelled(with_keys(row)) for row in rows(path)]
 
 
 def read_prompts(path: Path) -> list[Messages]:
@@ -150,7 +129,7 @@ def holds_prompts(path: Path) -> bool:
     """
     if ".txt" in path.suffixes:
         return True
-    first = _first_keys(path)
+    first = first_keys(path)
     return "prompt" in first and not {"chosen", "rejected", "completion", *LISTS} & first
 
 
@@ -160,24 +139,24 @@ def holds_preferences(path: Path) -> bool:
     Raises:
         DataError: there is no first row.
     """
-    return bool({"chosen", "rejected"} & _first_keys(path))
+    return bool({"chosen", "rejected"} & first_keys(path))
 
 
-def holds_labels(path: Path) -> bool:
-    """Whether the first row is a reply with a label.
+def first_keys(path: Path) -> set[str]:
+    """Return the keys of the first row.
 
     Raises:
         DataError: there is no first row.
     """
-    first = _first_keys(path)
-    return bool(set(LABELS) & first) and not {"chosen", "rejected"} & first
-
-
-def _first_keys(path: Path) -> set[str]:
     return set(with_keys(next(rows(path))).values)
 
 
-def _conversation(row: Row) -> Conversation:
+def conversation_of(row: Row) -> Conversation:
+    """Convert a row with its keys normalised.
+
+    Raises:
+        DataError: the row is not a conversation.
+    """
     values, where = row.values, row.where
     if "prompt" in values and "completion" in values and not {*LISTS, "instruction"} & values.keys():
         prompt = _prompt(row, "prompt")
@@ -243,19 +222,6 @@ def _prompt_of_pair(row: Row, named: list[str]) -> Messages:
         if given not in (prompt, prompt + reply, reply):
             raise DataError(f"{row.where}: {named[0]!r} and {other!r} are both there and differ; one is expected")
     return prompt
-
-
-def _labelled(row: Row) -> Labelled:
-    name = next((name for name in LABELS if name in row.values), LABELS[0])
-    require_keys(row, name)
-    label = row.values[name]
-    if label not in IS_LABEL:
-        raise DataError(f"{row.where}: {name} is {kind_of(label)}, true or false is expected")
-    conversation = _conversation(row)
-    *prompt, reply = conversation.messages
-    if reply.role != "assistant":
-        raise DataError(f"{row.where}: it ends with the {reply.role}'s message; the assistant's is expected")
-    return Labelled(tuple(prompt), reply.content, label in (True, "true", "True"), row.where)
 
 
 def _reply(value: Any, prompt: Messages, where: str, name: str) -> str:
