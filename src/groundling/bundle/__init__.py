@@ -1,20 +1,19 @@
-"""A bundle: one folder with all that sampling needs, and nothing that can run code when it is read.
+"""A bundle: one folder with everything needed for sampling, and nothing that runs code when loaded.
 
-    config.json  model.safetensors  tokenizer.json  manifest.json  and of a model that chats  chat.json
+    config.json  model.safetensors  tokenizer.json  manifest.json  and, for a chat model, chat.json
 
-An adapter is a bundle that has `adapter.safetensors` in place of the weights, and a manifest that says to which other
-bundle's weights it is to be added.
+An adapter is a bundle with `adapter.safetensors` instead of the weights, and a manifest that names the base bundle.
 
-A checkpoint holds all but the manifest in its folder `bundle`, and its own manifest vouches for them. A run:
+A checkpoint holds everything but the manifest in its folder `bundle`; its own manifest covers these files. A run:
 
     RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
-    RUN/bundle/     the best of the run, once training has ended
+    RUN/bundle/     the best checkpoint, after training
 
 In reading order:
 
-    layout.py   names of files, which checkpoint of a run is meant, checks
+    layout.py   file names, selection of a checkpoint, checks
     weights.py  weights under plain names
-    adapter.py  what fine-tuning changed (LoRA), and its base
+    adapter.py  LoRA weights, and their base
     context.py  a model with a shorter context
     limits.py   layers and memory, checked before a model is built
 """
@@ -64,22 +63,22 @@ from groundling.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Bundle:
-    """All that sampling needs: the model, what it was built from, and the tokenizer it was trained with."""
+    """A model for sampling, its config, and the tokenizer it was trained with."""
 
     config: GPTConfig
     model: GPT
     tokenizer: Tokenizer
     chat: ChatTemplate | None = None
-    """How a conversation is laid out, if the model was taught to hold one."""
+    """Chat template of a chat model."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids at which generation ends: of a reply, and of a text."""
+        """Ids that end generation: of a reply, or of a text."""
         return self.tokenizer.end_ids if self.chat is None else self.chat.end_ids(self.tokenizer)
 
     @property
     def n_ids(self) -> int:
-        """Ids below this can come out; those above are padding, or the beginnings of messages."""
+        """Bound below which ids can be sampled; those above are padding or role tokens."""
         return self.tokenizer.vocab_size if self.chat is None else self.chat.n_reply_ids(self.tokenizer)
 
 
@@ -91,19 +90,19 @@ def save_bundle(
     chat: ChatTemplate | None = None,
     head: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a bundle. At every moment the folder holds the old one or the new one, whole.
+    """Write a bundle; `folder` holds the old or the new bundle, complete, at every moment.
 
     Args:
-        folder: where; a bundle that is already there is replaced.
+        folder: output folder; an existing bundle is replaced.
         model: a GPT: plain, compiled, or wrapped for data parallelism.
-        tokenizer: the one the model was trained with.
-        extra: what else the manifest says, for example {"step": 250, "val_loss": 1.5}.
-        chat: how a conversation is laid out, if the model knows that.
-        head: weights of another head than that of words, if it has one.
+        tokenizer: the tokenizer it was trained with.
+        extra: additional manifest entries, for example {"step": 250, "val_loss": 1.5}.
+        chat: chat template of a chat model.
+        head: weights of an additional head, such as a reward head.
 
     Raises:
-        CheckpointError: something else than a bundle is there.
-        StorageError: it could not be written; the old one is as it was.
+        CheckpointError: the folder holds something else than a bundle.
+        StorageError: it cannot be written; an existing bundle is unchanged.
     """
     gpt = unwrap(model)
     if not isinstance(gpt, GPT):
@@ -120,20 +119,20 @@ def save_bundle(
 def save_adapter(
     folder: Path, adapter: Adapter, base: Base, bundle: Bundle, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write what fine-tuning changed; `load_bundle` adds it to what it began from: the bits that were trained.
+    """Write LoRA weights; `load_bundle` adds them to their base with the bits of training.
 
-    The base is found by its place as seen from the adapter: the two may be moved together.
+    The path of the base is relative to the adapter, so both may be moved together.
 
     Args:
-        folder: where; a bundle that is already there is replaced.
-        adapter: what was learned.
-        base: what it began from.
-        bundle: the fine-tuned model's config, tokenizer and chat are kept.
-        extra: what else the manifest says.
+        folder: output folder; an existing bundle is replaced.
+        adapter: the trained weights.
+        base: the bundle they were trained on.
+        bundle: provides the fine-tuned model's config, tokenizer and chat template.
+        extra: additional manifest entries.
 
     Raises:
-        CheckpointError: something else than a bundle is there.
-        StorageError: it could not be written; the old one is as it was.
+        CheckpointError: the folder holds something else than a bundle.
+        StorageError: it cannot be written; an existing bundle is unchanged.
     """
     where, here = base.folder.resolve(), folder.resolve()
     try:
@@ -150,7 +149,7 @@ def save_adapter(
 
 @contextmanager
 def _new_bundle(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which then takes a bundle's place."""
+    """Yield a new folder that then replaces a bundle."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not looks_like_bundle(folder)):
         raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
     previous = previous_place(folder)
@@ -159,7 +158,7 @@ def _new_bundle(folder: Path) -> Iterator[Path]:
         if folder.exists():
             if previous.exists():
                 atomic.remove_tree(previous)
-            # A folder cannot be replaced in one step; until the new one stands, the old one is found by this name.
+            # A folder cannot be replaced in one step; meanwhile the old one is found under this name.
             atomic.replace(folder, previous)
     if previous.exists():
         atomic.remove_tree(previous)
@@ -168,17 +167,17 @@ def _new_bundle(folder: Path) -> Iterator[Path]:
 def write_bundle_files(
     folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer, name: str = WEIGHTS
 ) -> None:
-    """Write a bundle's three files into a folder that the caller makes atomic and vouches for in a manifest.
+    """Write a bundle's three files into a folder; the caller makes it atomic and writes the manifest.
 
     Args:
         folder: an existing folder.
-        weights: as `plain_state_dict` gives them.
-        config: what the model was built from.
-        tokenizer: the one the model was trained with.
-        name: of the file with the weights.
+        weights: from `plain_state_dict`.
+        config: config of the model.
+        tokenizer: the tokenizer it was trained with.
+        name: file name of the weights.
 
     Raises:
-        StorageError: a file could not be written.
+        StorageError: a file cannot be written.
     """
     atomic.write_json(folder / CONFIG, dataclasses.asdict(config))
     atomic.write_bytes(folder / name, safetensors.torch.save(dict(weights)))
@@ -192,18 +191,18 @@ def load_bundle(
     checkpoint: str | int = "best",
     context: int | None = None,
 ) -> Bundle:
-    """Load a model that is ready to speak, in evaluation mode. Draws nothing from the global generator.
+    """Load a model for sampling, in evaluation mode. Leaves the global random generator alone.
 
     Args:
         path: a bundle, a checkpoint, or the folder of a training run.
-        device: where the model goes.
-        dtype: of its weights.
-        checkpoint: of a run: "best", "last", or a step.
-        context: the longest window that it is read with, in tokens; None: the model's own.
+        device: device of the model.
+        dtype: dtype of its weights.
+        checkpoint: checkpoint of a run: "best", "last", or a step.
+        context: context in tokens; None: the model's own.
 
     Raises:
-        CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
-        ConfigError: the model has no such context, or is larger than the memory that is free.
+        CheckpointError: there is no bundle, it is damaged, or its files do not fit together.
+        ConfigError: the model does not support the context, or does not fit into free memory.
     """
     folder = find_bundle(path, checkpoint)
     listed = check_files(folder)
@@ -220,7 +219,7 @@ def load_bundle(
         )
     require_layers(folder, config)
     try:
-        outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
+        outline = blank_gpt(config, "meta")  # allocates nothing, whatever sizes a damaged config has
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     config = narrowed(config, context, path)
@@ -232,7 +231,7 @@ def load_bundle(
 
 
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
-    """An adapter's base with the adapter added: the weights of `model`."""
+    """Return an adapter's base with the adapter added: the weights of `model`."""
     where, sha256, scale = place_of_base(folder)
     if (base := base_at(where)).sha256 != sha256:
         raise CheckpointError(

@@ -12,16 +12,16 @@ from groundling.storage.tensors import tensor_names
 from groundling.system.memory import memory_of
 
 MAX_ADAPTERS = 20
-"""One on the other."""
+"""Maximum depth of adapters on adapters."""
 MAX_TABLES = 1 << 27
-"""Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
+"""Bytes of rotary tables allowed in addition to the size of the weights; no file contains them."""
 
 
 def require_layers(folder: Path, config: GPTConfig) -> None:
-    """Check a config's layers against those in the file of weights: each costs time to build, even without memory.
+    """Compare a config's number of layers with the weights file, because building layers takes time.
 
     Raises:
-        CheckpointError: there are others, or a base of an adapter is its own.
+        CheckpointError: the numbers differ, or an adapter is its own base.
     """
     seen = [folder.resolve()]
     while os.path.lexists(seen[-1] / ADAPTER):
@@ -42,7 +42,11 @@ def require_layers(folder: Path, config: GPTConfig) -> None:
 
 
 def require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
-    """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
+    """Refuse a model that does not fit into free memory.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
     tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
     weights, known = 4 * outline.n_parameters(), memory_of()
     if tables > MAX_TABLES + 4 * weights:

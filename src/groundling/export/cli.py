@@ -1,4 +1,4 @@
-"""`groundling export hf|gguf|bundle`: a trained model for other programs, or in one piece."""
+"""`groundling export hf|gguf|bundle`."""
 
 import json
 import os
@@ -25,13 +25,13 @@ class Config:
     path: tyro.conf.Positional[Path]
     """A bundle, a checkpoint, or the folder of a training run."""
     out: tyro.conf.Positional[Path]
-    """What to write: a folder for hf and bundle, a file for gguf."""
+    """Output: a folder for hf and bundle, a file for gguf."""
     checkpoint: str = "best"
-    """Of a run: best, last, or a step."""
+    """Checkpoint of a run: best, last, or a step."""
     context: int | None = None
-    """Tokens of context that the export has; None: as many as the model."""
+    """Context of the export in tokens; None: the model's."""
     overwrite: bool = False
-    """Replace an earlier export at `out`; anything else there is left alone."""
+    """Replace an earlier export at `out`; anything else is never replaced."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +52,7 @@ def _hf(argv: list[str]) -> int:
     bundle = _load_speaker(chosen, is_export)
     family = export_hf(bundle, chosen.out)
     print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
-    where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python writes it, too
+    where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python spells it
     print(f"load it: transformers.AutoModelForCausalLM.from_pretrained({where})")
     if bundle.chat is not None:
         print(f"chat with it: transformers.AutoTokenizer.from_pretrained({where}).apply_chat_template(...)")
@@ -94,10 +94,10 @@ def _bundle(argv: list[str]) -> int:
 
 
 def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
-    """The same, of a model that generates text.
+    """Load a bundle of a model that generates text.
 
     Raises:
-        ConfigError: it is a reward model, whose head no other program reads.
+        ConfigError: it is a reward model, whose head no other program supports.
     """
     bundle = _load(chosen, may_replace)
     require_speaker(find_bundle(chosen.path, chosen.checkpoint))
@@ -105,10 +105,10 @@ def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle
 
 
 def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
-    """The bundle that was asked for, after a look at the place where its export is to stand.
+    """Load the bundle after checking the output path.
 
     Raises:
-        StorageError: something is there that is not to be replaced.
+        StorageError: the output path exists and must not be replaced.
         CheckpointError: there is no bundle, or it is damaged.
     """
     if chosen.out.exists() or chosen.out.is_symlink():

@@ -1,8 +1,7 @@
-"""A linear classifier of short texts, trained on one's own labelled lines: the optional part of the safety stage.
+"""A linear classifier of short texts, trained on labelled lines: the optional part of the safety stage.
 
-What is seen of a text is which short runs of characters it has, whatever its case and accents, hashed into a table of
-fixed size. scikit-learn learns what each is worth; to judge by it needs no more than NumPy, and what is saved is
-numbers and plain data.
+Features are character n-grams, normalised for case and accents and hashed into a table of fixed size. scikit-learn fits
+the weights; inference needs only NumPy, and the saved files are numbers and plain data.
 """
 
 import os
@@ -29,9 +28,9 @@ from groundling.storage.manifest import check_manifest, read_json_object, write_
 VERSION = 1
 N_BUCKETS = 1 << 16
 SHORTEST, LONGEST = 2, 5
-"""Characters of the runs that are looked at."""
+"""Lengths of the n-grams."""
 LONGEST_SENTENCE = 400
-"""Characters after which a sentence is judged, whether it has ended or not."""
+"""Maximum characters of a sentence; a longer one is classified in parts."""
 WEIGHTS, FACTS = "weights.safetensors", "classifier.json"
 
 Floats = npt.NDArray[np.float64]
@@ -39,9 +38,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Classifier:
-    """What each run of characters is worth.
+    """Weights of the hashed n-grams.
 
-    `worth` and `rarity` have N_BUCKETS numbers; a text is unsafe from `threshold` on.
+    `worth` and `rarity` have N_BUCKETS numbers; a text is unsafe if its probability is at least `threshold`.
     """
 
     worth: Floats
@@ -50,24 +49,24 @@ class Classifier:
     threshold: float
 
     def probability(self, text: str) -> float:
-        """How likely a text is one to be stopped."""
+        """Return the probability that a text is unsafe."""
         buckets, values = features(text, self.rarity)
         return float(1 / (1 + np.exp(-(values @ self.worth[buckets] + self.bias))))
 
     def is_unsafe(self, text: str) -> bool:
-        """Whether a text is to be stopped; an empty one never is."""
+        """Whether a text is unsafe; an empty one never is."""
         return bool(text.strip()) and self.probability(text) >= self.threshold
 
     def rule(self) -> Rule:
-        """The classifier as a rule: sentence by sentence, each before it is shown."""
+        """Return the classifier as a rule, which checks each sentence before it is shown."""
         reason = f"a classifier finds it unsafe (from {self.threshold:.2f} on)"
         return Rule("classifier", reason, "block", ("prompt", "reply"), "", lambda: Sentences(self))
 
     def save(self, folder: Path) -> None:
-        """Write it.
+        """Write the classifier to a new folder.
 
         Raises:
-            StorageError: something is there already, or it cannot be written.
+            StorageError: the folder exists, or cannot be written.
         """
         if os.path.lexists(folder):
             raise StorageError(f"{folder} exists already; it was left alone, choose another name")
@@ -104,7 +103,7 @@ class Classifier:
 
 
 def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Which buckets a text falls into, and how much: a vector of length 1."""
+    """Return buckets and values of a text's features: a sparse unit vector."""
     plain = f" {folded(text)} "
     counts = Counter(
         zlib.crc32(plain[at : at + n].encode()) % N_BUCKETS
@@ -120,23 +119,24 @@ def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.in
 
 
 class Judged(NamedTuple):
-    """Where a sentence stands that is unsafe."""
+    """Position of an unsafe sentence."""
 
     start: int
     end: int
 
 
 class Sentences:
-    """Looks at whole sentences: a `Finder`.
+    """Classifies whole sentences: a `Finder`.
 
-    One ends with a full stop, a question mark, an exclamation mark or a line, or after LONGEST_SENTENCE characters.
+    A sentence ends with a full stop, a question mark, an exclamation mark or a newline, or after LONGEST_SENTENCE
+    characters.
     """
 
     _END = re.compile(r"[.!?\n]")
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
-        self._raw, self._n_seen = "", 0  # what is not judged yet, as it came: other rules hide some of it
+        self._raw, self._n_seen = "", 0  # unclassified text, unredacted: other rules hide parts of it
         self._begin = 0
         self._found: Judged | None = None
         self._ended = False
@@ -155,13 +155,13 @@ class Sentences:
         return max(start, self._begin) if self._found is None else len(text)
 
     def end(self, text: str) -> None:
-        """The text has ended, and with it its last sentence."""
+        """Mark the end of the text, and classify its last sentence."""
         self._take(text)
         self._ended = True
         self._judge()
 
     def forget(self, n: int) -> None:
-        """The first characters of the text are not handed over any more."""
+        """Shift positions after the first `n` characters of the text were dropped."""
         self._begin -= n
         self._n_seen -= n
         if self._found is not None:
@@ -174,7 +174,7 @@ class Sentences:
             self._judge()
 
     def _judge(self) -> None:
-        """Until a sentence is unsafe."""
+        """Classify sentences until one is unsafe."""
         at = 0
         while self._found is None and at < len(self._raw):
             match = self._END.search(self._raw, at, at + LONGEST_SENTENCE)
@@ -190,7 +190,7 @@ class Sentences:
 
 
 def load_safety(rules: str, classifier: Path | None) -> Safety | None:
-    """The safety stage: "default", "off", or a TOML file of rules; and a classifier. None: nothing of all that.
+    """Build the safety stage from rules ("default", "off", or a TOML file) and a classifier; None if both are off.
 
     Raises:
         ConfigError: the rules cannot be read.

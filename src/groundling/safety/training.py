@@ -19,11 +19,11 @@ from groundling.system.optional import optional_import
 
 LABELS = {True: True, False: False, "unsafe": True, "ok": False}
 HELD_OUT = 5
-"""One text in so many is not learned from, but measured on."""
+"""One text in this many is held out."""
 
 
 class Labelled(NamedTuple):
-    """A text, and whether it is one to be stopped."""
+    """A text and its label."""
 
     text: str
     unsafe: bool
@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often what was said was right."""
+    """A confusion matrix."""
 
     hits: int
     false_alarms: int
@@ -40,36 +40,36 @@ class Confusion:
 
     @classmethod
     def of(cls, said: Iterable[bool], true: Iterable[bool]) -> "Confusion":
-        """Count."""
+        """Count predictions against labels."""
         pairs = Counter(zip(said, true, strict=True))
         return cls(pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False])
 
     @property
     def precision(self) -> float:
-        """Of what was stopped, how much was to be."""
+        """Fraction of blocked texts that are unsafe."""
         return self.hits / max(1, self.hits + self.false_alarms)
 
     @property
     def recall(self) -> float:
-        """Of what was to be stopped, how much was."""
+        """Fraction of unsafe texts that are blocked."""
         return self.hits / max(1, self.hits + self.misses)
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of the two."""
+        """Harmonic mean of precision and recall."""
         return 2 * self.hits / max(1, 2 * self.hits + self.false_alarms + self.misses)
 
     def to_json(self) -> dict[str, float]:
-        """All of it."""
+        """Return counts and scores."""
         counts = {"hits": self.hits, "false_alarms": self.false_alarms, "misses": self.misses, "passes": self.passes}
         return {**counts, "precision": self.precision, "recall": self.recall, "f1": self.f1}
 
 
 def read_labelled(path: Path) -> list[Labelled]:
-    """The lines of a file: {"text": ..., "label": true | false | "unsafe" | "ok"}.
+    """Read lines of {"text": ..., "label": true | false | "unsafe" | "ok"}.
 
     Raises:
-        DataError: it cannot be read, or a line is none.
+        DataError: the file cannot be read, or a line is invalid.
     """
     found = []
     for row in rows(path):
@@ -85,7 +85,7 @@ def read_labelled(path: Path) -> list[Labelled]:
 
 
 def split(labelled: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
-    """What is learned from, and what is held out: by the text alone, so that no text is on both sides."""
+    """Split into training and held-out texts by a hash of the text, so duplicates stay together."""
     sides: tuple[list[Labelled], list[Labelled]] = ([], [])
     for one in labelled:
         plain = folded(one.text).strip()
@@ -94,10 +94,10 @@ def split(labelled: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]
 
 
 def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
-    """Learn from labelled texts; the threshold is the best one for F1 on texts that each fold has not seen.
+    """Train a classifier; the threshold maximises F1 in cross-validation.
 
     Raises:
-        DataError: there are too few of one kind.
+        DataError: there are too few texts of one label.
         MissingExtraError: scikit-learn is not installed.
     """
     truth = np.array([one.unsafe for one in labelled])
@@ -125,7 +125,7 @@ def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
 
 
 def _rarity(texts: Sequence[str]) -> Floats:
-    """The smoothed inverse document frequency of each bucket."""
+    """Return the smoothed inverse document frequency of each bucket."""
     n_texts = np.zeros(N_BUCKETS)
     for text in texts:
         n_texts[features(text)[0]] += 1

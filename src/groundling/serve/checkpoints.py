@@ -19,21 +19,21 @@ from groundling.storage.manifest import MANIFEST
 
 T = TypeVar("T")
 KEPT = 4
-"""Checkpoints that stay in memory."""
+"""Checkpoints kept in memory."""
 
 
 class CheckpointCache:
-    """Checkpoints that were asked for of late; the others, and those that have changed since, are loaded again."""
+    """Recently used checkpoints; others, and those changed on disk, are loaded again."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Path, tuple[_Stamp, Bundle]] = OrderedDict()
         self._loading: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, served: Served, checkpoint: str | None) -> Bundle:
-        """The served model itself, or another checkpoint of its run. However many ask for one, it is loaded once.
+        """Return the served model, or another checkpoint of its run; concurrent requests load it once.
 
         Raises:
-            ApiError: 404: it is no run, or has no such checkpoint.
+            ApiError: 404: it is not a run, or has no such checkpoint.
         """
         if checkpoint is None:
             return served.bundle
@@ -61,7 +61,7 @@ _Stamp = tuple[int, int, int]
 
 
 def _on_disk(run: Path, checkpoint: str) -> tuple[Path, _Stamp]:
-    """Where a checkpoint lies, and by what it is known that it is still the same: it ends with its manifest.
+    """Return a checkpoint's folder, and a stamp of its manifest, which is written last.
 
     Raises:
         CheckpointError: there is none.
@@ -76,12 +76,12 @@ def _on_disk(run: Path, checkpoint: str) -> tuple[Path, _Stamp]:
 
 
 async def run_to_end(work: Awaitable[T]) -> T:
-    """Wait for what cannot be broken off, also when nobody wants it any more: its place is free when it has ended."""
+    """Await work that cannot be cancelled, even if the caller is: its slot is free only when it has ended."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # nobody is there to be told
+            task.exception()  # retrieve the exception, which has no caller left
         raise

@@ -1,10 +1,10 @@
-"""`/v1/groundling/xray`: a text through a model of ours, and all that went on inside, as one JSON object.
+"""`/v1/groundling/xray`: run a text through a model, and return its internals as one JSON object.
 
-Numbers that are many go as base64: attention as one byte for each weight (255 is 1), row after row of the lower
-triangle; logits of the last position as 32-bit floats, little-endian, of all ids, so that a page can show what
-temperature, top-k and top-p do to them without asking again.
+Large arrays are base64: attention as one byte per weight (255 is 1), the lower triangle row by row; logits of the last
+position as 32-bit floats, little-endian, for all ids, so that a page can show the effect of temperature, top-k and
+top-p without another request.
 
-Few are looked through at once, and few more may wait: each takes megabytes, and the model thread's time.
+Concurrency and queue are small: each request takes megabytes and time of the model thread.
 """
 
 import asyncio
@@ -38,14 +38,14 @@ from groundling.storage.manifest import read_manifest
 
 T = TypeVar("T")
 AT_ONCE = 2
-"""Texts that are looked through at once."""
+"""Concurrent requests."""
 MAY_WAIT = 6
-"""Besides."""
+"""Queued requests."""
 MAX_TOKENS = 256
 MAX_BYTES = 1_500_000
-"""Of attention, before base64."""
+"""Maximum bytes of attention, before base64."""
 N_NEXT = 60
-"""Next tokens whose text is told."""
+"""Number of next tokens returned with their text."""
 
 
 class XrayRequest(Body):
@@ -67,7 +67,7 @@ class XrayRequest(Body):
 
 
 def router(server: ServerState) -> APIRouter:
-    """The routes of the X-ray."""
+    """Return the routes of the X-ray."""
     routes = APIRouter(prefix="/v1/groundling", tags=["groundling"])
     room, shelf, glass = _ConcurrencyLimit(), CheckpointCache(), _HeadScoreCache()
 
@@ -98,7 +98,7 @@ def router(server: ServerState) -> APIRouter:
 
 
 class _ConcurrencyLimit:
-    """Some places, and a bounded queue for them."""
+    """A semaphore with a bounded queue."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -106,7 +106,7 @@ class _ConcurrencyLimit:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place, as long as the block lasts.
+        """Hold a slot for the duration of the block.
 
         Raises:
             ApiError: 429: the queue is full.
@@ -123,13 +123,13 @@ class _ConcurrencyLimit:
 
 
 class _HeadScoreCache:
-    """Looks through models; in the model thread. What kind of head each is, does not depend on the text."""
+    """Inspects models in the model thread; caches the head scores, which do not depend on the text."""
 
     def __init__(self) -> None:
         self._scores: WeakKeyDictionary[GPT, HeadScores | None] = WeakKeyDictionary()
 
     def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[Look, HeadScores | None]:
-        """What goes on, and the scores of the heads."""
+        """Return the internals for a text, and the scores of the heads."""
         model = bundle.model
         if model not in self._scores:
             self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
@@ -141,7 +141,7 @@ def _checkpoints(served: Served) -> list[dict[str, Any]]:
         return []
     found = []
     for step, folder in model_checkpoints(Path(served.run) / "checkpoints").items():
-        with suppress(CheckpointError):  # a run that goes on removes old ones
+        with suppress(CheckpointError):  # a run in progress removes old ones
             found.append({"checkpoint": str(step), "step": step, "val_loss": val_loss_of(read_manifest(folder))})
     return found
 
@@ -158,7 +158,7 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
     assert body.messages is not None
     messages = conversation(body.messages)
     try:
-        if messages[-1].role == "assistant":  # what was said already is looked through, up to its last word
+        if messages[-1].role == "assistant":  # include a final reply, without its end token
             return bundle.chat.render(messages, tokenizer).ids[:-1]
         return bundle.chat.prompt(messages, tokenizer)
     except DataError as error:
@@ -216,7 +216,7 @@ def _answer(
 
 
 def _is_structure(bundle: Bundle, id: int) -> bool:
-    """Whether an id is no text: the beginning or the end of a message, another special token, or padding."""
+    """Whether an id is not text: a role token, another special token, or padding."""
     is_special = id >= bundle.tokenizer.vocab_size or id in bundle.tokenizer.special.values()
     return is_special or (bundle.chat is not None and id in bundle.chat.special_ids())
 
@@ -229,7 +229,7 @@ def _piece(bundle: Bundle, id: int) -> str:
 
 
 def _packed(head_TS: Tensor) -> str:
-    """The lower triangle of a head's attention, a byte for each weight."""
+    """Encode the lower triangle of a head's attention, one byte per weight."""
     rows, columns = torch.tril_indices(*head_TS.shape)
     quantised = (head_TS[rows, columns] * 255).round().to(torch.uint8)
     return base64.b64encode(quantised.numpy().tobytes()).decode()

@@ -12,7 +12,7 @@ from groundling.system.progress import Progress
 
 @dataclass(frozen=True)
 class Labelled:
-    """A reply to a prompt, and whether it is a good one."""
+    """A reply to a prompt, and whether it is good."""
 
     prompt: Messages
     """Ends with the user's message."""
@@ -25,7 +25,7 @@ def read_labelled(path: Path) -> list[Labelled]:
     """Read replies with labels.
 
     Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
+        DataError: the file cannot be read, or a row is invalid; the message names file and line.
     """
     with Progress(f"reading {path}"):
         return [_labelled(with_keys(row)) for row in rows(path)]

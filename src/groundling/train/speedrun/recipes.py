@@ -11,7 +11,7 @@ from groundling.train.settings import PretrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One process: a recipe, with a seed and perhaps with teachers, and where its run goes."""
+    """One training process: a recipe, its seed and teachers, and its run folder."""
 
     preset: str
     recipe: PretrainConfig
@@ -20,7 +20,7 @@ class Job:
     teachers: tuple[Path, ...] = ()
 
     def command(self) -> list[str]:
-        """What a user would type for it: the recipe, and one evaluation at the end, which can decide nothing."""
+        """Return the command line: the recipe with a single evaluation, at the end, which no decision depends on."""
         words = ["pretrain", self.preset, f"--seed={self.seed}", f"--out-dir={self.run}", "--overwrite"]
         words += [f"--eval-every={self.recipe.steps}", f"--save-every={self.recipe.steps}"]
         words += ["--patience=None", "--sample-every=None", "--no-estimate-train-loss"]
@@ -30,14 +30,18 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipes:
-    """A recipe, and those of its teachers, by the presets that they stand in."""
+    """A recipe and those of its teachers, by preset."""
 
     preset: str
     by_preset: dict[str, PretrainConfig]
 
     @classmethod
     def of(cls, preset: str) -> "Recipes":
-        """Read all of them; raises ConfigError for what cannot work, before anything is run."""
+        """Read and check all recipes.
+
+        Raises:
+            ConfigError: a recipe is invalid.
+        """
         preset = _file_name(preset)
         by_preset = {preset: _read(preset)}
         for name in dict.fromkeys(map(_file_name, by_preset[preset].teacher.recipes)):
@@ -58,16 +62,16 @@ class Recipes:
 
     @property
     def teachers(self) -> list[str]:
-        """The preset of each teacher."""
+        """Return the preset of each teacher."""
         return [_file_name(name) for name in self.by_preset[self.preset].teacher.recipes]
 
     @property
     def usual_seeds(self) -> tuple[int, ...]:
-        """Three; where teachers make a run an hour of work, one."""
+        """Return the default seeds: three; with teachers, which take an hour, one."""
         return (1337,) if self.teachers else (1337, 1338, 1339)
 
     def jobs(self, seed: int, out_dir: Path) -> list[Job]:
-        """What is run for a seed, the teachers first; they have seeds of their own, and no two seeds share any."""
+        """Return the processes of a seed, the teachers first; every process has a different seed."""
         jobs = [
             Job(
                 preset=preset,
@@ -83,7 +87,7 @@ class Recipes:
 
 
 def _file_name(preset: str) -> str:
-    """A preset as `pretrain` takes it."""
+    """Return the file name of a preset, as `pretrain` takes it."""
     return preset if preset.endswith(".toml") else f"{preset}.toml"
 
 

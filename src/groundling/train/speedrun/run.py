@@ -1,8 +1,8 @@
-"""`groundling speedrun`: a fixed recipe, each seed in a fresh process, and what it reached in how many seconds.
+"""`groundling speedrun`: train a fixed recipe, each seed in a fresh process, and report time and loss.
 
-The wall time is that of the whole process: imports, data, compilation, training, the one evaluation at the end, and
-saving. No validation data takes part in any decision: the recipe fixes the number of steps, and the loss is measured
-once, when they are made. Models that the recipe wants as teachers are trained first, and their cost counts.
+The wall time covers the whole process: imports, data, compilation, training, the evaluation at the end, and saving. No
+decision depends on validation data: the recipe fixes the number of steps, and the loss is measured once, at the end.
+Teachers named by the recipe are trained first, and their cost counts.
 """
 
 import dataclasses
@@ -33,25 +33,25 @@ log = logging.getLogger(__name__)
 
 REPORT = run_folder.SPEEDRUN_REPORT
 RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
-"""Of the folder of one of a speedrun's runs."""
+"""Name of a run folder of a speedrun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedrunConfig:
-    """Train by a fixed recipe, each seed in a fresh process; report the time of everything and the loss at the end."""
+    """Train by a fixed recipe, each seed in a fresh process; report total time and final loss."""
 
     preset: str = "speedrun"
-    """The recipe: "speedrun", "best", or any other preset of `pretrain`, by its name or path. Teachers that it names
-    (teacher.recipes) are trained first, for each seed anew; their time and tokens are in the report, too."""
+    """The recipe: "speedrun", "best", or the name or path of any other preset of `pretrain`. Its teachers
+        (teacher.recipes) are trained first, for each seed; the report includes their time and tokens.
+    """
     seeds: tuple[int, ...] | None = None
-    """One run each; the report's last lines are their mean and the worst. None: 1337, 1338 and 1339; for a recipe with
-    teachers, 1337 alone."""
+    """One run each; the report ends with mean and worst. None: 1337, 1338 and 1339; with teachers, 1337 alone."""
     out_dir: Path | None = None
-    """Where speedrun.json, the first seed's bundle, and the run folders go; None: runs/ and the preset's name."""
+    """Folder for speedrun.json, the first seed's bundle, and the run folders; None: runs/ and the preset's name."""
     overwrite: bool = False
-    """Remove what an earlier speedrun left in out_dir, a finished one or not."""
+    """Remove an earlier speedrun in out_dir, finished or not."""
     cold: bool = True
-    """Compile as on a machine that has never done it; --no-cold: take what earlier runs compiled."""
+    """Compile from scratch, as on a new machine; --no-cold: use the compiler's cache."""
 
     def __post_init__(self) -> None:
         if self.seeds is None:
@@ -63,7 +63,7 @@ class SpeedrunConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb `speedrun`: returns 0, or 128 + a signal's number when one asked it to stop."""
+    """Run `groundling speedrun`; return 0, or 128 + the number of the signal that stopped it."""
     words = list(argv)
     if words and not words[0].startswith("-"):
         words[0] = f"--preset={words[0]}"  # `groundling speedrun my.toml`
@@ -71,11 +71,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def speedrun(config: SpeedrunConfig) -> int:
-    """Run every seed, one after the other, and print and write the report; a seed that is done is never lost.
+    """Run all seeds in turn, print the report, and write it after each seed.
 
     Raises:
-        ConfigError: there is no such preset, or out_dir already holds a speedrun.
-        TrainingError: a run failed; its own message stands above.
+        ConfigError: there is no such preset, or out_dir holds a speedrun.
+        TrainingError: a run failed; its error message is above.
     """
     recipes = Recipes.of(config.preset)
     seeds = config.seeds or recipes.usual_seeds
@@ -102,10 +102,10 @@ def speedrun(config: SpeedrunConfig) -> int:
 
 
 def _make_room(out_dir: Path, *, overwrite: bool) -> None:
-    """Before a new speedrun: there is nothing of another one, or it may be removed.
+    """Check that `out_dir` is free for a new speedrun, or remove an earlier one.
 
     Raises:
-        ConfigError: there is, and nobody said that it may go; or a run of `pretrain` lives here.
+        ConfigError: there is an earlier one and `overwrite` is off, or a run of `pretrain`.
     """
     if any((out_dir / name).exists() for name in (*run_folder.FILES, "checkpoints")):
         raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
@@ -113,27 +113,27 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
     left = [path for path in (out_dir / REPORT, out_dir / "bundle", *runs) if path.exists()]
     if left and not overwrite:
         raise ConfigError(f"{left[0]} is there already; remove it (--overwrite), or choose another --out-dir")
-    for path in left:  # the report first: what it promises is there, or it is gone
+    for path in left:  # the report first, because it refers to the rest
         atomic.remove(path)
 
 
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
-    """The seconds that a command took from its start to its end, and its exit code.
+    """Run a command; return its duration in seconds and its exit code.
 
-    A signal that asks us to stop goes on to the command, which then ends in its own way; if it came too late to stop
-    that, the code still says that we were asked.
+    Signals are forwarded to the command, which handles them itself. If one came too late to stop it, the exit code
+    still reports the signal.
     """
     with _compiler_cache(cold=cold) as environment:
         start = time.perf_counter()
         process: subprocess.Popen[bytes] | None = None
         came: list[int] = []
-        early: list[int] = []  # those that came before there was a process to tell
+        early: list[int] = []  # signals received before the process started
 
         def pass_on(number: int, _: object) -> None:
             came.append(number)
             early.append(number) if process is None else process.send_signal(number)
 
-        # SIGTERM goes on to the process; Ctrl-C reaches it without us, from the terminal.
+        # SIGTERM is forwarded; the terminal sends Ctrl-C to the process itself.
         with handled_by(sigterm=pass_on, sigint=lambda number, _: came.append(number)):
             process = subprocess.Popen(command, env=environment)
             for number in early:
@@ -145,7 +145,7 @@ def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
 
 @contextmanager
 def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
-    """The environment of a run: with an empty folder for compiled code, or with everybody's."""
+    """Return the environment of a run, with an empty compiler cache if `cold`."""
     if not cold:
         yield dict(os.environ)
         return
@@ -162,6 +162,6 @@ def _unfinished(run: str, code: int, report: Path) -> int:
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
-    """The first seed's, whatever the others reach: to choose by the validation loss would be a decision."""
+    """Keep the first seed's bundle, because choosing by validation loss would be a decision."""
     bundle = load_bundle(source)
     save_bundle(target, bundle.model, bundle.tokenizer, {"run": str(source.parent.name)})
