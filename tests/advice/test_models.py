@@ -9,7 +9,6 @@ from advicekit import follows
 
 from groundling.bundle import load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import Adapter, base_at
-from groundling.sample.sampler import SamplingConfig
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.role_tokens import RoleTokens
 
@@ -46,7 +45,7 @@ def test_a_folder_of_transformers(advised, a_run, tmp_path):
 @follows(
     "{} exists and is not a bundle; it was left alone, choose another name",
     "{} is an adapter of {}, which is not there; put it there again",
-    "{} is a reward model: it judges replies, and says none; give the model that it judges",
+    "{} is a reward model: it scores replies and generates none; give the model whose replies it scores",
 )
 def test_bundles(advised, a_run, tmp_path):
     bundle = load_bundle(a_run)
@@ -69,17 +68,11 @@ def test_bundles(advised, a_run, tmp_path):
     advised.works("sample", a_run, "--prompt", "the", *SAY)
 
 
-@follows(
-    "this model was never taught to answer; `groundling sft` does that",
-    "{} was never taught to answer; `groundling sft {}` does that first",
-)
+@follows("{} is a base model, not a chat model; `groundling sft {}` makes one of it")
 def test_a_model_that_does_not_answer(advised, a_run, tmp_path, monkeypatch):
     import io
 
-    from groundling.align.chat import Chat
-
     said = advised.refused("dpo", a_run, "--preferences", tmp_path / "p.jsonl", "--out-dir", tmp_path / "dpo")
-    advised.raises(lambda: Chat(load_bundle(a_run), SamplingConfig()))
     rows = [{"messages": [{"role": "user", "content": "the king"}, {"role": "assistant", "content": "did speak"}]}] * 8
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     words = shlex.split(said[said.index("`groundling ") + 1 :].partition("`")[0])[1:]

@@ -166,7 +166,7 @@ def test_a_run_that_was_stopped(advised, preset, tmp_path, monkeypatch, capfd):
     assert (tmp_path / "a run" / "summary.json").is_file()
 
 
-@follows("done{}: {}{}; let it speak: groundling sample {}")
+@follows("done{}: {}{}; sample from it: groundling sample {}")
 def test_a_run_that_is_done(advised, preset):
     said = advised.works("pretrain", preset("a run", steps=1))
     advised.works(*command_in(said.strip().splitlines()[-1]), "--prompt", "the", "--max-new-tokens", "2")

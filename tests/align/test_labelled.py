@@ -15,6 +15,7 @@ from groundling.align.reward.model import load_reward_model, pack_replies, rewar
 from groundling.align.reward.train import RewardObjective, pair_batches
 from groundling.bundle import load_bundle
 from groundling.errors import ConfigError, DataError
+from groundling.model.packer import Packer
 from groundling.system.runtime import nullcontext
 from groundling.text.chat.messages import Message
 
@@ -65,13 +66,13 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     bundle = with_chat(load_bundle(base))
     rows = [{"prompt": "ab", "completion": text, "label": good} for text, good in (("eee", True), ("aa", False))]
     path = write(tmp_path / "rows.jsonl", rows)
-    answers, left_out = ranked_rows(path, bundle.chat, bundle.tokenizer, 48)
+    answers, left_out = ranked_rows(path, bundle, 48)
     assert left_out.line() == ""
     assert [answer.pairs for answer in answers] == [[(0, NOTHING, 1.0)], [(NOTHING, 0, 1.0)]]
     model = reward.RewardModel(bundle.model)
     torch.nn.init.normal_(model.head_weight)
-    (batch,) = pair_batches(answers, 48, 8)
-    loss = RewardObjective(model, nullcontext)(*batch.arguments(1.0))
+    (batch,) = pair_batches(answers, Packer(48, 8))
+    loss = RewardObjective(model, nullcontext)(batch)
     exchanges = [answer.sequences[0] for answer in answers]
     packed, owners_BT = pack_replies(exchanges, 48)
     scores_N = rewards_of(model(packed.idx_BT, packed.layout), owners_BT, 2)
@@ -89,7 +90,7 @@ def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
         {"prompt": "xyz", "chosen": "e", "rejected": "a"},
         {"prompt": "ab", "chosen": "e", "rejected": "a"},
     ]
-    answers, left_out = ranked_rows(write(tmp_path / "rows.jsonl", rows), bundle.chat, bundle.tokenizer, 48)
+    answers, left_out = ranked_rows(write(tmp_path / "rows.jsonl", rows), bundle, 48)
     assert [type(answer) for answer in answers] == [Ranked]
     assert left_out.silent == 3
     assert "1 cannot be encoded (first" in left_out.line()

@@ -17,7 +17,7 @@ from groundling.bundle import load_bundle, save_bundle
 from groundling.data.examples.encoding import Encoded
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.model.packing import MIN_WIDTH, alike, groups_of_exchanges, row_width, sizes_of_exchanges
+from groundling.model.packer import MIN_WIDTH, Packer, exchange_sizes
 from groundling.text.char import CharTokenizer
 
 CONTEXT = 8192
@@ -33,21 +33,22 @@ def example(n: int, seed: int) -> Encoded:
 
 
 def test_a_row_is_as_wide_as_the_longest_example():
-    assert row_width([40, 400, 12], CONTEXT) == 448
-    assert row_width([40], CONTEXT) == MIN_WIDTH == 256
-    assert row_width([40], 64) == 64, "a small context stays as it is, and so do its figures"
-    assert row_width([8190], CONTEXT) == CONTEXT
-    assert row_width([], CONTEXT) == 256
+    packer = Packer(CONTEXT, 16)
+    assert packer.row_width([40, 400, 12]) == 448
+    assert packer.row_width([40]) == MIN_WIDTH == 256
+    assert Packer(64, 16).row_width([40]) == 64, "a small context stays as it is, and so do its figures"
+    assert packer.row_width([8190]) == CONTEXT
+    assert packer.row_width([]) == 256
 
 
 def test_one_long_example_widens_only_the_rows_of_its_neighbours():
-    found = [(len(numbers), width) for numbers, width in alike([100] * 70 + [5000] + [300] * 100, CONTEXT)]
+    found = [(len(numbers), width) for numbers, width in Packer(CONTEXT, 16).widths([100] * 70 + [5000] + [300] * 100)]
     assert found == [(64, 256), (64, 5056), (43, 320)]
 
 
 def test_a_step_of_conversations_is_not_as_wide_as_the_context():
     examples = [example(100 + 10 * i, i) for i in range(31)]
-    batches = sft_batches(examples, CONTEXT, 16)
+    batches = sft_batches(examples, Packer(CONTEXT, 16))
     assert max(batch.idx_BT.size(1) for batch in batches) <= 448
     assert max(batch.idx_BT.size(0) for batch in batches) <= 16
 
@@ -59,29 +60,30 @@ def test_the_width_of_rows_changes_no_loss():
     objective = SftObjective(GPT(CONFIG).double().eval(), nullcontext)
     losses = []
     for longest in (CONTEXT, 353, 400):
-        batches = sft_batches(examples, longest, 4)
-        losses.append(sum(float(objective(*batch.arguments(1.0))) for batch in batches))
-    by_hand = sum(float(objective(*sft_batches([one], CONTEXT, 1)[0].arguments(1.0))) for one in examples)
+        batches = sft_batches(examples, Packer(longest, 4))
+        losses.append(sum(float(objective(batch)) for batch in batches))
+    by_hand = sum(float(objective(sft_batches([one], Packer(CONTEXT, 1))[0])) for one in examples)
     assert losses == pytest.approx([by_hand] * 3, rel=1e-12)
 
 
 def test_replies_to_one_prompt_still_share_it():
     prompt = ids_of(300, 0)
     exchanges = [(prompt, ids_of(40, seed)) for seed in range(8)]
-    assert sizes_of_exchanges(exchanges) == [299 + 8 * 41] * 8, "less than two of them take"
-    ((group, width),) = groups_of_exchanges(exchanges, CONTEXT, 16)
+    assert exchange_sizes(exchanges) == [299 + 8 * 41] * 8, "less than two of them take"
+    ((group, width),) = Packer(CONTEXT, 16).group_exchanges(exchanges)
     assert (group, width) == (list(range(8)), 640)
     short = [([1, 2], ids_of(200, seed)) for seed in range(36)]
-    assert max(width for _, width in groups_of_exchanges(short, CONTEXT, 16)) == 448, "no wider than two replies"
+    assert max(width for _, width in Packer(CONTEXT, 16).group_exchanges(short)) == 448, "no wider than two replies"
 
 
 def test_pairs_answers_and_replies_are_not_as_wide_as_the_context():
+    packer = Packer(CONTEXT, 4)
     pairs = [Pair((ids_of(200, i), ids_of(90, i)), (ids_of(200, i), ids_of(60, i + 1))) for i in range(12)]
-    assert max(batch.scored.idx_BT.size(1) for batch in dpo_batches(pairs, CONTEXT, 4)) <= 384
+    assert max(batch.scored.idx_BT.size(1) for batch in dpo_batches(pairs, packer)) <= 384
     answers = [Ranked((), [pair.chosen, pair.rejected], ["", ""], [(0, 1, 1.0)]) for pair in pairs]
-    assert max(batch.idx_BT.size(1) for batch in pair_batches(answers, CONTEXT, 4)) <= 384
+    assert max(batch.idx_BT.size(1) for batch in pair_batches(answers, packer)) <= 384
     replies = [Reply(*pair.chosen, True, "") for pair in pairs]
-    groups = list(scored_groups(replies, CONTEXT, 4))
+    groups = list(scored_groups(replies, packer))
     assert sorted(number for group, _ in groups for number in group) == list(range(12))
     assert max(scored.idx_BT.size(1) for _, scored in groups) <= 320
     torch.manual_seed(0)
@@ -90,7 +92,7 @@ def test_pairs_answers_and_replies_are_not_as_wide_as_the_context():
         n: float(s) for group, scored in groups for n, s in zip(group, scored.sums(policy.score(scored)), strict=True)
     }
     for number, reply in enumerate(replies):
-        ((_, alone),) = scored_groups([reply], CONTEXT, 1)
+        ((_, alone),) = scored_groups([reply], Packer(CONTEXT, 1))
         assert sums[number] == pytest.approx(float(alone.sums(policy.score(alone))[0]), rel=1e-12)
 
 

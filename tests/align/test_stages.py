@@ -20,7 +20,7 @@ from groundling.align.preferences.store import Rankings
 from groundling.align.replies import ReplySampler
 from groundling.align.reward import train as reward
 from groundling.align.rl import grpo, ppo, trainer
-from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle import load_bundle, load_chat_bundle, save_bundle
 from groundling.bundle.weights import plain_state_dict
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.export.cli import main as export_main
@@ -65,7 +65,7 @@ def replies_of(bundle_folder: Path) -> list[str]:
     bundle = with_chat(load_bundle(bundle_folder))
     assert bundle.chat is not None
     prompt = [bundle.chat.user, *bundle.tokenizer.encode("abc"), bundle.chat.end, bundle.chat.assistant]
-    sampler = ReplySampler(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=40)
+    sampler = ReplySampler(bundle, max_new_tokens=40)
     return [reply.text for (reply,) in sampler.reply([prompt] * 200, seed=5)]
 
 
@@ -90,7 +90,7 @@ def test_one_conversation_learned_by_heart_comes_back_with_its_end(tmp_path):
     base = write_base(tmp_path / "base")
     flags = ["--data.path", str(tmp_path / "one.jsonl"), "--epochs", "60", "--n-replies", "0", "--batch-size", "8"]
     assert sft.main([str(base), "--out-dir", str(tmp_path / "sft"), *flags, *FAST]) == 0
-    chat = Chat(load_bundle(tmp_path / "sft"), SamplingConfig(temperature=0.0, max_new_tokens=40))
+    chat = Chat(load_chat_bundle(tmp_path / "sft"), SamplingConfig(temperature=0.0, max_new_tokens=40))
     assert "".join(chat.reply("abc")) == "dead bee"
     assert [message.role for message in chat.messages] == ["user", "assistant"]
 
@@ -170,7 +170,7 @@ def test_a_prompt_is_learned_from_or_measured_by_whatever_was_replied_to_it(fold
     long_prompt = "abc" * 15
     answers = [answer(n, f"{'abcde'[n % 5]}a", "e", "a", "b" * 60) for n in range(20)]
     answers += [answer(20 + n, long_prompt, "e" * (n + 1), "a") for n in range(20)]
-    found, left_out = reward.ranked(answers, bundle.chat, bundle.tokenizer, 48)
+    found, left_out = reward.ranked(answers, bundle, 48)
     assert (len(found), left_out.line()) == (40, "")
     train, measured = reward.split_by_prompt(found, 0.3)
     sides = [{each.messages for each in side} for side in (train, measured)]
@@ -217,7 +217,7 @@ def test_a_run_that_left_its_reference_too_far_stops_and_says_how_far(folder, tm
     argv = [str(folder / "sft"), "--reward", "stagekit:reward", "--out-dir", str(tmp_path / "run"), *flags, *FAST]
     assert ppo.main([*argv, "--kl-coef", "0", "--stop-kl", "0.5", "--optim.lr", "3e-3"]) == 0
     about, rows = summary(tmp_path / "run"), records(tmp_path / "run")
-    assert about["ended"] == "the KL went beyond 0.5"
+    assert about["reason"] == "the KL went beyond 0.5"
     assert about["kl"] == rows[-1]["kl"] > 0.5, "of the policy that is kept"
     assert all(row["kl"] <= 0.5 for row in rows[:-1])
     assert len(rows) < 30
@@ -292,7 +292,7 @@ def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, s
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert max(row["first_ratio_off"] for row in rows) < 1e-6
     assert rows[-1]["kl"] > 0
-    assert summary(tmp_path / name)["ended"] == "finished"
+    assert summary(tmp_path / name)["reason"] == "finished"
     assert share_of_e(tmp_path / name) > share_of_e(folder / "sft") + 0.05
     if method is ppo:
         assert {"explained_variance", "kl_coef", "entropy", "clip_fraction", "length"} <= rows[-1].keys()
@@ -312,7 +312,7 @@ def test_a_stage_that_was_asked_to_stop_keeps_what_it_has_and_says_so(folder, tm
         argv = [str(folder / "base"), *flags]
     assert method.main(argv) == 128 + number
     about = summary(tmp_path / "run")
-    assert about["ended"] == ASKED_TO_STOP
+    assert about["reason"] == ASKED_TO_STOP
     assert "val_loss" not in about, "that of the beginning is another model's"
     assert load_bundle(tmp_path / "run").chat is not None
 
@@ -378,15 +378,15 @@ TALK = ("--reward", "stagekit:reward", "--data.path", "CHATS", "--max-new-tokens
 @pytest.mark.parametrize(
     ("method", "flags", "complaint"),
     [
-        (dpo, ["BASE", "--rankings", "RANKINGS"], "never taught to answer"),
+        (dpo, ["BASE", "--rankings", "RANKINGS"], "is a base model, not a chat model"),
         (dpo, ["SFT"], "either --rankings or --preferences"),
         (dpo, ["SFT", "--rankings", "nowhere.sqlite"], "nowhere.sqlite"),
         (grpo, ["SFT", "--reward", "SFT"], "no reward model"),
         (grpo, ["SFT", "--reward", "stagekit:nothing"], "no reward function"),
         (grpo, ["SFT", "--reward", "stagekit:reward", "--group", "7"], "not a multiple"),
-        (grpo, ["REWARD", "--reward", "REWARD"], "reward model: it judges"),
-        (dpo, ["REWARD", "--rankings", "RANKINGS"], "reward model: it judges"),
-        (sft, ["REWARD"], "reward model: it judges"),
+        (grpo, ["REWARD", "--reward", "REWARD"], "reward model: it scores"),
+        (dpo, ["REWARD", "--rankings", "RANKINGS"], "reward model: it scores"),
+        (sft, ["REWARD"], "reward model: it scores"),
         (sft, ["BASE", "--epochs", "inf"], "epochs is inf"),
         (grpo, ["SFT", *TALK, "41"], "it can be 40 at most"),
         (ppo, ["SFT", *TALK, "12", "--value-from", "OTHER"], "reads other ids"),

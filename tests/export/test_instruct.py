@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 
 from groundling.align.replies import ReplySampler
 from groundling.align.reward.functions import from_function
-from groundling.bundle import load_bundle
+from groundling.bundle import load_bundle, load_chat_bundle
 from groundling.cli import main
 from groundling.data.examples.encoding import least_ids
 from groundling.export.chat_template import rendering
@@ -478,10 +478,10 @@ def test_a_gpt2_with_more_tokens_keeps_them(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smol", "qwen"])
 def test_replies_that_are_drawn_end_and_are_judged_by_their_words(folders, kind):
-    bundle, seen = load_bundle(folders / f"{kind}-bundle"), []
-    speaker = ReplySampler(bundle.model, bundle.chat, bundle.tokenizer, max_new_tokens=30)
+    bundle, seen = load_chat_bundle(folders / f"{kind}-bundle"), []
+    sampler = ReplySampler(bundle, max_new_tokens=30)
     asked = bundle.chat.prompt(messages_of(None, ["before", "so", "a\nb"]), bundle.tokenizer)
-    ((reply,),) = speaker.reply([asked], seed=1)
+    ((reply,),) = sampler.reply([asked], seed=1)
     assert (reply.ended, reply.said[-1], reply.text) == (True, bundle.chat.end, "Yes")
     from_function(lambda prompt, words: seen.append((prompt, words)) or 1.0, bundle)([reply])
     assert seen == [("a\nb", "Yes")]

@@ -21,7 +21,7 @@ from groundling.export.hf_speech import read_speech
 from groundling.export.nanogpt import read_checkpoint
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.model.layers import PLACES_AT_ONCE, Rotary
+from groundling.model.layers import TABLE_ROWS, Rotary
 from groundling.model.uninitialized import count_parameters
 from groundling.storage import atomic
 from groundling.storage.manifest import MANIFEST, _write_sealed, read_manifest, write_manifest
@@ -184,7 +184,7 @@ def test_tables_that_no_file_holds_are_refused_and_a_shorter_context_is_not(tmp_
 
 
 def test_tables_made_in_pieces_have_the_same_bits():
-    n = 2 * PLACES_AT_ONCE + 5
+    n = 2 * TABLE_ROWS + 5
     rates = 500.0 ** (-torch.arange(0, 6, 2, dtype=torch.float64) / 6)
     angles = torch.outer(torch.arange(n, dtype=torch.float64), rates)
     found = Rotary(n, 6, 500.0)
@@ -213,7 +213,7 @@ def test_a_preset_asks_for_what_no_machine_has(tiny, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="GB of memory are free; take a smaller model"):
         tiny.pretrain(tmp_path / "run")
     monkeypatch.undo()
-    assert tiny.pretrain(tmp_path / "run", steps=1, save_every=None, eval_every=None).steps == 1
+    assert tiny.pretrain(tmp_path / "run", steps=1, save_every=None, eval_every=None).figures["steps"] == 1
 
 
 def test_a_rank_that_no_matrix_has_is_refused():

@@ -15,8 +15,9 @@ from groundling.data.batches import Batches
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
+from groundling.train.distill.objective import DistillationObjective, FadeTeacher
 from groundling.train.distill.table import TeacherConfig, learn
-from groundling.train.loop import Watcher, train
+from groundling.train.loop import Callback, train
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
@@ -26,7 +27,7 @@ GOLDEN = Path(__file__).with_name("trajectory.json")
 N_STEPS = 20
 
 
-class Losses(Watcher):
+class Losses(Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
@@ -52,13 +53,16 @@ def trajectory(optimizer: str, choices: dict, teacher_weight: float) -> list[flo
         tokens, block_size=16, batch_size=8, micro_batch_size=4, order="epochs", seed=1337, teacher=teacher
     )
     optimizers = Optimizers(model, OptimConfig(kind=optimizer, lr=1e-2))
+    schedule = ScheduleConfig(warmup_steps=3)
+    objective = DistillationObjective(model, teacher_weight) if teacher_weight else Objective(model)
     losses = Losses()
+    fade = [FadeTeacher(objective, schedule, N_STEPS)] if teacher_weight else []
     train(
-        TrainState(model, Objective(model, teacher_weight=teacher_weight), optimizers, batches),
+        TrainState(model, objective, optimizers, batches),
         n_steps=N_STEPS,
-        schedule=ScheduleConfig(warmup_steps=3),
+        schedule=schedule,
         max_norm=1.0,
-        watcher=losses,
+        callbacks=[*fade, losses],
     )
     return losses.seen
 

@@ -18,7 +18,14 @@ from groundling.align.reward.model import RewardModel, pack_replies, rewards_of,
 from groundling.align.reward.train import bradley_terry
 from groundling.align.rl.grpo import group_advantages
 from groundling.align.rl.objective import ClippedObjective
-from groundling.align.rl.ppo import KlControl, ValueObjective, explained_variance, generalized_advantages, priced
+from groundling.align.rl.ppo import (
+    KlControl,
+    ValueBatch,
+    ValueObjective,
+    explained_variance,
+    generalized_advantages,
+    priced,
+)
 from groundling.align.rl.rollout import policy_batches, rewards_of_different, scored_by, whitened
 from groundling.align.rl.rounds import Round
 from groundling.align.sft import SftObjective, sft_batches
@@ -26,7 +33,8 @@ from groundling.data.examples.encoding import Encoded
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE
-from groundling.model.packing import groups_of_exchanges, groups_of_rows, pack, packed_size, plan
+from groundling.model.packer import Packer, groups_of_rows, packed_size
+from groundling.model.packing import pack, plan
 from groundling.system.runtime import unwrap
 from groundling.text.chat.messages import Message
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
@@ -83,8 +91,8 @@ def test_fine_tuning_learns_what_the_assistant_said_and_nothing_else(gpt: GPT) -
     """Packed, the loss is the sum of the sequences' own, each over what was said."""
     examples = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in sequences(9)]
     objective = SftObjective(gpt, plainly)
-    batches = sft_batches(examples, T, 2)
-    together = sum(objective(*batch.arguments(1.0)).item() for batch in batches)
+    batches = sft_batches(examples, Packer(T, 2))
+    together = sum(objective(batch).item() for batch in batches)
     alone = 0.0
     for example in examples:
         logprobs_TV = gpt(torch.tensor([example.ids]))[0].log_softmax(-1)
@@ -105,7 +113,7 @@ def test_how_a_batch_is_cut_into_rows_changes_no_update() -> None:
         torch.manual_seed(0)
         gpt = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=T, vocab_size=V)).double()
         stats = train_step(
-            SftObjective(gpt, plainly), sft_batches(examples, T, n_rows), Optimizers(gpt, OptimConfig(lr=1e-2))
+            SftObjective(gpt, plainly), sft_batches(examples, Packer(T, n_rows)), Optimizers(gpt, OptimConfig(lr=1e-2))
         )
         after.append((stats.loss, torch.cat([p.flatten() for p in gpt.parameters()])))
     for loss, weights in after[1:]:
@@ -115,7 +123,7 @@ def test_how_a_batch_is_cut_into_rows_changes_no_update() -> None:
 
 def test_a_batch_in_which_nothing_was_said_changes_nothing(gpt: GPT) -> None:
     before = [p.clone() for p in gpt.parameters()]
-    batches = sft_batches([Encoded([1, 2, 3], [False] * 3)], T, 2)
+    batches = sft_batches([Encoded([1, 2, 3], [False] * 3)], Packer(T, 2))
     stats = train_step(SftObjective(gpt, plainly), batches, Optimizers(gpt, OptimConfig(weight_decay=0.0)))
     assert (stats.loss, stats.grad_norm) == (0, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, gpt.parameters(), strict=True))
@@ -144,7 +152,7 @@ def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
         torch.testing.assert_close(found, alone.said_only(policy.score(alone))[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(scored.spread_said(values), policy.score(scored).float())
     for n_rows in (1, 2):
-        groups = [group for group, _ in groups_of_exchanges(pairs, T, n_rows)]
+        groups = [group for group, _ in Packer(T, n_rows).group_exchanges(pairs)]
         assert [i for group in groups for i in group] == list(range(len(pairs)))
         assert all(score_rows([pairs[i] for i in group], T).idx_BT.size(0) <= n_rows for group in groups)
 
@@ -153,11 +161,11 @@ def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
 def test_the_first_ratio_is_one(gpt: GPT, n_rows: int) -> None:
     policy = Policy(gpt, V, plainly)
     replies = [Reply(prompt, said, True, "") for prompt, said in sequences(10, seed=2)]
-    old = scored_by(policy, replies, T, n_rows=3)
+    old = scored_by(policy, replies, Packer(T, 3))
     round_ = Round(replies, [0.0] * 10, old, old, [torch.ones(len(r.said)) for r in replies])
     objective = ClippedObjective(policy, 0.2)
-    for batch in policy_batches(round_, range(10), T, n_rows):
-        loss = objective(*batch.arguments(1.0))
+    for batch in policy_batches(round_, range(10), Packer(T, n_rows)):
+        loss = objective(batch)
         assert loss.item() == pytest.approx(-batch.n_targets, abs=1e-5)  # the advantages are 1
     assert objective.pop_metrics()["first_ratio_off"] < 1e-6
     assert round_.kl() == 0
@@ -167,13 +175,13 @@ def test_beyond_the_clip_there_is_nothing_to_gain(gpt: GPT) -> None:
     """The gradient is zero where the ratio left the clip in the advantage's direction, and not where it went astray."""
     policy = Policy(gpt, V, plainly)
     reply = Reply([1, 2], [3, 4, 5], True, "")
-    now = scored_by(policy, [reply], T, 4)
+    now = scored_by(policy, [reply], Packer(T, 4))
     for shift, advantage, moves in ((-1.0, 1.0, False), (-1.0, -1.0, True), (1.0, -1.0, False), (1.0, 1.0, True)):
         old = [now[0] + shift]  # the ratio is exp(-shift)
         round_ = Round([reply], [0.0], old, old, [torch.full((3,), advantage)])
-        (batch,) = policy_batches(round_, [0], T, 4)
+        (batch,) = policy_batches(round_, [0], Packer(T, 4))
         gpt.zero_grad()
-        ClippedObjective(policy, 0.2)(*batch.arguments(1.0)).backward()
+        ClippedObjective(policy, 0.2)(batch).backward()
         length = sum(float(p.grad.abs().sum()) for p in gpt.parameters() if p.grad is not None)
         assert (length > 0) == moves
 
@@ -182,13 +190,13 @@ def test_where_policy_and_reference_are_one_the_loss_is_ln_2(gpt: GPT) -> None:
     policy = Policy(gpt, V, plainly)
     sides = sequences(16, seed=4)
     pairs = [Pair((a[0], a[1]), (a[0], b[1])) for a, b in zip(sides[0::2], sides[1::2], strict=True)]
-    known = with_reference(policy, pairs, T, 3)
+    known = with_reference(policy, pairs, Packer(T, 3))
     for smoothing in (0.0, 0.2):
         objective = DpoObjective(policy, "sigmoid", 0.1, smoothing)
-        losses = [objective(*batch.arguments(1.0)) for batch in dpo_batches(known, T, 2)]
+        losses = [objective(batch) for batch in dpo_batches(known, Packer(T, 2))]
         assert sum(losses).item() == pytest.approx(len(pairs) * math.log(2), rel=1e-5)
     ipo = DpoObjective(policy, "ipo", 0.1, 0.0)
-    losses = [ipo(*batch.arguments(1.0)) for batch in dpo_batches(known, T, 2)]
+    losses = [ipo(batch) for batch in dpo_batches(known, Packer(T, 2))]
     assert sum(losses).item() == pytest.approx(len(pairs) * 25, rel=1e-3)
 
 
@@ -265,14 +273,14 @@ def test_a_guess_is_pulled_no_further_than_the_clip(gpt: GPT) -> None:
 
     def loss(old: float, came: float) -> float:
         rows = [scored.spread_said([torch.full((2,), value)]) for value in (old, came)]
-        return ValueObjective(model, 0.2, plainly)(scored, *rows).item() / 2
+        return ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).item() / 2
 
     assert loss(0.0, 1.0) == pytest.approx(0.5 * 1.0)  # unmoved: both squares are 1
     assert loss(1.0, 0.5) == pytest.approx(0.5 * 0.25)  # moved from 1 to 0: near is 0.8, squares 0.25 and 0.09
     assert loss(1.0, 0.0) == pytest.approx(0.5 * 0.64)  # all is right, but the clip allows 0.8 only
     model.head_bias.grad = None
     rows = [scored.spread_said([torch.full((2,), value)]) for value in (1.0, 0.0)]
-    ValueObjective(model, 0.2, plainly)(scored, *rows).backward()
+    ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).backward()
     assert float(model.head_bias.grad.abs()) == 0
 
 
@@ -287,11 +295,11 @@ def test_explained_variance_is_one_for_all_and_zero_for_nothing() -> None:
 def test_the_kl_of_grpo_is_the_positive_estimate(gpt: GPT) -> None:
     """exp(gap) - gap - 1 of each id, gap = log p_ref - log p: zero and flat where both are one, and never negative."""
     policy, reply = Policy(gpt, V, plainly), Reply([1, 2], [3, 4, 5], True, "")
-    now = scored_by(policy, [reply], T, 4)
+    now = scored_by(policy, [reply], Packer(T, 4))
     gaps = torch.tensor([0.3, -0.7, 0.0])
     round_ = Round([reply], [0.0], now, [now[0] + gaps], [torch.zeros(3)])
-    (batch,) = policy_batches(round_, [0], T, 4)
-    loss = ClippedObjective(policy, 0.2, kl_coef=0.5)(*batch.arguments(1.0))
+    (batch,) = policy_batches(round_, [0], Packer(T, 4))
+    loss = ClippedObjective(policy, 0.2, kl_coef=0.5)(batch)
     assert loss.item() == pytest.approx(0.5 * sum(math.exp(g) - g - 1 for g in gaps.tolist()), rel=1e-5)
     assert loss.item() > 0
 
@@ -326,7 +334,7 @@ def test_a_reward_is_the_same_alone_and_in_a_crowd(gpt: GPT) -> None:
         model.head_weight.normal_(generator=torch.Generator().manual_seed(0))
         model.head_bias.fill_(0.5)
     pairs = sequences(9, seed=6)
-    crowd = scores_of(model, pairs, plainly, n_rows=2)
+    crowd = scores_of(model, pairs, plainly, max_rows=2)
     assert crowd == pytest.approx([scores_of(model, [pair], plainly)[0] for pair in pairs], rel=1e-9)
     rows, owners_BT = pack_replies(pairs, T)
     ones = rewards_of(torch.ones(rows.idx_BT.shape), owners_BT, len(pairs))
@@ -346,7 +354,7 @@ def test_merged_adapters_say_what_the_adapted_model_says(tie: bool) -> None:
     optimizers = Optimizers(gpt, OptimConfig(lr=1e-2))
     for _ in range(2):
         examples = [Encoded(row.tolist(), [True] * T) for row in idx]
-        train_step(SftObjective(gpt, plainly), sft_batches(examples, T, 2), optimizers)
+        train_step(SftObjective(gpt, plainly), sft_batches(examples, Packer(T, 2)), optimizers)
     merged = merged_state(gpt)
     torch.testing.assert_close(gpt(idx), _built(config, merged)(idx))
     assert not torch.allclose(gpt(idx), before)

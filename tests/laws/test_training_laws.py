@@ -25,6 +25,7 @@ from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, loss_sum
 from groundling.system import distributed
 from groundling.system.metrics import read_records
+from groundling.train.distill.objective import DistillationObjective
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.pretrain import pretrain
 from groundling.train.step import Objective, train_step
@@ -64,12 +65,15 @@ def updates(kind: str, taught: bool, pieces_of) -> dict[str, torch.Tensor]:
     """Weights, losses and lengths of the gradient after three updates in float64; `pieces_of(batch)` are ours."""
     torch.manual_seed(5)
     model = GPT(CONFIG).double()
-    objective = distributed.wrap(Objective(model, teacher_weight=0.7))
+    inner = DistillationObjective(model, 0.7)
+    objective = distributed.wrap(inner)
     optimizers = Optimizers(model, OptimConfig(kind=kind), torch.float64)
-    stats = [
-        train_step(objective, pieces_of(uneven_batch(seed, taught)), optimizers, lr_factor=1 - seed / 4, max_norm=0.5)
-        for seed in range(N_UPDATES)
-    ]
+    stats = []
+    for seed in range(N_UPDATES):
+        factor = 1 - seed / 4
+        inner.weight = 0.7 * factor
+        pieces = pieces_of(uneven_batch(seed, taught))
+        stats.append(train_step(objective, pieces, optimizers, lr_factor=factor, max_norm=0.5))
     assert [s.n_targets for s in stats] == [50] * N_UPDATES
     numbers = torch.tensor([[s.loss, s.grad_norm] for s in stats], dtype=torch.float64)
     return {**plain_state_dict(model), "numbers": numbers}

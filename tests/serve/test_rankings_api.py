@@ -521,7 +521,7 @@ def test_who_leaves_is_not_replied_to(house: House) -> None:
         now = asyncio.Event()
         leaving = asyncio.ensure_future(house.leave(now, "GET", f"{URL}/next?rater=ann&n=4"))
         await comes_to_hold(lambda: house.server.worker.load.waiting == 4)
-        assert set(house.server.worker._waiting) == {"127.0.0.1"}, "raters take turns as all clients do"
+        assert set(house.server.worker._queue._clients) == {"127.0.0.1"}, "raters take turns as all clients do"
         assert house.server.n_open == 1
         now.set()
         await leaving
@@ -610,7 +610,7 @@ def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Pa
     save_bundle(tmp_path / "judge/bundle", bundle.model, bundle.tokenizer, chat=bundle.chat, head=head)
     server = ServerState(ServeConfig(paths=("x",), device="cpu"))
     for path in (tmp_path / "judge", tmp_path / "judge/bundle"):
-        with pytest.raises(ConfigError, match=r"judge.* is a reward model: it judges"):
+        with pytest.raises(ConfigError, match=r"judge.* is a reward model: it scores"):
             server.load("judge", path)
 
 

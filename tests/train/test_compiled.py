@@ -80,7 +80,7 @@ def test_a_window_of_several_blocks_of_rows_compiles_to_the_same(changes, fresh_
     compile_objective(objective, picked())
     ids = torch.randint(13, (2, 151), generator=torch.Generator().manual_seed(3))
     for goal in (objective, Objective(plain)):
-        goal(ids[:, :-1], ids[:, 1:]).backward()
+        goal(Batch(ids[:, :-1], ids[:, 1:], 300)).backward()
     for ours, reference in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-4, atol=1e-4)
 
@@ -91,7 +91,7 @@ def test_evaluation_and_sampling_are_left_alone(fresh_compiler):
     model = make(dropout=0.3)
     objective = Objective(model)
     compile_objective(objective, picked())
-    objective(batch().idx_BT, batch().targets_BT)
+    objective(batch())
     n_graphs = dynamo.counters["stats"]["unique_graphs"]
     with torch.no_grad():
         for T in (1, 3, 7):
@@ -108,7 +108,7 @@ def test_compiled_dropout_repeats_with_its_seed_and_differs_between_blocks_and_s
 
     def losses(seed: int) -> list[float]:
         torch.manual_seed(seed)
-        return [objective(batch().idx_BT, batch().targets_BT).item() for _ in range(3)]
+        return [objective(batch()).item() for _ in range(3)]
 
     first = losses(7)
     assert losses(7) == first
@@ -122,8 +122,8 @@ def test_where_compilation_fails_the_blocks_go_on_with_the_fused_kernel(fresh_co
     objective = Objective(model)
     compile_objective(objective, picked())
     assert model.h[0].attn.attend is attention_in_products
-    loss = objective(batch().idx_BT, batch().targets_BT)
-    torch.testing.assert_close(loss, Objective(make())(batch().idx_BT, batch().targets_BT))
+    loss = objective(batch())
+    torch.testing.assert_close(loss, Objective(make())(batch()))
     assert [block.attn.attend for block in model.h] == [fused_attention] * 2
     assert len(notes) == 1
     notes.clear()

@@ -4,19 +4,20 @@ import io
 import logging
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
-from groundling.align.chat_vocab import require_chat
-from groundling.bundle import Bundle, load_bundle
+from groundling.bundle import ChatBundle, load_chat_bundle
 from groundling.config import parse
 from groundling.data.examples.encoding import EncodingCounts, encode_prompt
-from groundling.errors import ConfigError, DataError
+from groundling.errors import DataError
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 from groundling.system.logs import show_decoder
 from groundling.system.output import put
 from groundling.system.runtime import pick_device
@@ -66,14 +67,12 @@ class Chat:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: ChatBundle,
         sampling: SamplingConfig,
         decode: DecodeConfig | None = None,
         system: str = "",
         thinking: bool = True,
     ) -> None:
-        if bundle.chat is None:
-            raise ConfigError("this model was never taught to answer; `groundling sft` does that")
         self.messages: list[Message] = []
         self._bundle, self._chat, self._system = bundle, bundle.chat, system
         self._engine = Engine(bundle.model, decode, n_ids=bundle.n_ids, end_ids=bundle.end_ids)
@@ -126,28 +125,24 @@ class Chat:
         return prompt + self._instead
 
     def _speak(self, prompt: list[int], number: int) -> Generator[str, None, None]:
-        sample = self._engine.add(prompt, self._sampling, row_generator(self._sampling.seed, number))
+        request = self._engine.new_request(prompt, self._sampling, row_generator(self._sampling.seed, number))
         decoder = ReplyDecoder(self._chat, self._bundle.tokenizer)
-        try:
-            while not sample.finished:
-                for _, tokens in self._engine.step():
-                    yield "".join([decoder.push(token.id).words for token in tokens])
-            yield decoder.finish().words
-            if decoder.is_thinking:
-                log.warning(
-                    f"the reply was cut after {len(sample.tokens) - len(prompt)} tokens, while the model was thinking; "
-                    "give more with --max-new-tokens, or --no-thinking"
-                )
-        finally:
-            if not sample.finished:
-                self._engine.stop(sample)
+        with closing(run_all(self._engine, [request])) as outputs:
+            for _, tokens in outputs:
+                yield "".join([decoder.push(token.id).words for token in tokens])
+        yield decoder.finish().words
+        if decoder.is_thinking:
+            log.warning(
+                f"the reply was cut after {len(request.tokens) - len(prompt)} tokens, while the model was thinking; "
+                "give more with --max-new-tokens, or --no-thinking"
+            )
 
 
 def main(argv: list[str]) -> int:
     """The verb `chat`."""
     config = parse(ChatConfig, argv, "groundling chat")
     show_decoder()
-    bundle = require_chat(load_bundle(config.path, pick_device(config.device), context=config.context), config.path)
+    bundle = load_chat_bundle(config.path, pick_device(config.device), context=config.context)
     chat = Chat(bundle, config.sampling, config.decode, config.system, config.thinking)
     is_terminal = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is piped in is UTF-8 whatever the locale is, as for `sample`

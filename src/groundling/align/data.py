@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from groundling.bundle import ChatBundle
 from groundling.data.examples.conversations import Conversation, holds_prompts, read_conversations, read_prompts
 from groundling.data.examples.encoding import Encoded, EncodingCounts, encode_conversation, encode_prompt
 from groundling.data.examples.messages import Messages
 from groundling.data.examples.shakespeare import MAX_PROMPT, prompts, shakespeare_dialogues
 from groundling.errors import DataError, require
 from groundling.system.progress import Progress
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -70,17 +69,15 @@ class Asked:
         return cls(list(known), [messages for messages in dict.fromkeys(val) if messages not in known])
 
 
-def fit_prompt(
-    asked: Sequence[Messages], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int
-) -> dict[tuple[int, ...], Messages]:
-    """Prompts as ids that a model can read, and what was asked; none twice.
+def fit_prompt(asked: Sequence[Messages], bundle: ChatBundle, max_ids: int) -> dict[tuple[int, ...], Messages]:
+    """Encode prompts in at most `max_ids` ids, without duplicates: ids -> messages.
 
     Raises:
-        DataError: there is none.
+        DataError: no prompt is left.
     """
     counts, found = EncodingCounts(), dict[tuple[int, ...], Messages]()
     for messages in asked:
-        ids = encode_prompt(messages, chat, tokenizer, max_ids, counts)
+        ids = encode_prompt(messages, bundle.chat, bundle.tokenizer, max_ids, counts)
         if ids is not None:
             found.setdefault(tuple(ids), messages)
     if not found:
@@ -107,13 +104,11 @@ def prompt_room(block_size: int, max_new_tokens: int, least: int) -> int:
     return block_size - max_new_tokens
 
 
-def prepare_conversations(
-    config: ChatDataConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
-) -> Conversations:
-    """Read both splits, and turn them into ids that fit into a row.
+def prepare_conversations(config: ChatDataConfig, bundle: ChatBundle, max_ids: int) -> Conversations:
+    """Read and encode both splits, each conversation in at most `max_ids` ids.
 
     Raises:
-        DataError: a file cannot be read, or nothing is left of it.
+        DataError: a file cannot be read, or no conversation is left.
     """
     train, val = _read(config)
     counts = EncodingCounts(), EncodingCounts()
@@ -121,7 +116,7 @@ def prepare_conversations(
         encoded: list[list[Encoded]] = [[], []]
         for part, examples, count in zip((train, val), encoded, counts, strict=True):
             for conversation in part:
-                example = encode_conversation(conversation, chat, tokenizer, block_size, count)
+                example = encode_conversation(conversation, bundle.chat, bundle.tokenizer, max_ids, count)
                 examples += [] if example is None else [example]
                 progress.advance(1)
     if not encoded[0]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,6 @@ import tyro
 from torch import Tensor, nn
 
 from groundling.align.arguments import parse_stage
-from groundling.align.chat_vocab import require_chat
 from groundling.align.checkpoint import Snapshot
 from groundling.align.data import split
 from groundling.align.example_loader import ExampleFeed
@@ -31,17 +30,16 @@ from groundling.align.logprobs import Policy, Scored, score_rows
 from groundling.align.preferences.judgement import Judgement
 from groundling.align.preferences.store import Rankings
 from groundling.align.stage import ExamplesConfig, open_stage
-from groundling.bundle import load_bundle, save_bundle
+from groundling.bundle import ChatBundle, load_chat_bundle, save_bundle
 from groundling.bundle.adapter import base_at
 from groundling.data.examples.conversations import Preference, read_preferences
 from groundling.data.examples.encoding import EncodedPair, EncodingCounts, encode_preference
 from groundling.data.examples.messages import Messages
 from groundling.errors import CheckpointError, DataError, require
-from groundling.model.packing import Exchange, groups_of_trees
+from groundling.model.packer import Packer
+from groundling.model.packing import Exchange
 from groundling.system import distributed
 from groundling.system.progress import Progress
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -116,10 +114,6 @@ class DpoBatch:
         scored = self.scored.to(device)
         return DpoBatch(scored, self.reference_N.to(device), self.lengths_N.to(device), self.n_targets)
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        return self.scored, self.reference_N, self.lengths_N
-
 
 class DpoObjective(nn.Module):
     """The loss of pairs, summed."""
@@ -128,12 +122,13 @@ class DpoObjective(nn.Module):
         super().__init__()
         self.policy, self.kind, self.beta, self.label_smoothing = policy, kind, beta, label_smoothing
 
-    def forward(self, scored: Scored, reference_N: Tensor, lengths_N: Tensor) -> Tensor:
+    def forward(self, batch: DpoBatch) -> Tensor:
         """The loss of a batch."""
+        scored = batch.scored
         logprobs_N = scored.sums(self.policy(scored.idx_BT, scored.layout, scored.targets_BT))
-        gains_N = logprobs_N - reference_N
+        gains_N = logprobs_N - batch.reference_N
         if self.kind == "ipo":
-            gains_N = gains_N / lengths_N
+            gains_N = gains_N / batch.lengths_N
         return dpo_loss(gains_N[0::2] - gains_N[1::2], self.kind, self.beta, self.label_smoothing).sum()
 
 
@@ -159,25 +154,24 @@ def dpo(config: DpoConfig) -> int:
     with open_stage(config, "dpo") as stage:
         if stage.has_finished():
             return 0
-        bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
-        assert bundle.chat is not None
-        max_length, n_rows = config.longest(bundle), config.micro_batch_rows
-        pairs, counts = _read_pairs(config, bundle.chat, bundle.tokenizer, max_length)
+        bundle = load_chat_bundle(config.path, stage.picked.device, context=config.context)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        pairs, counts = _read_pairs(config, bundle, packer.max_length)
         log.info(f"pairs       {counts}")
         if not pairs:
             raise DataError(f"there is no pair to learn from: {counts}")
         policy = Policy(bundle.model, bundle.n_ids, stage.picked.autocast)
         earlier = stage.look_back([base_at(config.path).sha256], pairs)
-        pairs = with_reference(policy, pairs, max_length, n_rows) if earlier is None else as_scored(pairs, earlier)
+        pairs = with_reference(policy, pairs, packer) if earlier is None else as_scored(pairs, earlier)
         train, measured = split(pairs, config.held_out)
         feed = ExampleFeed(
             len(train),
             config.batch_size,
-            lambda numbers: dpo_batches([train[i] for i in numbers], max_length, n_rows),
+            lambda numbers: dpo_batches([train[i] for i in numbers], packer),
             config.seed,
         )
         objective = DpoObjective(policy, config.loss, config.beta, config.label_smoothing)
-        measure = _DpoMetrics(policy, dpo_batches(measured, max_length, n_rows) if measured else [])
+        measure = _DpoMetrics(policy, dpo_batches(measured, packer) if measured else [])
         keep = {REFERENCE: torch.tensor([pair.reference for pair in pairs])}
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure, keep)
         if distributed.is_first():
@@ -186,9 +180,9 @@ def dpo(config: DpoConfig) -> int:
 
 
 def pairs_from_rankings(
-    judgements: Iterable[Judgement], chat: ChatTemplate, tokenizer: Tokenizer, block_size: int, most: int
+    judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int, most: int
 ) -> tuple[list[Pair], str]:
-    """At most so many pairs of each answer, the widest apart first, and what became of them, for people."""
+    """Up to `most` pairs per answer, those furthest apart in rank first, and a line about what was kept."""
     pairs: list[Pair] = []
     counts, n_silent = EncodingCounts(), 0
     for judgement in judgements:
@@ -199,7 +193,7 @@ def pairs_from_rankings(
         n_silent += not found
         for better, worse in [(comparison.better.text, comparison.worse.text) for comparison in found[:most]]:
             preference = Preference(judgement.messages, better, worse, f"the answer {judgement.key}")
-            if (encoded := encode_preference(preference, chat, tokenizer, block_size, counts)) is not None:
+            if (encoded := encode_preference(preference, bundle.chat, bundle.tokenizer, max_ids, counts)) is not None:
                 pairs.append(_as_pair(encoded, preference))
     silent = f"; {n_silent:,} answers prefer nothing" if n_silent else ""
     return pairs, counts.line() + silent
@@ -209,30 +203,30 @@ def _as_pair(encoded: EncodedPair, preference: Preference) -> Pair:
     return Pair((encoded.prompt, encoded.chosen), (encoded.prompt, encoded.rejected), preference.prompt)
 
 
-def _read_pairs(config: DpoConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int) -> tuple[list[Pair], str]:
+def _read_pairs(config: DpoConfig, bundle: ChatBundle, max_ids: int) -> tuple[list[Pair], str]:
     if config.rankings is not None:
         with Rankings(config.rankings, must_exist=True) as rankings:
-            return pairs_from_rankings(rankings, chat, tokenizer, block_size, config.pairs_per_answer)
+            return pairs_from_rankings(rankings, bundle, max_ids, config.pairs_per_answer)
     assert config.preferences is not None
     counts = EncodingCounts()
     preferences = read_preferences(config.preferences)
     with Progress("encoding the preferences", len(preferences)) as progress:
         pairs = []
         for preference in preferences:
-            encoded = encode_preference(preference, chat, tokenizer, block_size, counts)
+            encoded = encode_preference(preference, bundle.chat, bundle.tokenizer, max_ids, counts)
             pairs += [] if encoded is None else [_as_pair(encoded, preference)]
             progress.advance(1)
     return pairs, counts.line()
 
 
-def with_reference(policy: Policy, pairs: Sequence[Pair], max_length: int, n_rows: int) -> list[Pair]:
+def with_reference(policy: Policy, pairs: Sequence[Pair], packer: Packer) -> list[Pair]:
     """The pairs with what the policy gives them now, before it learns.
 
     It is scored in the rows of its pair alone or in a crowd with the same result, so the first loss is ln 2.
     """
     done: list[Pair] = []
     with Progress("scoring the pairs before the first step", len(pairs)) as progress:
-        for batch in dpo_batches(pairs, max_length, n_rows):
+        for batch in dpo_batches(pairs, packer):
             totals = batch.scored.sums(policy.score(batch.scored)).tolist()
             for chosen, rejected in zip(totals[0::2], totals[1::2], strict=True):
                 done.append(dataclasses.replace(pairs[len(done)], reference=(chosen, rejected)))
@@ -258,9 +252,9 @@ def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
     return [dataclasses.replace(pair, reference=tuple(values)) for pair, values in scored]
 
 
-def dpo_batches(pairs: Sequence[Pair], max_length: int, n_rows: int) -> list[DpoBatch]:
-    """Pairs of at most `max_length` ids a side in batches of about `n_rows` rows, in their order."""
-    groups = groups_of_trees([(pair.chosen, pair.rejected) for pair in pairs], max_length, n_rows)
+def dpo_batches(pairs: Sequence[Pair], packer: Packer) -> list[DpoBatch]:
+    """Pack pairs into micro-batches, in order."""
+    groups = packer.group_comparisons([(pair.chosen, pair.rejected) for pair in pairs])
     return [_batch([pairs[number] for number in group], width) for group, width in groups]
 
 

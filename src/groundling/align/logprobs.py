@@ -19,8 +19,8 @@ from groundling.align.replies import Reply
 from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, token_logprobs
 from groundling.model.numerics import at_least_float32
-from groundling.model.packed import Layout, logits_at
-from groundling.model.packing import Exchange, Packing, groups_of_exchanges, pack_exchanges
+from groundling.model.packer import Packer
+from groundling.model.packing import Exchange, Layout, Packing, logits_at, pack_exchanges
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,17 @@ def exchanges_of(replies: Sequence[Reply]) -> list[Exchange]:
     return [(reply.prompt, reply.said) for reply in replies]
 
 
-def scored_groups(replies: Sequence[Reply], max_length: int, n_rows: int) -> Iterator[tuple[list[int], Scored]]:
-    """Replies packed for scoring in groups of at most `n_rows` rows, each with the numbers of its replies."""
+def scored_groups(replies: Sequence[Reply], packer: Packer) -> Iterator[tuple[list[int], Scored]]:
+    """Pack replies into micro-batches for scoring, each with the indices of its replies."""
     exchanges = exchanges_of(replies)
-    for group, width in groups_of_exchanges(exchanges, max_length, n_rows):
+    for group, width in packer.group_exchanges(exchanges):
         yield group, score_rows([exchanges[number] for number in group], width)
 
 
-def said_values(
-    replies: Sequence[Reply], max_length: int, n_rows: int, values_of: Callable[[Scored], Tensor]
-) -> list[Tensor]:
+def said_values(replies: Sequence[Reply], packer: Packer, values_of: Callable[[Scored], Tensor]) -> list[Tensor]:
     """What `values_of` gives (BT, on the CPU) for each id of each reply."""
     values: list[Tensor] = [torch.empty(0)] * len(replies)
-    for group, scored in scored_groups(replies, max_length, n_rows):
+    for group, scored in scored_groups(replies, packer):
         for number, said in zip(group, scored.said_only(values_of(scored)), strict=True):
             values[number] = said.clone()
     return values

@@ -6,16 +6,14 @@ the distribution that is sampled is the one that is learned about.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
-from torch import nn
-
-from groundling.sample.engine import DecodeConfig, Engine
+from groundling.bundle import ChatBundle
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.chat.thoughts import reply_text
-from groundling.text.tokenizer import Tokenizer
+from groundling.sample.scheduler import run_all
 
 AT_ONCE = 32
 """Replies that are decoded together."""
@@ -41,27 +39,22 @@ class ReplySampler:
     """Lets a model reply.
 
     Args:
-        model: a GPT in evaluation mode. What is done to it later goes unseen: make a new speaker then.
-        chat: how it lays conversations out.
-        tokenizer: its words.
-        max_new_tokens: after which a reply is cut.
+        bundle: the model, in evaluation mode. If its weights change, make a new sampler.
+        max_new_tokens: length limit of a reply.
         temperature: of sampling.
-        decode: how the model is read.
+        decode: settings of the decoding engine.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        chat: ChatTemplate,
-        tokenizer: Tokenizer,
+        bundle: ChatBundle,
         *,
         max_new_tokens: int,
         temperature: float = 1.0,
         decode: DecodeConfig | None = None,
     ) -> None:
-        self._chat, self._tokenizer = chat, tokenizer
-        n_ids, ends = chat.n_reply_ids(tokenizer), chat.end_ids(tokenizer)
-        self._engine = Engine(model, decode, AT_ONCE, n_ids=n_ids, end_ids=ends)
+        self._bundle = bundle
+        self._engine = Engine(bundle.model, decode, AT_ONCE, n_ids=bundle.n_ids, end_ids=bundle.end_ids)
         self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def reply(self, prompts: Sequence[list[int]], seed: int, each: int = 1) -> list[list[Reply]]:
@@ -86,18 +79,22 @@ class ReplySampler:
             each: replies to a prompt.
             stop: asked after each step of decoding; where it says so, nothing more comes.
         """
-        left, begun = iter(prompts), deque[tuple[int, list[Request]]]()
-        while True:
-            while self._engine.n_waiting < AT_ONCE and (following := next(left, None)) is not None:
-                number, prompt = following
-                draws = (row_generator(seed, number * each + n) for n in range(each))
-                begun.append((number, [self._engine.add(prompt, self._config, draw) for draw in draws]))
-            while begun and all(sample.finished for sample in begun[0][1]):
-                number, samples = begun.popleft()
-                yield number, [self._reply(sample.tokens, sample.n_prompt) for sample in samples]
-            if not self._engine.is_busy or (stop is not None and stop()):
-                return
-            self._engine.step()
+        begun = deque[tuple[int, list[Request]]]()
+
+        def requests() -> Iterator[Request]:
+            for number, prompt in prompts:
+                generators = (row_generator(seed, number * each + n) for n in range(each))
+                group = [self._engine.new_request(prompt, self._config, generator) for generator in generators]
+                begun.append((number, group))
+                yield from group
+
+        with closing(run_all(self._engine, requests())) as outputs:
+            for _ in outputs:
+                while begun and all(request.finished for request in begun[0][1]):
+                    number, group = begun.popleft()
+                    yield number, [self._reply(request.tokens, request.n_prompt) for request in group]
+                if stop is not None and stop():
+                    return
 
     def reply_of(self, prompt: list[int], said: list[int]) -> Reply:
         """A reply whose ids are known."""
@@ -106,5 +103,14 @@ class ReplySampler:
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
         said = tokens[n_prompt:]
         ended = bool(said) and said[-1] in self._engine.end_ids
-        text = reply_text(said, self._chat, self._tokenizer)
-        return Reply(tokens[:n_prompt], said, ended, text)
+        return Reply(tokens[:n_prompt], said, ended, self._bundle.decode_reply(said))
+
+
+def reproducible_sampler(bundle: ChatBundle, *, max_new_tokens: int, temperature: float = 1.0) -> ReplySampler:
+    """Sample a chat model's replies in bfloat16, on a fixed backend: they depend on the prompts and the seed only."""
+    return ReplySampler(
+        bundle,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
+    )

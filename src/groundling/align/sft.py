@@ -23,15 +23,15 @@ from groundling.align.example_training import learn
 from groundling.align.lora import LoraConfig, adapt, adapter_of, merged_state
 from groundling.align.replies import ReplySampler
 from groundling.align.stage import ExamplesConfig, Stage, open_stage
-from groundling.bundle import Bundle, load_bundle, save_adapter, save_bundle
+from groundling.bundle import ChatBundle, load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import Base, base_at
-from groundling.bundle.layout import require_speaker
+from groundling.bundle.layout import require_language_model
 from groundling.data.examples.encoding import Encoded
 from groundling.errors import require
 from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE, loss_sum
-from groundling.model.packed import Layout, logits_at
-from groundling.model.packing import alike, groups_of_rows, pack
+from groundling.model.packer import Packer
+from groundling.model.packing import Layout, logits_at, pack
 from groundling.model.uninitialized import blank_gpt
 from groundling.system import distributed
 from groundling.train.optim.optimizers import OptimConfig
@@ -77,10 +77,6 @@ class SftBatch:
         tensors = (self.idx_BT.to(device), self.layout.to(device), self.targets_BT.to(device))
         return SftBatch(*tensors, self.n_targets)
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        return self.idx_BT, self.layout, self.targets_BT
-
 
 class SftObjective(nn.Module):
     """Cross-entropy in nats, summed over what the assistant said."""
@@ -89,12 +85,12 @@ class SftObjective(nn.Module):
         super().__init__()
         self.model, self.autocast = model, autocast
 
-    def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:
+    def forward(self, batch: SftBatch) -> Tensor:
         """The loss of a batch."""
-        said_BT = targets_BT != IGNORE
+        said_BT = batch.targets_BT != IGNORE
         with self.autocast():
-            logits_NV = logits_at(self.model, idx_BT, layout, said_BT)
-        return loss_sum(logits_NV, targets_BT[said_BT])
+            logits_NV = logits_at(self.model, batch.idx_BT, batch.layout, said_BT)
+        return loss_sum(logits_NV, batch.targets_BT[said_BT])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,42 +107,37 @@ def sft(config: SftConfig) -> int:
     with open_stage(config, "sft") as stage:
         if stage.has_finished():
             return 0
-        require_speaker(config.path)
+        require_language_model(config.path)
         base = base_at(config.path)
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
-        assert bundle.chat is not None
-        max_length = config.longest(bundle)
-        data = prepare_conversations(config.data, bundle.chat, bundle.tokenizer, max_length)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        data = prepare_conversations(config.data, bundle, packer.max_length)
         for line in data.lines():
             log.info(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
-        feed = conversation_feed(data.train, max_length, config)
+        feed = conversation_feed(data.train, packer, config)
         stage.look_back([base.sha256], data.train)
         objective = SftObjective(bundle.model, stage.picked.autocast)
-        measure = _SftMetrics(config, stage, bundle, data, objective)
+        measure = _SftMetrics(config, stage, bundle, sft_batches(data.val, packer), data, objective)
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
         if distributed.is_first():
             _save(config, base, bundle, figures)
         return stage.finish(ended, figures)
 
 
-def conversation_feed(examples: Sequence[Encoded], max_length: int, config: ExamplesConfig) -> ExampleFeed:
+def conversation_feed(examples: Sequence[Encoded], packer: Packer, config: ExamplesConfig) -> ExampleFeed:
     """Steps of packed conversations."""
 
     def make(numbers: list[int]) -> list[SftBatch]:
-        return sft_batches([examples[number] for number in numbers], max_length, config.micro_batch_rows)
+        return sft_batches([examples[number] for number in numbers], packer)
 
     return ExampleFeed(len(examples), config.batch_size, make, config.seed)
 
 
-def sft_batches(examples: Sequence[Encoded], max_length: int, n_rows: int) -> list[SftBatch]:
-    """Examples of at most `max_length` ids in batches of at most `n_rows` rows, as wide as these need."""
-    lengths = [len(example.ids) for example in examples]
-    return [
-        _batch([examples[numbers[i]] for i in group], width)
-        for numbers, width in alike(lengths, max_length)
-        for group in groups_of_rows([lengths[number] for number in numbers], width, n_rows)
-    ]
+def sft_batches(examples: Sequence[Encoded], packer: Packer) -> list[SftBatch]:
+    """Pack conversations into micro-batches, in order."""
+    groups = packer.group_sequences([len(example.ids) for example in examples])
+    return [_batch([examples[number] for number in group], width) for group, width in groups]
 
 
 def _batch(examples: Sequence[Encoded], width: int) -> SftBatch:
@@ -159,34 +150,37 @@ class _SftMetrics:
     """How well the assistant's words are expected, and how many replies end."""
 
     def __init__(
-        self, config: SftConfig, stage: Stage, bundle: Bundle, data: Conversations, objective: SftObjective
+        self,
+        config: SftConfig,
+        stage: Stage,
+        bundle: ChatBundle,
+        batches: Sequence[SftBatch],
+        data: Conversations,
+        objective: SftObjective,
     ) -> None:
         self._config, self._stage, self._bundle, self._objective = config, stage, bundle, objective
         block_size = bundle.config.block_size
-        self._batches = sft_batches(data.val, config.longest(bundle), config.micro_batch_rows)
-        chat, room = bundle.chat, block_size - min(REPLY_TOKENS, block_size // 2)
-        assert chat is not None
+        self._batches = batches
+        room = block_size - min(REPLY_TOKENS, block_size // 2)
         asked = data.asked.val[: config.n_replies]
-        self._prompts = [list(ids) for ids in fit_prompt(asked, chat, bundle.tokenizer, room)] if asked else []
+        self._prompts = [list(ids) for ids in fit_prompt(asked, bundle, room)] if asked else []
 
     @torch.inference_mode()
     def __call__(self) -> dict[str, float]:
         device = self._stage.picked.device
         figures = {}
         if self._batches:
-            nats = sum(float(self._objective(*batch.to(device).arguments(1.0))) for batch in self._batches)
+            nats = sum(float(self._objective(batch.to(device))) for batch in self._batches)
             figures["val_loss"] = nats / max(1, sum(batch.n_targets for batch in self._batches))
         if self._prompts:
-            chat = self._bundle.chat
-            assert chat is not None
-            sampler = ReplySampler(self._bundle.model, chat, self._bundle.tokenizer, max_new_tokens=REPLY_TOKENS)
+            sampler = ReplySampler(self._bundle, max_new_tokens=REPLY_TOKENS)
             replies = [reply for (reply,) in sampler.reply(self._prompts, self._config.seed)]
             figures["replies_ended"] = sum(reply.ended for reply in replies) / len(replies)
             figures["reply_tokens"] = sum(len(reply.said) for reply in replies) / len(replies)
         return figures
 
 
-def _save(config: SftConfig, base: Base, bundle: Bundle, figures: dict[str, float]) -> None:
+def _save(config: SftConfig, base: Base, bundle: ChatBundle, figures: dict[str, float]) -> None:
     folder, facts = config.out_dir / "bundle", {"stage": "sft", **figures}
     if config.lora.keep:
         save_adapter(folder, adapter_of(bundle.model, config.lora), base, bundle, facts)

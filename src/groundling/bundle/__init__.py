@@ -14,15 +14,15 @@ In reading order:
     layout.py   file names, selection of a checkpoint, checks
     weights.py  weights under plain names
     adapter.py  LoRA weights, and their base
+    writing.py  a bundle's folder and files, written
     context.py  a model with a shorter context
     limits.py   layers and memory, checked before a model is built
 """
 
-import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,14 @@ from groundling.bundle.layout import (
     WEIGHTS,
     check_files,
     find_bundle,
-    looks_like_bundle,
-    previous_place,
     read_chat,
     read_config,
+    require_language_model,
 )
 from groundling.bundle.limits import require_layers, require_memory
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
-from groundling.errors import CheckpointError, DataError
+from groundling.bundle.writing import new_bundle, write_bundle_files
+from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.model.uninitialized import blank_gpt
@@ -56,30 +56,68 @@ from groundling.storage import atomic
 from groundling.storage.manifest import write_manifest
 from groundling.storage.tensors import read_tensors
 from groundling.system.runtime import unwrap
+from groundling.text.chat.messages import Message
+from groundling.text.chat.reading import messages_in
 from groundling.text.chat.template import ChatTemplate
-from groundling.text.serialize import load_tokenizer, save_tokenizer
+from groundling.text.chat.thoughts import reply_text
+from groundling.text.serialize import load_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model for sampling, its config, and the tokenizer it was trained with."""
+    """A model with its config and its tokenizer: all that sampling needs."""
 
     config: GPTConfig
     model: GPT
     tokenizer: Tokenizer
     chat: ChatTemplate | None = None
-    """Chat template of a chat model."""
+    """The chat template; None: a base model."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids that end generation: of a reply, or of a text."""
+        """Ids that end generation: of a text, and of a reply."""
         return self.tokenizer.end_ids if self.chat is None else self.chat.end_ids(self.tokenizer)
 
     @property
     def n_ids(self) -> int:
-        """Bound below which ids can be sampled; those above are padding or role tokens."""
+        """Only ids below this are sampled; those above are padding, or start a message."""
         return self.tokenizer.vocab_size if self.chat is None else self.chat.n_reply_ids(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class ChatBundle(Bundle):
+    """A bundle whose model has a chat template: a chat model, or a base model that is about to become one."""
+
+    chat: ChatTemplate = field()
+
+    def encode_chat(self, messages: Sequence[Message], *, thinking: bool = True) -> list[int]:
+        """A conversation as a prompt, which ends where the assistant's reply begins.
+
+        Args:
+            messages: the conversation.
+            thinking: whether a model that thinks before it replies may do so.
+
+        Raises:
+            DataError: the tokenizer cannot encode it.
+        """
+        return self.chat.prompt(messages, self.tokenizer, thinking=thinking)
+
+    def encode_reply(self, text: str) -> list[int]:
+        """A reply as ids, with its end, to follow a prompt.
+
+        Raises:
+            DataError: the tokenizer cannot encode it.
+        """
+        return self.chat.reply(text, self.tokenizer)
+
+    def decode_chat(self, ids: Sequence[int]) -> list[Message]:
+        """The messages of a prompt; the reply that it asks for is an empty one."""
+        return messages_in(ids, self.chat, self.tokenizer)
+
+    def decode_reply(self, ids: Sequence[int]) -> str:
+        """The text of a reply, without thoughts."""
+        return reply_text(ids, self.chat, self.tokenizer)
 
 
 def save_bundle(
@@ -107,7 +145,7 @@ def save_bundle(
     gpt = unwrap(model)
     if not isinstance(gpt, GPT):
         raise TypeError(f"a bundle holds a GPT, and this is a {type(gpt).__name__}")
-    with _new_bundle(folder) as temporary:
+    with new_bundle(folder) as temporary:
         write_bundle_files(temporary, plain_state_dict(gpt), gpt.config, tokenizer)
         if chat is not None:
             atomic.write_json(temporary / CHAT, chat.to_json())
@@ -140,48 +178,11 @@ def save_adapter(
     except ValueError:  # on another drive of Windows
         place = where.as_posix()
     note = {"base": place, "base_sha256": base.sha256, "scale": adapter.scale}
-    with _new_bundle(folder) as temporary:
+    with new_bundle(folder) as temporary:
         write_bundle_files(temporary, adapter.to_tensors(), bundle.config, bundle.tokenizer, ADAPTER)
         if bundle.chat is not None:
             atomic.write_json(temporary / CHAT, bundle.chat.to_json())
         write_manifest(temporary, {**(extra or {}), **note})
-
-
-@contextmanager
-def _new_bundle(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that then replaces a bundle."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not looks_like_bundle(folder)):
-        raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
-    previous = previous_place(folder)
-    with atomic.new_folder(folder) as temporary:
-        yield temporary
-        if folder.exists():
-            if previous.exists():
-                atomic.remove_tree(previous)
-            # A folder cannot be replaced in one step; meanwhile the old one is found under this name.
-            atomic.replace(folder, previous)
-    if previous.exists():
-        atomic.remove_tree(previous)
-
-
-def write_bundle_files(
-    folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer, name: str = WEIGHTS
-) -> None:
-    """Write a bundle's three files into a folder; the caller makes it atomic and writes the manifest.
-
-    Args:
-        folder: an existing folder.
-        weights: from `plain_state_dict`.
-        config: config of the model.
-        tokenizer: the tokenizer it was trained with.
-        name: file name of the weights.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
-    atomic.write_json(folder / CONFIG, dataclasses.asdict(config))
-    atomic.write_bytes(folder / name, safetensors.torch.save(dict(weights)))
-    save_tokenizer(tokenizer, folder)
 
 
 def load_bundle(
@@ -228,6 +229,39 @@ def load_bundle(
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
+
+
+def load_chat_bundle(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checkpoint: str | int = "best",
+    context: int | None = None,
+) -> ChatBundle:
+    """`load_bundle` for a chat model.
+
+    Raises:
+        ConfigError: it is a base model or a reward model; or as `load_bundle`.
+        CheckpointError: as `load_bundle`.
+    """
+    require_language_model(path)
+    return require_chat_model(load_bundle(path, device, dtype, checkpoint, context), path)
+
+
+def require_chat_model(bundle: Bundle, path: Path | str) -> ChatBundle:
+    """The bundle as a `ChatBundle`.
+
+    Args:
+        bundle: of a chat model.
+        path: where it was loaded from, for the error.
+
+    Raises:
+        ConfigError: it is a base model.
+    """
+    if bundle.chat is None:
+        where = shlex.quote(str(path))
+        raise ConfigError(f"{path} is a base model, not a chat model; `groundling sft {where}` makes one of it")
+    return ChatBundle(bundle.config, bundle.model, bundle.tokenizer, bundle.chat)
 
 
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:

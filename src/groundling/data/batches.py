@@ -8,7 +8,7 @@ Shapes: B sequences, T block_size.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +24,15 @@ DRAWS_AT_ONCE = 1024
 
 
 class MicroBatch(Protocol):
-    """A micro-batch of whatever is trained: an objective, called with its arguments, sums a loss over its targets."""
+    """The input of an objective: a module that maps its kind of micro-batch to a loss summed over the targets."""
 
     @property
     def n_targets(self) -> int:
-        """What the sum is divided by, over all micro-batches and ranks."""
+        """Number of targets; the gradient is divided by their sum over all micro-batches and ranks."""
         ...
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on another device."""
-        ...
-
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:
-        """What the objective is called with."""
+        """Copy to another device."""
         ...
 
 
@@ -66,12 +62,6 @@ class Batch:
     """How many targets count."""
     hints_BTV: Tensor | None = None
     """What a teacher expects at each target."""
-
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:
-        """What the objective is called with."""
-        if self.hints_BTV is None:
-            return self.idx_BT, self.targets_BT
-        return self.idx_BT, self.targets_BT, self.hints_BTV, lr_factor
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

@@ -11,7 +11,7 @@ import tyro
 
 from groundling import config
 from groundling.bundle import Bundle, load_bundle, save_bundle
-from groundling.bundle.layout import HEAD, find_bundle, looks_like_bundle, require_speaker
+from groundling.bundle.layout import HEAD, find_bundle, looks_like_bundle, require_language_model
 from groundling.errors import StorageError
 from groundling.storage import atomic
 from groundling.storage.tensors import read_tensors
@@ -100,7 +100,7 @@ def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle
         ConfigError: it is a reward model, whose head no other program supports.
     """
     bundle = _load(chosen, may_replace)
-    require_speaker(find_bundle(chosen.path, chosen.checkpoint))
+    require_language_model(find_bundle(chosen.path, chosen.checkpoint))
     return bundle
 
 

@@ -1,17 +1,18 @@
-"""The production GPT. It knows no ranks, devices, logging, files or HTTP: those are applied from outside.
+"""The production GPT, independent of ranks, devices, logging, files and HTTP.
 
 In reading order:
 
     config.py         GPTConfig: sizes, and the six choices
     gpt.py            attention, block, GPT
-    layers.py         norms, MLPs, positions
+    layers.py         norms, MLPs, position encodings
+    context.py        AttentionContext: what new positions attend to besides each other
     numerics.py       precision of sums
-    attention.py      two ways to compute attention over a window
+    attention.py      two implementations of causal attention for training
     dropout.py        dropout that a compiler can vectorise
     loss.py           losses as sums over targets
-    cache.py          the KV cache
-    packed.py         several sequences in one row
-    packing.py        which sequences share a row
+    cache.py          KV cache
+    packing.py        several sequences in one row
+    packer.py         which examples are packed into a micro-batch
     uninitialized.py  a GPT without weights
     inspect.py        attention maps, residual stream, logit lens
 """

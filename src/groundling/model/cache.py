@@ -1,70 +1,73 @@
-"""The keys and values of the positions a model has read, so that a new token costs one position and not all.
+"""KV cache: keys and values of past positions, so that a new token costs one position instead of the whole window.
 
-Memory follows use. Each slot has its own, which doubles when it is full, up to the slot's limit; what it holds is
-copied bit by bit. A window of some ten thousand positions can take gigabytes, and most texts fill little of theirs.
+Memory is allocated on demand. Each slot has its own, which doubles when full, up to the slot's limit, and keeps its
+contents bit for bit. A window of ten thousand positions can take gigabytes, and most sequences use little of it.
 
-Shapes: L n_layer, N slots, B batch, H n_kv_head, S positions that a slot has memory for, or the positions so far, T new
-positions, D head_size; 2: keys, then values.
+Shapes: L n_layer, N slots, B batch, H n_kv_head, S allocated or past positions, T new positions, D head_size; 2: keys,
+then values.
 """
 
 import contextlib
 import math
 import mmap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from groundling.model.config import GPTConfig
+from groundling.model.config import GPTConfig
+from groundling.model.context import Positions
 
 LINE_BYTES = 64
+"""Cache line of the processor."""
 FIRST_POSITIONS = 256
-"""That a slot gets memory for at first: to grow from less costs more than it saves."""
+"""First allocation of a slot; growing from less costs more than it saves."""
 PART = 16
-"""A slot has memory for a multiple of so many: each head begins with a line of the processor's caches, of any size."""
+"""A slot's capacity is a multiple of this, so that each head starts at a cache line for any head size and dtype."""
 PIECE_BYTES = 1 << 25
-"""Memory is taken in pieces of about this size, of one layer at least: while a slot grows, one piece is there twice."""
+"""Allocation size, rounded to whole layers. While a slot grows, one such piece exists twice."""
 LARGE_BYTES = 1 << 22
-"""Buffers of this size and more use huge pages, as NumPy's do: fewer misses in the page table's cache."""
+"""Buffers from this size on use huge pages, as in NumPy: fewer TLB misses."""
 PAGE_BYTES = 1 << 21
-"""Of a large page, in most machines; whole ones begin where one can be."""
-
-Positions = slice | Tensor
-"""Where new positions stand: the same for all rows of a batch (slice), or each row's own (BT)."""
+"""Huge page of most machines."""
 
 
 class _Slot:
-    """One sequence's keys and values."""
+    """Keys and values of one sequence."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.capacity = limit, 0
         self.layers: list[Tensor] = []
-        """Of each layer 2HSD, contiguous."""
+        """2HSD per layer, contiguous."""
 
 
 class KVCache:
-    """Room for one window of `block_size` positions in each of several slots, taken as it is needed.
+    """Slots for up to `block_size` positions each. An `AttentionContext`: a batch of all slots, equally long.
 
-    A forward pass asks for the `positions` of its new positions, hands over each layer's new keys and values with
-    `extend`, and then calls `advance` once. Given to it as it is, the cache is a batch whose rows are all equally long;
-    `rows` picks some slots of any lengths.
+    `rows` makes a batch of selected slots of different lengths.
+
+    Args:
+        config: of the model.
+        batch_size: number of slots.
+        dtype: of the stored keys and values.
+        device: of the stored keys and values.
     """
 
     def __init__(
         self,
-        config: "GPTConfig",
+        config: GPTConfig,
         batch_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.dtype, self.device = config, dtype, torch.device(device)
         self.n_moves = 0
-        """Counts how often a slot's memory became another: pointers to it are stale then."""
+        """Number of reallocations; each makes pointers to a slot's memory stale."""
         self.length = 0
+        """Positions read by all slots as a batch."""
         self._slots = [_Slot(config.block_size) for _ in range(batch_size)]
 
     @property
@@ -74,65 +77,64 @@ class KVCache:
 
     @property
     def room(self) -> int:
-        """How many positions still fit."""
+        """Positions that still fit."""
         return self.config.block_size - self.length
 
     def positions(self, n_new: int) -> Positions:
-        """Where the next `n_new` positions stand."""
+        """Indices of the next `n_new` positions."""
         return slice(self.length, self.length + n_new)
 
     def mask(self, n_new: int) -> Tensor | None:
-        """True where a new position may look, for the call of an attention kernel; None: at all, or causally from 0.
-
-        PyTorch's `is_causal` would align its triangle to the upper left corner, which is wrong once something was read.
-        """
-        if n_new == 1 or self.length == 0:
-            return None
-        seen_TS = torch.ones(n_new, self.length + n_new, dtype=torch.bool, device=self.device)
-        return seen_TS.tril(self.length)
+        """True where a new position may attend (TS), or None; see `AttentionContext`."""
+        return _causal_mask(self.length, n_new, self.device)
 
     def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; return all of its keys and values so far (BHSD)."""
-        return self._extend(layer, k_BHTD, v_BHTD, range(self.n_slots), [self.length] * self.n_slots)
+        return self.extend_slots(layer, k_BHTD, v_BHTD, range(self.n_slots), [self.length] * self.n_slots)
 
-    def advance(self, n_positions: int) -> None:
-        """Count `n_positions` as read; every layer has stored them."""
-        self.length += n_positions
+    def advance(self, n_new: int) -> None:
+        """Mark `n_new` positions as read; every layer has stored them."""
+        self.length += n_new
 
     def clear(self) -> None:
-        """Forget everything; the memory is used again."""
+        """Forget all positions and keep the memory."""
         self.length = 0
 
     def rows(self, slots: Sequence[int], lengths: Sequence[int]) -> "CacheRows":
-        """Some slots as the rows of a batch, each with its own number of positions that count as read."""
+        """A batch of some slots, for one forward pass.
+
+        Args:
+            slots: one per row.
+            lengths: positions of each slot that count as read; the rest is overwritten.
+        """
         return CacheRows(self, slots, lengths)
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
-        """Let a slot begin with the first positions of another."""
+        """Copy the first positions of slot `source` to slot `target`."""
         self.reserve(target, n_positions)
         for ours_2HSD, theirs_2HSD in zip(self._slots[target].layers, self._slots[source].layers, strict=True):
             ours_2HSD[:, :, :n_positions] = theirs_2HSD[:, :, :n_positions]
 
     def capacity(self, slot: int) -> int:
-        """Positions that a slot has memory for."""
+        """Allocated positions of a slot."""
         return self._slots[slot].capacity
 
     def layers(self, slot: int) -> Sequence[Tensor]:
-        """A slot's memory: of each layer 2HSD, contiguous; nothing where the slot has none."""
+        """A slot's memory: 2HSD per layer, contiguous; empty if nothing is allocated."""
         return self._slots[slot].layers
 
     def n_bytes(self, n_positions: int) -> int:
-        """What a slot takes that has memory for so many positions, after rounding."""
+        """Bytes of a slot with this capacity, after rounding."""
         c = self.config
         return 2 * c.n_layer * c.kv_heads() * _rounded(n_positions) * c.head_width() * self.dtype.itemsize
 
     def limit(self, slot: int, n_positions: int, n_kept: int = 0) -> None:
-        """Say how many positions a slot will need at most: it does not grow beyond that, and gives back far more.
+        """Cap the growth of a slot, and shrink it if it is far larger than needed.
 
         Args:
-            slot: which.
-            n_positions: at most.
-            n_kept: what it holds of the sequence already.
+            slot: index of the slot.
+            n_positions: the most that its sequence will need.
+            n_kept: positions in the slot that the sequence reuses.
         """
         own = self._slots[slot]
         own.limit = n_positions
@@ -140,10 +142,10 @@ class KVCache:
             self._move(own, _rounded(max(n_positions, n_kept)))
 
     def reserve(self, slot: int, n_positions: int) -> None:
-        """Have memory for the first `n_positions` of a slot; what it holds stays.
+        """Allocate memory for the first `n_positions` of a slot and keep its contents.
 
         Raises:
-            MemoryError: there is not so much; the slot is as it was, or holds nothing.
+            MemoryError: out of memory; the slot is unchanged, or empty.
         """
         own = self._slots[slot]
         if n_positions > own.capacity:
@@ -151,19 +153,19 @@ class KVCache:
             self._move(own, _rounded(max(n_positions, min(wished, own.limit))))
 
     def release(self, slot: int) -> None:
-        """Give a slot's memory back; it holds nothing then."""
+        """Free a slot's memory."""
         self._slots[slot].layers, self._slots[slot].capacity = [], 0
         self.n_moves += 1
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _move(self, slot: _Slot, capacity: int) -> None:
-        """Let a slot have other memory, that holds what fits of the old."""
+        """Reallocate a slot and copy what fits."""
         c = self.config
         shape_2HSD = (2, c.kv_heads(), capacity, c.head_width())
         n_together = max(1, PIECE_BYTES // (math.prod(shape_2HSD) * self.dtype.itemsize))
         n_kept, old = min(slot.capacity, capacity), slot.layers
-        slot.layers, slot.capacity = [], 0  # should there be too little memory
+        slot.layers, slot.capacity = [], 0  # a consistent state if an allocation below fails
         self.n_moves += 1
         for first in range(0, c.n_layer, n_together):
             n = min(n_together, c.n_layer - first)
@@ -175,10 +177,10 @@ class KVCache:
             slot.layers += new_L2HSD
         slot.capacity = capacity
 
-    def _extend(
+    def extend_slots(
         self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor, slots: Sequence[int], lengths: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """`extend` for some slots, each after a length of its own."""
+        """`extend` for some slots, each after its own length."""
         n_new = k_BHTD.size(2)
         end = max(lengths) + n_new
         new_B2HTD = torch.stack((k_BHTD, v_BHTD), 1)
@@ -192,11 +194,57 @@ class KVCache:
         if len(seen) == 1:
             seen_B2HSD = seen[0][None]
         else:
-            # What lies behind a row's own positions is masked; it has to be numbers, and is: zeros, or once was read.
+            # Masked positions must still be finite: they are zeros, or stale keys and values.
             short = [F.pad(each, (0, 0, 0, end - each.size(2))) if each.size(2) < end else each for each in seen]
             seen_B2HSD = torch.stack(short)
         seen_B2HSD = seen_B2HSD.type_as(k_BHTD)
         return seen_B2HSD[:, 0], seen_B2HSD[:, 1]
+
+
+class CacheRows:
+    """Some slots of a cache as a batch for one forward pass. An `AttentionContext`, made by `KVCache.rows`.
+
+    Each row's new positions follow its own past ones. All rows are as wide as the longest; a mask hides the padding.
+    """
+
+    def __init__(self, cache: KVCache, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        self._cache, self._slots, self._lengths = cache, list(slots), list(lengths)
+        self.length = max(lengths)
+        self._lengths_B1 = torch.tensor(lengths, device=cache.device)[:, None]
+        self._even = min(lengths) == self.length
+
+    def positions(self, n_new: int) -> Positions:
+        """Indices of the next `n_new` positions of each row."""
+        return slice(self.length, self.length + n_new) if self._even else self._positions_BT(n_new)
+
+    def mask(self, n_new: int) -> Tensor | None:
+        """True where a new position may attend (TS or B1TS), or None; see `AttentionContext`."""
+        device = self._cache.device
+        if self._even:
+            return _causal_mask(self.length, n_new, device)
+        seen_S = torch.arange(self.length + n_new, device=device)
+        return (seen_S <= self._positions_BT(n_new)[:, :, None])[:, None]
+
+    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values; return all keys and values so far (BHSD)."""
+        return self._cache.extend_slots(layer, k_BHTD, v_BHTD, self._slots, self._lengths)
+
+    def advance(self, n_new: int) -> None:
+        """Mark `n_new` positions as read, for this batch only."""
+        self.length += n_new
+
+    def _positions_BT(self, n_new: int) -> Tensor:
+        return self._lengths_B1 + torch.arange(n_new, device=self._lengths_B1.device)
+
+
+def _causal_mask(length: int, n_new: int, device: torch.device) -> Tensor | None:
+    """The mask of equally long rows (TS); None where an attention kernel needs none.
+
+    PyTorch's `is_causal` aligns its triangle to the upper left corner, which is wrong after past positions.
+    """
+    if n_new == 1 or length == 0:
+        return None
+    return torch.ones(n_new, length + n_new, dtype=torch.bool, device=device).tril(length)
 
 
 def _rounded(n_positions: int) -> int:
@@ -204,12 +252,12 @@ def _rounded(n_positions: int) -> int:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros in memory of their own, which goes back to the system at once when it is free: an allocator may keep it.
+    """Zeros in memory mapped directly: freeing it returns it to the system, while an allocator may keep it.
 
-    All of it is written to, so that the system counts it as used at once.
+    Writes to all of it, so that the system accounts for it at once.
 
     Raises:
-        MemoryError: there is not so much.
+        MemoryError: out of memory.
     """
     if device.type != "cpu":
         try:
@@ -224,48 +272,15 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     except (OSError, ValueError, OverflowError) as error:
         raise MemoryError(str(error)) from error
     if is_large:
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape).zero_()
 
 
 def aligned(array: npt.NDArray[Any]) -> Tensor:
-    """A flat array from where a line of the processor's caches begins, for a vector that lies across two is read twice.
+    """A flat array from its first cache line on: an unaligned vector load touches two lines.
 
     Args:
-        array: up to `LINE_BYTES` longer than what is needed of it.
+        array: with up to `LINE_BYTES` to spare.
     """
     return torch.from_numpy(array[-array.ctypes.data % LINE_BYTES // array.itemsize :])
-
-
-class CacheRows(KVCache):
-    """Slots of a cache as a batch, whose rows may be of different lengths. Made by `KVCache.rows`, for one pass.
-
-    Each row's new positions follow on its own; the longest row says how far all are looked at, and a mask hides what
-    lies behind the shorter ones.
-    """
-
-    def __init__(self, cache: KVCache, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        self._cache, self._chosen, self._lengths = cache, list(slots), list(lengths)
-        self.config, self.device = cache.config, cache.device
-        self.length = max(lengths)
-        self._lengths_B1 = torch.tensor(lengths, device=cache.device)[:, None]
-        self._even = min(lengths) == self.length
-
-    def positions(self, n_new: int) -> Positions:
-        """Where the next `n_new` positions of each row stand."""
-        return super().positions(n_new) if self._even else self._places_BT(n_new)
-
-    def mask(self, n_new: int) -> Tensor | None:
-        """True where a new position may look (B1TS), or None as in `KVCache`."""
-        if self._even:
-            return super().mask(n_new)
-        seen_S = torch.arange(self.length + n_new, device=self.device)
-        return (seen_S <= self._places_BT(n_new)[:, :, None])[:, None]
-
-    def extend(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values; return all keys and values so far (BHSD)."""
-        return self._cache._extend(layer, k_BHTD, v_BHTD, self._chosen, self._lengths)
-
-    def _places_BT(self, n_new: int) -> Tensor:
-        return self._lengths_B1 + torch.arange(n_new, device=self._lengths_B1.device)

@@ -1,13 +1,13 @@
-"""Sequences of any lengths in rows of one width, so that little of a batch is padding; none sees another.
+"""Packing: several sequences in one row, so that little of a batch is padding, and none attends to another.
 
-A sequence of n ids takes n positions. The target of each is its next id; the last has none, but what is read there
-may be scored. Values that belong to positions go into rows and come back by the same plan. Replies to one prompt share
-it: it is read once, and each reply sees it and itself.
+A sequence of n ids takes n positions. The target of each position is the next id; the last one has no target, but its
+output may be scored. Replies to one prompt share it: the prompt is computed once, and each reply attends to it and
+itself. `packer.py` decides which sequences make up a micro-batch.
 
-Shapes: B rows, T positions.
+Shapes: B rows, T positions, N of them that count, C n_embd, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -15,15 +15,95 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from groundling.model.context import Positions
+from groundling.model.gpt import GPT
 from groundling.model.loss import IGNORE
-from groundling.model.packed import Layout
 
 Exchange = tuple[list[int], list[int]]
-"""A prompt and what was said to it, as ids."""
+"""A prompt and a reply, as ids."""
+
+
+class Layout(NamedTuple):
+    """Which sequence each position of packed rows belongs to."""
+
+    sequences_BT: Tensor
+    """Number of the sequence in its row; its positions are contiguous."""
+    branches_BT: Tensor
+    """0: the beginning of the sequence, at least one position, which all its branches attend to. n > 0: the n-th branch
+    after it, which no other branch attends to."""
+
+    def to(self, device: torch.device) -> "Layout":
+        """Copy to another device."""
+        return Layout(self.sequences_BT.to(device), self.branches_BT.to(device))
+
+
+class PackedSequences:
+    """Positions and attention mask of packed rows, for one forward pass. An `AttentionContext` without past positions.
+
+    Args:
+        layout: of the rows.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.length = 0
+        sequences_BT, branches_BT = layout
+        here_T = torch.arange(sequences_BT.size(1), device=sequences_BT.device)
+        new_sequence_BT = _changes(sequences_BT)
+        start_BT = _last(new_sequence_BT, here_T)
+        # A branch counts on from the end of the shared beginning, wherever it is in the row.
+        fork_BT = _last((branches_BT == 0) | new_sequence_BT, here_T)
+        branch_BT = _last(new_sequence_BT | _changes(branches_BT), here_T)
+        shared_BT = fork_BT - start_BT + 1
+        self._positions_BT = torch.where(branches_BT == 0, here_T - start_BT, here_T - branch_BT + shared_BT)
+        seen_BTT = (branches_BT[:, None, :] == 0) | (branches_BT[:, :, None] == branches_BT[:, None, :])
+        same_BTT = sequences_BT[:, :, None] == sequences_BT[:, None, :]
+        self._mask_B1TT = (same_BTT & seen_BTT & (here_T[:, None] >= here_T))[:, None]
+
+    def positions(self, _n_new: int) -> Positions:
+        """Index of each position in its own sequence (BT)."""
+        return self._positions_BT
+
+    def mask(self, _n_new: int) -> Tensor | None:
+        """True where a position may attend: itself and earlier positions of its own sequence (B1TT)."""
+        return self._mask_B1TT
+
+    def extend(self, _layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values unchanged: there are no past ones."""
+        return k_BHTD, v_BHTD
+
+    def advance(self, n_new: int) -> None:
+        """Keep nothing."""
+
+
+def logits_at(model: GPT, idx_BT: Tensor, layout: Layout, counted_BT: Tensor) -> Tensor:
+    """Logits at some positions of packed sequences, in their order (NV).
+
+    Less than half of a prompt and its reply needs logits, which take the most memory where a vocabulary is large.
+
+    Args:
+        model: a GPT.
+        idx_BT: rows of ids.
+        layout: of the rows.
+        counted_BT: True at N positions.
+    """
+    x_BTC = model.features(idx_BT, PackedSequences(layout))
+    # index_select: the backward pass of a boolean mask costs more than it saves.
+    return model.lm_head(x_BTC.flatten(0, 1).index_select(0, counted_BT.flatten().nonzero()[:, 0]))  # type: ignore[no-any-return]
+
+
+def _changes(values_BT: Tensor) -> Tensor:
+    changes_BT = torch.ones_like(values_BT, dtype=torch.bool)
+    changes_BT[:, 1:] = values_BT[:, 1:] != values_BT[:, :-1]
+    return changes_BT
+
+
+def _last(true_BT: Tensor, here_T: Tensor) -> Tensor:
+    """The last position so far at which `true_BT` is True."""
+    return torch.where(true_BT, here_T, 0).cummax(1).values
 
 
 class Seat(NamedTuple):
-    """Where a sequence stands."""
+    """First position of a sequence."""
 
     row: int
     start: int
@@ -31,19 +111,18 @@ class Seat(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """A plan of who stands where."""
+    """Where each sequence is in packed rows."""
 
     seats: list[Seat]
-    """Of each sequence."""
     lengths: list[int]
     shape: tuple[int, int]
 
     def spread(self, values: Sequence[Tensor | Sequence[float]], fill: float, dtype: torch.dtype) -> Tensor:
-        """One value for each position of each sequence, in rows (BT); `fill` elsewhere.
+        """Put one value per position of each sequence into rows (BT).
 
         Args:
-            values: of each sequence, from its first position on; there may be fewer values than positions.
-            fill: for padding, and where values are missing.
+            values: of each sequence, from its first position on; they may be fewer than its positions.
+            fill: for padding and missing values.
             dtype: of the result.
         """
         rows_BT = torch.full(self.shape, fill, dtype=dtype)
@@ -53,7 +132,7 @@ class Packing:
         return rows_BT
 
     def collect(self, rows_BT: Tensor) -> list[Tensor]:
-        """The values of each sequence's positions: what `spread` has put there."""
+        """The values at each sequence's positions: the inverse of `spread`."""
         return [
             rows_BT[row, start : start + length] for (row, start), length in zip(self.seats, self.lengths, strict=True)
         ]
@@ -61,60 +140,30 @@ class Packing:
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed sequences as a model reads them."""
+    """Packed sequences as model inputs."""
 
     idx_BT: Tensor
     layout: Layout
-    """Which sequence of its row a position belongs to; padding is the last."""
+    """Padding is the last sequence."""
     targets_BT: Tensor
     """The next id of the same sequence, or IGNORE."""
     packing: Packing
 
     def said_targets(self, said: Sequence[Sequence[bool]]) -> Tensor:
-        """The targets that were said (BT), IGNORE for all others: `said` tells it of each sequence's ids."""
+        """The targets flagged in `said` (BT), IGNORE elsewhere.
+
+        Args:
+            said: a flag for each id of each sequence.
+        """
         said_BT = self.packing.spread([flags[1:] for flags in said], 0, torch.bool)
         return torch.where(said_BT, self.targets_BT, IGNORE)
 
 
-MIN_WIDTH = 256
-"""Of rows: attention over so few positions costs little beside all else, and short examples leave less padding."""
-WIDTH_STEP = 64
-EXAMPLES_ALIKE = 64
-"""Examples whose rows have one width: a single long one makes only those of its neighbours wider."""
-
-
-def row_width(sizes: Sequence[int], max_length: int) -> int:
-    """How wide rows for examples of these sizes are: as wide as the longest, not as wide as the context.
-
-    Attention in a row costs with the square of its width, whatever stands in it.
-    """
-    longest = max(sizes, default=0)
-    return min(max_length, max(MIN_WIDTH, -(-longest // WIDTH_STEP) * WIDTH_STEP))
-
-
-def alike(sizes: Sequence[int], max_length: int) -> Iterator[tuple[range, int]]:
-    """The numbers of examples, in their order and some at a time, each with the width of their rows."""
-    n_alike = len(sizes) if row_width(sizes, max_length) <= MIN_WIDTH else EXAMPLES_ALIKE
-    for first in range(0, len(sizes), max(1, n_alike)):
-        numbers = range(first, min(first + n_alike, len(sizes)))
-        yield numbers, row_width([sizes[number] for number in numbers], max_length)
-
-
-def sizes_of_exchanges(exchanges: Sequence[Exchange]) -> list[int]:
-    """How wide a row each exchange asks for: replies to one prompt share it, if they fit into about two of them."""
-    sizes: list[int] = []
-    for prompt, group in groupby(exchanges, key=lambda exchange: exchange[0]):
-        said = [len(reply) for _, reply in group]
-        longest, together = len(prompt) + max(said), len(prompt) - 1 + sum(1 + n for n in said)
-        sizes += [max(longest, min(together, 2 * longest))] * len(said)
-    return sizes
-
-
 def plan(lengths: Sequence[int], width: int) -> Packing:
-    """Seat sequences, the longest first, each in the fullest row that still has room (best fit).
+    """Assign sequences to rows by best fit decreasing: the longest first, each to the fullest row with room.
 
     Raises:
-        ValueError: one is longer than a row.
+        ValueError: a sequence is longer than `width`.
     """
     if max(lengths, default=0) > width:
         raise ValueError(f"a sequence of {max(lengths)} ids does not fit into a row of {width}")
@@ -135,61 +184,57 @@ def plan(lengths: Sequence[int], width: int) -> Packing:
 
 
 def pack(sequences: Sequence[Sequence[int]], width: int) -> Rows:
-    """Put sequences into rows of at most `width` positions.
+    """Pack sequences into rows of at most `width` positions.
 
     Raises:
-        ValueError: one is longer than a row.
+        ValueError: a sequence is longer than `width`.
     """
     packing = plan([len(ids) for ids in sequences], width)
     order = sorted(range(len(sequences)), key=packing.seats.__getitem__)
     number_of = {number: place for place, number in enumerate(order)}
     numbers = [[number_of[i]] * len(ids) for i, ids in enumerate(sequences)]
-    numbers_BT = packing.spread(numbers, len(sequences), torch.long)
+    sequences_BT = packing.spread(numbers, len(sequences), torch.long)
     return Rows(
         packing.spread(sequences, 0, torch.long),
-        Layout(numbers_BT, torch.zeros_like(numbers_BT)),
+        Layout(sequences_BT, torch.zeros_like(sequences_BT)),
         packing.spread([ids[1:] for ids in sequences], IGNORE, torch.long),
         packing,
     )
 
 
 def pack_exchanges(exchanges: Sequence[Exchange], width: int) -> Rows:
-    """Put replies into rows, those to one prompt behind it as far as they fit; a reply's targets are what it says.
+    """Pack prompts and replies; neighbouring replies to one prompt share it as far as they fit into a row.
 
-    The prompt's last id stands before each reply, since that is where its first id is guessed. The packing's sequences
-    are these: one id of the prompt, and the reply.
+    The prompt's last id is repeated before each reply, since the reply's first id is predicted there. The packing's
+    sequences are these: one id of the prompt, and the reply. Targets are the reply's ids.
 
     Raises:
-        ValueError: an exchange is longer than a row.
+        ValueError: an exchange is longer than `width`.
     """
-    trees = _trees(exchanges, width)
-    packing = plan([_tree_size(exchanges, tree) for tree in trees], width)
+    trees = prompt_trees(exchanges, width)
+    packing = plan([tree_size(exchanges, tree) for tree in trees], width)
     seats = [Seat(0, 0)] * len(exchanges)
     idx_BT = torch.zeros(packing.shape, dtype=torch.long)
-    numbers_BT = torch.full(packing.shape, len(trees), dtype=torch.long)
+    sequences_BT = torch.full(packing.shape, len(trees), dtype=torch.long)
     branches_BT = torch.zeros(packing.shape, dtype=torch.long)
     for number, (tree, (row, start)) in enumerate(zip(trees, packing.seats, strict=True)):
         shared, place = exchanges[tree[0]][0][:-1], start
-        pieces = [shared] if shared else []
+        parts = [shared] if shared else []
         for i in tree:
-            seats[i] = Seat(row, start + sum(map(len, pieces)))
-            pieces.append(_branch(exchanges[i]))
-        for branch, ids in enumerate(pieces):
+            seats[i] = Seat(row, start + sum(map(len, parts)))
+            prompt, reply = exchanges[i]
+            parts.append([prompt[-1], *reply])
+        for branch, ids in enumerate(parts):
             here = slice(place, place := place + len(ids))
             idx_BT[row, here] = torch.tensor(ids, dtype=torch.long)
-            numbers_BT[row, here], branches_BT[row, here] = number, branch
-    said = Packing(seats, [1 + len(said) for _, said in exchanges], packing.shape)
-    targets_BT = said.spread([said for _, said in exchanges], IGNORE, torch.long)
-    return Rows(idx_BT, Layout(numbers_BT, branches_BT), targets_BT, said)
+            sequences_BT[row, here], branches_BT[row, here] = number, branch
+    replies = Packing(seats, [1 + len(reply) for _, reply in exchanges], packing.shape)
+    targets_BT = replies.spread([reply for _, reply in exchanges], IGNORE, torch.long)
+    return Rows(idx_BT, Layout(sequences_BT, branches_BT), targets_BT, replies)
 
 
-def _branch(exchange: Exchange) -> list[int]:
-    prompt, said = exchange
-    return [prompt[-1], *said]
-
-
-def _trees(exchanges: Sequence[Exchange], width: int) -> list[list[int]]:
-    """The numbers of exchanges that share a prompt and a row: neighbours, as many as fit.
+def prompt_trees(exchanges: Sequence[Exchange], width: int) -> list[list[int]]:
+    """Group the indices of neighbouring exchanges that share a prompt and fit into one row.
 
     A prompt of one id has nothing to share.
     """
@@ -203,69 +248,17 @@ def _trees(exchanges: Sequence[Exchange], width: int) -> list[list[int]]:
     return trees
 
 
-def packed_size(exchanges: Sequence[Exchange], width: int) -> int:
-    """How many positions exchanges take in rows, padding aside."""
-    return sum(_tree_size(exchanges, tree) for tree in _trees(exchanges, width))
-
-
-def _tree_size(exchanges: Sequence[Exchange], tree: Sequence[int]) -> int:
+def tree_size(exchanges: Sequence[Exchange], tree: Sequence[int]) -> int:
+    """Positions that a prompt and its replies take in a row."""
     return len(exchanges[tree[0]][0]) - 1 + sum(1 + len(exchanges[i][1]) for i in tree)
 
 
-def groups_of_rows(lengths: Sequence[int], width: int, n_rows: int) -> list[list[int]]:
-    """Cut sequences, in their order, into groups that each fill about `n_rows` rows and never more."""
-    groups: list[list[int]] = []
-    for number, length in enumerate(lengths):
-        last = groups[-1] if groups else []
-        n_taken = sum(lengths[i] for i in last)
-        crowded = n_taken + length > n_rows * width
-        if not groups or crowded or plan([*(lengths[i] for i in last), length], width).shape[0] > n_rows:
-            groups.append([number])
-        else:
-            last.append(number)
-    return groups
-
-
-def groups_of_exchanges(exchanges: Sequence[Exchange], max_length: int, n_rows: int) -> Iterator[tuple[list[int], int]]:
-    """Cut prompts with what was said to them, in their order, into groups that fill at most `n_rows` rows, each with
-    the rows' width.
-
-    Args:
-        exchanges: N.
-        max_length: the most ids of an exchange.
-        n_rows: of a group.
-    """
-    for numbers, width in alike(sizes_of_exchanges(exchanges), max_length):
-        some = exchanges[numbers.start : numbers.stop]
-        trees = _trees(some, width)
-        for group in groups_of_rows([_tree_size(some, tree) for tree in trees], width, n_rows):
-            yield [numbers[i] for number in group for i in trees[number]], width
-
-
-def groups_of_trees(
-    together: Sequence[Sequence[Exchange]], max_length: int, n_rows: int
-) -> list[tuple[list[int], int]]:
-    """Cut what is compared, in its order, into groups that fill about `n_rows` rows, each with the rows' width.
-
-    Args:
-        together: exchanges of each number; they stay in one group.
-        max_length: the most ids of an exchange.
-        n_rows: of a group.
-    """
-    asked = [max(sizes_of_exchanges(exchanges)) for exchanges in together]
-    return [
-        ([numbers[i] for i in group], width)
-        for numbers, width in alike(asked, max_length)
-        for group in groups_of_size([packed_size(together[n], width) for n in numbers], n_rows * width)
-    ]
-
-
-def groups_of_size(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Cut what stays together, in its order, into groups of at most `most` ids in all; a larger one is alone."""
+def groups_of_size(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Cut items, in order, into groups of at most `limit` positions in all; a larger item is a group of its own."""
     groups: list[list[int]] = []
     n_taken = 0
     for number, size in enumerate(sizes):
-        if not groups or n_taken + size > most:
+        if not groups or n_taken + size > limit:
             groups.append([])
             n_taken = 0
         groups[-1].append(number)

@@ -1,7 +1,10 @@
-"""A linear classifier of short texts, trained on labelled lines: the optional part of the safety stage.
+"""A linear classifier of short texts for the safety filter, trained on labelled lines. Optional.
 
-Features are character n-grams, normalised for case and accents and hashed into a table of fixed size. scikit-learn fits
-the weights; inference needs only NumPy, and the saved files are numbers and plain data.
+Features are character n-grams of the folded text, hashed into a fixed number of buckets and weighted by TF-IDF.
+scikit-learn fits the weights.
+
+Why not its HashingVectorizer and TfidfTransformer: a server then runs a classifier with NumPy alone, and training uses
+the same features.
 """
 
 import os
@@ -28,9 +31,9 @@ from groundling.storage.manifest import check_manifest, read_json_object, write_
 VERSION = 1
 N_BUCKETS = 1 << 16
 SHORTEST, LONGEST = 2, 5
-"""Lengths of the n-grams."""
+"""Lengths of the character n-grams."""
 LONGEST_SENTENCE = 400
-"""Maximum characters of a sentence; a longer one is classified in parts."""
+"""Maximum characters of a sentence; a longer one is cut."""
 WEIGHTS, FACTS = "weights.safetensors", "classifier.json"
 
 Floats = npt.NDArray[np.float64]
@@ -38,9 +41,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Classifier:
-    """Weights of the hashed n-grams.
+    """Logistic regression on hashed n-grams.
 
-    `worth` and `rarity` have N_BUCKETS numbers; a text is unsafe if its probability is at least `threshold`.
+    `worth` (weights) and `rarity` (inverse document frequencies) have N_BUCKETS values. A text is unsafe if its
+    probability is at least `threshold`.
     """
 
     worth: Floats
@@ -49,7 +53,7 @@ class Classifier:
     threshold: float
 
     def probability(self, text: str) -> float:
-        """Return the probability that a text is unsafe."""
+        """Probability that a text is unsafe."""
         buckets, values = features(text, self.rarity)
         return float(1 / (1 + np.exp(-(values @ self.worth[buckets] + self.bias))))
 
@@ -58,7 +62,7 @@ class Classifier:
         return bool(text.strip()) and self.probability(text) >= self.threshold
 
     def rule(self) -> Rule:
-        """Return the classifier as a rule, which checks each sentence before it is shown."""
+        """A rule that blocks at the first unsafe sentence."""
         reason = f"a classifier finds it unsafe (from {self.threshold:.2f} on)"
         return Rule("classifier", reason, "block", ("prompt", "reply"), "", lambda: Sentences(self))
 
@@ -79,10 +83,10 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """Read what `save` wrote.
+        """Read a classifier.
 
         Raises:
-            CheckpointError: it is damaged, or of another version.
+            CheckpointError: it is damaged, or has another version.
         """
         check_manifest(folder)
         facts = read_json_object(folder / FACTS)
@@ -103,7 +107,7 @@ class Classifier:
 
 
 def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Return buckets and values of a text's features: a sparse unit vector."""
+    """The sparse feature vector of a text, normalised to length 1: buckets and values."""
     plain = f" {folded(text)} "
     counts = Counter(
         zlib.crc32(plain[at : at + n].encode()) % N_BUCKETS
@@ -126,17 +130,16 @@ class Judged(NamedTuple):
 
 
 class Sentences:
-    """Classifies whole sentences: a `Finder`.
+    """A `Finder` that classifies whole sentences.
 
-    A sentence ends with a full stop, a question mark, an exclamation mark or a newline, or after LONGEST_SENTENCE
-    characters.
+    A sentence ends at a full stop, question mark, exclamation mark or newline, or after LONGEST_SENTENCE characters.
     """
 
     _END = re.compile(r"[.!?\n]")
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
-        self._raw, self._n_seen = "", 0  # unclassified text, unredacted: other rules hide parts of it
+        self._raw, self._n_seen = "", 0  # not yet classified; unredacted, unlike the text passed in
         self._begin = 0
         self._found: Judged | None = None
         self._ended = False
@@ -144,7 +147,7 @@ class Sentences:
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`."""
         self._take(text)
-        while self._found is not None and self._found.end <= start:  # all of it is hidden already
+        while self._found is not None and self._found.end <= start:  # it is redacted already
             self._found = None
             self._judge()
         return None if self._found is None else Span(max(start, self._found.start), self._found.end)
@@ -155,13 +158,13 @@ class Sentences:
         return max(start, self._begin) if self._found is None else len(text)
 
     def end(self, text: str) -> None:
-        """Mark the end of the text, and classify its last sentence."""
+        """See `Finder`."""
         self._take(text)
         self._ended = True
         self._judge()
 
     def forget(self, n: int) -> None:
-        """Shift positions after the first `n` characters of the text were dropped."""
+        """See `Finder`."""
         self._begin -= n
         self._n_seen -= n
         if self._found is not None:
@@ -174,7 +177,7 @@ class Sentences:
             self._judge()
 
     def _judge(self) -> None:
-        """Classify sentences until one is unsafe."""
+        """Classify complete sentences up to the first unsafe one."""
         at = 0
         while self._found is None and at < len(self._raw):
             match = self._END.search(self._raw, at, at + LONGEST_SENTENCE)
@@ -190,11 +193,11 @@ class Sentences:
 
 
 def load_safety(rules: str, classifier: Path | None) -> Safety | None:
-    """Build the safety stage from rules ("default", "off", or a TOML file) and a classifier; None if both are off.
+    """Rules ("default", "off" or a TOML file) and an optional classifier; None if there are neither.
 
     Raises:
         ConfigError: the rules cannot be read.
-        CheckpointError: the classifier is damaged.
+        CheckpointError: the classifier cannot be read.
     """
     given = (
         Safety([]) if rules == "off" else Safety.from_file() if rules == "default" else Safety.from_file(Path(rules))

@@ -1,4 +1,4 @@
-"""`groundling safety`: train a classifier on labelled texts, and measure rules and classifiers on such texts."""
+"""`groundling safety`: train a classifier on labelled texts, and evaluate rules and classifiers."""
 
 import json
 from collections import Counter
@@ -23,23 +23,23 @@ class TrainConfig:
     """
 
     data: tyro.conf.Positional[Path]
-    """The labelled texts."""
+    """Labelled texts."""
     out: Path
-    """Where the classifier goes."""
+    """Folder for the classifier."""
     seed: int = 0
-    """Of the folds on which the threshold is chosen."""
+    """Seed of the cross-validation folds that choose the threshold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestConfig:
-    """Measure what the safety stage finds: groundling safety test DATA.jsonl."""
+    """Evaluate the safety filter on labelled texts: groundling safety test DATA.jsonl."""
 
     data: tyro.conf.Positional[Path]
-    """The labelled texts, as for `safety train`."""
+    """Labelled texts, as for `safety train`."""
     rules: str = "default"
     """Rules: default, off, or a TOML file."""
     classifier: Path | None = None
-    """A classifier, besides."""
+    """Classifier to add to the rules."""
     json: bool = False
     """Print one line of JSON."""
 
@@ -47,8 +47,8 @@ class TestConfig:
 def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
     commands = {
-        "train": (_train, "make a classifier of labelled texts, and measure it on those held out"),
-        "test": (_test, "measure rules and a classifier on labelled texts"),
+        "train": (_train, "train a classifier on labelled texts, and evaluate it on held-out ones"),
+        "test": (_test, "evaluate rules and a classifier on labelled texts"),
     }
     return run_subcommand(argv, commands, "groundling safety")
 

@@ -19,11 +19,11 @@ from groundling.system.optional import optional_import
 
 LABELS = {True: True, False: False, "unsafe": True, "ok": False}
 HELD_OUT = 5
-"""One text in this many is held out."""
+"""One text in this many is held out. Also the number of cross-validation folds."""
 
 
 class Labelled(NamedTuple):
-    """A text and its label."""
+    """A text with its label."""
 
     text: str
     unsafe: bool
@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix."""
+    """A confusion matrix; unsafe is the positive class."""
 
     hits: int
     false_alarms: int
@@ -46,12 +46,12 @@ class Confusion:
 
     @property
     def precision(self) -> float:
-        """Fraction of blocked texts that are unsafe."""
+        """Fraction of the flagged texts that are unsafe."""
         return self.hits / max(1, self.hits + self.false_alarms)
 
     @property
     def recall(self) -> float:
-        """Fraction of unsafe texts that are blocked."""
+        """Fraction of the unsafe texts that are flagged."""
         return self.hits / max(1, self.hits + self.misses)
 
     @property
@@ -60,16 +60,16 @@ class Confusion:
         return 2 * self.hits / max(1, 2 * self.hits + self.false_alarms + self.misses)
 
     def to_json(self) -> dict[str, float]:
-        """Return counts and scores."""
+        """Counts and scores as plain data."""
         counts = {"hits": self.hits, "false_alarms": self.false_alarms, "misses": self.misses, "passes": self.passes}
         return {**counts, "precision": self.precision, "recall": self.recall, "f1": self.f1}
 
 
 def read_labelled(path: Path) -> list[Labelled]:
-    """Read lines of {"text": ..., "label": true | false | "unsafe" | "ok"}.
+    """Read a JSONL file of {"text": ..., "label": true | false | "unsafe" | "ok"}.
 
     Raises:
-        DataError: the file cannot be read, or a line is invalid.
+        DataError: it cannot be read, or a line is invalid.
     """
     found = []
     for row in rows(path):
@@ -85,7 +85,7 @@ def read_labelled(path: Path) -> list[Labelled]:
 
 
 def split(labelled: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
-    """Split into training and held-out texts by a hash of the text, so duplicates stay together."""
+    """Split into training and held-out texts by a hash of the text, so that no text is in both."""
     sides: tuple[list[Labelled], list[Labelled]] = ([], [])
     for one in labelled:
         plain = folded(one.text).strip()
@@ -94,10 +94,10 @@ def split(labelled: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]
 
 
 def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
-    """Train a classifier; the threshold maximises F1 in cross-validation.
+    """Train a classifier. The threshold maximises F1 in cross-validation.
 
     Raises:
-        DataError: there are too few texts of one label.
+        DataError: one label has too few texts.
         MissingExtraError: scikit-learn is not installed.
     """
     truth = np.array([one.unsafe for one in labelled])
@@ -125,7 +125,7 @@ def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
 
 
 def _rarity(texts: Sequence[str]) -> Floats:
-    """Return the smoothed inverse document frequency of each bucket."""
+    """Smoothed inverse document frequency of each bucket."""
     n_texts = np.zeros(N_BUCKETS)
     for text in texts:
         n_texts[features(text)[0]] += 1

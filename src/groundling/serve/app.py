@@ -217,7 +217,7 @@ async def _answer(
         server.n_open -= 1
         if reason is not None:
             aborted(reason)
-        completion.measure()
+        completion.record_metrics()
         notes.update(model=parsed.served.name, aborted=reason, **completion.usage())
         if server.config.log_text:
             log.write("text", id=notes["id"], prompts=completion.prompts(), replies=completion.replies())
@@ -226,7 +226,7 @@ async def _answer(
         return EventStream(completion.chunks(), server.config.send_timeout_s, over)
     reason: str | None = "error"
     try:
-        answer = await unless_gone(request.receive, completion.whole())
+        answer = await unless_gone(request.receive, completion.response())
         reason = None
         return Response(answer, media_type="application/json")
     except Gone as gone:

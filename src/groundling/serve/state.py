@@ -16,14 +16,14 @@ from starlette.responses import Response
 from groundling.bundle import Bundle, load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.bundle.context import contexts
-from groundling.bundle.layout import find_bundle, model_checkpoints, require_speaker
+from groundling.bundle.layout import CHECKPOINTS, find_bundle, model_checkpoints, require_language_model
 from groundling.errors import ConfigError
 from groundling.safety.stream import Safety
 from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.slots import CacheMemory
 from groundling.serve.config import ServeConfig
 from groundling.serve.decode.worker import STOP_S, Worker
-from groundling.serve.http.errors import ApiError, not_ready
+from groundling.serve.http.errors import ApiError, draining, not_ready
 from groundling.serve.http.responses import Gone, unless_gone
 from groundling.serve.telemetry import Metrics
 from groundling.serve.token_text import TokenText
@@ -145,13 +145,13 @@ class ServerState:
         Raises:
             GroundlingError: it cannot be.
         """
-        require_speaker(path)
+        require_language_model(path)
         bundle = load_bundle(path, pick_device(self.config.device), context=self._contexts().get(name))
         return Served(
             name=name,
             path=path,
             bundle=bundle,
-            run=path if model_checkpoints(path / "checkpoints") else None,
+            run=path if model_checkpoints(path / CHECKPOINTS) else None,
             worker=self.worker,
             engine=self._engine(bundle),
             token_text=TokenText(bundle.tokenizer),
@@ -182,7 +182,7 @@ class ServerState:
         if self.state is State.LOADING:
             raise not_ready("the models are being loaded; ask /ready when that is done")
         if self.state is not State.READY:
-            raise ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+            raise draining()
 
     async def attended(self, request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
         """The JSON that some work comes to, done as long as somebody waits for it; a server that drains waits too."""

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from torch import Tensor
 
 from groundling.bundle import Bundle
-from groundling.bundle.layout import model_checkpoints, val_loss_of
+from groundling.bundle.layout import CHECKPOINTS, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
 from groundling.model.inspect import HeadScores, Look, look, score_heads
@@ -140,7 +140,7 @@ def _checkpoints(served: Served) -> list[dict[str, Any]]:
     if served.run is None:
         return []
     found = []
-    for step, folder in model_checkpoints(Path(served.run) / "checkpoints").items():
+    for step, folder in model_checkpoints(Path(served.run) / CHECKPOINTS).items():
         with suppress(CheckpointError):  # a run in progress removes old ones
             found.append({"checkpoint": str(step), "step": step, "val_loss": val_loss_of(read_manifest(folder))})
     return found

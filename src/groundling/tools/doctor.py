@@ -131,7 +131,7 @@ def describe_compiled_code(model: GPT) -> str:
 
 def measure_decoding(engine: Engine, seconds: float) -> float:
     """Measure tokens per second of one sample, after a warm-up."""
-    engine.add([0], SamplingConfig(max_new_tokens=1_000_000), row_generator(0, 0))
+    engine.try_add(engine.new_request([0], SamplingConfig(max_new_tokens=1_000_000), row_generator(0, 0)))
     engine.step()
     start, before = time.perf_counter(), engine.counts.generated
     while time.perf_counter() - start < seconds or engine.counts.generated == before:

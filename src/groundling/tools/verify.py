@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from groundling.bundle.layout import val_loss_of
+from groundling.bundle.layout import CHECKPOINTS, val_loss_of
 from groundling.config import parse
 from groundling.errors import CheckpointError
 from groundling.storage.manifest import MANIFEST, check_manifest
@@ -52,7 +52,7 @@ def folders_with_manifests(path: Path) -> list[Path]:
     if os.path.lexists(path / MANIFEST):
         return [path]
     found = [
-        *CheckpointFolder(path / "checkpoints").folders(),
+        *CheckpointFolder(path / CHECKPOINTS).folders(),
         *([path / "bundle"] if os.path.lexists(path / "bundle" / MANIFEST) else []),
     ]
     if not found:

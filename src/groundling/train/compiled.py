@@ -1,4 +1,4 @@
-"""What is compiled of a model in training, and the attention that compiled code is given."""
+"""Compilation for training: which parts of a model, and which attention kernel."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,17 +13,17 @@ from groundling.train.step import Objective
 
 
 def compile_objective(objective: Objective, picked: Runtime) -> None:
-    """Compile what an objective calls while training, where the runtime picked that.
+    """Compile the model of an objective for training, if the runtime picked compilation.
 
-    A GPT's blocks are all the same code, which is compiled once and runs with each block's weights: the whole model in
-    one piece ran no faster, and took twice as long to compile (docs/log.md). Any other model is one piece.
-    Evaluating and sampling, whose shapes come and go, stay as they are.
+    The blocks of a GPT share one compiled function: compiling the whole model was no faster at run time and took twice
+    as long to compile (docs/log.md). Any other model is compiled in one piece, with its loss. Evaluation and sampling,
+    whose shapes vary, stay uncompiled.
     """
     model = objective.model
     if not picked.compile:
         return
     if not isinstance(model, GPT):
-        objective.forward = Compiler(picked)(objective.forward)  # type: ignore[method-assign]
+        objective.loss_of = Compiler(picked)(objective.loss_of)  # type: ignore[method-assign]
         return
     blocks = [cast(Block, block) for block in model.h]
 

@@ -1,4 +1,4 @@
-"""One optimizer update, whatever is trained and however its batch is cut.
+"""One optimizer step, for any objective and any cut of its batch into micro-batches.
 
 Shapes: B batch, T positions, V vocabulary.
 """
@@ -12,36 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundling.data.batches import MicroBatch
+from groundling.data.batches import Batch, MicroBatch
 from groundling.errors import TrainingError
-from groundling.model.loss import distillation_loss_sum, loss_sum
+from groundling.model.loss import loss_sum
 from groundling.system import distributed
 from groundling.train.optim.optimizers import Optimizers
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one update did."""
+    """Figures of one optimizer step."""
 
     loss: float
     """Nats per target, over all ranks."""
     grad_norm: float
-    """The length of the whole gradient before it was clipped."""
+    """Norm of the whole gradient before clipping."""
     n_targets: int
     """Targets, over all ranks."""
     lr_factor: float
-    """What the learning rates were multiplied with."""
+    """Factor of the learning rates."""
 
 
 class Objective(nn.Module):
-    """A model with the loss that is summed over its logits: what is compiled, wrapped for ranks, and called.
+    """A model and its loss, as a module from a batch to a number: what DDP wraps and `train_step` calls.
 
     Args:
         model: token ids in, logits out.
         loss: (logits_BTV, targets_BT) -> nats, summed over the batch's targets.
         autocast: makes the context of the forward pass, for precision.
-        teacher_weight: the part of a teacher's hints in the loss, where a batch brings any.
-        teacher_fades: whether that part falls with the learning rate.
     """
 
     def __init__(
@@ -49,23 +47,19 @@ class Objective(nn.Module):
         model: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor] = loss_sum,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        teacher_weight: float = 0.0,
-        teacher_fades: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.loss, self.autocast = model, loss, autocast
-        self.teacher_weight, self.teacher_fades = teacher_weight, teacher_fades
 
-    def forward(
-        self, idx_BT: Tensor, targets_BT: Tensor, hints_BTV: Tensor | None = None, lr_factor: float = 1.0
-    ) -> Tensor:
-        """The loss of a batch; a teacher that fades says less as the learning rate falls."""
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch, in nats summed over its targets."""
+        return self.loss_of(batch.idx_BT, batch.targets_BT)
+
+    def loss_of(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """`forward` on plain tensors; compiled as a whole if the model is not compiled in parts."""
         with self.autocast():
             logits_BTV = self.model(idx_BT)
-        if hints_BTV is None:
-            return self.loss(logits_BTV, targets_BT)
-        weight = self.teacher_weight * (lr_factor if self.teacher_fades else 1.0)
-        return distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, weight)
+        return self.loss(logits_BTV, targets_BT)
 
 
 def train_step(
@@ -76,8 +70,16 @@ def train_step(
     lr_factor: float = 1.0,
     max_norm: float | None = None,
 ) -> StepStats:
-    """Make one optimizer update. How the batch is cut into `micro_batches` changes memory, and not the result
-    (but for dropout, which draws for each of them).
+    """Make one optimizer step.
+
+    The cut into micro-batches changes memory and not the result, except for dropout, which draws for each of them.
+
+    Args:
+        objective: a micro-batch -> its loss, summed over its targets; perhaps wrapped in DDP.
+        micro_batches: this rank's part of the batch.
+        optimizers: of the trained parameters.
+        lr_factor: factor of the learning rates.
+        max_norm: of the gradient, which is clipped to it; None: no clipping.
 
     Raises:
         TrainingError: the loss or the gradient is not finite, on any rank; no weight was changed.
@@ -85,14 +87,13 @@ def train_step(
     parameters = optimizers.parameters
     device = parameters[0].device
     n_targets = distributed.all_reduce_sum(sum(batch.n_targets for batch in micro_batches), device)
-    # DDP averages over ranks and we want the sum; a step without any target gives zero gradients, not NaN.
+    # DDP averages over ranks, and we need the sum. A step without targets has zero gradients, not NaN.
     scale = distributed.world_size() / max(1.0, n_targets)
     optimizers.zero_grad()
     nats = 0.0
     for batch in micro_batches:
         with distributed.sync_gradients(objective, when=batch is micro_batches[-1]):
-            # Nats, summed over this micro-batch's targets.
-            loss = objective(*batch.to(device).arguments(lr_factor))
+            loss = objective(batch.to(device))
             (loss * scale).backward()
         nats += loss.item()
     mean = distributed.all_reduce_sum(nats, device) / max(1.0, n_targets)

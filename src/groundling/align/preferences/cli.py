@@ -1,4 +1,4 @@
-"""`groundling rankings simulate|export|import|stats`: make judgements, take them out, put them in, and sum them up."""
+"""`groundling rankings simulate|export|import|stats`: simulate judgements, export, import and summarise them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from groundling.storage import atomic
 def main(argv: Sequence[str]) -> int:
     """Run `groundling rankings simulate|export|import|stats`."""
     commands = {
-        "simulate": (simulate.main, "let a model reply, and a simulated rater rank"),
-        "export": (_export, "write all judgements as lines of JSON"),
-        "import": (_import, "add the judgements of such a file; those that are there stay as they are"),
-        "stats": (_stats, "agreement of raters, bias of position, and which model is better"),
+        "simulate": (simulate.main, "sample replies of a model and rank them by a simulated rater"),
+        "export": (_export, "write all judgements to a JSONL file"),
+        "import": (_import, "add judgements from a JSONL file; existing ones are kept"),
+        "stats": (_stats, "inter-rater agreement, position bias and model scores"),
     }
     return config.run_subcommand(argv, commands, "groundling rankings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write all judgements as lines of JSON."""
+    """Write all judgements to a JSONL file."""
 
     path: tyro.conf.Positional[Path]
-    """The file that `groundling rank` made."""
+    """File of rankings."""
     out: tyro.conf.Positional[Path]
-    """The file to write; it is replaced if it is there."""
+    """JSONL file to write; an existing one is replaced."""
 
 
 def _export(argv: list[str]) -> int:
@@ -47,37 +47,37 @@ def _export(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Add the judgements of a file; those that are there stay as they are."""
+    """Add judgements from a JSONL file; existing ones are kept."""
 
     path: tyro.conf.Positional[Path]
-    """The file of `groundling rank`; made if it is not there."""
+    """File of rankings; created if missing."""
     file: tyro.conf.Positional[Path]
-    """What `groundling rankings export` wrote."""
+    """JSONL file from `groundling rankings export`."""
 
 
 def _import(argv: list[str]) -> int:
     chosen = config.parse(ImportConfig, argv, "groundling rankings import")
     with Rankings(chosen.path) as rankings:
         done = rankings.import_jsonl(chosen.file)
-    print(f"{chosen.path}: {done.added} judgements added, {done.present} were there already")
+    print(f"{chosen.path}: {done.added} judgements added, {done.present} already present")
     if done.different:
-        print(f"{done.different} of those say something else in {chosen.file}; they were left as they are")
+        print(f"{done.different} of those differ in {chosen.file}; the existing ones were kept")
     return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatsConfig:
-    """Tell how far raters agree, whether the place on the screen decides, and which model is better."""
+    """Report inter-rater agreement, position bias and model scores."""
 
     path: tyro.conf.Positional[Path]
-    """The file that `groundling rank` made."""
+    """File of rankings."""
 
 
 def _stats(argv: list[str]) -> int:
     chosen = config.parse(StatsConfig, argv, "groundling rankings stats")
     with Rankings(chosen.path, must_exist=True) as rankings:
         counts, judgements = rankings.counts(), list(rankings)
-    console = Console(markup=False)  # a rater's name is no command
+    console = Console(markup=False)  # names of raters are not markup
     console.print(
         f"{counts.judgements} judgements of {counts.prompts} prompts by {counts.raters} raters; "
         f"{counts.ties} ties, {counts.skips} skips",
@@ -86,11 +86,11 @@ def _stats(argv: list[str]) -> int:
     bias = position_bias(judgements)
     if bias is not None:
         console.print(
-            f"the one shown first was best in {bias.share:.1%} of {bias.n} (95 %: {bias.low:.1%} to {bias.high:.1%}); "
-            f"by chance {bias.by_chance:.1%}",
+            f"the reply shown first was chosen in {bias.share:.1%} of {bias.n} "
+            f"(95 %: {bias.low:.1%} to {bias.high:.1%}); by chance {bias.by_chance:.1%}",
             highlight=False,
         )
-    agreement = Table("rater", "rater", "pairs both compared", "same answer", "Cohen's kappa")
+    agreement = Table("rater", "rater", "shared pairs", "agreement", "Cohen's kappa")
     for pair in kappas(judgements):
         agreement.add_row(*pair.raters, str(pair.n_pairs), _or_dash(pair.agreement, "{:.1%}"), _or_dash(pair.kappa))
     if agreement.row_count:

@@ -11,7 +11,7 @@ from groundling.align.chat_vocab import reads_the_same
 from groundling.align.logprobs import exchanges_of
 from groundling.align.replies import Reply, Rewards
 from groundling.align.reward.model import load_reward_model, scores_of
-from groundling.bundle import Bundle
+from groundling.bundle import ChatBundle
 from groundling.bundle.adapter import base_at
 from groundling.bundle.layout import HEAD
 from groundling.errors import ConfigError
@@ -20,7 +20,7 @@ from groundling.system.runtime import Runtime
 from groundling.text.chat.reading import last_words
 
 
-def make_rewards(name: str, bundle: Bundle, picked: Runtime) -> Rewards:
+def make_rewards(name: str, bundle: ChatBundle, picked: Runtime) -> Rewards:
     """The rewards that a setting names: a reward model's folder, or MODULE:FUNCTION.
 
     Raises:
@@ -52,19 +52,19 @@ def is_function(name: str) -> bool:
     return ":" in name and "/" not in name
 
 
-def from_function(function: Callable[[str, str], float], bundle: Bundle, name: str = "the reward function") -> Rewards:
+def from_function(
+    function: Callable[[str, str], float], bundle: ChatBundle, name: str = "the reward function"
+) -> Rewards:
     """Rewards by a function of the user's last words and the reply, both as text.
 
     Raises:
         ConfigError: when called, and the function fails, or its answer is not a finite number.
     """
-    assert bundle.chat is not None
-    chat = bundle.chat
 
     def rewards(replies: Sequence[Reply]) -> list[float]:
         values = []
         for reply in replies:
-            prompt = last_words(reply.prompt, "user", chat, bundle.tokenizer)
+            prompt = last_words(reply.prompt, "user", bundle.chat, bundle.tokenizer)
             try:
                 value: Any = function(prompt, reply.text)
             except Exception as error:

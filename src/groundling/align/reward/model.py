@@ -22,8 +22,8 @@ from groundling.bundle.layout import HEAD, find_bundle
 from groundling.errors import CheckpointError, require
 from groundling.model.gpt import GPT
 from groundling.model.numerics import at_least_float32
-from groundling.model.packed import Layout, PackedSequences
-from groundling.model.packing import Exchange, Rows, groups_of_exchanges, pack_exchanges
+from groundling.model.packer import Packer
+from groundling.model.packing import Exchange, Layout, PackedSequences, Rows, pack_exchanges
 from groundling.model.uninitialized import blank_gpt
 from groundling.storage.tensors import read_tensors
 
@@ -128,12 +128,12 @@ def scores_of(
     model: RewardModel,
     exchanges: Sequence[Exchange],
     autocast: Callable[[], AbstractContextManager[Any]],
-    n_rows: int = 32,
+    max_rows: int = 32,
 ) -> list[float]:
     """The rewards of replies to their prompts."""
-    max_length, device = model.gpt.config.block_size, model.head_bias.device
+    packer, device = Packer(model.gpt.config.block_size, max_rows), model.head_bias.device
     scores: list[float] = []
-    for group, width in groups_of_exchanges(exchanges, max_length, n_rows):
+    for group, width in packer.group_exchanges(exchanges):
         rows, owners_BT = pack_replies([exchanges[i] for i in group], width)
         with autocast():
             scores_BT = model(rows.idx_BT.to(device), rows.layout.to(device))

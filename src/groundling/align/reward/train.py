@@ -38,14 +38,12 @@ from groundling.align.reward.model import (
     scores_of,
 )
 from groundling.align.stage import ExamplesConfig, Stage, open_stage
-from groundling.bundle import load_bundle
+from groundling.bundle import ChatBundle, load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.errors import DataError, require
-from groundling.model.packed import Layout
-from groundling.model.packing import groups_of_trees
+from groundling.model.packer import Packer
+from groundling.model.packing import Layout
 from groundling.system import distributed
-from groundling.text.chat.template import ChatTemplate
-from groundling.text.tokenizer import Tokenizer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -109,11 +107,6 @@ class PairBatch:
         pairs = (self.pairs_P2.to(device), self.wins_P.to(device), self.weights_P.to(device))
         return PairBatch(*rows, self.n_replies, *pairs, self.n_targets)
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        where = (self.idx_BT, self.layout, self.owners_BT, self.n_replies)
-        return (*where, self.pairs_P2, self.wins_P, self.weights_P)
-
 
 class RewardObjective(nn.Module):
     """Bradley-Terry's loss in nats, summed over answers; of an answer's pairs it is the mean."""
@@ -122,22 +115,13 @@ class RewardObjective(nn.Module):
         super().__init__()
         self.model, self.autocast = model, autocast
 
-    def forward(
-        self,
-        idx_BT: Tensor,
-        layout: Layout,
-        owners_BT: Tensor,
-        n_replies: int,
-        pairs_P2: Tensor,
-        wins_P: Tensor,
-        weights_P: Tensor,
-    ) -> Tensor:
+    def forward(self, batch: PairBatch) -> Tensor:
         """The loss of a batch."""
         with self.autocast():
-            scores_BT = self.model(idx_BT, layout)
-        # One place more, for what a labelled reply is compared with.
-        scores_N = F.pad(rewards_of(scores_BT, owners_BT, n_replies), (0, 1))
-        return (weights_P * bradley_terry(scores_N, pairs_P2, wins_P)).sum()
+            scores_BT = self.model(batch.idx_BT, batch.layout)
+        # The last score, 0, is what a labelled reply is compared with.
+        scores_N = F.pad(rewards_of(scores_BT, batch.owners_BT, batch.n_replies), (0, 1))
+        return (batch.weights_P * bradley_terry(scores_N, batch.pairs_P2, batch.wins_P)).sum()
 
 
 def bradley_terry(scores_N: Tensor, pairs_P2: Tensor, wins_P: Tensor) -> Tensor:
@@ -161,9 +145,8 @@ def reward(config: RewardConfig) -> int:
         if stage.has_finished():
             return 0
         bundle = with_chat(load_bundle(config.path, stage.picked.device, context=config.context))
-        assert bundle.chat is not None
-        max_length = config.longest(bundle)
-        answers, left_out = _read(config, bundle.chat, bundle.tokenizer, max_length)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        answers, left_out = _read(config, bundle, packer.max_length)
         if not answers:
             raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")
         train, measured = split_by_prompt(answers, config.held_out)
@@ -172,7 +155,7 @@ def reward(config: RewardConfig) -> int:
         model = RewardModel(first_blocks(bundle.model, n_layer))
 
         def make(numbers: list[int]) -> list[PairBatch]:
-            return pair_batches([train[i] for i in numbers], max_length, config.micro_batch_rows)
+            return pair_batches([train[i] for i in numbers], packer)
 
         feed = ExampleFeed(len(train), config.batch_size, make, config.seed)
         stage.look_back([base_at(config.path).sha256], train)
@@ -186,13 +169,11 @@ def reward(config: RewardConfig) -> int:
         return stage.finish(ended, {**figures, "calibration": measure.calibration})
 
 
-def _read(
-    config: RewardConfig, chat: ChatTemplate, tokenizer: Tokenizer, block_size: int
-) -> tuple[list[Ranked], LeftOut]:
+def _read(config: RewardConfig, bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
     if config.preferences is not None:
-        return ranked_rows(config.preferences, chat, tokenizer, block_size)
+        return ranked_rows(config.preferences, bundle, max_ids)
     with Rankings(config.rankings, must_exist=True) as rankings:
-        return ranked(rankings, chat, tokenizer, block_size)
+        return ranked(rankings, bundle, max_ids)
 
 
 def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked], list[Ranked]]:
@@ -209,9 +190,9 @@ def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked
     return split(answers, part)
 
 
-def pair_batches(answers: Sequence[Ranked], max_length: int, n_rows: int) -> list[PairBatch]:
-    """Answers in batches of about `n_rows` rows; those of one answer stay together."""
-    groups = groups_of_trees([answer.sequences for answer in answers], max_length, n_rows)
+def pair_batches(answers: Sequence[Ranked], packer: Packer) -> list[PairBatch]:
+    """Pack answers into micro-batches, in order; the candidates of one answer stay together."""
+    groups = packer.group_comparisons([answer.sequences for answer in answers])
     return [_pair_batch([answers[number] for number in group], width) for group, width in groups]
 
 

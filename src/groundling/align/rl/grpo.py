@@ -17,7 +17,7 @@ from groundling.align.rl.rollout import RolloutConfig, RolloutSampler
 from groundling.align.rl.rounds import Round
 from groundling.align.rl.trainer import PolicyTrainer, optimise
 from groundling.align.stage import Stage
-from groundling.bundle import Bundle
+from groundling.bundle import ChatBundle
 from groundling.errors import require
 
 
@@ -75,7 +75,7 @@ def grpo(config: GrpoConfig) -> int:
 
 
 class _Grpo(PolicyTrainer[GrpoConfig]):
-    def __init__(self, config: GrpoConfig, stage: Stage, bundle: Bundle, sampler: RolloutSampler) -> None:
+    def __init__(self, config: GrpoConfig, stage: Stage, bundle: ChatBundle, sampler: RolloutSampler) -> None:
         super().__init__(config, stage, bundle, sampler, kl_coef=config.kl_coef, each=config.group)
 
     def compute_advantages(self, round_: Round) -> None:

@@ -4,7 +4,7 @@ Shapes: B rows, T positions, N ids that were said, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,6 @@ class PolicyBatch:
         """The same on another device."""
         rest = [t.to(device) for t in (self.old_BT, self.reference_BT, self.advantages_BT)]
         return PolicyBatch(self.scored.to(device), *rest)
-
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        return self.scored, self.old_BT, self.reference_BT, self.advantages_BT
 
 
 class Seen(TypedDict):
@@ -64,15 +60,16 @@ class ClippedObjective(nn.Module):
         self.seen: list[Seen] = []
         """By the calls since the last look."""
 
-    def forward(self, scored: Scored, old_BT: Tensor, reference_BT: Tensor, advantages_BT: Tensor) -> Tensor:
+    def forward(self, batch: PolicyBatch) -> Tensor:
         """The loss of a batch."""
+        scored = batch.scored
         said_BT = scored.targets_BT != IGNORE
         logits_NV = self.policy.logits(scored.idx_BT, scored.layout, said_BT)
         new_N = token_logprobs(logits_NV, scored.targets_BT[said_BT])
-        log_ratio_N = new_N - old_BT[said_BT]
-        loss_N = clipped_loss(log_ratio_N, advantages_BT[said_BT], self.clip)
+        log_ratio_N = new_N - batch.old_BT[said_BT]
+        loss_N = clipped_loss(log_ratio_N, batch.advantages_BT[said_BT], self.clip)
         if self.kl_coef:
-            gap_N = reference_BT[said_BT] - new_N
+            gap_N = batch.reference_BT[said_BT] - new_N
             loss_N = loss_N + self.kl_coef * (gap_N.exp() - gap_N - 1)
         with torch.no_grad():
             off_N = log_ratio_N.exp() - 1

@@ -30,7 +30,7 @@ from groundling.align.rl.rollout import RolloutConfig, RolloutSampler, packed_va
 from groundling.align.rl.rounds import Round, laid_end_to_end, values_of_each
 from groundling.align.rl.trainer import PolicyTrainer, optimise
 from groundling.align.stage import Stage
-from groundling.bundle import Bundle
+from groundling.bundle import ChatBundle
 from groundling.errors import CheckpointError, ConfigError, require
 from groundling.model.loss import IGNORE
 from groundling.train.checkpoints.tensors import learned_tensors, restore_learned
@@ -66,22 +66,6 @@ class PpoConfig(RolloutConfig):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be positive")
 
 
-class ValueObjective(nn.Module):
-    """Half the squared error of the guesses, clipped like the policy (arXiv:1707.06347), summed over what was said."""
-
-    def __init__(self, model: RewardModel, clip: float, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        super().__init__()
-        self.model, self.clip, self.autocast = model, clip, autocast
-
-    def forward(self, scored: Scored, old_BT: Tensor, returns_BT: Tensor) -> Tensor:
-        """The loss of a batch."""
-        with self.autocast():
-            values_BT = self.model(scored.idx_BT, scored.layout)
-        near_BT = old_BT + (values_BT - old_BT).clamp(-self.clip, self.clip)
-        loss_BT = torch.maximum((values_BT - returns_BT).square(), (near_BT - returns_BT).square())
-        return 0.5 * (loss_BT * (scored.targets_BT != IGNORE)).sum()
-
-
 @dataclass(frozen=True)
 class ValueBatch:
     """Packed replies with what was guessed and what came."""
@@ -99,9 +83,22 @@ class ValueBatch:
         """The same on another device."""
         return ValueBatch(self.scored.to(device), self.old_BT.to(device), self.returns_BT.to(device))
 
-    def arguments(self, lr_factor: float) -> tuple[Any, ...]:  # noqa: ARG002
-        """What the objective is called with."""
-        return self.scored, self.old_BT, self.returns_BT
+
+class ValueObjective(nn.Module):
+    """Half the squared error of the guesses, clipped like the policy (arXiv:1707.06347), summed over what was said."""
+
+    def __init__(self, model: RewardModel, clip: float, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.model, self.clip, self.autocast = model, clip, autocast
+
+    def forward(self, batch: ValueBatch) -> Tensor:
+        """The loss of a batch."""
+        scored, old_BT, returns_BT = batch.scored, batch.old_BT, batch.returns_BT
+        with self.autocast():
+            values_BT = self.model(scored.idx_BT, scored.layout)
+        near_BT = old_BT + (values_BT - old_BT).clamp(-self.clip, self.clip)
+        loss_BT = torch.maximum((values_BT - returns_BT).square(), (near_BT - returns_BT).square())
+        return 0.5 * (loss_BT * (scored.targets_BT != IGNORE)).sum()
 
 
 def priced(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -> Tensor:
@@ -150,7 +147,7 @@ def ppo(config: PpoConfig) -> int:
     return optimise(config, "ppo", _Ppo)
 
 
-def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel:
+def _value_model(config: PpoConfig, bundle: ChatBundle, stage: Stage) -> RewardModel:
     source = config.value_from or (None if is_function(config.reward) else config.reward)
     if source is None:
         return RewardModel(copy.deepcopy(bundle.model), scale=1.0)
@@ -163,7 +160,7 @@ def _value_model(config: PpoConfig, bundle: Bundle, stage: Stage) -> RewardModel
 
 
 class _Ppo(PolicyTrainer[PpoConfig]):
-    def __init__(self, config: PpoConfig, stage: Stage, bundle: Bundle, sampler: RolloutSampler) -> None:
+    def __init__(self, config: PpoConfig, stage: Stage, bundle: ChatBundle, sampler: RolloutSampler) -> None:
         super().__init__(config, stage, bundle, sampler)
         self.values = _value_model(config, bundle, stage)
         self.value_objective = ValueObjective(self.values, config.value_clip, stage.picked.autocast)
@@ -189,11 +186,11 @@ class _Ppo(PolicyTrainer[PpoConfig]):
                 values_BT: Tensor = self.values(there.idx_BT, there.layout)
             return values_BT.cpu()
 
-        return said_values(replies, self.max_length, self.config.micro_batch_rows, values_of)
+        return said_values(replies, self.packer, values_of)
 
     def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
         values = (self.guessed, self.came)
-        packed = packed_values(round_.replies, values, numbers, self.max_length, self.config.micro_batch_rows)
+        packed = packed_values(round_.replies, values, numbers, self.packer)
         batches = [ValueBatch(scored, *rows) for scored, rows in packed]
         self.update(self.value_objective, batches, self.value_optimizers, step)
 

@@ -15,15 +15,14 @@ from groundling.align.data import ChatDataConfig
 from groundling.align.example_loader import ShuffledNumbers
 from groundling.align.logprobs import Policy, Scored, said_values, scored_groups
 from groundling.align.preferences.measures import measure_by_name
-from groundling.align.replies import Reply, ReplySampler, Rewards
+from groundling.align.replies import Reply, ReplySampler, Rewards, reproducible_sampler
 from groundling.align.rl.objective import PolicyBatch
 from groundling.align.rl.rounds import Round, exchanges_in, values_of_each
 from groundling.align.stage import StageConfig, progress_of_first
-from groundling.bundle import Bundle
+from groundling.bundle import ChatBundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
-from groundling.model.gpt import GPT
-from groundling.sample.engine import DecodeConfig, deterministic_decode
+from groundling.model.packer import Packer
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -80,10 +79,10 @@ class RolloutConfig(StageConfig):
         )
 
 
-def policy_batches(round_: Round, numbers: Sequence[int], max_length: int, n_rows: int) -> list[PolicyBatch]:
-    """Some replies of a round in batches of at most `n_rows` rows."""
+def policy_batches(round_: Round, numbers: Sequence[int], packer: Packer) -> list[PolicyBatch]:
+    """Pack some replies of a round into micro-batches."""
     values = (round_.logprobs, round_.reference, round_.advantages)
-    packed = packed_values(round_.replies, values, numbers, max_length, n_rows)
+    packed = packed_values(round_.replies, values, numbers, packer)
     return [PolicyBatch(scored, *rows) for scored, rows in packed]
 
 
@@ -91,19 +90,17 @@ def packed_values(
     replies: Sequence[Reply],
     values: Sequence[Sequence[Tensor]],
     numbers: Sequence[int],
-    max_length: int,
-    n_rows: int,
+    packer: Packer,
 ) -> Iterator[tuple[Scored, list[Tensor]]]:
-    """Some replies packed in at most `n_rows` rows at a time, and several values of their said ids with them (BT)."""
-    for group, scored in scored_groups([replies[number] for number in numbers], max_length, n_rows):
+    """Pack some replies, and several values of each of their ids with them (BT)."""
+    for group, scored in scored_groups([replies[number] for number in numbers], packer):
         yield scored, [scored.spread_said([each[numbers[place]] for place in group]) for each in values]
 
 
 def scored_by(
     policy: Policy,
     replies: Sequence[Reply],
-    max_length: int,
-    n_rows: int,
+    packer: Packer,
     parts: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
     """The log-probability of each id of each reply.
@@ -111,14 +108,13 @@ def scored_by(
     Args:
         policy: whose.
         replies: N.
-        max_length: the most ids of a prompt with its reply.
-        n_rows: at a time.
+        packer: cuts them into micro-batches.
         parts: the numbers of replies that are packed together; None: all. In bfloat16 a number's last bits depend on
             the shape of what it is computed with.
     """
     values: list[Tensor] = [torch.empty(0)] * len(replies)
     for part in [range(len(replies))] if parts is None else parts:
-        found = said_values([replies[number] for number in part], max_length, n_rows, policy.score)
+        found = said_values([replies[number] for number in part], packer, policy.score)
         for number, each in zip(part, found, strict=True):
             values[number] = each
     return values
@@ -129,13 +125,17 @@ class RolloutSampler:
 
     Args:
         config: how.
-        bundle: whose chat template and tokenizer are used.
+        bundle: the policy.
         prompts: as ids, to draw from.
         rewards: what replies are worth.
+        packer: cuts replies into micro-batches, here and in the updates.
     """
 
-    def __init__(self, config: RolloutConfig, bundle: Bundle, prompts: Sequence[list[int]], rewards: Rewards) -> None:
+    def __init__(
+        self, config: RolloutConfig, bundle: ChatBundle, prompts: Sequence[list[int]], rewards: Rewards, packer: Packer
+    ) -> None:
         self._config, self._bundle, self._prompts, self._rewards = config, bundle, prompts, rewards
+        self.packer = packer
         self._order = ShuffledNumbers(len(prompts), config.seed, purpose=3)
 
     def draw(
@@ -143,7 +143,7 @@ class RolloutSampler:
     ) -> Round | None:
         """The replies of round `step`, `each` to every one of its prompts; None where `stop` has ended the drawing."""
         config = self._config
-        sampler = self._sampler(policy.model)
+        sampler = self._sampler()
         n_prompts = config.replies // each
         prompts = [self._prompts[self._order(place)] for place in range(step * n_prompts, (step + 1) * n_prompts)]
         replies: list[Reply] = []
@@ -159,33 +159,25 @@ class RolloutSampler:
         ]
         # Packed as the first pass will pack them: its first ratio is 1 to the last bit, whatever the precision.
         parts = minibatches_of(len(replies), config.minibatches, config.seed, step, 0, each)
-        rows = (config.longest(self._bundle), config.micro_batch_rows, parts)
-        return Round(replies, rewards, scored_by(policy, replies, *rows), scored_by(reference, replies, *rows))
+        old, base = (scored_by(each, replies, self.packer, parts) for each in (policy, reference))
+        return Round(replies, rewards, old, base)
 
-    def round_of(self, policy: Policy, tensors: dict[str, Tensor]) -> Round:
+    def round_of(self, tensors: dict[str, Tensor]) -> Round:
         """The round whose `Round.tensors` these are.
 
         Raises:
             CheckpointError: they are those of no round of this stage.
         """
-        config, bundle, sampler = self._config, self._bundle, self._sampler(policy.model)
-        limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, config.longest(bundle))
+        config, bundle, sampler = self._config, self._bundle, self._sampler()
+        limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, self.packer.max_length)
         replies = [sampler.reply_of(*each) for each in exchanges_in(tensors, *limits)]
         lengths = [len(reply.said) for reply in replies]
         known = (values_of_each(tensors, name, lengths) for name in ("logprobs", "reference", "advantages"))
         return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
-    def _sampler(self, model: GPT) -> ReplySampler:
-        config, bundle = self._config, self._bundle
-        assert bundle.chat is not None
-        return ReplySampler(
-            model,
-            bundle.chat,
-            bundle.tokenizer,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            decode=deterministic_decode(model, DecodeConfig(weights="bfloat16")),
-        )
+    def _sampler(self) -> ReplySampler:
+        config = self._config
+        return reproducible_sampler(self._bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:

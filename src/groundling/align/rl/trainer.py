@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from torch import Tensor
 
-from groundling.align.chat_vocab import require_chat
 from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
 from groundling.align.data import fit_prompt, prompt_room, read_asked
 from groundling.align.logprobs import Policy
@@ -18,11 +17,12 @@ from groundling.align.rl.objective import ClippedObjective, Seen
 from groundling.align.rl.rollout import RolloutConfig, RolloutSampler, minibatches_of, policy_batches
 from groundling.align.rl.rounds import Round, figures_of
 from groundling.align.stage import Stage, open_stage
-from groundling.bundle import Bundle, load_bundle, save_bundle
+from groundling.bundle import ChatBundle, load_chat_bundle, save_bundle
 from groundling.bundle.adapter import base_at
 from groundling.data.batches import MicroBatch
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import TrainingError
+from groundling.model.packer import Packer
 from groundling.system import distributed
 from groundling.system.signals import ASKED_TO_STOP
 from groundling.train.checkpoints.tensors import learned_tensors, restore_learned, with_prefix
@@ -46,11 +46,17 @@ class PolicyTrainer(ABC, Generic[C]):
     """
 
     def __init__(
-        self, config: C, stage: Stage, bundle: Bundle, sampler: RolloutSampler, *, kl_coef: float = 0.0, each: int = 1
+        self,
+        config: C,
+        stage: Stage,
+        bundle: ChatBundle,
+        sampler: RolloutSampler,
+        *,
+        kl_coef: float = 0.0,
+        each: int = 1,
     ) -> None:
-        assert bundle.chat is not None
         self.config, self.stage, self.sampler, self.each = config, stage, sampler, each
-        self.max_length = config.longest(bundle)
+        self.packer = sampler.packer
         n_reply_ids, autocast = bundle.n_ids, stage.picked.autocast
         self.policy = Policy(bundle.model, n_reply_ids, autocast, config.temperature)
         frozen = copy.deepcopy(bundle.model).requires_grad_(False)
@@ -105,7 +111,7 @@ class PolicyTrainer(ABC, Generic[C]):
             self.figures = msgspec.convert(facts["figures"], dict[str, float])
             drawn = with_prefix(tensors, "round|")
             if drawn or self.n_updates:
-                self.round = self.sampler.round_of(self.policy, drawn)
+                self.round = self.sampler.round_of(drawn)
             self.restore_others(tensors, facts)
         require_steps_left(self.step + bool(self.n_updates), self.config.steps, self.config.out_dir, "steps")
         return self.step
@@ -158,7 +164,7 @@ class PolicyTrainer(ABC, Generic[C]):
                 return False
             number, place = divmod(update, config.minibatches)
             parts = minibatches_of(len(round_.replies), config.minibatches, config.seed, self.step, number, self.each)
-            batches = policy_batches(round_, parts[place], self.max_length, config.micro_batch_rows)
+            batches = policy_batches(round_, parts[place], self.packer)
             self.update(self.objective, batches, self.optimizers, self.step)
             self.learn_besides(round_, parts[place], self.step)
             self.n_updates = update + 1
@@ -185,7 +191,7 @@ class PolicyTrainer(ABC, Generic[C]):
         train_step(objective, batches, optimizers, lr_factor=factor, max_norm=config.grad_clip)
 
 
-def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, RolloutSampler], PolicyTrainer[C]]) -> int:
+def optimise(config: C, name: str, make: Callable[[C, Stage, ChatBundle, RolloutSampler], PolicyTrainer[C]]) -> int:
     """Run a stage of rounds from its config to its bundle; return the exit code.
 
     Raises:
@@ -194,14 +200,14 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, Bundle, RolloutSamp
     with open_stage(config, name) as stage:
         if stage.has_finished():
             return 0
-        bundle = require_chat(load_bundle(config.path, stage.picked.device, context=config.context), config.path)
-        assert bundle.chat is not None
+        bundle = load_chat_bundle(config.path, stage.picked.device, context=config.context)
         rewards = make_rewards(config.reward, bundle, stage.picked)
         least = least_ids(bundle.chat, bundle.tokenizer)
-        room = prompt_room(config.longest(bundle), config.max_new_tokens, least)
-        asked = fit_prompt(read_asked(config.data).train, bundle.chat, bundle.tokenizer, room)
+        packer = Packer(config.longest(bundle), config.micro_batch_rows)
+        room = prompt_room(packer.max_length, config.max_new_tokens, least)
+        asked = fit_prompt(read_asked(config.data).train, bundle, room)
         prompts = [list(ids) for ids in asked]
-        trainer = make(config, stage, bundle, RolloutSampler(config, bundle, prompts, rewards))
+        trainer = make(config, stage, bundle, RolloutSampler(config, bundle, prompts, rewards, packer))
         stage.look_back([base_at(config.path).sha256, *trainer.models()], prompts)
         stage.begin(trainer.resume())
         ended, figures = trainer.run()

@@ -51,6 +51,11 @@ def not_ready(message: str) -> ApiError:
     return ApiError(503, message, "not_ready", retry_after_s=2)
 
 
+def draining() -> ApiError:
+    """The server is shutting down."""
+    return ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+
+
 def deadline_exceeded() -> ApiError:
     """What is said when `timeout_s` has gone by."""
     return ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)

@@ -107,6 +107,9 @@ class Origins:
 
     A request without a Host (HTTP/1.0) is not refused for it: every browser sends one.
 
+    Why not Starlette's TrustedHostMiddleware and CORSMiddleware: they answer in plain text, not in OpenAI's error
+    format, cannot exempt probes, read no IPv6 host, and cannot allow request headers by prefix.
+
     Args:
         app: what comes after.
         hosts: names that we go by; none: any.

@@ -5,21 +5,20 @@ file of the last look follows from what is in it: a run that is resumed or begun
 """
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from groundling.storage import files
+from groundling.system.logs import Record
+from groundling.system.metrics import RecordReader
 
-CHUNK = 1 << 20
 MAX_BYTES = 32 << 20
 """Read for one answer; the rest is for the next."""
 MAX_POINTS = 2000
 """Of a series in one answer."""
 MAX_SERIES = 200
-MAX_LINE = 1 << 20
 MAX_SAMPLES = 20
 MAX_SAMPLE = 4000
 MARKED = 256
@@ -109,14 +108,8 @@ class MetricsDelta:
         """Each series as steps and values."""
         return {name: thinned.points() for name, thinned in self.series.items()}
 
-    def take(self, line: bytes) -> None:
-        """Take one line; what is no record of a step is passed over."""
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(row, dict) or not is_number(row.get("step")):
-            return
+    def take(self, row: Record) -> None:
+        """Take one record; only numbers that a page can show become points."""
         step = row["step"]
         self.n_rows += 1
         for name, value in row.items():
@@ -165,30 +158,12 @@ def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int =
         same = after <= size and (mark is None or after == 0 or mark == _mark(file, after))
         delta = MetricsDelta(after if same else 0, restarted=not same)
         limit = min(size, delta.after + most_bytes)
-        _read_lines(file, delta, limit)
-        delta.more = limit < size
+        reader = RecordReader(file, delta.after)
+        for row in reader.read(limit):
+            delta.take(row)
+        delta.after, delta.more = reader.position, reader.position < size and limit < size
         delta.mark = _mark(file, delta.after)
     return delta
-
-
-def _read_lines(file: BinaryIO, delta: MetricsDelta, limit: int) -> None:
-    file.seek(delta.after)
-    held, overlong = b"", False
-    while delta.after + len(held) < limit:
-        chunk = file.read(min(CHUNK, limit - delta.after - len(held)))
-        if not chunk:
-            break
-        whole, newline, held = (held + chunk).rpartition(b"\n")
-        if newline:
-            lines = whole.split(b"\n")
-            for line in lines[1:] if overlong else lines:
-                delta.take(line)
-            overlong = False
-            delta.after += len(whole) + 1
-        if len(held) > MAX_LINE:  # not a record; its rest is passed over as well
-            overlong = True
-            delta.after += len(held)
-            held = b""
 
 
 def _mark(file: BinaryIO, after: int) -> str:
@@ -202,19 +177,16 @@ def _mark(file: BinaryIO, after: int) -> str:
 
 def last_values(path: Path, tail_bytes: int = 65_536) -> dict[str, float]:
     """The newest value of each series near the end of a file, and the newest step."""
+    found: dict[str, float] = {}
     try:
         with files.open_regular(path) as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - tail_bytes))
-            lines = file.read(tail_bytes).split(b"\n")
-    except OSError:  # it went while it was looked for
+            start = max(0, size - tail_bytes)
+            if start:
+                file.seek(start)
+                start += len(file.readline(tail_bytes))  # the rest of a line that begins before
+            for row in RecordReader(file, start).read(size):
+                found.update({name: value for name, value in row.items() if is_number(value) and is_name(name)})
+    except OSError:  # removed in the meantime
         return {}
-    found: dict[str, float] = {}
-    for line in lines[:-1] if size <= tail_bytes else lines[1:-1]:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and is_number(row.get("step")):
-            found.update({name: value for name, value in row.items() if is_number(value) and is_name(name)})
     return found

@@ -14,7 +14,7 @@ from typing import Any
 
 from groundling.serve.runs.curves import is_number, last_values, printable
 from groundling.storage import atomic, files
-from groundling.train.run_folder import holder_of
+from groundling.train.run_folder import holder_of, read_summary
 
 METRICS, LADDER = "metrics.jsonl", "ladder.json"
 DEEPEST = 4
@@ -99,10 +99,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def run_info(run: RunFolder) -> dict[str, Any]:
     """What a list says of a run: what it is, how far it has come, and whether it goes on."""
-    summary, environment = _read_json(run.path / "summary.json"), _read_json(run.path / "env.json")
+    summary, environment = read_summary(run.path), _read_json(run.path / "env.json")
     has_metrics = files.is_regular(run.path / METRICS)
     last = last_values(run.path / METRICS) if has_metrics else {}
-    ended = summary.get("ended") or summary.get("reason")
+    ended = summary.get("reason")
     if not has_metrics:
         state = "ended"
     elif _is_held(run.path):

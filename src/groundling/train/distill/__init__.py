@@ -2,6 +2,7 @@
 
 In reading order:
 
-    table.py   a table of next-token distributions, from models or counts
-    ngrams.py  counts
+    table.py      a table of next-token distributions, from models or counts
+    ngrams.py     counts
+    objective.py  the loss with a teacher, whose weight fades
 """

@@ -11,7 +11,7 @@ from groundling.train.settings import PretrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training process: a recipe, its seed and teachers, and its run folder."""
+    """One process: a recipe with a seed, its teachers if any, and its run folder."""
 
     preset: str
     recipe: PretrainConfig
@@ -20,7 +20,7 @@ class Job:
     teachers: tuple[Path, ...] = ()
 
     def command(self) -> list[str]:
-        """Return the command line: the recipe with a single evaluation, at the end, which no decision depends on."""
+        """The command line: the recipe with one evaluation, at the end."""
         words = ["pretrain", self.preset, f"--seed={self.seed}", f"--out-dir={self.run}", "--overwrite"]
         words += [f"--eval-every={self.recipe.steps}", f"--save-every={self.recipe.steps}"]
         words += ["--patience=None", "--sample-every=None", "--no-estimate-train-loss"]
@@ -37,11 +37,7 @@ class Recipes:
 
     @classmethod
     def of(cls, preset: str) -> "Recipes":
-        """Read and check all recipes.
-
-        Raises:
-            ConfigError: a recipe is invalid.
-        """
+        """Read all of them; raise ConfigError for what cannot work before anything runs."""
         preset = _file_name(preset)
         by_preset = {preset: _read(preset)}
         for name in dict.fromkeys(map(_file_name, by_preset[preset].teacher.recipes)):
@@ -62,16 +58,16 @@ class Recipes:
 
     @property
     def teachers(self) -> list[str]:
-        """Return the preset of each teacher."""
+        """The preset of each teacher."""
         return [_file_name(name) for name in self.by_preset[self.preset].teacher.recipes]
 
     @property
     def usual_seeds(self) -> tuple[int, ...]:
-        """Return the default seeds: three; with teachers, which take an hour, one."""
+        """Three; one with teachers, which make a run an hour of work."""
         return (1337,) if self.teachers else (1337, 1338, 1339)
 
     def jobs(self, seed: int, out_dir: Path) -> list[Job]:
-        """Return the processes of a seed, the teachers first; every process has a different seed."""
+        """The jobs of a seed, teachers first. Teachers have seeds of their own, different for each seed."""
         jobs = [
             Job(
                 preset=preset,
@@ -87,7 +83,7 @@ class Recipes:
 
 
 def _file_name(preset: str) -> str:
-    """Return the file name of a preset, as `pretrain` takes it."""
+    """The file name of a preset, as `pretrain` takes it."""
     return preset if preset.endswith(".toml") else f"{preset}.toml"
 
 

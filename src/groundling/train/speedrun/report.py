@@ -12,24 +12,24 @@ from groundling.train import run_folder
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """Results of one seed: an entry of speedrun.json."""
+    """Result of one seed: an entry of speedrun.json."""
 
     seed: int
     wall_s: float
-    """Seconds from start to end of the process; summed over the student and its teachers."""
+    """Seconds from the start of the process to its end; with teachers, of all processes."""
     train_s: float
-    """Seconds of training steps, including compilation in the first one."""
+    """Seconds in updates, including compilation in the first one."""
     tokens: int
     val_loss: float
     """Mean nats per token over the whole validation split, in windows of block_size."""
     tokens_per_s: float
     """tokens / train_s."""
     utilisation: float
-    """FLOP/s in training as a fraction of the measured matmul peak in the same precision."""
+    """The model's FLOP/s in training as a share of the measured peak of matrix products in the same precision."""
 
 
 def seed_result(seed: int, wall_s: float, runs: Sequence[Path]) -> SeedResult:
-    """Loss of the student; time and tokens summed over the student and its teachers."""
+    """Loss of the last run, the student; time and tokens summed over the student and its teachers."""
     summaries = [run_folder.read_summary(run) for run in runs]
     tokens, train_s = (sum(summary[name] for summary in summaries) for name in ("tokens", "train_s"))
     busy_s = sum(summary["utilisation"] * summary["train_s"] for summary in summaries)
@@ -46,7 +46,7 @@ def seed_result(seed: int, wall_s: float, runs: Sequence[Path]) -> SeedResult:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the report: a field of `SeedResult`, its heading and format, and which value is the worst."""
+    """A column of the report: a field of `SeedResult`, its heading, its format, and which of its values is worst."""
 
     field: str
     heading: str
@@ -65,7 +65,7 @@ _COLUMNS = (
 
 
 def table(results: Sequence[SeedResult]) -> Table:
-    """Format the report: a row for each seed, then the mean and the worst of each column."""
+    """The report: a row for each seed, then the mean and the worst of each column."""
     names = [str(result.seed) for result in results] + (["mean", "worst"] if len(results) > 1 else [])
     columns = []
     for column in _COLUMNS:

@@ -1,8 +1,8 @@
-"""`groundling speedrun`: train a fixed recipe, each seed in a fresh process, and report time and loss.
+"""`groundling speedrun`: train by a fixed recipe, each seed in a fresh process; report loss and time.
 
-The wall time covers the whole process: imports, data, compilation, training, the evaluation at the end, and saving. No
-decision depends on validation data: the recipe fixes the number of steps, and the loss is measured once, at the end.
-Teachers named by the recipe are trained first, and their cost counts.
+The wall time is that of the whole process: imports, data, compilation, training, one evaluation at the end, saving.
+No decision uses validation data: the recipe fixes the number of steps, and the loss is measured once, at the end.
+Teachers of the recipe are trained first, and their cost counts.
 """
 
 import dataclasses
@@ -33,25 +33,25 @@ log = logging.getLogger(__name__)
 
 REPORT = run_folder.SPEEDRUN_REPORT
 RUN_NAME = re.compile(r"seed-\d+(-teacher-\d+)?")
-"""Name of a run folder of a speedrun."""
+"""Name of a run's folder in a speedrun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedrunConfig:
-    """Train by a fixed recipe, each seed in a fresh process; report total time and final loss."""
+    """Train by a fixed recipe, each seed in a fresh process; report the total time and the final loss."""
 
     preset: str = "speedrun"
-    """The recipe: "speedrun", "best", or the name or path of any other preset of `pretrain`. Its teachers
-        (teacher.recipes) are trained first, for each seed; the report includes their time and tokens.
-    """
+    """The recipe: "speedrun", "best", or any other preset of `pretrain`, by name or path. Its teachers
+    (teacher.recipes) are trained first, again for each seed; their time and tokens count."""
     seeds: tuple[int, ...] | None = None
-    """One run each; the report ends with mean and worst. None: 1337, 1338 and 1339; with teachers, 1337 alone."""
+    """One run per seed; the report ends with their mean and worst. None: 1337, 1338 and 1339; with teachers, only
+    1337."""
     out_dir: Path | None = None
-    """Folder for speedrun.json, the first seed's bundle, and the run folders; None: runs/ and the preset's name."""
+    """Folder of speedrun.json, the first seed's bundle and the run folders; None: runs/ and the preset's name."""
     overwrite: bool = False
-    """Remove an earlier speedrun in out_dir, finished or not."""
+    """Remove an earlier speedrun in out_dir first."""
     cold: bool = True
-    """Compile from scratch, as on a new machine; --no-cold: use the compiler's cache."""
+    """Compile with an empty cache; --no-cold: reuse what earlier runs compiled."""
 
     def __post_init__(self) -> None:
         if self.seeds is None:
@@ -63,7 +63,7 @@ class SpeedrunConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `groundling speedrun`; return 0, or 128 + the number of the signal that stopped it."""
+    """The verb `speedrun`: returns 0, or 128 + the signal's number if a signal stopped it."""
     words = list(argv)
     if words and not words[0].startswith("-"):
         words[0] = f"--preset={words[0]}"  # `groundling speedrun my.toml`
@@ -71,11 +71,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def speedrun(config: SpeedrunConfig) -> int:
-    """Run all seeds in turn, print the report, and write it after each seed.
+    """Run the seeds one after another; write the report after each, and print it at the end.
 
     Raises:
-        ConfigError: there is no such preset, or out_dir holds a speedrun.
-        TrainingError: a run failed; its error message is above.
+        ConfigError: no such preset, or out_dir already holds a speedrun.
+        TrainingError: a run failed; it has printed its own message.
     """
     recipes = Recipes.of(config.preset)
     seeds = config.seeds or recipes.usual_seeds
@@ -102,10 +102,10 @@ def speedrun(config: SpeedrunConfig) -> int:
 
 
 def _make_room(out_dir: Path, *, overwrite: bool) -> None:
-    """Check that `out_dir` is free for a new speedrun, or remove an earlier one.
+    """Check that out_dir holds no run, and remove an earlier speedrun if `overwrite` is set.
 
     Raises:
-        ConfigError: there is an earlier one and `overwrite` is off, or a run of `pretrain`.
+        ConfigError: it holds a speedrun and `overwrite` is false, or a run of `pretrain`.
     """
     if any((out_dir / name).exists() for name in (*run_folder.FILES, "checkpoints")):
         raise ConfigError(f"{out_dir} holds a run of `groundling pretrain`; choose another --out-dir")
@@ -113,27 +113,26 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
     left = [path for path in (out_dir / REPORT, out_dir / "bundle", *runs) if path.exists()]
     if left and not overwrite:
         raise ConfigError(f"{left[0]} is there already; remove it (--overwrite), or choose another --out-dir")
-    for path in left:  # the report first, because it refers to the rest
+    for path in left:  # the report first: a report implies that its runs are complete
         atomic.remove(path)
 
 
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
-    """Run a command; return its duration in seconds and its exit code.
+    """Run a command; return its seconds and its exit code.
 
-    Signals are forwarded to the command, which handles them itself. If one came too late to stop it, the exit code
-    still reports the signal.
+    A signal to stop is passed on to the command. If it comes too late to stop it, the code still reports the signal.
     """
     with _compiler_cache(cold=cold) as environment:
         start = time.perf_counter()
         process: subprocess.Popen[bytes] | None = None
         came: list[int] = []
-        early: list[int] = []  # signals received before the process started
+        early: list[int] = []  # received before the process was started
 
         def pass_on(number: int, _: object) -> None:
             came.append(number)
             early.append(number) if process is None else process.send_signal(number)
 
-        # SIGTERM is forwarded; the terminal sends Ctrl-C to the process itself.
+        # SIGTERM is passed on; Ctrl-C reaches the process directly, from the terminal.
         with handled_by(sigterm=pass_on, sigint=lambda number, _: came.append(number)):
             process = subprocess.Popen(command, env=environment)
             for number in early:
@@ -145,7 +144,7 @@ def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
 
 @contextmanager
 def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
-    """Return the environment of a run, with an empty compiler cache if `cold`."""
+    """The environment of a run, with an empty compile cache if `cold`."""
     if not cold:
         yield dict(os.environ)
         return
@@ -162,6 +161,6 @@ def _unfinished(run: str, code: int, report: Path) -> int:
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
-    """Keep the first seed's bundle, because choosing by validation loss would be a decision."""
+    """Save the first seed's bundle, not the best one: choosing would use the validation loss."""
     bundle = load_bundle(source)
     save_bundle(target, bundle.model, bundle.tokenizer, {"run": str(source.parent.name)})

@@ -5,7 +5,7 @@ import torch
 
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.model.packed import Layout, PackedSequences
+from groundling.model.packing import Layout, PackedSequences
 
 
 @pytest.mark.parametrize("position", ["learned", "rotary"])
