@@ -17,10 +17,12 @@ from groundling.bundle import load_bundle
 from groundling.config import to_toml
 from groundling.errors import ConfigError
 from groundling.system.metrics import read_records
-from groundling.train import speedrun
 from groundling.train.distill.table import TeacherConfig
 from groundling.train.pretrain import pretrain
-from groundling.train.speedrun import Recipes, SeedResult, SpeedrunConfig, table
+from groundling.train.speedrun import run as speedrun
+from groundling.train.speedrun.recipes import Recipes
+from groundling.train.speedrun.report import SeedResult, table
+from groundling.train.speedrun.run import SpeedrunConfig
 
 FIELDS = ["seed", "wall_s", "train_s", "tokens", "val_loss", "tokens_per_s", "utilisation"]
 

@@ -8,5 +8,6 @@ In reading order:
     patterns.py    `pattern` rules: regular expressions in linear time
     words.py       `words` rules: words and phrases
     classifier.py  a linear classifier of short texts
+    training.py    its training
     cli.py         `groundling safety`
 """

@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from groundling.bundle import contexts, load_bundle
+from groundling.bundle import load_bundle
+from groundling.bundle.context import contexts
 from groundling.bundle.layout import require_language_model
-from groundling.config import any_text, parse
+from groundling.config import parse
 from groundling.errors import DataError, GroundlingError, require
+from groundling.flags import any_text
 from groundling.sample.engine import DecodeConfig, EngineStats
 from groundling.sample.generate import TextDelta, stream_batch, text_engine
 from groundling.sample.sampler import SamplingConfig

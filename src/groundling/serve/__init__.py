@@ -11,6 +11,7 @@ In reading order:
     completions/    OpenAI's API: schema, requests, output
     decode/         the decoding thread, its queue, and the streams of tokens
     xray.py         attention and predictions of a model for a text
+    checkpoints.py  checkpoints the X-ray has loaded
     ranking/        the API of the ranking page
     runs/           the API of the training page
     pages.py        pages and static files

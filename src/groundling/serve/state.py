@@ -13,8 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from groundling.bundle import Bundle, contexts, load_bundle
+from groundling.bundle import Bundle, load_bundle
 from groundling.bundle.adapter import base_at
+from groundling.bundle.context import contexts
 from groundling.bundle.layout import CHECKPOINTS, find_bundle, model_checkpoints, require_language_model
 from groundling.errors import ConfigError
 from groundling.safety.stream import Safety

@@ -8,12 +8,11 @@ Concurrency is limited: each request takes megabytes, and time of the decoding t
 
 import asyncio
 import base64
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 import torch
 from fastapi import APIRouter, Request
@@ -22,32 +21,30 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from torch import Tensor
 
-from groundling.bundle import Bundle, load_bundle
-from groundling.bundle.layout import CHECKPOINTS, find_bundle, model_checkpoints, val_loss_of
+from groundling.bundle import Bundle
+from groundling.bundle.layout import CHECKPOINTS, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
 from groundling.model.inspect import HeadScores, Look, look, score_heads
 from groundling.sample.generate import encode_prompt
+from groundling.serve.checkpoints import CheckpointCache, run_to_end
 from groundling.serve.completions.conversation import conversation, encoding_error
 from groundling.serve.completions.schema import Body, ChatMessage, Text
 from groundling.serve.http.errors import ApiError
 from groundling.serve.http.responses import as_json
 from groundling.serve.state import Served, ServerState
-from groundling.storage import files
-from groundling.storage.manifest import MANIFEST, read_manifest
+from groundling.storage.manifest import read_manifest
 
 T = TypeVar("T")
 AT_ONCE = 2
-"""Requests analyzed at once."""
+"""Concurrent requests."""
 MAY_WAIT = 6
-"""Requests that may wait."""
+"""Queued requests."""
 MAX_TOKENS = 256
 MAX_BYTES = 1_500_000
-"""Largest attention, before base64."""
-KEPT = 4
-"""Checkpoints that stay in memory."""
+"""Maximum bytes of attention, before base64."""
 N_NEXT = 60
-"""Most likely next tokens to return with their text."""
+"""Number of next tokens returned with their text."""
 
 
 class XrayRequest(Body):
@@ -69,9 +66,9 @@ class XrayRequest(Body):
 
 
 def router(server: ServerState) -> APIRouter:
-    """The routes of the X-ray."""
+    """Return the routes of the X-ray."""
     routes = APIRouter(prefix="/v1/groundling", tags=["groundling"])
-    room, shelf, glass = _ConcurrencyLimit(), _CheckpointCache(), _HeadScoreCache()
+    room, shelf, glass = _ConcurrencyLimit(), CheckpointCache(), _HeadScoreCache()
 
     @routes.get("/checkpoints")
     async def checkpoints(model: str) -> dict[str, Any]:
@@ -86,7 +83,7 @@ def router(server: ServerState) -> APIRouter:
             bundle = await shelf.get(served, body.checkpoint)
             ids = await run_in_threadpool(_ids, body, bundle)
             _check_size(ids, bundle, "messages" if body.prompt is None else "prompt")
-            what = await _to_its_end(server.worker.call(lambda: glass.look(bundle, ids)))
+            what = await run_to_end(server.worker.call(lambda: glass.look(bundle, ids)))
             return await run_in_threadpool(_answer, served.name, body.checkpoint, bundle, ids, *what)
 
     @routes.post("/xray", response_class=Response, responses={200: {"content": {"application/json": {}}}})
@@ -108,7 +105,7 @@ class _ConcurrencyLimit:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold a place for the block.
+        """Hold a slot for the duration of the block.
 
         Raises:
             ApiError: 429: the queue is full.
@@ -125,82 +122,17 @@ class _ConcurrencyLimit:
 
 
 class _HeadScoreCache:
-    """Analyzes texts in the decoding thread; caches the scores of heads, which do not depend on the text."""
+    """Inspects models in the model thread; caches the head scores, which do not depend on the text."""
 
     def __init__(self) -> None:
         self._scores: WeakKeyDictionary[GPT, HeadScores | None] = WeakKeyDictionary()
 
     def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[Look, HeadScores | None]:
-        """Analyze a text; also return the scores of the heads."""
+        """Return the internals for a text, and the scores of the heads."""
         model = bundle.model
         if model not in self._scores:
             self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
         return look(model, ids, bundle.n_ids), self._scores[model]
-
-
-class _CheckpointCache:
-    """Checkpoints that were asked for of late; the others, and those that have changed since, are loaded again."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Path, tuple[_Stamp, Bundle]] = OrderedDict()
-        self._loading: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
-
-    async def get(self, served: Served, checkpoint: str | None) -> Bundle:
-        """The served model itself, or another checkpoint of its run. However many ask for one, it is loaded once.
-
-        Raises:
-            ApiError: 404: it is no run, or has no such checkpoint.
-        """
-        if checkpoint is None:
-            return served.bundle
-        if served.run is None:
-            raise ApiError(404, f"{served.name} is not a run, and has no checkpoints", "no_checkpoint", "checkpoint")
-        try:
-            folder, stamp = await run_in_threadpool(_on_disk, served.run, checkpoint)
-            lock = self._loading.setdefault(folder, asyncio.Lock())
-            async with lock:
-                if folder not in self._kept or self._kept[folder][0] != stamp:
-                    bundle = await _to_its_end(
-                        run_in_threadpool(load_bundle, folder, context=served.bundle.config.block_size)
-                    )
-                    self._kept[folder] = stamp, bundle
-        except CheckpointError as error:
-            raise ApiError(404, str(error), "no_checkpoint", "checkpoint") from error
-        bundle = self._kept[folder][1]
-        self._kept.move_to_end(folder)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return bundle
-
-
-_Stamp = tuple[int, int, int]
-
-
-def _on_disk(run: Path, checkpoint: str) -> tuple[Path, _Stamp]:
-    """Where a checkpoint lies, and by what it is known that it is still the same: it ends with its manifest.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    folder = find_bundle(run, checkpoint)
-    manifest = folder / MANIFEST
-    try:
-        facts = (manifest if files.is_regular(manifest) else folder.parent / MANIFEST).stat()
-    except OSError as error:
-        raise CheckpointError(f"{folder} was removed meanwhile") from error
-    return folder, (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-
-
-async def _to_its_end(work: Awaitable[T]) -> T:
-    """Wait for what cannot be broken off, also when nobody wants it any more: its place is free when it has ended."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # nobody is there to be told
-        raise
 
 
 def _checkpoints(served: Served) -> list[dict[str, Any]]:
@@ -226,7 +158,7 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
     assert body.messages is not None
     messages = conversation(body.messages)
     try:
-        if messages[-1].role == "assistant":  # analyze the reply, without its end token
+        if messages[-1].role == "assistant":  # include a final reply, without its end token
             return bundle.chat.render(messages, tokenizer).ids[:-1]
         return bundle.chat.prompt(messages, tokenizer)
     except DataError as error:
@@ -284,7 +216,7 @@ def _answer(
 
 
 def _is_structure(bundle: Bundle, id: int) -> bool:
-    """Whether an id has no text: a special token, or padding."""
+    """Whether an id is not text: a role token, another special token, or padding."""
     is_special = id >= bundle.tokenizer.vocab_size or id in bundle.tokenizer.special.values()
     return is_special or (bundle.chat is not None and id in bundle.chat.special_ids())
 
@@ -297,7 +229,7 @@ def _piece(bundle: Bundle, id: int) -> str:
 
 
 def _packed(head_TS: Tensor) -> str:
-    """The lower triangle of a head's attention, one byte per weight."""
+    """Encode the lower triangle of a head's attention, one byte per weight."""
     rows, columns = torch.tril_indices(*head_TS.shape)
     quantised = (head_TS[rows, columns] * 255).round().to(torch.uint8)
     return base64.b64encode(quantised.numpy().tobytes()).decode()

@@ -24,7 +24,7 @@ class VerifyConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb `verify-checkpoint`: 0 if all is as it was written, else 1."""
+    """Run `groundling verify-checkpoint`; return 0 if all files are intact, otherwise 1."""
     config = parse(VerifyConfig, argv, "groundling verify-checkpoint")
     folders = folders_with_manifests(config.path)
     n_bad = 0
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def folders_with_manifests(path: Path) -> list[Path]:
-    """The folder itself if it has a manifest, else those of a run: its bundle and its checkpoints, which had one each.
+    """Return the folder itself if it has a manifest, otherwise a run's bundle and checkpoints with one.
 
     Raises:
         CheckpointError: there is none.

@@ -18,5 +18,5 @@ In reading order:
     optim/         AdamW, Muon, schedule, EMA
     checkpoints/   checkpoints on disk
     distill/       teachers
-    speedrun.py    `groundling speedrun`
+    speedrun/      `groundling speedrun`
 """

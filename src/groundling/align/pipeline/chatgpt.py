@@ -16,7 +16,8 @@ from groundling.align.pipeline.command_line import changed_fields, flags
 from groundling.align.pipeline.recipe import ChatgptConfig, steps
 from groundling.align.pipeline.step import RANK, PipelineStep, has_rankings
 from groundling.align.pipeline.time_estimate import N_DIALOGUES, Clock, measure, name_of
-from groundling.bundle import contexts, load_bundle
+from groundling.bundle import load_bundle
+from groundling.bundle.context import contexts
 from groundling.bundle.layout import find_bundle, read_chat, read_config, require_language_model
 from groundling.config import parse
 from groundling.data.examples.encoding import least_ids

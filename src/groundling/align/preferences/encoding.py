@@ -10,7 +10,8 @@ from pathlib import Path
 
 from groundling.align.preferences.judgement import Judgement
 from groundling.bundle import ChatBundle
-from groundling.data.examples.conversations import holds_labels, read_labelled, read_preferences
+from groundling.data.examples.conversations import read_preferences
+from groundling.data.examples.labelled import holds_labels, read_labelled
 from groundling.data.examples.messages import Messages
 from groundling.errors import DataError
 from groundling.model.packing import Exchange

@@ -31,7 +31,8 @@ from groundling.align.preferences.judgement import (
 )
 from groundling.align.preferences.simulated_rater import named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.bundle import contexts, load_chat_bundle
+from groundling.bundle import load_chat_bundle
+from groundling.bundle.context import contexts
 from groundling.data.examples.conversations import read_prompts
 from groundling.data.examples.jsonl import rows
 from groundling.errors import ConfigError, DataError, require

@@ -18,7 +18,8 @@ from groundling.align.report.schema import BestOf, Row
 from groundling.align.reward.model import load_reward_model, scores_of
 from groundling.align.rl.rollout import scored_by
 from groundling.align.rl.rounds import nats_a_reply
-from groundling.bundle import Bundle, ChatBundle, contexts, load_bundle, load_chat_bundle
+from groundling.bundle import Bundle, ChatBundle, load_bundle, load_chat_bundle
+from groundling.bundle.context import contexts
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import ConfigError
 from groundling.model.packer import Packer

@@ -21,9 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from groundling.bundle import write_bundle_files
 from groundling.bundle.layout import CHAT
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
+from groundling.bundle.writing import write_bundle_files
 from groundling.errors import CheckpointError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
