@@ -1,4 +1,4 @@
-"""The command line of a stage: one that goes on takes its own settings where no others are given."""
+"""The command line of a stage; a resumed stage defaults to its own settings."""
 
 import os
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ C = TypeVar("C", bound=StageConfig)
 
 
 def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
-    """Read the config of a stage: `groundling sft --resume --out-dir RUN` needs no more.
+    """Parse the config of a stage. `groundling sft --resume --out-dir RUN` needs no further flags.
 
     Raises:
-        ConfigError: as `groundling.config.parse`, or the settings in the folder cannot be read.
-        CheckpointError: there is nothing to go on with.
+        ConfigError: as `groundling.config.parse`, or the settings in the folder are invalid.
+        CheckpointError: there is no run to resume.
     """
     seen = peek(argv, config_class)
     own = seen.out_dir / "run.toml"
@@ -32,7 +32,7 @@ def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
         base = from_dict(config_class, read_toml(own))
     except ConfigError as error:
         try:
-            return parse(config_class, argv, prog)  # whether they are the run's own, its checkpoint tells
+            return parse(config_class, argv, prog)  # the checkpoint checks that they match the run
         except ConfigError:
             raise ConfigError(f"{own}: {error}; give all settings of the run as flags") from error
     return parse(config_class, argv, prog, base=base)
@@ -41,7 +41,7 @@ def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
 def _require_stage(run: Path, name: str) -> None:
     try:
         stage = atomic.read_json(run / "env.json")["stage"]
-    except (OSError, ValueError, LookupError, TypeError):  # what it holds is looked at again, with the checkpoint
+    except (OSError, ValueError, LookupError, TypeError):  # checked again with the checkpoint
         return
     if stage != name:
         raise CheckpointError(f"{run} holds a run of {stage}; go on with it by groundling {stage}")

@@ -1,20 +1,19 @@
-"""A bundle: one folder with all that sampling needs, and nothing that can run code when it is read.
+"""A bundle: one folder with a model and its tokenizer, in formats that cannot run code when loaded.
 
-    config.json  model.safetensors  tokenizer.json  manifest.json  and of a model that chats  chat.json
+    config.json  model.safetensors  tokenizer.json  manifest.json; a chat model also has chat.json
 
-An adapter is a bundle that has `adapter.safetensors` in place of the weights, and a manifest that says to which other
-bundle's weights it is to be added.
+An adapter is a bundle with `adapter.safetensors` in place of the weights, whose manifest names the base bundle.
 
-A checkpoint holds all but the manifest in its folder `bundle`, and its own manifest vouches for them. A run:
+The folder `bundle` of a checkpoint has all but the manifest; the checkpoint's manifest covers it. A run:
 
     RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
-    RUN/bundle/     the best of the run, once training has ended
+    RUN/bundle/     the best checkpoint's, once training has ended
 
 In reading order:
 
-    layout.py   names of files, which checkpoint of a run is meant, checks
+    layout.py   file names, choice of a checkpoint, checks
     weights.py  weights under plain names
-    adapter.py  what fine-tuning changed (LoRA), and its base
+    adapter.py  LoRA adapters and their base
     context.py  a model with a shorter context
 """
 
@@ -66,9 +65,9 @@ from groundling.text.serialize import load_tokenizer, save_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
 MAX_ADAPTERS = 20
-"""One on the other."""
+"""Adapters stacked on one base."""
 MAX_TABLES = 1 << 27
-"""Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
+"""Limit in bytes of the rotary tables, beyond four times the weights: they are not in a file that bounds them."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +134,19 @@ def save_bundle(
     chat: ChatTemplate | None = None,
     head: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a bundle. At every moment the folder holds the old one or the new one, whole.
+    """Write a bundle atomically: the folder holds the old one or the new one at any time.
 
     Args:
-        folder: where; a bundle that is already there is replaced.
+        folder: an existing bundle there is replaced.
         model: a GPT: plain, compiled, or wrapped for data parallelism.
         tokenizer: the one the model was trained with.
-        extra: what else the manifest says, for example {"step": 250, "val_loss": 1.5}.
-        chat: how a conversation is laid out, if the model knows that.
-        head: weights of another head than that of words, if it has one.
+        extra: more entries of the manifest, for example {"step": 250, "val_loss": 1.5}.
+        chat: the chat template, if any.
+        head: weights of a head besides the language model's, if any.
 
     Raises:
-        CheckpointError: something else than a bundle is there.
-        StorageError: it could not be written; the old one is as it was.
+        CheckpointError: the folder holds something other than a bundle.
+        StorageError: writing failed; the old bundle is unchanged.
     """
     gpt = unwrap(model)
     if not isinstance(gpt, GPT):
@@ -164,20 +163,20 @@ def save_bundle(
 def save_adapter(
     folder: Path, adapter: Adapter, base: Base, bundle: Bundle, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write what fine-tuning changed; `load_bundle` adds it to what it began from: the bits that were trained.
+    """Write an adapter as a bundle; `load_bundle` adds it to its base, with the very bits of training.
 
-    The base is found by its place as seen from the adapter: the two may be moved together.
+    The base is stored as a relative path, so that both can be moved together.
 
     Args:
-        folder: where; a bundle that is already there is replaced.
-        adapter: what was learned.
-        base: what it began from.
-        bundle: the fine-tuned model's config, tokenizer and chat are kept.
-        extra: what else the manifest says.
+        folder: an existing bundle there is replaced.
+        adapter: the trained adapter.
+        base: what it was trained on.
+        bundle: config, tokenizer and chat template of the fine-tuned model.
+        extra: more entries of the manifest.
 
     Raises:
-        CheckpointError: something else than a bundle is there.
-        StorageError: it could not be written; the old one is as it was.
+        CheckpointError: the folder holds something other than a bundle.
+        StorageError: writing failed; the old bundle is unchanged.
     """
     where, here = base.folder.resolve(), folder.resolve()
     try:
@@ -194,7 +193,7 @@ def save_adapter(
 
 @contextmanager
 def _new_bundle(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which then takes a bundle's place."""
+    """A temporary folder that replaces the bundle at the end."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not looks_like_bundle(folder)):
         raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
     previous = previous_place(folder)
@@ -203,7 +202,7 @@ def _new_bundle(folder: Path) -> Iterator[Path]:
         if folder.exists():
             if previous.exists():
                 atomic.remove_tree(previous)
-            # A folder cannot be replaced in one step; until the new one stands, the old one is found by this name.
+            # A folder cannot be replaced in one step; until the new one is in place, the old one keeps this name.
             atomic.replace(folder, previous)
     if previous.exists():
         atomic.remove_tree(previous)
@@ -212,17 +211,17 @@ def _new_bundle(folder: Path) -> Iterator[Path]:
 def write_bundle_files(
     folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer, name: str = WEIGHTS
 ) -> None:
-    """Write a bundle's three files into a folder that the caller makes atomic and vouches for in a manifest.
+    """Write a bundle's three files; the caller makes the folder atomic and writes its manifest.
 
     Args:
         folder: an existing folder.
-        weights: as `plain_state_dict` gives them.
-        config: what the model was built from.
+        weights: from `plain_state_dict`.
+        config: of the model.
         tokenizer: the one the model was trained with.
-        name: of the file with the weights.
+        name: file name of the weights.
 
     Raises:
-        StorageError: a file could not be written.
+        StorageError: writing failed.
     """
     atomic.write_json(folder / CONFIG, dataclasses.asdict(config))
     atomic.write_bytes(folder / name, safetensors.torch.save(dict(weights)))
@@ -236,18 +235,18 @@ def load_bundle(
     checkpoint: str | int = "best",
     context: int | None = None,
 ) -> Bundle:
-    """Load a model that is ready to speak, in evaluation mode. Draws nothing from the global generator.
+    """Load a model in evaluation mode. Does not use the global random generator.
 
     Args:
         path: a bundle, a checkpoint, or the folder of a training run.
-        device: where the model goes.
+        device: of the model.
         dtype: of its weights.
         checkpoint: of a run: "best", "last", or a step.
-        context: the longest window that it is read with, in tokens; None: the model's own.
+        context: context length in tokens; None: the model's own.
 
     Raises:
-        CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
-        ConfigError: the model has no such context, or is larger than the memory that is free.
+        CheckpointError: there is no bundle, it is damaged, or its parts do not fit together.
+        ConfigError: the model has no such context, or does not fit into free memory.
     """
     folder = find_bundle(path, checkpoint)
     listed = check_files(folder)
@@ -264,7 +263,7 @@ def load_bundle(
         )
     _require_layers(folder, config)
     try:
-        outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
+        outline = blank_gpt(config, "meta")  # no memory, whatever sizes a damaged config has
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     config = narrowed(config, context, path)
@@ -309,15 +308,15 @@ def require_chat_model(bundle: Bundle, path: Path | str) -> ChatBundle:
 
 
 def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:
-    """The context to load each of several models with: the one that is given, or the model's own if that is shorter.
+    """The context to load each of several models with: `context`, or the model's own if that is shorter.
 
     Args:
-        paths: as `load_bundle` takes them.
+        paths: as for `load_bundle`.
         context: in tokens; None: each model's own.
 
     Raises:
         CheckpointError: there is no bundle.
-        ConfigError: no model has such a context.
+        ConfigError: all models have a shorter context.
     """
     if context is None:
         return [None] * len(paths)
@@ -328,10 +327,10 @@ def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | Non
 
 
 def _require_layers(folder: Path, config: GPTConfig) -> None:
-    """Check a config's layers against those in the file of weights: each costs time to build, even without memory.
+    """Check the number of layers against the weights, since layers take time to build even without memory.
 
     Raises:
-        CheckpointError: there are others, or a base of an adapter is its own.
+        CheckpointError: they differ, or an adapter is its own base.
     """
     seen = [folder.resolve()]
     while os.path.lexists(seen[-1] / ADAPTER):
@@ -352,7 +351,7 @@ def _require_layers(folder: Path, config: GPTConfig) -> None:
 
 
 def _require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
-    """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
+    """Refuse a model that does not fit into memory, before the kernel kills the process."""
     tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
     weights, known = 4 * outline.n_parameters(), memory_of()
     if tables > MAX_TABLES + 4 * weights:
@@ -369,7 +368,7 @@ def _require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
 
 
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
-    """An adapter's base with the adapter added: the weights of `model`."""
+    """Weights of `model`: those of the adapter's base plus the adapter."""
     where, sha256, scale = place_of_base(folder)
     if (base := base_at(where)).sha256 != sha256:
         raise CheckpointError(

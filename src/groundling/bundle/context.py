@@ -1,4 +1,4 @@
-"""A model that is read with a shorter window than it was trained with: less memory, and nothing else changes."""
+"""Use a model with a shorter context than it was trained with, to save memory."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from groundling.errors import require
 from groundling.model.config import GPTConfig
 
 POSITIONS = "positions.wpe.weight"
-"""The one tensor that has a row for each place in the window."""
+"""The only tensor with a row per position."""
 
 
 def narrowed(config: GPTConfig, context: int | None, where: Path | str) -> GPTConfig:
-    """The config of a model whose window is `context` tokens long; None: as long as it is.
+    """The config with a context of `context` tokens.
 
     Args:
-        config: of the model as it was saved.
-        context: at least 1, and not more than the model has.
-        where: the model's place, for the error.
+        config: of the saved model.
+        context: 1 to the model's block_size; None: unchanged.
+        where: path of the model, for the error.
 
     Raises:
         ConfigError: the model has no such context.
@@ -32,7 +32,7 @@ def narrowed(config: GPTConfig, context: int | None, where: Path | str) -> GPTCo
 
 
 def cut_positions(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Weights for a narrowed model: of learned positions the first `block_size`; rotary ones have no weights."""
+    """Weights for a narrowed config: the first `block_size` learned positions; rotary ones have no weights."""
     cut = dict(weights)
     if POSITIONS in cut:
         cut[POSITIONS] = cut[POSITIONS][: config.block_size].clone()

@@ -7,9 +7,9 @@ from typing import Literal
 from groundling.errors import require
 
 MAX_LAYERS = 10_000
-"""No model that anybody has is a tenth as deep, and building a deeper one would hang."""
+"""Ten times deeper than any published model; building more would hang."""
 MAX_BLOCK_SIZE = 2**22
-"""Rotary positions have tables of this length, and no weights whose file would bound it."""
+"""Limit of the rotary tables, which no file of weights bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,25 +17,25 @@ class GPTConfig:
     """The sizes of a GPT, and the six choices that make it GPT-2, Llama or Qwen3."""
 
     n_layer: int = 6
-    """Blocks."""
+    """Number of blocks."""
     n_head: int = 6
-    """Heads of the queries."""
+    """Number of query heads."""
     n_kv_head: int | None = None
-    """Heads of the keys and values, shared by groups of queries (arXiv:2305.13245); None: as many as n_head."""
+    """Number of key/value heads, shared by groups of query heads (arXiv:2305.13245); None: n_head."""
     n_embd: int = 384
     """Width of the residual stream."""
     head_size: int | None = None
     """Width of one head; None: n_embd / n_head."""
     n_hidden: int | None = None
-    """Width inside the MLP; None: 4 n_embd, or 8/3 n_embd rounded up to a multiple of 32 for swiglu."""
+    """Hidden width of the MLP; None: 4 n_embd, or 8/3 n_embd rounded up to a multiple of 32 for swiglu."""
     block_size: int = 256
     """The longest context, in tokens."""
     vocab_size: int = 65
-    """Distinct tokens; `pretrain` takes it from the tokenizer."""
+    """Number of tokens; `pretrain` takes it from the tokenizer."""
     dropout: float = 0.0
-    """Dropout on the embeddings and on what each block adds to the stream."""
+    """Dropout on the embeddings and on the output of attention and MLP."""
     attention_dropout: float = 0.0
-    """Dropout on the attention weights; without a compiler, any at all is slow on a CPU."""
+    """Dropout on the attention weights; slow on a CPU without a compiler."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """GPT-2: layernorm. Llama, Qwen3: rmsnorm."""
     mlp: Literal["relu", "gelu", "swiglu", "relu2"] = "gelu"
@@ -43,15 +43,15 @@ class GPTConfig:
     position: Literal["learned", "rotary"] = "learned"
     """GPT-2: learned. Llama, Qwen3: rotary."""
     qk_norm: bool = False
-    """Normalise each head's queries and keys (arXiv:2302.05442). Qwen3: True."""
+    """Normalise queries and keys per head (arXiv:2302.05442). Qwen3: True."""
     bias: bool = True
     """Biases in linear layers and layer norms. GPT-2: True. Llama, Qwen3: False."""
     tie_weights: bool = True
-    """The token embedding is also the output matrix (arXiv:1608.05859). GPT-2: True."""
+    """Share the token embedding with the output matrix (arXiv:1608.05859). GPT-2: True."""
     rope_theta: float = 10_000.0
-    """Base of the rotary angles."""
+    """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
-    """Added to the variance in every norm."""
+    """Epsilon of the norms."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -80,7 +80,7 @@ class GPTConfig:
         require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}; it must be positive")
 
     def kv_heads(self) -> int:
-        """Heads of the keys and values."""
+        """Number of key/value heads."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     def head_width(self) -> int:
@@ -88,7 +88,7 @@ class GPTConfig:
         return self.n_embd // self.n_head if self.head_size is None else self.head_size
 
     def hidden_width(self) -> int:
-        """F, the width inside the MLP."""
+        """F, the hidden width of the MLP."""
         if self.n_hidden is not None:
             return self.n_hidden
         return 32 * math.ceil(self.n_embd * 8 / 3 / 32) if self.mlp == "swiglu" else 4 * self.n_embd

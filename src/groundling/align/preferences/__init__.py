@@ -1,15 +1,15 @@
-"""Rankings: by people or simulated, kept, counted, encoded.
+"""Rankings: collected, simulated, stored, measured, encoded.
 
 In reading order:
 
     judgement.py        one answer of one rater
-    store.py            judgements in a file, and as lines of JSON
-    database.py         the SQLite file under it
+    store.py            a store of judgements, with JSON Lines import and export
+    database.py         its SQLite file
     terminal.py         `groundling rank`: rank replies in the terminal
-    measures.py         numbers for a text that a person can check
-    simulated_rater.py  a rater that follows a measure, with errors
+    measures.py         gold measures of a text
+    simulated_rater.py  a noisy rater that follows a measure
     simulate.py         `groundling rankings simulate`
     agreement.py        agreement of raters, position bias, strength of models
-    encoding.py         rankings and files of preferences as ids
+    encoding.py         rankings and preference files as ids
     cli.py              `groundling rankings`
 """

@@ -1,4 +1,4 @@
-"""`groundling rankings simulate|export|import|stats`: make judgements, take them out, put them in, and sum them up."""
+"""`groundling rankings simulate|export|import|stats`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from groundling.storage import atomic
 def main(argv: Sequence[str]) -> int:
     """Run `groundling rankings simulate|export|import|stats`."""
     commands = {
-        "simulate": (simulate.main, "let a model reply, and a simulated rater rank"),
-        "export": (_export, "write all judgements as lines of JSON"),
-        "import": (_import, "add the judgements of such a file; those that are there stay as they are"),
-        "stats": (_stats, "agreement of raters, bias of position, and which model is better"),
+        "simulate": (simulate.main, "sample replies and rank them by a simulated rater"),
+        "export": (_export, "write all judgements as JSON Lines"),
+        "import": (_import, "add the judgements of an export; existing ones are kept"),
+        "stats": (_stats, "agreement of raters, position bias, strength of models"),
     }
     return config.run_subcommand(argv, commands, "groundling rankings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write all judgements as lines of JSON."""
+    """Write all judgements as JSON Lines."""
 
     path: tyro.conf.Positional[Path]
-    """The file that `groundling rank` made."""
+    """Rankings file (SQLite)."""
     out: tyro.conf.Positional[Path]
-    """The file to write; it is replaced if it is there."""
+    """File to write; an existing one is replaced."""
 
 
 def _export(argv: list[str]) -> int:
@@ -47,12 +47,12 @@ def _export(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Add the judgements of a file; those that are there stay as they are."""
+    """Add the judgements of an export; existing ones are kept."""
 
     path: tyro.conf.Positional[Path]
-    """The file of `groundling rank`; made if it is not there."""
+    """Rankings file (SQLite); created if missing."""
     file: tyro.conf.Positional[Path]
-    """What `groundling rankings export` wrote."""
+    """File written by `groundling rankings export`."""
 
 
 def _import(argv: list[str]) -> int:
@@ -67,17 +67,17 @@ def _import(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class StatsConfig:
-    """Tell how far raters agree, whether the place on the screen decides, and which model is better."""
+    """Show agreement of raters, position bias and the strength of models."""
 
     path: tyro.conf.Positional[Path]
-    """The file that `groundling rank` made."""
+    """Rankings file (SQLite)."""
 
 
 def _stats(argv: list[str]) -> int:
     chosen = config.parse(StatsConfig, argv, "groundling rankings stats")
     with Rankings(chosen.path, must_exist=True) as rankings:
         counts, judgements = rankings.counts(), list(rankings)
-    console = Console(markup=False)  # a rater's name is no command
+    console = Console(markup=False)  # a rater's name is not markup
     console.print(
         f"{counts.judgements} judgements of {counts.prompts} prompts by {counts.raters} raters; "
         f"{counts.ties} ties, {counts.skips} skips",

@@ -1,7 +1,7 @@
-"""What a reward model learns from, as ids: people's rankings, or a file of preferences or of labelled replies.
+"""Training data of a reward model as ids: rankings, or a file of preferences or labelled replies.
 
-A reply that was only called good or bad is compared with nothing, whose reward is 0: the loss of that pair,
--log sigmoid(r) or -log sigmoid(-r), is the one of logistic regression.
+A reply labelled good or bad is compared with a fixed reward of 0: the loss of that pair, -log sigmoid(r) or
+-log sigmoid(-r), is that of logistic regression.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,46 +17,46 @@ from groundling.model.packing import Exchange
 from groundling.system.progress import Progress
 
 NOTHING = -1
-"""In the place of a reply's number: what a labelled reply is compared with, of reward 0."""
+"""Index in a pair that stands for a fixed reward of 0."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The candidates of one answer as ids, and what was said about which two."""
+    """The encoded candidates of one answer, and its preferences."""
 
     messages: Messages
     """The prompt."""
     sequences: list[Exchange]
-    """Prompt and reply of each; nothing where the reply is too long."""
+    """Prompt and reply of each candidate; a placeholder if the reply is too long."""
     texts: list[str]
     pairs: list[tuple[int, int, float]]
-    """(a, b, the part of preferences that a has): 1, or 0.5 for a tie. Either may be `NOTHING`."""
+    """(a, b, win): win is 1 if a is preferred, 0.5 for a tie. Either index may be `NOTHING`."""
 
 
 @dataclass
 class LeftOut:
-    """Answers that nothing is learned from."""
+    """Counts of answers that were left out."""
 
     silent: int = 0
-    """They say nothing about two replies that fit into the model's context."""
+    """Without a preference between two replies that fit into the context."""
     unknown: int = 0
-    """The tokenizer cannot say them."""
+    """That the tokenizer cannot encode."""
     first_unknown: str = ""
 
     def note(self, where: str, error: DataError) -> None:
-        """Count one that the tokenizer cannot say."""
+        """Count an answer that the tokenizer cannot encode."""
         self.unknown += 1
         self.first_unknown = self.first_unknown or f"{where}: {error}"
 
     def line(self) -> str:
-        """For people, to be put behind what was kept; what did not happen is not mentioned."""
+        """Suffix of a log line, empty if nothing was left out."""
         silent = f"; {self.silent:,} said nothing about two replies that fit" if self.silent else ""
         unknown = f"; {self.unknown:,} cannot be encoded (first {self.first_unknown})" if self.unknown else ""
         return silent + unknown
 
 
 def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
-    """Answers as ids, and what became of those that nothing can be learned from."""
+    """Encode judgements, in at most `max_ids` ids a reply; also return counts of those left out."""
     answers, left_out = [], LeftOut()
     for judgement in judgements:
         texts = [candidate.text for candidate in judgement.candidates]
@@ -80,9 +80,9 @@ def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) ->
 
 
 def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange | None:
-    """A prompt and a reply that fit together: the prompt loses its beginning, but not the id it begins with.
+    """Cut the beginning of a prompt, but not its first id, until it fits with its reply.
 
-    None if the reply alone is too long.
+    None: the reply alone is too long.
     """
     room = block_size - len(reply)
     if room < 2:
@@ -93,10 +93,10 @@ def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange 
 
 
 def ranked_rows(path: Path, bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
-    """The preferences or labelled replies of a file as ids, and what became of those that cannot be learned from.
+    """Read and encode a file of preferences or labelled replies; also return counts of rows left out.
 
     Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
+        DataError: the file cannot be read, or a row is invalid; the message names file and line.
     """
     pairs: list[tuple[int, int, float]]
     rows: list[tuple[str, Messages, list[str], list[tuple[int, int, float]]]] = []

@@ -1,12 +1,11 @@
-"""Gold measures: numbers between a text and a goal that a person can check by hand.
+"""Gold measures: objectives of a text that a person can check by hand.
 
-A reward model learns what raters preferred; whether it learned the right thing shows only beside a measure that
-nobody trained. Two stand here, each a pure function text -> float:
+They evaluate reward models and policies independently of any training. Each is a pure function text -> float:
 
-- `verse`: how much of it is in lines of ten syllables, by the CMU Pronouncing Dictionary;
-- `warm`: how friendly its words are, by VADER (Hutto and Gilbert 2014).
+- `verse`: share of lines with ten syllables, by the CMU Pronouncing Dictionary;
+- `warm`: sentiment, by VADER (Hutto and Gilbert 2014).
 
-Both can be gamed, and that is of use: what a policy does to please them beyond their sense can be read.
+Both can be gamed, which makes over-optimisation visible in the replies.
 """
 
 import re
@@ -29,10 +28,10 @@ _loading = threading.Lock()
 
 
 def verse(text: str) -> float:
-    """The share of the non-empty lines that have exactly ten syllables; 0.0 when there is no such line.
+    """Share of the non-empty lines that have exactly ten syllables; 0.0 for an empty text.
 
-    Some words can be said in more ways than one ("fire", "heaven"): a line counts when some way of saying its
-    words makes ten. A line that names a speaker is a line. Digits and signs have no syllables.
+    Some words have several pronunciations ("fire", "heaven"): a line counts if any combination makes ten. Lines with a
+    speaker's name count as lines. Digits and punctuation have no syllables.
 
     Raises:
         MissingExtraError: the package `pronouncing` is not installed.
@@ -44,7 +43,7 @@ def verse(text: str) -> float:
 
 
 def possible_syllables(line: str) -> frozenset[int]:
-    """The numbers of syllables that a line can have; what is beyond ten is left out."""
+    """Possible numbers of syllables of a line, up to ten."""
     sums = frozenset([0])
     for word in _WORD.findall(_plain(line)):
         counts = syllables(word)
@@ -53,16 +52,16 @@ def possible_syllables(line: str) -> frozenset[int]:
 
 
 def _plain(line: str) -> str:
-    """Small letters without accents, and straight apostrophes."""
+    """Lower-case letters without accents, and straight apostrophes."""
     decomposed = unicodedata.normalize("NFKD", line.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 @lru_cache(maxsize=1 << 16)
 def syllables(word: str) -> frozenset[int]:
-    """In how many syllables a word can be said: by the dictionary, or else by `estimate`.
+    """Possible numbers of syllables of a word, from the dictionary or else by `estimate`.
 
-    The dictionary has "'tis" and "goin'", but a word may also stand in quotation marks: it is looked up as it stands,
+    The dictionary has "'tis" and "goin'", but apostrophes may also be quotation marks: a word is looked up as it is,
     then without apostrophes at its ends.
     """
     dictionary = _pronouncing()
@@ -73,17 +72,16 @@ def syllables(word: str) -> frozenset[int]:
 
 
 def estimate(word: str) -> int:
-    """The syllables of a word that is in no dictionary: its groups of vowel letters (a e i o u y), at least one.
+    """Syllables of a word that is not in the dictionary: its groups of vowels (a e i o u y), at least one.
 
-    An e at the end is silent, and so are "ed" and "es", except where they are needed to say the word: "table",
-    "waited", "roses".
+    A final "e", "ed" or "es" is silent, except where it is pronounced: "table", "waited", "roses".
     """
     letters = word.replace("'", "")
     return max(1, len(_VOWELS.findall(_SILENT_END.sub("", letters))))
 
 
 def warm(text: str) -> float:
-    """VADER's compound score: -1 hostile, 0 neither (as for an empty text), 1 friendly.
+    """VADER's compound score: -1 negative, 0 neutral or empty, 1 positive.
 
     Raises:
         MissingExtraError: the package `vaderSentiment` is not installed.
@@ -98,7 +96,7 @@ def measure_by_name(name: str) -> Measure:
     """Return a gold measure.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: the name is unknown.
     """
     if name in MEASURES:
         return MEASURES[name]
@@ -107,7 +105,7 @@ def measure_by_name(name: str) -> Measure:
 
 @cache
 def _pronouncing() -> Any:
-    """The package, with its dictionary loaded: it fills a global as it loads, which two threads must not do at once."""
+    """The package with its dictionary loaded, under a lock: loading fills a global and is not thread-safe."""
     pronouncing = optional_import("pronouncing", "align")
     with _loading:
         pronouncing.init_cmu()
@@ -116,5 +114,5 @@ def _pronouncing() -> Any:
 
 @cache
 def _vader() -> Any:
-    """The analyser with its word list; it keeps no state between texts."""
+    """The sentiment analyser; it is stateless."""
     return optional_import("vaderSentiment.vaderSentiment", "align").SentimentIntensityAnalyzer()

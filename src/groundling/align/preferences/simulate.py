@@ -1,6 +1,6 @@
-"""`groundling rankings simulate`: replies of a model, ranked by a judge who follows a measure that people can check.
+"""`groundling rankings simulate`: sample replies and rank them by a simulated rater.
 
-What is written is what people would have written: texts and an order. The measure itself is not among it.
+The store holds what it would hold for human raters: texts and rankings, without the measure.
 """
 
 import logging
@@ -30,33 +30,33 @@ from groundling.system.progress import Progress
 log = logging.getLogger(__name__)
 
 COMMIT_S = 2.0
-"""Seconds between commits: what a kill can cost."""
+"""Seconds between commits: the most that a kill can lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
-    """Let a model reply and a simulated rater rank: groundling rankings simulate BUNDLE [--field value ...]."""
+    """Sample replies and rank them by a simulated rater: groundling rankings simulate BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """The model that replies."""
+    """Chat model that replies."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """Where the answers go; they are added to what is there."""
+    """Rankings file (SQLite) to add to."""
     gold: str = "warm"
-    """The measure that the rater follows: warm (VADER's sentiment) or verse (lines of ten syllables)."""
+    """Measure that the rater follows: warm (VADER's sentiment) or verse (lines of ten syllables)."""
     noise: float = 0.2
-    """The gap in the measure at which the better reply wins with 73 %."""
+    """Difference in the measure at which the better reply wins with 73 %."""
     candidates: int = 4
-    """Replies to each prompt."""
+    """Replies per prompt."""
     prompts: int = 2000
-    """Prompts, of the training split."""
+    """Number of prompts, from the training split."""
     max_new_tokens: int = 128
-    """After which a reply is cut."""
+    """Length limit of a reply."""
     temperature: float = 1.0
-    """Of drawing replies."""
+    """Sampling temperature."""
     context: int | None = None
-    """Tokens of context to use; None: all that the model has."""
+    """Context length in tokens; None: the model's own."""
     seed: int = 1337
-    """Of the replies and the rater."""
+    """Seed of the replies and the rater."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
 
     def __post_init__(self) -> None:
@@ -78,10 +78,10 @@ def main(argv: Sequence[str]) -> int:
 def simulate(config: SimulateConfig) -> int:
     """Fill a store with simulated rankings; return the exit code.
 
-    They are kept as they are made. The same command leaves out those that are there, and makes the rest.
+    Rankings are committed as they are made. Running the same command again makes the missing ones.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     started = time.perf_counter()
     bundle = load_chat_bundle(config.path, context=config.context)
@@ -95,7 +95,7 @@ def simulate(config: SimulateConfig) -> int:
         decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
     )
     judge = SimulatedRater(measure_by_name(config.gold), config.noise, config.seed)
-    judge.measure("")  # what it needs is there
+    judge.measure("")  # fail early if its package is missing
     questions = _questions(config, base_at(config.path).sha256, asked)
     atomic.make_folder(config.rankings.parent)
     with Rankings(config.rankings) as rankings:
@@ -114,13 +114,13 @@ def simulate(config: SimulateConfig) -> int:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt whose replies are to be ranked."""
+    """A prompt to be ranked."""
 
     number: int
     ids: list[int]
     messages: Messages
     key: str
-    """Of the ranking: it follows from the model and all settings, so that it is known before the replies are."""
+    """Key of the judgement; it depends on model and settings only, so it is known before the replies."""
 
 
 def _questions(config: SimulateConfig, model: str, asked: Mapping[tuple[int, ...], Messages]) -> list[Question]:
@@ -140,7 +140,7 @@ def _rank(
     rankings: Rankings,
     progress: Progress,
 ) -> int:
-    """Have replies made and ranked, and keep them every `COMMIT_S` seconds, also those before an interruption."""
+    """Sample, rank and commit every `COMMIT_S` seconds and on an interruption; return the number of new rankings."""
     by_number = {question.number: question for question in questions}
     ready, n_new, kept_at = list[Judgement](), 0, time.monotonic()
     prompts = ((question.number, question.ids) for question in questions)
@@ -183,7 +183,7 @@ def write_progress(config: SimulateConfig, *, done: bool) -> None:
 
 
 def is_unfinished(rankings: Path) -> bool:
-    """Whether a simulation was interrupted that fills this store."""
+    """Whether a simulation into this store was interrupted."""
     try:
         return atomic.read_json(progress_file(rankings))["done"] is not True
     except (OSError, ValueError, LookupError, TypeError):
@@ -191,5 +191,5 @@ def is_unfinished(rankings: Path) -> bool:
 
 
 def progress_file(rankings: Path) -> Path:
-    """Where `rankings simulate` says how far it is."""
+    """The file with the progress of a simulation."""
     return rankings.with_name(f"{rankings.name}.simulated.json")

@@ -1,7 +1,7 @@
-"""`groundling rank`: say in the terminal which of a few replies is best, without knowing who wrote them.
+"""`groundling rank`: rank replies in the terminal, blind.
 
-Replies come from a file, or are sampled from models as they are asked for. They are shown without their models' names
-and in a random order, which is kept with the answer: whether the first one is favoured can be counted afterwards.
+Replies come from a file, or are sampled from models on demand. They are shown without model names and in random order;
+the order is stored with the judgement, so that position bias can be measured.
 """
 
 import getpass
@@ -40,36 +40,36 @@ from groundling.system.output import put
 from groundling.text.chat.messages import Message
 
 AT_MOST = 4
-"""Candidates that a person can hold against each other."""
+"""Candidates shown at a time."""
 
 ReplyFn = Callable[[Path, Sequence[Message], int], str]
-"""(bundle, conversation, seed) -> what the model says next."""
+"""(bundle, conversation, seed) -> the model's reply."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """Show replies blind and in random order, ask which is best, and keep the answers.
+    """Rank replies, shown blind and in random order.
 
-    Answer with the number of the best; or with several numbers, the best first; or with t (a tie), s (skip) or
-    q (quit). What you have answered is kept and not asked again.
+    Answer with the number of the best reply; or with several numbers, best first; or with t (tie), s (skip) or
+    q (quit). Answers are saved at once, and answered questions are not asked again.
     """
 
     path: tyro.conf.Positional[Path]
-    """The file of the answers (SQLite); made if it is not there."""
+    """Rankings file (SQLite); created if missing."""
     candidates: Path | None = None
-    """A file of JSON lines: {"id": ..., "prompt": a text or messages, "candidates": [{"text": ..., "model": ...}]}."""
+    """JSONL file: {"id": ..., "prompt": a text or messages, "candidates": [{"text": ..., "model": ...}]}."""
     bundles: tuple[Path, ...] = ()
-    """Or the models that are to reply to --prompts, in turns."""
+    """Or chat models that reply to --prompts, in turns."""
     prompts: Path | None = None
-    """A file of JSON lines for --bundles: {"prompt": a text or messages}; or a .txt with one a line."""
+    """JSONL file for --bundles: {"prompt": a text or messages}; or a .txt with one prompt per line."""
     n_candidates: int = 2
     """Replies to each of the --prompts, 2 to 4."""
     context: int | None = None
-    """Tokens of context that the --bundles use; None: all that each has."""
+    """Context length of the --bundles in tokens; None: each model's own."""
     rater: str | None = None
-    """Who answers; the name of the user when absent."""
+    """Name of the rater; None: the user name."""
     seed: int = 0
-    """Of the order in which replies are shown, and of their sampling."""
+    """Seed of the order of replies and of their sampling."""
 
     def __post_init__(self) -> None:
         require(
@@ -85,16 +85,16 @@ class RankConfig:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt with replies that can be had; those of models are only sampled when they are needed."""
+    """A prompt and its candidates, which models sample on demand."""
 
     name: str
-    """Follows from all that the replies follow from: another question has another name."""
+    """Identifies prompt and candidates."""
     messages: tuple[Message, ...]
     candidates: Callable[[], tuple[Candidate, ...]]
 
 
 def main(argv: Sequence[str], reply: ReplyFn | None = None) -> int:
-    """Run `groundling rank`. `reply` lets a bundle reply; None: as `groundling chat` would."""
+    """Run `groundling rank`. `reply` samples the replies of bundles; None: as `groundling chat`."""
     chosen = config.parse(RankConfig, argv, "groundling rank")
     rater = chosen.rater or _user()
     if chosen.candidates is not None:
@@ -126,7 +126,7 @@ def _question_of_file(value: Any, where: str) -> Question:
 
 
 def _reply_fn(chosen: RankConfig) -> ReplyFn:
-    """Lets bundles reply; each is loaded once."""
+    """A `ReplyFn` that loads each bundle once."""
     chats: dict[Path, Chat] = {}
     context_of = dict(zip(chosen.bundles, contexts(chosen.bundles, chosen.context), strict=True))
 
@@ -147,7 +147,7 @@ def _questions_for_models(chosen: RankConfig, reply: ReplyFn) -> list[Question]:
 
 
 def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:
-    """What a question to some models is called, and the seed of each one's reply: the same for whoever is asked."""
+    """Name of a question to some models, and the seed of each reply; the same for all raters."""
     name = name_of([messages_to_json(messages), list(models), seed])
     return name, [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(models))]
 
@@ -165,7 +165,7 @@ def _question_for_models(messages: tuple[Message, ...], bundles: Sequence[Path],
 
 
 def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed: int) -> int:
-    """Ask what this rater has not yet answered; say how far it has come."""
+    """Ask the questions that this rater has not answered."""
     key_of = {question.name: name_of(["rank", rater, question.name]) for question in questions}
     left = [question for question in questions if key_of[question.name] not in rankings]
     print(f"{len(questions)} questions for {rater}, {len(questions) - len(left)} of them answered before")
@@ -194,12 +194,12 @@ def _on_screen(messages: Sequence[Message], texts: Sequence[str]) -> str:
 
 
 def _visible(text: str) -> str:
-    """What a terminal would obey rather than show is spelled out: a reply must not be able to hide another."""
+    """Escape control characters: a reply must not be able to hide another."""
     return "".join(sign if sign == "\n" or sign.isprintable() else f"<U+{ord(sign):04X}>" for sign in text)
 
 
 def _ask(shown: Sequence[int]) -> Choice | None:
-    """Ask until the answer is one; None: quit, or nobody is there any more."""
+    """Ask until the answer is valid; None: quit, or end of input."""
     for line in _lines(f"\nbest? 1-{len(shown)}, or an order like 21; t tie, s skip, q quit > "):
         word = line.strip().lower()
         if word == "q":
@@ -212,7 +212,7 @@ def _ask(shown: Sequence[int]) -> Choice | None:
 
 
 def _lines(question: str) -> Iterator[str]:
-    """What is typed, or piped, until it ends."""
+    """Lines from the terminal or a pipe."""
     while True:
         try:
             yield input(question)
@@ -223,11 +223,11 @@ def _lines(question: str) -> Iterator[str]:
 
 
 def understood(word: str, shown: Sequence[int]) -> Choice | None:
-    """The choice that an answer means, in the candidates' own numbers; None when it means none.
+    """Parse an answer into a choice of candidate indices; None: invalid.
 
     Args:
-        word: "t", "s", the place of the best from 1 on, or several places, the best first.
-        shown: the candidates' numbers in the order of the screen.
+        word: "t", "s", the place of the best from 1 on, or several places, best first.
+        shown: candidate indices in the order shown.
     """
     if word == "t":
         return tie_of(len(shown))

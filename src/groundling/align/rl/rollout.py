@@ -1,6 +1,6 @@
-"""What PPO and GRPO share: drawing replies, rewarding them, and one clipped update after another.
+"""Rollouts of PPO and GRPO: sample replies, score them, and cut them into minibatches.
 
-Shapes: B rows, T positions, N of them at which something is said, V vocabulary.
+Shapes: B rows, T positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,36 +30,36 @@ from groundling.train.optim.schedule import ScheduleConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(StageConfig):
-    """What both can be told."""
+    """Settings of both PPO and GRPO."""
 
     path: tyro.conf.Positional[str]
-    """The model to start from, after fine-tuning; it is also the reference."""
+    """The chat model to start from, which is also the reference."""
     reward: str = "runs/reward"
-    """A reward model, or a Python function as MODULE:FUNCTION, from (prompt, reply) to a number."""
+    """A reward model, or a Python function of (prompt, reply) as MODULE:FUNCTION."""
     steps: int = 24
-    """Rounds of drawing replies and learning from them."""
+    """Rounds of sampling replies and training on them."""
     save_every: int = 5
-    """Rounds between checkpoints. The last two are kept, until the stage has finished."""
+    """Rounds between checkpoints. The last two are kept until the stage has finished."""
     replies: int = 128
-    """Replies a round."""
+    """Replies per round."""
     minibatches: int = 2
-    """Updates in each pass over a round's replies."""
+    """Updates per pass over a round's replies."""
     passes: int = 1
     """Passes over a round's replies."""
     clip: float = 0.2
-    """How far the ratio of new to old probabilities may go before nothing more is gained by it."""
+    """Clip range of the ratio of new to old probabilities."""
     kl_coef: float = 0.05
-    """How dear a nat of leaving the reference is; 0: it costs nothing, and rewards get hacked."""
+    """Penalty per nat of KL to the reference; with 0, expect reward hacking."""
     stop_kl: float | None = None
-    """End when replies have left the reference by more than this, in nats; None: never."""
+    """End when the KL to the reference exceeds this many nats per reply; None: never."""
     max_new_tokens: int = 128
-    """After which a reply is cut."""
+    """Length limit of a reply."""
     no_end: float = -2.0
-    """The reward of a reply that was cut."""
+    """Reward of a reply that reached the length limit."""
     temperature: float = 1.0
-    """Of drawing replies."""
+    """Sampling temperature."""
     gold: str | None = None
-    """A measure to write down beside the reward (warm or verse); nothing is learned from it."""
+    """Measure to record beside the reward (warm or verse), for evaluation only."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=2))
@@ -104,14 +104,14 @@ def scored_by(
     packer: Packer,
     parts: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
-    """The log-probability of each id of each reply.
+    """Log-probability of each id of each reply.
 
     Args:
-        policy: whose.
+        policy: that scores them.
         replies: N.
         packer: cuts them into micro-batches.
-        parts: the numbers of replies that are packed together; None: all. In bfloat16 a number's last bits depend on
-            the shape of what it is computed with.
+        parts: indices of replies that are packed together; None: all. In bfloat16 the last bits depend on the shapes
+            of a batch.
     """
     values: list[Tensor] = [torch.empty(0)] * len(replies)
     for part in [range(len(replies))] if parts is None else parts:
@@ -122,13 +122,13 @@ def scored_by(
 
 
 class RolloutSampler:
-    """Draws the replies of a round, and looks at them.
+    """Samples and scores the replies of a round.
 
     Args:
-        config: how.
+        config: settings.
         bundle: the policy.
-        prompts: as ids, to draw from.
-        rewards: what replies are worth.
+        prompts: as ids, to choose from.
+        rewards: of replies.
         packer: cuts replies into micro-batches, here and in the updates.
     """
 
@@ -142,7 +142,7 @@ class RolloutSampler:
     def draw(
         self, policy: Policy, reference: Policy, step: int, each: int, stop: Callable[[], bool] | None = None
     ) -> Round | None:
-        """The replies of round `step`, `each` to every one of its prompts; None where `stop` has ended the drawing."""
+        """Sample and score round `step`, with `each` replies per prompt; None if `stop` ended it."""
         config = self._config
         sampler = self._sampler()
         n_prompts = config.replies // each
@@ -164,10 +164,10 @@ class RolloutSampler:
         return Round(replies, rewards, old, base)
 
     def round_of(self, tensors: dict[str, Tensor]) -> Round:
-        """The round whose `Round.tensors` these are.
+        """Restore a round from its `Round.tensors`.
 
         Raises:
-            CheckpointError: they are those of no round of this stage.
+            CheckpointError: they do not fit this stage.
         """
         config, bundle, sampler = self._config, self._bundle, self._sampler()
         limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, self.packer.max_length)
@@ -187,9 +187,9 @@ class RolloutSampler:
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:
-    """The rewards of replies, of which equal ones are asked about once: what is said twice is worth the same.
+    """Rewards of replies, with equal replies scored once.
 
-    A model's score depends in its last bits on where in a batch it was computed, and GRPO looks at nothing but gaps.
+    A score's last bits depend on its place in the batch, and GRPO would amplify such differences.
     """
     keys = [(tuple(reply.prompt), tuple(reply.said)) for reply in replies]
     different = dict(zip(keys, replies, strict=True))
@@ -198,14 +198,14 @@ def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[flo
 
 
 def minibatches_of(n: int, count: int, seed: int, step: int, number: int, each: int = 1) -> list[list[int]]:
-    """The numbers of a round's replies, shuffled and cut into `count` parts; the `each` to a prompt stay together."""
+    """Shuffle the indices of a round's replies and cut them into `count` parts; replies to one prompt stay together."""
     generator = counted_generator(seed, purpose=4, number=step, part=number)
     parts = np.array_split(generator.permutation(n // each), count)
     return [[place * each + i for place in part.tolist() for i in range(each)] for part in parts]
 
 
 def whitened(values: Sequence[Tensor]) -> list[Tensor]:
-    """Values moved and scaled, all together, to mean 0 and variance 1; equal ones become zeros."""
+    """Normalise all values together to mean 0 and variance 1; equal values become zeros."""
     flat = torch.cat(list(values))
     if len(flat) == 0:
         return list(values)
