@@ -119,7 +119,7 @@ def test_a_wrong_flag_is_one_line_that_says_what_came_and_what_to_do(words, said
         parsed(*words.split())
     assert not set("\n│─╭") & set(str(refused.value))
     assert "----" not in str(refused.value)
-    assert str(refused.value).endswith("; make car --help tells more")
+    assert str(refused.value).endswith("; see make car --help")
 
 
 @pytest.mark.parametrize(

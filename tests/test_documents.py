@@ -49,6 +49,17 @@ def test_the_readme_is_short_and_leads_to_each_rung_in_one_hop():
     assert folders <= linked
 
 
+def test_each_term_of_the_glossary_is_defined_where_its_link_leads():
+    page = ROOT / "docs/reference/glossary.md"
+    rows = re.findall(r"^\|.*\| (.*) \|$", page.read_text("utf-8"), re.MULTILINE)
+    terms = [re.fullmatch(r"\[`(\w+)`\]\((.+\.py)\)", row) for row in rows if row != "in the code"]
+    assert len(terms) > 40
+    for row, term in zip((row for row in rows if row != "in the code"), terms, strict=True):
+        assert term, row
+        source = (page.parent / term[2]).read_text("utf-8")
+        assert re.search(rf"^(?:(?:class|def) {term[1]}\b|{term[1]}\b.* = )", source, re.MULTILINE), row
+
+
 def test_every_included_file_is_linked_above():
     """GitHub does not render `literalinclude`."""
     for page in PAGES:

@@ -23,33 +23,31 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "ladder": Verb("groundling.ladder.train", "climb the lecture, rung by rung, and compare the losses with its own"),
-    "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or on your own text"),
-    "speedrun": Verb("groundling.train.speedrun", "train by the fixed recipe in minutes, and report time and loss"),
-    "sample": Verb("groundling.sample.cli", "let a trained model speak"),
-    "sft": Verb("groundling.align.sft", "teach a trained model to answer"),
-    "chat": Verb("groundling.align.chat", "talk with a model that was taught to answer"),
-    "rank": Verb("groundling.align.preferences.terminal", "say which of some replies is better, in the terminal"),
-    "rankings": Verb("groundling.align.preferences.cli", "simulate, export, import and sum up rankings"),
-    "reward": Verb("groundling.align.reward.train", "teach a model to tell better replies from worse, by rankings"),
-    "ppo": Verb("groundling.align.rl.ppo", "optimise a model against rewards, with a value model"),
-    "dpo": Verb("groundling.align.dpo", "optimise a model by preferences directly"),
-    "grpo": Verb("groundling.align.rl.grpo", "optimise a model against rewards, by groups of replies"),
-    "align-report": Verb(
-        "groundling.align.report.build", "compare the stages on held-out prompts, in a page with pictures"
-    ),
+    "ladder": Verb("groundling.ladder.train", "train the models of the lecture, rung by rung, and compare losses"),
+    "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or your own text"),
+    "speedrun": Verb("groundling.train.speedrun.run", "train a fixed recipe in minutes and report time and loss"),
+    "sample": Verb("groundling.sample.cli", "generate text from a trained model"),
+    "sft": Verb("groundling.align.sft", "fine-tune a trained model on conversations"),
+    "chat": Verb("groundling.align.chat", "chat with a fine-tuned model"),
+    "rank": Verb("groundling.align.preferences.terminal", "rank replies in the terminal"),
+    "rankings": Verb("groundling.align.preferences.cli", "simulate, export, import and summarize rankings"),
+    "reward": Verb("groundling.align.reward.train", "train a reward model on rankings"),
+    "ppo": Verb("groundling.align.rl.ppo", "optimize a model against rewards with PPO"),
+    "dpo": Verb("groundling.align.dpo", "train a model on preferences with DPO"),
+    "grpo": Verb("groundling.align.rl.grpo", "optimize a model against rewards with GRPO"),
+    "align-report": Verb("groundling.align.report.build", "compare the stages on held-out prompts in an HTML report"),
     "chatgpt": Verb(
-        "groundling.align.pipeline.chatgpt", "run every stage of a small ChatGPT, from a pretrained model to the report"
+        "groundling.align.pipeline.chatgpt", "run all stages of a small ChatGPT, from a pretrained model to the report"
     ),
-    "serve": Verb("groundling.serve.cli", "serve models over HTTP, and pages to chat, look inside, rank and watch"),
-    "safety": Verb("groundling.safety.cli", "train and measure what looks at prompts and replies"),
-    "export": Verb("groundling.export.cli", "write a trained model for transformers, vLLM, llama.cpp and Ollama"),
-    "import": Verb("groundling.export.import_cli", "make a bundle of a model from Hugging Face or nanoGPT"),
-    "plot": Verb("groundling.tools.plot", "draw the loss curves of runs to a PNG"),
-    "data": Verb("groundling.data.cli", "data sets by name, and examples as a model sees them"),
-    "tokenizer": Verb("groundling.data.tokenizer_cli", "train, show and compare tokenizers"),
-    "verify-checkpoint": Verb("groundling.tools.verify", "check every file of a run's checkpoints"),
-    "doctor": Verb("groundling.tools.doctor", "tell what this machine has, what will be used, and why"),
+    "serve": Verb("groundling.serve.cli", "serve models over an OpenAI-compatible HTTP API, with web pages"),
+    "safety": Verb("groundling.safety.cli", "train and evaluate filters for prompts and replies"),
+    "export": Verb("groundling.export.cli", "export a model for transformers, vLLM, llama.cpp and Ollama"),
+    "import": Verb("groundling.export.import_cli", "import a model from Hugging Face or nanoGPT"),
+    "plot": Verb("groundling.tools.plot", "plot the loss curves of runs to a PNG"),
+    "data": Verb("groundling.data.cli", "fetch data sets and inspect training examples"),
+    "tokenizer": Verb("groundling.data.tokenizer_cli", "train, inspect and compare tokenizers"),
+    "verify-checkpoint": Verb("groundling.tools.verify", "verify every file of a run's checkpoints"),
+    "doctor": Verb("groundling.tools.doctor", "show the hardware and the settings that will be used"),
 }
 
 
@@ -58,7 +56,7 @@ def usage() -> str:
     lines = "\n".join(f"  {name:<18} {verb.summary}" for name, verb in VERBS.items())
     return (
         "usage: groundling VERB [OPTIONS]\n\nA GPT from the ground up.\n\n"
-        f"{lines}\n\ngroundling VERB --help tells more; groundling --version tells the version."
+        f"{lines}\n\nRun `groundling VERB --help` for the options of a verb, `groundling --version` for the version."
     )
 
 

@@ -22,15 +22,15 @@ SUMMARIES = {verb.summary for verb in VERBS.values()}
 
 
 CHAT_PAGE, TRAIN_PAGE = "serve/browser/test_chat_page.py", "serve/browser/test_train_page.py"
+RANK_PAGE = "serve/browser/test_rank_page.py"
 PAGES = {
-    "The house is full; try again in ${error.retryAfter": f"{CHAT_PAGE}::test_errors_are_said_in_words",
-    "The models are still being loaded; try again in a moment.": f"{CHAT_PAGE}::test_errors_are_said_in_words",
-    "A key is needed; load this page again to give one.": (
-        f"{CHAT_PAGE}::test_who_gives_no_key_is_not_asked_again_and_again"
-    ),
-    "Choose a run from the bill.": f"{TRAIN_PAGE}::test_runs_lie_over_each_other_and_are_remembered",
+    "Server busy; retry in ${wait}.": f"{CHAT_PAGE}::test_error_messages",
+    "The models are still loading; retry in a moment.": f"{CHAT_PAGE}::test_error_messages",
+    "An API key is required; reload this page to enter one.": f"{CHAT_PAGE}::test_a_cancelled_key_dialog_stays_closed",
+    "Select a run.": f"{TRAIN_PAGE}::test_runs_are_overlaid_and_remembered",
+    "Enter a rater name below to start.": f"{RANK_PAGE}::test_text_from_models_and_users_is_not_parsed_as_html",
 }
-"""What the pages tell people to do -> the test in a browser that meets it."""
+"""Advice on the pages -> the browser test that covers it."""
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +97,11 @@ def test_a_text_of_the_code_is_recognised_when_it_is_filled_in():
 
 
 PAGE_ADVICE = re.compile(
-    r"""["'`]([^"'`\n]*(?:^|[;:.] |(?<=["'`]))(?:Try|try|Choose|choose|Load|load|Reload|reload|Install|Run|run)\b """
-    r"""[^"'`\n]+)"""
+    r"""["'`]([^"'`\n]*(?:^|[;:.] |(?<=["'`]))(?:Try|try|Retry|retry|Choose|choose|"""
+    r"""Select|select|Enter|Load|load|Reload|reload|Install|Run|run)\b [^"'`\n]+)"""
 )
-BUTTONS = ("try again", "Try again", "Tokens; choose one to see where it looks")
-"""What can be pressed where it is said."""
+BUTTONS = ("try again", "Try again", "Tokens: select one to see what it attends to")
+"""Labels of controls."""
 
 
 def test_the_pages_give_no_other_advice():

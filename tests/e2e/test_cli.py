@@ -125,7 +125,7 @@ ERRORS = [
     (["pretrain", "--steps", "0"], 2, "steps is 0; it must be at least 1"),
     (["pretrain", "--sinks", "mlflow"], 2, "invalid choice 'mlflow' for argument '--sinks'"),
     (["sample", "nowhere"], 1, "there is no nowhere"),
-    (["sample"], 2, "groundling sample --help tells more"),
+    (["sample"], 2, "see groundling sample --help"),
     (["sample", "nowhere", "--prompt", "-a"], 2, "a value that begins with a hyphen is written --prompt=VALUE"),
     (["sample", "nowhere", "--prompt=-a"], 1, "there is no nowhere"),
     (["plot", "nowhere"], 1, "nowhere has no records of losses"),

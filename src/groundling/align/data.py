@@ -21,17 +21,16 @@ class ChatDataConfig:
     """Conversations."""
 
     path: Path | None = None
-    """JSONL of chats in any common format; None: dialogues of Tiny Shakespeare's plays.
-
-    If only prompts are needed, it may hold just these: {"prompt": ...} rows, or a .txt with one per line."""
+    """JSONL of conversations in any common format; None: dialogues from Tiny Shakespeare. Where only prompts are
+    needed: {"prompt": ...} lines, or a .txt file with one prompt per line."""
     val_path: Path | None = None
-    """Validation split; None: the last tenth of path."""
+    """Validation file; None: the last tenth of path."""
     max_prompt: int = MAX_PROMPT
-    """Dialogues: characters of a user message; longer ones lose their beginning."""
+    """Dialogues only: maximum length of a user message in characters; longer ones lose their beginning."""
     max_reply: int = 120
-    """Dialogues: characters of a reply; longer ones are cut after a sentence."""
+    """Dialogues only: maximum length of an assistant message in characters; longer ones are cut after a sentence."""
     max_turns: int = 2
-    """Dialogues: replies in one conversation."""
+    """Dialogues only: maximum number of replies per conversation."""
 
     def __post_init__(self) -> None:
         require(self.val_path is None or self.path is not None, "data.val_path needs data.path")

@@ -52,30 +52,30 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True, kw_only=True)
 class DpoConfig(ExamplesConfig):
-    """Train on preferences by DPO or IPO: groundling dpo BUNDLE --rankings FILE [--field value ...]."""
+    """Train on preferences with DPO: groundling dpo BUNDLE --rankings FILE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """The chat model to start from, which is also the reference."""
+    """Initial and reference model, usually fine-tuned with SFT."""
     rankings: Path | None = None
-    """Rankings by people or a simulated rater."""
+    """Rankings file (SQLite)."""
     preferences: Path | None = None
-    """Or a JSONL file of prompt, chosen and rejected."""
+    """Alternatively, a JSONL file of prompt, chosen and rejected."""
     out_dir: Path = Path("runs/dpo")
     """Run folder."""
     epochs: float = 1.0
-    """Passes over the pairs."""
+    """Passes over the preference pairs."""
     loss: Kind = "sigmoid"
-    """sigmoid or ipo."""
+    """Loss: sigmoid (DPO) or ipo."""
     beta: float = 0.1
-    """Strength of the penalty for leaving the reference."""
+    """Strength of the KL penalty against the reference model."""
     label_smoothing: float = 0.0
-    """Probability that a preference is wrong; only with sigmoid."""
+    """Probability that a preference label is wrong; sigmoid only."""
     pairs_per_answer: int = 1
-    """Pairs per ranking of several replies, those furthest apart first."""
+    """Pairs taken from an answer that ranks several replies, those furthest apart first."""
     batch_size: int = 32
     """Pairs per optimizer step, over all ranks."""
     held_out: float = 0.05
-    """Share of the prompts that is held out for evaluation."""
+    """Fraction of the prompts held out for evaluation."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=5))
 

@@ -1,7 +1,9 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685).
 
-W is frozen and B A is trained. As a parametrization, `linear.weight` is W + (alpha / rank) B A, so that decoding,
-export and inspection need no changes. The sum is saved, or the adapter alone.
+W stays as it is and B A is learned beside it; everything that reads `linear.weight` sees W + (alpha / rank) B A, so
+decoding, exporting and inspecting need to know nothing of adapters. What is saved is the sum, or the adapter alone.
+
+Why not peft: it depends on transformers and accelerate, for what `torch.nn.utils.parametrize` does in a few lines.
 """
 
 import math
@@ -19,14 +21,14 @@ from groundling.model.gpt import GPT
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Train low-rank adapters instead of all weights."""
+    """LoRA adapters (arXiv:2106.09685)."""
 
     rank: int | None = None
-    """Rank of the adapters of the blocks; the embeddings of new tokens are trained too. None: train all weights."""
+    """LoRA rank of the adapters in the blocks; the chat token embeddings are trained, too. None: train all weights."""
     alpha: float | None = None
-    """The adapters are scaled by alpha / rank; None: twice the rank."""
+    """LoRA alpha: adapters are scaled by alpha / rank. None: twice the rank."""
     keep: bool = False
-    """Save the adapter alone, with a reference to its base model, instead of the merged model."""
+    """Save the adapter alone, with a reference to its base model; otherwise merge it into the model."""
 
     def __post_init__(self) -> None:
         require(self.rank is None or self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1, or None")

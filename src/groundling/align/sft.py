@@ -47,11 +47,11 @@ class SftConfig(ExamplesConfig):
     """Fine-tune a model on conversations: groundling sft BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """A bundle, a checkpoint, or the folder of a training run."""
+    """Bundle, checkpoint or run folder."""
     out_dir: Path = Path("runs/sft")
     """Run folder."""
     n_replies: int = 64
-    """Replies sampled before and after training to measure how many end."""
+    """Replies sampled before and after training to measure the fraction that ends with an end token."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=5e-4, weight_decay=0.01, betas=(0.9, 0.95)))

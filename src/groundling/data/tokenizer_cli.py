@@ -1,4 +1,4 @@
-"""`groundling tokenizer train|show|compare`: make a tokenizer from a text, look into one, compare them all."""
+"""`groundling tokenizer train|show|compare`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from rich.text import Text
 from groundling import config
 from groundling.data.corpus import Corpus, DataConfig, TextConfig, prepare
 from groundling.errors import DataError, MissingExtraError
+from groundling.flags import any_text
 from groundling.storage import atomic, files
 from groundling.text.build import Kind, TokenizerConfig
 from groundling.text.serialize import FILE_NAME, load_tokenizer, save_tokenizer
@@ -27,19 +28,19 @@ N_PIECES_SHOWN = 64
 def main(argv: Sequence[str]) -> int:
     """Run `groundling tokenizer train|show|compare`."""
     commands = {
-        "train": (_train, "make a tokenizer from a text and save it as tokenizer.json"),
-        "show": (_show, "tell what a saved tokenizer is, and how it cuts a line"),
-        "compare": (_compare, "cut one text with each tokenizer, and count"),
+        "train": (_train, "train a tokenizer on a text and save it as tokenizer.json"),
+        "show": (_show, "describe a saved tokenizer and tokenize a line"),
+        "compare": (_compare, "compare tokenizers on one text"),
     }
     return config.run_subcommand(argv, commands, "groundling tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Make a tokenizer from the training part of a text and save it as tokenizer.json."""
+    """Train a tokenizer on the training split of a text and save it as tokenizer.json."""
 
     out_dir: Path
-    """The folder for tokenizer.json; --data.tokenizer.path of `groundling pretrain` takes it."""
+    """Folder for tokenizer.json; pass it to `groundling pretrain` as --data.tokenizer.path."""
     tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=TokenizerConfig)
     data: TextConfig = field(default_factory=TextConfig)
 
@@ -57,12 +58,12 @@ def _train(argv: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShowConfig:
-    """Tell what a saved tokenizer is, and how it cuts a line."""
+    """Describe a saved tokenizer and tokenize a line."""
 
     folder: tyro.conf.Positional[Path]
-    """A folder with a tokenizer.json, or a run or bundle that holds one."""
+    """Folder with tokenizer.json, or a run or bundle."""
     text: str = "The quick brown fox said: \N{LATIN SMALL LETTER E WITH ACUTE}tude no. 10!"
-    """The line to cut."""
+    """Line to tokenize."""
 
 
 def _show(argv: list[str]) -> int:
@@ -78,7 +79,7 @@ def _show(argv: list[str]) -> int:
 
 
 def _home_of_tokenizer(folder: Path) -> Path:
-    """Where in a tokenizer's folder, a bundle or a run the tokenizer is. All of a run have the same."""
+    """Return the folder of the tokenizer in a tokenizer's folder, a bundle or a run."""
     if folder.name == FILE_NAME:
         return folder.parent
     found = [folder / FILE_NAME, *sorted(folder.glob(f"*/{FILE_NAME}")), *sorted(folder.glob(f"*/*/{FILE_NAME}"))]
@@ -87,20 +88,20 @@ def _home_of_tokenizer(folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Cut one text with each tokenizer, and count: all figures are of its validation part."""
+    """Tokenize the validation split of a text with each tokenizer, and compare."""
 
     data: TextConfig = field(default_factory=TextConfig)
     vocab_size: int = TokenizerConfig.vocab_size
-    """Ids at most, for those that are trained: bpe, unigram, sp_bpe."""
+    """Vocabulary size of trained tokenizers: bpe, unigram, sp_bpe."""
     kinds: tuple[Kind, ...] = get_args(Kind)
-    """Which tokenizers."""
-    text: Annotated[str | None, config.any_text()] = None
-    """The line to cut; the first long one of the validation part when absent."""
+    """Tokenizers to compare."""
+    text: Annotated[str | None, any_text()] = None
+    """Line to tokenize; None: the first long line of the validation split."""
 
 
 def _compare(argv: list[str]) -> int:
     chosen = config.parse(CompareConfig, argv, "groundling tokenizer compare")
-    console = Console(markup=False)  # an extra in brackets is no style
+    console = Console(markup=False)  # an extra in brackets is not markup
     table = Table("tokenizer", show_lines=True)
     for heading in ("vocabulary", "tokens", "characters / token"):
         table.add_column(heading, justify="right")
@@ -135,7 +136,7 @@ def _first_long_line(corpus: Corpus) -> str:
 
 
 def _cut(tokenizer: Tokenizer, line: str, console: Console) -> Text:
-    """The pieces of a line; or why it cannot be cut."""
+    """Return the pieces of a line, or the reason why it cannot be encoded."""
     try:
         return _coloured([tokenizer.piece(token) for token in tokenizer.encode(line)], console)
     except DataError as error:
@@ -143,7 +144,7 @@ def _cut(tokenizer: Tokenizer, line: str, console: Console) -> Text:
 
 
 def _coloured(pieces: Sequence[str], console: Console) -> Text:
-    """Pieces side by side in changing colours, or between bars where there are no colours."""
+    """Show pieces in alternating colours, or separated by bars without colours."""
     shown = ["".join(map(visible, piece)) for piece in pieces]
     if console.color_system is None:
         return Text("|".join(shown))
@@ -151,5 +152,5 @@ def _coloured(pieces: Sequence[str], console: Console) -> Text:
 
 
 def visible(character: str) -> str:
-    """A sign for what a terminal would not show, or would obey."""
+    """Return a printable stand-in for a character that a terminal would not show, or would interpret."""
     return SIGNS.get(character) or (character if character.isprintable() else f"<U+{ord(character):04X}>")

@@ -1,4 +1,4 @@
-"""`groundling export hf|gguf|bundle`: a trained model for other programs, or in one piece."""
+"""`groundling export hf|gguf|bundle`."""
 
 import json
 import os
@@ -23,23 +23,23 @@ class Config:
     """Write a trained model for other programs."""
 
     path: tyro.conf.Positional[Path]
-    """A bundle, a checkpoint, or the folder of a training run."""
+    """Bundle, checkpoint or run folder."""
     out: tyro.conf.Positional[Path]
-    """What to write: a folder for hf and bundle, a file for gguf."""
+    """Output: a folder for hf and bundle, a file for gguf."""
     checkpoint: str = "best"
-    """Of a run: best, last, or a step."""
+    """Checkpoint of a run: best, last, or a step number."""
     context: int | None = None
-    """Tokens of context that the export has; None: as many as the model."""
+    """Context length of the export in tokens; None: the model's."""
     overwrite: bool = False
-    """Replace an earlier export at `out`; anything else there is left alone."""
+    """Replace an earlier export at `out`; other files there are kept."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `groundling export hf|gguf|bundle`."""
     commands = {
-        "hf": (_hf, "a folder for transformers and vLLM: GPT-2, Llama or Qwen3, with its tokenizer"),
-        "gguf": (_gguf, "one file for llama.cpp and Ollama"),
-        "bundle": (_bundle, "a bundle that needs no other: an adapter added to its model, or one checkpoint of a run"),
+        "hf": (_hf, "a folder for transformers and vLLM: GPT-2, Llama or Qwen3, with tokenizer"),
+        "gguf": (_gguf, "a GGUF file for llama.cpp and Ollama"),
+        "bundle": (_bundle, "a self-contained bundle: a merged LoRA adapter, or one checkpoint of a run"),
     }
     with Progress("exporting"):
         return config.run_subcommand(argv, commands, "groundling export")
@@ -48,11 +48,11 @@ def main(argv: Sequence[str]) -> int:
 def _hf(argv: list[str]) -> int:
     from groundling.export.hf import export_hf, is_export
 
-    chosen = config.parse(Config, argv, "groundling export hf", "Write a folder for transformers and vLLM.")
+    chosen = config.parse(Config, argv, "groundling export hf", "Export a folder for transformers and vLLM.")
     bundle = _load_speaker(chosen, is_export)
     family = export_hf(bundle, chosen.out)
     print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
-    where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python writes it, too
+    where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python spells it
     print(f"load it: transformers.AutoModelForCausalLM.from_pretrained({where})")
     if bundle.chat is not None:
         print(f"chat with it: transformers.AutoTokenizer.from_pretrained({where}).apply_chat_template(...)")
@@ -63,7 +63,7 @@ def _gguf(argv: list[str]) -> int:
     from groundling.export.gguf import MAX_ENDS, export_gguf, is_export
     from groundling.export.gguf_vocabulary import is_composing
 
-    chosen = config.parse(Config, argv, "groundling export gguf", "Write one file for llama.cpp and Ollama.")
+    chosen = config.parse(Config, argv, "groundling export gguf", "Export a GGUF file for llama.cpp and Ollama.")
     bundle = _load_speaker(chosen, is_export)
     atomic.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
@@ -78,7 +78,7 @@ def _gguf(argv: list[str]) -> int:
 
 
 def _bundle(argv: list[str]) -> int:
-    chosen = config.parse(Config, argv, "groundling export bundle", "Write a bundle that needs no other.")
+    chosen = config.parse(Config, argv, "groundling export bundle", "Export a self-contained bundle.")
     bundle = _load(chosen, looks_like_bundle)
     head = find_bundle(chosen.path, chosen.checkpoint) / HEAD
     save_bundle(
@@ -94,10 +94,10 @@ def _bundle(argv: list[str]) -> int:
 
 
 def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
-    """The same, of a model that generates text.
+    """Load a bundle of a model that generates text.
 
     Raises:
-        ConfigError: it is a reward model, whose head no other program reads.
+        ConfigError: it is a reward model, whose head no other program supports.
     """
     bundle = _load(chosen, may_replace)
     require_language_model(find_bundle(chosen.path, chosen.checkpoint))
@@ -105,10 +105,10 @@ def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle
 
 
 def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
-    """The bundle that was asked for, after a look at the place where its export is to stand.
+    """Load the bundle after checking the output path.
 
     Raises:
-        StorageError: something is there that is not to be replaced.
+        StorageError: the output path exists and must not be replaced.
         CheckpointError: there is no bundle, or it is damaged.
     """
     if chosen.out.exists() or chosen.out.is_symlink():

@@ -1,4 +1,4 @@
-"""`groundling import hf|nanogpt`: models that others trained, as bundles of ours."""
+"""`groundling import hf|nanogpt`."""
 
 import shlex
 from collections.abc import Sequence
@@ -24,44 +24,44 @@ from groundling.text.serialize import FILE_NAME, load_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
 FACT = "imported_from"
-"""What the manifest of an imported bundle says, and no other's."""
+"""Manifest entry that marks an imported bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HFConfig:
-    """Make a bundle of a GPT-2, Llama or Qwen3 in the layout of transformers, with safetensors weights."""
+    """Import GPT-2, Llama or Qwen3 from a transformers folder or the Hugging Face hub, safetensors only."""
 
     source: tyro.conf.Positional[str]
-    """A folder with config.json and the weights; or a model's name on the Hugging Face hub."""
+    """Folder with config.json and weights, or a model name on the Hugging Face hub."""
     out: tyro.conf.Positional[Path]
-    """The folder for the bundle."""
+    """Output folder for the bundle."""
     tokenizer: str | None = None
-    """Instead of the tokenizer in the folder: gpt2, or a folder with a tokenizer.json of ours."""
+    """Replace the model's tokenizer: gpt2, or a folder with a Groundling tokenizer.json."""
     context: int | None = None
-    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
+    """Context length of the bundle in tokens; a shorter one uses less memory. None: the model's."""
     overwrite: bool = False
-    """Replace an earlier import at `out`; anything else there is left alone."""
+    """Replace an earlier import at `out`; other files there are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoGPTConfig:
-    """Make a bundle of a checkpoint of nanoGPT. Its meta.pkl can run code and is never opened: name the text."""
+    """Import a nanoGPT checkpoint. Its meta.pkl can run code and is never opened: name the training text instead."""
 
     source: tyro.conf.Positional[Path]
-    """The ckpt.pt."""
+    """Path of ckpt.pt."""
     out: tyro.conf.Positional[Path]
-    """The folder for the bundle."""
+    """Output folder for the bundle."""
     text: Path | None = None
-    """The text it was trained on, whose characters are its tokens."""
+    """Training text; its characters are the vocabulary."""
     tokenizer: str | None = None
-    """Instead of a text: gpt2, or a folder with a tokenizer.json of ours."""
+    """Instead of text: gpt2, or a folder with a Groundling tokenizer.json."""
     context: int | None = None
-    """Tokens of context that the bundle has; less takes less memory. None: as many as the model."""
+    """Context length of the bundle in tokens; a shorter one uses less memory. None: the model's."""
     overwrite: bool = False
-    """Replace an earlier import at `out`; anything else there is left alone."""
+    """Replace an earlier import at `out`; other files there are kept."""
 
     def __post_init__(self) -> None:
-        """Check that there is one tokenizer."""
+        """Check that exactly one tokenizer is given."""
         require(
             (self.text is None) != (self.tokenizer is None),
             "a nanoGPT checkpoint does not say its tokenizer in a way that is safe to read; give either --text "
@@ -72,8 +72,8 @@ class NanoGPTConfig:
 def main(argv: Sequence[str]) -> int:
     """Run `groundling import hf|nanogpt`."""
     commands = {
-        "hf": (_hf, "a GPT-2, Llama or Qwen3 from a folder of transformers, or from the hub"),
-        "nanogpt": (_nanogpt, "a ckpt.pt of nanoGPT, read without running any code in it"),
+        "hf": (_hf, "GPT-2, Llama or Qwen3 from a transformers folder or the Hugging Face hub"),
+        "nanogpt": (_nanogpt, "a nanoGPT ckpt.pt, loaded without running its code"),
     }
     with Progress("importing"):
         return config.run_subcommand(argv, commands, "groundling import")
@@ -124,7 +124,7 @@ def _nanogpt(argv: list[str]) -> int:
 
 
 def _named_tokenizer(name: str) -> Tokenizer:
-    """GPT-2's tokenizer by its name, or one of ours from its folder.
+    """Return GPT-2's tokenizer, or one of ours from its folder.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -138,10 +138,10 @@ def _named_tokenizer(name: str) -> Tokenizer:
 
 
 def _require_room_for(out: Path, overwrite: bool) -> None:
-    """Look, before anything is read, whether a bundle may be written there.
+    """Check the output path before reading anything.
 
     Raises:
-        StorageError: something is there that is not to be replaced.
+        StorageError: it exists and must not be replaced.
     """
     if not out.exists() and not out.is_symlink():
         return
@@ -168,8 +168,8 @@ def _save(
     """Build the model and write the bundle.
 
     Raises:
-        CheckpointError: the tokenizer belongs to another model.
-        StorageError: the bundle could not be written.
+        CheckpointError: the tokenizer does not fit the model.
+        StorageError: the bundle cannot be written.
     """
     if tokenizer.vocab_size > gpt_config.vocab_size:
         raise CheckpointError(
@@ -182,7 +182,7 @@ def _save(
             "they do not belong together, so give the folder as it was saved"
         )
     model = blank_gpt(gpt_config)
-    # A tied matrix is there once; all else was checked by name and shape.
+    # A tied matrix is there once; everything else was checked by name and shape.
     model.load_state_dict(cut_positions(weights, gpt_config), strict=False)
     atomic.make_folder(out.parent)
     save_bundle(out, model, tokenizer, facts, chat)

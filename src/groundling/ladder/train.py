@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LadderConfig:
-    """Train the lecture's rungs in its own settings, and compare the losses; `groundling ladder show s6` prints one."""
+    """Train the lecture's rungs with its settings and compare the losses; `groundling ladder show s6` prints one."""
 
     rungs: str = ",".join(SMALL)
     """Rungs to train, separated by commas."""

@@ -14,40 +14,40 @@ MAX_BLOCK_SIZE = 2**22
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """The sizes of a GPT, and the six choices that make it GPT-2, Llama or Qwen3."""
+    """Sizes of a GPT, and the six choices that make it GPT-2, Llama or Qwen3."""
 
     n_layer: int = 6
-    """Number of blocks."""
+    """Number of transformer blocks."""
     n_head: int = 6
     """Number of query heads."""
     n_kv_head: int | None = None
-    """Number of key/value heads, shared by groups of query heads (arXiv:2305.13245); None: n_head."""
+    """Number of key/value heads, for grouped-query attention (arXiv:2305.13245); None: n_head."""
     n_embd: int = 384
     """Width of the residual stream."""
     head_size: int | None = None
-    """Width of one head; None: n_embd / n_head."""
+    """Head dimension; None: n_embd / n_head."""
     n_hidden: int | None = None
     """Hidden width of the MLP; None: 4 n_embd, or 8/3 n_embd rounded up to a multiple of 32 for swiglu."""
     block_size: int = 256
-    """The longest context, in tokens."""
+    """Maximum context length in tokens."""
     vocab_size: int = 65
-    """Number of tokens; `pretrain` takes it from the tokenizer."""
+    """Vocabulary size; `pretrain` takes it from the tokenizer."""
     dropout: float = 0.0
-    """Dropout on the embeddings and on the output of attention and MLP."""
+    """Dropout on the embeddings and on the output of each sublayer."""
     attention_dropout: float = 0.0
     """Dropout on the attention weights; slow on a CPU without a compiler."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """GPT-2: layernorm. Llama, Qwen3: rmsnorm."""
+    """Norm: layernorm (GPT-2) or rmsnorm (Llama, Qwen3)."""
     mlp: Literal["relu", "gelu", "swiglu", "relu2"] = "gelu"
-    """The lecture: relu. GPT-2: gelu. Llama, Qwen3: swiglu."""
+    """MLP: relu (the lecture), gelu (GPT-2), swiglu (Llama, Qwen3) or relu2 (squared ReLU)."""
     position: Literal["learned", "rotary"] = "learned"
-    """GPT-2: learned. Llama, Qwen3: rotary."""
+    """Position encoding: learned (GPT-2) or rotary (Llama, Qwen3)."""
     qk_norm: bool = False
-    """Normalise queries and keys per head (arXiv:2302.05442). Qwen3: True."""
+    """Normalize the queries and keys of each head (arXiv:2302.05442). Qwen3: True."""
     bias: bool = True
     """Biases in linear layers and layer norms. GPT-2: True. Llama, Qwen3: False."""
     tie_weights: bool = True
-    """Share the token embedding with the output matrix (arXiv:1608.05859). GPT-2: True."""
+    """Share the token embedding and the LM head (arXiv:1608.05859). GPT-2: True."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5

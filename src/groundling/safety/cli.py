@@ -1,4 +1,4 @@
-"""`groundling safety`: train a classifier on labelled texts, and measure rules and classifiers on such texts."""
+"""`groundling safety`: train a classifier on labelled texts, and evaluate rules and classifiers."""
 
 import json
 from collections import Counter
@@ -11,34 +11,35 @@ import tyro
 
 from groundling.config import parse, run_subcommand
 from groundling.errors import ConfigError, require
-from groundling.safety.classifier import Confusion, Labelled, load_safety, read_labelled, split, train
+from groundling.safety.classifier import load_safety
+from groundling.safety.training import Confusion, Labelled, read_labelled, split, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a classifier: groundling safety train DATA.jsonl --out FOLDER.
 
-    A line of the data is {"text": ..., "label": "unsafe" or "ok", or true or false}. One text in five is held out.
+    Each line of the data is {"text": ..., "label": "unsafe" or "ok", or true or false}. One text in five is held out.
     """
 
     data: tyro.conf.Positional[Path]
-    """The labelled texts."""
+    """JSONL file of labelled texts."""
     out: Path
-    """Where the classifier goes."""
+    """Output folder for the classifier."""
     seed: int = 0
-    """Of the folds on which the threshold is chosen."""
+    """Seed of the cross-validation folds that choose the threshold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestConfig:
-    """Measure what the safety stage finds: groundling safety test DATA.jsonl."""
+    """Evaluate the safety stage on labelled texts: groundling safety test DATA.jsonl."""
 
     data: tyro.conf.Positional[Path]
-    """The labelled texts, as for `safety train`."""
+    """JSONL file of labelled texts, as for `safety train`."""
     rules: str = "default"
     """Rules: default, off, or a TOML file."""
     classifier: Path | None = None
-    """A classifier, besides."""
+    """Classifier to evaluate with the rules."""
     json: bool = False
     """Print one line of JSON."""
 
@@ -46,8 +47,8 @@ class TestConfig:
 def main(argv: list[str]) -> int:
     """Run the verb; return the exit code."""
     commands = {
-        "train": (_train, "make a classifier of labelled texts, and measure it on those held out"),
-        "test": (_test, "measure rules and a classifier on labelled texts"),
+        "train": (_train, "train a classifier on labelled texts and evaluate it"),
+        "test": (_test, "evaluate rules and a classifier on labelled texts"),
     }
     return run_subcommand(argv, commands, "groundling safety")
 

@@ -1,4 +1,4 @@
-"""What a server is told when it starts."""
+"""Settings of `groundling serve`."""
 
 import ipaddress
 import os
@@ -16,61 +16,61 @@ KEY_VARIABLE = "GROUNDLING_API_KEY"
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve models over HTTP, as OpenAI's clients know it, with pages to chat, look inside, rank, and watch training.
+    """Serve models over an OpenAI-compatible HTTP API, with pages for chat, x-ray, comparison and training runs.
 
-    groundling serve RUN_OR_BUNDLE, and more: each is called by the name of its folder, or NAME=RUN_OR_BUNDLE.
+    groundling serve RUN_OR_BUNDLE ...: a model is named after its folder, or by NAME=RUN_OR_BUNDLE.
     """
 
     paths: tyro.conf.Positional[tuple[str, ...]]
-    """Bundles, checkpoints or folders of runs."""
+    """Bundles, checkpoints or run folders."""
     host: str = "127.0.0.1"
-    """Where to listen. Others than this machine are only let in by a key."""
+    """Address to listen on. Anything but localhost requires an API key."""
     port: int = 8000
-    """0: any that is free."""
+    """Port; 0: any free port."""
     api_key: tuple[str, ...] = ()
-    """Keys that let a client in; better by --api-key-file, or in the variable GROUNDLING_API_KEY."""
+    """API keys; prefer --api-key-file or the variable GROUNDLING_API_KEY."""
     api_key_file: Path | None = None
-    """A file with a key a line."""
+    """File with one API key per line."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names that the server may be called by, besides localhost and --host."""
+    """Accepted Host headers, besides localhost and --host."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call the API, like https://example.org; none by default."""
+    """Origins allowed by CORS, for example https://example.org."""
     context: int | None = None
-    """Tokens of context that each model uses; less takes less memory. None: all that it has."""
+    """Context length of each model in tokens; a shorter one uses less memory. None: the model's."""
     slots: int = 16
-    """Texts that are written at once, if there is memory for so many; the others wait."""
+    """Sequences decoded at once, memory permitting; further ones wait."""
     max_waiting: int = 64
-    """Texts that may wait besides; more are told to come again (429)."""
+    """Maximum number of waiting sequences; beyond it, requests get status 429."""
     max_tokens: int = 4096
-    """The most tokens of one reply."""
+    """Maximum reply length in tokens."""
     timeout_s: float = 600.0
-    """The longest that a request may take."""
+    """Maximum duration of a request in seconds."""
     receive_timeout_s: float = 10.0
-    """The longest that a client may take to send a request."""
+    """Maximum time to receive a request in seconds."""
     send_timeout_s: float = 20.0
-    """The longest that a client may leave what it gets unread."""
+    """Maximum time a client may leave output unread, in seconds."""
     drain_s: float = 30.0
-    """How long texts that are being written may go on after SIGTERM."""
+    """Time running requests get to finish after SIGTERM, in seconds."""
     max_body_bytes: int = 1_048_576
-    """The largest request."""
+    """Maximum request size in bytes."""
     max_connections: int = 1000
-    """Connections at once."""
+    """Maximum number of open connections."""
     weights: Weights = "float32"
-    """Precision of the matrices: float32, bfloat16 or int8."""
+    """Precision of the weight matrices: float32, bfloat16 or int8."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
+    """Device."""
     safety: str = "default"
-    """The safety stage: default, off, or a TOML file of rules."""
+    """Safety stage: default, off, or a TOML file of rules."""
     safety_classifier: Path | None = None
-    """A classifier that `groundling safety train` made."""
+    """Classifier folder written by `groundling safety train`."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """The file where rankings go; made, with its folder, when the first one comes."""
+    """Rankings file (SQLite); created with the first answer."""
     prompts: Path | None = None
-    """Prompts to rank replies to: JSON lines, {"prompt": ...}; by default what is said in Tiny Shakespeare's plays."""
+    """Prompts of the comparison page: JSONL of {"prompt": ...}; None: lines from Tiny Shakespeare."""
     runs: Path = Path("runs")
-    """The folder whose training runs are shown."""
+    """Folder of the training runs to show."""
     log_text: bool = False
-    """Write prompts and replies to the log, too."""
+    """Log prompts and replies, too."""
 
     def __post_init__(self) -> None:
         require(bool(self.paths), "no model was given; groundling serve RUN_OR_BUNDLE")
@@ -84,10 +84,10 @@ class ServeConfig:
         require("*" not in self.cors_origins, "cors_origins cannot be *; name the origins whose pages may call")
 
     def keys(self) -> tuple[str, ...]:
-        """All keys; none: no key is needed.
+        """All API keys; empty: no key is required.
 
         Raises:
-            ConfigError: the file cannot be read, or a key is too short to be one.
+            ConfigError: the file cannot be read, or a key is too short.
         """
         keys = [*self.api_key, *os.environ.get(KEY_VARIABLE, "").split()]
         if self.api_key_file is not None:
@@ -104,10 +104,10 @@ class ServeConfig:
         return tuple(dict.fromkeys(keys))
 
     def require_safe(self) -> None:
-        """Check that nobody else is let in without a key.
+        """Check that other machines need a key.
 
         Raises:
-            ConfigError: the server would listen beyond this machine, and no key is set.
+            ConfigError: the server would listen beyond this machine without a key.
         """
         require(
             self.is_local() or bool(self.keys()),
@@ -115,11 +115,11 @@ class ServeConfig:
         )
 
     def is_local(self) -> bool:
-        """Whether only this machine is listened to."""
+        """Whether only this machine can connect."""
         return is_loopback(self.host)
 
     def hosts(self) -> frozenset[str]:
-        """Names that a request may call the server by; empty: any, for it is a key that lets clients in."""
+        """Accepted Host names; empty: any (clients need a key then)."""
         given = frozenset(host.lower() for host in self.allowed_hosts)
         if self.host in ("0.0.0.0", "::", "") and not given:
             return frozenset()
@@ -127,7 +127,7 @@ class ServeConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, and reached by it alone."""
+    """Whether an address is a loopback address."""
     if host.lower() == "localhost":
         return True
     try:

@@ -1,7 +1,6 @@
-"""The pages and what they are made of, from a fixed map that is made when the server starts.
+"""Pages and static files, from a map built when the server starts.
 
-A page is the shell with a fragment in it. No path of a client's ever becomes a path of the disk, and no part of a file
-is served: there is nothing to traverse, and no range to ask for.
+A page is `shell.html` with a fragment in it. Request paths never reach the file system: nothing to traverse.
 """
 
 import hashlib
@@ -18,7 +17,12 @@ KINDS = {
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
 }
-PAGES = {"/": ("chat", "Chat"), "/xray": ("xray", "X-ray"), "/rank": ("rank", "Rank"), "/train": ("train", "Train")}
+PAGES = {
+    "/": ("chat", "Chat"),
+    "/xray": ("xray", "X-ray"),
+    "/rank": ("rank", "Compare"),
+    "/train": ("train", "Training runs"),
+}
 
 
 class _Asset:
@@ -34,7 +38,7 @@ class _Asset:
 
 
 def router() -> APIRouter:
-    """Routes that need no key: nothing of anybody's is in them."""
+    """Routes of the pages and their assets; they need no key and hold no user data."""
     folder = resources.files("groundling.serve") / "static"
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     assets = {

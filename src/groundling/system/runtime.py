@@ -19,18 +19,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """What to run on; "auto" takes the best that this machine has."""
+    """Device, precision and compilation; "auto" picks the best available."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
+    """Device."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Precision of matrix products; weights stay in float32 (float64 computes everything in float64)."""
+    """Precision of matrix products; weights stay in float32 (float64: everything in float64)."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the model; auto: where a compiler is found and the run is long enough, else without, said once."""
+    """Use torch.compile; auto: if a compiler is found and the run is long enough."""
     threads: int | None = None
-    """CPU threads; None: PyTorch's choice."""
+    """CPU threads; None: PyTorch's default."""
     tune_allocator: bool = True
-    """Keep freed memory in the process instead of giving it back to the kernel (glibc only)."""
+    """Keep freed memory in the process instead of returning it to the kernel (glibc only)."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; it must be at least 1, or None")

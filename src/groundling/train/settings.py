@@ -1,4 +1,4 @@
-"""All settings of `groundling pretrain`, and which of them may change when a run goes on."""
+"""The settings of `groundling pretrain`, and which of them may change on resume."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,58 +42,59 @@ MAY_CHANGE = (
     "optim.muon_weight_decay",
     "schedule",
 )
-"""On resume these may differ from the run's own config, and what differs is said; all else would make another run of
-it. The text itself, and the models that teach, are compared by their content, wherever they lie."""
+"""Settings that may differ on resume; the differences are logged. The text and the teachers are compared by content,
+not by path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Train a GPT: groundling pretrain [PRESET.toml] [--field value ...]. Without a preset, shakespeare_char.toml."""
+    """Train a GPT: groundling pretrain [PRESET.toml] [--field value ...]. Default preset: shakespeare_char.toml."""
 
     out_dir: Path = Path("runs/pretrain")
-    """The run's folder."""
+    """Run folder."""
     resume: bool | Literal["if-present"] = False
-    """Go on from the newest good checkpoint in out_dir; `--resume if-present` starts the run where there is none."""
+    """Resume from the newest valid checkpoint in out_dir; `--resume if-present` starts a new run if there is none."""
     init_from: str | None = None
-    """A bundle, a checkpoint or a run whose weights, model settings and tokenizer a new run begins with."""
+    """Initialize from a bundle, checkpoint or run: weights, model settings and tokenizer."""
     overwrite: bool = False
-    """Remove the run that is in out_dir."""
+    """Remove an existing run in out_dir."""
     seed: int = 1337
-    """Of the initial weights, the batches and dropout."""
+    """Seed of the initial weights, the batches and dropout."""
     steps: int = 2000
     """Optimizer steps."""
     batch_size: int = 64
     """Sequences per optimizer step, over all ranks."""
     micro_batch_size: int | None = None
-    """Sequences per forward pass on one rank, to save memory; nothing else but dropout's draws changes. None: all."""
+    """Sequences per forward pass and rank, to save memory; only dropout masks depend on it. None: all."""
     order: Order = "epochs"
-    """random: offsets drawn with replacement, as in the lecture; epochs: shuffled, each window once an epoch."""
+    """random: windows drawn with replacement, as in the lecture; epochs: shuffled, each window once per epoch."""
     zero_init: bool = False
-    """Start with blocks that change nothing: their projections into the stream are zero."""
+    """Zero-initialize the output projections of the blocks, so that each block starts as the identity."""
     grad_clip: float | None = 1.0
-    """The gradient's greatest length; None: as it comes."""
+    """Maximum gradient norm; None: no clipping."""
     average_decay: float | None = None
-    """Evaluate, save and sample an exponential moving average of the weights, for example 0.999; None: the weights."""
+    """Decay of an exponential moving average of the weights, used to evaluate, save and sample, for example 0.999;
+    None: off."""
     eval_every: int | None = 250
     """Steps between evaluations on the whole validation split; None: never."""
     estimate_train_loss: bool = True
-    """At each evaluation, also estimate the training loss, on at most 512 random windows of the training text."""
+    """Also estimate the training loss at each evaluation, on up to 512 random windows of the training split."""
     save_every: int | None = 250
-    """Steps between checkpoints; None: none, not even at the end."""
+    """Steps between checkpoints; None: never, not even at the end."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay, besides the best."""
+    """Number of newest checkpoints to keep, besides the best."""
     patience: int | None = None
-    """Stop after this many evaluations without a better one; None: never."""
+    """Stop after this many evaluations without improvement; None: never."""
     log_every: int = 10
     """Steps between records of the training loss."""
     sample_every: int | None = None
-    """Steps between samples; None: none."""
+    """Steps between samples; None: never."""
     sample_prompt: str = ""
-    """What the samples go on from; empty: the beginning of a line."""
+    """Prompt of the samples; empty: the beginning of a line."""
     sample_tokens: int = 200
-    """Tokens in a sample."""
+    """Length of a sample in tokens."""
     sinks: tuple[SinkName, ...] = ()
-    """Besides metrics.jsonl and the console: tensorboard, wandb."""
+    """Metrics sinks besides metrics.jsonl and the console: tensorboard, wandb."""
     data: DataConfig = field(default_factory=DataConfig)
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,9 +1,9 @@
-"""The pictures of the pages in the documentation: each page in use, at 1,440 pixels.
+"""Screenshots of the pages for the documentation, at 1,440 pixels.
 
-They are of tiny models that know nothing, unless GROUNDLING_STAGE is a folder with runs of real ones, `base` with its
-checkpoints and samples, and some that answer:
+They show tiny untrained models unless GROUNDLING_RUNS is a folder with runs of real ones: `base` with checkpoints and
+samples, and some chat models:
 
-    GROUNDLING_STAGE=runs GROUNDLING_SCREENSHOTS=docs/images pytest tests/serve/browser/test_pictures.py
+    GROUNDLING_RUNS=runs GROUNDLING_SCREENSHOTS=docs/images pytest tests/serve/browser/test_pictures.py
 """
 
 import io
@@ -27,22 +27,22 @@ PROMPTS = ("What say you to the duke?", "What news, my lord?", "Where is the kin
 
 @pytest.fixture(scope="module")
 def server(models: dict[str, Path], finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("stage")
+    folder = tmp_path_factory.mktemp("pages")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     places = ("--prompts", folder / "prompts.jsonl", "--rankings", folder / "kept.sqlite", "--safety", "off")
-    if stage := os.environ.get("GROUNDLING_STAGE"):
-        runs = Path(stage).resolve()
-        players = [f"{bundle.parent.name}={bundle.parent}" for bundle in sorted(runs.glob("*/bundle"))]
+    if real := os.environ.get("GROUNDLING_RUNS"):
+        runs = Path(real).resolve()
+        models_served = [f"{bundle.parent.name}={bundle.parent}" for bundle in sorted(runs.glob("*/bundle"))]
     else:
         runs = finished_run.parent
-        players = [f"base={models['base']}", f"sft={models['talker']}"]
-    with serving(*players, *places, "--runs", runs) as served:
+        models_served = [f"base={models['base']}", f"sft={models['talker']}"]
+    with serving(*models_served, *places, "--runs", runs) as served:
         yield served
 
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Picture:
-    """Keeps what is to be seen, in as few bytes as it takes."""
+    """Save a screenshot as a small PNG."""
     folder = Path(os.environ.get("GROUNDLING_SCREENSHOTS") or tmp_path)
 
     def keep(page: Page, name: str) -> None:
@@ -58,19 +58,19 @@ def picture(tmp_path: Path) -> Picture:
 def test_chat(page_at: Callable[..., Page], picture: Picture) -> None:
     page = page_at("/")
     page.set_viewport_size({"width": 1440, "height": 830})
-    page.wait_for_selector("#cast input")
-    for label in page.locator("#cast label").all():
+    page.wait_for_selector("#models input")
+    for label in page.locator("#models label").all():
         label.locator("input").check()
     page.locator(".settings summary").click()
     page.fill("#max_tokens", "72")
     page.fill("#seed", os.environ.get("GROUNDLING_SEED", "9"))
     page.locator(".settings summary").click()
-    page.fill("#words", "Where is the king?")
-    page.press("#words", "Enter")
+    page.fill("#message", "Where is the king?")
+    page.press("#message", "Enter")
     expect(page.locator("#stop")).to_be_hidden()
     page.evaluate("scrollTo(0, 0)")
-    page.locator(".columns .speech").nth(1).locator(".token").nth(6).hover()
-    expect(page.locator("#weighed")).to_be_visible()
+    page.locator(".columns .message").nth(1).locator(".token").nth(6).hover()
+    expect(page.locator("#token-info")).to_be_visible()
     picture(page, "chat")
 
 
@@ -79,7 +79,7 @@ def test_xray(page_at: Callable[..., Page], picture: Picture) -> None:
     page.set_viewport_size({"width": 1440, "height": 1640})
     expect(page.locator(".lens td").first).to_be_visible()
     page.fill("#text", "Good my lord, I am a poor man. Good my lord, I am a")
-    page.click("#expose")
+    page.click("#analyze")
     expect(page.locator(".panel[aria-busy]")).to_have_count(0)
     page.locator(".head").nth(int(os.environ.get("GROUNDLING_HEAD", "2"))).click()
     page.mouse.move(0, 0)
@@ -89,11 +89,11 @@ def test_xray(page_at: Callable[..., Page], picture: Picture) -> None:
 def test_rank(page_at: Callable[..., Page], picture: Picture) -> None:
     page = page_at("/rank")
     page.set_viewport_size({"width": 1440, "height": 720})
-    page.get_by_label("Your name").fill("Hippolyta")
-    page.get_by_label("Your name").press("Tab")
+    page.get_by_label("Rater name").fill("Hippolyta")
+    page.get_by_label("Rater name").press("Tab")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
     page.locator(".reply").first.click()
-    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator("#result")).to_contain_text("Saved")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
     page.locator(".reply").nth(1).hover()
     picture(page, "rank")

@@ -1,4 +1,4 @@
-"""The page to rank, with mouse, keys and ears."""
+"""The comparison page, by mouse, keyboard and screen reader."""
 
 import json
 import re
@@ -23,28 +23,28 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bench")
+    return tmp_path_factory.mktemp("rank")
 
 
 @pytest.fixture(scope="module")
 def server(models: dict[str, Path], folder: Path) -> Iterator[Served]:
-    """Two players, and prompts of our own; the first would be a picture if it were not text."""
+    """Two models, and our own prompts; the first looks like HTML."""
     prompts = ["[img src=x onerror='alert(1)']", *(f"Speak, {n}." for n in range(60))]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    players = [f"{name}={models['talker']}" for name in NAMES]
+    models_served = [f"{name}={models['talker']}" for name in NAMES]
     places = ("--rankings", folder / "kept.sqlite", "--prompts", folder / "prompts.jsonl", "--runs", folder / "runs")
-    with serving(*players, *places, "--safety", "off") as served:
+    with serving(*models_served, *places, "--safety", "off") as served:
         yield served
 
 
 @pytest.fixture
-def seated(page_at: Callable[..., Page], request: pytest.FixtureRequest) -> Callable[..., Page]:
-    """Opens the page for a rater of this test's own, and waits for a question."""
+def opened(page_at: Callable[..., Page], request: pytest.FixtureRequest) -> Callable[..., Page]:
+    """Open the page for a rater named after the test, and wait for a question."""
 
     def open_page(n: int = 2, **how: object) -> Page:
         page = page_at("/rank", **how)
-        page.get_by_label("Your name").fill(request.node.name)
-        page.get_by_label("Your name").press("Tab")
+        page.get_by_label("Rater name").fill(request.node.name)
+        page.get_by_label("Rater name").press("Tab")
         page.get_by_label("Replies", exact=True).select_option(str(n))
         expect(page.locator(".reply:not([disabled])")).to_have_count(n)
         return page
@@ -58,77 +58,77 @@ def kept(folder: Path, rater: str) -> list[Judgement]:
 
 
 def texts(page: Page) -> list[str]:
-    return [text.strip() for text in page.locator(".reply .said").all_text_contents()]
+    return [text.strip() for text in page.locator(".reply .text").all_text_contents()]
 
 
-def test_a_click_keeps_what_was_clicked_and_tells_who_it_was(seated, folder, request) -> None:
-    page = seated(4)
+def test_a_click_saves_the_answer_and_reveals_the_models(opened, folder, request) -> None:
+    page = opened(4)
     assert not any(name in page.locator("#question").inner_text() for name in NAMES)
     shown, prompt = texts(page), page.locator("#prompt").inner_text()
     page.locator(".reply").nth(2).click()
-    expect(page.locator("#kept")).to_contain_text("Kept: the third was best. It was")
+    expect(page.locator("#result")).to_contain_text("Saved: the third reply, from")
     expect(page.locator("#prompt")).not_to_have_text(prompt)
     (row,) = kept(folder, request.node.name)
     (best,) = row.choice[0]
     assert row.candidates[best].text.strip() == shown[2]
     assert [row.candidates[number].text.strip() for number in row.shown] == shown
     assert row.messages[-1].content == prompt
-    expect(page.locator("#kept b").first).to_have_text(row.candidates[best].model)
-    expect(page.locator("#standing")).to_contain_text("1 answer by"), "and how many prompts there are"
-    expect(page.locator("#standing")).to_contain_text("1 of 61 prompts from prompts.jsonl")
+    expect(page.locator("#result b").first).to_have_text(row.candidates[best].model)
+    expect(page.locator("#progress")).to_contain_text("1 answer by")
+    expect(page.locator("#progress")).to_contain_text("1 of 61 prompts from prompts.jsonl")
 
 
-@pytest.mark.parametrize("twice", ["a double click", "a key that is hit twice"])
-def test_one_answer_is_given_at_a_time(seated, folder, request, twice: str) -> None:
-    """On a telephone, in the dark; the next question is there before the finger is up again."""
-    page = seated(2, width=360, theme="dark")
-    page.wait_for_timeout(300)  # the next question is here already
-    if twice == "a double click":
+@pytest.mark.parametrize("twice", ["double click", "key pressed twice"])
+def test_one_answer_at_a_time(opened, folder, request, twice: str) -> None:
+    """On a phone, in the dark theme; the next question is already prefetched."""
+    page = opened(2, width=360, theme="dark")
+    page.wait_for_timeout(300)  # for the prefetch
+    if twice == "double click":
         page.locator(".reply").first.dblclick()
     else:
         page.locator("#question-title").press("s")
         page.locator("#question-title").press("s")
-    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator("#result")).to_contain_text("Saved")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
     assert len(kept(folder, request.node.name)) == 1
     page.get_by_role("button", name="Skip").click()
-    expect(page.locator("#standing")).to_contain_text("2 answers by")
+    expect(page.locator("#progress")).to_contain_text("2 answers by")
 
 
-def test_whoever_writes_is_left_in_peace(seated, folder, request) -> None:
-    page = seated(2)
-    page.locator("#own summary").click()
+def test_a_form_field_keeps_the_focus(opened, folder, request) -> None:
+    page = opened(2)
+    page.locator("#custom summary").click()
     page.route(re.compile(r"/rankings$"), lambda route: (page.wait_for_timeout(200), route.continue_()))
     page.get_by_role("button", name="Skip").click()
     page.get_by_label("Your prompt").focus()
-    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator("#result")).to_contain_text("Saved")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
     page.keyboard.type("1st")
     expect(page.get_by_label("Your prompt")).to_have_value("1st")
     assert len(kept(folder, request.node.name)) == 1
 
 
-def test_a_question_of_a_server_that_has_gone_is_not_put(browser, server) -> None:
-    """The question on the page is not known any more; neither is the one that was fetched for later."""
+def test_a_restarted_server_gets_new_questions(browser, server) -> None:
+    """Neither the question on the page nor the prefetched one is valid any more."""
     page = browser.new_page()
     told: list[str] = []
     page.on("response", lambda r: told.append(r.json()["messages"][-1]["content"]) if "/next?" in r.url else None)
     page.goto(f"{server.url}/rank")
-    page.get_by_label("Your name").fill("of-another-server")
-    page.get_by_label("Your name").press("Tab")
+    page.get_by_label("Rater name").fill("of-another-server")
+    page.get_by_label("Rater name").press("Tab")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
     page.wait_for_timeout(300)
-    assert len(told) == 2, "the one that stands there, and the one that comes"
+    assert len(told) == 2, "the shown and the prefetched question"
     gone = {"error": {"message": "not known", "type": "x", "param": None, "code": "no_question"}}
     page.route(re.compile(r"/rankings$"), lambda route: route.fulfill(status=404, json=gone), times=1)
     page.locator(".reply").first.click()
-    expect(page.locator("#kept")).to_contain_text("was not kept")
+    expect(page.locator("#result")).to_contain_text("not saved")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
     assert page.locator("#prompt").inner_text() not in told[:2]
     page.close()
 
 
-def test_a_training_is_watched_on_after_a_look_that_failed(page_at) -> None:
+def test_training_is_polled_again_after_a_failed_request(page_at) -> None:
     page = page_at("/rank")
     facts = {"state": "running", "model": "ophelia", "run": "reward-1", "error": None, "step": 3, "loss": 0.5}
     facts |= {"accuracy": None, "share": 0.5, "seconds": 2.0, "losses": [[1, 0.7], [3, 0.5]]}
@@ -143,37 +143,37 @@ def test_a_training_is_watched_on_after_a_look_that_failed(page_at) -> None:
     page.route("**/rankings/train", answer)
     page.clock.install()
     page.reload()
-    expect(page.locator("#training-line")).to_contain_text("cannot be reached", use_inner_text=False)
+    expect(page.locator("#training-status")).to_contain_text("cannot be reached", use_inner_text=False)
     page.clock.run_for(2100)
-    expect(page.locator("#training-line")).to_have_text("Step 3, loss 0.500 · 2 s · reward-1")
+    expect(page.locator("#training-status")).to_have_text("Step 3, loss 0.500 · 2 s · reward-1")
     facts["step"] = 4
-    page.locator("#training-line a").focus()
+    page.locator("#training-status a").focus()
     page.clock.run_for(1100)
-    expect(page.locator("#training-line")).to_contain_text("Step 4")
-    expect(page.locator("#training-line a")).to_be_focused()
-    assert page.locator("#training-line").get_attribute("role") is None, "not read aloud each second"
+    expect(page.locator("#training-status")).to_contain_text("Step 4")
+    expect(page.locator("#training-status a")).to_be_focused()
+    assert page.locator("#training-status").get_attribute("role") is None, "not announced each second"
     facts["state"] = "stopped"
     page.locator("#stop").focus()
     page.clock.run_for(1100)
-    expect(page.locator("#training-line")).to_have_text("It was stopped: reward-1")
+    expect(page.locator("#training-status")).to_have_text("Stopped: reward-1")
     expect(page.locator("#stop")).not_to_be_focused()
     assert page.evaluate("document.activeElement.id") in ("train", "base")
 
 
-def test_the_keys_answer_unless_somebody_writes(seated, folder, request) -> None:
-    page = seated(2)
-    body = page.locator("#question-title")  # a list that has the focus takes keys for itself
-    for key, said in (("2", "the second was best"), ("t", "all are as good"), ("s", "skipped")):
+def test_keyboard_shortcuts_except_in_form_fields(opened, folder, request) -> None:
+    page = opened(2)
+    body = page.locator("#question-title")  # a focused select handles keys itself
+    for key, said in (("2", "the second reply"), ("t", "tie between"), ("s", "skipped")):
         prompt = page.locator("#prompt").inner_text()
         body.press(key)
-        expect(page.locator("#kept")).to_contain_text(said)
+        expect(page.locator("#result")).to_contain_text(said)
         expect(page.locator("#prompt")).not_to_have_text(prompt)
         expect(page.locator(".reply:not([disabled])")).to_have_count(2)
-    page.locator("#own summary").click()
+    page.locator("#custom summary").click()
     page.get_by_label("Your prompt").press_sequentially("1 t s 2")
     body.press("3")  # there are two
     body.press("Control+1")
-    page.get_by_label("Answer with the keys").uncheck()
+    page.get_by_label("Keyboard shortcuts").uncheck()
     body.press("1")
     page.wait_for_timeout(300)
     rows = kept(folder, request.node.name)
@@ -182,21 +182,21 @@ def test_the_keys_answer_unless_somebody_writes(seated, folder, request) -> None
     assert rows[0].choice[0] == (rows[0].shown[1],)
 
 
-def test_a_prompt_of_ones_own_is_asked(seated, folder, request) -> None:
-    page = seated(2)
-    page.locator("#own summary").click()
+def test_a_custom_prompt(opened, folder, request) -> None:
+    page = opened(2)
+    page.locator("#custom summary").click()
     page.get_by_label("Your prompt").fill("What news?")
-    page.get_by_role("button", name="Let them answer").click()
+    page.get_by_role("button", name="Generate replies").click()
     expect(page.locator("#prompt")).to_have_text("What news?")
     expect(page.locator(".reply:not([disabled])")).to_have_count(2)
     page.get_by_role("button", name="Skip").click()
-    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator("#result")).to_contain_text("Saved")
     assert kept(folder, request.node.name)[0].messages[-1].content == "What news?"
 
 
-def test_an_answer_that_was_lost_on_the_way_is_sent_again_and_kept_once(seated, folder, request) -> None:
-    """The first time the answer is kept, and the page does not hear of it."""
-    page = seated(2)
+def test_an_answer_is_saved_once_when_its_response_is_lost(opened, folder, request) -> None:
+    """The server saves the answer, but the response is lost."""
+    page = opened(2)
     lost: list[bool] = []
 
     def lose_the_first(route: Route) -> None:
@@ -212,12 +212,12 @@ def test_an_answer_that_was_lost_on_the_way_is_sent_again_and_kept_once(seated, 
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     assert len(kept(folder, request.node.name)) == 1
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator("#kept")).to_contain_text("Kept: the first was best")
+    expect(page.locator("#result")).to_contain_text("Saved: the first reply, from")
     assert len(kept(folder, request.node.name)) == 1
 
 
-def test_what_models_and_people_write_is_text(page_at, folder) -> None:
-    """Of prompts and of replies; nothing of it becomes a picture, or is run."""
+def test_text_from_models_and_users_is_not_parsed_as_html(page_at, folder) -> None:
+    """Of prompts, replies and rater names."""
     page = page_at("/rank")
     question = {
         "question": "x",
@@ -225,30 +225,31 @@ def test_what_models_and_people_write_is_text(page_at, folder) -> None:
         "replies": [{"place": 1, "text": HOSTILE}, {"place": 2, "text": ""}],
     }
     page.route(re.compile(r"/next\?"), lambda route: route.fulfill(json=question))
-    page.get_by_label("Your name").fill(HOSTILE)
-    page.get_by_label("Your name").press("Tab")
+    expect(page.locator("#prompt")).to_have_text("Enter a rater name below to start.")
+    page.get_by_label("Rater name").fill(HOSTILE)
+    page.get_by_label("Rater name").press("Tab")
     expect(page.locator("#prompt")).to_have_text(HOSTILE)
-    expect(page.locator(".reply .said").first).to_have_text(HOSTILE)
-    expect(page.locator(".reply .said").nth(1)).to_have_text("(says nothing)")
-    expect(page.locator("#standing")).to_contain_text(HOSTILE)
+    expect(page.locator(".reply .text").first).to_have_text(HOSTILE)
+    expect(page.locator(".reply .text").nth(1)).to_have_text("(empty reply)")
+    expect(page.locator("#progress")).to_contain_text(HOSTILE)
     assert page.locator("img").count() == 0
 
 
-def test_it_can_be_used_without_a_mouse_and_heard(seated) -> None:
-    page = seated(2)
+def test_keyboard_and_screen_reader(opened) -> None:
+    page = opened(2)
     expect(page.locator("#announcer")).to_contain_text("Reply 1:")
     page.locator(".reply").first.focus()
     page.keyboard.press("Tab")
     expect(page.locator(".reply").nth(1)).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status").filter(has_text="Kept")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
     expect(page.locator("#question-title")).to_be_focused()
 
 
-def test_all_is_exported(seated, folder) -> None:
-    page = seated(2)
+def test_export(opened, folder) -> None:
+    page = opened(2)
     page.locator(".reply").first.click()
-    expect(page.locator("#kept")).to_contain_text("Kept")
+    expect(page.locator("#result")).to_contain_text("Saved")
     with page.expect_download() as download:
         page.get_by_role("button", name="Export").click()
     rows = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
@@ -258,23 +259,23 @@ def test_all_is_exported(seated, folder) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 768, 1440])
-def test_everybody_gets_in(seated, axe, keep_picture, width: int, theme: str) -> None:
-    page = seated(4, width=width, theme=theme)
+def test_accessibility(opened, axe, keep_picture, width: int, theme: str) -> None:
+    page = opened(4, width=width, theme=theme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     axe(page)
     keep_picture(page, f"rank-{width}-{theme}")
 
 
-def test_a_reward_model_is_trained_before_ones_eyes(seated, folder, axe) -> None:
-    """Last of all: it needs many answers, and the file keeps them."""
-    page = seated(2)
-    expect(page.get_by_role("button", name="Train the reward model")).to_be_disabled()
+def test_training_a_reward_model(opened, folder, axe) -> None:
+    """Runs last: it adds many answers to the file."""
+    page = opened(2)
+    expect(page.get_by_role("button", name="Train reward model")).to_be_disabled()
     write_rankings(folder / "kept.sqlite")
     page.reload()
-    page.get_by_role("button", name="Train the reward model").click()
-    expect(page.get_by_role("button", name="Stop it")).to_be_focused()
-    expect(page.locator("#training-line")).to_contain_text("Step", timeout=60_000)
-    expect(page.locator("#training-line")).to_contain_text("Done in", timeout=120_000)
+    page.get_by_role("button", name="Train reward model").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    expect(page.locator("#training-status")).to_contain_text("Step", timeout=60_000)
+    expect(page.locator("#training-status")).to_contain_text("Done in", timeout=120_000)
     expect(page.locator("#training-chart .line")).to_have_count(1)
     axe(page)
     page.get_by_role("link", name="reward-1").click()

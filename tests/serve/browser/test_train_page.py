@@ -1,4 +1,4 @@
-"""The page of training: curves that grow, can be read along, and lie over each other."""
+"""The training page: live curves, cursors and tables, overlaid runs."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def rows(first: int, last: int, offset: float = 0.0) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rehearsals")
+    folder = tmp_path_factory.mktemp("runs")
     for name in ("live", "old", "group/ppo", "ladder"):
         (folder / name).mkdir(parents=True)
     (folder / "live/metrics.jsonl").write_text(rows(1, 101))
@@ -67,10 +67,10 @@ def figure(page: Page, title: str):
     return page.locator("figure.chart").filter(has=page.locator(".chart-title", has_text=re.compile(f"^{title}$")))
 
 
-def test_a_run_that_is_live_is_chosen_and_grows_by_itself(page_at, folder: Path) -> None:
+def test_a_live_run_is_selected_and_updates(page_at, folder: Path) -> None:
     page = page_at("/train")
     expect(page.get_by_role("checkbox", name="live")).to_be_checked()
-    expect(page.locator("#standing")).to_have_text("4 runs, 1 of them live")
+    expect(page.locator("#run-count")).to_have_text("4 runs, 1 live")
     readout = figure(page, "Loss").locator(".chart-readout")
     expect(readout).to_contain_text("1.341")
     before = figure(page, "Loss").locator("path.raw").get_attribute("d")
@@ -81,13 +81,13 @@ def test_a_run_that_is_live_is_chosen_and_grows_by_itself(page_at, folder: Path)
     assert after is not None
     assert before is not None
     assert (before.count("L"), after.count("L")) == (99, 299)
-    (folder / "live/metrics.jsonl").write_text(rows(1, 101))  # begun anew
+    (folder / "live/metrics.jsonl").write_text(rows(1, 101))  # restarted
     expect(readout).to_contain_text("1.341", timeout=5000)
     again = figure(page, "Loss").locator("path.raw").get_attribute("d")
     assert again == before
 
 
-def test_a_page_that_nobody_sees_does_not_ask(page_at) -> None:
+def test_a_hidden_page_does_not_poll(page_at) -> None:
     page = opened(page_at, "live")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -109,18 +109,18 @@ def test_a_page_that_nobody_sees_does_not_ask(page_at) -> None:
     assert any("metrics" in url for url in asked)
 
 
-LOOK_AGAIN = "() => document.dispatchEvent(new Event('visibilitychange'))"
+TRIGGER_POLL = "() => document.dispatchEvent(new Event('visibilitychange'))"
 
 
-def look_again(page: Page) -> None:
-    """Let the page ask for the list of runs, as it does now and then."""
+def trigger_poll(page: Page) -> None:
+    """Make the page refresh the list of runs."""
     for _ in range(6):
-        page.evaluate(LOOK_AGAIN)
+        page.evaluate(TRIGGER_POLL)
         page.wait_for_timeout(60)
 
 
-def test_the_list_stays_where_it_is_while_it_is_looked_after(page_at, folder: Path) -> None:
-    """On a telephone: whoever has chosen a run and reads on is not thrown back to the list."""
+def test_updates_keep_focus_and_scroll_position(page_at, folder: Path) -> None:
+    """On a phone: updates do not scroll back to the list."""
     page = opened(page_at, "live", width=360, theme="dark")
     box = page.get_by_role("checkbox", name=re.compile("^old"))
     box.check()
@@ -131,28 +131,28 @@ def test_the_list_stays_where_it_is_while_it_is_looked_after(page_at, folder: Pa
     assert before > 300
     with (folder / "live/metrics.jsonl").open("a") as file:
         file.write(rows(101, 121))
-    look_again(page)
+    trigger_poll(page)
     expect(page.locator(".runs .facts").first).to_contain_text("step 120")
     assert page.evaluate("scrollY") == before
     assert node.evaluate("node => node.isConnected && document.activeElement === node")
     (folder / "live/metrics.jsonl").write_text(rows(1, 101))
 
 
-def test_a_run_that_is_named_is_waited_for(page_at, folder: Path) -> None:
+def test_a_run_named_in_the_url_is_awaited(page_at, folder: Path) -> None:
     page = page_at("/train#reward-9")
-    expect(page.locator("#empty")).to_have_text("reward-9: nothing is recorded yet; it will come here by itself.")
-    assert page.locator(".runs input:checked").count() == 0, "not another one in its place"
+    expect(page.locator("#empty")).to_have_text("reward-9: no metrics yet; this page updates itself.")
+    assert page.locator(".runs input:checked").count() == 0, "no other run is selected"
     try:
         (folder / "reward-9").mkdir()
         (folder / "reward-9/metrics.jsonl").write_text(rows(1, 5))
-        look_again(page)
+        trigger_poll(page)
         expect(page.get_by_role("checkbox", name=re.compile("^reward-9"))).to_be_checked()
         expect(figure(page, "Loss").locator(".line").first).to_be_visible()
     finally:
         shutil.rmtree(folder / "reward-9")
 
 
-def test_runs_lie_over_each_other_and_are_remembered(page_at) -> None:
+def test_runs_are_overlaid_and_remembered(page_at) -> None:
     page = opened(page_at, "live", "old")
     expect(figure(page, "Loss").locator(".line")).to_have_count(4)
     tints = figure(page, "Loss").locator(".raw").evaluate_all("all => all.map((one) => getComputedStyle(one).stroke)")
@@ -167,8 +167,8 @@ def test_runs_lie_over_each_other_and_are_remembered(page_at) -> None:
     expect(page.get_by_role("checkbox", name=re.compile("^group.ppo"))).to_be_checked()
 
 
-def test_the_estimate_of_the_training_loss_stands_among_the_losses(page_at, folder: Path) -> None:
-    """Crosses in the chart of losses, and no chart of its own."""
+def test_the_training_loss_estimate_is_drawn_with_the_losses(page_at, folder: Path) -> None:
+    """As crosses in the loss chart, not as a chart of its own."""
     (folder / "both").mkdir()
     both = [{"step": step, "val_loss": 2.0, "train_loss": 1.5} for step in (20, 40)]
     (folder / "both/metrics.jsonl").write_text(rows(1, 61) + "".join(json.dumps(row) + "\n" for row in both))
@@ -181,7 +181,7 @@ def test_the_estimate_of_the_training_loss_stands_among_the_losses(page_at, fold
         shutil.rmtree(folder / "both")
 
 
-def test_whatever_a_run_records_is_drawn(page_at) -> None:
+def test_every_metric_is_drawn(page_at) -> None:
     page = opened(page_at, "group/ppo")
     for title in ("Reward", "KL", "Entropy"):
         expect(figure(page, title).locator(".line")).to_have_count(1)
@@ -190,7 +190,7 @@ def test_whatever_a_run_records_is_drawn(page_at) -> None:
     expect(figure(page, "Loss")).to_have_count(0)
 
 
-def test_a_chart_is_read_with_keys_and_as_a_table(page_at) -> None:
+def test_a_chart_has_a_keyboard_cursor_and_a_table(page_at) -> None:
     page = opened(page_at, "old")
     chart = figure(page, "Learning rate")
     slider = chart.get_by_role("slider")
@@ -203,7 +203,7 @@ def test_a_chart_is_read_with_keys_and_as_a_table(page_at) -> None:
     slider.press("End")
     expect(slider).to_have_attribute("aria-valuetext", "step 60: old 0.01667")
     slider.press("Escape")
-    expect(chart.locator(".where")).to_have_text("at the end")
+    expect(chart.locator(".where")).to_have_text("last")
     description = chart.locator("svg desc").text_content()
     assert description == "old: from 1 at step 1 to 0.01667 at step 60"
     chart.locator("summary").click()
@@ -212,25 +212,25 @@ def test_a_chart_is_read_with_keys_and_as_a_table(page_at) -> None:
     assert 20 <= len(cells) <= 42
 
 
-def test_along_tokens_or_seconds_and_logarithmic(page_at) -> None:
+def test_x_axes_and_log_scale(page_at) -> None:
     page = opened(page_at, "old", "group/ppo")
     slider = figure(page, "Loss").get_by_role("slider")
     expect(slider).to_have_attribute("aria-valuemax", "60")
-    page.get_by_label("Along", exact=True).select_option("n_tokens")
+    page.get_by_label("X axis", exact=True).select_option("n_tokens")
     expect(slider).to_have_attribute("aria-valuemax", str(60 * 64))
-    expect(page.locator("#empty")).to_have_text("group/ppo: no tokens recorded, so not drawn.")
-    page.get_by_label("Along", exact=True).select_option("train_s")
+    expect(page.locator("#empty")).to_have_text("group/ppo: no tokens recorded; not drawn.")
+    page.get_by_label("X axis", exact=True).select_option("train_s")
     expect(slider).to_have_attribute("aria-valuemax", "6")
     expect(figure(page, "Reward").get_by_role("slider")).to_have_attribute("aria-valuemax", "20")
     straight = figure(page, "Loss").locator(".raw").get_attribute("d")
-    page.get_by_label("Logarithmic").check()
+    page.get_by_label("Log scale").check()
     expect(figure(page, "Loss").locator(".raw")).not_to_have_attribute("d", straight or "")
     assert "NaN" not in (figure(page, "Loss").locator(".raw").get_attribute("d") or "NaN")
 
 
-def test_the_ladder_stands_beside_the_lecture(page_at) -> None:
+def test_the_ladder_is_compared_with_the_lecture(page_at) -> None:
     page = opened(page_at, "ladder")
-    chart = figure(page, "The ladder")
+    chart = figure(page, "Ladder")
     expect(chart.locator(".dot.diamond")).to_have_count(2)
     expect(chart.locator(".dot.cross")).to_have_count(3)
     chart.locator("summary").click()
@@ -238,8 +238,8 @@ def test_the_ladder_stands_beside_the_lecture(page_at) -> None:
     expect(chart.get_by_role("row", name="s3")).to_have_text("s32.42.42.4")
 
 
-def test_two_ladders_stand_on_the_same_rungs(page_at, folder: Path) -> None:
-    """By their names, not by their number; the lecture once."""
+def test_two_ladders_share_their_rungs(page_at, folder: Path) -> None:
+    """Aligned by name, not by position; the lecture is drawn once."""
     (folder / "second").mkdir()
     rungs = [
         {"rung": n, "val_loss": loss, "lecture_val_loss": 2.5} for n, loss in (("s1", 2.6), ("s1b", 2.5), ("s3", 2.3))
@@ -247,18 +247,18 @@ def test_two_ladders_stand_on_the_same_rungs(page_at, folder: Path) -> None:
     (folder / "second/ladder.json").write_text(json.dumps({"rungs": rungs}))
     try:
         page = opened(page_at, "ladder", "second")
-        chart = figure(page, "The ladder")
+        chart = figure(page, "Ladder")
         chart.locator("summary").click()
         heads = chart.get_by_role("columnheader").all_text_contents()
-        assert heads.count("the lecture") == 1
+        assert heads.count("lecture") == 1
         found = {
             cells[0]: cells
             for cells in (row.locator("th, td").all_text_contents() for row in chart.get_by_role("row").all())
         }
         assert list(found)[1:] == ["s1", "s1b", "s2", "s3"]
         ours, theirs = (
-            heads.index("ladder, all of the validation text"),
-            heads.index("second, all of the validation text"),
+            heads.index("ladder, full validation set"),
+            heads.index("second, full validation set"),
         )
         assert [found[name][ours] for name in ("s1", "s1b", "s2", "s3")] == ["2.5", "", "2.51", "2.4"]
         assert [found[name][theirs] for name in ("s1", "s1b", "s2", "s3")] == ["2.6", "2.5", "", "2.3"]
@@ -266,8 +266,8 @@ def test_two_ladders_stand_on_the_same_rungs(page_at, folder: Path) -> None:
         shutil.rmtree(folder / "second")
 
 
-def test_a_long_run_is_summed_and_smoothed_as_if_it_were_short(page_at, folder: Path) -> None:
-    """9,000 steps, of which every fiftieth takes 51 s and has a norm of 51, all others 1."""
+def test_a_long_run_is_summed_and_smoothed_like_a_short_one(page_at, folder: Path) -> None:
+    """9,000 steps: every 50th takes 51 s with a gradient norm of 51, all others 1 s and 1."""
     (folder / "long").mkdir()
     peaks = [51 if step % 50 == 0 else 1 for step in range(1, 9001)]
     lines = [json.dumps({"step": step, "seconds": n, "grad_norm": n, "kl": -1.0}) for step, n in enumerate(peaks, 1)]
@@ -275,14 +275,14 @@ def test_a_long_run_is_summed_and_smoothed_as_if_it_were_short(page_at, folder: 
     (folder / "long/metrics.jsonl").write_text("".join(line + "\n" for line in lines))
     try:
         page = opened(page_at, "long")
-        expect(page.locator("#ill")).to_contain_text("long: 1 of its figures are no finite numbers")
-        page.locator("#smooth").fill("0.98")
+        expect(page.locator("#warning")).to_contain_text("long: 1 non-finite values")
+        page.locator("#smoothing").fill("0.98")
         last = figure(page, "Gradient norm").locator(".chart-readout b")
-        assert float(last.inner_text()) == pytest.approx(2, abs=0.75), "the mean, not that of the peaks"
-        page.get_by_label("Along", exact=True).select_option("train_s")
+        assert float(last.inner_text()) == pytest.approx(2, abs=0.75), "the mean of all steps, not of the peaks"
+        page.get_by_label("X axis", exact=True).select_option("train_s")
         slider = figure(page, "Gradient norm").get_by_role("slider")
         expect(slider).to_have_attribute("aria-valuemax", str(sum(peaks)))
-        page.get_by_label("Logarithmic").check()
+        page.get_by_label("Log scale").check()
         assert "NaN" not in (figure(page, "KL").locator(".line").get_attribute("d") or "NaN"), "nothing is above 0"
     finally:
         shutil.rmtree(folder / "long")
@@ -296,7 +296,7 @@ def test_a_sample_is_text(page_at) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 768, 1440])
-def test_everybody_gets_in(page_at, axe, keep_picture, width: int, theme: str) -> None:
+def test_accessibility(page_at, axe, keep_picture, width: int, theme: str) -> None:
     page = opened(page_at, "live", "old", "group/ppo", "ladder", width=width, theme=theme)
     expect(figure(page, "Loss").locator(".line")).to_have_count(4)
     figure(page, "Loss").locator("summary").click()

@@ -1,4 +1,4 @@
-"""Statistics of judgements: agreement of raters, position bias, strength of models."""
+"""Statistics of judgements: inter-rater agreement, position bias and model scores."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ Question = tuple[object, ...]
 
 
 class Score(NamedTuple):
-    """A model's strength in log-odds (nats) relative to the mean of the models, with a 95 % interval."""
+    """A model's Bradley-Terry score in nats relative to the mean of all models, with its 95 % interval."""
 
     model: str
     n_comparisons: int
@@ -24,13 +24,13 @@ class Score(NamedTuple):
 
 
 def kappas(judgements: Iterable[Judgement]) -> list[Kappa]:
-    """Cohen's kappa of each pair of raters, over the pairs of replies that both compared."""
+    """Cohen's kappa of every two raters, over the pairs of replies that both compared."""
     said: dict[str, dict[Question, int]] = {}
     for judgement in judgements:
         answers = said.setdefault(judgement.rater, {})
         for comparison in judgement.comparisons():
             question, answer = _asked(comparison)
-            answers.setdefault(question, answer)  # if a rater answered twice, the first answer counts
+            answers.setdefault(question, answer)  # if a rater compared a pair twice, the first answer counts
     return [
         cohens_kappa(pair, [(said[pair[0]][question], said[pair[1]][question]) for question in _shared(said, pair)])
         for pair in combinations(sorted(said), 2)
@@ -42,16 +42,16 @@ def _shared(said: Mapping[str, Mapping[Question, int]], raters: tuple[str, str])
 
 
 def _asked(comparison: Comparison) -> tuple[Question, int]:
-    """The compared pair in a canonical order, and which one is better: 1 or -1, or 0 for a tie."""
+    """The question with its texts sorted, and the answer: 1 if the first is better, -1 the second, 0 for a tie."""
     better, worse = comparison.better.text, comparison.worse.text
     sign = 0 if comparison.tie or better == worse else (1 if better < worse else -1)
     return (comparison.messages, *sorted((better, worse))), sign
 
 
 def position_bias(judgements: Iterable[Judgement]) -> Share | None:
-    """How often the candidate shown first was chosen as the single best; None if there is no such judgement.
+    """How often the candidate shown first was chosen as best; None without a judgement that chose one.
 
-    Candidates are shown in random order, so by chance it is one over their number.
+    Candidates are shown in random order, so the expected share is one over their number.
     """
     decided = [judgement for judgement in judgements if judgement.choice and len(judgement.choice[0]) == 1]
     if not decided:
@@ -62,11 +62,12 @@ def position_bias(judgements: Iterable[Judgement]) -> Share | None:
 
 
 def bradley_terry(comparisons: Iterable[Comparison]) -> list[Score]:
-    """Bradley-Terry strengths, strongest first: model A beats B with probability sigmoid(A - B).
+    """Bradley-Terry scores, highest first: model A beats B with probability sigmoid(A - B).
 
-    A tie is half a win for both; comparisons within one model are ignored. A prior of `PRIOR_GAMES` against an average
-    model keeps a model that never lost finite. The intervals come from the Fisher information and assume independent
-    comparisons. Those of a full ranking are dependent: with four candidates, the intervals cover the truth in 87 %.
+    A tie is half a win for both; two replies of one model do not count. Each model also plays `PRIOR_GAMES` games
+    against an average model, which keeps scores finite. The intervals come from the Fisher information and assume
+    independent comparisons. Those of one ranking are dependent: with four ranked candidates, the intervals cover the
+    true score in 87 % of cases, not 95 %.
     """
     wins: defaultdict[tuple[str, str], float] = defaultdict(float)
     for comparison in comparisons:

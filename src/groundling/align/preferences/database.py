@@ -1,7 +1,7 @@
-"""An SQLite file that is safe for threads, processes and crashes.
+"""A crash-safe SQLite file shared by threads and processes.
 
-The write-ahead log is synced at every commit (`synchronous=FULL`). Writers wait for each other (`BEGIN IMMEDIATE` and
-a busy timeout) for up to five seconds. Errors name the file.
+Commits are durable: the write-ahead log is synced at every commit (`synchronous=FULL`). Writers wait for each other
+(`BEGIN IMMEDIATE` and a busy timeout) for at most five seconds. Every error is one line that names the file.
 """
 
 import shlex
@@ -19,16 +19,16 @@ from groundling.storage import files
 
 BUSY_S = 5.0
 APPLICATION_ID = 0x47726E64
-"""SQLite application id of our files ("Grnd")."""
+"""`application_id` in the file header: "Grnd"."""
 
 
 class Database:
-    """An open database. Threads may share it.
+    """An open database, safe to share between threads.
 
     Args:
         path: the file; created if missing.
-        migrations: statements from schema version n to n + 1; missing ones are run.
-        patience_s: how long to wait for locks; None: BUSY_S.
+        migrations: statements that bring schema version n to n + 1; missing ones are run.
+        patience_s: timeout for locks of other processes; None: BUSY_S.
 
     Raises:
         DataError: the file is damaged, belongs to another program, or has a newer schema.
@@ -40,7 +40,7 @@ class Database:
         self._patience_s = BUSY_S if patience_s is None else patience_s
         self._lock = threading.RLock()
         with self._clear_errors():
-            # isolation_level=None: no implicit transactions.
+            # `isolation_level=None`: no implicit transactions.
             self._db = sqlite3.connect(path, timeout=self._patience_s, isolation_level=None, check_same_thread=False)
         try:
             with self._clear_errors():
@@ -55,21 +55,21 @@ class Database:
             self._db.close()
 
     def wait_at_most(self, seconds: float) -> None:
-        """Set how long to wait for locks."""
+        """Change the timeout for locks of other processes."""
         with self._lock, self._clear_errors():
             self._patience_s = seconds
             self._db.execute(f"PRAGMA busy_timeout = {max(1, round(1000 * seconds))}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: one consistent snapshot."""
+        """A read transaction: a consistent snapshot of the file."""
         with self._lock, self._clear_errors(), self._between("BEGIN"):
             yield self._db
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: all or nothing, and on disk when the block has ended."""
-        # IMMEDIATE: upgrading a read transaction to a write may fail without waiting.
+        """A write transaction: atomic, and durable when the block ends."""
+        # Lock for writing at once: upgrading a read transaction can fail without waiting.
         with self._lock, self._clear_errors(), self._between("BEGIN IMMEDIATE"):
             yield self._db
 
@@ -80,12 +80,12 @@ class Database:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):  # after some errors SQLite has rolled back already
+            with suppress(sqlite3.Error):  # after some errors SQLite has already rolled back
                 self._db.execute("ROLLBACK")
             raise
 
     def _prepare(self) -> None:
-        """Check the file and migrate it to the current schema."""
+        """Check the file's owner and integrity, and migrate its schema."""
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA synchronous = FULL")
         with self._between("BEGIN"):
@@ -98,7 +98,7 @@ class Database:
             raise DataError(self.damaged(str(problem)))
 
     def _version(self) -> int:
-        """Return the schema version; 0: an empty file. Call it within a transaction."""
+        """Schema version; 0 for a new file. Call within a transaction."""
         owner, version = self._value("PRAGMA application_id"), int(self._value("PRAGMA user_version"))
         is_new = owner == version == self._value("SELECT count(*) FROM sqlite_master") == 0
         if owner != APPLICATION_ID and not is_new:
@@ -111,7 +111,7 @@ class Database:
         return version
 
     def _switch_to_wal(self) -> None:
-        """Switch to a write-ahead log. SQLite ignores the busy timeout here, so wait for others that open the file."""
+        """Enable the write-ahead log. SQLite's busy timeout does not cover this step, so retry here."""
         until = time.monotonic() + self._patience_s
         while self._value("PRAGMA journal_mode") != "wal":
             try:
@@ -124,7 +124,7 @@ class Database:
 
     def _migrate(self) -> None:
         with self.transaction() as db:
-            version = self._version()  # again: another process may have migrated meanwhile
+            version = self._version()  # again, because another process may have migrated meanwhile
             for statement in (statement for migration in self._migrations[version:] for statement in migration):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -134,17 +134,17 @@ class Database:
         return self._db.execute(query).fetchone()[0]
 
     def damaged(self, reason: str) -> str:
-        """Message for a file with invalid content."""
-        said = " ".join(reason.split())  # SQLite's reason may have several lines
+        """Error message for a damaged file."""
+        said = " ".join(reason.split())  # SQLite's text may have several lines
         return f"{self.path} is damaged ({said}); restore it from a copy, or import an export into a new file"
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Convert SQLite's errors to ours."""
+        """Convert SQLite's errors to one-line errors."""
         try:
             yield
         except sqlite3.ProgrammingError:
-            raise  # a closed file or a wrong query: a bug of ours
+            raise  # a closed file or a wrong query is a bug
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -175,7 +175,7 @@ def _begins_as_database(path: Path) -> bool:
 
 
 def not_a_database(path: Path) -> str:
-    """Message for a file that is not a database: what it is, and which command takes it."""
+    """Error message for a file that is not an SQLite database: its format, and what to do with it."""
     expected = "an SQLite file of rankings is expected, as groundling rank and groundling rankings make them"
     head = _head(path)
     found = binary_format(path, head)

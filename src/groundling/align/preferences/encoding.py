@@ -1,7 +1,7 @@
-"""Training data of a reward model as ids: rankings, or a file of preferences or labelled replies.
+"""Training data of a reward model as token ids: rankings, preference pairs or labelled replies.
 
-A reply labelled good or bad is compared with a fixed reward of 0: the loss of that pair, -log sigmoid(r) or
--log sigmoid(-r), is that of logistic regression.
+A labelled reply is compared with a reward of 0, so its loss, -log sigmoid(r) or -log sigmoid(-r), is that of logistic
+regression.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,53 +10,54 @@ from pathlib import Path
 
 from groundling.align.preferences.judgement import Judgement
 from groundling.bundle import ChatBundle
-from groundling.data.examples.conversations import holds_labels, read_labelled, read_preferences
+from groundling.data.examples.conversations import read_preferences
+from groundling.data.examples.labelled import holds_labels, read_labelled
 from groundling.data.examples.messages import Messages
 from groundling.errors import DataError
 from groundling.model.packing import Exchange
 from groundling.system.progress import Progress
 
 NOTHING = -1
-"""Index in a pair that stands for a fixed reward of 0."""
+"""Index that stands for a reward of 0, with which labelled replies are compared."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The encoded candidates of one answer, and its preferences."""
+    """The candidates of one judgement as token ids, and the preferences among them."""
 
     messages: Messages
     """The prompt."""
     sequences: list[Exchange]
-    """Prompt and reply of each candidate; a placeholder if the reply is too long."""
+    """Prompt and reply of each; an empty reply in place of one that is too long."""
     texts: list[str]
     pairs: list[tuple[int, int, float]]
-    """(a, b, win): win is 1 if a is preferred, 0.5 for a tie. Either index may be `NOTHING`."""
+    """(a, b, target probability that a is preferred): 1, or 0.5 for a tie. Either index may be `NOTHING`."""
 
 
 @dataclass
 class LeftOut:
-    """Counts of answers that were left out."""
+    """Counts of judgements that cannot be used."""
 
     silent: int = 0
     """Without a preference between two replies that fit into the context."""
     unknown: int = 0
-    """That the tokenizer cannot encode."""
+    """With text that the tokenizer cannot encode."""
     first_unknown: str = ""
 
     def note(self, where: str, error: DataError) -> None:
-        """Count an answer that the tokenizer cannot encode."""
+        """Count one that the tokenizer cannot encode."""
         self.unknown += 1
         self.first_unknown = self.first_unknown or f"{where}: {error}"
 
     def line(self) -> str:
-        """Suffix of a log line, empty if nothing was left out."""
+        """The counts that are not 0, to append to a log line."""
         silent = f"; {self.silent:,} said nothing about two replies that fit" if self.silent else ""
         unknown = f"; {self.unknown:,} cannot be encoded (first {self.first_unknown})" if self.unknown else ""
         return silent + unknown
 
 
 def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
-    """Encode judgements, in at most `max_ids` ids a reply; also return counts of those left out."""
+    """Encode judgements; also count those that cannot be used."""
     answers, left_out = [], LeftOut()
     for judgement in judgements:
         texts = [candidate.text for candidate in judgement.candidates]
@@ -80,7 +81,7 @@ def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) ->
 
 
 def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange | None:
-    """Cut the beginning of a prompt, but not its first id, until it fits with its reply.
+    """Truncate the prompt from the left, keeping its first token, so that prompt and reply fit.
 
     None: the reply alone is too long.
     """
@@ -93,7 +94,7 @@ def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange 
 
 
 def ranked_rows(path: Path, bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
-    """Read and encode a file of preferences or labelled replies; also return counts of rows left out.
+    """Encode a file of preferences or labelled replies; also count the rows that cannot be used.
 
     Raises:
         DataError: the file cannot be read, or a row is invalid; the message names file and line.

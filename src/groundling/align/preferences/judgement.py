@@ -1,8 +1,8 @@
-"""A judgement: one rater's ranking of the candidate replies to a prompt, and its JSON form.
+"""One rater's ranking of the candidate replies to a prompt, and its form in JSON.
 
-A choice is a sequence of groups of candidate indices, the best group first. Candidates in one group are tied.
-Candidates in no group are worse than all groups, and not compared with each other: "the second of four is best" is
-((1,),). A tie of all candidates is one group; a skip is ().
+A choice is a tuple of groups of candidate indices, best group first. Candidates of one group are tied. Candidates in no
+group rank below all groups, without an order among them: "the second of four is best" is ((1,),). So only stated
+preferences count. A tie of all is one group; a skip is ().
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from groundling.text.chat.messages import ROLES, Message, check_messages
 Choice = tuple[tuple[int, ...], ...]
 SKIP: Choice = ()
 MAX_CANDIDATES = 100
-"""Per prompt: a ranking of 100 has 4,950 comparisons."""
+"""Per prompt. The number of pairs grows with the square: 4,950 for a full ranking of 100."""
 
 
 def tie_of(n_candidates: int) -> Choice:
@@ -27,13 +27,13 @@ def tie_of(n_candidates: int) -> Choice:
 
 
 def choice_of_best(best: int, n_candidates: int) -> Choice:
-    """One candidate is better than all others; with two, the other one is the last group."""
+    """One candidate is better than all others."""
     return ((best,), (1 - best,)) if n_candidates == 2 else ((best,),)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reply and the model that wrote it."""
+    """A reply and its source."""
 
     text: str
     model: str
@@ -42,7 +42,7 @@ class Candidate:
 
 
 class Comparison(NamedTuple):
-    """A comparison of two candidates of one prompt."""
+    """A preference between two candidates of one prompt."""
 
     messages: tuple[Message, ...]
     better: Candidate
@@ -54,15 +54,15 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A rater's answer to one question. Validated on construction."""
+    """A rater's answer to one question, validated at construction."""
 
     key: str
-    """Idempotency key: a judgement with a known key is a duplicate."""
+    """Unique name; a second judgement with the same key is a duplicate."""
     messages: tuple[Message, ...]
-    """The conversation; the last message is the user's."""
+    """The conversation so far; the last message is the user's."""
     candidates: tuple[Candidate, ...]
     shown: tuple[int, ...]
-    """Candidate indices in the order shown to the rater."""
+    """Candidate indices in the order shown."""
     choice: Choice
     rater: str
     time: str
@@ -88,7 +88,7 @@ class Judgement:
             raise DataError(f"{where}: half a character (a lone surrogate) cannot be stored; repair the text") from None
 
     def comparisons(self) -> Iterator[Comparison]:
-        """All pairwise comparisons that the choice implies, also between equal texts."""
+        """All stated preferences and ties between two candidates."""
         place = {number: place for place, number in enumerate(self.shown)}
         unnamed = tuple(sorted(set(self.shown) - {number for group in self.choice for number in group}))
         for rank, group in enumerate(self.choice):
@@ -122,7 +122,7 @@ def judgement_from_json(value: Any, where: str) -> Judgement:
     """The inverse of `to_json`.
 
     Raises:
-        DataError: the value is not a judgement; the message begins with `where`.
+        DataError: the value is invalid; the message begins with `where`.
     """
     fields = ("key", "messages", "candidates", "shown", "choice", "rater", "time")
     _require(isinstance(value, dict), f"{where}: a judgement is an object with {', '.join(fields)}")
@@ -151,10 +151,10 @@ def messages_to_json(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def messages_from_json(value: Any, where: str) -> tuple[Message, ...]:
-    """Parse a conversation that ends with a user message; a string is a single user message.
+    """Read a conversation that ends with a user message; a string is one user message.
 
     Raises:
-        DataError: the value is not such a conversation; the message begins with `where`.
+        DataError: the value is invalid; the message begins with `where`.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -173,10 +173,10 @@ def messages_from_json(value: Any, where: str) -> tuple[Message, ...]:
 
 
 def candidates_from_json(value: Any, where: str) -> tuple[Candidate, ...]:
-    """Parse candidates: `[{"text": ..., "model": ..., "seed": ...}, ...]`, with an optional seed.
+    """Read the replies to a prompt: `[{"text": ..., "model": ..., "seed": ...}, ...]`; the seed is optional.
 
     Raises:
-        DataError: the value is not such a list; the message begins with `where`.
+        DataError: the value is invalid; the message begins with `where`.
     """
     good = isinstance(value, list) and all(
         isinstance(item, dict)
@@ -191,10 +191,10 @@ def candidates_from_json(value: Any, where: str) -> tuple[Candidate, ...]:
 
 
 def check_question(messages: Sequence[Message], candidates: Sequence[Candidate], where: str) -> None:
-    """Check a question: the conversation, and the number and fields of the candidates.
+    """Check that a conversation ends with a user message, and that there are 2 to MAX_CANDIDATES valid candidates.
 
     Raises:
-        DataError: it is invalid; the message begins with `where`.
+        DataError: they are invalid; the message begins with `where`.
     """
     check_messages(messages, where)
     _require(messages[-1].role == "user", f"{where}: the last message has to be the user's, for the replies follow it")
@@ -210,7 +210,7 @@ def check_question(messages: Sequence[Message], candidates: Sequence[Candidate],
 
 
 def now_utc() -> str:
-    """The current time in the format of judgements."""
+    """The current time for `Judgement.time`."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -1,11 +1,11 @@
-"""Gold measures: objectives of a text that a person can check by hand.
+"""Gold measures: scores of a text that a person can check by hand, to evaluate reward models and policies by.
 
-They evaluate reward models and policies independently of any training. Each is a pure function text -> float:
+Each is a pure function of the text:
 
-- `verse`: share of lines with ten syllables, by the CMU Pronouncing Dictionary;
-- `warm`: sentiment, by VADER (Hutto and Gilbert 2014).
+- `verse`: fraction of lines with ten syllables, by the CMU Pronouncing Dictionary;
+- `warm`: friendliness, by VADER (Hutto and Gilbert 2014).
 
-Both can be gamed, which makes over-optimisation visible in the replies.
+Both can be gamed, on purpose: over-optimisation shows in the text.
 """
 
 import re
@@ -28,10 +28,10 @@ _loading = threading.Lock()
 
 
 def verse(text: str) -> float:
-    """Share of the non-empty lines that have exactly ten syllables; 0.0 for an empty text.
+    """Fraction of the non-empty lines that have exactly ten syllables; 0.0 for a text without lines.
 
-    Some words have several pronunciations ("fire", "heaven"): a line counts if any combination makes ten. Lines with a
-    speaker's name count as lines. Digits and punctuation have no syllables.
+    Some words have several pronunciations ("fire", "heaven"): a line counts if any combination makes ten. Lines that
+    name a speaker count too. Digits and punctuation have no syllables.
 
     Raises:
         MissingExtraError: the package `pronouncing` is not installed.
@@ -43,7 +43,7 @@ def verse(text: str) -> float:
 
 
 def possible_syllables(line: str) -> frozenset[int]:
-    """Possible numbers of syllables of a line, up to ten."""
+    """Possible syllable counts of a line, up to ten."""
     sums = frozenset([0])
     for word in _WORD.findall(_plain(line)):
         counts = syllables(word)
@@ -52,17 +52,17 @@ def possible_syllables(line: str) -> frozenset[int]:
 
 
 def _plain(line: str) -> str:
-    """Lower-case letters without accents, and straight apostrophes."""
+    """Lower-case letters without accents, straight apostrophes."""
     decomposed = unicodedata.normalize("NFKD", line.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 @lru_cache(maxsize=1 << 16)
 def syllables(word: str) -> frozenset[int]:
-    """Possible numbers of syllables of a word, from the dictionary or else by `estimate`.
+    """Possible syllable counts of a word, by the dictionary, else by `estimate`.
 
-    The dictionary has "'tis" and "goin'", but apostrophes may also be quotation marks: a word is looked up as it is,
-    then without apostrophes at its ends.
+    Apostrophes at the ends may belong to the word ("'tis", "goin'") or be quotation marks: look it up with them first,
+    then without.
     """
     dictionary = _pronouncing()
     for form in (word, word.strip("'")):
@@ -72,9 +72,9 @@ def syllables(word: str) -> frozenset[int]:
 
 
 def estimate(word: str) -> int:
-    """Syllables of a word that is not in the dictionary: its groups of vowels (a e i o u y), at least one.
+    """Estimate syllables by groups of vowel letters (a e i o u y), at least one.
 
-    A final "e", "ed" or "es" is silent, except where it is pronounced: "table", "waited", "roses".
+    A final e, "ed" and "es" are silent except where pronounced: "table", "waited", "roses".
     """
     letters = word.replace("'", "")
     return max(1, len(_VOWELS.findall(_SILENT_END.sub("", letters))))
@@ -96,7 +96,7 @@ def measure_by_name(name: str) -> Measure:
     """Return a gold measure.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: there is no measure of this name.
     """
     if name in MEASURES:
         return MEASURES[name]
@@ -105,7 +105,7 @@ def measure_by_name(name: str) -> Measure:
 
 @cache
 def _pronouncing() -> Any:
-    """The package with its dictionary loaded, under a lock: loading fills a global and is not thread-safe."""
+    """The package with its dictionary loaded, under a lock: it fills a global variable."""
     pronouncing = optional_import("pronouncing", "align")
     with _loading:
         pronouncing.init_cmu()
@@ -114,5 +114,5 @@ def _pronouncing() -> Any:
 
 @cache
 def _vader() -> Any:
-    """The sentiment analyser; it is stateless."""
+    """The analyser with its lexicon; it is stateless between texts."""
     return optional_import("vaderSentiment.vaderSentiment", "align").SentimentIntensityAnalyzer()

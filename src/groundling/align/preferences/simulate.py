@@ -1,6 +1,6 @@
-"""`groundling rankings simulate`: sample replies and rank them by a simulated rater.
+"""`groundling rankings simulate`: sample replies of a model, and rank them by a simulated rater.
 
-The store holds what it would hold for human raters: texts and rankings, without the measure.
+The store gets what a person's rankings would hold, texts and an order, but not the measure.
 """
 
 import logging
@@ -16,47 +16,46 @@ from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Ju
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.align.replies import Reply, ReplySampler
+from groundling.align.replies import Reply, ReplySampler, reproducible_sampler
 from groundling.bundle import load_chat_bundle
 from groundling.bundle.adapter import base_at
 from groundling.config import parse, to_dict
 from groundling.data.examples.encoding import least_ids
 from groundling.data.examples.messages import Messages
 from groundling.errors import require
-from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.progress import Progress
 
 log = logging.getLogger(__name__)
 
 COMMIT_S = 2.0
-"""Seconds between commits: the most that a kill can lose."""
+"""Seconds between commits: the most work a kill can lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
-    """Sample replies and rank them by a simulated rater: groundling rankings simulate BUNDLE [--field value ...]."""
+    """Rank generated replies with a simulated rater: groundling rankings simulate BUNDLE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """Chat model that replies."""
+    """Model that replies."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """Rankings file (SQLite) to add to."""
+    """Rankings file (SQLite); new answers are appended."""
     gold: str = "warm"
-    """Measure that the rater follows: warm (VADER's sentiment) or verse (lines of ten syllables)."""
+    """Gold score that the rater follows: warm (VADER sentiment) or verse (lines of ten syllables)."""
     noise: float = 0.2
-    """Difference in the measure at which the better reply wins with 73 %."""
+    """Score gap at which the better reply wins with a probability of 73 %."""
     candidates: int = 4
     """Replies per prompt."""
     prompts: int = 2000
     """Number of prompts, from the training split."""
     max_new_tokens: int = 128
-    """Length limit of a reply."""
+    """Maximum reply length in tokens."""
     temperature: float = 1.0
     """Sampling temperature."""
     context: int | None = None
-    """Context length in tokens; None: the model's own."""
+    """Context length in tokens; None: the model's."""
     seed: int = 1337
-    """Seed of the replies and the rater."""
+    """Seed of the sampler and the rater."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
 
     def __post_init__(self) -> None:
@@ -76,9 +75,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def simulate(config: SimulateConfig) -> int:
-    """Fill a store with simulated rankings; return the exit code.
+    """Add simulated rankings to a store; return the exit code.
 
-    Rankings are committed as they are made. Running the same command again makes the missing ones.
+    Rankings are committed as they are made, and a repeated command makes only those that are missing.
 
     Raises:
         GroundlingError: any of its kinds.
@@ -88,12 +87,7 @@ def simulate(config: SimulateConfig) -> int:
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
     asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle, room)
-    sampler = ReplySampler(
-        bundle,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
-    )
+    sampler = reproducible_sampler(bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     judge = SimulatedRater(measure_by_name(config.gold), config.noise, config.seed)
     judge.measure("")  # fail early if its package is missing
     questions = _questions(config, base_at(config.path).sha256, asked)
@@ -102,7 +96,7 @@ def simulate(config: SimulateConfig) -> int:
         left = [question for question in questions if question.key not in rankings]
         n_there = len(questions) - len(left)
         if n_there:
-            log.info(f"{n_there:,} of {len(questions):,} rankings are there already; the others follow")
+            log.info(f"{n_there:,} of {len(questions):,} rankings already exist; making the others")
         write_progress(config, done=False)
         with Progress("simulating rankings", len(left)) as progress:
             n_new = _rank(config, sampler, judge, left, rankings, progress)
@@ -114,13 +108,13 @@ def simulate(config: SimulateConfig) -> int:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt to be ranked."""
+    """A prompt whose replies will be ranked."""
 
     number: int
     ids: list[int]
     messages: Messages
     key: str
-    """Key of the judgement; it depends on model and settings only, so it is known before the replies."""
+    """Key of the ranking: a hash of the model and all settings, known before sampling."""
 
 
 def _questions(config: SimulateConfig, model: str, asked: Mapping[tuple[int, ...], Messages]) -> list[Question]:
@@ -140,7 +134,7 @@ def _rank(
     rankings: Rankings,
     progress: Progress,
 ) -> int:
-    """Sample, rank and commit every `COMMIT_S` seconds and on an interruption; return the number of new rankings."""
+    """Sample and rank; commit every `COMMIT_S` seconds and on Ctrl-C."""
     by_number = {question.number: question for question in questions}
     ready, n_new, kept_at = list[Judgement](), 0, time.monotonic()
     prompts = ((question.number, question.ids) for question in questions)
@@ -159,7 +153,7 @@ def _rank(
 
 
 def judged(config: SimulateConfig, judge: SimulatedRater, question: Question, replies: Sequence[Reply]) -> Judgement:
-    """Rank replies as the simulated rater, shown in random order."""
+    """The simulated rater's judgement, with the replies shown in random order."""
     texts = [reply.text for reply in replies]
     order = named_generator("shown", config.seed, question.number).permutation(len(texts))
     return Judgement(
@@ -178,12 +172,12 @@ def _rater(config: SimulateConfig) -> str:
 
 
 def write_progress(config: SimulateConfig, *, done: bool) -> None:
-    """Record beside the rankings whether the simulation is complete."""
+    """Record next to the rankings whether the simulation is complete."""
     atomic.write_json(progress_file(config.rankings), {"rankings simulate": to_dict(config), "done": done})
 
 
 def is_unfinished(rankings: Path) -> bool:
-    """Whether a simulation into this store was interrupted."""
+    """Whether a simulation that writes to this store was interrupted."""
     try:
         return atomic.read_json(progress_file(rankings))["done"] is not True
     except (OSError, ValueError, LookupError, TypeError):
@@ -191,5 +185,5 @@ def is_unfinished(rankings: Path) -> bool:
 
 
 def progress_file(rankings: Path) -> Path:
-    """The file with the progress of a simulation."""
+    """File in which `rankings simulate` records its progress."""
     return rankings.with_name(f"{rankings.name}.simulated.json")

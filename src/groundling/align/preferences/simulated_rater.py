@@ -1,7 +1,7 @@
-"""A simulated rater: it follows a gold measure with a known error rate.
+"""A simulated rater: follows a gold measure, with a known error rate.
 
-Of two texts, A wins with probability sigmoid((g(A) - g(B)) / noise) (Bradley and Terry 1952), where g is the measure.
-More than two are ranked by Plackett-Luce: by the sum of measure and Gumbel noise, which is Bradley-Terry on each pair.
+Two texts: A wins with probability sigmoid((g(A) - g(B)) / noise) for the measure g (Bradley and Terry 1952). More
+texts: rank by measure plus Gumbel noise (Plackett-Luce), which is Bradley-Terry on every pair.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from groundling.align.preferences.measures import Measure
 from groundling.errors import require
 
 SAME = 1e-9
-"""Measures that differ by at most this are equal."""
+"""Measures with a smaller difference count as equal."""
 
 
 def named_generator(*names: int | str) -> np.random.Generator:
-    """A generator that is seeded by names only."""
+    """A generator seeded by names, independent of other draws."""
     key = hashlib.sha256(json.dumps(names).encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
 
@@ -32,7 +32,7 @@ class SimulatedRater:
 
     measure: Measure
     noise: float
-    """Difference in the measure at which the better text wins with 73 %; 0: it always wins."""
+    """Gap in the measure at which the better text wins with probability 0.73; 0: it always wins."""
     seed: int
 
     def __post_init__(self) -> None:
@@ -53,14 +53,14 @@ class SimulatedRater:
         return 0.5 * (1 + math.tanh(gap / self.noise / 2))  # sigmoid without overflow
 
     def rank(self, prompt: int | str, candidates: Sequence[str]) -> Choice:
-        """Rank the candidates for a prompt.
+        """Rank the candidates of a prompt.
 
-        Candidates of equal measure are tied. They share one draw of noise, so that each still wins against the others
-        by Bradley-Terry. The noise depends on the seed and the prompt only, not on the order of calls.
+        Candidates of equal measure are tied. A tied group shares one draw, so its members still win against others with
+        Bradley-Terry's probability. Draws depend on the seed and the prompt only, not on the order of prompts.
 
         Args:
-            prompt: number or name of the prompt.
-            candidates: the texts; the noise depends on their order.
+            prompt: the number or name of the prompt.
+            candidates: the texts, in a fixed order: each position has its own draw.
         """
         golds = [self.measure(candidate) for candidate in candidates]
         noise = named_generator("judge", self.seed, prompt).gumbel(size=len(golds))
@@ -69,18 +69,18 @@ class SimulatedRater:
         return tuple(groups[place] for place in sorted(range(len(groups)), key=lambda place: -worth[place]))
 
     def ceiling(self, pairs: Iterable[tuple[str, str]]) -> float:
-        """Best possible accuracy on these pairs: that of the measure itself, without the noise.
+        """Best possible accuracy on these pairs: that of the noise-free measure.
 
-        A pair of equal measure counts one half; NaN without pairs.
+        A tie counts one half; NaN without pairs.
         """
         chances = [self.probability(a, b) for a, b in pairs]
         return float(np.mean([max(chance, 1 - chance) for chance in chances])) if chances else math.nan
 
 
 def equal_groups(golds: Sequence[float]) -> list[tuple[int, ...]]:
-    """Group the indices of equal measures, sorted within groups and by first index.
+    """Group indices of equal measures; groups are ordered by their first index.
 
-    Neighbours in sorted order are compared, so that a chain of small steps is one group: ties must be transitive.
+    A chain of differences of at most `SAME` is one group, which makes equality transitive.
     """
     by_size = sorted(range(len(golds)), key=golds.__getitem__)
     groups: list[list[int]] = []

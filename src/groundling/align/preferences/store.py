@@ -1,7 +1,7 @@
-"""The store of judgements: its SQLite tables, and JSON Lines import and export.
+"""The store of judgements: tables of a file of rankings, JSONL export and import.
 
-A judgement is on disk when `add` returns (see `database.py`). Keys are unique, so that a duplicate is stored once.
-Rows are never changed.
+A judgement is on disk when `add` returns (see `database.py`). Keys are unique, so a duplicate is stored once. Rows are
+added, never changed.
 """
 
 import json
@@ -41,7 +41,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
     ),
 )
-"""Statements from schema version n to n + 1. Never change a released one; append a new version."""
+"""Statements that bring schema version n to n + 1. Never change a released one; append a new version."""
 
 
 class StoreCounts(NamedTuple):
@@ -49,7 +49,7 @@ class StoreCounts(NamedTuple):
 
     judgements: int
     ties: int
-    """Judgements with all candidates tied."""
+    """Judgements that tie all candidates."""
     skips: int
     raters: int
     prompts: int
@@ -60,21 +60,21 @@ class Imported(NamedTuple):
 
     added: int
     present: int
-    """Keys that were in the store."""
+    """Already in the store."""
     different: int
-    """Of those, judgements that differ; the store's were kept."""
+    """Of those, judgements that differ from the stored ones, which were kept."""
 
 
 class Rankings:
-    """An open rankings file. Threads may share it, and processes the file.
+    """A file of judgements, safe to share between threads and processes.
 
     Args:
         path: the file; created if missing.
-        must_exist: raise DataError if it is missing.
-        patience_s: how long to wait for locks; None: BUSY_S.
+        must_exist: raise DataError if the file is missing.
+        patience_s: timeout for locks of other processes; None: BUSY_S.
 
     Raises:
-        DataError: the file is damaged, not a rankings file, or of a newer version.
+        DataError: the file is damaged, is not a file of rankings, or has a newer version.
         StorageError: it cannot be opened or written.
     """
 
@@ -95,11 +95,11 @@ class Rankings:
         self._file.close()
 
     def wait_at_most(self, seconds: float) -> None:
-        """Set how long to wait for locks."""
+        """Change the timeout for locks of other processes."""
         self._file.wait_at_most(seconds)
 
     def add(self, judgement: Judgement) -> bool:
-        """Store a judgement on disk; False if its key exists, which changes nothing.
+        """Store a judgement durably; return False, without a change, if its key exists.
 
         Raises:
             DataError, StorageError: as for the class.
@@ -108,12 +108,12 @@ class Rankings:
 
     def add_all(self, judgements: Iterable[Judgement]) -> int:
         """Store all or, on an error, none; return how many had new keys."""
-        ready = list(judgements)  # exhaust an iterator before locking out other writers
+        ready = list(judgements)  # evaluate before locking the file
         with self._file.transaction() as db:
             return sum(_insert(db, judgement) for judgement in ready)
 
     def get(self, key: str) -> Judgement | None:
-        """The judgement with this key, if any."""
+        """The judgement with this key, or None."""
         found = self._read("j.key = ?", key, 1)
         return found[0][1] if found else None
 
@@ -122,22 +122,22 @@ class Rankings:
             return db.execute("SELECT 1 FROM judgements WHERE key = ?", (key,)).fetchone() is not None
 
     def __iter__(self) -> Iterator[Judgement]:
-        """All judgements in insertion order; others may write meanwhile."""
+        """All judgements in order of insertion, safe under concurrent writes."""
         last = 0
         while rows := self.after(last):
             yield from (judgement for _, judgement in rows)
             last = rows[-1][0]
 
     def after(self, last: int) -> list[tuple[int, Judgement]]:
-        """The next judgements after a row number, with their row numbers; at most ROWS_AT_ONCE."""
+        """The next judgements after row number `last`, with their numbers; at most ROWS_AT_ONCE."""
         return self._read("j.id > ?", last, ROWS_AT_ONCE)
 
     def pairs(self) -> Iterator[Comparison]:
-        """All comparisons with a preference."""
+        """All stated preferences, without ties."""
         return (comparison for judgement in self for comparison in judgement.comparisons() if not comparison.tie)
 
     def counts(self) -> StoreCounts:
-        """Count judgements, ties, skips, raters and prompts."""
+        """Count judgements, raters and prompts."""
         judgements, ties, skips, raters, prompts = 0, 0, 0, set(), set()
         for judgement in self:
             judgements += 1
@@ -148,10 +148,10 @@ class Rankings:
         return StoreCounts(judgements, ties, skips, len(raters), len(prompts))
 
     def export_jsonl(self, path: Path) -> int:
-        """Write all judgements as JSON Lines, atomically; return how many.
+        """Write all judgements to a JSONL file, atomically; return how many.
 
         Raises:
-            StorageError: writing failed.
+            StorageError: the file cannot be written.
         """
         n_rows = 0
         with atomic.open_atomic(path) as file:
@@ -161,7 +161,7 @@ class Rankings:
         return n_rows
 
     def import_jsonl(self, path: Path) -> Imported:
-        """Add the judgements of an export: all, or none if a line is invalid.
+        """Add the judgements of an exported JSONL file: all, or none if a line is invalid.
 
         Raises:
             DataError: the file cannot be read, or a line is invalid; the message names file and line.
@@ -172,7 +172,7 @@ class Rankings:
         return Imported(added, len(judgements) - added, differing)
 
     def _read(self, condition: str, value: int | str, limit: int) -> list[tuple[int, Judgement]]:
-        """Judgements with their row numbers, in insertion order."""
+        """Judgements with their row numbers, in order."""
         query = f"""
             SELECT j.id, j.key, p.messages, j.shown, j.choice, j.rater, j.time
             FROM judgements j JOIN prompts p ON p.id = j.prompt WHERE {condition} ORDER BY j.id LIMIT {limit}"""

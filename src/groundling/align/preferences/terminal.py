@@ -1,7 +1,7 @@
-"""`groundling rank`: rank replies in the terminal, blind.
+"""`groundling rank`: rank a few replies in the terminal, blind.
 
-Replies come from a file, or are sampled from models on demand. They are shown without model names and in random order;
-the order is stored with the judgement, so that position bias can be measured.
+Replies come from a file, or are sampled from models on demand. They are shown without model names and in random order.
+The order is stored with the answer, so position bias can be measured.
 """
 
 import getpass
@@ -31,7 +31,8 @@ from groundling.align.preferences.judgement import (
 )
 from groundling.align.preferences.simulated_rater import named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.bundle import contexts, load_chat_bundle
+from groundling.bundle import load_chat_bundle
+from groundling.bundle.context import contexts
 from groundling.data.examples.conversations import read_prompts
 from groundling.data.examples.jsonl import rows
 from groundling.errors import ConfigError, DataError, require
@@ -40,7 +41,7 @@ from groundling.system.output import put
 from groundling.text.chat.messages import Message
 
 AT_MOST = 4
-"""Candidates shown at a time."""
+"""Candidates that a person can compare at once."""
 
 ReplyFn = Callable[[Path, Sequence[Message], int], str]
 """(bundle, conversation, seed) -> the model's reply."""
@@ -48,28 +49,28 @@ ReplyFn = Callable[[Path, Sequence[Message], int], str]
 
 @dataclass(frozen=True, kw_only=True)
 class RankConfig:
-    """Rank replies, shown blind and in random order.
+    """Rank replies in the terminal: anonymous, in random order.
 
-    Answer with the number of the best reply; or with several numbers, best first; or with t (tie), s (skip) or
-    q (quit). Answers are saved at once, and answered questions are not asked again.
+    Enter the number of the best reply; or several numbers, best first; or t (tie), s (skip), q (quit). Answers are
+    saved at once, and answered prompts are not shown again.
     """
 
     path: tyro.conf.Positional[Path]
     """Rankings file (SQLite); created if missing."""
     candidates: Path | None = None
-    """JSONL file: {"id": ..., "prompt": a text or messages, "candidates": [{"text": ..., "model": ...}]}."""
+    """JSONL file of {"id": ..., "prompt": text or messages, "candidates": [{"text": ..., "model": ...}]}."""
     bundles: tuple[Path, ...] = ()
-    """Or chat models that reply to --prompts, in turns."""
+    """Alternatively, models that reply to --prompts, in rotation."""
     prompts: Path | None = None
-    """JSONL file for --bundles: {"prompt": a text or messages}; or a .txt with one prompt per line."""
+    """Prompts for --bundles: JSONL of {"prompt": text or messages}, or a .txt file with one prompt per line."""
     n_candidates: int = 2
-    """Replies to each of the --prompts, 2 to 4."""
+    """Replies per prompt, 2 to 4."""
     context: int | None = None
-    """Context length of the --bundles in tokens; None: each model's own."""
+    """Context length of the --bundles in tokens; None: each model's."""
     rater: str | None = None
-    """Name of the rater; None: the user name."""
+    """Rater name; None: the user name."""
     seed: int = 0
-    """Seed of the order of replies and of their sampling."""
+    """Seed of the display order and of the sampler."""
 
     def __post_init__(self) -> None:
         require(
@@ -85,16 +86,16 @@ class RankConfig:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and its candidates, which models sample on demand."""
+    """A prompt with a function that returns its replies, sampled on demand."""
 
     name: str
-    """Identifies prompt and candidates."""
+    """Hash of all that determines the replies."""
     messages: tuple[Message, ...]
     candidates: Callable[[], tuple[Candidate, ...]]
 
 
 def main(argv: Sequence[str], reply: ReplyFn | None = None) -> int:
-    """Run `groundling rank`. `reply` samples the replies of bundles; None: as `groundling chat`."""
+    """Run `groundling rank`. `reply` samples a reply; None: as `groundling chat` does."""
     chosen = config.parse(RankConfig, argv, "groundling rank")
     rater = chosen.rater or _user()
     if chosen.candidates is not None:
@@ -126,7 +127,7 @@ def _question_of_file(value: Any, where: str) -> Question:
 
 
 def _reply_fn(chosen: RankConfig) -> ReplyFn:
-    """A `ReplyFn` that loads each bundle once."""
+    """Samples replies; each bundle is loaded once."""
     chats: dict[Path, Chat] = {}
     context_of = dict(zip(chosen.bundles, contexts(chosen.bundles, chosen.context), strict=True))
 
@@ -147,7 +148,7 @@ def _questions_for_models(chosen: RankConfig, reply: ReplyFn) -> list[Question]:
 
 
 def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:
-    """Name of a question to some models, and the seed of each reply; the same for all raters."""
+    """Name of a question and the seed of each model's reply, independent of the rater."""
     name = name_of([messages_to_json(messages), list(models), seed])
     return name, [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(models))]
 
@@ -168,7 +169,7 @@ def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed
     """Ask the questions that this rater has not answered."""
     key_of = {question.name: name_of(["rank", rater, question.name]) for question in questions}
     left = [question for question in questions if key_of[question.name] not in rankings]
-    print(f"{len(questions)} questions for {rater}, {len(questions) - len(left)} of them answered before")
+    print(f"{len(questions)} questions for {rater}, {len(questions) - len(left)} already answered")
     n_answered = 0
     for number, question in enumerate(left, 1):
         candidates = question.candidates()
@@ -184,7 +185,7 @@ def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed
         make = partial(Judgement, key=key, messages=question.messages, candidates=candidates, shown=shown)
         rankings.add(make(choice=choice, rater=rater, time=now_utc()))
         n_answered += 1
-    print(f"\n{n_answered} answers kept in {rankings.path}; {len(left) - n_answered} questions are left")
+    print(f"\n{n_answered} answers stored in {rankings.path}; {len(left) - n_answered} questions left")
     return 0
 
 
@@ -194,7 +195,7 @@ def _on_screen(messages: Sequence[Message], texts: Sequence[str]) -> str:
 
 
 def _visible(text: str) -> str:
-    """Escape control characters: a reply must not be able to hide another."""
+    """Escape control characters, with which a reply could hide another."""
     return "".join(sign if sign == "\n" or sign.isprintable() else f"<U+{ord(sign):04X}>" for sign in text)
 
 
@@ -212,7 +213,7 @@ def _ask(shown: Sequence[int]) -> Choice | None:
 
 
 def _lines(question: str) -> Iterator[str]:
-    """Lines from the terminal or a pipe."""
+    """Lines of input until its end."""
     while True:
         try:
             yield input(question)
@@ -223,10 +224,10 @@ def _lines(question: str) -> Iterator[str]:
 
 
 def understood(word: str, shown: Sequence[int]) -> Choice | None:
-    """Parse an answer into a choice of candidate indices; None: invalid.
+    """Parse an answer; None if it is invalid.
 
     Args:
-        word: "t", "s", the place of the best from 1 on, or several places, best first.
+        word: "t", "s", the position of the best, from 1, or several positions, best first.
         shown: candidate indices in the order shown.
     """
     if word == "t":

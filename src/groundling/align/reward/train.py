@@ -55,21 +55,21 @@ class RewardConfig(ExamplesConfig):
     """Train a reward model on rankings: groundling reward BUNDLE --rankings FILE [--field value ...]."""
 
     path: tyro.conf.Positional[str]
-    """The chat model to start from."""
+    """Initial model, usually fine-tuned with SFT."""
     rankings: Path = Path("runs/rankings.sqlite")
-    """Rankings by people or a simulated rater; ignored if preferences are given."""
+    """Rankings file (SQLite); ignored if preferences is set."""
     preferences: Path | None = None
-    """Or a JSONL file of prompt, chosen and rejected; or of prompt, completion and label (true or false)."""
+    """Alternatively, a JSONL file of prompt, chosen and rejected; or of prompt, completion and label (true, false)."""
     out_dir: Path = Path("runs/reward")
     """Run folder."""
     n_layer: int | None = None
-    """Use the first n_layer blocks only, which trains faster; None: all."""
+    """Keep only the first n blocks; a smaller reward model trains faster. None: all."""
     held_out: float = 0.1
-    """Share of the prompts that is held out for evaluation."""
+    """Fraction of the prompts held out for evaluation."""
     gold: str | None = None
-    """Measure that the simulated rater followed, to compute the best possible accuracy; see gold_noise."""
+    """Gold score of the simulated rater, to compute the best reachable accuracy; see gold_noise."""
     gold_noise: float = 0.2
-    """Noise of that rater."""
+    """Noise of the simulated rater."""
     batch_size: int = 16
     """Rankings per optimizer step, over all ranks."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95)))

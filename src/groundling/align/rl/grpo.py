@@ -23,14 +23,15 @@ from groundling.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig(RolloutConfig):
-    """Train a policy on rewards by GRPO: groundling grpo BUNDLE --reward MODEL [--field value ...]."""
+    """Optimize a model against rewards with GRPO: groundling grpo BUNDLE --reward MODEL [--field value ...]."""
 
     out_dir: Path = Path("runs/grpo")
     """Run folder."""
     group: int = 8
     """Replies per prompt."""
     divide_by_spread: bool = True
-    """Divide by the group's standard deviation; or prompts with diverse rewards weigh more (arXiv:2503.20783)."""
+    """Divide advantages by the standard deviation of the group; otherwise prompts with varied rewards weigh more
+    (arXiv:2503.20783)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,22 +38,22 @@ from groundling.train.optim.optimizers import OptimConfig, Optimizers
 
 @dataclass(frozen=True, kw_only=True)
 class PpoConfig(RolloutConfig):
-    """Train a policy on rewards by PPO: groundling ppo BUNDLE --reward MODEL [--field value ...]."""
+    """Optimize a model against rewards with PPO: groundling ppo BUNDLE --reward MODEL [--field value ...]."""
 
     out_dir: Path = Path("runs/ppo")
     """Run folder."""
     passes: int = 2
-    """Passes over a round's replies."""
+    """Epochs over the replies of a round."""
     value_from: str | None = None
-    """Reward model to initialise the value model from; None: `reward`, or the policy if that is a function."""
+    """Reward model that initializes the value model; None: `reward`, or zero if that is a function."""
     gae_lambda: float = 0.95
-    """GAE's lambda: 1 uses the whole return, 0 the next value only."""
+    """Lambda of generalized advantage estimation: 1: Monte Carlo, 0: one-step TD."""
     value_clip: float = 0.2
     """Clip range of the value update."""
     kl_control: Literal["fixed", "adaptive"] = "fixed"
-    """Keep kl_coef, or adapt it until the KL per reply is target_kl (arXiv:1909.08593)."""
+    """Keep kl_coef fixed, or adapt it to reach target_kl (arXiv:1909.08593)."""
     target_kl: float = 6.0
-    """Nats per reply; only with adaptive control."""
+    """Target KL in nats per reply; adaptive control only."""
     value_optim: tyro.conf.OmitSubcommandPrefixes[OptimConfig] = field(
         default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.0, betas=(0.9, 0.95))
     )

@@ -15,7 +15,7 @@ from groundling.align.data import ChatDataConfig
 from groundling.align.example_loader import ShuffledNumbers
 from groundling.align.logprobs import Policy, Scored, said_values, scored_groups
 from groundling.align.preferences.measures import measure_by_name
-from groundling.align.replies import Reply, ReplySampler, Rewards
+from groundling.align.replies import Reply, ReplySampler, Rewards, reproducible_sampler
 from groundling.align.rl.objective import PolicyBatch
 from groundling.align.rl.rounds import Round, exchanges_in, values_of_each
 from groundling.align.stage import StageConfig, progress_of_first
@@ -23,7 +23,6 @@ from groundling.bundle import ChatBundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
 from groundling.model.packer import Packer
-from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -33,33 +32,33 @@ class RolloutConfig(StageConfig):
     """Settings of both PPO and GRPO."""
 
     path: tyro.conf.Positional[str]
-    """The chat model to start from, which is also the reference."""
+    """Initial and reference model, usually fine-tuned with SFT."""
     reward: str = "runs/reward"
-    """A reward model, or a Python function of (prompt, reply) as MODULE:FUNCTION."""
+    """Reward model, or a Python function MODULE:FUNCTION from (prompt, reply) to a number."""
     steps: int = 24
-    """Rounds of sampling replies and training on them."""
+    """Rounds of rollout and update."""
     save_every: int = 5
-    """Rounds between checkpoints. The last two are kept until the stage has finished."""
+    """Rounds between checkpoints. The last two are kept until the run finishes."""
     replies: int = 128
     """Replies per round."""
     minibatches: int = 2
-    """Updates per pass over a round's replies."""
+    """Optimizer steps per epoch over a round's replies."""
     passes: int = 1
-    """Passes over a round's replies."""
+    """Epochs over the replies of a round."""
     clip: float = 0.2
-    """Clip range of the ratio of new to old probabilities."""
+    """Clip range of the probability ratio."""
     kl_coef: float = 0.05
-    """Penalty per nat of KL to the reference; with 0, expect reward hacking."""
+    """KL penalty coefficient, reward per nat; 0: no penalty, which invites reward hacking."""
     stop_kl: float | None = None
-    """End when the KL to the reference exceeds this many nats per reply; None: never."""
+    """Stop when the KL to the reference exceeds this, nats per reply; None: never."""
     max_new_tokens: int = 128
-    """Length limit of a reply."""
+    """Maximum reply length in tokens."""
     no_end: float = -2.0
-    """Reward of a reply that reached the length limit."""
+    """Reward of a reply without an end token."""
     temperature: float = 1.0
     """Sampling temperature."""
     gold: str | None = None
-    """Measure to record beside the reward (warm or verse), for evaluation only."""
+    """Gold score to record beside the reward (warm or verse); not used for training."""
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0, betas=(0.9, 0.95)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=2))
@@ -177,13 +176,8 @@ class RolloutSampler:
         return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
     def _sampler(self) -> ReplySampler:
-        config, bundle = self._config, self._bundle
-        return ReplySampler(
-            bundle,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
-        )
+        config = self._config
+        return reproducible_sampler(self._bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:

@@ -1,22 +1,22 @@
-// The server's API: answers as objects, streams as events, and errors that people can read.
+// Client of the server's API: JSON responses, event streams, readable errors, the API key.
 import { byId } from "./dom.js";
 
 const KEY = "groundling.key";
-const HEADER_VALUE = /^[!-~]+$/;  // what a header can hold; anything else would make every request fail
-let key = keptKey();
-let left = false;            // somebody would not give a key: he is not asked again and again
+const HEADER_VALUE = /^[!-~]+$/;  // valid in a header; anything else makes every request fail
+let key = storedKey();
+let declined = false;        // the user cancelled the dialog: do not open it again
 
-// A browser that keeps nothing forgets the key with the page.
-function keptKey() {
+// Without sessionStorage the key lasts as long as the page.
+function storedKey() {
   try {
     const found = sessionStorage.getItem(KEY);
     return found !== null && HEADER_VALUE.test(found) ? found : null;
   } catch { return null; }
 }
 
-function keepKey(given) {
-  key = given;
-  try { sessionStorage.setItem(KEY, given); } catch { /* then not */ }
+function storeKey(value) {
+  key = value;
+  try { sessionStorage.setItem(KEY, value); } catch { /* storage is blocked */ }
 }
 
 export class ApiError extends Error {
@@ -38,40 +38,40 @@ export async function request(path, { method = "GET", body, signal } = {}) {
     throw new ApiError(0, "The server cannot be reached. Is it running?", "unreachable");
   }
   if (response.status === 401 && await askForKey()) return request(path, { method, body, signal });
-  if (!response.ok) throw await explained(response);
+  if (!response.ok) throw await errorFrom(response);
   return response;
 }
 
-async function explained(response) {
+async function errorFrom(response) {
   const after = response.headers.get("Retry-After");
   try {
     const { error } = await response.json();
     return new ApiError(response.status, error.message, error.code, after);
   } catch {
-    return new ApiError(response.status, `The server answered ${response.status}.`, null, after);
+    return new ApiError(response.status, `The server returned status ${response.status}.`, null, after);
   }
 }
 
-let asking = null;
+let keyRequest = null;
 
-// Ask once, however many requests want to know; false: nobody gave a key.
+// Open one dialog for all concurrent requests; false: cancelled.
 function askForKey() {
-  if (left) return false;
-  asking ??= new Promise((resolve) => {
+  if (declined) return false;
+  keyRequest ??= new Promise((resolve) => {
     const dialog = byId("key-dialog");
     const input = byId("key-input");
     dialog.returnValue = "";
     dialog.addEventListener("close", () => {
-      const given = input.value.trim();
-      left = dialog.returnValue !== "enter" || !HEADER_VALUE.test(given);
-      if (!left) keepKey(given);
+      const value = input.value.trim();
+      declined = dialog.returnValue !== "enter" || !HEADER_VALUE.test(value);
+      if (!declined) storeKey(value);
       input.value = "";
-      asking = null;
-      resolve(!left);
+      keyRequest = null;
+      resolve(!declined);
     }, { once: true });
     dialog.showModal();
   });
-  return asking;
+  return keyRequest;
 }
 
 export async function api(path, options = {}) {
@@ -79,19 +79,19 @@ export async function api(path, options = {}) {
   return response.status === 204 ? null : response.json();
 }
 
-// The events of a stream, until it ends well; an error event is thrown.
+// Server-sent events until [DONE]; an error event is thrown.
 export async function* events(path, body, signal) {
   const response = await request(path, { method: "POST", body, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
+  let buffer = "";
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) break;
-      held += value;
-      const whole = held.split("\n\n");
-      held = whole.pop();
-      for (const line of whole) {
+      buffer += value;
+      const complete = buffer.split("\n\n");
+      buffer = complete.pop();
+      for (const line of complete) {
         if (!line.startsWith("data: ")) continue;  // a comment
         const data = line.slice("data: ".length);
         if (data === "[DONE]") return;
@@ -108,11 +108,12 @@ export async function* events(path, body, signal) {
 
 export const models = async () => (await api("/v1/models")).data;
 
-// An error in plain words, for people.
-export function inWords(error) {
-  if (error.status === 429) return `The house is full; try again in ${error.retryAfter ?? "a few"} seconds.`;
-  if (error.code === "not_ready") return "The models are still being loaded; try again in a moment.";
+// Message for the user.
+export function errorText(error) {
+  const wait = error.retryAfter ? `${error.retryAfter} s` : "a few seconds";
+  if (error.status === 429) return `Server busy; retry in ${wait}.`;
+  if (error.code === "not_ready") return "The models are still loading; retry in a moment.";
   if (error.code === "draining") return "The server is shutting down.";
-  if (error.status === 401) return "A key is needed; load this page again to give one.";
+  if (error.status === 401) return "An API key is required; reload this page to enter one.";
   return error.message;
 }

@@ -1,4 +1,4 @@
-// Lines in SVG that can be read: with the eye, with the arrow keys, and as a table.
+// Line charts in SVG, with a keyboard cursor and a table view.
 import { el, svg, clear } from "./dom.js";
 
 const LEFT = 48;
@@ -6,7 +6,7 @@ const RIGHT = 12;
 const TOP = 8;
 const BOTTOM = 24;
 const TABLE_ROWS = 40;
-let made = 0;
+let nCharts = 0;
 
 const exact = new Intl.NumberFormat("en", { maximumFractionDigits: 3 });
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
@@ -18,7 +18,7 @@ export function short(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-// Round numbers that divide a span: 1, 2 or 5 times a power of ten apart.
+// Ticks 1, 2 or 5 times a power of ten apart.
 export function ticks(low, high, about) {
   const rough = (high - low) / Math.max(1, about);
   if (!(rough > 0)) return [low];
@@ -40,7 +40,7 @@ function logTicks(low, high) {
   return found.length > 1 ? found : ticks(low, high, 4);
 }
 
-// The place of the point next to x, in points that rise in x.
+// Index of the point nearest to x; points are sorted by x.
 function nearest(points, x) {
   let low = 0;
   let high = points.length - 1;
@@ -62,22 +62,22 @@ function extent(values) {
 }
 
 export class Chart {
-  // onCursor is told at which x somebody looks, or null.
-  constructor({ title, note = "", height = 200, onCursor = null }) {
-    made += 1;
-    Object.assign(this, { title, height, onCursor, id: `chart-${made}`, lines: [], at: null, width: 0, names: null });
-    this.svg = svg("svg", { class: "chart-picture", role: "img", "aria-labelledby": `${this.id}-title ${this.id}-desc` });
-    this.slider = el("div", { class: "chart-cursor", role: "slider", tabindex: "0", "aria-valuenow": "0", "aria-label": `${title}: values along the line` });
+  // label: accessible name, unique on the page. onCursor(x | null) is called when the cursor moves.
+  constructor({ title, label = title, note = "", height = 200, onCursor = null }) {
+    nCharts += 1;
+    Object.assign(this, { label, height, onCursor, id: `chart-${nCharts}`, lines: [], at: null, width: 0, names: null });
+    this.svg = svg("svg", { class: "chart-svg", role: "img", "aria-labelledby": `${this.id}-title ${this.id}-desc` });
+    this.slider = el("div", { class: "chart-cursor", role: "slider", tabindex: "0", "aria-valuenow": "0", "aria-label": `${label}: cursor` });
     this.readout = el("p", { class: "chart-readout" });
-    this.table = el("details", { class: "chart-table" }, el("summary", { text: "As a table" }));
+    this.table = el("details", { class: "chart-table" }, el("summary", { text: "Show as table" }));
     this.node = el("figure", { class: "chart" },
       el("figcaption", {}, el("span", { class: "chart-title", text: title }), note ? el("span", { class: "faint", text: ` ${note}` }) : null),
       this.readout, el("div", { class: "chart-plot" }, this.svg, this.slider), this.table);
     this.slider.addEventListener("keydown", (event) => this.#key(event));
-    this.slider.addEventListener("pointermove", (event) => this.#look(this.#xAt(event)));
-    this.slider.addEventListener("pointerdown", (event) => this.#look(this.#xAt(event)));
-    this.slider.addEventListener("pointerleave", () => this.#look(null));
-    this.slider.addEventListener("blur", () => this.#look(null));
+    this.slider.addEventListener("pointermove", (event) => this.#moveTo(this.#xAt(event)));
+    this.slider.addEventListener("pointerdown", (event) => this.#moveTo(this.#xAt(event)));
+    this.slider.addEventListener("pointerleave", () => this.#moveTo(null));
+    this.slider.addEventListener("blur", () => this.#moveTo(null));
     this.table.addEventListener("toggle", () => this.#tabulate());
     new ResizeObserver(([entry]) => {
       const width = Math.round(entry.contentRect.width);
@@ -85,11 +85,11 @@ export class Chart {
     }).observe(this.svg.parentNode);
   }
 
-  // lines: { name, tint, points: [[x, y]], faint: [[x, y]], dots, dashed }; names: ticks along x by number.
+  // lines: { name, tint, points: [[x, y]], faint: [[x, y]], dots, dashed }; names: labels for x = 0, 1, ...
   draw({ lines, xName, log = false, names = null }) {
     const drawn = lines.filter((line) => line.points.length);
-    const above = drawn.some((line) => [line.points, line.faint ?? []].some((points) => points.some(([, y]) => y > 0)));
-    Object.assign(this, { lines: drawn, xName, log: log && above, names });  // of what is not above 0 there is no logarithm
+    const positive = drawn.some((line) => [line.points, line.faint ?? []].some((points) => points.some(([, y]) => y > 0)));
+    Object.assign(this, { lines: drawn, xName, log: log && positive, names });  // a log scale needs a positive value
     this.#paint();
     this.#tabulate();
   }
@@ -97,16 +97,16 @@ export class Chart {
   point(x) {
     if (x === this.at) return;
     this.at = x;
-    this.#pointer();
+    this.#drawCursor();
   }
 
   #scales() {
-    const seen = this.log ? (y) => y > 0 : () => true;
+    const drawable = this.log ? (y) => y > 0 : () => true;
     const xs = extent(this.lines.flatMap((line) => [line.points[0][0], line.points.at(-1)[0]]));
     const ys = [];
     for (const line of this.lines) {
-      for (const [, y] of line.points) if (seen(y)) ys.push(y);
-      const raw = (line.faint ?? []).map(([, y]) => y).filter(seen).sort((a, b) => a - b);
+      for (const [, y] of line.points) if (drawable(y)) ys.push(y);
+      const raw = (line.faint ?? []).map(([, y]) => y).filter(drawable).sort((a, b) => a - b);
       if (raw.length) ys.push(raw[Math.floor(0.01 * raw.length)], raw[Math.ceil(0.99 * (raw.length - 1))]);
     }
     let [low, high] = ys.length ? extent(ys) : [0, 1];
@@ -135,7 +135,7 @@ export class Chart {
     if (!this.width) return;
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     this.svg.style.height = this.slider.style.height = `${this.height}px`;
-    this.svg.append(svg("title", { id: `${this.id}-title`, text: this.title }), svg("desc", { id: `${this.id}-desc`, text: this.#description() }));
+    this.svg.append(svg("title", { id: `${this.id}-title`, text: this.label }), svg("desc", { id: `${this.id}-desc`, text: this.#description() }));
     this.slider.hidden = !this.lines.length;
     if (!this.lines.length) return;
     this.#scales();
@@ -148,9 +148,9 @@ export class Chart {
       if (!line.unjoined) inside.append(svg("path", { class: `line tint-${line.tint}${line.dashed ? " dashed" : ""}`, d: this.#path(line.points) }));
       if (line.dots || line.points.length === 1) for (const [x, y] of line.points) inside.append(this.#dot(line, x, y));
     }
-    this.cursor = svg("g", { class: "look" });
+    this.cursor = svg("g", { class: "cursor" });
     this.svg.append(inside, this.cursor);
-    this.#pointer();
+    this.#drawCursor();
   }
 
   #dot(line, x, y) {
@@ -178,7 +178,7 @@ export class Chart {
   }
 
   #description() {
-    if (!this.lines.length) return "Nothing is recorded yet.";
+    if (!this.lines.length) return "No data yet.";
     return this.lines.map((line) => {
       const [first, last] = [line.points[0], line.points.at(-1)];
       return `${line.name}: from ${short(first[1])} at ${this.#place(first[0])} to ${short(last[1])} at ${this.#place(last[0])}`;
@@ -189,7 +189,7 @@ export class Chart {
     return this.names ? this.names[Math.round(x)] : `${this.xName} ${short(x)}`;
   }
 
-  #pointer() {
+  #drawCursor() {
     if (!this.lines.length) { clear(this.readout); return; }
     if (this.cursor) clear(this.cursor);
     const words = [];
@@ -198,18 +198,18 @@ export class Chart {
       const within = this.at !== null && this.at >= line.points[0][0] - this.xSpan * 0.02 && this.at <= line.points.at(-1)[0] + this.xSpan * 0.02;
       const [x, y] = this.at === null ? line.points.at(-1) : line.points[nearest(line.points, this.at)];
       const known = this.at === null || within;
-      words.push(`${line.name} ${known ? short(y) : "nothing"}`);
+      words.push(`${line.name} ${known ? short(y) : "no value"}`);
       parts.push(el("span", { class: `value tint-${line.tint}${line.dashed ? " dashed" : ""}` }, el("i", { "aria-hidden": "true", class: line.shape ?? "" }), `${line.name} `, el("b", { text: known ? short(y) : "–" })));
       if (this.at !== null && within && this.cursor) this.cursor.append(svg("circle", { class: `spot tint-${line.tint}`, cx: this.#x(x), cy: this.#y(y), r: 4 }));
     }
-    const where = this.at === null ? "at the end" : this.#place(this.at);
+    const where = this.at === null ? "last" : this.#place(this.at);
     clear(this.readout).append(el("span", { class: "where", text: where }), ...parts);
     if (this.at !== null && this.cursor) {
       const x = this.#x(this.at);
       if (x >= this.left - 1 && x <= this.right + 1) this.cursor.prepend(svg("line", { class: "hair", x1: x, x2: x, y1: TOP, y2: this.floor }));
     }
     const now = this.at ?? this.xLow + this.xSpan;
-    const facts = { valuemin: this.xLow, valuemax: this.xLow + this.xSpan, valuenow: now, valuetext: `${this.at === null ? "the end" : where}: ${words.join(", ")}` };
+    const facts = { valuemin: this.xLow, valuemax: this.xLow + this.xSpan, valuenow: now, valuetext: `${this.at === null ? "last" : where}: ${words.join(", ")}` };
     for (const [name, value] of Object.entries(facts)) this.slider.setAttribute(`aria-${name}`, String(value));
   }
 
@@ -218,7 +218,7 @@ export class Chart {
     return longest.points.map(([x]) => x);
   }
 
-  #look(x) {
+  #moveTo(x) {
     if (this.onCursor) this.onCursor(x);
     else this.point(x);
   }
@@ -235,13 +235,13 @@ export class Chart {
     const here = this.at === null ? stops.length - 1 : nearest(stops.map((stop) => [stop]), this.at);
     const far = Math.max(1, Math.round(stops.length / 10));
     const moves = { ArrowLeft: here - 1, ArrowRight: here + 1, ArrowDown: here - 1, ArrowUp: here + 1, PageDown: here - far, PageUp: here + far, Home: 0, End: stops.length - 1 };
-    if (event.key === "Escape") { this.#look(null); return; }
+    if (event.key === "Escape") { this.#moveTo(null); return; }
     if (!(event.key in moves)) return;
     event.preventDefault();
-    this.#look(stops[Math.min(stops.length - 1, Math.max(0, moves[event.key]))]);
+    this.#moveTo(stops[Math.min(stops.length - 1, Math.max(0, moves[event.key]))]);
   }
 
-  // Some rows, evenly taken, and all of lines that have few; and only while somebody looks at them.
+  // Evenly spaced rows plus all points of short lines; built only while the table is open.
   #tabulate() {
     const before = this.table.querySelector(".scroll");
     if (!this.table.open || !this.lines.length) { before?.remove(); return; }
@@ -256,7 +256,7 @@ export class Chart {
       return el("td", { text: near[0] === x ? short(near[1]) : "" });
     })));
     const table = el("table", {}, el("thead", {}, head), el("tbody", {}, ...body));
-    if (before) before.replaceChildren(table);  // it keeps its place while it is read
-    else this.table.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.title} as a table` }, table));
+    if (before) before.replaceChildren(table);  // keeps the scroll position
+    else this.table.append(el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.label}, table` }, table));
   }
 }

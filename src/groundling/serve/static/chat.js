@@ -1,18 +1,18 @@
-// The chat: one prompt, a column for each model, words as they come, and what else was weighed for each.
-import { inWords, models } from "./api.js";
-import { speak } from "./chat_speech.js";
-import { hideWeighed, showWeighed } from "./chat_tokens.js";
+// Chat: one prompt, a column per model, streamed replies with token probabilities.
+import { errorText, models as fetchModels } from "./api.js";
+import { streamReply } from "./chat_stream.js";
+import { hideTokenInfo, showTokenInfo } from "./chat_tokens.js";
 import { byId, clear, el, remember, remembered, roving } from "./dom.js";
 
-const DEFAULTS = { temperature: 0.8, top_p: 1, top_k: 0, max_tokens: 120, seed: "", stops: "", system: "" };
+const DEFAULTS = { temperature: 0.8, top_p: 1, top_k: 0, max_tokens: 120, seed: "", stop_sequences: "", system_prompt: "" };
 const MAX_MODELS = 4;
-const play = byId("play");
-const turns = [];  // { words, speeches: [{ model, text, counts, leftOut }], node }
-let cast = [];
-let chosen = new Set();
+const conversation = byId("conversation");
+const turns = [];  // { prompt, replies: [{ model, text, valid, nDropped }], node }
+let models = [];
+let selected = new Set();
 let running = null;
-let editing = null;          // the number of the turn that is said anew
-let draft = "";             // what was being written when that began
+let editing = null;          // index of the turn being edited
+let draft = "";             // unsent text, restored when an edit is cancelled
 
 function settings() {
   const values = {};
@@ -21,154 +21,153 @@ function settings() {
 }
 
 function setUp() {
-  const kept = { ...DEFAULTS, ...remembered("chat", {}) };
-  for (const [name, value] of Object.entries(kept)) if (byId(name)) byId(name).value = value;
-  const tell = () => {
+  const stored = { ...DEFAULTS, ...remembered("chat", {}) };
+  for (const [name, value] of Object.entries(stored)) if (byId(name)) byId(name).value = value;
+  const update = () => {
     for (const name of ["temperature", "top_p"]) byId(`${name}-out`).textContent = byId(name).value;
     remember("chat", settings());
   };
-  byId("settings").addEventListener("input", tell);
-  tell();
-  byId("shade").checked = remembered("shade", false);
-  play.classList.toggle("shaded", byId("shade").checked);
-  byId("shade").addEventListener("change", () => {
-    remember("shade", byId("shade").checked);
-    play.classList.toggle("shaded", byId("shade").checked);
+  byId("settings").addEventListener("input", update);
+  update();
+  byId("show-confidence").checked = remembered("show-confidence", false);
+  conversation.classList.toggle("shaded", byId("show-confidence").checked);
+  byId("show-confidence").addEventListener("change", () => {
+    remember("show-confidence", byId("show-confidence").checked);
+    conversation.classList.toggle("shaded", byId("show-confidence").checked);
   });
 }
 
-async function loadCast() {
+async function loadModels() {
   try {
-    cast = await models();
+    models = await fetchModels();
   } catch (error) {
-    trouble(error, loadCast);
+    showError(error, loadModels);
     return;
   }
-  const before = remembered("cast", []).filter((id) => cast.some((model) => model.id === id));
-  chosen = new Set(before.length ? before.slice(0, MAX_MODELS) : cast.slice(0, 1).map((model) => model.id));
-  const list = clear(byId("cast"));
-  for (const model of cast) {
-    const box = el("input", { type: "checkbox", checked: chosen.has(model.id) });
+  const stored = remembered("chat-models", []).filter((id) => models.some((model) => model.id === id));
+  selected = new Set(stored.length ? stored.slice(0, MAX_MODELS) : models.slice(0, 1).map((model) => model.id));
+  const list = clear(byId("models"));
+  for (const model of models) {
+    const box = el("input", { type: "checkbox", checked: selected.has(model.id) });
     box.addEventListener("change", () => {
-      if (box.checked) chosen.add(model.id); else chosen.delete(model.id);
-      remember("cast", [...chosen]);
-      limit();
+      if (box.checked) selected.add(model.id); else selected.delete(model.id);
+      remember("chat-models", [...selected]);
+      limitModels();
     });
-    const kind = model.groundling.chat ? "answers" : "goes on";
+    const kind = model.groundling.chat ? "chat model" : "base model";
     list.append(el("label", { class: "chip", title: `${model.groundling.n_params.toLocaleString("en")} parameters` },
       box, model.id, el("span", { class: "faint", text: kind })));
   }
-  limit();
+  limitModels();
 }
 
-// Four columns are as many as can be read.
-function limit() {
-  for (const box of byId("cast").querySelectorAll("input")) box.disabled = !box.checked && chosen.size >= MAX_MODELS;
-  byId("send").disabled = chosen.size === 0;
+// More than MAX_MODELS columns are unreadable.
+function limitModels() {
+  for (const box of byId("models").querySelectorAll("input")) box.disabled = !box.checked && selected.size >= MAX_MODELS;
+  byId("send").disabled = selected.size === 0;
 }
 
 function draw(number) {
   const turn = turns[number];
   const columns = el("div", { class: "columns" });
-  const edit = el("button", { class: "small", type: "button", text: "edit", on: { click: () => beginEdit(number) } });
-  const you = el("div", { class: "speech you" }, el("p", { class: "speaker" }, el("span", { text: "You" }), edit),
-    el("p", { class: "lines", text: turn.words }));
-  turn.node = el("section", { class: "turn" , "aria-label": `Turn ${number + 1}` }, you, columns);
-  play.append(turn.node);
+  const edit = el("button", { class: "link-button", type: "button", text: "edit", on: { click: () => beginEdit(number) } });
+  const user = el("div", { class: "message user" }, el("p", { class: "role" }, el("span", { text: "You" }), edit),
+    el("p", { class: "text", text: turn.prompt }));
+  turn.node = el("section", { class: "turn" , "aria-label": `Turn ${number + 1}` }, user, columns);
+  conversation.append(turn.node);
   return columns;
 }
 
-async function perform(number) {
+async function generate(number) {
   const turn = turns[number];
   const columns = turn.node ? clear(turn.node.querySelector(".columns")) : draw(number);
-  turn.speeches = [];
+  turn.replies = [];
   running = new AbortController();
-  busy(true);
-  const players = cast.filter((model) => chosen.has(model.id));
-  await Promise.all(players.map((model) => {
+  setBusy(true);
+  await Promise.all(models.filter((model) => selected.has(model.id)).map((model) => {
     const column = el("div", {});
     columns.append(column);
-    return speak(model, turns.slice(0, number + 1), column, settings(), running.signal);
+    return streamReply(model, turns.slice(0, number + 1), column, settings(), running.signal);
   }));
   running = null;
-  busy(false);
+  setBusy(false);
 }
 
-// A button that goes gives the focus to the one that comes.
-function busy(is) {
+// Move the focus from a button that disappears to the one that replaces it.
+function setBusy(busy) {
   const stop = byId("stop");
-  const here = document.activeElement;
-  const goes = is ? ["send", "again", "fresh"].some((id) => here === byId(id)) || play.contains(here) : here === stop;
-  if (is) stop.hidden = false;
-  byId("send").disabled = is || chosen.size === 0;
-  byId("again").disabled = byId("fresh").disabled = is || turns.length === 0;
+  const focused = document.activeElement;
+  const moves = busy ? ["send", "regenerate", "new-chat"].some((id) => focused === byId(id)) || conversation.contains(focused) : focused === stop;
+  if (busy) stop.hidden = false;
+  byId("send").disabled = busy || selected.size === 0;
+  byId("regenerate").disabled = byId("new-chat").disabled = busy || turns.length === 0;
   byId("empty").hidden = turns.length > 0;
-  if (goes) (is ? stop : byId("again")).focus({ preventScroll: true });
-  stop.hidden = !is;
-  if (!is) limit();
+  if (moves) (busy ? stop : byId("regenerate")).focus({ preventScroll: true });
+  stop.hidden = !busy;
+  if (!busy) limitModels();
 }
 
-function cut(number) {
+function removeFrom(number) {
   for (const turn of turns.splice(number)) turn.node?.remove();
 }
 
 function beginEdit(number) {
   if (running) return;
-  if (editing === null) draft = byId("words").value;
+  if (editing === null) draft = byId("message").value;
   setEditing(number);
-  byId("words").value = turns[number].words;
-  byId("words").focus();
+  byId("message").value = turns[number].prompt;
+  byId("message").focus();
 }
 
-function leaveEdit() {
+function cancelEdit() {
   if (editing === null) return;
   setEditing(null);
-  byId("words").value = draft;
-  byId("words").focus();
+  byId("message").value = draft;
+  byId("message").focus();
 }
 
 function setEditing(number) {
   editing = number;
-  byId("send").textContent = number === null ? "Say it" : "Say it so instead";
-  byId("leave").hidden = number === null;
-  for (const [at, turn] of turns.entries()) turn.node?.classList.toggle("edited", number !== null && at >= number);
+  byId("send").textContent = number === null ? "Send" : "Send edit";
+  byId("cancel-edit").hidden = number === null;
+  for (const [index, turn] of turns.entries()) turn.node?.classList.toggle("editing", number !== null && index >= number);
 }
 
-function trouble(error, retry) {
-  const place = clear(byId("trouble"));
-  place.append(el("p", { class: "error" }, inWords(error), " ",
-    el("button", { class: "small", type: "button", text: "try again", on: { click: () => { clear(place); retry(); } } })));
+function showError(error, retry) {
+  const place = clear(byId("page-error"));
+  place.append(el("p", { class: "error" }, errorText(error), " ",
+    el("button", { class: "link-button", type: "button", text: "try again", on: { click: () => { clear(place); retry(); } } })));
 }
 
 async function send() {
-  const words = byId("words").value;
-  if (running || !words.trim() || !chosen.size) return;
-  clear(byId("trouble"));
-  if (editing !== null) cut(editing);
+  const prompt = byId("message").value;
+  if (running || !prompt.trim() || !selected.size) return;
+  clear(byId("page-error"));
+  if (editing !== null) removeFrom(editing);
   setEditing(null);
-  byId("words").value = "";
-  turns.push({ words, speeches: [], node: null });
-  await perform(turns.length - 1);
+  byId("message").value = "";
+  turns.push({ prompt, replies: [], node: null });
+  await generate(turns.length - 1);
 }
 
 setUp();
-loadCast();
-byId("prompter").addEventListener("submit", (event) => { event.preventDefault(); send(); });
-byId("words").addEventListener("keydown", (event) => {
+loadModels();
+byId("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
+byId("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
 });
 byId("stop").addEventListener("click", () => running?.abort());
-byId("again").addEventListener("click", () => { if (!running && turns.length) perform(turns.length - 1); });
-byId("leave").addEventListener("click", leaveEdit);
-byId("fresh").addEventListener("click", () => { cut(0); setEditing(null); busy(false); byId("words").focus(); });
+byId("regenerate").addEventListener("click", () => { if (!running && turns.length) generate(turns.length - 1); });
+byId("cancel-edit").addEventListener("click", cancelEdit);
+byId("new-chat").addEventListener("click", () => { removeFrom(0); setEditing(null); setBusy(false); byId("message").focus(); });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
-  hideWeighed();
+  hideTokenInfo();
   if (running) running.abort();
-  else leaveEdit();
+  else cancelEdit();
 });
-for (const name of ["pointerover", "focusin"]) play.addEventListener(name, (event) => showWeighed(event.target));
-// A finger leaves when it has tapped; what it has tapped on stays until it taps elsewhere.
-play.addEventListener("pointerout", (event) => { if (event.pointerType !== "touch") hideWeighed(); });
-play.addEventListener("focusout", hideWeighed);
-roving(play, ".token");
+for (const name of ["pointerover", "focusin"]) conversation.addEventListener(name, (event) => showTokenInfo(event.target));
+// A touch pointer leaves right after the tap; keep the tooltip until the next tap.
+conversation.addEventListener("pointerout", (event) => { if (event.pointerType !== "touch") hideTokenInfo(); });
+conversation.addEventListener("focusout", hideTokenInfo);
+roving(conversation, ".token");

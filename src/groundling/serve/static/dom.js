@@ -1,4 +1,4 @@
-// Elements from text, and never text that becomes elements.
+// DOM helpers. Text is always set as text, never parsed as HTML.
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, attributes, children) {
@@ -18,15 +18,15 @@ export const svg = (tag, attributes = {}, ...children) => fill(document.createEl
 export const clear = (node) => (node.replaceChildren(), node);
 export const byId = (id) => document.getElementById(id);
 
-// Tell those who listen instead of looking; what several have to tell at once is all told.
-const TOLD_MS = 20000;
+// Announce to screen readers. Concurrent announcements are all read.
+const ANNOUNCED_MS = 20000;
 export function announce(text) {
   const line = el("p", { text });
   requestAnimationFrame(() => byId("announcer").append(line));
-  setTimeout(() => line.remove(), TOLD_MS);
+  setTimeout(() => line.remove(), ANNOUNCED_MS);
 }
 
-// Of many things in a row one at a time can be reached by Tab; the arrow keys walk over them.
+// Roving tabindex: Tab reaches one element of a row, arrow keys move between them.
 export function roving(host, selector) {
   const move = (from, to) => {
     if (from) from.tabIndex = -1;
@@ -44,13 +44,13 @@ export function roving(host, selector) {
   });
 }
 
-// What is remembered between visits; a browser that forbids it forgets.
-export function remembered(name, otherwise) {
+// localStorage; a no-op where the browser blocks it.
+export function remembered(name, fallback) {
   try {
     const found = localStorage.getItem(`groundling.${name}`);
-    return found === null ? otherwise : JSON.parse(found);
-  } catch { return otherwise; }
+    return found === null ? fallback : JSON.parse(found);
+  } catch { return fallback; }
 }
 export function remember(name, value) {
-  try { localStorage.setItem(`groundling.${name}`, JSON.stringify(value)); } catch { /* then not */ }
+  try { localStorage.setItem(`groundling.${name}`, JSON.stringify(value)); } catch { /* storage is blocked */ }
 }

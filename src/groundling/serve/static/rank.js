@@ -1,69 +1,69 @@
-// Ranking: a prompt, replies without names, and one answer that is kept before the next question comes.
-import { api, inWords, request } from "./api.js";
+// Compare: a prompt and anonymous replies; each answer is stored before the next question appears.
+import { api, errorText, request } from "./api.js";
 import { announce, byId, clear, el, remember, remembered } from "./dom.js";
 import { watchTraining } from "./rank_training.js";
 
-const SETTLES_MS = 400;  // a question takes no answers before: they were meant for the one that stood there
+const LOCK_MS = 400;     // ignore clicks meant for the previous question
 const ORDINALS = ["first", "second", "third", "fourth"];
-let current = null;      // the question on the page
-let pending = null;      // an answer that is not yet known to be kept: { body, button }
-let coming = null;       // a question that is being fetched while this one is read: { for, promise }
-let asked = 0;           // counts requests for a question: an answer to an older one is dropped
+let current = null;      // the question shown
+let pending = null;      // body of an answer not yet confirmed by the server
+let prefetched = null;   // the next question: { key, promise }
+let nRequests = 0;       // identifies the newest question request; older responses are dropped
 
 const rater = () => byId("rater").value.trim();
-const places = () => Number(byId("n").value);
+const nReplies = () => Number(byId("n-replies").value);
 
 function newKey() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-function trouble(error) {
-  clear(byId("trouble"));
-  if (error) byId("trouble").append(el("p", { class: "error", text: inWords(error) }));
+function showError(error) {
+  clear(byId("page-error"));
+  if (error) byId("page-error").append(el("p", { class: "error", text: errorText(error) }));
 }
 
-// What is asked for: a question that was fetched for somebody else, or for another number of replies, is not used.
-const wish = () => `${places()} ${rater()}`;
+// A prefetched question is used only for the same rater and number of replies.
+const prefetchKey = () => `${nReplies()} ${rater()}`;
 
 function fetchQuestion(prompt) {
-  const query = new URLSearchParams({ rater: rater(), n: places() });
+  const query = new URLSearchParams({ rater: rater(), n: nReplies() });
   if (prompt) query.set("prompt", prompt);
   return api(`/v1/groundling/rankings/next?${query}`);
 }
 
 async function next({ prompt = null, focus = false } = {}) {
-  const number = ++asked;
+  const number = ++nRequests;
   current = null;
   pending = null;
-  byId("again").hidden = true;
-  trouble(null);
+  byId("retry").hidden = true;
+  showError(null);
   if (!rater()) {
-    showNothing("Give your name below; then the play begins.");
+    showPlaceholder("Enter a rater name below to start.");
     return;
   }
-  const ready = !prompt && coming?.for === wish() ? coming.promise : null;
-  coming = null;
-  showWaiting();
+  const ready = !prompt && prefetched?.key === prefetchKey() ? prefetched.promise : null;
+  prefetched = null;
+  showLoading();
   try {
     const question = await (ready ?? fetchQuestion(prompt)).catch((error) => {
       if (ready && error.status !== 409) return fetchQuestion(null);
       throw error;
     });
-    if (number !== asked) return;
+    if (number !== nRequests) return;
     show(question, focus);
   } catch (error) {
-    if (number !== asked) return;
-    showNothing("There is no question.");
-    trouble(error);
-    byId("again").hidden = false;
-    if (error.code === "not_ready") setTimeout(() => { if (number === asked) next(); }, 2000);
+    if (number !== nRequests) return;
+    showPlaceholder("No question available.");
+    showError(error);
+    byId("retry").hidden = false;
+    if (error.code === "not_ready") setTimeout(() => { if (number === nRequests) next(); }, 2000);
   }
 }
 
 function prefetch() {
   const promise = fetchQuestion(null);
-  promise.catch(() => {});  // it is told when it is wanted
-  coming = { for: wish(), promise };
+  promise.catch(() => {});  // reported when the question is used
+  prefetched = { key: prefetchKey(), promise };
 }
 
 function setBusy(busy) {
@@ -71,54 +71,54 @@ function setBusy(busy) {
   for (const button of [...byId("replies").querySelectorAll("button"), byId("tie"), byId("skip")]) button.disabled = busy;
 }
 
-function showNothing(words) {
-  clear(byId("prompt")).append(el("p", { class: "faint", text: words }));
+function showPlaceholder(text) {
+  clear(byId("prompt")).append(el("p", { class: "faint", text }));
   clear(byId("replies"));
   setBusy(true);
 }
 
-function showWaiting() {
+function showLoading() {
   const list = clear(byId("replies"));
-  clear(byId("prompt")).append(el("p", { class: "faint", text: "The players are thinking …" }));
-  for (let place = 1; place <= places(); place += 1) list.append(el("li", { class: "waiting" }, replyButton(place, "")));
+  clear(byId("prompt")).append(el("p", { class: "faint", text: "Generating replies …" }));
+  for (let place = 1; place <= nReplies(); place += 1) list.append(el("li", { class: "loading" }, replyButton(place, "")));
   setBusy(true);
 }
 
-// The second half of a double click is no second answer.
-const clicked = (choice) => (event) => { if (event.detail < 2) answer(choice); };
+// Ignore the second click of a double click.
+const onClick = (choice) => (event) => { if (event.detail < 2) answer(choice); };
 
-function replyButton(place, text) {
-  const said = text.trim() === "" ? el("span", { class: "said silent", text: "(says nothing)" }) : el("span", { class: "said", text });
+function replyButton(place, reply) {
+  const text = reply.trim() === "" ? el("span", { class: "text no-text", text: "(empty reply)" }) : el("span", { class: "text", text: reply });
   return el("button", {
     type: "button", class: "reply", dataset: { place },
-    on: { click: clicked({ best: place }) },
-  }, el("span", { class: "place", text: String(place) }), said);
+    on: { click: onClick({ best: place }) },
+  }, el("span", { class: "place", text: String(place) }), text);
 }
 
-// Whoever writes in a field, or is elsewhere on the page, stays there.
+// Do not take the focus from a form field or another part of the page.
 function focusOn(node) {
-  const here = document.activeElement;
-  const waits = here === document.body || byId("question").contains(here) || here.matches("#own-form button");
-  if (waits) node.focus({ preventScroll: true });
+  const focused = document.activeElement;
+  const free = focused === document.body || byId("question").contains(focused) || focused.matches("#custom-form button");
+  if (free) node.focus({ preventScroll: true });
 }
 
 function show(question, focus) {
-  const number = asked;
+  const number = nRequests;
   const prompt = clear(byId("prompt"));
   for (const message of question.messages) {
-    if (question.messages.length > 1) prompt.append(el("p", { class: "speaker", text: message.role }));
+    if (question.messages.length > 1) prompt.append(el("p", { class: "role", text: message.role }));
     prompt.append(el("p", { text: message.content }));
   }
   clear(byId("replies")).append(...question.replies.map((reply) => el("li", {}, replyButton(reply.place, reply.text))));
   setBusy(true);
   setTimeout(() => {
-    if (number !== asked) return;
+    if (number !== nRequests) return;
     current = question;
     setBusy(false);
-  }, SETTLES_MS);
+  }, LOCK_MS);
   if (focus) focusOn(byId("question-title"));
-  const said = question.replies.map((reply) => `Reply ${reply.place}: ${reply.text.trim() || "says nothing"}`).join(". ");
-  announce(`Prompt: ${question.messages.at(-1).content}. ${said}.`);
+  const replies = question.replies.map((reply) => `Reply ${reply.place}: ${reply.text.trim() || "empty"}`).join(". ");
+  announce(`Prompt: ${question.messages.at(-1).content}. ${replies}.`);
   prefetch();
 }
 
@@ -129,65 +129,64 @@ async function answer(choice) {
   await send(body);
 }
 
-// An answer whose fate is not known is sent again under its key: it is kept once.
+// After an error the same body is sent again; its key makes the request idempotent.
 async function send(body) {
   pending = body;
   setBusy(true);
-  trouble(null);
-  byId("again").hidden = true;
+  showError(null);
+  byId("retry").hidden = true;
   try {
-    const kept = await api("/v1/groundling/rankings", { method: "POST", body });
-    tellKept(kept);
+    const saved = await api("/v1/groundling/rankings", { method: "POST", body });
+    showSaved(saved);
     refresh();
     await next({ focus: true });
   } catch (error) {
-    trouble(error);
+    showError(error);
     if (error.status === 404 || error.status === 409) {
-      tell("That answer was not kept: the question was too old, or answered elsewhere. Here is another one.");
-      coming = null;  // the server may be another one, which knows no more of that than of this
+      setResult("Answer not saved: the question expired or was answered elsewhere. Here is another one.");
+      prefetched = null;  // after a server restart the prefetched question is unknown, too
       await next({ focus: true });
       return;
     }
-    byId("again").hidden = false;
-    focusOn(byId("again"));
+    byId("retry").hidden = false;
+    focusOn(byId("retry"));
   }
 }
 
-function tell(...parts) {
-  clear(byId("kept")).append(...parts);
+function setResult(...parts) {
+  clear(byId("result")).append(...parts);
 }
 
-function tellKept(kept) {
-  if (kept.choice === "skip") return tell("Kept: skipped. It says nothing about the replies.");
-  const who = (place) => el("b", { text: kept.revealed[place - 1].model });
-  const names = kept.revealed.flatMap((_, place) => [place === 0 ? "" : place === kept.revealed.length - 1 ? " and " : ", ", who(place + 1)]);
-  if (kept.choice === "tie") return tell("Kept: all are as good. They were ", ...names, ".");
-  const best = kept.choice[0][0];
-  const others = kept.revealed.filter((each) => each.place !== best);
+function showSaved(saved) {
+  if (saved.choice === "skip") return setResult("Saved: skipped.");
+  const name = (place) => el("b", { text: saved.revealed[place - 1].model });
+  const names = saved.revealed.flatMap((_, place) => [place === 0 ? "" : place === saved.revealed.length - 1 ? " and " : ", ", name(place + 1)]);
+  if (saved.choice === "tie") return setResult("Saved: tie between ", ...names, ".");
+  const best = saved.choice[0][0];
+  const others = saved.revealed.filter((each) => each.place !== best);
   const rest = others.flatMap((each, number) => [number ? ", " : "", el("b", { text: each.model })]);
-  return tell(`Kept: the ${ORDINALS[best - 1]} was best. It was `, who(best), ", before ", ...rest, ".");
+  return setResult(`Saved: the ${ORDINALS[best - 1]} reply, from `, name(best), ", over ", ...rest, ".");
 }
 
 async function refresh() {
   try {
     const query = rater() ? `?${new URLSearchParams({ rater: rater() })}` : "";
     const counts = await api(`/v1/groundling/rankings${query}`);
-    const mine = counts.by_you ?? 0;
-    const prompts = counts.to_ask ? `${counts.prompts_by_you ?? 0} of ${counted(counts.to_ask, "prompt")} from` : "prompts from";
-    byId("standing").textContent = rater() ? `${counted(mine, "answer")} by ${rater()}, to ${prompts} ${counts.prompts_from}` : "";
-    const told = [
+    const prompts = counts.to_ask ? `${counts.prompts_by_you ?? 0} of ${counted(counts.to_ask, "prompt")}` : "prompts";
+    byId("progress").textContent = rater() ? `${counted(counts.by_you ?? 0, "answer")} by ${rater()}; ${prompts} from ${counts.prompts_from}` : "";
+    const totals = [
       `${counted(counts.judgements, "answer")} by ${counted(counts.raters, "rater")}`,
       `${counted(counts.pairs, "preference")}, ${counted(counts.ties, "tie")}, ${counts.skips} skipped`,
     ].join("; ");
-    const lacking = counts.pairs < counts.least_pairs ? ` A reward model needs ${counts.least_pairs} preferences at least; some hundreds make it any good.` : "";
-    byId("sum").textContent = `${told}.${lacking}`;
+    const hint = counts.pairs < counts.least_pairs ? ` A reward model needs at least ${counts.least_pairs} preferences; a useful one needs hundreds.` : "";
+    byId("totals").textContent = `${totals}.${hint}`;
     byId("train").disabled = counts.pairs < counts.least_pairs || counts.models.length === 0;
     const select = byId("base");
     if (select.options.length !== counts.models.length) {
       clear(select).append(...counts.models.map((name) => el("option", { text: name })));
     }
   } catch (error) {
-    trouble(error);
+    showError(error);
   }
 }
 
@@ -199,14 +198,14 @@ async function exportAll() {
     const link = el("a", { href: URL.createObjectURL(await response.blob()), download: "rankings.jsonl" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-    announce("The rankings were exported.");
+    announce("Rankings exported.");
   } catch (error) {
-    trouble(error);
+    showError(error);
   }
 }
 
 function onKey(event) {
-  if (!byId("keys").checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (!byId("shortcuts").checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (event.target.closest("input:not([type=checkbox]), textarea, select, dialog")) return;
   const key = event.key.toLowerCase();
   if (!current || pending) return;
@@ -219,25 +218,25 @@ function onKey(event) {
 
 function setUp() {
   byId("rater").value = remembered("rater", "");
-  byId("n").value = String(remembered("replies", 2));
-  byId("keys").checked = remembered("rank-keys", true);
+  byId("n-replies").value = String(remembered("replies", 2));
+  byId("shortcuts").checked = remembered("shortcuts", true);
   byId("rater").addEventListener("change", () => { remember("rater", rater()); refresh(); next(); });
-  byId("n").addEventListener("change", () => { remember("replies", places()); next(); });
-  byId("keys").addEventListener("change", () => remember("rank-keys", byId("keys").checked));
-  byId("tie").addEventListener("click", clicked("tie"));
-  byId("skip").addEventListener("click", clicked("skip"));
-  byId("again").addEventListener("click", () => (pending ? send(pending) : next({ focus: true })));
+  byId("n-replies").addEventListener("change", () => { remember("replies", nReplies()); next(); });
+  byId("shortcuts").addEventListener("change", () => remember("shortcuts", byId("shortcuts").checked));
+  byId("tie").addEventListener("click", onClick("tie"));
+  byId("skip").addEventListener("click", onClick("skip"));
+  byId("retry").addEventListener("click", () => (pending ? send(pending) : next({ focus: true })));
   byId("export").addEventListener("click", exportAll);
-  byId("own-form").addEventListener("submit", (event) => {
+  byId("custom-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    const words = byId("own-words").value.trim();
-    if (words) next({ prompt: words, focus: true });
+    const prompt = byId("custom-prompt").value.trim();
+    if (prompt) next({ prompt, focus: true });
   });
   document.addEventListener("keydown", onKey);
 }
 
 setUp();
-watchTraining(trouble);
+watchTraining(showError);
 refresh();
 next();
 if (!rater()) byId("rater").focus();

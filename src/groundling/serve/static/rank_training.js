@@ -1,43 +1,43 @@
-// The reward model that is trained on the rankings: start it, watch it, stop it.
-import { api, inWords } from "./api.js";
+// Start, monitor and stop the training of a reward model.
+import { api, errorText } from "./api.js";
 import { announce, byId } from "./dom.js";
 import { Chart } from "./chart.js";
 
 const PATH = "/v1/groundling/rankings/train";
-const EVERY_MS = 1000;
-const AFTER_TROUBLE_MS = 2000;
+const POLL_MS = 1000;
+const RETRY_MS = 2000;
 let timer = null;
-let last = "idle";
+let lastState = "idle";
 let chart = null;
 
-export function watchTraining(trouble) {
+export function watchTraining(showError) {
   const act = (options) => async () => {
     try {
       show(await api(PATH, options()));
-      trouble(null);
+      showError(null);
     } catch (error) {
-      trouble(error);
+      showError(error);
     }
   };
   byId("train").addEventListener("click", act(() => ({ method: "POST", body: { model: byId("base").value || null } })));
   byId("stop").addEventListener("click", act(() => ({ method: "DELETE" })));
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
-  look();
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+  poll();
 }
 
-async function look() {
+async function poll() {
   clearTimeout(timer);
   try {
     show(await api(PATH));
   } catch (error) {
-    tell(inWords(error));
-    if (error.status !== 401 && !document.hidden) timer = setTimeout(look, AFTER_TROUBLE_MS);
+    setStatus(errorText(error));
+    if (error.status !== 401 && !document.hidden) timer = setTimeout(poll, RETRY_MS);
   }
 }
 
-// In place, so that whoever is at the link stays there.
-function tell(words, run = null) {
-  const [text, link] = byId("training-line").children;
+// Update in place to keep the focus on the link.
+function setStatus(words, run = null) {
+  const [text, link] = byId("training-status").children;
   text.textContent = words;
   link.hidden = run === null;
   if (run !== null && link.textContent !== run) {
@@ -46,45 +46,45 @@ function tell(words, run = null) {
   }
 }
 
-function show(facts) {
+function show(status) {
   clearTimeout(timer);
-  const running = facts.state === "running";
-  byId("training").hidden = facts.state === "idle";
-  const [comes, goes] = running ? [byId("stop"), byId("train")] : [byId("train"), byId("stop")];
-  comes.hidden = false;
-  if (document.activeElement === goes) (comes.disabled ? byId("base") : comes).focus();
-  goes.hidden = true;
-  byId("training-line").classList.toggle("error", facts.state === "failed");
-  tell(words(facts), facts.state === "failed" ? null : facts.run);
-  const bar = byId("training-bar");
+  const running = status.state === "running";
+  byId("training").hidden = status.state === "idle";
+  const [shown, hidden] = running ? [byId("stop"), byId("train")] : [byId("train"), byId("stop")];
+  shown.hidden = false;
+  if (document.activeElement === hidden) (shown.disabled ? byId("base") : shown).focus();
+  hidden.hidden = true;
+  byId("training-status").classList.toggle("error", status.state === "failed");
+  setStatus(statusText(status), status.state === "failed" ? null : status.run);
+  const bar = byId("training-progress");
   bar.hidden = !running;
-  if (facts.share === null) bar.removeAttribute("value");
-  else bar.value = facts.share;
-  draw(facts);
-  if (facts.state !== last && facts.state !== "idle") announce(byId("training-line").textContent);
-  last = facts.state;
-  if (running && !document.hidden) timer = setTimeout(look, EVERY_MS);
+  if (status.share === null) bar.removeAttribute("value");
+  else bar.value = status.share;
+  draw(status);
+  if (status.state !== lastState && status.state !== "idle") announce(byId("training-status").textContent);
+  lastState = status.state;
+  if (running && !document.hidden) timer = setTimeout(poll, POLL_MS);
 }
 
-function words(facts) {
-  if (facts.state === "failed") return `It failed: ${facts.error}`;
-  if (facts.state === "stopped") return "It was stopped: ";
-  const loss = facts.loss === null ? "" : `loss ${facts.loss.toFixed(3)}`;
-  const seconds = `${Math.round(facts.seconds)} s`;
-  if (facts.state === "running") return facts.step === null ? `The model is being read · ${seconds} · ` : `Step ${facts.step}, ${loss} · ${seconds} · `;
-  const right = facts.accuracy === null ? "" : `, right about ${(100 * facts.accuracy).toFixed(0)} % of the preferences that it had not seen`;
-  return `Done in ${seconds}: ${loss}${right}. Its curves: `;
+function statusText(status) {
+  if (status.state === "failed") return `Failed: ${status.error}`;
+  if (status.state === "stopped") return "Stopped: ";
+  const loss = status.loss === null ? "" : `loss ${status.loss.toFixed(3)}`;
+  const seconds = `${Math.round(status.seconds)} s`;
+  if (status.state === "running") return status.step === null ? `Loading the model · ${seconds} · ` : `Step ${status.step}, ${loss} · ${seconds} · `;
+  const accuracy = status.accuracy === null ? "" : `, accuracy ${(100 * status.accuracy).toFixed(0)} % on held-out preferences`;
+  return `Done in ${seconds}: ${loss}${accuracy}. Run: `;
 }
 
-function draw(facts) {
-  if (facts.losses.length < 2) {
+function draw(status) {
+  if (status.losses.length < 2) {
     chart?.node.remove();
     chart = null;
     return;
   }
   if (!chart) {
-    chart = new Chart({ title: "Loss on preferences", height: 150 });
+    chart = new Chart({ title: "Preference loss", height: 150 });
     byId("training-chart").append(chart.node);
   }
-  chart.draw({ lines: [{ name: "loss", tint: 0, points: facts.losses }], xName: "step" });
+  chart.draw({ lines: [{ name: "loss", tint: 0, points: status.losses }], xName: "step" });
 }

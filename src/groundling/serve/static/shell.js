@@ -1,4 +1,4 @@
-// What all pages have: light or candlelight.
+// The theme button, on every page.
 import { byId, remember, remembered } from "./dom.js";
 
 const root = document.documentElement;
@@ -9,11 +9,11 @@ function isDark() {
   return root.dataset.theme ? root.dataset.theme === "dark" : dark.matches;
 }
 function show() {
-  button.textContent = isDark() ? "Daylight" : "Candlelight";  // what a click brings
+  button.textContent = isDark() ? "Light" : "Dark";  // the theme that a click selects
 }
 
-const kept = remembered("theme", null);
-if (kept) root.dataset.theme = kept;
+const stored = remembered("theme", null);
+if (stored) root.dataset.theme = stored;
 show();
 dark.addEventListener("change", show);
 button.addEventListener("click", () => {

@@ -1,4 +1,4 @@
-// What tokens look like, and numbers that came as base64.
+// Display of tokens, and decoding of base64 arrays.
 export const visible = (piece) => piece.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") || "∅";
 export const percent = (p) => (p >= 0.0005 ? `${(100 * p).toFixed(1)} %` : "< 0.1 %");
 
@@ -10,8 +10,8 @@ export function bytesOf(text) {
 }
 export const floatsOf = (text) => new Float32Array(bytesOf(text).buffer);
 
-// Row after row of a lower triangle: the weight of column s in row t.
+// Entry (t, s) of a lower triangle stored row by row, scaled to 0..1.
 export const weight = (triangle, t, s) => (s > t ? 0 : triangle[(t * (t + 1)) / 2 + s] / 255);
 
-// The strongest shade behind a text that can still be read: ink on it keeps 4.5 to 1, in both lights.
-export const HEAVIEST = 0.5;
+// Strongest shading behind text: keeps a contrast of 4.5:1 in both themes.
+export const MAX_SHADE = 0.5;

@@ -1,82 +1,82 @@
-// What is known of a run's curves: fetched piece by piece, and begun anew when the run is.
+// Metrics of a run, fetched incrementally; reset when the run restarts.
 import { api } from "./api.js";
 
 const MAX_POINTS = 12000;
 
-// A name's slashes are part of the address; the rest of it is not.
-const address = (name) => name.split("/").map(encodeURIComponent).join("/");
+// Encode a run name for a URL; slashes stay.
+const urlPath = (name) => name.split("/").map(encodeURIComponent).join("/");
 
 export class Curves {
   constructor(name) {
-    Object.assign(this, { name, version: 0, waiting: false });
-    this.#forget();
+    Object.assign(this, { name, version: 0, fetching: false });
+    this.#reset();
   }
 
-  #forget() {
-    // series: what is drawn, of long stretches the lowest and the highest; means: [step, mean, how many], to reckon with
+  #reset() {
+    // series: points to draw, min and max of long stretches; means: [step, mean, count], for smoothing and sums
     Object.assign(this, { after: 0, mark: null, series: new Map(), means: new Map(), samples: [], notFinite: 0, axes: new Map() });
   }
 
-  // Ask for what is new; true if something is.
+  // Fetch new rows; true if there are any.
   async fetch(signal) {
-    if (this.waiting) return false;
-    this.waiting = true;
+    if (this.fetching) return false;
+    this.fetching = true;
     try {
       let changed = false;
       for (let more = true; more;) {
         const query = new URLSearchParams({ after: this.after });
         if (this.mark !== null && this.after > 0) query.set("mark", this.mark);
-        const news = await api(`/v1/groundling/runs/${address(this.name)}/metrics?${query}`, { signal });
-        if (news.restarted) { this.#forget(); changed = true; }
-        changed = this.#take(news) || changed;
-        more = news.more;
+        const update = await api(`/v1/groundling/runs/${urlPath(this.name)}/metrics?${query}`, { signal });
+        if (update.restarted) { this.#reset(); changed = true; }
+        changed = this.#add(update) || changed;
+        more = update.more;
       }
       if (changed) this.version += 1;
       return changed;
     } finally {
-      this.waiting = false;
+      this.fetching = false;
     }
   }
 
-  #take(news) {
-    this.after = news.next;
-    this.mark = news.mark;
-    for (const [name, { step, value, mean }] of Object.entries(news.series)) {
+  #add(update) {
+    this.after = update.next;
+    this.mark = update.mark;
+    for (const [name, { step, value, mean }] of Object.entries(update.series)) {
       const points = [...(this.series.get(name) ?? []), ...step.map((at, i) => [at, value[i]])];
       const means = [...(this.means.get(name) ?? []), ...(mean ? mean.step.map((at, i) => [at, mean.value[i], mean.n[i]]) : step.map((at, i) => [at, value[i], 1]))];
       this.series.set(name, points.length > MAX_POINTS ? points.filter((_, place) => place % 2 === 0 || place > points.length - 100) : points);
-      this.means.set(name, means.length > MAX_POINTS ? inPairs(means) : means);
+      this.means.set(name, means.length > MAX_POINTS ? mergePairs(means) : means);
     }
-    this.notFinite += news.not_finite;
-    this.samples = [...this.samples, ...news.samples].slice(-20);
+    this.notFinite += update.not_finite;
+    this.samples = [...this.samples, ...update.samples].slice(-20);
     this.axes = new Map();
-    return news.rows > 0;
+    return update.rows > 0;
   }
 
   has(name) {
     return this.series.has(name);
   }
 
-  // The points of a series along steps, tokens or seconds; none where the run does not tell those.
-  along(name, axis) {
-    return this.#moved(this.series.get(name) ?? [], axis);
+  // Points of a series over steps, tokens or seconds; empty if the run does not record that axis.
+  over(name, axis) {
+    return this.#onAxis(this.series.get(name) ?? [], axis);
   }
 
   // The same, smoothed.
-  smoothAlong(name, axis, weight) {
-    return this.#moved(smoothed(this.means.get(name) ?? [], weight), axis);
+  smoothedOver(name, axis, weight) {
+    return this.#onAxis(smoothed(this.means.get(name) ?? [], weight), axis);
   }
 
-  #moved(points, axis) {
+  #onAxis(points, axis) {
     if (axis === "step") return points;
     const known = this.#axis(axis);
-    return known.length ? points.map(([step, value]) => [between(known, step), value]) : [];
+    return known.length ? points.map(([step, value]) => [interpolate(known, step), value]) : [];
   }
 
   #axis(axis) {
     if (!this.axes.has(axis)) {
       let known = this.series.get(axis) ?? [];
-      if (!known.length && axis === "train_s" && this.has("seconds")) {  // of each step, one by one
+      if (!known.length && axis === "train_s" && this.has("seconds")) {  // time per step: accumulate
         let sum = 0;
         known = this.means.get("seconds").map(([step, seconds, n]) => [step, sum += n * seconds]);
       }
@@ -86,8 +86,8 @@ export class Curves {
   }
 }
 
-// Where a step lies between those that are known, in a straight line.
-function between(known, step) {
+// Linear interpolation.
+function interpolate(known, step) {
   let low = 0;
   let high = known.length - 1;
   if (step >= known[high][0]) return known[high][1];
@@ -99,7 +99,7 @@ function between(known, step) {
   return b === a ? atA : atA + ((step - a) / (b - a)) * (atB - atA);
 }
 
-function inPairs(means) {
+function mergePairs(means) {
   const half = [];
   for (let i = 0; i < means.length; i += 2) {
     const [[, a, n], [step, b, m]] = [means[i], means[i + 1] ?? [means[i][0], 0, 0]];
@@ -108,18 +108,17 @@ function inPairs(means) {
   return half;
 }
 
-// A mean that forgets: what is `weight` of the last one stays; the first values count as if there had been as many.
-// A mean of n values counts as n of them.
+// Exponential moving average with bias correction. A mean of n values counts as n values.
 export function smoothed(means, weight) {
   let mean = 0;
-  let share = 0;
+  let total = 0;
   return means.map(([x, y, n]) => {
-    const stays = weight ** n;
-    mean = stays * mean + (1 - stays) * y;
-    share = stays * share + (1 - stays);
-    return [x, mean / share];
+    const decay = weight ** n;
+    mean = decay * mean + (1 - decay) * y;
+    total = decay * total + (1 - decay);
+    return [x, mean / total];
   });
 }
 
 export const listRuns = async (signal) => (await api("/v1/groundling/runs", { signal })).data;
-export const ladderOf = async (name, signal) => (await api(`/v1/groundling/runs/${address(name)}/ladder`, { signal })).rungs;
+export const fetchLadder = async (name, signal) => (await api(`/v1/groundling/runs/${urlPath(name)}/ladder`, { signal })).rungs;

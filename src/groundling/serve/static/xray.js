@@ -1,20 +1,20 @@
-// The X-ray: one text, one model or two, and all pictures of what went on inside.
-import { api, inWords, models } from "./api.js";
+// X-ray: run a text through one or two models and show their internals.
+import { api, errorText, models as fetchModels } from "./api.js";
 import { announce, byId, clear, el, remember, remembered } from "./dom.js";
 import { Maps } from "./xray_maps.js";
 import { Lens } from "./xray_lens.js";
 import { Next } from "./xray_next.js";
 
-const SETTLES_MS = 120;  // a slider that is dragged asks once it rests
-const STEP_MS = 400;     // for each checkpoint of a play
-let cast = [];
+const DEBOUNCE_MS = 120; // of the checkpoint slider
+const FRAME_MS = 400;    // per checkpoint while playing
+let models = [];
 const panels = [];
 
 class Panel {
   constructor(number) {
     this.number = number;
-    this.asking = new AbortController();  // of what is under way: whatever comes next ends it
-    this.listing = false;                 // while it waits for a list of checkpoints, and looks through it afterwards
+    this.controller = new AbortController();  // of the request in flight; the next one aborts it
+    this.listing = false;                     // waiting for the list of checkpoints
     this.steps = [];
     this.playing = null;
     this.timer = null;
@@ -24,51 +24,51 @@ class Panel {
     this.play = el("button", { class: "button quiet", type: "button", text: "Play" });
     this.sliderField = el("p", { class: "field slider", hidden: true },
       el("label", { for: `step-${number}` }, "Checkpoint: ", this.stepName), el("span", { class: "row" }, this.slider, this.play));
-    this.trouble = el("div", { class: "trouble", role: "alert" });
+    this.error = el("div", { class: "panel-error", role: "alert" });
     this.parts = [new Maps(number), new Next(number), new Lens(number)];
     this.node = el("article", { class: "panel", "aria-label": `Model ${number + 1}` },
       el("header", {}, el("p", { class: "field" }, el("label", { for: `model-${number}`, text: "Model" }), this.select), this.sliderField),
-      this.trouble, this.parts.map((part) => part.node));
+      this.error, this.parts.map((part) => part.node));
     this.#hide();
-    this.select.addEventListener("change", () => { remember(`xray.model.${number}`, this.select.value); this.choose(); });
+    this.select.addEventListener("change", () => { remember(`xray.model.${number}`, this.select.value); this.selectModel(); });
     this.slider.addEventListener("input", () => {
-      this.halt();
+      this.stopPlaying();
       this.#nameStep();
       this.node.setAttribute("aria-busy", "true");
       clearTimeout(this.timer);
-      this.timer = setTimeout(() => this.expose(), SETTLES_MS);
+      this.timer = setTimeout(() => this.analyze(), DEBOUNCE_MS);
     });
-    this.play.addEventListener("click", () => (this.playing ? this.halt() : this.playAll()));
+    this.play.addEventListener("click", () => (this.playing ? this.stopPlaying() : this.playAll()));
     this.fill();
   }
 
-  get model() { return cast.find((model) => model.id === this.select.value); }
+  get model() { return models.find((model) => model.id === this.select.value); }
   get step() { return this.sliderField.hidden ? null : this.steps[Number(this.slider.value)]; }
 
-  // The models that there are; the one that was chosen, if it is still among them.
+  // List the models; keep the selected one if it still exists.
   fill() {
     const before = this.select.value || remembered(`xray.model.${this.number}`, null);
-    clear(this.select).append(...cast.map((model) => el("option", { value: model.id, text: model.id })));
-    if (cast.some((model) => model.id === before)) this.select.value = before;
-    else this.select.selectedIndex = Math.min(this.number, cast.length - 1);
+    clear(this.select).append(...models.map((model) => el("option", { value: model.id, text: model.id })));
+    if (models.some((model) => model.id === before)) this.select.value = before;
+    else this.select.selectedIndex = Math.min(this.number, models.length - 1);
   }
 
   remove() {
-    this.#begin();
+    this.#reset();
     this.node.remove();
   }
 
-  // Something new is wanted: what was, is wanted no more.
-  #begin() {
-    this.halt();
+  // Cancel what is in flight.
+  #reset() {
+    this.stopPlaying();
     clearTimeout(this.timer);
-    this.asking.abort();
-    this.asking = new AbortController();
-    return this.asking.signal;
+    this.controller.abort();
+    this.controller = new AbortController();
+    return this.controller.signal;
   }
 
-  async choose() {
-    const signal = this.#begin();
+  async selectModel() {
+    const signal = this.#reset();
     this.steps = [];
     this.listing = Boolean(this.model.groundling.run);
     if (this.listing) {
@@ -86,7 +86,7 @@ class Panel {
     this.sliderField.hidden = this.steps.length < 2;
     this.slider.max = Math.max(0, this.steps.length - 1);
     this.slider.value = this.slider.max;
-    await this.expose();
+    await this.analyze();
   }
 
   #nameStep() {
@@ -96,13 +96,13 @@ class Panel {
     this.slider.setAttribute("aria-valuetext", this.stepName.textContent);
   }
 
-  // Look through the model; true if it is the newest wish that was fulfilled.
-  async expose({ playing = null } = {}) {
+  // Run the model; true unless superseded or failed.
+  async analyze({ playing = null } = {}) {
     if (this.listing) return false;
-    if (!playing) this.halt();
+    if (!playing) this.stopPlaying();
     clearTimeout(this.timer);
-    this.asking.abort();
-    const { signal } = (this.asking = new AbortController());
+    this.controller.abort();
+    const { signal } = (this.controller = new AbortController());
     this.#nameStep();
     const body = { model: this.model.id };
     const text = byId("text").value;
@@ -111,14 +111,14 @@ class Panel {
     if (this.step) body.checkpoint = this.step.checkpoint;
     this.node.setAttribute("aria-busy", "true");
     try {
-      const seen = await api("/v1/groundling/xray", { method: "POST", body, signal });
+      const result = await api("/v1/groundling/xray", { method: "POST", body, signal });
       if (signal.aborted) return false;
-      clear(this.trouble);
+      clear(this.error);
       for (const part of this.parts) {
         part.node.hidden = false;
-        part.show(seen);
+        part.show(result);
       }
-      if (!playing) announce(`${seen.model}: ${seen.tokens.length} tokens, ${seen.n_layer} layers of ${seen.n_head} heads.`);
+      if (!playing) announce(`${result.model}: ${result.tokens.length} tokens, ${result.n_layer} layers of ${result.n_head} heads.`);
       this.node.removeAttribute("aria-busy");
       return true;
     } catch (error) {
@@ -127,35 +127,35 @@ class Panel {
     }
   }
 
-  // Pictures of another text, or of another model, would say what is not so.
+  // Hide results of an earlier text or model.
   #fail(error) {
     this.listing = false;
-    this.halt();
+    this.stopPlaying();
     this.#hide();
     this.node.removeAttribute("aria-busy");
-    showTrouble(this.trouble, error);
+    showError(this.error, error);
   }
 
   #hide() {
     for (const part of this.parts) part.node.hidden = true;
   }
 
-  // From the first checkpoint to the last: a head can be watched while it forms.
+  // Step through all checkpoints.
   async playAll() {
-    const mine = this.playing = {};
+    const session = this.playing = {};
     this.play.textContent = "Stop";
     for (let at = 0; at < this.steps.length; at++) {
       this.slider.value = at;
-      if (!await this.expose({ playing: mine })) break;
-      if (at + 1 < this.steps.length) await new Promise((resolve) => setTimeout(resolve, STEP_MS));
-      if (this.playing !== mine) return;
+      if (!await this.analyze({ playing: session })) break;
+      if (at + 1 < this.steps.length) await new Promise((resolve) => setTimeout(resolve, FRAME_MS));
+      if (this.playing !== session) return;
     }
-    if (this.playing !== mine) return;
-    this.halt();
+    if (this.playing !== session) return;
+    this.stopPlaying();
     announce(`Played to ${this.stepName.textContent}.`);
   }
 
-  halt() {
+  stopPlaying() {
     this.playing = null;
     this.play.textContent = "Play";
   }
@@ -165,13 +165,13 @@ class Panel {
   }
 }
 
-function showTrouble(place, error) {
-  clear(place).append(el("p", { class: "error" }, inWords(error), " ",
-    el("button", { class: "button quiet", type: "button", text: "Try again", on: { click: () => { byId("expose").focus(); start(); } } })));
+function showError(place, error) {
+  clear(place).append(el("p", { class: "error" }, errorText(error), " ",
+    el("button", { class: "button quiet", type: "button", text: "Try again", on: { click: () => { byId("analyze").focus(); start(); } } })));
 }
 
-function exposeAll() {
-  for (const panel of panels) panel.expose();
+function analyzeAll() {
+  for (const panel of panels) panel.analyze();
 }
 
 function setPanels(n) {
@@ -180,34 +180,34 @@ function setPanels(n) {
     const panel = new Panel(panels.length);
     panels.push(panel);
     byId("panels").append(panel.node);
-    panel.choose();
+    panel.selectModel();
   }
   byId("panels").classList.toggle("two", n === 2);
-  byId("beside").setAttribute("aria-pressed", String(n === 2));
+  byId("compare").setAttribute("aria-pressed", String(n === 2));
 }
 
-// The server may be another one by now, with other models.
+// After a server restart the models may differ.
 async function start() {
   try {
-    cast = await models();
-    clear(byId("trouble"));
+    models = await fetchModels();
+    clear(byId("page-error"));
   } catch (error) {
-    showTrouble(byId("trouble"), error);
+    showError(byId("page-error"), error);
     return;
   }
   if (!panels.length) setPanels(1);
   else for (const panel of panels) {
     panel.fill();
-    panel.choose();
+    panel.selectModel();
   }
 }
 
-byId("plate").addEventListener("submit", (event) => { event.preventDefault(); exposeAll(); });
+byId("input-form").addEventListener("submit", (event) => { event.preventDefault(); analyzeAll(); });
 byId("text").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) exposeAll();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) analyzeAll();
 });
-byId("as-chat").addEventListener("change", exposeAll);
-byId("beside").addEventListener("click", () => setPanels(panels.length === 2 ? 1 : 2));
+byId("as-chat").addEventListener("change", analyzeAll);
+byId("compare").addEventListener("click", () => setPanels(panels.length === 2 ? 1 : 2));
 document.addEventListener("theme", () => { for (const panel of panels) panel.redraw(); });
 const text = remembered("xray.text", null);
 if (text) byId("text").value = text;

@@ -1,4 +1,4 @@
-// What comes next, and what temperature, top-k and top-p make of it: computed here, from all logits.
+// Next-token distribution under temperature, top-k and top-p, computed here from the full logits.
 import { clear, el } from "./dom.js";
 import { floatsOf, percent, visible } from "./token_text.js";
 
@@ -6,52 +6,52 @@ const SHOWN = 14;
 
 export class Next {
   constructor(number) {
-    this.knobs = {};
-    const knob = (name, label, attributes) => {
+    this.sliders = {};
+    const slider = (name, label, attributes) => {
       const input = el("input", { id: `${name}-${number}`, type: "range", ...attributes, on: { input: () => this.draw() } });
       const out = el("output", {});
-      this.knobs[name] = { input, out };
+      this.sliders[name] = { input, out };
       return el("p", { class: "field" }, el("label", { for: `${name}-${number}` }, `${label}: `, out), input);
     };
     this.list = el("ol", { class: "bars" });
-    this.tell = el("p", { class: "tell faint", role: "status" });
-    this.node = el("section", {}, el("h2", { text: "What comes next" }), el("div", { class: "knobs" },
-      knob("temperature", "Temperature", { min: 0, max: 2, step: 0.05, value: 1 }),
-      knob("k", "Top k", { min: 1, max: 60, step: 1, value: 60 }),
-      knob("p", "Top p", { min: 0.05, max: 1, step: 0.01, value: 1 })), this.list, this.tell);
+    this.summary = el("p", { class: "caption faint", role: "status" });
+    this.node = el("section", {}, el("h2", { text: "Next token" }), el("div", { class: "sliders" },
+      slider("temperature", "Temperature", { min: 0, max: 2, step: 0.05, value: 1 }),
+      slider("k", "Top-k", { min: 1, max: 60, step: 1, value: 60 }),
+      slider("p", "Top-p", { min: 0.05, max: 1, step: 0.01, value: 1 })), this.list, this.summary);
   }
 
-  show(seen) {
-    this.seen = seen;
-    this.logits = floatsOf(seen.next.logits);
+  show(result) {
+    this.result = result;
+    this.logits = floatsOf(result.next.logits);
     this.draw();
   }
 
   draw() {
     if (!this.logits) return;
-    const t = Number(this.knobs.temperature.input.value);
-    const all = Number(this.knobs.k.input.value) === 60;
-    const k = all ? this.logits.length : Number(this.knobs.k.input.value);
-    const p = Number(this.knobs.p.input.value);
-    this.knobs.temperature.out.textContent = t === 0 ? "0 (always the best)" : t.toFixed(2);
-    this.knobs.k.out.textContent = all ? "all" : String(k);
-    this.knobs.p.out.textContent = p.toFixed(2);
-    const kept = chances(this.logits, t, k, p);
-    clear(this.list).append(...this.seen.next.ids.slice(0, SHOWN).map((id) => {
+    const t = Number(this.sliders.temperature.input.value);
+    const all = Number(this.sliders.k.input.value) === 60;
+    const k = all ? this.logits.length : Number(this.sliders.k.input.value);
+    const p = Number(this.sliders.p.input.value);
+    this.sliders.temperature.out.textContent = t === 0 ? "0 (greedy)" : t.toFixed(2);
+    this.sliders.k.out.textContent = all ? "all" : String(k);
+    this.sliders.p.out.textContent = p.toFixed(2);
+    const kept = filtered(this.logits, t, k, p);
+    clear(this.list).append(...this.result.next.ids.slice(0, SHOWN).map((id) => {
       const share = kept.get(id) ?? 0;
       const bar = el("span", {});
       bar.style.width = `${(100 * share).toFixed(2)}%`;
-      return el("li", { class: share ? "" : "out" }, el("span", { class: "piece", text: visible(this.seen.pieces[id]) }),
-        el("span", { class: "bar" }, bar), el("span", { class: "share", text: share ? percent(share) : "out" }));
+      return el("li", { class: share ? "" : "excluded" }, el("span", { class: "piece", text: visible(this.result.pieces[id]) }),
+        el("span", { class: "bar" }, bar), el("span", { class: "probability", text: share ? percent(share) : "excluded" }));
     }));
     let entropy = 0;
-    for (const share of kept.values()) if (share > 0) entropy -= share * Math.log2(share);
-    this.tell.textContent = `${kept.size.toLocaleString("en")} of ${this.logits.length.toLocaleString("en")} tokens can come; ${entropy.toFixed(2)} bits.`;
+    for (const q of kept.values()) if (q > 0) entropy -= q * Math.log2(q);
+    this.summary.textContent = `${kept.size.toLocaleString("en")} of ${this.logits.length.toLocaleString("en")} tokens; entropy ${entropy.toFixed(2)} bits.`;
   }
 }
 
-// As sampling does it: temperature, the k best, then the fewest whose probabilities reach p.
-export function chances(logits, t, k, p) {
+// Temperature, then top-k, then top-p, in the order of groundling.sample.filters.
+export function filtered(logits, t, k, p) {
   const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a] || a - b);
   if (t === 0) return new Map([[order[0], 1]]);
   const best = logits[order[0]];

@@ -1,4 +1,4 @@
-"""How the learning rate goes: a factor between 0 and 1 for each step, the same for every optimizer of a run."""
+"""Learning-rate schedules: a factor between 0 and 1 for each step, the same for every optimizer of a run."""
 
 import math
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from groundling.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Warm-up, then a shape."""
+    """Learning rate schedule."""
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """cosine (arXiv:1608.03983), linear, wsd: warm-up, stable, decay (arXiv:2404.06395), or constant."""
+    """cosine (arXiv:1608.03983), linear, wsd (warmup-stable-decay, arXiv:2404.06395) or constant."""
     warmup_steps: int = 100
-    """Steps over which the rate rises in a straight line."""
+    """Steps of linear warmup."""
     final_fraction: float = 0.1
-    """Where the rate arrives when all steps are made, as a part of the highest."""
+    """Final learning rate as a fraction of the peak."""
     decay_fraction: float = 0.4
-    """wsd only: the part of all steps in which the rate falls, in a straight line, at the end."""
+    """wsd only: fraction of the steps spent in the final linear decay."""
 
     def __post_init__(self) -> None:
         require(self.warmup_steps >= 0, f"warmup_steps is {self.warmup_steps}; it must be at least 0")
