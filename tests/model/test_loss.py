@@ -8,10 +8,14 @@ import math
 import pytest
 import torch
 
-from groundling.model.loss import IGNORE, distillation_loss_sum, loss_sum, sequence_log_probs
+from groundling.model.loss import IGNORE, distillation_loss_sum, loss_sum, token_logprobs
 from groundling.model.numerics import at_least_float32
 
 B, T, V = 3, 5, 7
+
+
+def sequence_log_probs(logits_BTV, targets_BT):
+    return token_logprobs(logits_BTV, targets_BT).sum(-1)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`groundling chat`: talk with a model that was taught to answer."""
+"""`groundling chat`: chat with a model in the terminal."""
 
 import io
 import logging
@@ -52,17 +52,14 @@ class ChatConfig:
 
 
 class Chat:
-    """A conversation that grows. What was read of it once is not read again.
+    """A growing conversation; the engine reuses the keys and values of earlier turns.
 
     Args:
-        bundle: a model that was taught to answer.
-        sampling: how it chooses; a reply also ends after its `max_new_tokens`.
-        decode: how it is read.
-        system: what it is told first.
-        thinking: whether a model that thinks before it replies may do so.
-
-    Raises:
-        ConfigError: it was never taught to answer, or has no room for a conversation.
+        bundle: a chat model.
+        sampling: sampling settings; `max_new_tokens` limits a reply.
+        decode: settings of the decoding engine.
+        system: system message.
+        thinking: whether a reasoning model may think before it replies.
     """
 
     def __init__(
@@ -83,14 +80,14 @@ class Chat:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was said."""
+        """Start a new conversation."""
         self.messages = [Message("system", self._system)] if self._system else []
 
     def reply(self, words: str) -> Iterator[str]:
-        """What the model says to `words`, as it comes. A reply that is left before its end counts as far as it came.
+        """Stream the reply to a user message. If the iterator is closed early, the partial reply is kept.
 
         Raises:
-            DataError: the tokenizer cannot say them; the conversation is as it was.
+            DataError: the tokenizer cannot encode the message; the conversation is unchanged.
         """
         asked = [*self.messages, Message("user", words)]
         pieces = self._speak(self._prompt(asked), self._n_replies)
@@ -98,15 +95,15 @@ class Chat:
         return self._kept(asked, pieces)
 
     def one_reply(self, messages: Sequence[Message], seed: int) -> str:
-        """What the model says to another conversation than this one.
+        """The reply to a conversation of its own, independent of this one.
 
         Raises:
-            DataError: the tokenizer cannot say it.
+            DataError: the tokenizer cannot encode it.
         """
         return "".join(self._speak(self._prompt(messages), seed))
 
     def _kept(self, asked: list[Message], pieces: Generator[str, None, None]) -> Iterator[str]:
-        """Pieces of a reply; what came of it becomes part of the conversation."""
+        """Pass on the pieces of a reply, then append it to the conversation."""
         said: list[str] = []
         try:
             for piece in pieces:

@@ -1,4 +1,4 @@
-"""What a stage learns from or draws its prompts from, as ids: your own conversations or prompts, or Shakespeare's."""
+"""Training conversations and prompts as ids: from your own files, or dialogues of Tiny Shakespeare."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class ChatDataConfig:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Both splits as ids, and what is asked in them."""
+    """Both splits as ids, and their prompts."""
 
     train: list[Encoded]
     val: list[Encoded]
@@ -48,22 +48,21 @@ class Conversations:
     asked: "Asked"
 
     def lines(self) -> list[str]:
-        """What became of the examples, for people."""
+        """How many examples of each split were kept, and why others were not."""
         return [f"{name:<12}{counts.line()}" for name, counts in zip(("train", "validation"), self.counts, strict=True)]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What users ask, as messages."""
+    """Prompts as messages, without duplicates."""
 
     train: list[Messages]
-    """None is there twice."""
     val: list[Messages]
-    """None is there twice, or in `train`."""
+    """None of them is in `train`."""
 
     @classmethod
     def of(cls, train: Sequence[Messages], val: Sequence[Messages]) -> "Asked":
-        """Both splits, without what comes again."""
+        """Remove duplicates from both splits."""
         known = dict.fromkeys(train)
         return cls(list(known), [messages for messages in dict.fromkeys(val) if messages not in known])
 
@@ -85,15 +84,15 @@ def fit_prompt(asked: Sequence[Messages], bundle: ChatBundle, max_ids: int) -> d
 
 
 def prompt_room(block_size: int, max_new_tokens: int, least: int) -> int:
-    """How many ids a prompt may have where a reply may have so many.
+    """Maximum length of a prompt that leaves room for a reply.
 
     Args:
         block_size: the model's context.
-        max_new_tokens: of a reply.
-        least: what a conversation takes at least (`least_ids`).
+        max_new_tokens: length limit of a reply.
+        least: ids of the shortest conversation (`least_ids`).
 
     Raises:
-        ConfigError: there is no room for one.
+        ConfigError: there is no room for a prompt.
     """
     require(
         max_new_tokens <= block_size - least,
@@ -124,10 +123,10 @@ def prepare_conversations(config: ChatDataConfig, bundle: ChatBundle, max_ids: i
 
 
 def read_asked(config: ChatDataConfig) -> Asked:
-    """What users ask, in both splits: of conversations, or of files of prompts.
+    """Read the prompts of both splits, from conversations or from files of prompts.
 
     Raises:
-        DataError: a file cannot be read, or nothing is left of it.
+        DataError: a file cannot be read, or holds no prompt.
     """
     if config.path is None or not holds_prompts(config.path):
         return Asked.of(*(prompts(part) for part in _read(config)))
@@ -151,7 +150,7 @@ def _read(config: ChatDataConfig) -> tuple[list[Conversation], list[Conversation
 
 
 def _cut(rows: list[T], path: Path, what: str) -> tuple[list[T], list[T]]:
-    """The last tenth is measured by."""
+    """Split off the last tenth for validation."""
     n_val = max(1, len(rows) // 10)
     if len(rows) < 2:
         raise DataError(f"{path} has {len(rows)} {what}; one is kept to measure by, so 2 are needed")
@@ -159,7 +158,7 @@ def _cut(rows: list[T], path: Path, what: str) -> tuple[list[T], list[T]]:
 
 
 class Example(Protocol):
-    """What was said to some prompt."""
+    """An example with a prompt."""
 
     @property
     def messages(self) -> Messages:
@@ -171,20 +170,18 @@ E = TypeVar("E", bound=Example)
 
 
 def split(examples: Sequence[E], part: float) -> tuple[list[E], list[E]]:
-    """Examples to learn from and to measure by; see `held_out`."""
+    """Split examples into training and held-out ones; see `held_out`."""
     kept = held_out([example.messages for example in examples], part)
     train = [example for example, is_kept in zip(examples, kept, strict=True) if not is_kept]
     return train, [example for example, is_kept in zip(examples, kept, strict=True) if is_kept]
 
 
 def held_out(asked: Sequence[Messages], part: float) -> list[bool]:
-    """Whether each example is kept for measuring.
-
-    The last prompts are, in the order in which they first come; however often one was asked, it is on one side.
+    """Whether each example is held out: those of the last distinct prompts, so that no prompt is in both splits.
 
     Args:
         asked: the prompt of each example.
-        part: of the prompts; at least one is kept, if there are two and it is not 0, and half of them at most.
+        part: share of the prompts; unless 0, at least one of two, and at most half of them.
     """
     prompts = list(dict.fromkeys(asked))
     n = min(len(prompts) // 2, max(1, round(part * len(prompts)))) if part else 0

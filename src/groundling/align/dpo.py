@@ -1,9 +1,9 @@
-"""`groundling dpo`: from preferences straight to a policy, without a reward model or sampling.
+"""`groundling dpo`: direct preference optimisation, without a reward model or sampling.
 
 sigmoid (arXiv:2305.18290, equation 7): -log sigmoid(beta * (gain(chosen) - gain(rejected))), where a reply's gain is
-log p(reply) - log p_ref(reply). With label smoothing e a preference is taken for wrong with probability e (Mitchell
-2023, "A note on DPO with noisy preferences"). ipo (arXiv:2310.12036, equation 17): (gap - 1 / (2 beta))^2, of gains a
-token on average. Both begin where policy and reference are one: the sigmoid loss is then ln 2.
+log p(reply) - log p_ref(reply). With label smoothing e, a preference is wrong with probability e (Mitchell 2023, "A
+note on DPO with noisy preferences"). ipo (arXiv:2310.12036, equation 17): (gap - 1 / (2 beta))^2, with mean gains per
+token. Training starts with the policy equal to the reference, where the sigmoid loss is ln 2.
 
 Shapes: N replies, P pairs.
 """
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["sigmoid", "ipo"]
 REFERENCE = "reference"
-"""In checkpoints: what the reference gives both replies of each pair."""
+"""Name in checkpoints of the reference log-probabilities of each pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +91,18 @@ class DpoConfig(ExamplesConfig):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two replies to a prompt, and what the reference gives each: log-probabilities of the whole replies."""
+    """Two replies to a prompt, and their log-probabilities under the reference."""
 
     chosen: Exchange
     rejected: Exchange
     messages: Messages = ()
-    """The prompt before it was shortened."""
+    """The prompt before shortening."""
     reference: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class DpoBatch:
-    """Pairs of packed replies: chosen and rejected in turns."""
+    """Packed pairs: chosen and rejected replies alternate."""
 
     scored: Scored
     reference_N: Tensor
@@ -110,13 +110,13 @@ class DpoBatch:
     n_targets: int
 
     def to(self, device: torch.device) -> "DpoBatch":
-        """The same on another device."""
+        """Copy to another device."""
         scored = self.scored.to(device)
         return DpoBatch(scored, self.reference_N.to(device), self.lengths_N.to(device), self.n_targets)
 
 
 class DpoObjective(nn.Module):
-    """The loss of pairs, summed."""
+    """The loss summed over pairs."""
 
     def __init__(self, policy: Policy, kind: Kind, beta: float, label_smoothing: float) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class DpoObjective(nn.Module):
 
 
 def dpo_loss(gaps_P: Tensor, kind: Kind, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of each pair (P), given by how much more the chosen reply has gained on the reference."""
+    """The loss of each pair (P) from the gap between the gains of the chosen and the rejected reply."""
     if kind == "ipo":
         return (gaps_P - 1 / (2 * beta)).square()
     e = label_smoothing
@@ -146,10 +146,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def dpo(config: DpoConfig) -> int:
-    """Learn from preferences as the config says; return the exit code.
+    """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     with open_stage(config, "dpo") as stage:
         if stage.has_finished():
@@ -220,9 +220,9 @@ def _read_pairs(config: DpoConfig, bundle: ChatBundle, max_ids: int) -> tuple[li
 
 
 def with_reference(policy: Policy, pairs: Sequence[Pair], packer: Packer) -> list[Pair]:
-    """The pairs with what the policy gives them now, before it learns.
+    """The pairs with their log-probabilities under the untrained policy.
 
-    It is scored in the rows of its pair alone or in a crowd with the same result, so the first loss is ln 2.
+    The score of a reply does not depend on the rows it is packed in, so the first loss is ln 2.
     """
     done: list[Pair] = []
     with Progress("scoring the pairs before the first step", len(pairs)) as progress:
@@ -235,7 +235,7 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], packer: Packer) -> lis
 
 
 def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
-    """The pairs with what the policy gave them before its first step, as a checkpoint knows it.
+    """The pairs with their reference log-probabilities from a checkpoint.
 
     Raises:
         CheckpointError: it is of other pairs.
@@ -266,7 +266,7 @@ def _batch(pairs: Sequence[Pair], width: int) -> DpoBatch:
 
 
 class _DpoMetrics:
-    """How often the chosen reply has gained more, and what leaving the reference amounts to."""
+    """Accuracy and margin on held-out pairs."""
 
     def __init__(self, policy: Policy, batches: Sequence[DpoBatch]) -> None:
         self._policy, self._batches = policy, batches

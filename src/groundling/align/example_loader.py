@@ -1,4 +1,4 @@
-"""Shuffled epochs of examples, whatever an example is: what a step takes follows from the seed and its number."""
+"""Shuffled epochs of examples of any kind; the examples of a step follow from the seed and its number."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,12 +10,12 @@ from groundling.system import distributed
 
 
 class ShuffledNumbers:
-    """The numbers below n in shuffled epochs: each once an epoch.
+    """The numbers below n in shuffled epochs.
 
     Args:
-        n: how many there are.
+        n: how many.
         seed: of the order.
-        purpose: keeps apart what one run shuffles; see `counted_generator`.
+        purpose: separates the shuffles of one run; see `counted_generator`.
     """
 
     def __init__(self, n: int, seed: int, purpose: int) -> None:
@@ -23,7 +23,7 @@ class ShuffledNumbers:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __call__(self, place: int) -> int:
-        """The number at a place, counted over all epochs."""
+        """The number at an index counted over all epochs."""
         epoch, inside = divmod(place, self.n)
         if epoch != self._epoch:
             generator = counted_generator(self._seed, self._purpose, epoch)
@@ -32,12 +32,12 @@ class ShuffledNumbers:
 
 
 class ExampleFeed:
-    """Steps of `batch_size` examples over all ranks; each rank makes micro-batches of its own part.
+    """Steps of `batch_size` examples; each rank makes micro-batches of its share.
 
     Args:
-        n_examples: how many there are.
-        batch_size: examples a step, over all ranks.
-        make: some examples, by their numbers -> micro-batches, at least one.
+        n_examples: how many.
+        batch_size: examples per step, over all ranks.
+        make: indices of examples -> at least one micro-batch.
         seed: of the order.
 
     Raises:
@@ -60,20 +60,20 @@ class ExampleFeed:
         self._next = 0
 
     def next_step(self) -> Sequence[MicroBatch]:
-        """The micro-batches of the next step that are this rank's."""
+        """This rank's micro-batches of the next step."""
         share = self._batch_size // distributed.world_size()
         first = self._next + distributed.rank() * share
         self._next += self._batch_size
         return self._make([self._example(number) for number in range(first, first + share)])
 
     def n_steps(self, epochs: float) -> int:
-        """How many steps show every example `epochs` times, to the nearest step."""
+        """Number of steps in `epochs` epochs, rounded."""
         return max(1, round(self._example.n * epochs / self._batch_size))
 
     def state_dict(self) -> dict[str, int]:
-        """Where we are."""
+        """The position in the data."""
         return {"next_sample": self._next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Continue from a `state_dict`."""
         self._next = int(state["next_sample"])

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685): a small model's worth of numbers that change a large one.
+"""Low-rank adapters (LoRA, arXiv:2106.09685).
 
 W stays as it is and B A is learned beside it; everything that reads `linear.weight` sees W + (alpha / rank) B A, so
 decoding, exporting and inspecting need to know nothing of adapters. What is saved is the sum, or the adapter alone.
@@ -37,13 +37,13 @@ class LoraConfig:
         require(self.rank is not None or not self.keep, "lora.keep needs lora.rank: a model of its own has no adapter")
 
     def scale(self) -> float:
-        """What B A is multiplied with."""
+        """Factor of B A."""
         assert self.rank is not None
         return 2.0 if self.alpha is None else self.alpha / self.rank
 
 
 class LowRank(nn.Module):
-    """Adds a matrix of low rank to a weight; at first nothing, since B is zero."""
+    """Add a low-rank matrix to a weight; initially zero, since B is."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class LowRank(nn.Module):
 
 
 class LearnedRows(nn.Module):
-    """Lets the last rows of an embedding be learned, and no others."""
+    """Train only the last rows of an embedding."""
 
     def __init__(self, weight: Tensor, n_frozen: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class LearnedRows(nn.Module):
 
 
 def adapt(model: GPT, config: LoraConfig, n_known_ids: int, seed: int) -> None:
-    """Let only adapters and the rows of ids from `n_known_ids` on be learned; without a rank, do nothing.
+    """Freeze a model except for adapters and the embeddings of ids from `n_known_ids` on; without a rank, do nothing.
 
     Raises:
         ConfigError: the rank is higher than that of any matrix.
@@ -104,7 +104,7 @@ def _with_weight(linear: nn.Linear, embedding: nn.Embedding) -> nn.Linear:
 
 @torch.no_grad()
 def merged_state(model: GPT) -> dict[str, Tensor]:
-    """A model's weights under its plain names, adapters added; the model stays as it is."""
+    """Weights under plain names with the adapters merged; the model is unchanged."""
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         head, found, tail = name.partition(".parametrizations.weight.")
@@ -116,7 +116,7 @@ def merged_state(model: GPT) -> dict[str, Tensor]:
 
 
 def adapter_of(model: GPT, config: LoraConfig) -> Adapter:
-    """What `adapt` has let be learned, by itself."""
+    """The trained adapter of a model that `adapt` has changed."""
     low_rank: dict[str, tuple[Tensor, Tensor]] = {}
     rows: dict[str, Tensor] = {}
     for name, module in model.named_modules():

@@ -1,7 +1,7 @@
-"""Replies of a model that chats, many at a time: what is ranked, rewarded and measured.
+"""Batched sampling of replies, for rankings, rewards and evaluation.
 
-Drawn by the one decode engine (`sample/engine.py`) at the temperature that they are scored at later, without filters:
-the distribution that is sampled is the one that is learned about.
+Replies are sampled without filters at the temperature at which they are scored later, so that training sees the
+distribution that was sampled.
 """
 
 from collections import deque
@@ -16,27 +16,27 @@ from groundling.sample.sampler import SamplingConfig
 from groundling.sample.scheduler import run_all
 
 AT_ONCE = 32
-"""Replies that are decoded together."""
+"""Replies decoded at a time."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said to a prompt."""
+    """A sampled reply."""
 
     prompt: list[int]
     said: list[int]
-    """Its ids; the last is the end, if it came to one."""
+    """Ids of the reply; the last is the end token, if it ended."""
     ended: bool
     text: str
-    """Its words, without thoughts."""
+    """Its text, without thoughts."""
 
 
 Rewards = Callable[[Sequence[Reply]], list[float]]
-"""What replies are worth: any function of what was asked and said."""
+"""Replies -> their rewards."""
 
 
 class ReplySampler:
-    """Lets a model reply.
+    """Samples replies of a chat model.
 
     Args:
         bundle: the model, in evaluation mode. If its weights change, make a new sampler.
@@ -58,9 +58,9 @@ class ReplySampler:
         self._config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
 
     def reply(self, prompts: Sequence[list[int]], seed: int, each: int = 1) -> list[list[Reply]]:
-        """`each` replies to every prompt, as ids that end where the assistant is to speak.
+        """Sample `each` replies to every prompt.
 
-        A reply follows from the model, its prompt, the seed and its number, whatever else is asked for.
+        A reply depends on the model, its prompt, the seed and its number only, not on the other prompts.
         """
         return [replies for _, replies in self.stream(enumerate(prompts), seed, each)]
 
@@ -71,13 +71,13 @@ class ReplySampler:
         each: int = 1,
         stop: Callable[[], bool] | None = None,
     ) -> Iterator[tuple[int, list[Reply]]]:
-        """The replies to numbered prompts, prompt by prompt in their order, as soon as those of one are there.
+        """Yield the replies to each prompt in order, as soon as all of a prompt's are complete.
 
         Args:
-            prompts: each with its number, from which its replies follow.
-            seed: of all.
-            each: replies to a prompt.
-            stop: asked after each step of decoding; where it says so, nothing more comes.
+            prompts: (number, ids); the replies depend on the number.
+            seed: of all replies.
+            each: replies per prompt.
+            stop: checked after each decoding step; True ends the stream.
         """
         begun = deque[tuple[int, list[Request]]]()
 
@@ -97,7 +97,7 @@ class ReplySampler:
                     return
 
     def reply_of(self, prompt: list[int], said: list[int]) -> Reply:
-        """A reply whose ids are known."""
+        """A reply from known ids."""
         return self._reply([*prompt, *said], len(prompt))
 
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:

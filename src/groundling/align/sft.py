@@ -1,7 +1,6 @@
-"""`groundling sft`: supervised fine-tuning, from a model that goes on with a text to one that answers.
+"""`groundling sft`: supervised fine-tuning, from a base model to a chat model.
 
-The loss is pretraining's, summed over what the assistant said and nothing else (InstructGPT, arXiv:2203.02155, section
-3.5): the user's words are read and not learned to be said.
+The loss is that of pretraining, summed over the assistant's tokens only (InstructGPT, arXiv:2203.02155, section 3.5).
 """
 
 import logging
@@ -40,7 +39,7 @@ from groundling.train.optim.schedule import ScheduleConfig
 log = logging.getLogger(__name__)
 
 REPLY_TOKENS = 200
-"""A reply that has not ended after so many tokens counts as one that never does."""
+"""Length limit of the replies that measure how many end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ class SftConfig(ExamplesConfig):
 
 @dataclass(frozen=True)
 class SftBatch:
-    """Packed conversations; targets are what the assistant said."""
+    """Packed conversations; targets are the assistant's tokens."""
 
     idx_BT: Tensor
     layout: Layout
@@ -73,13 +72,13 @@ class SftBatch:
     n_targets: int
 
     def to(self, device: torch.device) -> "SftBatch":
-        """The same on another device."""
+        """Copy to another device."""
         tensors = (self.idx_BT.to(device), self.layout.to(device), self.targets_BT.to(device))
         return SftBatch(*tensors, self.n_targets)
 
 
 class SftObjective(nn.Module):
-    """Cross-entropy in nats, summed over what the assistant said."""
+    """Cross-entropy in nats, summed over the assistant's tokens."""
 
     def __init__(self, model: GPT, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
@@ -99,10 +98,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def sft(config: SftConfig) -> int:
-    """Fine-tune as the config says; return the exit code.
+    """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     with open_stage(config, "sft") as stage:
         if stage.has_finished():
@@ -147,7 +146,7 @@ def _batch(examples: Sequence[Encoded], width: int) -> SftBatch:
 
 
 class _SftMetrics:
-    """How well the assistant's words are expected, and how many replies end."""
+    """Validation loss, and the share of replies that end."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What fine-tuning changed of a model (LoRA, arXiv:2106.09685), to be kept beside the model that it belongs to."""
+"""LoRA adapters (arXiv:2106.09685), stored apart from their base model."""
 
 import math
 import os
@@ -14,21 +14,21 @@ from groundling.errors import CheckpointError
 from groundling.storage.manifest import MANIFEST, read_manifest
 
 A, B, ROWS = "|a", "|b", "|rows"
-"""Endings of the names under which an adapter's tensors are kept; before them stands the weight's own."""
+"""Suffixes of an adapter's tensor names, after the name of the weight."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Matrices of low rank that are added to weights, and embeddings of ids that the model had not got."""
+    """Low-rank matrices that are added to weights, and embeddings of new ids."""
 
     low_rank: dict[str, tuple[Tensor, Tensor]]
-    """Weight -> (A, B); it becomes W + scale B A."""
+    """Name of a weight -> (A, B); W becomes W + scale B A."""
     rows: dict[str, Tensor]
-    """Weight -> its last rows, in place of those that are there, or after them."""
+    """Name of a weight -> its last rows, which replace existing ones or extend it."""
     scale: float
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """All of it but the scale, by names."""
+        """All tensors by name, without the scale."""
         named = {name + ROWS: rows for name, rows in self.rows.items()}
         for name, (a, b) in self.low_rank.items():
             named |= {name + A: a, name + B: b}
@@ -36,10 +36,10 @@ class Adapter:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], scale: float) -> "Adapter":
-        """What `to_tensors` gave.
+        """The inverse of `to_tensors`.
 
         Raises:
-            CheckpointError: a matrix is without its other one, or there is something else besides.
+            CheckpointError: a matrix is missing, or there are other tensors.
         """
         names = {ending: {n.removesuffix(ending) for n in tensors if n.endswith(ending)} for ending in (A, B, ROWS)}
         n_known = sum(map(len, names.values()))
@@ -51,21 +51,21 @@ class Adapter:
         return cls(low_rank, {name: tensors[name + ROWS] for name in sorted(names[ROWS])}, scale)
 
     def applied_to(self, weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
-        """The weights of the model that was fine-tuned.
+        """Weights of the fine-tuned model.
 
         Args:
-            weights: of the model that it began from.
-            n_rows: of the fine-tuned model's embeddings: its vocabulary.
+            weights: of the base model.
+            n_rows: rows of the fine-tuned model's embeddings.
 
         Raises:
-            CheckpointError: they are another model's.
+            CheckpointError: names or shapes do not fit.
         """
         changed = dict(weights)
         try:
             for name, rows in self.rows.items():
                 changed[name] = torch.cat([weights[name][: n_rows - rows.size(0)], rows.to(weights[name])])
             for name, (a, b) in self.low_rank.items():
-                if (b.size(0), a.size(1)) != weights[name].shape:  # one that is spread over the weight would go unseen
+                if (b.size(0), a.size(1)) != weights[name].shape:  # broadcasting would hide it
                     raise CheckpointError(
                         f"the adapter does not fit its model: {name} is {tuple(weights[name].shape)}, and B A is "
                         f"{b.size(0), a.size(1)}"
@@ -77,24 +77,24 @@ class Adapter:
 
 
 def added(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale B A, in these operations: training, merging and loading have the same bits."""
+    """W + scale B A. Training, merging and loading share these operations, and so have the same bits."""
     return weight + scale * (b @ a)
 
 
 @dataclass(frozen=True)
 class Base:
-    """The bundle that an adapter belongs to."""
+    """The bundle that an adapter was trained on."""
 
     folder: Path
     sha256: str
-    """Of the file with its weights."""
+    """Of its weights file."""
 
 
 def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
-    """The bundle that is meant, and what its weights are known by.
+    """Find a bundle and the hash of its weights; arguments as for `find_bundle`.
 
     Raises:
-        CheckpointError: there is no such thing, or it is damaged.
+        CheckpointError: there is no bundle, or it is damaged.
     """
     folder = find_bundle(path, checkpoint)
     sha256s = check_files(folder)
@@ -102,7 +102,7 @@ def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
 
 
 def place_of_base(folder: Path) -> tuple[Path, str, float]:
-    """Where an adapter's base is, the SHA-256 of its weights, and the adapter's scale."""
+    """Folder of an adapter's base, SHA-256 of the base's weights, and the adapter's scale."""
     facts = read_manifest(folder)
     place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
     if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):

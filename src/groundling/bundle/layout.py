@@ -1,4 +1,4 @@
-"""The files of a bundle on disk: which there are, which checkpoint of a run is meant, and whether they are whole."""
+"""A bundle's files on disk: names, choice of a run's checkpoint, checks against the manifest."""
 
 import math
 import os
@@ -18,23 +18,23 @@ from groundling.text.chat.template import ChatTemplate
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
 CHAT = "chat.json"
-"""Only in the bundle of a model that knows how a conversation is laid out."""
+"""The chat template; only in bundles of chat models."""
 HEAD = "head.safetensors"
-"""Only in the bundle of a model that has another head besides the one of words."""
+"""A head besides the language model's; only in bundles of reward models."""
 ADAPTER = "adapter.safetensors"
 """In place of the weights, in the bundle of what fine-tuning changed."""
 CHECKPOINTS = "checkpoints"
 """Folder of a run's checkpoints, in the run folder."""
 LARGEST_LOSS = 1e300
-"""A whole number in a file can be larger than any float."""
+"""Bound for losses in manifests; an integer in JSON may exceed any float."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
 def read_config(path: Path | str) -> GPTConfig:
-    """What the model of a bundle, a checkpoint or a run was built from.
+    """The model config of a bundle, a checkpoint or a run.
 
     Raises:
-        CheckpointError: there is no such thing, or it is damaged.
+        CheckpointError: there is no bundle, or it is damaged.
     """
     file = find_bundle(path) / CONFIG
     try:
@@ -44,19 +44,19 @@ def read_config(path: Path | str) -> GPTConfig:
 
 
 def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
-    """The folder that holds the three files of the bundle that is meant.
+    """Find the folder of a bundle.
 
-    The best of a run is `RUN/bundle`, or before training has ended the checkpoint with the lowest validation loss,
-    or the newest where none was measured.
+    The best of a run is `RUN/bundle`; before training has ended, the checkpoint with the lowest validation loss, or
+    the newest if none was measured.
 
     Args:
         path: a bundle, a checkpoint, or the folder of a training run.
         checkpoint: of a run: "best", "last", or a step.
 
     Raises:
-        CheckpointError: there is no such thing.
+        CheckpointError: there is none.
     """
-    if path == "":  # Python takes it for the folder in which one stands
+    if path == "":  # Path("") is the current folder
         raise CheckpointError("the path of the model is empty; give the folder of a bundle, a checkpoint or a run")
     path = _standing(Path(path))
     if path.is_file():
@@ -101,21 +101,21 @@ def require_language_model(path: Path | str) -> None:
 
 
 def finished_checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> folder, oldest first. The order is that of the steps, never that of the clock."""
+    """Finished checkpoints as step -> folder, in order of steps."""
     found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
     return {step: found[step] for step in sorted(found) if os.path.lexists(found[step] / MANIFEST)}
 
 
 def model_checkpoints(folder: Path) -> dict[int, Path]:
-    """Those that hold a model which speaks; the checkpoints of alignment's stages hold none."""
+    """Finished checkpoints with a bundle; those of alignment stages have none."""
     return {step: path for step, path in finished_checkpoints(folder).items() if (path / "bundle").is_dir()}
 
 
 def read_chat(folder: Path, config: GPTConfig) -> ChatTemplate | None:
-    """How a bundle's model lays out a conversation; None: it does not chat.
+    """The chat template of a bundle; None: a base model.
 
     Raises:
-        CheckpointError: the file is damaged, or belongs to another model.
+        CheckpointError: the file is damaged, or does not fit the model.
     """
     if not os.path.lexists(folder / CHAT):
         return None
@@ -131,7 +131,7 @@ def read_chat(folder: Path, config: GPTConfig) -> ChatTemplate | None:
 
 
 def check_files(folder: Path) -> dict[str, str]:
-    """A bundle's files against its own manifest, or that of the checkpoint it lies in; return name -> SHA-256."""
+    """Check a bundle's files against its manifest or its checkpoint's; return name -> SHA-256."""
     own = os.path.lexists(folder / MANIFEST) or not os.path.lexists(folder.parent / MANIFEST)
     root, under = (folder, "") if own else (folder.parent, f"{folder.name}/")
     listed = check_manifest(root, under)["files"]
@@ -142,12 +142,12 @@ def check_files(folder: Path) -> dict[str, str]:
 
 
 def looks_like_bundle(folder: Path) -> bool:
-    """Whether a folder has a bundle's files, or some of them."""
+    """Whether a folder has any of a bundle's files."""
     return any((folder / name).exists() for name in FILES)
 
 
 def _is_of_transformers(folder: Path) -> bool:
-    """Whether another program's `config.json` is in a folder: `transformers` names a family of models there."""
+    """Whether a folder's `config.json` is one of `transformers`."""
     if os.path.lexists(folder / MANIFEST):
         return False
     try:
@@ -157,17 +157,17 @@ def _is_of_transformers(folder: Path) -> bool:
 
 
 def previous_place(folder: Path) -> Path:
-    """Where the bundle that is being replaced stands for a moment."""
+    """Temporary name of a bundle that is being replaced."""
     return folder.with_name(folder.name + ".previous")
 
 
 def _standing(folder: Path) -> Path:
-    """The folder, or what a crash in the middle of its replacement left of it: the whole old one."""
+    """The folder, or the old bundle that a crash during its replacement left behind."""
     return previous_place(folder) if not folder.exists() and previous_place(folder).is_dir() else folder
 
 
 def _choose(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:
-    """The best, the last, or the one of a step."""
+    """Choose the best checkpoint, the last, or that of a step."""
     if checkpoint == "last":
         return list(steps.values())[-1]
     if checkpoint == "best":
@@ -180,7 +180,7 @@ def _choose(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:
 
 
 def val_loss_of(manifest: Mapping[str, Any]) -> float | None:
-    """A checkpoint's validation loss, as its manifest tells it; None where none was measured."""
+    """Validation loss in a checkpoint's manifest; None if none was measured."""
     value = manifest.get("val_loss")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None

@@ -1,4 +1,4 @@
-"""A model's weights as a file of safetensors: written under plain names, read only where names and shapes fit."""
+"""Weights as safetensors: plain names, and strict checks of names and shapes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,27 +11,26 @@ from groundling.system.runtime import unwrap
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights under the names of the plain model, whatever wraps it; a tied matrix once.
+    """A model's weights under the names of the unwrapped model; a tied matrix once.
 
-    `torch.compile` puts `_orig_mod.` before names and data parallelism `module.`; a file that kept them could be
-    loaded only by a model wrapped in the same way. Of a model that is sharded over ranks, the whole tensors are
-    gathered; all ranks call this together then.
+    `torch.compile` prefixes names with `_orig_mod.` and DDP with `module.`, which would tie a file to its wrapper.
+    Sharded tensors are gathered; all ranks must call this together.
     """
     state: dict[str, Tensor] = unwrap(model).state_dict(keep_vars=True)
     first_names: dict[int, str] = {}
     for name, tensor in state.items():
         first_names.setdefault(id(tensor), name)
-    # Blocks that were compiled one by one carry the prefix in the middle of their names.
+    # Blocks compiled one by one have the prefix in the middle of their names.
     return {name.replace("_orig_mod.", ""): _whole(state[name].detach()) for name in first_names.values()}
 
 
 def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Read weights whose names and shapes are exactly those of `model`'s `plain_state_dict`.
+    """Read weights with exactly the names and shapes of `model`'s `plain_state_dict`.
 
-    They go into the plain model by `load_state_dict(..., strict=False)`: a tied matrix is there once.
+    Load them with `load_state_dict(..., strict=False)`, since a tied matrix is stored once.
 
     Raises:
-        CheckpointError: this is not a safetensors file, or it belongs to another model.
+        CheckpointError: the file is not safetensors, or does not fit the model.
     """
     weights = read_tensors(file)
     require_fit(weights, model, file)
@@ -39,10 +38,10 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
 
 
 def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:
-    """Check that the names and shapes of weights are exactly those of `model`'s `plain_state_dict`.
+    """Check that weights have exactly the names and shapes of `model`'s `plain_state_dict`.
 
     Raises:
-        CheckpointError: they are not; `file` is where they were read.
+        CheckpointError: they differ; `file` is named in the error.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in plain_state_dict(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -57,6 +56,6 @@ def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> 
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A tensor that lies on this rank in one piece: a sharded one (DTensor) has no memory of its own to be written."""
+    """The whole tensor, contiguous on this rank; a DTensor is gathered."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole.contiguous()

@@ -7,9 +7,9 @@ from typing import Literal
 from groundling.errors import require
 
 MAX_LAYERS = 10_000
-"""No model that anybody has is a tenth as deep, and building a deeper one would hang."""
+"""Ten times deeper than any published model; building more would hang."""
 MAX_BLOCK_SIZE = 2**22
-"""Rotary positions have tables of this length, and no weights whose file would bound it."""
+"""Limit of the rotary tables, which no file of weights bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class GPTConfig:
         require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}; it must be positive")
 
     def kv_heads(self) -> int:
-        """Heads of the keys and values."""
+        """Number of key/value heads."""
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     def head_width(self) -> int:
@@ -88,7 +88,7 @@ class GPTConfig:
         return self.n_embd // self.n_head if self.head_size is None else self.head_size
 
     def hidden_width(self) -> int:
-        """F, the width inside the MLP."""
+        """F, the hidden width of the MLP."""
         if self.n_hidden is not None:
             return self.n_hidden
         return 32 * math.ceil(self.n_embd * 8 / 3 / 32) if self.mlp == "swiglu" else 4 * self.n_embd

@@ -1,10 +1,9 @@
-"""What goes on inside a model while it reads: attention, the stream, and what each layer would say.
+"""Internals of a forward pass: attention maps, residual stream norms, logit lens.
 
-All of it is taken from outside, by hooks: the model knows nothing of being looked at, and computes what it always does.
-The fused kernel never shows its weights, so they are computed again from what went into it. Whatever device a model
-computes on, what is told of it lies in the CPU's memory, in float32.
+Everything is recorded by forward hooks; the model is unchanged. The fused attention kernel does not return its
+weights, so they are recomputed from its inputs. Results are float32 on the CPU, whatever the model's device.
 
-Shapes: L layers, H heads, T positions, S positions looked at, C n_embd, D head_size, V vocabulary, K likeliest.
+Shapes: L layers, H heads, T positions, S positions attended to, C n_embd, D head_size, V vocabulary, K most likely ids.
 """
 
 import math
@@ -20,53 +19,53 @@ from groundling.model.gpt import GPT, Block, CausalSelfAttention
 from groundling.model.numerics import at_least_float32
 
 LONGEST_REPEAT = 48
-"""Tokens of the random sequence that is read twice, to score heads."""
+"""Length of the repeated random sequence that scores heads."""
 N_LIKELY = 5
-"""Tokens that the lens tells at each place."""
+"""Ids that the logit lens shows at each position."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """One reading of one text."""
+    """Internals of one forward pass over one sequence."""
 
     attention_LHTS: Tensor
-    """How much each position takes from each earlier one, and from itself; rows sum to 1."""
+    """Attention weights; rows sum to 1."""
     stream_norms_LT: Tensor
-    """Root mean square of the residual stream: after the embeddings, and after each block (L + 1 rows)."""
+    """Root mean square of the residual stream after the embeddings and after each block (L + 1 rows)."""
     attention_norms_LT: Tensor
-    """Of what attention adds in each block."""
+    """Root mean square of each attention output."""
     mlp_norms_LT: Tensor
-    """Of what the MLP adds in each block."""
+    """Root mean square of each MLP output."""
     likely_LTK: Tensor
-    """The likeliest ids, if the stream went to the end from here (the logit lens, nostalgebraist 2020); the last row is
-    the model's own. L + 1 rows."""
+    """Most likely next ids from the stream after each block by the logit lens (nostalgebraist 2020); the last of the
+    L + 1 rows is the model's output."""
     likely_logprobs_LTK: Tensor
-    """How likely they are."""
+    """Their log-probabilities."""
     following_LT: Tensor
-    """The probability of the token that does follow, by the same lens; T - 1 places. 0: of an id that means nothing."""
+    """Probability of the actual next id by the logit lens, for T - 1 positions; 0 for an id beyond n_ids."""
     logits_V: Tensor
-    """The model's own, at the last place."""
+    """The model's output at the last position."""
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """What kind of head each is, from 0 to 1: its mean attention on a random sequence that is read twice."""
+    """Type of each head: its mean attention, from 0 to 1, on a repeated random sequence."""
 
     previous_LH: Tensor
-    """To the token before."""
+    """To the previous token."""
     induction_LH: Tensor
-    """From a token's second coming to what followed on its first (Olsson et al. 2022, arXiv:2209.11895)."""
+    """From the second occurrence of a token to the successor of its first (Olsson et al. 2022, arXiv:2209.11895)."""
     first_LH: Tensor
-    """To the very first token, where heads look that have nothing to say."""
+    """To the first token, the attention sink of inactive heads."""
 
 
 def look(model: GPT, ids: Sequence[int], n_ids: int | None = None) -> Look:
-    """Read a text once, and tell what went on.
+    """Run a model on a sequence and record its internals.
 
     Args:
-        model: as it is; it is left as it was.
-        ids: at least one, and at most `block_size`.
-        n_ids: only these logits mean something (a model's vocabulary may be padded); None: all.
+        model: left unchanged.
+        ids: 1 to `block_size` ids.
+        n_ids: number of ids that are not padding of the vocabulary; None: all.
 
     Raises:
         ValueError: there are no ids, or too many.
@@ -79,7 +78,7 @@ def look(model: GPT, ids: Sequence[int], n_ids: int | None = None) -> Look:
             logits_TV = _read(model, ids)[0, :, :n_ids]
         own, logits_V = _likely(logits_TV, ids), _on_cpu(logits_TV[-1].clone())
         del logits_TV
-        # Layer by layer: the logits of all layers at once are a gigabyte where a vocabulary is GPT-2's.
+        # Layer by layer: with GPT-2's vocabulary, the logits of all layers would take a gigabyte.
         lens = [_likely(model.lm_head(model.ln_f(x_1TC))[0, :, :n_ids], ids) for x_1TC in seen.stream[:-1]]
         likely, logprobs, following = zip(*lens, own, strict=True)
         return Look(
@@ -95,10 +94,10 @@ def look(model: GPT, ids: Sequence[int], n_ids: int | None = None) -> Look:
 
 
 def score_heads(model: GPT, n_ids: int, seed: int = 0) -> HeadScores | None:
-    """Score all heads on a random sequence of ids below `n_ids` that is read twice.
+    """Score all heads on a random sequence of ids below `n_ids`, repeated once.
 
-    No id comes twice in it: of one that did, an induction head could not tell which coming is meant, and would look to
-    both. None: the context, or the vocabulary, is too small.
+    Its ids are distinct, so that an induction head has one position to attend to. None: the context or the vocabulary
+    is too small.
     """
     n = min(model.block_size // 2, LONGEST_REPEAT, n_ids)
     if n < 2:
@@ -118,7 +117,7 @@ def score_heads(model: GPT, n_ids: int, seed: int = 0) -> HeadScores | None:
 
 
 def weights_of(attention: CausalSelfAttention, x_BTC: Tensor) -> Tensor:
-    """What the fused kernel weighs by (BHTS): the softmax of the scaled products of queries and keys, causally."""
+    """Attention weights of an attention module (BHTS), recomputed from its input."""
     B, T, _ = x_BTC.shape
     qkv_BTHD = attention.c_attn(x_BTC).view(B, T, -1, attention.head_size)
     q, k, _ = qkv_BTHD.split((attention.n_head, attention.n_kv_head, attention.n_kv_head), dim=2)
@@ -140,7 +139,7 @@ class _Seen:
 
 @contextmanager
 def _watching(model: GPT, seen: _Seen) -> Iterator[None]:
-    """Note what passes, as long as the block lasts; the model computes in evaluation mode meanwhile."""
+    """Record into `seen` inside this block, with the model in evaluation mode."""
 
     def at_attention(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         assert isinstance(module, CausalSelfAttention)
@@ -179,7 +178,7 @@ def _read(model: GPT, ids: Sequence[int]) -> Tensor:
 
 
 def _likely(logits_TV: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest ids (TK), their log-probabilities, and the probability of what follows each place but the last."""
+    """Most likely ids (TK), their log-probabilities, and the probability of each actual next id (T - 1)."""
     logprobs_TV = at_least_float32(logits_TV).log_softmax(-1)
     best = logprobs_TV.topk(min(N_LIKELY, logprobs_TV.size(-1)), dim=-1)
     following_T = torch.tensor(list(ids[1:]), dtype=torch.long, device=logprobs_TV.device)
@@ -193,5 +192,5 @@ def _rms(x_1TC: Tensor) -> Tensor:
 
 
 def _on_cpu(values: Tensor) -> Tensor:
-    """Made float32 where they lie: not every device has float64, and not every operation is there for halves."""
+    """Cast before the copy: not every device has float64."""
     return at_least_float32(values).cpu()

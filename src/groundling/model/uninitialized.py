@@ -1,4 +1,4 @@
-"""A GPT whose weights are about to come from elsewhere."""
+"""A GPT without initial weights, to be loaded from elsewhere or only measured."""
 
 import dataclasses
 from typing import Any
@@ -13,20 +13,20 @@ from groundling.model.gpt import GPT
 
 
 def blank_gpt(config: GPTConfig, device: torch.device | str = "cpu") -> GPT:
-    """A GPT with its tables and no weights: what its parameters hold is arbitrary.
+    """A GPT with uninitialised parameters; buffers are computed.
 
-    Drawing weights takes as long as reading them, needs a generator, and on the device "meta" (a mere outline, which
-    costs no memory) it makes PyTorch load its compiler, for more than a second.
+    Drawing weights takes as long as loading them and advances a generator. On the device "meta" (shapes only, no
+    memory) it also makes PyTorch import its compiler, which takes more than a second.
     """
     with torch.device(device), _WithoutDrawing():
         return GPT(config)
 
 
 def count_parameters(config: GPTConfig) -> int:
-    """How many numbers a GPT learns; a tied matrix counts once. Its layers, which are all alike, are not built for it.
+    """Number of parameters of a GPT, from one and two layers; a tied matrix counts once.
 
     Raises:
-        ConfigError: no machine has such sizes.
+        ConfigError: the sizes overflow.
     """
     try:
         one, two = (
@@ -39,7 +39,7 @@ def count_parameters(config: GPTConfig) -> int:
 
 
 class _WithoutDrawing(TorchFunctionMode):
-    """Initialisers do nothing."""
+    """Make `nn.init` functions return their tensor unchanged."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -83,7 +83,7 @@ def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) ->
 def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange | None:
     """Truncate the prompt from the left, keeping its first token, so that prompt and reply fit.
 
-    None if the reply alone is too long.
+    None: the reply alone is too long.
     """
     room = block_size - len(reply)
     if room < 2:

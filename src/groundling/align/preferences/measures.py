@@ -81,7 +81,7 @@ def estimate(word: str) -> int:
 
 
 def warm(text: str) -> float:
-    """VADER's compound score: -1 hostile, 0 neither (as for an empty text), 1 friendly.
+    """VADER's compound score: -1 negative, 0 neutral or empty, 1 positive.
 
     Raises:
         MissingExtraError: the package `vaderSentiment` is not installed.

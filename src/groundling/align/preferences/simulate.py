@@ -80,7 +80,7 @@ def simulate(config: SimulateConfig) -> int:
     Rankings are committed as they are made, and a repeated command makes only those that are missing.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     started = time.perf_counter()
     bundle = load_chat_bundle(config.path, context=config.context)

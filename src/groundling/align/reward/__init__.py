@@ -1,4 +1,4 @@
-"""What a reply is worth.
+"""Rewards of replies.
 
 In reading order:
 

@@ -1,4 +1,4 @@
-"""What a reply is worth: a reward model's score, or any Python function's answer."""
+"""Rewards by a reward model or a Python function."""
 
 import importlib
 import math
@@ -21,11 +21,11 @@ from groundling.text.chat.reading import last_words
 
 
 def make_rewards(name: str, bundle: ChatBundle, picked: Runtime) -> Rewards:
-    """The rewards that a setting names: a reward model's folder, or MODULE:FUNCTION.
+    """Make the rewards that a setting names: a reward model's folder, or MODULE:FUNCTION.
 
     Raises:
-        ConfigError: it names nothing, or the reward model reads other ids than the policy writes.
-        CheckpointError: the reward model is damaged.
+        ConfigError: there is no such function, or the reward model's vocabulary or context does not fit the policy.
+        CheckpointError: there is no reward model, or it is damaged.
     """
     if is_function(name):
         return from_function(_imported(name), bundle, name)
@@ -36,10 +36,10 @@ def make_rewards(name: str, bundle: ChatBundle, picked: Runtime) -> Rewards:
 
 
 def reward_fingerprint(name: str) -> str:
-    """What a reward is known by: its model's weights and head; of a function, the name.
+    """Hash of the weights and head of a reward model; of a function, its name.
 
     Raises:
-        CheckpointError: there is no such model, or it is damaged.
+        CheckpointError: there is no reward model, or it is damaged.
     """
     if is_function(name):
         return name
@@ -48,17 +48,16 @@ def reward_fingerprint(name: str) -> str:
 
 
 def is_function(name: str) -> bool:
-    """Whether a setting of rewards names a function, as MODULE:FUNCTION, and not a folder."""
+    """Whether a setting names a function (MODULE:FUNCTION) instead of a folder."""
     return ":" in name and "/" not in name
 
 
 def from_function(
     function: Callable[[str, str], float], bundle: ChatBundle, name: str = "the reward function"
 ) -> Rewards:
-    """Rewards by a function of the user's last words and the reply, both as text.
+    """Rewards by a function of the last user message and the reply, both as text.
 
-    Raises:
-        ConfigError: when called, and the function fails, or its answer is not a finite number.
+    The rewards raise ConfigError if the function fails or does not return a finite number.
     """
 
     def rewards(replies: Sequence[Reply]) -> list[float]:
@@ -82,7 +81,7 @@ def from_function(
 
 def _imported(name: str) -> Callable[[str, str], float]:
     module, _, attribute = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:  # an installed command begins its search beside itself
+    if (here := str(Path.cwd())) not in sys.path:  # installed commands do not search the current folder
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), attribute)

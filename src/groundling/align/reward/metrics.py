@@ -1,4 +1,4 @@
-"""How good a reward model is: accuracy on pairs that it did not learn from, and calibration."""
+"""Metrics of a reward model: accuracy on held-out pairs, and calibration."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from groundling.evals.statistics import clustered
 
 
 class RewardMetrics:
-    """Accuracy on pairs that were not learned from, beside what the rater's noise allows."""
+    """Accuracy on held-out pairs, compared with the ceiling that the rater's noise sets."""
 
     def __init__(
         self, stage: Stage, model: RewardModel, answers: Sequence[Ranked], judge: SimulatedRater | None
@@ -31,25 +31,25 @@ class RewardMetrics:
         scores = iter(scores_of(self._model, flat, self._stage.picked.autocast))
         by_answer = [[*(next(scores) for _ in answer.sequences), 0.0] for answer in self._answers]  # NOTHING is last
         gaps = [by_answer[n][a] - by_answer[n][b] for n, a, b in self._pairs]
-        right = [gap > 0 for gap in gaps]  # equal to the last bit is no answer
+        right = [gap > 0 for gap in gaps]  # equal scores count as wrong
         accuracy = sum(right) / len(gaps)
         low, high = clustered(right, [self._answers[n].messages for n, _, _ in self._pairs])
         figures = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "pairs": float(len(gaps))}
         figures["val_loss"] = sum(math.log1p(math.exp(-abs(gap))) + max(0.0, -gap) for gap in gaps) / len(gaps)
         if self._ceiling is not None:
             figures["ceiling"] = self._ceiling
-            if self._ceiling > 0.5:  # else the measure finds no difference, and there is no margin
+            if self._ceiling > 0.5:  # else the measure cannot tell the pairs apart
                 figures["of_the_margin"] = (accuracy - 0.5) / (self._ceiling - 0.5)
         self.calibration = calibration(gaps)
         return figures
 
 
 def calibration(gaps: Sequence[float], n_bins: int = 10) -> list[dict[str, float]]:
-    """How often the better one is preferred where the model expects it so: by bins of what it expects.
+    """Reliability diagram: the observed share of preferences per bin of predicted probability.
 
     Args:
-        gaps: r(better) - r(worse) of each pair. Every pair is looked at from both sides.
-        n_bins: equal parts of 0 to 1.
+        gaps: r(better) - r(worse) of each pair; each pair counts in both directions.
+        n_bins: equal bins of 0 to 1.
     """
     expected = [(1 / (1 + math.exp(-max(-50.0, min(50.0, side * gap)))), side > 0) for gap in gaps for side in (1, -1)]
     bins: list[dict[str, float]] = []

@@ -1,7 +1,7 @@
-"""A model that gives each position of a conversation a number. Added up over a reply they are its reward.
+"""The reward model: a GPT with a scalar output per position, summed over a reply.
 
-InstructGPT reads the reward at the last position alone (arXiv:2203.02155, section 3.5); in a first trial on small
-models adding up learned faster (docs/log.md).
+InstructGPT reads the reward at the last position only (arXiv:2203.02155, section 3.5); with small models the sum
+learned faster in a first experiment (docs/log.md).
 
 Shapes: B rows, T positions, C n_embd, N sequences.
 """
@@ -28,15 +28,15 @@ from groundling.model.uninitialized import blank_gpt
 from groundling.storage.tensors import read_tensors
 
 SCALE = 1 / 16
-"""Numbers are small, so that their sum over a reply begins in the range in which preferences are learned."""
+"""Keeps initial sums over a reply in the range where the sigmoid has a gradient."""
 
 
 class RewardModel(nn.Module):
-    """A GPT whose head gives one number instead of a score for each token (arXiv:2203.02155, section 3.5).
+    """A GPT with a scalar head in place of the output matrix (arXiv:2203.02155, section 3.5).
 
     Args:
-        gpt: which is trained with it.
-        scale: what the head's numbers are multiplied with.
+        gpt: the trunk, trained with the head.
+        scale: factor of the head's output.
     """
 
     def __init__(self, gpt: GPT, scale: float = SCALE) -> None:
@@ -45,18 +45,18 @@ class RewardModel(nn.Module):
         weight = gpt.wte.weight
         self.head_weight = nn.Parameter(torch.zeros(1, gpt.config.n_embd, dtype=weight.dtype, device=weight.device))
         self.head_bias = nn.Parameter(torch.zeros(1, dtype=weight.dtype, device=weight.device))
-        # The head of words has no part in this, and is not trained. A tied one is the embedding, and is.
+        # The output matrix is unused and not trained, unless it is tied to the embedding.
         if not gpt.config.tie_weights:
             gpt.lm_head.weight.requires_grad_(False)
 
     def forward(self, idx_BT: Tensor, layout: Layout) -> Tensor:
-        """A number for each position of packed sequences (BT)."""
+        """Score each position of packed sequences (BT)."""
         x_BTC = at_least_float32(self.gpt.features(idx_BT, PackedSequences(layout)))
         return F.linear(x_BTC, self.head_weight.type_as(x_BTC), self.head_bias.type_as(x_BTC)).squeeze(-1) * self.scale
 
 
 def first_blocks(gpt: GPT, n: int) -> GPT:
-    """The same model cut off after its first `n` blocks: enough to judge, and faster than the one that speaks.
+    """The first `n` blocks of a model as a smaller model.
 
     Raises:
         ConfigError: it has fewer blocks.
@@ -74,17 +74,17 @@ def first_blocks(gpt: GPT, n: int) -> GPT:
 
 
 def save_reward_model(folder: Path, model: RewardModel, bundle: Bundle, about: dict[str, Any]) -> None:
-    """Write a reward model as a bundle that has a head besides.
+    """Write a reward model as a bundle with an additional head.
 
     Raises:
-        StorageError: it could not be written.
+        StorageError: writing failed.
     """
     head = {"weight": model.head_weight.detach().cpu(), "bias": model.head_bias.detach().cpu()}
     save_bundle(folder, model.gpt, bundle.tokenizer, {"stage": "reward", **about}, bundle.chat, head)
 
 
 def load_reward_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[RewardModel, Bundle]:
-    """Load what `save_reward_model` wrote; in evaluation mode.
+    """Load a reward model in evaluation mode, with its bundle.
 
     Raises:
         CheckpointError: there is no reward model, or it is damaged.
@@ -104,11 +104,11 @@ def load_reward_model(path: Path | str, device: torch.device | str = "cpu") -> t
 
 
 def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
-    """The reward of each reply (N): its positions' numbers, added up.
+    """Sum the scores of each reply (N).
 
     Args:
-        scores_BT: what the model gives each position.
-        owners_BT: which reply a position belongs to; `n_replies` for those that belong to none.
+        scores_BT: score of each position.
+        owners_BT: number of the reply that a position belongs to; `n_replies` for none.
         n_replies: N.
     """
     totals = scores_BT.new_zeros(n_replies + 1)
@@ -116,7 +116,7 @@ def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
 
 
 def pack_replies(exchanges: Sequence[Exchange], width: int) -> tuple[Rows, Tensor]:
-    """Replies after their prompts in rows, and which positions are whose (BT): those that have read what was said."""
+    """Pack prompts and replies; return the rows, and the number of the reply at each of its ids (BT)."""
     rows = pack_exchanges(exchanges, width)
     n = len(exchanges)
     owners = [[n] + [i] * len(said) for i, (_, said) in enumerate(exchanges)]
@@ -130,7 +130,7 @@ def scores_of(
     autocast: Callable[[], AbstractContextManager[Any]],
     max_rows: int = 32,
 ) -> list[float]:
-    """The rewards of replies to their prompts."""
+    """Rewards of replies, without gradients."""
     packer, device = Packer(model.gpt.config.block_size, max_rows), model.head_bias.device
     scores: list[float] = []
     for group, width in packer.group_exchanges(exchanges):

@@ -1,8 +1,8 @@
-"""`groundling reward`: from rankings to a model that tells how much a reply would be liked.
+"""`groundling reward`: train a reward model on rankings.
 
 The loss of a pair is -log sigmoid(r(better) - r(worse)) (Bradley and Terry 1952; arXiv:2203.02155, equation 1). All
-candidates of a prompt are scored in one forward pass, and a prompt's pairs count as much as another's, however many
-there are. A tie is half a preference each way: it pulls the two together.
+candidates of an answer are scored in one forward pass, and its pairs are averaged, so that each answer has the same
+weight. A tie is half a preference each way.
 
 Shapes: B rows, T positions, N sequences, P pairs.
 """
@@ -71,7 +71,7 @@ class RewardConfig(ExamplesConfig):
     gold_noise: float = 0.2
     """Noise of the simulated rater."""
     batch_size: int = 16
-    """Answers per optimizer step, over all ranks."""
+    """Rankings per optimizer step, over all ranks."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=3e-4, weight_decay=0.05, betas=(0.9, 0.95)))
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(kind="linear", warmup_steps=20))
 
@@ -89,7 +89,7 @@ class RewardConfig(ExamplesConfig):
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Packed candidates, and pairs of them."""
+    """Packed candidates, and pairs of them to compare."""
 
     idx_BT: Tensor
     layout: Layout
@@ -102,14 +102,14 @@ class PairBatch:
     """Answers."""
 
     def to(self, device: torch.device) -> "PairBatch":
-        """The same on another device."""
+        """Copy to another device."""
         rows = (self.idx_BT.to(device), self.layout.to(device), self.owners_BT.to(device))
         pairs = (self.pairs_P2.to(device), self.wins_P.to(device), self.weights_P.to(device))
         return PairBatch(*rows, self.n_replies, *pairs, self.n_targets)
 
 
 class RewardObjective(nn.Module):
-    """Bradley-Terry's loss in nats, summed over answers; of an answer's pairs it is the mean."""
+    """Bradley-Terry loss in nats: the mean over an answer's pairs, summed over answers."""
 
     def __init__(self, model: RewardModel, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class RewardObjective(nn.Module):
 
 
 def bradley_terry(scores_N: Tensor, pairs_P2: Tensor, wins_P: Tensor) -> Tensor:
-    """The loss of each pair (P): the cross-entropy between what was said and sigmoid(r(a) - r(b))."""
+    """The loss of each pair (P): the cross-entropy between its preference and sigmoid(r(a) - r(b))."""
     gaps_P = scores_N[pairs_P2[:, 0]] - scores_N[pairs_P2[:, 1]]
     return -(wins_P * F.logsigmoid(gaps_P) + (1 - wins_P) * F.logsigmoid(-gaps_P))
 
@@ -136,10 +136,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def reward(config: RewardConfig) -> int:
-    """Train a reward model as the config says; return the exit code.
+    """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     with open_stage(config, "reward") as stage:
         if stage.has_finished():
@@ -164,7 +164,7 @@ def reward(config: RewardConfig) -> int:
         measure = RewardMetrics(stage, model, measured, judge)
         ended, figures = learn(stage, config, model, objective, feed, measure)
         if distributed.is_first():
-            _settle(model, train, stage)
+            _normalize(model, train, stage)
             save_reward_model(config.out_dir / "bundle", model, bundle, figures)
         return stage.finish(ended, {**figures, "calibration": measure.calibration})
 
@@ -177,7 +177,7 @@ def _read(config: RewardConfig, bundle: ChatBundle, max_ids: int) -> tuple[list[
 
 
 def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked], list[Ranked]]:
-    """Answers to learn from and to measure by: the last prompts, so that none is on both sides.
+    """Split answers into training and held-out ones, so that no prompt is in both.
 
     Raises:
         DataError: there are not two prompts.
@@ -212,11 +212,11 @@ def _pair_batch(answers: Sequence[Ranked], width: int) -> PairBatch:
 
 
 @torch.no_grad()
-def _settle(model: RewardModel, answers: Sequence[Ranked], stage: Stage, most: int = 500) -> None:
-    """Scale the head so that the rewards of replies like those it learned from have a spread of 1.
+def _normalize(model: RewardModel, answers: Sequence[Ranked], stage: Stage, most: int = 500) -> None:
+    """Scale the head so that the rewards of training replies have standard deviation 1.
 
-    Only differences were learned, on whatever scale; a reward needs one that does not change from run to run. Their
-    mean stays what it is: added up over a reply, no bias is the same for long and short ones.
+    Training fixes differences only up to scale, and reinforcement learning needs the same scale in all runs. The mean
+    is left alone: summed over a reply, a bias would depend on its length.
     """
     scores = torch.tensor(
         scores_of(model, [each for answer in answers[:most] for each in answer.sequences], stage.picked.autocast)

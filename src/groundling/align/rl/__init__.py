@@ -2,8 +2,8 @@
 
 In reading order:
 
-    rollout.py    replies to prompts, their rewards, and minibatches of them
-    rounds.py     a round of replies, and its figures
+    rollout.py    sampled replies, their rewards and log-probabilities, and minibatches
+    rounds.py     a round of replies, its checkpoint and metrics
     objective.py  the clipped loss
     trainer.py    the rounds: sample, score, update, record
     ppo.py        `groundling ppo`: advantages from a value model

@@ -1,8 +1,8 @@
-"""`groundling grpo`: learning from how a reply compares with others to the same prompt; no value model is needed.
+"""`groundling grpo`: group relative policy optimisation, without a value model.
 
-A reply's advantage is its reward less the mean of its group, divided by the group's spread (arXiv:2402.03300, section
-4.1.1), the same for all its ids. The loss is PPO's clipped one, summed over all ids and divided by their number (as in
-DAPO, arXiv:2503.14476, section 3.3: long replies are not favoured), with the KL to the reference added to it.
+The advantage of all ids of a reply is its reward minus the mean of its group, divided by the group's standard
+deviation (arXiv:2402.03300, section 4.1.1). The loss is PPO's clipped loss plus the KL to the reference, averaged over
+ids as in DAPO (arXiv:2503.14476, section 3.3), which does not favour long replies.
 """
 
 from collections.abc import Sequence
@@ -48,17 +48,17 @@ class GrpoConfig(RolloutConfig):
 
 
 MIN_SPREAD = 1e-4
-"""Rewards that differ by less are equal: what is left is how a reply's score was rounded, and teaches nothing."""
+"""Smaller differences of rewards are rounding errors and count as none."""
 
 
 def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> Tensor:
-    """Each reply's advantage (N) on its group of neighbours; zeros where all are equal."""
+    """Advantage of each reply within its group of neighbours (N); zeros for groups of equal rewards."""
     grouped = rewards.view(-1, group)
     gaps = grouped - grouped.mean(1, keepdim=True)
     spread = grouped.std(1, unbiased=False, keepdim=True)
     if divide_by_spread:
         gaps = gaps / spread.clamp(min=MIN_SPREAD)
-    return torch.where(spread <= MIN_SPREAD, torch.zeros_like(gaps), gaps).flatten()  # what is not finite stays
+    return torch.where(spread <= MIN_SPREAD, torch.zeros_like(gaps), gaps).flatten()  # NaN stays
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,10 +67,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def grpo(config: GrpoConfig) -> int:
-    """Learn from rewards as the config says; return the exit code.
+    """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     return optimise(config, "grpo", _Grpo)
 

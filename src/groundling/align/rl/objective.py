@@ -1,6 +1,6 @@
-"""The clipped objective of PPO and GRPO, and the batches it takes.
+"""The clipped objective of PPO and GRPO, and its batches.
 
-Shapes: B rows, T positions, N ids that were said, V vocabulary.
+Shapes: B rows, T positions, N ids of replies, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from groundling.model.loss import IGNORE, token_logprobs
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Packed replies with what the clipped loss needs."""
+    """Packed replies with their old and reference log-probabilities and advantages."""
 
     scored: Scored
     old_BT: Tensor
@@ -24,41 +24,41 @@ class PolicyBatch:
 
     @property
     def n_targets(self) -> int:
-        """Ids that were said."""
+        """Ids of all replies."""
         return self.scored.n_said
 
     def to(self, device: torch.device) -> "PolicyBatch":
-        """The same on another device."""
+        """Copy to another device."""
         rest = [t.to(device) for t in (self.old_BT, self.reference_BT, self.advantages_BT)]
         return PolicyBatch(self.scored.to(device), *rest)
 
 
 class Seen(TypedDict):
-    """What a call of the objective saw: sums over ids."""
+    """Metrics of one call of the objective: sums over ids."""
 
     n: float
     clipped: float
     entropy: float
     step_kl: float
     off_one: float
-    """The greatest distance of a ratio from 1."""
+    """Largest distance of a ratio from 1."""
 
 
 class ClippedObjective(nn.Module):
-    """PPO's clipped loss (arXiv:1707.06347, equation 7), summed over what was said; and GRPO's KL term besides.
+    """PPO's clipped loss (arXiv:1707.06347, equation 7) plus GRPO's KL term, summed over the replies' ids.
 
     Args:
-        policy: what is trained.
-        clip: how far a ratio counts.
-        kl_coef: of the KL to the reference, as an unbiased and positive estimate from each id (Schulman 2020, "k3"); 0
-            where the KL is part of the rewards.
+        policy: the trained policy.
+        clip: clip range of the ratio.
+        kl_coef: weight of the KL to the reference, estimated per id, unbiased and positive (Schulman 2020, "k3"); 0 if
+            the KL is part of the rewards.
     """
 
     def __init__(self, policy: Policy, clip: float, kl_coef: float = 0.0) -> None:
         super().__init__()
         self.policy, self.clip, self.kl_coef = policy, clip, kl_coef
         self.seen: list[Seen] = []
-        """By the calls since the last look."""
+        """Metrics of the calls since the last `pop_metrics`."""
 
     def forward(self, batch: PolicyBatch) -> Tensor:
         """The loss of a batch."""
@@ -85,7 +85,7 @@ class ClippedObjective(nn.Module):
         return loss_N.sum()
 
     def pop_metrics(self) -> dict[str, float]:
-        """Means over the ids seen since the last look: clip_fraction, entropy, step_kl; and the first ratio's error."""
+        """Return and reset the metrics: means over ids, and the largest error of a ratio in the first call."""
         n = max(1.0, sum(each["n"] for each in self.seen))
         figures = {
             "clip_fraction": sum(each["clipped"] for each in self.seen) / n,
@@ -98,6 +98,6 @@ class ClippedObjective(nn.Module):
 
 
 def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: float) -> Tensor:
-    """-min(ratio A, clip(ratio) A): beyond the clip there is nothing to gain, and all to lose."""
+    """-min(ratio A, clip(ratio) A) per id (N)."""
     ratio_N = log_ratio_N.exp()
     return -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip, 1 + clip) * advantages_N)

@@ -1,9 +1,8 @@
-"""`groundling ppo`: reinforcement learning from a reward model, as InstructGPT did it (arXiv:2203.02155, section 3.5).
+"""`groundling ppo`: proximal policy optimisation against a reward model, as in InstructGPT (arXiv:2203.02155, 3.5).
 
-A reply is a walk of one id at a time. Each id costs kl_coef times its log-probability's gain on the reference; the last
-brings the reward. A value model, started from the reward model, guesses at each place what is still to come, and an
-id's advantage is how much better things went than guessed (GAE, arXiv:1506.02438). Rewards are used as they are;
-advantages are whitened over all ids of a round.
+Each id of a reply is an action. It costs kl_coef times its log-probability's gain on the reference; the last id gets
+the reward. A value model, initialised from the reward model, predicts the return at each position, and advantages are
+computed by GAE (arXiv:1506.02438). Rewards are not normalised; advantages are whitened over all ids of a round.
 
 Shapes: B rows, T positions, N replies.
 """
@@ -68,7 +67,7 @@ class PpoConfig(RolloutConfig):
 
 @dataclass(frozen=True)
 class ValueBatch:
-    """Packed replies with what was guessed and what came."""
+    """Packed replies with old values and returns."""
 
     scored: Scored
     old_BT: Tensor
@@ -76,16 +75,16 @@ class ValueBatch:
 
     @property
     def n_targets(self) -> int:
-        """Ids that were said."""
+        """Ids of all replies."""
         return self.scored.n_said
 
     def to(self, device: torch.device) -> "ValueBatch":
-        """The same on another device."""
+        """Copy to another device."""
         return ValueBatch(self.scored.to(device), self.old_BT.to(device), self.returns_BT.to(device))
 
 
 class ValueObjective(nn.Module):
-    """Half the squared error of the guesses, clipped like the policy (arXiv:1707.06347), summed over what was said."""
+    """Half the squared error of the values, clipped like the policy (arXiv:1707.06347), summed over reply ids."""
 
     def __init__(self, model: RewardModel, clip: float, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
@@ -102,15 +101,15 @@ class ValueObjective(nn.Module):
 
 
 def priced(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -> Tensor:
-    """What each id of a reply brings: the last the reward, and each less what its gain on the reference costs."""
+    """Reward of each id of a reply: minus its KL penalty, plus the reply's reward at the last id."""
     rewards = -kl_coef * (logprobs - reference)
     rewards[-1] += reward
     return rewards
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, lambda_: float) -> Tensor:
-    """GAE of one reply, nothing discounted: advantage t = sum over k of lambda^k delta (t + k), where
-    delta t = reward t + value (t + 1) - value t, and nothing comes after the end.
+    """GAE of one reply without discounting: advantage t = sum over k of lambda^k delta (t + k), where
+    delta t = reward t + value (t + 1) - value t, and the value after the end is 0.
     """
     after = torch.cat([values[1:], values.new_zeros(1)])
     deltas = (rewards + after - values).tolist()
@@ -122,13 +121,13 @@ def generalized_advantages(rewards: Tensor, values: Tensor, lambda_: float) -> T
 
 
 class KlControl:
-    """What a nat costs: always the same, or turned by at most 2 % a round towards a target (arXiv:1909.08593, 2.2)."""
+    """The KL penalty: fixed, or adapted by at most 2 % per round towards a target (arXiv:1909.08593, 2.2)."""
 
     def __init__(self, coef: float, target: float | None) -> None:
         self.coef, self._target = coef, target
 
     def update(self, kl: float) -> None:
-        """Take the KL of a round."""
+        """Adapt to the KL of a round."""
         if self._target is not None:
             self.coef *= 1 + 0.1 * max(-0.2, min(0.2, kl / self._target - 1))
 
@@ -139,10 +138,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def ppo(config: PpoConfig) -> int:
-    """Learn from rewards as the config says; return the exit code.
+    """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     return optimise(config, "ppo", _Ppo)
 
@@ -151,7 +150,7 @@ def _value_model(config: PpoConfig, bundle: ChatBundle, stage: Stage) -> RewardM
     source = config.value_from or (None if is_function(config.reward) else config.reward)
     if source is None:
         return RewardModel(copy.deepcopy(bundle.model), scale=1.0)
-    # It knows what makes a reply good; what is still to come at a place is another number, learned from zero.
+    # The trunk is kept; the head, which predicts a return instead of a reward, starts at zero.
     model, theirs = load_reward_model(source, stage.picked.device)
     if not reads_the_same(theirs, bundle):
         raise ConfigError(f"the reward model {source} reads other ids, or less of them, than the policy writes; "
@@ -167,7 +166,7 @@ class _Ppo(PolicyTrainer[PpoConfig]):
         self.value_optimizers = Optimizers(self.values, config.value_optim, stage.picked.compute_dtype)
         self.kl = KlControl(config.kl_coef, config.target_kl if config.kl_control == "adaptive" else None)
         self.guessed, self.came = list[Tensor](), list[Tensor]()
-        """Of the round that is learned from: what the value model guessed before it, and what came."""
+        """Old values and returns of the current round."""
 
     def compute_advantages(self, round_: Round) -> None:
         self.guessed = self._guesses(round_.replies)
@@ -225,6 +224,6 @@ class _Ppo(PolicyTrainer[PpoConfig]):
 
 
 def explained_variance(guesses: Tensor, came: Tensor) -> float:
-    """The part of the variance of what came that the guesses explain: 1 all, 0 none; nothing to explain is 0."""
+    """Share of the returns' variance that the values explain: 1 all, 0 none, or no variance."""
     variance = came.var(unbiased=False)
     return float(1 - (came - guesses).var(unbiased=False) / variance) if variance > 1e-12 else 0.0

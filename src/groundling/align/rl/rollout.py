@@ -1,6 +1,6 @@
-"""What PPO and GRPO share: drawing replies, rewarding them, and one clipped update after another.
+"""Rollouts of PPO and GRPO: sample replies, score them, and cut them into minibatches.
 
-Shapes: B rows, T positions, N of them at which something is said, V vocabulary.
+Shapes: B rows, T positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ from groundling.train.optim.schedule import ScheduleConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(StageConfig):
-    """What both can be told."""
+    """Settings of both PPO and GRPO."""
 
     path: tyro.conf.Positional[str]
     """Initial and reference model, usually fine-tuned with SFT."""
@@ -103,14 +103,14 @@ def scored_by(
     packer: Packer,
     parts: Sequence[Sequence[int]] | None = None,
 ) -> list[Tensor]:
-    """The log-probability of each id of each reply.
+    """Log-probability of each id of each reply.
 
     Args:
-        policy: whose.
+        policy: that scores them.
         replies: N.
         packer: cuts them into micro-batches.
-        parts: the numbers of replies that are packed together; None: all. In bfloat16 a number's last bits depend on
-            the shape of what it is computed with.
+        parts: indices of replies that are packed together; None: all. In bfloat16 the last bits depend on the shapes
+            of a batch.
     """
     values: list[Tensor] = [torch.empty(0)] * len(replies)
     for part in [range(len(replies))] if parts is None else parts:
@@ -121,13 +121,13 @@ def scored_by(
 
 
 class RolloutSampler:
-    """Draws the replies of a round, and looks at them.
+    """Samples and scores the replies of a round.
 
     Args:
-        config: how.
+        config: settings.
         bundle: the policy.
-        prompts: as ids, to draw from.
-        rewards: what replies are worth.
+        prompts: as ids, to choose from.
+        rewards: of replies.
         packer: cuts replies into micro-batches, here and in the updates.
     """
 
@@ -141,7 +141,7 @@ class RolloutSampler:
     def draw(
         self, policy: Policy, reference: Policy, step: int, each: int, stop: Callable[[], bool] | None = None
     ) -> Round | None:
-        """The replies of round `step`, `each` to every one of its prompts; None where `stop` has ended the drawing."""
+        """Sample and score round `step`, with `each` replies per prompt; None if `stop` ended it."""
         config = self._config
         sampler = self._sampler()
         n_prompts = config.replies // each
@@ -163,10 +163,10 @@ class RolloutSampler:
         return Round(replies, rewards, old, base)
 
     def round_of(self, tensors: dict[str, Tensor]) -> Round:
-        """The round whose `Round.tensors` these are.
+        """Restore a round from its `Round.tensors`.
 
         Raises:
-            CheckpointError: they are those of no round of this stage.
+            CheckpointError: they do not fit this stage.
         """
         config, bundle, sampler = self._config, self._bundle, self._sampler()
         limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, self.packer.max_length)
@@ -181,9 +181,9 @@ class RolloutSampler:
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:
-    """The rewards of replies, of which equal ones are asked about once: what is said twice is worth the same.
+    """Rewards of replies, with equal replies scored once.
 
-    A model's score depends in its last bits on where in a batch it was computed, and GRPO looks at nothing but gaps.
+    A score's last bits depend on its place in the batch, and GRPO would amplify such differences.
     """
     keys = [(tuple(reply.prompt), tuple(reply.said)) for reply in replies]
     different = dict(zip(keys, replies, strict=True))
@@ -192,14 +192,14 @@ def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[flo
 
 
 def minibatches_of(n: int, count: int, seed: int, step: int, number: int, each: int = 1) -> list[list[int]]:
-    """The numbers of a round's replies, shuffled and cut into `count` parts; the `each` to a prompt stay together."""
+    """Shuffle the indices of a round's replies and cut them into `count` parts; replies to one prompt stay together."""
     generator = counted_generator(seed, purpose=4, number=step, part=number)
     parts = np.array_split(generator.permutation(n // each), count)
     return [[place * each + i for place in part.tolist() for i in range(each)] for part in parts]
 
 
 def whitened(values: Sequence[Tensor]) -> list[Tensor]:
-    """Values moved and scaled, all together, to mean 0 and variance 1; equal ones become zeros."""
+    """Normalise all values together to mean 0 and variance 1; equal values become zeros."""
     flat = torch.cat(list(values))
     if len(flat) == 0:
         return list(values)

@@ -1,4 +1,4 @@
-"""A round of replies: what is known of them, how a checkpoint keeps it, and what is written down of it."""
+"""A round of replies, its form in a checkpoint, and its metrics."""
 
 import math
 import time
@@ -16,21 +16,21 @@ from groundling.errors import CheckpointError
 
 @dataclass
 class Round:
-    """Replies of one round, and what is known of them. Tensors are of each reply's said ids, in order."""
+    """The replies of one round. Each tensor has one value per id of a reply."""
 
     replies: list[Reply]
     rewards: list[float]
     logprobs: list[Tensor]
-    """Of the policy that drew them, recomputed."""
+    """Under the policy that sampled them, recomputed."""
     reference: list[Tensor]
     advantages: list[Tensor] = field(default_factory=list)
 
     def kl(self) -> float:
-        """How far the policy has left the reference: nats a reply, as these replies tell."""
+        """Estimated KL of the policy to the reference, in nats per reply."""
         return nats_a_reply(self.logprobs, self.reference)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a checkpoint; `exchanges_in` and `RolloutSampler.round_of` take it back."""
+        """Tensors for a checkpoint, restored by `RolloutSampler.round_of`."""
         exchanges = exchanges_of(self.replies)
         return {
             **laid_end_to_end("prompt", [torch.tensor(prompt) for prompt, _ in exchanges]),
@@ -43,19 +43,19 @@ class Round:
 
 
 def laid_end_to_end(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Vectors of different lengths as two tensors: all their numbers, and their lengths.
+    """Vectors of different lengths as two tensors: their values, concatenated, and their lengths.
 
-    A checkpoint holds floating point only; whole numbers are exact in float64.
+    A checkpoint holds floating-point tensors only; integers are exact in float64.
     """
     numbers, lengths = torch.cat(list(values)), torch.tensor([len(each) for each in values], dtype=torch.float64)
     return {name: numbers if numbers.is_floating_point() else numbers.double(), f"{name}.lengths": lengths}
 
 
 def of_each(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
-    """The vectors that `laid_end_to_end` was given.
+    """The inverse of `laid_end_to_end`.
 
     Raises:
-        CheckpointError: they are none.
+        CheckpointError: values and lengths do not fit.
     """
     numbers, lengths = tensors[name], tensors[f"{name}.lengths"]
     is_right = numbers.dim() == lengths.dim() == 1 and are_whole(lengths, len(numbers) + 1)
@@ -65,15 +65,15 @@ def of_each(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
 
 
 def are_whole(numbers: Tensor, end: int) -> bool:
-    """Whether all are whole numbers from 0 to below `end`."""
+    """Whether all are integers from 0 to `end` - 1."""
     return bool(((numbers >= 0) & (numbers < end) & (numbers == numbers.floor())).all())
 
 
 def values_of_each(tensors: dict[str, Tensor], name: str, said_lengths: Sequence[int]) -> list[Tensor]:
-    """The same, where each reply has a finite number for each of its ids.
+    """`of_each`, with one finite value per id of each reply.
 
     Raises:
-        CheckpointError: it has not.
+        CheckpointError: a value is missing or not finite.
     """
     values = of_each(tensors, name)
     if [len(each) for each in values] != list(said_lengths) or not bool(tensors[name].isfinite().all()):
@@ -84,10 +84,10 @@ def values_of_each(tensors: dict[str, Tensor], name: str, said_lengths: Sequence
 def exchanges_in(
     tensors: dict[str, Tensor], n_replies: int, n_ids: int, n_reply_ids: int, max_length: int
 ) -> list[tuple[list[int], list[int]]]:
-    """The prompt and what was said to it, of each reply of a round that a checkpoint has kept.
+    """Prompts and replies of a round from a checkpoint.
 
     Raises:
-        CheckpointError: they are not so many, too long, or no ids of this model.
+        CheckpointError: their number, lengths or ids do not fit the stage.
     """
     for name, n in (("prompt", n_ids), ("said", n_reply_ids)):
         if not are_whole(tensors[name], n):
@@ -104,12 +104,12 @@ def exchanges_in(
 
 
 def nats_a_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
-    """The KL of one policy to another, as replies of the first tell: what each gives their ids -> nats a reply."""
+    """Estimated KL of policy `new` to `old`, in nats per reply, from both log-probabilities of replies by `new`."""
     return math.fsum(float((ours - theirs).sum()) for ours, theirs in zip(new, old, strict=True)) / len(new)
 
 
 def figures_of(round_: Round, started: float, gold: str | None = None) -> dict[str, float]:
-    """What a round's replies were like."""
+    """Metrics of a round's replies."""
     n = len(round_.replies)
     measured = {}
     if gold is not None:

@@ -1,4 +1,4 @@
-"""The rounds of PPO and GRPO: draw, judge, learn, write down."""
+"""The rounds of PPO and GRPO: sample, score, update, record."""
 
 import copy
 import time
@@ -34,15 +34,15 @@ C = TypeVar("C", bound=RolloutConfig)
 
 
 class PolicyTrainer(ABC, Generic[C]):
-    """A policy that learns from its own replies. A subclass says what they were worth, id by id.
+    """Trains a policy on its own replies. A subclass computes the advantage of each id.
 
     Args:
-        config: how.
-        stage: which it is a part of.
-        bundle: the policy, and the reference as it is now.
-        drawer: draws the replies.
-        kl_coef: of the KL in the loss.
-        each: replies to each prompt.
+        config: settings.
+        stage: the running stage.
+        bundle: the policy; a copy of it is the reference.
+        sampler: samples and scores replies.
+        kl_coef: weight of the KL in the loss.
+        each: replies per prompt.
     """
 
     def __init__(
@@ -64,43 +64,43 @@ class PolicyTrainer(ABC, Generic[C]):
         self.objective = ClippedObjective(self.policy, config.clip, kl_coef)
         self.optimizers = Optimizers(bundle.model, config.optim, stage.picked.compute_dtype)
         self.step = self.n_updates = 0
-        """Rounds that are complete, and updates made in the one after them."""
+        """Completed rounds, and updates of the current one."""
         self.round: Round | None = None
-        """The one that is learned from."""
+        """The current round, once it is sampled."""
         self.figures = dict[str, Any]()
-        """Of the last complete one."""
+        """Metrics of the last completed round."""
 
     @abstractmethod
     def compute_advantages(self, round_: Round) -> None:
-        """Fill in the round's advantages."""
+        """Set the round's advantages."""
 
     def models(self) -> list[str]:
-        """Fingerprints of the models that it learns from, besides the one it starts from."""
+        """Fingerprints of all models that training depends on, except the initial one."""
         return [reward_fingerprint(self.config.reward)]
 
     def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
-        """Train other models than the policy on some replies."""
+        """Train other models on a minibatch of replies."""
 
     def more_figures(self) -> dict[str, float]:
-        """More figures for the record of a round."""
+        """More metrics of a round."""
         return {}
 
     def end_round(self, round_: Round) -> None:
-        """What changes between rounds."""
+        """Hook at the end of a round."""
 
     def other_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds besides the policy and the round."""
+        """Tensors of a checkpoint besides policy and round."""
         return {}
 
     def other_facts(self) -> dict[str, Any]:
-        """Plain data that it holds besides."""
+        """More plain data of a checkpoint."""
         return {}
 
     def restore_others(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Restore what `other_tensors` and `other_facts` gave, after the round is restored."""
+        """Restore `other_tensors` and `other_facts`, after the round."""
 
     def resume(self) -> int:
-        """Restore the checkpoint that the stage has found, if any; return how many rounds are complete."""
+        """Restore the stage's checkpoint, if any; return the number of completed rounds."""
         if self.stage.found is None:
             return 0
         with restoring(self.stage.found) as snapshot:
@@ -117,7 +117,7 @@ class PolicyTrainer(ABC, Generic[C]):
         return self.step
 
     def run(self) -> tuple[str, dict[str, Any]]:
-        """Run the rounds that are left; return how they ended, and the figures of the last."""
+        """Run the remaining rounds; return the reason of the end and the metrics of the last round."""
         while self.step < self.config.steps:
             started = time.perf_counter()
             if self.stage.asked_to_stop() or (self.round is None and not self._draw()):
@@ -146,8 +146,8 @@ class PolicyTrainer(ABC, Generic[C]):
         self.stage.record({"step": self.step + 1, **figures})
 
     def _draw(self) -> bool:
-        """Draw a round and judge it; False if a signal ended the drawing."""
-        # Other ranks, which draw the same, would wait for the one that gave up.
+        """Sample and score a round; False if a signal interrupted it."""
+        # With several ranks, all sample the same replies; one that stopped early would leave the others waiting.
         stop = (lambda: bool(self.stage.stop)) if distributed.world_size() == 1 else None
         round_ = self.sampler.draw(self.policy, self.reference, self.step, self.each, stop)
         if round_ is None:
@@ -157,7 +157,7 @@ class PolicyTrainer(ABC, Generic[C]):
         return True
 
     def _learn_from(self, round_: Round) -> bool:
-        """Make the updates that are left of a round; False if a signal came between two of them."""
+        """Make the remaining updates of a round; False if a signal interrupted them."""
         config = self.config
         for update in range(self.n_updates, self._updates_a_round()):
             if update and self.stage.asked_to_stop():
@@ -185,17 +185,17 @@ class PolicyTrainer(ABC, Generic[C]):
         self.stage.save(Snapshot(self.step * self._updates_a_round() + self.n_updates, tensors, facts))
 
     def update(self, objective: Any, batches: Sequence[MicroBatch], optimizers: Optimizers, step: int) -> None:
-        """One update at the learning rate of a round."""
+        """One optimizer step at the learning rate of a round."""
         config = self.config
         factor = config.schedule.factor(step, config.steps)
         train_step(objective, batches, optimizers, lr_factor=factor, max_norm=config.grad_clip)
 
 
 def optimise(config: C, name: str, make: Callable[[C, Stage, ChatBundle, RolloutSampler], PolicyTrainer[C]]) -> int:
-    """Run a stage of rounds from its config to its bundle; return the exit code.
+    """Run a PPO or GRPO stage; return the exit code.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any of its kinds.
     """
     with open_stage(config, name) as stage:
         if stage.has_finished():
