@@ -39,7 +39,7 @@ class TrainConfig:
     """Train a tokenizer on the training split of a text and save it as tokenizer.json."""
 
     out_dir: Path
-    """Folder for tokenizer.json; pass it to `groundling pretrain` as --data.tokenizer.path."""
+    """Folder for tokenizer.json, for --data.tokenizer.path of `groundling pretrain`."""
     tokenizer: Annotated[TokenizerConfig, tyro.conf.arg(name="")] = field(default_factory=TokenizerConfig)
     data: TextConfig = field(default_factory=TextConfig)
 
