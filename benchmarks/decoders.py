@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.native.build import Compilation
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 
 WARM_UP = 4
 """Tokens of each stream that do not count."""
@@ -67,7 +68,7 @@ class Ours:
     def logits(self, ids: list[int]) -> list[float]:
         """See `Decoder`; by way of the log-probabilities, which the engine tells."""
         config = SamplingConfig(max_new_tokens=1, logprobs=self._bundle.tokenizer.vocab_size)
-        self._engine.add(ids, config, row_generator(0, 0))
+        self._engine.try_add(self._engine.new_request(ids, config, row_generator(0, 0)))
         likely = dict(self._engine.step()[0].tokens[0].likely)
         return [likely[id] for id in range(len(likely))]
 
@@ -100,14 +101,12 @@ class Ours:
     def _run(self, prompts: Prompts, new: int, budget_s: float) -> float:
         engine, config = self._engine, SamplingConfig(max_new_tokens=new, temperature=1.0)
         start = time.perf_counter()
-        samples = [engine.add(prompt, config, row_generator(1337, row)) for row, prompt in enumerate(prompts)]
-        while engine.is_busy and time.perf_counter() - start < budget_s:
-            engine.step()
-        seconds = time.perf_counter() - start
-        for sample in samples:
-            if not sample.finished:
-                engine.stop(sample)
-        return seconds
+        requests = [engine.new_request(prompt, config, row_generator(1337, row)) for row, prompt in enumerate(prompts)]
+        with closing(run_all(engine, requests)) as outputs:
+            for _ in outputs:
+                if time.perf_counter() - start >= budget_s:
+                    break
+            return time.perf_counter() - start
 
     def _new_engine(self, n_slots: int) -> Engine:
         n_ids = self._bundle.tokenizer.vocab_size

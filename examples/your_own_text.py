@@ -25,5 +25,5 @@ with TemporaryDirectory() as folder:
             optim=OptimConfig(kind="muon", lr=3e-3),
         )
     )
-    print(f"validation loss {summary.val_loss:.3f} after {summary.tokens:,} tokens")
+    print(f"validation loss {summary.figures['val_loss']:.3f} after {summary.figures['tokens']:,} tokens")
     print(generate(load_bundle(run), "\n", max_new_tokens=200))

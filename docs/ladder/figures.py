@@ -174,7 +174,7 @@ def _draw_s7(figure: Figure, data: dict[str, Any]) -> None:
 
 
 def _draw_s8(figure: Figure, data: dict[str, Any]) -> None:
-    size, *maps = figure.subplots(1, 4, width_ratios=(1.5, 1, 1, 1))
+    size, whole, dropped, curve = figure.subplots(1, 4, width_ratios=(1.3, 0.8, 0.8, 1.3))
     names, counts = zip(*data["s8"]["parameters"].items(), strict=True)
     size.barh(names, counts, color=[GREY] * 7 + [BLUE], log=True)
     size.invert_yaxis()
@@ -183,9 +183,15 @@ def _draw_s8(figure: Figure, data: dict[str, Any]) -> None:
     size.set_xlim(1e3, 1.5e8)
     size.set_title("parameters", fontsize=9)
     size.spines[["top", "right"]].set_visible(False)
-    titles = ("attention, evaluation", "training, draw 1", "training, draw 2")
-    for axes, title, weights in zip(maps, titles, [*data["s3"]["weights"], *data["s8"]["weights"]], strict=True):
-        _heat(axes, weights, title=title, most=1.25)
+    _heat(whole, data["s3"]["weights"][0], title="evaluation", most=1.25)
+    _heat(dropped, data["s8"]["weights"], title="training", most=1.25)
+    run = data["s8"]["run"]
+    curve.plot(run["steps"], run["train"], ".-", color=GREY, label="training")
+    curve.plot(run["steps"], run["val"], ".-", color=BLUE, label=f"validation: {run['val'][-1]:.2f}")
+    curve.axhline(RUNGS["s8"].lecture_val_loss, color=RED, linestyle="--", linewidth=1, label="the lecture's: 1.48")
+    curve.set(xlabel="step", ylabel="loss")
+    curve.legend(fontsize=8, frameon=False)
+    curve.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_s9(figure: Figure, data: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ In reading order:
     export/     Hugging Face, GGUF, nanoGPT
     tools/      doctor, plot, verify-checkpoint
     system/     device, memory, ranks, processes, logs, metrics
-    config.py   defaults, preset and flags
+    config.py   defaults and presets
+    flags.py    the command line
     storage/    files: safe, atomic, hashed, downloaded
     errors.py   errors a user can cause
 """

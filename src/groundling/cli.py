@@ -25,7 +25,7 @@ class Verb(NamedTuple):
 VERBS = {
     "ladder": Verb("groundling.ladder.train", "train the models of the lecture, rung by rung, and compare losses"),
     "pretrain": Verb("groundling.train.pretrain", "train a GPT on a named data set or your own text"),
-    "speedrun": Verb("groundling.train.speedrun", "train a fixed recipe in minutes and report time and loss"),
+    "speedrun": Verb("groundling.train.speedrun.run", "train a fixed recipe in minutes and report time and loss"),
     "sample": Verb("groundling.sample.cli", "generate text from a trained model"),
     "sft": Verb("groundling.align.sft", "fine-tune a trained model on conversations"),
     "chat": Verb("groundling.align.chat", "chat with a fine-tuned model"),

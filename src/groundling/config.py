@@ -4,16 +4,10 @@ Only the command line goes through the argument parser. Values from files (prese
 field by field. Configs are frozen dataclasses that validate themselves in `__post_init__`.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import inspect
-import io
 import math
-import re
-import shutil
 import sys
-import textwrap
 import tomllib
 import types
 import typing
@@ -22,14 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from groundling.errors import ConfigError
+from groundling.flags import ABSENT, EMPTY_PATH, parse_flags, wrapped
 from groundling.storage import files
 
 C = TypeVar("C")
 MAX_TOML = 1 << 20
 """Bytes of a preset; those of the package have a few hundred."""
-ABSENT = "None"
-"""Stands for None in presets, because TOML has no null, and on the command line."""
-EMPTY_PATH = 'it is empty; give a path ("." is this folder)'
 
 
 def parse(
@@ -57,7 +49,7 @@ def parse(
     words = list(argv)
     names_preset = bool(words) and words[0].endswith(".toml") and not words[0].startswith("-")
     preset = words.pop(0) if names_preset else default_preset
-    description = _wrapped(description or config_class.__doc__ or "")
+    description = wrapped(description or config_class.__doc__ or "")
     default = base
     if preset is not None:
         values = load_preset(preset)
@@ -65,113 +57,9 @@ def parse(
             default = from_dict(config_class, values, base)
         except ConfigError as error:
             raise ConfigError(f"preset {preset}: {error}") from error
-    return _parse_flags(config_class, words, prog, description, default)
-
-
-def _wrapped(description: str) -> str:
-    """Wrap all but the first paragraph to the terminal, indented: tyro joins lines that begin with a letter."""
-    width = min(shutil.get_terminal_size().columns, 100) - 1
-    first, *others = inspect.cleandoc(description).split("\n\n")
-    return "\n\n".join([first, *(textwrap.indent(textwrap.fill(" ".join(o.split()), width - 2), "  ") for o in others)])
-
-
-def _parse_flags(config_class: type[C], flags: list[str], prog: str, description: str, default: C | None = None) -> C:
-    """Parse with tyro; its boxed error message becomes one line."""
-    import tyro
-
-    complaint = io.StringIO()
-    below: dict[str, Any] = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(complaint):
-            config: C = tyro.cli(
-                config_class,
-                prog=prog,
-                description=description,
-                args=_with_values(config_class, flags),
-                config=(tyro.conf.HelptextFromCommentsOff,),
-                registry=_with_real_paths(),
-                **below,
-            )
-            _require_numbers(config)
-            return config
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
-
-
-def _with_real_paths() -> Any:
-    """Make tyro refuse an empty path, which Python takes for the current folder."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-    def make(words: list[str]) -> Path:
-        if not words[0]:
-            raise ValueError(EMPTY_PATH)
-        return Path(words[0])
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-        if info.type is not Path:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=make,
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda path: [str(path)],
-        )
-
-    return registry
-
-
-def _with_values(config_class: type, words: list[str]) -> list[str]:
-    """Add the value to bare flags of fields that are a boolean or a word: `--resume` becomes `--resume True`.
-
-    tyro itself supports bare flags of plain booleans only.
-    """
-    hints = typing.get_type_hints(config_class)
-    either = (typing.Union, types.UnionType)
-    kinds = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) in either}
-    flags = {f"--{name.replace('_', '-')}" for name, possible in kinds.items() if bool in possible}
-    written: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=False):
-        flag = word.replace("_", "-")
-        if flag in flags:
-            written += [word, "True"] if following.startswith("-") else [word]
-        elif flag.startswith("--no-") and f"--{flag[5:]}" in flags:
-            written += [f"--{flag[5:]}", "False"]
-        else:
-            written.append(word)
-    return written
-
-
-def _one_line(framed: str) -> str:
-    """Extract the first part of tyro's boxed message (Unicode or ASCII), and the flag it suggests."""
-    body = "\n".join(line.strip("\u2502 ") for line in framed.strip().splitlines()[1:])  # the first is the title
-    parts = (" ".join(part.split()) for part in re.split("[\u2500-]{4,}", body))
-    said, *more = [part for part in parts if part] or [" ".join(framed.split())]
-    near = re.findall(r"--[\w.-]+", next((part for part in more if part.startswith("Perhaps you meant")), ""))
-    if missing := re.match(r"Missing value for argument '(--[\w.-]+)'", said):
-        return f"{said.rstrip('.')}; a value that begins with a hyphen is written {missing[1]}=VALUE"
-    return f"{said.rstrip('.')}; did you mean {near[0]}?" if near else said.rstrip(".")
-
-
-def any_text() -> Any:
-    """For a field `Annotated[str | None, any_text()]`: take each argument as text, even "" and "None".
-
-    The field is None only if the flag is absent.
-    """
-    from tyro.constructors import PrimitiveConstructorSpec
-
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="STR",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: value is None or isinstance(value, str),
-        str_from_instance=lambda value: [ABSENT if value is None else value],
-    )
+    config = parse_flags(config_class, words, prog, description, default)
+    _require_numbers(config)
+    return config
 
 
 def load_preset(name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,8 @@ from groundling.align.example_loader import ExampleFeed
 from groundling.align.pipeline import chatgpt as pipeline
 from groundling.align.preferences.judgement import Candidate, Judgement
 from groundling.align.preferences.store import Rankings
-from groundling.align.report import build as report
+from groundling.align.report import policies
+from groundling.align.report.collect import read_stage_summary
 from groundling.align.reward.model import RewardModel, first_blocks, save_reward_model
 from groundling.bundle import load_bundle, save_bundle
 from groundling.ladder.s2_embeddings import EmbeddingModel
@@ -131,7 +131,7 @@ def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd)
     "{} makes {} steps, and {} has made {} already; give more, or start a new run in another --out-dir",
     "the models or the examples are not those that {} was begun with; "
     "resume with those, or start a new run in another --out-dir",
-    "{}: {}; give all settings of the run as flags",
+    "{}; give all settings of the run as flags",
     "go on from its last checkpoint with lower learning rates: {} {}",
 )
 def test_a_stage_that_cannot_go_on(advised, stopped, talker, conversations, tmp_path):
@@ -177,9 +177,9 @@ def test_examples_over_ranks(advised, monkeypatch):
 )
 def test_a_small_chatgpt(advised, talker, tmp_path, monkeypatch, capfd):
     """That its stages run is shown in tests/align/test_chatgpt.py; here they only end well."""
-    real = pipeline.stages
-    ending_well = lambda config: [dataclasses.replace(stage, run=lambda argv: 0) for stage in real(config)]  # noqa: E731
-    monkeypatch.setattr(pipeline, "stages", ending_well)
+    real = pipeline.steps
+    ending_well = lambda config: [dataclasses.replace(step, run=lambda config: 0) for step in real(config)]  # noqa: E731
+    monkeypatch.setattr(pipeline, "steps", ending_well)
     words = ["chatgpt", str(talker), "--out-dir", str(tmp_path / "all of it"), "--max-new-tokens", "8"]
     said = advised.works(*words)
     command = shlex.split(said.rpartition("talk with one: groundling ")[2])
@@ -189,9 +189,9 @@ def test_a_small_chatgpt(advised, talker, tmp_path, monkeypatch, capfd):
             assert parsed(shlex.split(line)[2:]) is not None
     advised.refused(*words, "--gold", "verse")
     advised.works(*words, "--gold", "verse", "--out-dir", tmp_path / "another")
-    stage = next(stage for stage in real(parsed(words)) if stage.verb == pipeline.RANK)
+    step = next(step for step in real(parsed(words)) if step.verb == pipeline.RANK)
     monkeypatch.setattr(pipeline, "has_rankings", lambda path: path.exists())
-    rankings = Path(stage.output())
+    rankings = step.output
     rankings.write_bytes(b"")
     advised.refused(*words)
     rankings.rename(tmp_path / "elsewhere")
@@ -254,10 +254,10 @@ def ranked(number):
     "{} has {} runs, and seeds are {}; give one run, or one for each",
 )
 def test_stages_that_others_need(advised, talker, conversations, tmp_path):
-    advised.raises(lambda: report._summary(tmp_path / "sft"))
+    advised.raises(lambda: read_stage_summary(tmp_path / "sft"))
     words = ["sft", talker, "--out-dir", tmp_path / "sft", *FAST, "--n-replies", "0", "--epochs", "0.5"]
     advised.works(*words, "--data.path", conversations)
-    advised.done(report._summary(tmp_path / "sft"))
+    advised.done(read_stage_summary(tmp_path / "sft"))
     advised.raises(lambda: ExampleFeed(0, 3, lambda numbers: [], 0))
     unknown = tmp_path / "u.jsonl"
     unknown.write_text(conversations.read_text(encoding="utf-8").replace("cde", "XYZ"), encoding="utf-8")
@@ -272,8 +272,8 @@ def test_stages_that_others_need(advised, talker, conversations, tmp_path):
 def test_models_of_another_family(advised, talker):
     bundle = load_bundle(talker)
     other = dataclasses.replace(bundle, tokenizer=CharTokenizer(" abcdf"))
-    advised.raises(lambda: report.require_same_ids(bundle, other, "ppo"))
-    report.require_same_ids(bundle, load_bundle(talker), "ppo")
+    advised.raises(lambda: policies.require_same_ids(bundle, other, "ppo"))
+    policies.require_same_ids(bundle, load_bundle(talker), "ppo")
     advised.done()
 
 

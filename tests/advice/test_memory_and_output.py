@@ -9,8 +9,7 @@ import pytest
 import torch
 from advicekit import follows
 
-from groundling import bundle as bundles
-from groundling.bundle import save_bundle
+from groundling.bundle import limits, save_bundle
 from groundling.data import corpus
 from groundling.model.cache import KVCache
 from groundling.model.config import GPTConfig
@@ -100,7 +99,7 @@ def test_a_model_beyond_the_memory(advised, tmp_path, monkeypatch):
     large, small = saved(tmp_path / "large", n_layer=3), saved(tmp_path / "small")
     words = ("--prompt", "a", "--max-new-tokens", "2")
     with monkeypatch.context() as patch:
-        patch.setattr(bundles, "memory_of", lambda: Memory(10**9, 15_000))
+        patch.setattr(limits, "memory_of", lambda: Memory(10**9, 15_000))
         advised.refused("sample", large, *words)
         advised.works("sample", small, *words)
     advised.works("sample", large, *words)

@@ -49,12 +49,12 @@ REQUESTS = {
         {**COMPLETION, "prompt": "a" * 30_000},
         COMPLETION,
     ),
-    "{}: {} texts are asked for at once; this server takes {} at most, ask for fewer": (
+    "{}: the request is for {} texts; this server takes {} at most, ask for fewer": (
         "/v1/completions",
         {**COMPLETION, "n": 128, "prompt": ["a"] * 80},
         {**COMPLETION, "n": 2, "prompt": ["a"] * 2},
     ),
-    "{}: up to {} are asked for in all, and {} are told at most; ask for fewer": (
+    "{}: the response could have {} in all, and the limit is {}; ask for fewer": (
         "/v1/completions",
         {**COMPLETION, "n": 80, "max_tokens": 4096, "logprobs": 5},
         {**COMPLETION, "n": 2, "max_tokens": 2, "logprobs": 5},
@@ -65,7 +65,7 @@ REQUESTS = {
         {"model": "base", "prompt": "Who"},
     ),
     "give either prompt or messages": (XRAY, {"model": "base"}, {"model": "base", "prompt": "Who"}),
-    "{} was never taught to answer; give a prompt": (
+    "{} is a base model, not a chat model; give a prompt": (
         XRAY,
         {"model": "base", "messages": CHAT["messages"]},
         {"model": "base", "prompt": "Who"},
@@ -85,7 +85,7 @@ def test_a_request_that_is_refused_is_granted_as_advised(house, template):
 
 
 @pytest.mark.slow
-@follows("{} was never taught to answer; use /v1/completions, or a model that chats")
+@follows("{} is a base model, not a chat model; use /v1/completions, or a chat model")
 def test_a_chat_with_a_model_that_does_not_chat(house, advised):
     status, said = posted(house, "/v1/chat/completions", {**CHAT, "model": "base"})
     assert status == 400
@@ -171,10 +171,10 @@ def test_a_run_that_is_not_there(house, advised):
 @pytest.mark.slow
 @follows(
     "{}; send one as Authorization: Bearer KEY",
-    "this server is not called {}; allow the name with --allowed-hosts",
+    "the host {} is not allowed; allow it with --allowed-hosts",
     "a page of another site may not do this; allow its origin with --cors-origins",
-    "none of the models was taught to answer; serve one that `groundling sft` made",
-    "{} was never taught to answer; begin with one that was",
+    "no served model is a chat model; serve one that `groundling sft` made",
+    "{} is a base model, not a chat model; start from a chat model",
 )
 def test_what_a_server_has_to_be_told(models, tmp_path, advised):
     from advicekit import parsed

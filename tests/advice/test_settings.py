@@ -228,7 +228,7 @@ FOLLOWED.update(RECIPES)
 
 @pytest.mark.parametrize("template", RECIPES)
 def test_a_recipe_of_the_speedrun(template, tmp_path, finished_run):
-    from groundling.train.speedrun import Recipes
+    from groundling.train.speedrun.recipes import Recipes
 
     wrong, right = (text.replace("{run}", str(finished_run)) for text in RECIPES[template])
     preset = tmp_path / "mine.toml"

@@ -166,7 +166,7 @@ def test_a_run_that_was_stopped(advised, preset, tmp_path, monkeypatch, capfd):
     assert (tmp_path / "a run" / "summary.json").is_file()
 
 
-@follows("done{}: {}{}; let it speak: groundling sample {}")
+@follows("done{}: {}{}; sample from it: groundling sample {}")
 def test_a_run_that_is_done(advised, preset):
     said = advised.works("pretrain", preset("a run", steps=1))
     advised.works(*command_in(said.strip().splitlines()[-1]), "--prompt", "the", "--max-new-tokens", "2")
@@ -193,7 +193,7 @@ def test_a_batch_beyond_the_memory(advised, preset, monkeypatch):
     "or name trained ones with --teacher.models"
 )
 def test_a_recipe_with_teachers(advised, preset, finished_run):
-    from groundling.train.speedrun import Recipes
+    from groundling.train.speedrun.recipes import Recipes
 
     taught = preset(steps=1, teacher=TeacherConfig(weight=0.5, recipes=("speedrun",)))
     advised.refused("pretrain", taught)
@@ -274,7 +274,7 @@ def test_a_damaged_checkpoint_is_not_the_only_one(advised, a_run, tmp_path):
     "{} holds a run of `groundling pretrain`; choose another --out-dir",
 )
 def test_speedruns(advised, preset, tmp_path, monkeypatch, a_run):
-    from groundling.train import speedrun
+    from groundling.train.speedrun import run as speedrun
 
     recipe = preset("recipe", steps=1)
     seconds = [(1.0, 143)]

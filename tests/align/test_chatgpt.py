@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from groundling.align.pipeline import chatgpt as pipeline
+from groundling.align.pipeline.command_line import to_argv
 from groundling.align.report import build as report
 from groundling.align.rl import trainer
 from groundling.bundle import save_bundle
@@ -90,7 +91,7 @@ def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.Capture
     assert pipeline.main(argv) == 0
     after = {name: (folder / f"all/{name}/metrics.jsonl").stat().st_mtime_ns for name in before}
     assert [name for name in before if before[name] != after[name]] == ["ppo-2"]
-    assert capsys.readouterr().err.count("done before") == 3 + 2 * 3 + 1 + 3 - 1
+    assert capsys.readouterr().err.count("already done") == 3 + 2 * 3 + 1 + 3 - 1
 
 
 def test_an_interrupted_stage_goes_on_where_it_was(
@@ -136,7 +137,7 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         pipeline.main([str(folder / "base"), "--out-dir", str(tmp_path / "out"), *flags])
-    with pytest.raises(ConfigError, match="reward model: it judges"):
+    with pytest.raises(ConfigError, match="reward model: it scores"):
         pipeline.main([str(folder / "all/reward"), "--out-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
@@ -144,7 +145,7 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
 def test_conversations_of_ones_own_go_to_every_stage(tmp_path: Path) -> None:
     argv = ["base", "--data.path", "chats.jsonl", "--data.max-reply", "40", "--max-new-tokens", "77"]
     config = parse(pipeline.ChatgptConfig, argv, "groundling chatgpt")
-    found = {stage.verb: stage.argv for stage in pipeline.stages(config)}
+    found = {step.verb: to_argv(step.config) for step in pipeline.steps(config)}
     for verb in ("sft", "rankings simulate", "grpo", "ppo", "align-report"):
         assert found[verb][found[verb].index("--data.path") + 1] == "chats.jsonl"
         assert found[verb][found[verb].index("--data.max-reply") + 1] == "40"
@@ -168,7 +169,7 @@ def test_what_follows_a_stage_that_runs_again_runs_again_too(folder: Path, capsy
     assert pipeline.main(argv) == 0
     said = capsys.readouterr().err
     assert [name for name in ("sft", "rankings simulate") if f"\ngroundling {name} " not in said] == []
-    kept = [line.split()[1] for line in said.splitlines() if line.endswith("done before")]
+    kept = [line.split()[1] for line in said.splitlines() if line.endswith("already done")]
     verse = ["rankings", "reward", "grpo"]
     assert kept == ["sft", "rankings", "dpo", "dpo", *verse], "what read nothing of the reward model"
 

@@ -29,7 +29,7 @@ def test_an_imported_model_goes_through_all_stages(family: str, tmp_path: Path) 
     def run(verb: str, source: str, *argv: str) -> dict[str, Any]:
         assert main([verb, str(tmp_path / source), "--out-dir", str(tmp_path / verb), *argv, *FAST]) == 0
         summary: dict[str, Any] = json.loads((tmp_path / verb / "summary.json").read_text("utf-8"))
-        assert summary["ended"] == "finished"
+        assert summary["reason"] == "finished"
         return summary
 
     fine_tuned = run("sft", "theirs", *chats, "--epochs", "5")

@@ -464,7 +464,7 @@ def test_a_short_stage_that_was_killed_between_its_model_and_its_summary(
     if not flags:
         assert summary_of(run) == summary_of(unbroken[name])
     else:
-        assert summary_of(run)["ended"] == "the KL went beyond 1e-06"
+        assert summary_of(run)["reason"] == "the KL went beyond 1e-06"
 
 
 def test_a_signal_after_the_last_step_ends_what_would_follow(begun, tmp_path, unbroken, monkeypatch):
@@ -676,7 +676,7 @@ def test_simulated_rankings_are_kept_as_they_come(begun, tmp_path, monkeypatch, 
     capsys.readouterr()
     assert simulate.main(simulation(begun, broken)) == 0
     said = capsys.readouterr().err
-    assert f"{kept[-1]} of {len(judgements(whole))} rankings are there already" in said
+    assert f"{kept[-1]} of {len(judgements(whole))} rankings already exist" in said
     assert f"{len(judgements(whole)) - kept[-1]} new rankings" in said
     assert judgements(broken) == judgements(whole)
 

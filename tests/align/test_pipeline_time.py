@@ -12,7 +12,7 @@ from groundling.align.pipeline.time_estimate import N_DIALOGUES, REFERENCE, SECO
 from groundling.bundle import load_bundle
 from groundling.system.runtime import RuntimeConfig
 
-ALL = [name_of(stage.verb, stage.output()) for stage in pipeline.stages(pipeline.ChatgptConfig(path="base"))]
+ALL = [name_of(step.verb, step.output) for step in pipeline.steps(pipeline.ChatgptConfig(path="base"))]
 
 
 def test_it_takes_as_long_as_it_took_where_it_was_measured():
@@ -52,9 +52,9 @@ def test_a_model_is_tried_and_left_as_it_was(tmp_path):
 
 
 def test_it_is_said_first_and_after_each_stage(tmp_path, monkeypatch, capsys):
-    real = pipeline.stages
-    quick = lambda config: [dataclasses.replace(stage, run=lambda argv: 0) for stage in real(config)]  # noqa: E731
-    monkeypatch.setattr(pipeline, "stages", quick)
+    real = pipeline.steps
+    quick = lambda config: [dataclasses.replace(step, run=lambda config: 0) for step in real(config)]  # noqa: E731
+    monkeypatch.setattr(pipeline, "steps", quick)
     monkeypatch.setattr(pipeline, "measure", lambda bundle, config: REFERENCE)
     write_conversations(tmp_path / "chats.jsonl")
     argv = [str(write_base(tmp_path / "base")), "--out-dir", str(tmp_path / "out"), "--max-new-tokens", "8"]
@@ -80,24 +80,24 @@ def test_what_is_made_anew_is_known_after_a_kill(tmp_path, monkeypatch):
             (out / name / "summary.json").write_text('{"ended": "finished", "failed": false}', encoding="utf-8")
     for name in ("ppo-1", "reward"):
         (out / name / "checkpoints/step-00000001").mkdir(parents=True)  # without a manifest
-    real = pipeline.stages
+    real = pipeline.steps
 
-    def running(stage):
-        def run(argv):
-            name = stage.output().rpartition("/")[2]
-            ran.append((name, argv[-1]))
+    def running(step):
+        def run(config):
+            name = step.output.name
+            ran.append((name, getattr(config, "overwrite", None)))
             if len(ran) == 2:
                 raise KeyboardInterrupt
             (out / name).mkdir(exist_ok=True)
             (out / name / "summary.json").write_text('{"ended": "finished", "failed": false}', encoding="utf-8")
             return 0
 
-        return dataclasses.replace(stage, run=run)
+        return dataclasses.replace(step, run=run)
 
-    monkeypatch.setattr(pipeline, "stages", lambda config: [running(stage) for stage in real(config)])
+    monkeypatch.setattr(pipeline, "steps", lambda config: [running(step) for step in real(config)])
     with pytest.raises(KeyboardInterrupt):
         pipeline.main(argv)
     assert pipeline.main(argv) == 0
     names = [name for name, _ in ran]
     assert names == ["reward", "grpo-1", "grpo-1", "ppo-1", "without-kl", "report"]
-    assert {last for name, last in ran if name != "report"} == {"--overwrite"}, "there is no good checkpoint"
+    assert {overwrite for name, overwrite in ran if name != "report"} == {True}, "there is no good checkpoint"

@@ -92,10 +92,10 @@ def test_what_is_no_answer_is_asked_again_and_keeps_nothing(line, ask, kept):
 @pytest.mark.parametrize("leave", [["q"], []], ids=["q", "the end of the input"])
 def test_who_leaves_and_comes_back_is_asked_the_rest(leave, ask, kept):
     screen = ask(rows(5), ["1", "s", *leave])
-    assert "2 answers kept" in screen
-    assert "3 questions are left" in screen
+    assert "2 answers stored" in screen
+    assert "3 questions left" in screen
     screen = ask(rows(5), ["1"] * 5)
-    assert "5 questions for ann, 2 of them answered before" in screen
+    assert "5 questions for ann, 2 already answered" in screen
     assert "prompt 1\n" not in screen
     assert "[3 of 3]" in screen
     assert [item.messages[0].content for item in kept()] == [f"prompt {n}" for n in range(5)]
@@ -233,7 +233,7 @@ def test_stats_say_who_agrees_and_who_is_better(two_raters, capsys, monkeypatch)
     assert rankings_cli.main(["stats", two_raters]) == 0
     said = capsys.readouterr().out
     assert "21 judgements of 11 prompts by 2 raters; 1 ties, 0 skips" in said
-    assert "the one shown first was best in 40.0% of 20" in said
+    assert "the reply shown first was chosen in 40.0% of 20" in said
     (line,) = (line for line in said.splitlines() if "bob" in line)
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["[red]bob", "ann", "10", "80.0%", "0.60"]
     assert said.index("│ a ") < said.index("│ b ")
@@ -251,8 +251,8 @@ def test_export_and_import_carry_all_to_another_file(two_raters, tmp_path, capsy
     assert rankings_cli.main(["import", other, out]) == 0
     assert rankings_cli.main(["import", other, out]) == 0
     said = capsys.readouterr().out
-    assert "21 judgements added, 0 were there already" in said
-    assert "0 judgements added, 21 were there already" in said
+    assert "21 judgements added, 0 already present" in said
+    assert "0 judgements added, 21 already present" in said
     assert "something else" not in said
     with Rankings(two_raters) as first, Rankings(other) as second:
         assert list(first) == list(second)

@@ -217,7 +217,7 @@ def test_a_run_that_left_its_reference_too_far_stops_and_says_how_far(folder, tm
     argv = [str(folder / "sft"), "--reward", "stagekit:reward", "--out-dir", str(tmp_path / "run"), *flags, *FAST]
     assert ppo.main([*argv, "--kl-coef", "0", "--stop-kl", "0.5", "--optim.lr", "3e-3"]) == 0
     about, rows = summary(tmp_path / "run"), records(tmp_path / "run")
-    assert about["ended"] == "the KL went beyond 0.5"
+    assert about["reason"] == "the KL went beyond 0.5"
     assert about["kl"] == rows[-1]["kl"] > 0.5, "of the policy that is kept"
     assert all(row["kl"] <= 0.5 for row in rows[:-1])
     assert len(rows) < 30
@@ -292,7 +292,7 @@ def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, s
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert max(row["first_ratio_off"] for row in rows) < 1e-6
     assert rows[-1]["kl"] > 0
-    assert summary(tmp_path / name)["ended"] == "finished"
+    assert summary(tmp_path / name)["reason"] == "finished"
     assert share_of_e(tmp_path / name) > share_of_e(folder / "sft") + 0.05
     if method is ppo:
         assert {"explained_variance", "kl_coef", "entropy", "clip_fraction", "length"} <= rows[-1].keys()
@@ -312,7 +312,7 @@ def test_a_stage_that_was_asked_to_stop_keeps_what_it_has_and_says_so(folder, tm
         argv = [str(folder / "base"), *flags]
     assert method.main(argv) == 128 + number
     about = summary(tmp_path / "run")
-    assert about["ended"] == ASKED_TO_STOP
+    assert about["reason"] == ASKED_TO_STOP
     assert "val_loss" not in about, "that of the beginning is another model's"
     assert load_bundle(tmp_path / "run").chat is not None
 

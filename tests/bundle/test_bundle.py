@@ -17,10 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from faultkit import append_a_byte, crash_at, cut_in_half, flip_a_bit
 from groundling import cli
-from groundling.bundle import load_bundle, save_adapter, save_bundle, write_bundle_files
+from groundling.bundle import load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import Adapter, base_at
 from groundling.bundle.layout import FILES, find_bundle
 from groundling.bundle.weights import plain_state_dict, read_weights
+from groundling.bundle.writing import write_bundle_files
 from groundling.errors import CheckpointError, StorageError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from groundling import bundle as bundle_module
 from groundling import cli
 from groundling.align.lora import LoraConfig, adapt, adapter_of
-from groundling.bundle import contexts, load_bundle, save_adapter, save_bundle
+from groundling.bundle import limits, load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import base_at
+from groundling.bundle.context import contexts
 from groundling.errors import ConfigError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
@@ -98,7 +98,7 @@ def test_exports_and_imports_have_the_context_that_was_asked_for(tmp_path, capsy
 
 def test_weights_that_do_not_fit_into_memory_are_refused_in_one_line(tmp_path, monkeypatch):
     folder = saved(tmp_path / "m")
-    monkeypatch.setattr(bundle_module, "memory_of", lambda: Memory(10**9, 100))
+    monkeypatch.setattr(limits, "memory_of", lambda: Memory(10**9, 100))
     with pytest.raises(ConfigError, match=r"the weights of .*m take 0\.0 GB, and 0\.0 GB of memory are free"):
         load_bundle(folder)
 

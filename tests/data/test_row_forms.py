@@ -6,17 +6,15 @@ import pytest
 
 from groundling.data.examples.conversations import (
     Conversation,
-    Labelled,
     Preference,
-    holds_labels,
     holds_preferences,
     holds_prompts,
     read_conversations,
-    read_labelled,
     read_preferences,
     read_prompts,
 )
 from groundling.data.examples.encoding import EncodingCounts, encode_conversation
+from groundling.data.examples.labelled import Labelled, holds_labels, read_labelled
 from groundling.errors import DataError
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.messages import Message

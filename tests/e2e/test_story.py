@@ -71,7 +71,7 @@ def test_what_is_said_on_the_way(home):
     ):
         assert word in said
     assert "step 60: validation loss" in said
-    assert said.rstrip().endswith("let it speak: groundling sample run")
+    assert said.rstrip().endswith("sample from it: groundling sample run")
 
 
 def test_it_speaks(home):

@@ -35,10 +35,10 @@ from groundling.train.optim.ema import WeightAverage
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.pretrain import pretrain
+from groundling.train.run_folder import RunSummary
 from groundling.train.settings import PretrainConfig
 from groundling.train.state import TrainState
 from groundling.train.step import Objective, train_step
-from groundling.train.summary import RunSummary
 
 MODEL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.2)
 WEIGHTS, TRAINING = "bundle/model.safetensors", "training.safetensors"

@@ -87,7 +87,7 @@ def test_stopped_twice_in_the_middle_of_a_schedule(tiny, tmp_path, stop_at, last
     second = tiny.pretrain(tmp_path / "pieces", **how, resume=True)
     atomic.observers.clear()
     last = tiny.pretrain(tmp_path / "pieces", **how, resume=True)
-    assert [run.steps for run in (first, second, last)] == [3, 11, 20]
+    assert [run.figures["steps"] for run in (first, second, last)] == [3, 11, 20]
     assert [run.exit_code for run in (first, second, last)] == [143, 143, 0]
     assert equal(last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "pieces"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "pieces")

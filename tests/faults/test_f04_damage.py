@@ -75,7 +75,7 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_end(
 ):
     flip_a_bit(newest / name)
     summary = tiny.pretrain(a_copy, resume=True, steps=15, data=text)
-    assert summary.steps == 15
+    assert summary.figures["steps"] == 15
     said = capsys.readouterr().err
     assert f"passed over: {newest / name} is damaged" in said
     assert f"resuming from {newest.with_name('step-00000005')}" in said

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from groundling.align.pipeline import chatgpt as pipeline
+from groundling.align.pipeline.step import PipelineStep
 from groundling.align.rl import grpo
 from groundling.bundle import load_bundle, save_bundle
 from groundling.data.batches import Batch
@@ -99,13 +99,14 @@ def test_a_stage_keeps_what_it_had_learned_and_says_where_it_stopped(model, monk
     assert "\n" not in str(error.value)
     about = json.loads((model / "run/summary.json").read_text("utf-8"))
     assert about["failed"]
-    assert about["ended"].startswith("grpo stopped at step")
+    assert about["reason"].startswith("grpo stopped at step")
     before, after = load_bundle(model / "sft").model, load_bundle(model / "run").model
     for name, tensor in after.state_dict().items():
         assert tensor.isfinite().all(), name
     assert not torch.equal(before.wte.weight, after.wte.weight)
-    stage = pipeline.Stage("grpo", grpo.main, ["--out-dir", "run"])
-    assert not stage.is_done(), "who runs all stages again runs this one again"
+    config = grpo.GrpoConfig(path="sft", out_dir=Path("run"))
+    step = PipelineStep("grpo", grpo.grpo, config, config.out_dir, inputs=(Path("sft"),))
+    assert not step.is_done(), "the pipeline runs this stage again"
 
 
 @pytest.mark.slow

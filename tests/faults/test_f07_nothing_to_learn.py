@@ -44,7 +44,7 @@ def require_finite(run: Path) -> None:
 def test_a_hundred_rows_that_are_too_long_are_shortened_and_the_epoch_ends(learn, tmp_path):
     about, said = learn([row("ab" * 200, "ba" * 200)] * 100 + [row("a", "b")] * 4, "--epochs", "2")
     assert "104 of 104 examples kept; 100 lost the front of the user's words; 100 lost the end of the reply" in said
-    assert about["ended"] == "finished"
+    assert about["reason"] == "finished"
     assert 0 < about["val_loss"] < 10
     require_finite(tmp_path / "run")
 
@@ -59,7 +59,7 @@ def test_rows_without_a_reply_are_left_out_and_the_others_learned(learn, tmp_pat
     ]
     about, said = learn(rows, "--epochs", "4")
     assert "2 of 5 examples kept; 3 left out as empty" in said
-    assert about["ended"] == "finished"
+    assert about["reason"] == "finished"
     require_finite(tmp_path / "run")
 
 

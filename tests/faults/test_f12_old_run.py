@@ -101,7 +101,7 @@ def test_resume_if_present_starts_what_is_not_there_and_goes_on_with_what_is(tin
     tiny.pretrain(tmp_path / "unbroken", steps=12)
     first = tiny.pretrain(tmp_path / "run", steps=7, resume="if-present")
     second = tiny.pretrain(tmp_path / "run", steps=12, resume="if-present")
-    assert (first.steps, second.steps) == (7, 12)
+    assert (first.figures["steps"], second.figures["steps"]) == (7, 12)
     assert capsys.readouterr().err.count("resuming from") == 1
     assert last_bytes(tmp_path / "run") == last_bytes(tmp_path / "unbroken")
 
@@ -113,7 +113,7 @@ def test_resume_if_present_starts_anew_where_a_run_ended_before_its_first_checkp
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (a_copy / "checkpoints" / ".tmp-step-5").mkdir(parents=True)
     assert (a_copy / "metrics.jsonl").is_file()
-    assert tiny.pretrain(a_copy, steps=3, data=text, resume="if-present").steps == 3
+    assert tiny.pretrain(a_copy, steps=3, data=text, resume="if-present").figures["steps"] == 3
     assert [path.name for path in sorted((a_copy / "checkpoints").glob("[.s]*"))] == ["step-00000003"]
 
 

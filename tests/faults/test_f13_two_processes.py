@@ -36,7 +36,7 @@ def test_the_lock_falls_with_its_process(tiny, tmp_path, wait_for, steps_recorde
     assert (run / ".lock.pid").exists()
     done = steps_recorded(run)
     summary = tiny.pretrain(run, resume=True, steps=done + 5, eval_every=None)
-    assert summary.steps == done + 5
+    assert summary.figures["steps"] == done + 5
 
 
 def test_the_holder_is_named_while_it_holds(tmp_path):

@@ -63,7 +63,7 @@ def test_another_text_is_refused(tiny, a_copy, text, tmp_path, kind, snapshot):
 def test_the_same_text_elsewhere_is_the_same(tiny, a_copy, tmp_path):
     moved = tmp_path / "moved.txt"
     moved.write_bytes(tiny.text.read_bytes())
-    assert tiny.pretrain(a_copy, resume=True, steps=12, data={"path": str(moved)}).steps == 12
+    assert tiny.pretrain(a_copy, resume=True, steps=12, data={"path": str(moved)}).figures["steps"] == 12
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_same_text_elsewhere_is_the_same(tiny, a_copy, tmp_path):
     ids=str,
 )
 def test_what_does_not_change_the_mathematics_may_change(tiny, a_copy, text, changes):
-    assert tiny.pretrain(a_copy, resume=True, data=text, **changes).steps == changes["steps"]
+    assert tiny.pretrain(a_copy, resume=True, data=text, **changes).figures["steps"] == changes["steps"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on(tiny, a_copy, text, facts
     write_manifest(newest, {name: facts[name] for name in ("run_id", "step", "val_loss")})
     with pytest.raises(CheckpointError, match=r"\(zero_init: False -> True\)"):
         tiny.pretrain(a_copy, resume=True, steps=12, data=text, zero_init=True)
-    assert tiny.pretrain(a_copy, resume=True, steps=12, data=text).steps == 12
+    assert tiny.pretrain(a_copy, resume=True, steps=12, data=text).figures["steps"] == 12
 
 
 def test_a_checkpoint_of_another_format_is_not_guessed_at(tiny, a_copy, text, facts_of, snapshot):

@@ -59,7 +59,7 @@ def test_a_clock_that_jumps_in_a_run_changes_nothing(tiny, tmp_path, monkeypatch
     set_times(tmp_path / "halves", 0)
     summary = tiny.pretrain(tmp_path / "halves", resume=True)
     assert last_bytes(tmp_path / "halves") == last_bytes(tmp_path / "whole")
-    assert 0 < summary.train_s < summary.wall_s < time.perf_counter() - start
+    assert 0 < summary.figures["train_s"] < summary.wall_s < time.perf_counter() - start
 
 
 def test_each_call_has_a_clock_of_its_own(tiny, tmp_path):
@@ -67,4 +67,4 @@ def test_each_call_has_a_clock_of_its_own(tiny, tmp_path):
     for name in ("first", "second"):
         start = time.perf_counter()
         summary = tiny.pretrain(tmp_path / name)
-        assert 0 < summary.train_s < summary.wall_s < time.perf_counter() - start
+        assert 0 < summary.figures["train_s"] < summary.wall_s < time.perf_counter() - start

@@ -112,7 +112,7 @@ def test_a_decoder_that_dies_leaves_nobody_waiting(models, tmp_path) -> None:
         def fail(*_):
             raise RuntimeError("secret inside")
 
-        server.models.get("base").engine.add = fail
+        server.models.get("base").engine.new_request = fail
         answer = client.post("/v1/completions", json=BODY)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
         assert "secret" not in answer.text

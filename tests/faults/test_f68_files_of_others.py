@@ -136,7 +136,7 @@ RECORDS = {
 
 def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
     """The page of training lists what is sound, and goes on."""
-    monkeypatch.setattr(metrics, "MAX_RECORDS", 1 << 22)
+    monkeypatch.setattr(metrics, "MAX_BYTES", 1 << 22)
     sound = tmp_path / "sound"
     sound.mkdir()
     for name, text in RECORDS.items():
@@ -156,7 +156,7 @@ def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
                 assert bool(last_values(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
                 assert bool(ladder_of(run)) == (name != "ladder.json")
                 assert len(read_records(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
-                assert run_folder.read_summary(folder) == ({} if name == "summary.json" else {"ended": "finished"})
+                assert run_folder.read_summary(folder) == ({} if name == "summary.json" else {"reason": "finished"})
             if attack is not vast:
                 assert told["kind"] == ("pretrain" if name == "env.json" else "sft" if told["step"] else "ladder")
             assert (told["state"] == "ended") == (name == ".lock.pid" or told["kind"] == "ladder")
@@ -346,7 +346,7 @@ def test_a_record_that_cannot_be_read_is_kept_beside_the_one_of_a_run_that_goes_
     assert f"{path}: passed over {why}; the whole file is kept as {kept}" in capsys.readouterr().err
     for number in (2, 3):
         path.write_text(lines)
-        monkeypatch.setattr(metrics, "MAX_RECORDS", 300)
+        monkeypatch.setattr(metrics, "MAX_BYTES", 300)
         JsonlSink(path, resumed_at=50).write({"step": 51})
         monkeypatch.undo()
         assert (kept := tmp_path / f"metrics.jsonl.unread-{number}").read_text() == lines

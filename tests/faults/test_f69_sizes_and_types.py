@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from groundling import bundle, cli
+from groundling import cli
 from groundling.align.lora import LoraConfig, adapt
 from groundling.align.reward.model import RewardModel, load_reward_model, save_reward_model
-from groundling.bundle import load_bundle, save_adapter, save_bundle
+from groundling.bundle import limits, load_bundle, save_adapter, save_bundle
 from groundling.bundle.adapter import Adapter, base_at
 from groundling.bundle.layout import find_bundle
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, legible
@@ -213,7 +213,7 @@ def test_a_preset_asks_for_what_no_machine_has(tiny, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="GB of memory are free; take a smaller model"):
         tiny.pretrain(tmp_path / "run")
     monkeypatch.undo()
-    assert tiny.pretrain(tmp_path / "run", steps=1, save_every=None, eval_every=None).steps == 1
+    assert tiny.pretrain(tmp_path / "run", steps=1, save_every=None, eval_every=None).figures["steps"] == 1
 
 
 def test_a_rank_that_no_matrix_has_is_refused():
@@ -240,7 +240,7 @@ def test_an_adapter_does_not_fit_by_being_spread(folder, tmp_path):
 
 def test_a_long_chain_of_adapters_is_refused(folder, tmp_path, monkeypatch):
     base = load_bundle(folder)
-    monkeypatch.setattr(bundle, "MAX_ADAPTERS", 2)
+    monkeypatch.setattr(limits, "MAX_ADAPTERS", 2)
     before = folder
     for number in range(4):
         save_adapter(tmp_path / f"a{number}", Adapter({}, {}, 1.0), base_at(before), base)

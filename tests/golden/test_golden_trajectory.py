@@ -17,7 +17,7 @@ from groundling.model.gpt import GPT
 from groundling.text.char import CharTokenizer
 from groundling.train.distill.objective import DistillationObjective, FadeTeacher
 from groundling.train.distill.table import TeacherConfig, learn
-from groundling.train.loop import Watcher, Watchers, train
+from groundling.train.loop import Callback, train
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).with_name("trajectory.json")
 N_STEPS = 20
 
 
-class Losses(Watcher):
+class Losses(Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
@@ -62,7 +62,7 @@ def trajectory(optimizer: str, choices: dict, teacher_weight: float) -> list[flo
         n_steps=N_STEPS,
         schedule=schedule,
         max_norm=1.0,
-        watcher=Watchers(*fade, losses),
+        callbacks=[*fade, losses],
     )
     return losses.seen
 

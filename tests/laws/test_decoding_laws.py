@@ -25,6 +25,7 @@ from groundling.sample.quantize import with_rounded_weights
 from groundling.sample.request import row_generator
 from groundling.sample.runner import TokenSpan, TorchRunner, WindowRunner
 from groundling.sample.sampler import SamplingConfig, adjust
+from groundling.sample.scheduler import run_all
 
 BASE = GPTConfig(n_layer=2, n_head=4, n_embd=32, block_size=24, vocab_size=21)
 CONFIGS = {
@@ -343,11 +344,11 @@ def test_the_distribution_of_guessed_text_is_the_model_s_by_enumeration():
     for *first, a, b in [(*cell, a, b) for cell in cells for a, b in ((0, 3), (4, 1), (2, 2))]:
         noise = grid[[*first, a, b]].view(3, 2)
         for engine, texts in counts.items():
-            sample = engine.add([1], sampling, row_generator(0, 0))
-            sample._noise = deque(noise)
-            for _ in engine.run():
+            request = engine.new_request([1], sampling, row_generator(0, 0))
+            request._noise = deque(noise)
+            for _ in run_all(engine, [request]):
                 pass
-            texts[tuple(sample.tokens[1:])] += 1
+            texts[tuple(request.tokens[1:])] += 1
     assert counts[plain] == counts[guessed]
     assert 0 < guessed.counts.right < guessed.counts.guessed
     total = sum(counts[plain].values())
@@ -402,8 +403,8 @@ def test_compiled_code_draws_as_numpy_does(any_library, n_ids, t):
             logits_RV[:, : n_ids // 2] = -math.inf
         logits_RV = logits_RV[:, :n_ids]
         noises = list(torch.empty(3, n_ids).exponential_(generator=generator) + 1e-12)
-        drawn = torch.tensor(reader.race(logits_RV, t, noises))
-        expected = filters.race_of_few(logits_RV, t, torch.stack(noises))
+        drawn = torch.tensor(reader.exponential_race(logits_RV, t, noises))
+        expected = filters.exponential_race_of_few(logits_RV, t, torch.stack(noises))
         speeds_RV = filters.temperature(logits_RV.double(), t).exp() / torch.stack(noises)
         for ids in (drawn, expected):
             mine_R = speeds_RV.gather(1, ids[:, None])[:, 0]
@@ -416,6 +417,6 @@ def test_compiled_code_draws_from_no_damaged_scores(any_library, bad):
     logits_RV = torch.zeros(2, 9)
     logits_RV[1, 4] = bad
     with pytest.raises(CheckpointError, match=r"best score is (nan|inf) \(sample 1\)"):
-        reader.race(logits_RV, 1.0, [torch.ones(9), torch.ones(9)])
+        reader.exponential_race(logits_RV, 1.0, [torch.ones(9), torch.ones(9)])
     with pytest.raises(CheckpointError, match="sample 0"):
-        reader.race(torch.full((1, 9), -math.inf), 1.0, [torch.ones(9)])
+        reader.exponential_race(torch.full((1, 9), -math.inf), 1.0, [torch.ones(9)])

@@ -11,8 +11,9 @@ import pytest
 from faultkit import DAMAGE
 from groundling.cli import main
 from groundling.errors import CheckpointError, DataError
-from groundling.safety.classifier import N_BUCKETS, Classifier, features, read_labelled, split, train
+from groundling.safety.classifier import N_BUCKETS, Classifier, features
 from groundling.safety.stream import Safety
+from groundling.safety.training import read_labelled, split, train
 
 FOUL = ["knave", "villain", "rogue", "dog", "slave", "wretch"]
 FAIR = ["friend", "lady", "brother", "cousin", "lord", "sweet"]

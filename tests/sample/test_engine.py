@@ -1,4 +1,4 @@
-"""The engine's own business: who waits, who leaves, what is told about a token."""
+"""The engine: slots, stopping, log-probabilities, speculation; and the scheduler in front of it."""
 
 import dataclasses
 import resource
@@ -15,6 +15,7 @@ from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch, stream_batch, text_engine
 from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 from groundling.sample.speculative import PromptLookup
 from groundling.text.char import CharTokenizer
 
@@ -32,33 +33,89 @@ def config(n: int, **fields) -> SamplingConfig:
     return SamplingConfig(max_new_tokens=n, temperature=1.0, **fields)
 
 
+def added(engine: Engine, prompt: list[int], config: SamplingConfig, row: int = 0) -> Request:
+    """A request that has a slot."""
+    request = engine.new_request(prompt, config, row_generator(config.seed, row))
+    assert engine.try_add(request)
+    return request
+
+
+def step_by_step(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    """Decode requests; which of them got tokens in each step."""
+    steps: list[list[int]] = []
+    for request, _ in run_all(engine, requests):
+        if len(steps) < engine.counts.steps:
+            steps.append([])
+        steps[-1].append(requests.index(request))
+    return steps
+
+
 @pytest.mark.parametrize("n_ids", [3, 65, 1500, 5000])
 def test_noise_is_drawn_token_by_token_however_many_are_drawn_at_once(n_ids):
-    sample = Request([1], config(90), row_generator(7, 0))
+    request = Request([1], config(90), row_generator(7, 0))
     generator = row_generator(7, 0)
     for ahead in (0, 3, 1, 40, 89):
-        sample.noise(ahead, n_ids)
+        request.noise(ahead, n_ids)
     for ahead in range(90):
         uniform_V = torch.empty(n_ids, dtype=torch.float64).uniform_(generator=generator)
-        assert torch.equal(sample.noise(ahead, n_ids), -uniform_V.log().float())
+        assert torch.equal(request.noise(ahead, n_ids), -uniform_V.log().float())
 
 
-def test_those_who_wait_come_in_their_order_as_others_leave(model):
+def test_waiting_requests_get_slots_in_order_as_others_finish(model):
     engine = Engine(model, n_slots=2)
-    samples = [engine.add([i], config(n), row_generator(0, i)) for i, n in enumerate((2, 4, 1, 3))]
-    steps = []
-    while engine.is_busy:
-        steps.append([samples.index(chosen.request) for chosen in engine.step()])
-    assert steps == [[0, 1], [0, 1], [1, 2], [1, 3], [3], [3]]
-    assert [len(sample.tokens) - 1 for sample in samples] == [2, 4, 1, 3]
-    assert all(sample.finished for sample in samples)
+    requests = [engine.new_request([i], config(n), row_generator(0, i)) for i, n in enumerate((2, 4, 1, 3))]
+    assert step_by_step(engine, requests) == [[0, 1], [0, 1], [1, 2], [1, 3], [3], [3]]
+    assert [len(request.tokens) - 1 for request in requests] == [2, 4, 1, 3]
+    assert all(request.finished for request in requests)
     assert engine.step() == []
+
+
+def test_requests_are_made_when_there_is_a_slot_for_them(model):
+    """So the input may be endless, and may depend on the output."""
+    engine, made, lengths = Engine(model, n_slots=2), [], []
+
+    def requests():
+        while True:
+            made.append(engine.new_request([len(made)], config(3), row_generator(0, 0)))
+            yield made[-1]
+
+    outputs = run_all(engine, requests())
+    for _ in range(9):
+        next(outputs)
+        lengths.append(len(made))
+    assert lengths == [3] * 6 + [5] * 3, "two running, and the next in line"
+    outputs.close()
+    assert not engine.is_busy
+    assert [request.finished for request in made] == [True] * 4 + [False]
+
+
+def test_an_engine_has_slots_and_no_queue(model):
+    engine = Engine(model, n_slots=1)
+    first, second = (engine.new_request([i], config(2), row_generator(0, i)) for i in range(2))
+    assert engine.try_add(first)
+    assert not engine.try_add(second)
+    engine.step()
+    assert not engine.try_add(second)
+    engine.step()
+    assert engine.try_add(second), "the first one has finished"
+    assert (len(first.tokens), len(second.tokens)) == (3, 1)
+
+
+def test_a_prompt_waits_for_a_prefix_that_is_about_to_be_read(model):
+    engine = Engine(model, n_slots=2)
+    shared = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    first, second = (engine.new_request([*shared, i], config(2), row_generator(0, i)) for i in range(2))
+    assert engine.try_add(first)
+    assert not engine.try_add(second)
+    engine.step()
+    assert engine.try_add(second)
+    assert engine.counts.reused == len(shared)
 
 
 @pytest.mark.parametrize("how", ["on", "off"])
 def test_a_long_prompt_is_read_between_the_steps_of_others(monkeypatch, how):
-    """One at a time; what others are told does not change, nor what it is told, and nothing is read twice."""
-    monkeypatch.setattr(engine_module, "READ_IN_A_STEP", 20)
+    """One chunk per step; no token changes, and nothing is read twice."""
+    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 20)
     long = GPT(dataclasses.replace(CONFIG, block_size=200, position="rotary")).eval()
     prompts = [
         [1],
@@ -68,46 +125,47 @@ def test_a_long_prompt_is_read_between_the_steps_of_others(monkeypatch, how):
         generate_batch(Engine(long, DecodeConfig(native=how)), [p], config(9), i)[0] for i, p in enumerate(prompts)
     ]
     engine = Engine(long, DecodeConfig(native=how), n_slots=4)
-    samples = [engine.add(p, config(9), row_generator(config(9).seed, i)) for i, p in enumerate(prompts)]
-    steps = []
-    while engine.is_busy:
-        steps.append([samples.index(chosen.request) for chosen in engine.step()])
+    requests = [engine.new_request(p, config(9), row_generator(config(9).seed, i)) for i, p in enumerate(prompts)]
+    steps = step_by_step(engine, requests)
     assert steps[:8] == [[0, 3]] * 4 + [[0, 1, 3]] * 3 + [[0, 1, 2, 3]], "four parts of 90 tokens, then three of 70"
-    assert [sample.tokens[sample.n_prompt :] for sample in samples] == alone
+    assert [request.tokens[request.n_prompt :] for request in requests] == alone
     assert engine.counts.read == sum(map(len, prompts)) + 4 * 8
 
 
-def test_a_stopped_sample_leaves_its_slot_to_the_next(model):
+def test_a_stopped_request_frees_its_slot_for_the_next(model):
     engine = Engine(model)
-    first, second, third = (engine.add([i], config(5), row_generator(0, i)) for i in range(3))
-    engine.step()
+    first, second, third = requests = [engine.new_request([i], config(5), row_generator(0, i)) for i in range(3)]
+    outputs = run_all(engine, requests)
+    assert next(outputs).request is first
     engine.stop(first)
-    engine.stop(second)  # which has never run
-    assert [chosen.request for chosen in engine.run()] == [third] * 5
+    engine.stop(second)  # it has never run
+    assert [(output.request, len(output.tokens)) for output in outputs] == [(second, 0), *[(third, 1)] * 5]
     assert (len(first.tokens), len(second.tokens)) == (2, 1)
-    engine.stop(third)  # it has ended already
+    engine.stop(third)  # it has finished already
     assert not engine.is_busy
 
 
-def test_a_sample_of_no_tokens_has_ended_at_once(model):
+def test_a_request_of_no_tokens_is_finished_at_once(model):
     engine = Engine(model)
-    assert engine.add([1], config(0), row_generator(0, 0)).finished
+    request = added(engine, [1], config(0))
+    assert request.finished
     assert not engine.is_busy
+    assert list(run_all(engine, [request])) == [(request, [])]
 
 
 @pytest.mark.parametrize("prompt", [[11], [-1], [3, 400]])
 def test_ids_that_the_model_does_not_know_never_reach_it(model, prompt):
     with pytest.raises(ValueError, match="the model knows 0 to 10"):
-        Engine(model).add(prompt, config(1), row_generator(0, 0))
+        Engine(model).new_request(prompt, config(1), row_generator(0, 0))
 
 
 def test_log_probabilities_are_the_model_s_own(model):
     """Before the filters, also where these leave one token only."""
     engine = Engine(model, DecodeConfig(native="off"))
-    sample = engine.add([1, 2], config(5, top_k=1, logit_bias={3: 2.0}, logprobs=3), row_generator(0, 0))
-    tokens = [token for chosen in engine.run() for token in chosen.tokens]
+    request = engine.new_request([1, 2], config(5, top_k=1, logit_bias={3: 2.0}, logprobs=3), row_generator(0, 0))
+    tokens = [token for output in run_all(engine, [request]) for token in output.tokens]
     with torch.inference_mode():
-        expected = model(torch.tensor([sample.tokens]))[0].log_softmax(-1)[1:-1]
+        expected = model(torch.tensor([request.tokens]))[0].log_softmax(-1)[1:-1]
     for token, logprobs_V in zip(tokens, expected, strict=True):
         assert token.logprob == pytest.approx(logprobs_V[token.id].item(), abs=1e-5)
         best = logprobs_V.topk(3)
@@ -115,16 +173,16 @@ def test_log_probabilities_are_the_model_s_own(model):
         assert [logprob for _, logprob in token.likely] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_nobody_pays_for_log_probabilities_that_only_another_wants(model):
+def test_log_probabilities_are_computed_for_the_requests_that_want_them(model):
     engine = Engine(model, n_slots=2)
-    engine.add([1], config(1), row_generator(0, 0))
-    engine.add([2], config(1, logprobs=99), row_generator(0, 1))
-    (without,), (told,) = (chosen.tokens for chosen in engine.step())
+    added(engine, [1], config(1))
+    added(engine, [2], config(1, logprobs=99))
+    (without,), (with_logprobs,) = (output.tokens for output in engine.step())
     assert without == (without.id, None, ())
-    assert len(told.likely) == 11, "there are no more"
+    assert len(with_logprobs.likely) == 11, "the vocabulary has no more"
 
 
-def test_samples_of_different_settings_share_a_step(model):
+def test_requests_of_different_settings_share_a_step(model):
     settings = [
         config(8),
         config(8, top_k=2),
@@ -132,19 +190,19 @@ def test_samples_of_different_settings_share_a_step(model):
         SamplingConfig(max_new_tokens=8, temperature=0),
     ]
     engine = Engine(model, n_slots=4)
-    samples = [engine.add([1], how, row_generator(0, 0)) for how in settings]
-    list(engine.run())
+    requests = [engine.new_request([1], how, row_generator(0, 0)) for how in settings]
+    list(run_all(engine, requests))
     assert engine.counts.steps == 8
-    for sample, how in zip(samples, settings, strict=True):
+    for request, how in zip(requests, settings, strict=True):
         alone = Engine(model)
-        expected = alone.add([1], how, row_generator(0, 0))
-        list(alone.run())
-        assert sample.tokens == expected.tokens
+        expected = alone.new_request([1], how, row_generator(0, 0))
+        list(run_all(alone, [expected]))
+        assert request.tokens == expected.tokens
 
 
 @pytest.mark.parametrize("draft", [False, True])
 @pytest.mark.parametrize("how", ["on", "off"])
-def test_after_a_step_that_failed_samples_go_on_as_if_nothing_had_been(model, how, draft, monkeypatch):
+def test_after_a_step_that_failed_requests_continue_as_if_it_had_not(model, how, draft, monkeypatch):
     """Also as the beginning of another: what was not read must not be reused."""
     prompt = [1, 2, 3, 4, 5, 6]
     expected = [generate_batch(Engine(model, DecodeConfig(native=how)), [prompt], config(12), row)[0] for row in (0, 1)]
@@ -159,34 +217,35 @@ def test_after_a_step_that_failed_samples_go_on_as_if_nothing_had_been(model, ho
         return read(pieces)
 
     monkeypatch.setattr(engine._runner, "read", failing_at_times)
-    first, second = (engine.add(prompt, config(12), row_generator(1337, row)) for row in (0, 1))
-    n_failed = 0
-    while engine.is_busy:
+    requests = [engine.new_request(prompt, config(12), row_generator(1337, row)) for row in (0, 1)]
+    waiting, n_failed = list(requests), 0
+    while waiting or engine.is_busy:
+        if waiting and engine.try_add(waiting[0]):
+            del waiting[0]
         try:
             engine.step()
         except KeyboardInterrupt:
             n_failed += 1
     assert n_failed > 1
-    assert [sample.tokens[6:] for sample in (first, second)] == expected
+    assert [request.tokens[6:] for request in requests] == expected
     n_reads = 0  # the next one fails
     with pytest.raises(KeyboardInterrupt):
         generate_batch(engine, [prompt], config(12))
-    assert not engine.is_busy, "whoever gave up leaves nothing behind"
+    assert not engine.is_busy, "all requests are stopped"
     monkeypatch.setattr(engine._runner, "read", read)
     assert generate_batch(engine, [prompt], config(12)) == expected[:1]
 
 
-def test_a_bad_sample_does_not_spoil_its_neighbours(model):
+def test_a_bad_request_does_not_spoil_its_neighbours(model):
     engine = Engine(model, n_slots=2)
-    good = engine.add([1], config(6), row_generator(1337, 0))
-    bad = engine.add([2], config(6), row_generator(1337, 1))
+    good, bad = added(engine, [1], config(6), 0), added(engine, [2], config(6), 1)
     bad.config = SamplingConfig(top_k=3)
     object.__setattr__(bad.config, "top_k", "three")
     bad.sampling_key = ("bad",)
     with pytest.raises(TypeError):
         engine.step()
     engine.stop(bad)
-    list(engine.run())
+    list(run_all(engine, []))
     assert good.tokens[1:] == generate_batch(Engine(model), [[1]], config(6))[0]
 
 
@@ -295,13 +354,13 @@ def test_looking_up_finds_what_followed_the_longest_known_ending():
     assert guess([5, 5, 5, 5]) == [5, 5, 5]
 
 
-def test_looking_up_goes_on_with_a_growing_sample():
-    sample = Request([1, 2, 3, 4], config(99), row_generator(0, 0))
+def test_looking_up_goes_on_with_a_growing_request():
+    request = Request([1, 2, 3, 4], config(99), row_generator(0, 0))
     lookup = PromptLookup()
-    assert lookup.guess([sample], [5]) == [[]]
-    sample.take([1, 2, 3])
-    assert lookup.guess([sample], [5]) == [[4, 1, 2, 3, 4]]
-    sample.take([9])
-    assert lookup.guess([sample], [5]) == [[]]
-    sample.take([1, 2, 3])
-    assert lookup.guess([sample], [1]) == [[9]]
+    assert lookup.guess([request], [5]) == [[]]
+    request.append([1, 2, 3])
+    assert lookup.guess([request], [5]) == [[4, 1, 2, 3, 4]]
+    request.append([9])
+    assert lookup.guess([request], [5]) == [[]]
+    request.append([1, 2, 3])
+    assert lookup.guess([request], [1]) == [[9]]

@@ -108,7 +108,7 @@ def test_the_race_draws_each_id_with_its_probability_and_a_dropped_one_never():
     """Chi-squared with 3 degrees of freedom is below 16.3 in 999 of 1,000 cases."""
     probs = torch.tensor([0.5, 0.3, 0.0, 0.15, 0.05])
     noise_BV = torch.empty(20_000, 5).exponential_(generator=torch.Generator().manual_seed(1))
-    counts = filters.race(probs.log().expand(20_000, -1), noise_BV).bincount(minlength=5)
+    counts = filters.exponential_race(probs.log().expand(20_000, -1), noise_BV).bincount(minlength=5)
     assert counts[2] == 0
     alive = probs > 0
     assert ((counts - 20_000 * probs)[alive] ** 2 / (20_000 * probs)[alive]).sum() < 16.3
@@ -155,7 +155,7 @@ def test_every_filter_leaves_its_argument_alone_and_treats_rows_apart():
     assert filters.repetition_penalty(logits_BV, seen_BV > 0, 2.0).tolist() == [[0, 1, 2, 1.5], [9, 0, 0, 0]]
     assert filters.count_penalties(logits_BV, 3 * seen_BV, 1.0, 0.5).tolist() == [[0, 1, 2, 0.5], [9, -2.5, 0, 0]]
     assert filters.logit_bias(logits_BV, {1: 2.0, 0: -1.0}).tolist() == [[-1, 3, 2, 3], [8, 2, 0, 0]]
-    assert filters.race(logits_BV, torch.ones(2, 4)).tolist() == [3, 0]
+    assert filters.exponential_race(logits_BV, torch.ones(2, 4)).tolist() == [3, 0]
     assert torch.equal(logits_BV, before)
 
 
@@ -196,11 +196,11 @@ def test_dropped_tokens_are_fine_as_long_as_one_is_left(config):
     noise=st.lists(st.floats(1e-3, 20.0), min_size=9, max_size=9),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_the_race_of_few_is_the_race_of_all(row, t, noise, dtype):
+def test_the_race_of_few_equals_the_race(row, t, noise, dtype):
     logits_BV = torch.tensor([row, row[::-1]], dtype=dtype)
     noise_BV = torch.tensor([noise[: len(row)]] * 2, dtype=torch.float32)
-    expected = filters.race(filters.temperature(logits_BV, t), noise_BV)
-    few = filters.race_of_few(logits_BV, t, noise_BV)
+    expected = filters.exponential_race(filters.temperature(logits_BV, t), noise_BV)
+    few = filters.exponential_race_of_few(logits_BV, t, noise_BV)
     weights_BV = filters.temperature(logits_BV.double(), t).exp() / noise_BV
     for drawn in (expected, few):  # equal but for ties that rounding decides
         torch.testing.assert_close(weights_BV.gather(1, drawn[:, None])[:, 0], weights_BV.amax(-1), rtol=1e-5, atol=0)

@@ -22,6 +22,7 @@ from groundling.sample.native.build import Compilation
 from groundling.sample.native.runner import pack
 from groundling.sample.runner import TokenSpan
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 
 CONFIG = GPTConfig(n_layer=1, n_head=2, n_embd=8, block_size=16, vocab_size=11)
 SAMPLING = SamplingConfig(max_new_tokens=40, temperature=1.0)
@@ -213,15 +214,15 @@ def test_compiled_code_takes_over_mid_text(monkeypatch, model):
     monkeypatch.setattr(Compilation, "start", lambda self: None)
     monkeypatch.setattr(auto_runner, "WORTH_COMPILING_S", 0.0)
     engine = Engine(model)
-    sample = engine.add([1], SAMPLING, torch.Generator().manual_seed(0))
+    request = engine.new_request([1], SAMPLING, torch.Generator().manual_seed(0))
     was_native = []
-    for _ in engine.run():
+    for _ in run_all(engine, [request]):
         was_native.append(engine.is_native)
     assert was_native == [False, False, False, *[True] * 37]
     alone = Engine(model, DecodeConfig(native="off"))
-    other = alone.add([1], SAMPLING, torch.Generator().manual_seed(0))
-    list(alone.run())
-    assert sample.tokens == other.tokens
+    expected = alone.new_request([1], SAMPLING, torch.Generator().manual_seed(0))
+    list(run_all(alone, [expected]))
+    assert request.tokens == expected.tokens
 
 
 def test_an_unsupported_model_is_refused_only_with_native_on(model):

@@ -13,6 +13,7 @@ from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.generate import generate_batch
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 from groundling.sample.slots import CacheMemory, NoMemoryError
 from groundling.system.memory import Memory
 
@@ -48,24 +49,27 @@ def engine_of(model: GPT, memory: CacheMemory, n_slots: int = 4) -> Engine:
 
 
 @pytest.mark.slow
-def test_who_may_need_more_than_is_left_waits_and_is_then_told_the_same(model):
+def test_a_request_that_may_need_more_than_is_left_waits_and_gets_the_same_tokens(model):
     memory = memory_for(1600)
     engine = engine_of(model, memory)
-    samples = [engine.add([i], config(n), row_generator(config(n).seed, i)) for i, n in enumerate((700, 800, 300))]
-    seen = set()
-    while engine.is_busy:
-        seen.add(tuple(samples.index(chosen.request) for chosen in engine.step()))
+    requests = [
+        engine.new_request([i], config(n), row_generator(config(n).seed, i)) for i, n in enumerate((700, 800, 300))
+    ]
+    steps: dict[int, list[int]] = {}
+    for request, _ in run_all(engine, requests):
+        steps.setdefault(engine.counts.steps, []).append(requests.index(request))
         assert memory.held() <= 1600 * POSITION
+    seen = set(map(tuple, steps.values()))
     assert seen == {(0, 1), (1, 2), (2,)}, "the third one waits for what the others may still need"
-    for i, sample in enumerate(samples):
-        expected = generate_batch(engine_of(model, CacheMemory()), [[i]], sample.config, i)
-        assert sample.tokens[1:] == expected[0]
+    for i, request in enumerate(requests):
+        expected = generate_batch(engine_of(model, CacheMemory()), [[i]], request.config, i)
+        assert request.tokens[1:] == expected[0]
 
 
 def test_what_can_never_fit_is_refused_before_it_begins(model):
     engine = engine_of(model, memory_for(1000))
     with pytest.raises(ConfigError, match=r"keys and values of 1,200 tokens need 0\.0 GB.*smaller --context"):
-        engine.add([1], config(1200), row_generator(0, 0))
+        engine.new_request([1], config(1200), row_generator(0, 0))
     assert not engine.is_busy
     assert engine.longest == 992, "in parts of 16"
     assert len(generate_batch(engine, [[1]], config(900))[0]) == 900
@@ -76,19 +80,20 @@ def test_a_window_that_moves_needs_no_more_than_one_window():
     assert len(generate_batch(engine_of(small, memory_for(256)), [[1]], config(300))[0]) == 300
 
 
-def test_memory_that_others_took_meanwhile_is_an_error_of_the_one_sample(model):
+def test_memory_that_others_took_meanwhile_is_an_error_of_the_one_request(model):
     left = [2000]
     memory = CacheMemory(lambda _: Memory(0, left[0] * POSITION - memory.held()))
     engine = engine_of(model, memory, 1)
-    first, second = (engine.add([i], config(1500 if i else 20), row_generator(0, i)) for i in range(2))
+    first, second = (engine.new_request([i], config(1500 if i else 20), row_generator(0, i)) for i in range(2))
     left[0] = 1000
+    assert engine.try_add(first)
+    assert not engine.try_add(second), "no slot is free"
     while not first.finished:
         engine.step()
-    with pytest.raises(NoMemoryError) as caught:
-        engine.step()
-    assert caught.value.request is second
-    engine.stop(second)
+    with pytest.raises(NoMemoryError, match="1,500 tokens"):
+        engine.try_add(second)
     assert not engine.is_busy
+    assert len(generate_batch(engine, [[1]], config(20))[0]) == 20
 
 
 @pytest.mark.slow
@@ -124,9 +129,11 @@ def test_a_draft_s_memory_counts(model):
     memory = CacheMemory(lambda _: Memory(0, 3 * 1000 * POSITION - memory.held()))
     engine = Engine(model, DecodeConfig(native="off", speculate=2), 2, draft=draft, memory=memory)
     with pytest.raises(NoMemoryError, match="1,100 tokens"):
-        engine.add([1], config(1100), row_generator(0, 0))
-    samples = [engine.add([i], config(600), row_generator(0, i)) for i in range(2)]
-    while engine.is_busy:
-        assert len(engine.step()) == 1, "one after the other"
+        engine.new_request([1], config(1100), row_generator(0, 0))
+    requests = [engine.new_request([i], config(600), row_generator(0, i)) for i in range(2)]
+    order = []
+    for request, _ in run_all(engine, requests):
+        order.append(requests.index(request))
         assert memory.held() <= 3000 * POSITION
-    assert all(sample.finished for sample in samples)
+    assert order == sorted(order), "one after the other"
+    assert all(request.finished for request in requests)

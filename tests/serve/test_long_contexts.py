@@ -109,17 +109,18 @@ def test_memory_that_went_while_a_text_waited_ends_that_text_alone(small: House)
     memory, before = small.server.memory, small.server.memory._memory
     body = {"model": "m", "prompt": "a", "max_tokens": 600, "temperature": 0}
     known = small.client.post("/v1/completions", json=body).json()["choices"]
-    worker_add = small.server.models.get("m").engine.add
+    engine = small.server.models.get("m").engine
+    new_request = engine.new_request
 
-    def add_then_lose(*words: Any) -> Any:
-        sample = worker_add(*words)
+    def request_then_lose(*words: Any) -> Any:
+        request = new_request(*words)
         memory._memory = lambda _: Memory(0, 0)
-        return sample
+        return request
 
-    small.server.models.get("m").engine.add = add_then_lose  # type: ignore[method-assign]
+    engine.new_request = request_then_lose  # type: ignore[method-assign]
     refused = small.client.post("/v1/completions", json={**body, "max_tokens": 900})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "insufficient_memory")
-    small.server.models.get("m").engine.add = worker_add  # type: ignore[method-assign]
+    engine.new_request = new_request  # type: ignore[method-assign]
     memory._memory = before
     assert small.client.post("/v1/completions", json=body).json()["choices"] == known
 

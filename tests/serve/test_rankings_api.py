@@ -521,7 +521,7 @@ def test_who_leaves_is_not_replied_to(house: House) -> None:
         now = asyncio.Event()
         leaving = asyncio.ensure_future(house.leave(now, "GET", f"{URL}/next?rater=ann&n=4"))
         await comes_to_hold(lambda: house.server.worker.load.waiting == 4)
-        assert set(house.server.worker._waiting) == {"127.0.0.1"}, "raters take turns as all clients do"
+        assert set(house.server.worker._queue._clients) == {"127.0.0.1"}, "raters take turns as all clients do"
         assert house.server.n_open == 1
         now.set()
         await leaving

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from housekit import House, comes_to_hold, house_of
 
 from groundling.bundle import Bundle, load_bundle
 from groundling.model.inspect import look, score_heads
-from groundling.serve import xray
+from groundling.serve import checkpoints, xray
 from groundling.serve.config import ServeConfig
 from groundling.serve.state import ServerState
 from servekit import Served, serving
@@ -149,7 +150,7 @@ def test_nothing_is_asked_of_the_model_once_it_was_looked_through(models) -> Non
 
 
 def test_the_heads_of_a_model_are_scored_once(models, monkeypatch) -> None:
-    calls = counted(monkeypatch, "score_heads")
+    calls = counted(monkeypatch, xray, "score_heads")
     glass, bundle = xray._HeadScoreCache(), load_bundle(models["base"])
     first, second = glass.look(bundle, [1, 2]), glass.look(bundle, [3])
     assert calls.total() == 1
@@ -159,10 +160,10 @@ def test_the_heads_of_a_model_are_scored_once(models, monkeypatch) -> None:
 
 
 def test_a_checkpoint_that_many_ask_for_is_loaded_once(finished_run, models, monkeypatch) -> None:
-    calls = counted(monkeypatch, "load_bundle")
+    calls = counted(monkeypatch, checkpoints, "load_bundle")
     server = ServerState(ServeConfig(paths=("x",), device="cpu"))
     served = server.load("tale", finished_run)
-    shelf = xray._CheckpointCache()
+    shelf = checkpoints.CheckpointCache()
 
     async def ask_together() -> list[Bundle]:
         return await asyncio.gather(
@@ -174,16 +175,16 @@ def test_a_checkpoint_that_many_ask_for_is_loaded_once(finished_run, models, mon
     assert len({id(bundle) for bundle in found}) == 2
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> "Counter[Any]":
+def counted(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> "Counter[Any]":
     """How often the X-ray has called something."""
     calls: Counter[Any] = Counter()
-    function = getattr(xray, name)
+    function = getattr(module, name)
 
     def counting(*arguments: Any, **settings: Any) -> Any:
         calls[str(arguments[0])] += 1
         return function(*arguments, **settings)
 
-    monkeypatch.setattr(xray, name, counting)
+    monkeypatch.setattr(module, name, counting)
     return calls
 
 

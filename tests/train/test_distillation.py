@@ -10,7 +10,7 @@ from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.model.loss import distillation_loss_sum
 from groundling.train.distill.objective import DistillationObjective, FadeTeacher
-from groundling.train.loop import Watchers, train
+from groundling.train.loop import Callback, train
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import Progress, TrainState
@@ -49,14 +49,14 @@ def test_the_weight_of_a_step_follows_the_learning_rate_if_it_fades(model, batch
     objective = DistillationObjective(model, 0.8)
     losses = []
 
-    class Record(Watchers):
+    class Record(Callback):
         def after_step(self, state, stats) -> None:
             losses.append(stats.loss)
 
-    watchers = [FadeTeacher(objective, SCHEDULE, 4)] if fades else []
+    fade = [FadeTeacher(objective, SCHEDULE, 4)] if fades else []
     optimizers = Optimizers(model, OptimConfig(lr=1e-30))
     state = TrainState(model, objective, optimizers, Feed(batch), progress=Progress(step=3))
-    train(state, n_steps=4, schedule=SCHEDULE, watcher=Record(*watchers))
+    train(state, n_steps=4, schedule=SCHEDULE, callbacks=[*fade, Record()])
     assert losses == pytest.approx([expected / 24], rel=1e-12)
 
 

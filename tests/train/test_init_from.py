@@ -211,7 +211,7 @@ def test_any_text_what_the_characters_do_not_cover_is_named_and_the_advice_works
 
 def test_a_teacher_teaches_a_padded_model(initial, beginning):
     config = beginning(initial("padded"), teacher=TeacherConfig(weight=0.5), optim=OptimConfig(lr=1e-3), steps=2)
-    assert pretrain(config).steps == 2
+    assert pretrain(config).figures["steps"] == 2
 
 
 def test_the_config_survives_toml(initial, beginning, tmp_path):

@@ -11,7 +11,7 @@ from groundling.errors import TrainingError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.model.loss import loss_sum
-from groundling.train.loop import Watcher, train
+from groundling.train.loop import Callback, train
 from groundling.train.optim.ema import WeightAverage
 from groundling.train.optim.optimizers import OptimConfig, Optimizers
 from groundling.train.optim.schedule import ScheduleConfig
@@ -29,18 +29,16 @@ def new_state(loss=loss_sum, average_decay: float | None = None) -> TrainState:
     return TrainState(model, Objective(model, loss), Optimizers(model, OptimConfig()), batches, average)
 
 
-class Diary(Watcher):
+class Diary(Callback):
     """Writes down what it is told, and wants to stop after `last`."""
 
     def __init__(self, last: int | None = None) -> None:
         self.last, self.lines, self.factors = last, [], []
 
-    def before_step(self, state) -> None:
+    def before_step(self, state) -> str | None:
         self.lines.append(f"before {state.progress.step}")
         state.model.eval()
         state.model.train()
-
-    def reason_to_stop(self, state) -> str | None:
         return "enough" if self.last is not None and state.progress.step >= self.last else None
 
     def after_step(self, state, stats) -> None:
@@ -51,25 +49,40 @@ class Diary(Watcher):
 
 def test_it_looks_before_each_update_and_after_the_last():
     diary, state = Diary(), new_state()
-    assert train(state, n_steps=3, schedule=SCHEDULE, watcher=diary) == "finished"
+    assert train(state, n_steps=3, schedule=SCHEDULE, callbacks=[diary]) == "finished"
     assert diary.lines == ["before 0", "after 1", "before 1", "after 2", "before 2", "after 3", "before 3"]
     assert diary.factors == [SCHEDULE.factor(step, 3) for step in range(3)]
     assert state.progress.n_tokens == 3 * 3 * 6
     assert 0 < state.progress.train_s < 60
 
 
-def test_it_stops_when_the_watcher_wants_to_and_says_why():
+def test_it_stops_when_a_callback_wants_to_and_says_why():
     diary, state = Diary(last=2), new_state()
-    assert train(state, n_steps=9, schedule=SCHEDULE, watcher=diary) == "enough"
+    assert train(state, n_steps=9, schedule=SCHEDULE, callbacks=[diary]) == "enough"
     assert state.progress.step == 2
     assert diary.lines[-1] == "before 2"
+
+
+class Ends(Diary):
+    """Also notes how training ended."""
+
+    def at_end(self, state, reason) -> None:
+        self.lines.append(f"{reason} at {state.progress.step}")
+
+
+def test_a_reason_skips_the_callbacks_after_it_and_all_are_called_at_the_end():
+    """A checkpoint is written at the end also where the callback that saves comes later in the list."""
+    first, later = Ends(last=1), Ends()
+    assert train(new_state(), n_steps=9, schedule=SCHEDULE, callbacks=[first, later]) == "enough"
+    assert first.lines == ["before 0", "after 1", "before 1", "enough at 1"]
+    assert later.lines == ["before 0", "after 1", "enough at 1"]
 
 
 def test_the_number_of_steps_counts_those_made_before():
     state = new_state()
     train(state, n_steps=3, schedule=SCHEDULE)
     diary = Diary()
-    assert train(state, n_steps=5, schedule=SCHEDULE, watcher=diary) == "finished"
+    assert train(state, n_steps=5, schedule=SCHEDULE, callbacks=[diary]) == "finished"
     assert diary.lines == ["before 3", "after 4", "before 4", "after 5", "before 5"]
     assert train(state, n_steps=4, schedule=SCHEDULE) == "finished"
     assert state.progress.step == 5
@@ -93,7 +106,7 @@ def test_a_loss_that_is_not_finite_ends_it_at_the_last_good_step():
     state, expected = new_state(fails_at_the_third), new_state()
     with pytest.raises(TrainingError, match="nan"):
         train(state, n_steps=9, schedule=SCHEDULE)
-    train(expected, n_steps=9, schedule=SCHEDULE, watcher=Diary(last=2))
+    train(expected, n_steps=9, schedule=SCHEDULE, callbacks=[Diary(last=2)])
     assert state.progress.step == 2
     assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), expected.model.parameters(), strict=True))
 

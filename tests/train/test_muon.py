@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from groundling.train.optim import muon
 from groundling.train.optim.muon import Muon, _squares, even_out, orthogonalize
 
 SHAPES = [(3, 24, 24), (2, 16, 48), (2, 48, 16), (1, 5, 7)]
@@ -123,6 +124,23 @@ def test_the_update_as_its_paper_says_it(shape):
         update = orthogonalize(direction[None], 5)[0] * max(1.0, shape[0] / shape[1]) ** 0.5
         weight = weight * (1 - lr * decay) - lr * update
     torch.testing.assert_close(ours, weight, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with PyTorch 2.9")
+@pytest.mark.parametrize("shape", [(16, 16), (16, 24), (24, 16)], ids=str)
+def test_plain_muon_with_its_polynomial_is_torchs(shape, monkeypatch):
+    """Up to bfloat16, in which torch computes the products."""
+    monkeypatch.setattr(muon, "POLAR_EXPRESS", ((3.4445, -4.775, 2.0315),) * 5)
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}
+    weight, gradients = randoms(shape, seed=0)[0].float(), [randoms(shape, seed=step)[0].float() for step in (1, 2, 3)]
+    ours, theirs = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
+    optimizers = [Muon([ours], iterations=5, **settings), torch.optim.Muon([theirs], **settings)]
+    for gradient in gradients:
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - weight).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
 
 
 def test_no_gradient_and_a_gradient_of_zero_move_nothing():

@@ -17,10 +17,12 @@ from groundling.bundle import load_bundle
 from groundling.config import to_toml
 from groundling.errors import ConfigError
 from groundling.system.metrics import read_records
-from groundling.train import speedrun
 from groundling.train.distill.table import TeacherConfig
 from groundling.train.pretrain import pretrain
-from groundling.train.speedrun import Recipes, SeedResult, SpeedrunConfig, table
+from groundling.train.speedrun import run as speedrun
+from groundling.train.speedrun.recipes import Recipes
+from groundling.train.speedrun.report import SeedResult, table
+from groundling.train.speedrun.run import SpeedrunConfig
 
 FIELDS = ["seed", "wall_s", "train_s", "tokens", "val_loss", "tokens_per_s", "utilisation"]
 
@@ -55,8 +57,8 @@ def test_every_seed_gets_a_line_and_the_first_ones_bundle_stays(preset, tmp_path
     records = read_records(out / "seed-5" / "metrics.jsonl")
     assert [record["step"] for record in records if "val_loss" in record] == [4], "it is evaluated once, at the end"
     alone = pretrain(dataclasses.replace(config, seed=5, eval_every=4, patience=None))
-    assert results[0]["val_loss"] == alone.val_loss
-    assert results[1]["val_loss"] != alone.val_loss
+    assert results[0]["val_loss"] == alone.figures["val_loss"]
+    assert results[1]["val_loss"] != alone.figures["val_loss"]
     bundle, first = load_bundle(out / "bundle"), load_bundle(out / "seed-5" / "bundle")
     assert all(bundle.model.state_dict()[name].equal(value) for name, value in first.model.state_dict().items())
     said = capfd.readouterr().out
@@ -96,7 +98,7 @@ def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, cap
         patience=None,
         teacher=dataclasses.replace(how, recipes=(), models=tuple(str(run) for run in runs[:2])),
     )
-    assert pretrain(by_hand).val_loss == result["val_loss"]
+    assert pretrain(by_hand).figures["val_loss"] == result["val_loss"]
     assert (out / "bundle" / "model.safetensors").read_bytes() == (
         runs[2] / "bundle" / "model.safetensors"
     ).read_bytes()

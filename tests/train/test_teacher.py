@@ -158,7 +158,7 @@ def test_a_run_goes_on_with_the_teachers_it_began_with(finished_run, tiny_config
     shutil.rmtree(model)
     goes_on = dataclasses.replace(goes_on, teacher=dataclasses.replace(goes_on.teacher, models=(str(kept),)))
     unbroken = dataclasses.replace(goes_on, out_dir=tmp_path / "unbroken", resume=False)
-    assert pretrain(goes_on).val_loss == pretrain(unbroken).val_loss
+    assert pretrain(goes_on).figures["val_loss"] == pretrain(unbroken).figures["val_loss"]
     weights = [(run.out_dir / "bundle" / "model.safetensors").read_bytes() for run in (goes_on, unbroken)]
     assert weights[0] == weights[1]
 

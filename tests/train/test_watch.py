@@ -16,7 +16,7 @@ from groundling.storage.manifest import read_manifest
 from groundling.system import hardware
 from groundling.system.metrics import read_records
 from groundling.train import run_folder
-from groundling.train.callbacks import Plan
+from groundling.train.callbacks import Every
 from groundling.train.checkpoints.checkpoint import Checkpoints
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
@@ -26,8 +26,7 @@ AT_ONCE = ScheduleConfig(kind="constant", warmup_steps=0)
 
 
 def days(every: int | None, n_steps: int = 10) -> list[int]:
-    plan = Plan(n_steps=n_steps, eval_every=None, save_every=None, log_every=1, sample_every=None, patience=None)
-    return [step for step in range(n_steps + 1) if plan.due(every, step)]
+    return [step for step in range(n_steps + 1) if Every(every, n_steps).due(step)]
 
 
 def test_things_are_due_every_so_often_and_at_the_end_but_never_before_the_first_step():
@@ -59,9 +58,9 @@ def test_the_record_of_a_run(tiny_config, capsys):
     saved = Checkpoints(config.out_dir / "checkpoints").finished()
     assert [path.name for path in saved] == ["step-00000005", "step-00000010"]
     assert [read_manifest(path)["val_loss"] for path in saved] == [None, evaluated[-1]["val_loss"]]
-    assert (summary.steps, summary.reason, summary.exit_code) == (10, "finished", 0)
-    assert summary.val_loss == evaluated[-1]["val_loss"]
-    assert summary.best_val_loss == lowest[-1]
+    assert (summary.figures["steps"], summary.reason, summary.exit_code) == (10, "finished", 0)
+    assert summary.figures["val_loss"] == evaluated[-1]["val_loss"]
+    assert summary.figures["best_val_loss"] == lowest[-1]
     err = capsys.readouterr().err
     assert "step 4: validation loss" in err
     assert "done: 10 steps, 640 tokens" in err
@@ -88,10 +87,10 @@ def test_the_training_loss_is_estimated_on_the_same_windows_at_each_evaluation(t
         (record,) = (r for r in records(config) if r["step"] == step and "val_loss" in r)
         expected = train_loss_estimate(model, corpus.train.ids, 16, n_windows)
         assert record["train_loss"] == pytest.approx(expected, rel=1e-6)
-    assert summary.train_loss == record["train_loss"] != summary.val_loss
+    assert summary.figures["train_loss"] == record["train_loss"] != summary.figures["val_loss"]
     assert f"), training loss {record['train_loss']:.4f}" in capsys.readouterr().err
     plain = pretrain(replace(tiny_config("plain", steps=2, eval_every=1), estimate_train_loss=False))
-    assert plain.train_loss is None
+    assert plain.figures["train_loss"] is None
     assert not any("train_loss" in r for r in read_records(config.out_dir.parent / "plain" / "metrics.jsonl"))
 
 
@@ -102,7 +101,7 @@ def test_no_share_of_a_peak_is_above_all_of_it(tiny_config, monkeypatch):
     summary = pretrain(config)
     shares = [r["utilisation"] for r in records(config) if "utilisation" in r]
     assert shares[0] == 1.0
-    assert all(0 < share <= 1 for share in (*shares, summary.utilisation))
+    assert all(0 < share <= 1 for share in (*shares, summary.figures["utilisation"]))
     speeds = [r["tokens_per_s"] for r in records(config) if "utilisation" in r]
     assert shares == pytest.approx([s / max(speeds[: n + 1]) for n, s in enumerate(speeds)], abs=2e-4)
 
@@ -118,8 +117,8 @@ def test_without_progress_it_stops_after_so_many_evaluations_and_leaves_the_best
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 3
     assert summary.reason == "no better validation loss in 3 evaluations"
-    assert summary.steps == 2 * len(losses) < 60
-    assert (summary.exit_code, summary.best_step) == (0, 2 * (best + 1))
+    assert summary.figures["steps"] == 2 * len(losses) < 60
+    assert (summary.exit_code, summary.figures["best_step"]) == (0, 2 * (best + 1))
     assert "no better validation loss in 3 evaluations" in capsys.readouterr().err
 
 
@@ -173,7 +172,7 @@ def test_a_run_that_goes_on_says_each_sample_once_and_as_if_it_had_never_stopped
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(atomic, "observers", [stop_at_the_fourth_step])
-    assert pretrain(pieces).steps == 4
+    assert pretrain(pieces).figures["steps"] == 4
     assert [step for step, _ in samples(pieces)] == [2]
     monkeypatch.setattr(atomic, "observers", [])
     for _ in range(2):  # the second time there is nothing left to do
@@ -198,7 +197,7 @@ def test_the_summary_and_the_environment_are_plain_json(tiny_config):
     config = tiny_config(steps=2, eval_every=None, save_every=None)
     summary = pretrain(config)
     written = json.loads((config.out_dir / "summary.json").read_text("utf-8"))
-    assert written == summary.__dict__
+    assert written == summary.to_json()
     assert (written["val_loss"], written["best_val_loss"], written["best_step"]) == (None, None, None)
     assert 0 < written["train_s"] < written["wall_s"] or math.isclose(written["train_s"], written["wall_s"])
     about = json.loads((config.out_dir / "env.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The command line of a stage: one that goes on takes its own settings where no others are given."""
+"""The command line of a stage: a resumed stage takes its own settings where no flags are given."""
 
 import os
 from collections.abc import Sequence
@@ -6,42 +6,41 @@ from pathlib import Path
 from typing import TypeVar
 
 from groundling.align.stage import StageConfig
-from groundling.config import from_dict, parse, read_toml
+from groundling.config import parse
 from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic
-from groundling.train.arguments import peek
+from groundling.train.arguments import own_settings, peek
 
 C = TypeVar("C", bound=StageConfig)
 
 
 def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
-    """Read the config of a stage: `groundling sft --resume --out-dir RUN` needs no more.
+    """Read the config of a stage. `groundling sft --resume --out-dir RUN` is enough to resume one.
 
     Raises:
-        ConfigError: as `groundling.config.parse`, or the settings in the folder cannot be read.
-        CheckpointError: there is nothing to go on with.
+        ConfigError: as `groundling.config.parse`, or the run's settings cannot be read.
+        CheckpointError: the folder holds no run of this stage to resume.
     """
     seen = peek(argv, config_class)
-    own = seen.out_dir / "run.toml"
-    if not seen.resume or not os.path.lexists(own):
+    if not seen.resume or not os.path.lexists(seen.out_dir / "run.toml"):
         if seen.resume is True:
             raise CheckpointError(f"{seen.out_dir} holds no run to resume; start it without --resume")
         return parse(config_class, argv, prog)
     _require_stage(seen.out_dir, prog.split()[-1])
     try:
-        base = from_dict(config_class, read_toml(own))
+        base = own_settings(config_class, seen.out_dir)
     except ConfigError as error:
         try:
-            return parse(config_class, argv, prog)  # whether they are the run's own, its checkpoint tells
+            return parse(config_class, argv, prog)  # the checkpoint tells whether these are the run's settings
         except ConfigError:
-            raise ConfigError(f"{own}: {error}; give all settings of the run as flags") from error
+            raise ConfigError(f"{error}; give all settings of the run as flags") from error
     return parse(config_class, argv, prog, base=base)
 
 
 def _require_stage(run: Path, name: str) -> None:
     try:
         stage = atomic.read_json(run / "env.json")["stage"]
-    except (OSError, ValueError, LookupError, TypeError):  # what it holds is looked at again, with the checkpoint
+    except (OSError, ValueError, LookupError, TypeError):  # its checkpoint is checked anyway
         return
     if stage != name:
         raise CheckpointError(f"{run} holds a run of {stage}; go on with it by groundling {stage}")

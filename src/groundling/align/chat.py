@@ -4,6 +4,7 @@ import io
 import logging
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,7 @@ from groundling.errors import DataError
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 from groundling.system.logs import show_decoder
 from groundling.system.output import put
 from groundling.system.runtime import pick_device
@@ -123,21 +125,17 @@ class Chat:
         return prompt + self._instead
 
     def _speak(self, prompt: list[int], number: int) -> Generator[str, None, None]:
-        sample = self._engine.add(prompt, self._sampling, row_generator(self._sampling.seed, number))
+        request = self._engine.new_request(prompt, self._sampling, row_generator(self._sampling.seed, number))
         decoder = ReplyDecoder(self._chat, self._bundle.tokenizer)
-        try:
-            while not sample.finished:
-                for _, tokens in self._engine.step():
-                    yield "".join([decoder.push(token.id).words for token in tokens])
-            yield decoder.finish().words
-            if decoder.is_thinking:
-                log.warning(
-                    f"the reply was cut after {len(sample.tokens) - len(prompt)} tokens, while the model was thinking; "
-                    "give more with --max-new-tokens, or --no-thinking"
-                )
-        finally:
-            if not sample.finished:
-                self._engine.stop(sample)
+        with closing(run_all(self._engine, [request])) as outputs:
+            for _, tokens in outputs:
+                yield "".join([decoder.push(token.id).words for token in tokens])
+        yield decoder.finish().words
+        if decoder.is_thinking:
+            log.warning(
+                f"the reply was cut after {len(request.tokens) - len(prompt)} tokens, while the model was thinking; "
+                "give more with --max-new-tokens, or --no-thinking"
+            )
 
 
 def main(argv: list[str]) -> int:

@@ -1,11 +1,11 @@
-"""Checkpoints of the stages of alignment: all that changes while a stage runs, so that a resumed one is exact.
+"""Checkpoints of the stages of alignment: everything that changes while a stage runs, for exact resume.
 
     RUN/checkpoints/step-00000100/
-        training.safetensors   what is learned, optimizers, random generators of all ranks, a round that was drawn
-        state.json             how far it is, its config, and what it learns from
+        training.safetensors   trained weights, optimizers, random generators of all ranks, a rollout in progress
+        state.json             step, config, fingerprint of models and data
         manifest.json          size and SHA-256 of each file, written last
 
-They hold no bundle. `RUN/bundle` is written when a stage has finished, or was asked to stop.
+They hold no bundle. `RUN/bundle` is written when a stage finishes or is stopped.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.config import to_dict
 from groundling.errors import CheckpointError, ConfigError, GroundlingError
 from groundling.storage import atomic
@@ -31,8 +32,6 @@ from groundling.train.checkpoints.tensors import generator_tensors, restore_gene
 from groundling.train.resuming import NEVER_SAID, changes
 
 FORMAT = 1
-CHECKPOINTS = "checkpoints"
-"""Their folder in that of the stage."""
 MAY_CHANGE = (
     *NEVER_SAID,
     "path",
@@ -58,8 +57,7 @@ MAY_CHANGE = (
     "value_optim.muon_weight_decay",
     "schedule",
 )
-"""On resume these may differ from the stage's own config; any other difference is refused. Models and data are compared
-by their content, wherever they are."""
+"""Settings that may differ on resume. Models and data are compared by content, not by path."""
 
 
 class _State(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,11 +107,11 @@ class Found:
     wall_s: float
     world_size: int
     changed: list[str] = field(default_factory=list)
-    """Settings that have changed, as `name: old -> new`."""
+    """Changed settings, as `name: old -> new`."""
 
 
 def fingerprint_of(*parts: Iterable[Any]) -> str:
-    """The SHA-256 of plain data, dataclasses and tuples among it: what a stage learns from."""
+    """SHA-256 of plain data, dataclasses and tuples, to identify what a stage learns from."""
     total, encoder = hashlib.sha256(), msgspec.json.Encoder()
     for part in parts:
         for item in part:
@@ -126,8 +124,8 @@ class StageCheckpoints(CheckpointFolder):
     """The checkpoints of one run of a stage.
 
     Args:
-        run: the stage's folder.
-        device: whose generators are kept besides the CPU's.
+        run: the run folder.
+        device: whose generators are saved besides the CPU's.
     """
 
     def __init__(self, run: Path, device: torch.device) -> None:
@@ -135,10 +133,10 @@ class StageCheckpoints(CheckpointFolder):
         self._device = device
 
     def save(self, snapshot: Snapshot, about: StageFacts, wall_s: float) -> None:
-        """Write a snapshot, unless its step is saved already; all ranks call this together, and the first one writes.
+        """Write a snapshot unless its step is saved already. All ranks call this together; the first one writes.
 
         Raises:
-            StorageError: it could not be written, and all older checkpoints are still there.
+            StorageError: it could not be written; all older checkpoints are kept.
         """
         tensors = snapshot.tensors | generator_tensors(self._device)
 
@@ -171,7 +169,7 @@ def find(path: Path, config: Any, stage: str, learns_from: str) -> Found:
     """Read a checkpoint, whose manifest was checked, for a stage with this config.
 
     Raises:
-        CheckpointError: it is damaged, or another stage's.
+        CheckpointError: it is damaged, or belongs to another stage, other settings or other data.
     """
     record = read_json_object(path / "state.json")
     if record.get("format") != FORMAT:
@@ -194,10 +192,10 @@ def find(path: Path, config: Any, stage: str, learns_from: str) -> Found:
 
 
 def same_settings(config: Any, earlier: dict[str, Any], what: str) -> list[str]:
-    """Compare a config with what another run of the same stage was told; return the allowed changes.
+    """Compare a config with an earlier one of the same stage; return the allowed changes.
 
     Raises:
-        CheckpointError: others have changed.
+        CheckpointError: a setting differs that may not.
     """
     changed, refused = changes(type(config), earlier, to_dict(config), MAY_CHANGE)
     if refused:
@@ -209,10 +207,10 @@ def same_settings(config: Any, earlier: dict[str, Any], what: str) -> list[str]:
 
 
 def require_steps_left(step: int, n_steps: int, out_dir: Path, setting: str) -> None:
-    """Check that a resumed stage would not end before the step that it has reached.
+    """Check that a resumed stage does not end before the step it has reached.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: `n_steps` is less.
     """
     if n_steps < step:
         raise ConfigError(
@@ -223,13 +221,14 @@ def require_steps_left(step: int, n_steps: int, out_dir: Path, setting: str) -> 
 
 @contextmanager
 def restoring(found: Found) -> Iterator[Snapshot]:
-    """Restore a snapshot inside this block: what does not fit is a CheckpointError. The generators come last; with
-    another number of ranks they start from their seeds.
+    """Restore a snapshot inside this block; a mismatch is raised as CheckpointError.
+
+    Generators are restored last, and only with the same number of ranks.
     """
     with fitting(found.path):
         try:
             yield found.snapshot
             if found.world_size == distributed.world_size():
                 restore_generators(found.snapshot.tensors)
-        except GroundlingError as error:  # of its parts, which do not name the checkpoint
+        except GroundlingError as error:  # errors of its parts do not name the checkpoint
             raise CheckpointError(f"{found.path} does not fit its run: {error}") from error

@@ -2,6 +2,8 @@
 
 W stays as it is and B A is learned beside it; everything that reads `linear.weight` sees W + (alpha / rank) B A, so
 decoding, exporting and inspecting need to know nothing of adapters. What is saved is the sum, or the adapter alone.
+
+Why not peft: it depends on transformers and accelerate, for what `torch.nn.utils.parametrize` does in a few lines.
 """
 
 import math

@@ -6,12 +6,14 @@ the distribution that is sampled is the one that is learned about.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from groundling.bundle import ChatBundle
-from groundling.sample.engine import DecodeConfig, Engine
+from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 
 AT_ONCE = 32
 """Replies that are decoded together."""
@@ -77,18 +79,22 @@ class ReplySampler:
             each: replies to a prompt.
             stop: asked after each step of decoding; where it says so, nothing more comes.
         """
-        left, begun = iter(prompts), deque[tuple[int, list[Request]]]()
-        while True:
-            while self._engine.n_waiting < AT_ONCE and (following := next(left, None)) is not None:
-                number, prompt = following
-                draws = (row_generator(seed, number * each + n) for n in range(each))
-                begun.append((number, [self._engine.add(prompt, self._config, draw) for draw in draws]))
-            while begun and all(sample.finished for sample in begun[0][1]):
-                number, samples = begun.popleft()
-                yield number, [self._reply(sample.tokens, sample.n_prompt) for sample in samples]
-            if not self._engine.is_busy or (stop is not None and stop()):
-                return
-            self._engine.step()
+        begun = deque[tuple[int, list[Request]]]()
+
+        def requests() -> Iterator[Request]:
+            for number, prompt in prompts:
+                generators = (row_generator(seed, number * each + n) for n in range(each))
+                group = [self._engine.new_request(prompt, self._config, generator) for generator in generators]
+                begun.append((number, group))
+                yield from group
+
+        with closing(run_all(self._engine, requests())) as outputs:
+            for _ in outputs:
+                while begun and all(request.finished for request in begun[0][1]):
+                    number, group = begun.popleft()
+                    yield number, [self._reply(request.tokens, request.n_prompt) for request in group]
+                if stop is not None and stop():
+                    return
 
     def reply_of(self, prompt: list[int], said: list[int]) -> Reply:
         """A reply whose ids are known."""
@@ -98,3 +104,9 @@ class ReplySampler:
         said = tokens[n_prompt:]
         ended = bool(said) and said[-1] in self._engine.end_ids
         return Reply(tokens[:n_prompt], said, ended, self._bundle.decode_reply(said))
+
+
+def reproducible_sampler(bundle: ChatBundle, *, max_new_tokens: int, temperature: float = 1.0) -> ReplySampler:
+    """Sample in bfloat16 on a fixed backend, so that replies depend on the prompts and the seed only."""
+    decode = deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16"))
+    return ReplySampler(bundle, max_new_tokens=max_new_tokens, temperature=temperature, decode=decode)

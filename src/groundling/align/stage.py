@@ -1,12 +1,10 @@
-"""What all stages share: their settings, the folder, checkpoints, the record, the end."""
+"""Shared by all stages of alignment: their config, and a run with checkpoints of its own."""
 
-import dataclasses
 import logging
 import math
 import shlex
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,27 +19,26 @@ from groundling.align.checkpoint import (
 )
 from groundling.align.checkpoint import find as find_stage
 from groundling.bundle import ChatBundle
-from groundling.config import to_dict, to_toml
 from groundling.data.examples.encoding import least_ids
 from groundling.errors import CheckpointError, TrainingError, require
 from groundling.storage import atomic
-from groundling.system import distributed, hardware, runtime
+from groundling.system import distributed
 from groundling.system.logs import Record, format_record
-from groundling.system.metrics import JsonlSink
 from groundling.system.progress import Progress
-from groundling.system.runtime import Runtime, RuntimeConfig, make_deterministic
-from groundling.system.signals import ASKED_TO_STOP, SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
+from groundling.system.runtime import RuntimeConfig
+from groundling.system.signals import ASKED_TO_STOP
 from groundling.train import run_folder
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
-from groundling.train.resuming import AFTER_A_LOST_RANK, decided, lower_rates
+from groundling.train.resuming import lower_rates
+from groundling.train.run import Run, open_run
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What every stage can be told."""
+    """Settings of every stage."""
 
     out_dir: Path
     """Run folder."""
@@ -77,10 +74,10 @@ class StageConfig:
         require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
 
     def longest(self, bundle: ChatBundle) -> int:
-        """The most tokens of an example.
+        """Maximum tokens of an example.
 
         Raises:
-            ConfigError: max_length is more, or less than an example needs.
+            ConfigError: max_length exceeds the context, or is too short for any example.
         """
         block_size, least = bundle.config.block_size, least_ids(bundle.chat, bundle.tokenizer)
         if self.max_length is None:
@@ -92,7 +89,7 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplesConfig(StageConfig):
-    """What every stage that learns from examples can be told."""
+    """Settings of the stages that learn from examples."""
 
     epochs: float = 2.0
     """Passes over the examples."""
@@ -106,184 +103,126 @@ class ExamplesConfig(StageConfig):
 
 
 class Stage:
-    """A stage under way. Made by `open_stage`."""
+    """A stage in progress: a run with checkpoints of its own, which leaves its model even if it is stopped or fails.
 
-    def __init__(self, config: StageConfig, name: str, stop: StopRequest, picked: Runtime, stack: ExitStack) -> None:
-        self.config, self.name, self.stop, self.picked, self._stack = config, name, stop, picked, stack
-        self.started = time.perf_counter()
+    Made by `open_stage`.
+    """
+
+    def __init__(self, run: Run[StageConfig]) -> None:
+        self.run, self.config, self.name = run, run.config, run.name
+        self.stop, self.picked = run.stop, run.picked
         self.failure: TrainingError | None = None
-        """Why it could not go on; what it had learned by then is kept."""
+        """Why training could not continue; what was learned before is kept."""
         self.found: Found | None = None
-        """The checkpoint that it is resumed from."""
-        self._checkpoints = StageCheckpoints(config.out_dir, picked.device)
-        self._facts = StageFacts(name, run_folder.new_run_id(), _own_settings(config), "")
-        self._sink: JsonlSink | None = None
+        """The checkpoint to resume from."""
+        self._checkpoints = StageCheckpoints(run.folder, run.picked.device)
+        self._learns_from = ""
 
     def has_finished(self) -> bool:
-        """Whether a stage that is to be resumed has nothing left to do, which is printed. All ranks call this together.
+        """Whether a stage to be resumed has nothing left to do, which is logged. All ranks call this together.
 
         Raises:
-            CheckpointError: another stage has finished there, or this one with other settings.
+            CheckpointError: the folder holds another finished stage, or this one with other settings.
         """
-        run = self.config.out_dir
-        summary = run_folder.read_summary(run) if self.config.resume else {}
-        if summary.get("ended") in (None, ASKED_TO_STOP) or summary.get("failed", True):
+        folder = self.run.folder
+        summary = run_folder.read_summary(folder) if self.config.resume else {}
+        if summary.get("reason") in (None, ASKED_TO_STOP) or summary.get("failed", True):
             return False
         if summary.get("stage") != self.name:
-            raise CheckpointError(f"{run} holds a run of {summary.get('stage')}; choose another --out-dir")
+            raise CheckpointError(f"{folder} holds a run of {summary.get('stage')}; choose another --out-dir")
         earlier = summary.get("config")
-        if changed := same_settings(self.config, earlier if isinstance(earlier, dict) else {}, f"{run} was made"):
+        if changed := same_settings(self.config, earlier if isinstance(earlier, dict) else {}, f"{folder} was made"):
             raise CheckpointError(
-                f"{run} has finished, and these settings are new: {'; '.join(changed)}; "
+                f"{folder} has finished, and these settings are new: {'; '.join(changed)}; "
                 "start it again with --overwrite, or choose another --out-dir"
             )
-        log.info(f"{run} has finished; nothing is left to do")
+        log.info(f"{folder} has finished; nothing is left to do")
         if distributed.is_first():
             atomic.remove(self._checkpoints.folder)  # it may have been killed while it removed them
-            atomic.sweep_temporaries(run)
+            atomic.sweep_temporaries(folder)
         return True
 
     def look_back(self, *learns_from: Iterable[Any]) -> Snapshot | None:
         """Find the checkpoint of a stage that is resumed; None for a new one. All ranks call this before `begin`.
 
         Args:
-            learns_from: all that it learns from, as plain data: the models' fingerprints, the examples.
+            learns_from: everything the stage learns from, as plain data: fingerprints of models, examples.
 
         Raises:
-            CheckpointError: there is nothing to go on from, or it is another stage's.
+            CheckpointError: there is no checkpoint, or it is of another stage, other settings or other data.
         """
-        self._facts = dataclasses.replace(self._facts, learns_from=fingerprint_of(*learns_from))
-        if not self.config.resume:
+        self._learns_from = fingerprint_of(*learns_from)
+        path = self.run.find_checkpoint()
+        if path is None:
             return None
-        if distributed.is_first():
-            path, passed_over = run_folder.find_resumable(self.config.out_dir)
-            for why in passed_over:
-                log.warning(f"passed over: {why}")
-        distributed.barrier()
-        if not distributed.is_first():
-            path, _ = self._checkpoints.newest_good()
-        self.found = found = find_stage(path, self.config, self.name, self._facts.learns_from)
-        self._facts = dataclasses.replace(self._facts, run_id=found.run_id)
-        log.info(f"resuming from {path}")
+        self.found = found = find_stage(path, self.config, self.name, self._learns_from)
+        self.run.continue_from(found.run_id, found.wall_s)
         if found.changed:
             log.info(f"changed     {'; '.join(found.changed)}")
         return found.snapshot
 
     def begin(self, step: int = 0, made_again: Callable[[Record], bool] = lambda _: False) -> None:
-        """Open the record, once nothing more can be refused; a new stage first removes what an earlier run left.
-
-        Args:
-            step: the checkpoint's, for a stage that is resumed.
-            made_again: which records of that step it will write again.
-        """
-        run = self.config.out_dir
-        if distributed.is_first():
-            if self.found is None:
-                self._stack.enter_context(run_folder.new_run(run, self.stop))
-            atomic.remove(run / "summary.json")
-            settings = dataclasses.replace(self.config, resume=False, overwrite=False)
-            atomic.write_text(run / "run.toml", to_toml(settings))
-            about = {"stage": self.name, "run_id": self._facts.run_id}
-            atomic.write_json(run / "env.json", {**about, **hardware.environment(), **self.picked.reasons})
-            resumed_at = None if self.found is None else step
-            self._sink = JsonlSink(run / "metrics.jsonl", resumed_at, made_again)
-        distributed.barrier()
+        """Open the metrics; see `Run.begin`."""
+        self.run.begin(step, made_again=made_again)
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint. All ranks call this together."""
-        self._checkpoints.save(snapshot, self._facts, self._wall_s())
+        facts = StageFacts(self.name, self.run.run_id, self.run.settings(), self._learns_from)
+        self._checkpoints.save(snapshot, facts, self.run.wall_s())
 
     def record(self, record: Record, *, show: bool = True) -> None:
-        """Write a record down, and show it."""
-        if self._sink is not None:
-            self._sink.write(record)
+        """Write a record to the metrics, and log it."""
+        self.run.metrics.write(record)
         if show:
             log.info(f"{self.name} step {record['step']}: {format_record(record)}")
 
     def asked_to_stop(self) -> bool:
-        """Whether some rank was asked to stop; all ranks get the same answer. From then on what is learned is kept."""
+        """As `Run.asked_to_stop`. From the first call on, a signal waits for a checkpoint, even one of step 0."""
         self.stop.can_save = True
-        return distributed.any_rank(bool(self.stop), self.picked.device)
+        return self.run.asked_to_stop()
 
     def fail(self, step: int, error: TrainingError) -> str:
-        """Remember why no more can be learned, until what was learned is kept; return how the stage ended."""
+        """Note a failure, which `finish` raises once the model is saved; return the reason of the end."""
         reason = f"{self.name} stopped at step {step}: {error}"
         kept, rates = f"{reason}; what it had learned is in {self.config.out_dir}", lower_rates(self.config)
         if self._checkpoints.finished():
-            way_on = (
-                f"go on from its last checkpoint with lower learning rates: {_way_on(self.name, self.config)} {rates}"
-            )
+            way_on = f"go on from its last checkpoint with lower learning rates: {self._way_on()} {rates}"
         else:
             way_on = f"try again with lower learning rates, for example: {rates} --overwrite"
         self.failure = TrainingError(f"{kept}; {way_on}")
         return reason
 
-    def finish(self, ended: str, figures: dict[str, Any]) -> int:
-        """Write the summary: how the stage ended, and its last figures; return the exit code.
+    def finish(self, reason: str, figures: dict[str, Any]) -> int:
+        """Write the summary, remove the checkpoints of a finished stage, and return the exit code.
 
         Raises:
-            TrainingError: it failed.
+            TrainingError: the stage failed.
         """
-        stopped = ended == ASKED_TO_STOP
-        summary = {
-            "stage": self.name,
-            "wall_s": round(self._wall_s(), 1),
-            "config": _own_settings(self.config),
-            "ended": ended,
-            "failed": self.failure is not None,
-            **figures,
-        }
-        if distributed.is_first():
-            atomic.write_json(self.config.out_dir / "summary.json", summary)
-            if not stopped and self.failure is None:
-                atomic.remove(self._checkpoints.folder)
+        summary = self.run.finish(reason, figures, failed=self.failure is not None, even_if_stopped=True)
         if self.failure is not None:
             raise self.failure
-        if stopped:
-            log.info(f"{self.name} stopped as asked; go on: {_way_on(self.name, self.config)}")
-            # Another rank may have been the one that was asked.
-            return self.stop.exit_code or SIGTERM_EXIT_CODE
-        return self.stop.exit_code  # a signal that came after the last step ends what would follow this stage
+        if summary.exit_code:
+            log.info(f"{self.name} stopped as asked; go on: {self._way_on()}")
+            return summary.exit_code
+        if distributed.is_first():
+            atomic.remove(self._checkpoints.folder)
+        return self.stop.exit_code  # a signal after the last step ends what would follow this stage
 
-    def _wall_s(self) -> float:
-        return time.perf_counter() - self.started + (0.0 if self.found is None else self.found.wall_s)
-
-
-def _own_settings(config: StageConfig) -> dict[str, Any]:
-    """What a stage was told, but for how the command was given."""
-    return to_dict(dataclasses.replace(config, resume=False, overwrite=False))
-
-
-def _way_on(name: str, config: StageConfig) -> str:
-    return f"groundling {name} --resume --out-dir {shlex.quote(str(config.out_dir))}"
+    def _way_on(self) -> str:
+        return f"groundling {self.name} --resume --out-dir {shlex.quote(str(self.config.out_dir))}"
 
 
 @contextmanager
 def open_stage(config: StageConfig, name: str) -> Iterator[Stage]:
-    """Take the folder, the ranks and the signals, and pick the device and its precision.
-
-    Raises:
-        ConfigError: the folder holds a run already.
-        CheckpointError: another process uses it.
-    """
-    with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
-        device = runtime.pick_device(config.runtime.device)
-        stack.enter_context(distributed.process_group(device, advice=AFTER_A_LOST_RANK))
-        if distributed.is_first():
-            stack.enter_context(run_folder.locked(config.out_dir))
-        config = decided(config)
-        if distributed.is_first() and not config.resume:
-            run_folder.require_room(config.out_dir, overwrite=config.overwrite)
-        distributed.barrier()
-        picked = runtime.pick(config.runtime, worth_compiling=False)
-        make_deterministic(picked.device)
-        yield Stage(config, name, stop, picked, stack)
+    """Open the run of a stage; see `open_run`. Stages are never compiled unless the config says so."""
+    with open_run(config, name) as run:
+        run.pick_runtime(worth_compiling=False)
+        yield Stage(run)
 
 
 @contextmanager
 def progress_of_first(what: str, total: int | None = None) -> Iterator[Progress]:
-    """`Progress` that only the first rank prints."""
+    """`Progress`, printed by the first rank only."""
     progress = Progress(what, total)
     with progress if distributed.is_first() else nullcontext():
         yield progress

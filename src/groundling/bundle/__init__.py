@@ -1,28 +1,27 @@
-"""A bundle: one folder with all that sampling needs, and nothing that can run code when it is read.
+"""A bundle: one folder with everything needed for sampling, and nothing that runs code when loaded.
 
-    config.json  model.safetensors  tokenizer.json  manifest.json  and of a model that chats  chat.json
+    config.json  model.safetensors  tokenizer.json  manifest.json  and, for a chat model, chat.json
 
-An adapter is a bundle that has `adapter.safetensors` in place of the weights, and a manifest that says to which other
-bundle's weights it is to be added.
+An adapter is a bundle with `adapter.safetensors` instead of the weights, and a manifest that names the base bundle.
 
-A checkpoint holds all but the manifest in its folder `bundle`, and its own manifest vouches for them. A run:
+A checkpoint holds everything but the manifest in its folder `bundle`; its own manifest covers these files. A run:
 
     RUN/checkpoints/step-00000250/{bundle/, training.safetensors, state.json, manifest.json}
-    RUN/bundle/     the best of the run, once training has ended
+    RUN/bundle/     the best checkpoint, after training
 
 In reading order:
 
-    layout.py   names of files, which checkpoint of a run is meant, checks
+    layout.py   file names, selection of a checkpoint, checks
     weights.py  weights under plain names
-    adapter.py  what fine-tuning changed (LoRA), and its base
+    adapter.py  LoRA weights, and their base
+    writing.py  a bundle's folder and files, written
     context.py  a model with a shorter context
+    limits.py   layers and memory, checked before a model is built
 """
 
-import dataclasses
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,33 +41,27 @@ from groundling.bundle.layout import (
     WEIGHTS,
     check_files,
     find_bundle,
-    looks_like_bundle,
-    previous_place,
     read_chat,
     read_config,
     require_language_model,
 )
+from groundling.bundle.limits import require_layers, require_memory
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
+from groundling.bundle.writing import new_bundle, write_bundle_files
 from groundling.errors import CheckpointError, ConfigError, DataError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.model.uninitialized import blank_gpt
 from groundling.storage import atomic
 from groundling.storage.manifest import write_manifest
-from groundling.storage.tensors import read_tensors, tensor_names
-from groundling.system.memory import memory_of
+from groundling.storage.tensors import read_tensors
 from groundling.system.runtime import unwrap
 from groundling.text.chat.messages import Message
 from groundling.text.chat.reading import messages_in
 from groundling.text.chat.template import ChatTemplate
 from groundling.text.chat.thoughts import reply_text
-from groundling.text.serialize import load_tokenizer, save_tokenizer
+from groundling.text.serialize import load_tokenizer
 from groundling.text.tokenizer import Tokenizer
-
-MAX_ADAPTERS = 20
-"""One on the other."""
-MAX_TABLES = 1 << 27
-"""Bytes of the tables of rotary positions, beside four times those of the weights: no file holds them."""
 
 
 @dataclass(frozen=True)
@@ -135,24 +128,24 @@ def save_bundle(
     chat: ChatTemplate | None = None,
     head: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a bundle. At every moment the folder holds the old one or the new one, whole.
+    """Write a bundle; `folder` holds the old or the new bundle, complete, at every moment.
 
     Args:
-        folder: where; a bundle that is already there is replaced.
+        folder: output folder; an existing bundle is replaced.
         model: a GPT: plain, compiled, or wrapped for data parallelism.
-        tokenizer: the one the model was trained with.
-        extra: what else the manifest says, for example {"step": 250, "val_loss": 1.5}.
-        chat: how a conversation is laid out, if the model knows that.
-        head: weights of another head than that of words, if it has one.
+        tokenizer: the tokenizer it was trained with.
+        extra: additional manifest entries, for example {"step": 250, "val_loss": 1.5}.
+        chat: chat template of a chat model.
+        head: weights of an additional head, such as a reward head.
 
     Raises:
-        CheckpointError: something else than a bundle is there.
-        StorageError: it could not be written; the old one is as it was.
+        CheckpointError: the folder holds something else than a bundle.
+        StorageError: it cannot be written; an existing bundle is unchanged.
     """
     gpt = unwrap(model)
     if not isinstance(gpt, GPT):
         raise TypeError(f"a bundle holds a GPT, and this is a {type(gpt).__name__}")
-    with _new_bundle(folder) as temporary:
+    with new_bundle(folder) as temporary:
         write_bundle_files(temporary, plain_state_dict(gpt), gpt.config, tokenizer)
         if chat is not None:
             atomic.write_json(temporary / CHAT, chat.to_json())
@@ -164,20 +157,20 @@ def save_bundle(
 def save_adapter(
     folder: Path, adapter: Adapter, base: Base, bundle: Bundle, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write what fine-tuning changed; `load_bundle` adds it to what it began from: the bits that were trained.
+    """Write LoRA weights; `load_bundle` adds them to their base with the bits of training.
 
-    The base is found by its place as seen from the adapter: the two may be moved together.
+    The path of the base is relative to the adapter, so both may be moved together.
 
     Args:
-        folder: where; a bundle that is already there is replaced.
-        adapter: what was learned.
-        base: what it began from.
-        bundle: the fine-tuned model's config, tokenizer and chat are kept.
-        extra: what else the manifest says.
+        folder: output folder; an existing bundle is replaced.
+        adapter: the trained weights.
+        base: the bundle they were trained on.
+        bundle: provides the fine-tuned model's config, tokenizer and chat template.
+        extra: additional manifest entries.
 
     Raises:
-        CheckpointError: something else than a bundle is there.
-        StorageError: it could not be written; the old one is as it was.
+        CheckpointError: the folder holds something else than a bundle.
+        StorageError: it cannot be written; an existing bundle is unchanged.
     """
     where, here = base.folder.resolve(), folder.resolve()
     try:
@@ -185,48 +178,11 @@ def save_adapter(
     except ValueError:  # on another drive of Windows
         place = where.as_posix()
     note = {"base": place, "base_sha256": base.sha256, "scale": adapter.scale}
-    with _new_bundle(folder) as temporary:
+    with new_bundle(folder) as temporary:
         write_bundle_files(temporary, adapter.to_tensors(), bundle.config, bundle.tokenizer, ADAPTER)
         if bundle.chat is not None:
             atomic.write_json(temporary / CHAT, bundle.chat.to_json())
         write_manifest(temporary, {**(extra or {}), **note})
-
-
-@contextmanager
-def _new_bundle(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which then takes a bundle's place."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not looks_like_bundle(folder)):
-        raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
-    previous = previous_place(folder)
-    with atomic.new_folder(folder) as temporary:
-        yield temporary
-        if folder.exists():
-            if previous.exists():
-                atomic.remove_tree(previous)
-            # A folder cannot be replaced in one step; until the new one stands, the old one is found by this name.
-            atomic.replace(folder, previous)
-    if previous.exists():
-        atomic.remove_tree(previous)
-
-
-def write_bundle_files(
-    folder: Path, weights: Mapping[str, Tensor], config: GPTConfig, tokenizer: Tokenizer, name: str = WEIGHTS
-) -> None:
-    """Write a bundle's three files into a folder that the caller makes atomic and vouches for in a manifest.
-
-    Args:
-        folder: an existing folder.
-        weights: as `plain_state_dict` gives them.
-        config: what the model was built from.
-        tokenizer: the one the model was trained with.
-        name: of the file with the weights.
-
-    Raises:
-        StorageError: a file could not be written.
-    """
-    atomic.write_json(folder / CONFIG, dataclasses.asdict(config))
-    atomic.write_bytes(folder / name, safetensors.torch.save(dict(weights)))
-    save_tokenizer(tokenizer, folder)
 
 
 def load_bundle(
@@ -236,18 +192,18 @@ def load_bundle(
     checkpoint: str | int = "best",
     context: int | None = None,
 ) -> Bundle:
-    """Load a model that is ready to speak, in evaluation mode. Draws nothing from the global generator.
+    """Load a model for sampling, in evaluation mode. Leaves the global random generator alone.
 
     Args:
         path: a bundle, a checkpoint, or the folder of a training run.
-        device: where the model goes.
-        dtype: of its weights.
-        checkpoint: of a run: "best", "last", or a step.
-        context: the longest window that it is read with, in tokens; None: the model's own.
+        device: device of the model.
+        dtype: dtype of its weights.
+        checkpoint: checkpoint of a run: "best", "last", or a step.
+        context: context in tokens; None: the model's own.
 
     Raises:
-        CheckpointError: nothing to load there, or it is damaged, or its parts do not fit together.
-        ConfigError: the model has no such context, or is larger than the memory that is free.
+        CheckpointError: there is no bundle, it is damaged, or its files do not fit together.
+        ConfigError: the model does not support the context, or does not fit into free memory.
     """
     folder = find_bundle(path, checkpoint)
     listed = check_files(folder)
@@ -262,14 +218,14 @@ def load_bundle(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
             "they do not belong together"
         )
-    _require_layers(folder, config)
+    require_layers(folder, config)
     try:
-        outline = blank_gpt(config, "meta")  # costs no memory, whatever sizes a damaged config asks for
+        outline = blank_gpt(config, "meta")  # allocates nothing, whatever sizes a damaged config has
     except RuntimeError as error:
         raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
     config = narrowed(config, context, path)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
-    _require_memory(folder, config, outline)
+    require_memory(folder, config, outline)
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
     return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
@@ -308,68 +264,8 @@ def require_chat_model(bundle: Bundle, path: Path | str) -> ChatBundle:
     return ChatBundle(bundle.config, bundle.model, bundle.tokenizer, bundle.chat)
 
 
-def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:
-    """The context to load each of several models with: the one that is given, or the model's own if that is shorter.
-
-    Args:
-        paths: as `load_bundle` takes them.
-        context: in tokens; None: each model's own.
-
-    Raises:
-        CheckpointError: there is no bundle.
-        ConfigError: no model has such a context.
-    """
-    if context is None:
-        return [None] * len(paths)
-    own = [read_config(path).block_size for path in paths]
-    longest = max(range(len(own)), key=own.__getitem__)
-    narrowed(read_config(paths[longest]), context, paths[longest])
-    return [min(context, each) for each in own]
-
-
-def _require_layers(folder: Path, config: GPTConfig) -> None:
-    """Check a config's layers against those in the file of weights: each costs time to build, even without memory.
-
-    Raises:
-        CheckpointError: there are others, or a base of an adapter is its own.
-    """
-    seen = [folder.resolve()]
-    while os.path.lexists(seen[-1] / ADAPTER):
-        base = find_bundle(place_of_base(seen[-1])[0]).resolve()
-        if base in seen:
-            raise CheckpointError(
-                f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
-            )
-        seen.append(base)
-        if len(seen) > MAX_ADAPTERS + 1:
-            raise CheckpointError(f"{folder} is an adapter of an adapter, and so on for more than {MAX_ADAPTERS}")
-    file = seen[-1] / WEIGHTS
-    layers = {name.split(".")[1] for name in tensor_names(file) if name.startswith("h.")}
-    if len(layers) != config.n_layer:
-        raise CheckpointError(
-            f"{file} has the weights of {len(layers)} layers, and {folder / CONFIG} says {config.n_layer}"
-        )
-
-
-def _require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
-    """Refuse a model that the main memory cannot hold, before the kernel kills the process."""
-    tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
-    weights, known = 4 * outline.n_parameters(), memory_of()
-    if tables > MAX_TABLES + 4 * weights:
-        raise ConfigError(
-            f"{folder} has {weights / 1e6:,.1f} MB of weights, and a context of {config.block_size:,} tokens takes "
-            f"tables of {tables / 1e6:,.1f} MB; give a shorter one with --context"
-        )
-    needed = weights + tables
-    if known is not None and needed > known.free:
-        raise ConfigError(
-            f"the weights of {folder} take {needed / 1e9:,.1f} GB, and {known.free / 1e9:,.1f} GB of memory are free; "
-            "end other programs, or take a smaller model"
-        )
-
-
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
-    """An adapter's base with the adapter added: the weights of `model`."""
+    """Return an adapter's base with the adapter added: the weights of `model`."""
     where, sha256, scale = place_of_base(folder)
     if (base := base_at(where)).sha256 != sha256:
         raise CheckpointError(

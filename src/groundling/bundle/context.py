@@ -1,28 +1,29 @@
-"""A model that is read with a shorter window than it was trained with: less memory, and nothing else changes."""
+"""Load a model with a shorter context than it was trained with, which takes less memory."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
+from groundling.bundle.layout import read_config
 from groundling.errors import require
 from groundling.model.config import GPTConfig
 
 POSITIONS = "positions.wpe.weight"
-"""The one tensor that has a row for each place in the window."""
+"""The only tensor with one row per position."""
 
 
 def narrowed(config: GPTConfig, context: int | None, where: Path | str) -> GPTConfig:
-    """The config of a model whose window is `context` tokens long; None: as long as it is.
+    """Return the config with a context of `context` tokens; None: unchanged.
 
     Args:
-        config: of the model as it was saved.
-        context: at least 1, and not more than the model has.
-        where: the model's place, for the error.
+        config: the saved model's config.
+        context: between 1 and the model's own.
+        where: path of the model, for the error.
 
     Raises:
-        ConfigError: the model has no such context.
+        ConfigError: the context is out of range.
     """
     if context is None:
         return config
@@ -31,8 +32,27 @@ def narrowed(config: GPTConfig, context: int | None, where: Path | str) -> GPTCo
     return dataclasses.replace(config, block_size=context)
 
 
+def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | None]:
+    """Return the context for each of several models: the given one, or a model's own if it is shorter.
+
+    Args:
+        paths: as for `load_bundle`.
+        context: in tokens; None: each model's own.
+
+    Raises:
+        CheckpointError: there is no bundle.
+        ConfigError: the context is longer than that of every model.
+    """
+    if context is None:
+        return [None] * len(paths)
+    own = [read_config(path).block_size for path in paths]
+    longest = max(range(len(own)), key=own.__getitem__)
+    narrowed(read_config(paths[longest]), context, paths[longest])
+    return [min(context, each) for each in own]
+
+
 def cut_positions(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """Weights for a narrowed model: of learned positions the first `block_size`; rotary ones have no weights."""
+    """Cut learned position embeddings to the first `block_size`; rotary ones have no weights."""
     cut = dict(weights)
     if POSITIONS in cut:
         cut[POSITIONS] = cut[POSITIONS][: config.block_size].clone()

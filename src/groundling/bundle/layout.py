@@ -23,6 +23,8 @@ HEAD = "head.safetensors"
 """Only in the bundle of a model that has another head besides the one of words."""
 ADAPTER = "adapter.safetensors"
 """In place of the weights, in the bundle of what fine-tuning changed."""
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's checkpoints, in the run folder."""
 LARGEST_LOSS = 1e300
 """A whole number in a file can be larger than any float."""
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
@@ -62,7 +64,7 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
         raise CheckpointError(f"{path} is a file; give the folder of a bundle, a checkpoint or a run{hint}")
     if not path.is_dir():
         raise CheckpointError(f"there is no {path}; give the folder of a bundle, a checkpoint or a run")
-    inner, steps = _standing(path / "bundle"), model_checkpoints(path / "checkpoints")
+    inner, steps = _standing(path / "bundle"), model_checkpoints(path / CHECKPOINTS)
     if steps and not looks_like_bundle(path) and not (checkpoint == "best" and inner.is_dir()):
         return _choose(steps, str(checkpoint), path) / "bundle"
     if checkpoint != "best":
@@ -74,7 +76,7 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
         return path
     if inner.is_dir():
         return inner
-    if finished_checkpoints(path / "checkpoints"):
+    if finished_checkpoints(path / CHECKPOINTS):
         raise CheckpointError(
             f"{path} is a stage that was interrupted before it left a model; go on with it: the same command, and "
             "--resume"

@@ -1,7 +1,7 @@
-"""Text to memory-mapped token files, once: what was prepared before is found again by what it was made of.
+"""Encode a text into memory-mapped token files, cached by the hash of everything they depend on.
 
-The text is read as a stream: first to count its characters and see which there are, then to encode the training
-part and the validation part. The last `val_fraction` of the characters is held out, as the lecture does.
+The text is streamed twice: first to count its characters and collect the alphabet, then to encode both splits. The last
+`val_fraction` of the characters is held out, as in the lecture.
 """
 
 import hashlib
@@ -43,9 +43,9 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""Raised when the same text and settings would give other files, so that old ones are not found."""
+"""Cache version; increase it when the same text and settings give other files."""
 SAMPLE_CHARS = 1 << 16
-"""A tokenizer is trained on parts of this size, from all over the text when that is long."""
+"""Chunk size in characters for training a tokenizer; chunks are spread over a long text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class TextConfig:
     """Bytes that are not UTF-8: strict stops with their position, replace inserts U+FFFD and counts."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the text."""
+        """Check what does not need the text."""
         require(
             0.0 < self.val_fraction < 1.0,
             f"data.val_fraction is {self.val_fraction}; it has to be above 0 and below 1, for example 0.1",
@@ -70,7 +70,7 @@ class TextConfig:
         require(self.path != "", "data.path is empty; give a file, a folder or a glob, or leave it out")
 
     def text_files(self) -> TextFiles:
-        """Return the text, fetched first if it is a named data set that is not here.
+        """Return the text; download a named data set if necessary.
 
         Raises:
             DataError: there is no such text.
@@ -89,7 +89,7 @@ class DataConfig(TextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """How much text a token file holds."""
+    """Size of a split."""
 
     n_chars: int
     n_bytes: int
@@ -97,18 +97,18 @@ class Split:
 
     @property
     def bytes_per_token(self) -> float:
-        """How many bytes of UTF-8 a token stands for; nats per token / this / ln 2 are bits per byte."""
+        """Bytes of UTF-8 per token; nats per token divided by this and by ln 2 are bits per byte."""
         return self.n_bytes / self.n_tokens
 
     @property
     def chars_per_token(self) -> float:
-        """How many characters a token stands for."""
+        """Characters per token."""
         return self.n_chars / self.n_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A text as tokens, in two parts, with the tokenizer that made them."""
+    """A tokenized text in two splits, with its tokenizer."""
 
     train: TokenFile
     val: TokenFile
@@ -116,29 +116,29 @@ class Corpus:
     val_part: Split
     tokenizer: Tokenizer
     fingerprint: str
-    """A SHA-256 of the tokens of both parts and of the tokenizer."""
+    """SHA-256 of the tokens of both splits and of the tokenizer."""
     replaced: int
-    """How many flaws of the text were replaced by U+FFFD."""
+    """Number of decoding errors replaced by U+FFFD."""
     doubts: tuple[str, ...]
-    """Files that look like markup or data (JSON, HTML, XML) and were read as text."""
+    """Files read as text that look like markup or data (JSON, HTML, XML)."""
 
 
 def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = None) -> Corpus:
-    """Return the tokens of a text, made now or found in the cache.
+    """Return the tokens of a text, from the cache if possible.
 
     Args:
-        config: which text, and how it is cut.
-        block_size: each part has to have at least one token more than this.
-        tokenizer: one that exists already, used instead of what `config.tokenizer` says.
+        config: the text, and how to tokenize it.
+        block_size: each split needs at least one token more than this.
+        tokenizer: an existing tokenizer; overrides `config.tokenizer`.
 
     Raises:
-        DataError: there is no such text, it is damaged, or too short.
-        StorageError: the token files could not be written.
+        DataError: there is no such text, it is damaged, or it is too short.
+        StorageError: the token files cannot be written.
     """
     text = config.text_files()
     if text.passed_over:
         log.warning(f"groundling: passed over in {config.path}: {text.passed_over}")
-    text.require_text()  # also where the same bytes were prepared under another name
+    text.require_text()  # even if the same bytes are cached under another name
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())
     if tokenizer is not None:
@@ -168,7 +168,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _key(config: DataConfig, text: TextFiles, tokenizer: Tokenizer | None) -> str:
-    """A SHA-256 of all that decides how the token files look."""
+    """Return a SHA-256 of everything the token files depend on."""
     how = to_dict(config.tokenizer) if tokenizer is None else tokenizers.fingerprint(tokenizer)
     packings = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
     try:
@@ -222,7 +222,7 @@ def _build(folder: Path, config: DataConfig, text: TextFiles, block_size: int, t
             progress.advance(len(piece))
     replaced, doubts = text.replaced, [f"{path} looks like {language}" for path, language in text.doubts.items()]
     n_train = int((1 - config.val_fraction) * n_chars)
-    # A character is a token or, at worst, four bytes that are a token each.
+    # A character is one token or, at worst, four tokens of one byte.
     most = 1 if config.tokenizer.kind == "char" and tokenizer is None else 4
     _require_length(n_train * most, (n_chars - n_train) * most, config, block_size)
     if tokenizer is None:
@@ -244,7 +244,7 @@ def _build(folder: Path, config: DataConfig, text: TextFiles, block_size: int, t
 
 
 def _require_symbols(tokenizer: Tokenizer, symbols: set[str]) -> None:
-    """Check a character tokenizer that comes from elsewhere before it meets a long text."""
+    """Check a given character tokenizer against the text before encoding."""
     if isinstance(tokenizer, CharTokenizer) and tokenizer.unknown == "error":
         missing = sorted(symbols - set(tokenizer.symbols))
         if missing:
@@ -255,7 +255,7 @@ def _require_symbols(tokenizer: Tokenizer, symbols: set[str]) -> None:
 
 
 class _Encoder:
-    """Encodes chunks as they are asked for, and counts what went through."""
+    """Encodes chunks on demand, and counts characters and bytes."""
 
     def __init__(self, tokenizer: Tokenizer, pieces: Iterator[str], n_expected: int) -> None:
         self._tokenizer, self._chunks, self._n_expected = tokenizer, chunks(pieces), n_expected
@@ -271,7 +271,7 @@ class _Encoder:
 
 
 def _require_length(n_train: int, n_val: int, config: DataConfig, block_size: int) -> None:
-    """Check that a window of `block_size` and its targets fit into both parts."""
+    """Check that a window of `block_size` and its targets fit into both splits."""
     need = block_size + 1
     if min(n_train, n_val) >= need:
         return

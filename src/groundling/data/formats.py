@@ -1,7 +1,7 @@
-"""Files that are no plain text: recognised by their first bytes or by their name, with what to do about each.
+"""Detect files that are not plain text, by their first bytes or their name, and suggest what to do.
 
-A name decides where no bytes do (JSON, CSV), and where both speak, the bytes win. Of packed text (.gz, .zst) it is
-the unpacked content, and the name without the last ending, that counts.
+Content wins over the name; the name decides where content cannot (JSON, CSV). For compressed text (.gz, .zst) the
+decompressed content and the name without the last extension count.
 """
 
 import os
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKED = (".gz", ".zst")
-"""Endings of what is unpacked while it is read."""
+"""Extensions of files decompressed while reading."""
 GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 SQLITE = b"SQLite format 3\0"
 PICKLED = frozenset(bytes([code]) for code in b"}](cXCUKJGNM)\x8a\x8c\x95")
-"""How a pickle goes on after the number of its protocol."""
+"""Opcodes that can follow a pickle's protocol number."""
 HEAD_BYTES = 1 << 12
-"""The most of a file's beginning that is looked at."""
+"""Bytes at the start of a file used for detection."""
 MIN_BINARY_BYTES, BINARY_PART = 512, 0.02
-"""So many bytes, and such a part of them that no text has, make a file of an unknown kind binary."""
+"""A file of an unknown kind is binary if it has at least this many bytes, and this fraction of control characters."""
 MIN_ZEROS = 8
-"""So many show how UTF-16 and UTF-32 place them, also in a file that is shorter."""
+"""Minimum number of zero bytes to detect UTF-16 or UTF-32, in short files too."""
 FLAWED_PART = 0.2
-"""A file of which more is not UTF-8 is in another encoding: U+FFFD in the place of it all would leave no words."""
+"""Maximum fraction of bytes that are not UTF-8; above it, the file has another encoding."""
 CONTROLS = frozenset(range(0x1A)) - frozenset(b"\a\b\t\n\v\f\r")
-"""Bytes that hardly any text has: control characters other than layout. ESC and what follows it are left out."""
+"""Bytes rare in text: control characters other than whitespace. ESC sequences are not counted."""
 
 NOT_TEXT = "save what it holds as plain text (UTF-8), and give that"
 TABLE = "write its text column to a .txt file, and give that"
@@ -140,7 +140,7 @@ class Format(NamedTuple):
 
 
 def inner_suffix(path: Path) -> str:
-    """The ending of a file's name, in lower case and without that of a packing: .jsonl of `A.JSONL.gz`."""
+    """Return a file's extension in lower case, without that of a compression: .jsonl for `A.JSONL.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
@@ -148,17 +148,17 @@ def inner_suffix(path: Path) -> str:
 
 
 def is_other_by_name(path: Path) -> bool:
-    """Whether a file's name alone says that it is no plain text."""
+    """Whether a file name alone shows that the file is not plain text."""
     suffix = inner_suffix(path)
     return suffix in _BY_NAME or suffix in (*JSON, *TABLES)
 
 
 def binary_format(path: Path, head: bytes) -> Format | None:
-    """What a file is if it is not made of characters.
+    """Recognise a binary format; None if there is none.
 
     Args:
-        path: its name.
-        head: its first bytes, unpacked.
+        path: file name.
+        head: first bytes, decompressed.
     """
     for offset, magic, name, advice in _BY_MAGIC:
         if head.startswith(magic, offset) and _is_likely(magic, head):
@@ -181,12 +181,12 @@ def binary_format(path: Path, head: bytes) -> Format | None:
 
 
 def _is_likely(magic: bytes, head: bytes) -> bool:
-    """Whether a file that begins with letters, as a text may too (ORC, OTTO), holds what no text has."""
+    """Whether a magic number that is also valid text (ORC, OTTO) is followed by binary data."""
     return not magic.isalnum() or any(byte in CONTROLS for byte in head)
 
 
 def named_format(path: Path) -> Format | None:
-    """What a file's name says that it is, where that is not plain text."""
+    """Recognise a format other than plain text by the file name; None if there is none."""
     suffix = inner_suffix(path)
     if suffix not in _BY_NAME:
         return None
@@ -195,7 +195,7 @@ def named_format(path: Path) -> Format | None:
 
 
 def unknown_binary(path: Path, head: bytes) -> Format | None:
-    """What to say of bytes of no known format that are no text in UTF-8; None: they may be."""
+    """Describe bytes of no known format that are not UTF-8; None if they may be."""
     encoding = _wide_encoding(head) if head.count(0) >= MIN_ZEROS else None
     if encoding is not None:
         return Format(f"text in {encoding}, it seems", conversion(encoding, path))
@@ -210,7 +210,7 @@ def unknown_binary(path: Path, head: bytes) -> Format | None:
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark, told by where zeros stand; None: neither."""
+    """Detect UTF-16 or UTF-32 without a byte-order mark by the position of zeros; None if it is neither."""
     zeros = [head[place::4].count(0) for place in range(4)]
     most = 0.95 * len(head) / 4
     if min(zeros[0], zeros[1]) > most > zeros[3]:
@@ -222,12 +222,12 @@ def _wide_encoding(head: bytes) -> str | None:
 
 
 def _flawed_part(head: bytes) -> float:
-    """Which part of some bytes is not UTF-8. A character that is cut at their end counts as well; it hardly matters."""
+    """Return the fraction of bytes that are not UTF-8. A character cut at the end counts too."""
     return 1 - len(head.decode("utf-8", "ignore").encode()) / len(head)
 
 
 def _advice(advice: str, path: Path) -> str:
-    """What to do, as a command that needs nothing but Python where there is one."""
+    """Return advice as a command, with Python alone if possible."""
     name = argument(path)
     is_inside = path.suffix.lower() in PACKED
     if is_inside and (advice in ("bz2", "lzma", "zipfile") or (advice == "tarfile" and path.suffix.lower() == ".zst")):
@@ -244,7 +244,7 @@ def _advice(advice: str, path: Path) -> str:
 
 
 def conversion(encoding: str, path: Path, note: str = "") -> str:
-    """How to make UTF-8 of a file; one that is packed is unpacked on the way."""
+    """Return the command that converts a file to UTF-8, decompressing it if necessary."""
     name, out = shlex.quote(argument(path)), f"utf8{inner_suffix(path) or '.txt'}"
     unpack = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     source = f"iconv -f {encoding} -t UTF-8"
@@ -253,18 +253,18 @@ def conversion(encoding: str, path: Path, note: str = "") -> str:
 
 
 def argument(path: Path) -> str:
-    """A file's name where a command takes it for no option."""
+    """Return a file name that commands do not take for an option."""
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def shell_word(text: str) -> str:
-    """A word of a command: in double quotes, which every shell knows, where these leave it as it is."""
+    """Quote an argument for a shell: double quotes if they change nothing, which every shell understands."""
     is_plain = os.name == "nt" or not re.search(r'["$`!]|\\[\\\n]', text)
     return f'"{text}"' if is_plain else shlex.quote(text)
 
 
 def new_file(name: str) -> str:
-    """The name, or one like it of which there is no file here that a command would write over."""
+    """Return the name, or a similar one that does not exist yet."""
     path = Path(name)
     while path.exists():
         path = path.with_stem(f"{path.stem}-new")

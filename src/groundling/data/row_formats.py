@@ -1,4 +1,4 @@
-"""Files of rows where words to be learned are expected: JSON and tables, and the command that writes their text."""
+"""Recognise JSON and tables where plain text is expected, and suggest the command that extracts their text."""
 
 import csv
 import io
@@ -8,18 +8,18 @@ from pathlib import Path
 from groundling.data.formats import JSON, PACKED, TABLE, TABLES, Format, inner_suffix, new_file, shell_word
 
 BEFORE = "\ufeff \t\r\n"
-"""What may stand before a file's first sign."""
+"""Characters to skip before the first one."""
 LONGEST_NAME = 100
-"""A column's name has no more characters; what has is no name."""
+"""Maximum length of a column name."""
 AS_IT_STANDS = " (to learn the file as it stands, let its name end in .txt)"
 
 
 def rows_format(path: Path, head: str) -> Format | None:
-    """What a file of rows is: JSON or a table, by its name.
+    """Recognise a file of rows: JSON or a table, by its name.
 
     Args:
-        path: its name.
-        head: the beginning of its characters.
+        path: file name.
+        head: first characters of the file.
     """
     suffix = inner_suffix(path)
     if suffix in JSON:
@@ -32,7 +32,7 @@ def rows_format(path: Path, head: str) -> Format | None:
 def _from_table(path: Path, head: str, delimiter: str) -> str:
     if path.suffix.lower() in PACKED:
         return f"unpack it first, then {TABLE}"
-    # A table whose columns are parted by another sign than its name says has one column by that sign.
+    # A table with another delimiter than its name says has a single column by that delimiter.
     candidates = [(_columns(head, sign), sign) for sign in (delimiter, ";", "\t", "|", ",")]
     names, sign = max(candidates, key=lambda candidate: len(candidate[0]))
     if not names:
@@ -45,7 +45,7 @@ def _from_table(path: Path, head: str, delimiter: str) -> str:
 
 
 def _columns(head: str, delimiter: str) -> list[str]:
-    """The names of a table's columns; none where its first row is no such names."""
+    """Return the column names of a table; empty if the first row holds none."""
     try:
         first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
     except csv.Error:  # a field of many thousand characters
@@ -77,7 +77,7 @@ def _from_json(path: Path, head: str) -> str:
 
 
 def _first_value(head: str) -> object:
-    """The first row of a file of JSON, as far as it stands in the head; None: it is longer, or no JSON."""
+    """Return the first row of a JSON file from its head; None if it is longer, or not JSON."""
     begin = head.lstrip(BEFORE)
     line, _, others = begin.partition("\n")
     if line.rstrip().endswith("]") and others.lstrip().startswith("["):  # arrays, one a line
@@ -88,11 +88,11 @@ def _first_value(head: str) -> object:
     except (ValueError, RecursionError):
         return None
     is_whole = begin.startswith("[") or "\n" not in text[:end]
-    return value if is_whole else None  # one object over many lines is no row
+    return value if is_whole else None  # one object over many lines is not a row
 
 
 def _likely(columns: "list[str] | dict[str, str]") -> str:
-    """The column that holds the text, most likely: by its name, or else by its length."""
+    """Guess the column that holds the text, by name or else by length."""
     for name in ("text", "content", "body", "document", "article", "story"):
         if name in columns:
             return name
@@ -102,7 +102,7 @@ def _likely(columns: "list[str] | dict[str, str]") -> str:
 
 
 def looks_like_rows(head: str) -> str | None:
-    """What a text seems to be that is written in another language than people's, to be said; None: nothing."""
+    """Return the markup or data language a text seems to be written in; None if it looks like prose."""
     begin = head.lstrip(BEFORE)
     lines = [line for line in begin.split("\n")[:-1] if line.strip()][:20] or [begin]
     if begin.startswith("{") and sum(bool(_first_value(line)) for line in lines) > len(lines) / 2:

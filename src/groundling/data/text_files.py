@@ -1,6 +1,6 @@
-"""Text files as one stream of characters: UTF-8, plain or packed, with every flaw named or counted.
+"""Read text files as one stream of characters: UTF-8, plain or compressed; decoding errors are reported or counted.
 
-What is no text is refused, whatever is to become of flaws: nobody means to learn a table's or an archive's bytes.
+Files that are not text are refused for every setting of `errors`.
 """
 
 import codecs
@@ -18,12 +18,12 @@ from groundling.text.tokenizer import REPLACEMENT
 
 Errors = Literal["strict", "replace"]
 Expected = Literal["text", "rows"]
-"""Words to be learned as they stand; or rows of JSON, for a reader of those."""
+"""Plain text, or rows of JSON for another reader."""
 PIECE_BYTES = 1 << 18
 EXPECTED_ROWS = "JSON is expected here, one object a line or an array of them"
 RANKINGS = "; rankings are for groundling dpo and groundling reward: --rankings"
 MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",  # begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "UTF-32",  # looks like UTF-16's
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
@@ -31,21 +31,21 @@ MARKS = {
 
 
 class TextFiles:
-    """The characters of some files, one after the other; they can be read any number of times.
+    """The characters of a list of files, one after the other; can be read any number of times.
 
-    A byte-order mark is dropped, line ends are kept as they are, and a newline is put between two files where
-    the first does not end in one.
+    A byte-order mark is dropped, line endings are kept, and a newline is inserted between two files if the first does
+    not end in one.
 
     Args:
-        paths: of the files.
-        errors: what becomes of bytes that are not UTF-8.
-        expected: what the files are to hold.
-        passed_over: what else was there when they were looked for, in words.
+        paths: the files.
+        errors: what to do with bytes that are not UTF-8.
+        expected: what the files should hold.
+        passed_over: description of what was skipped when the files were found.
 
     Attributes:
-        replaced: how many flaws the last reading has replaced by U+FFFD; 0 with errors="strict".
-        doubts: files that look like markup or data (JSON, HTML, XML) and were read as text, at the last reading.
-        n_bytes: the size of all files, packed as they are.
+        replaced: number of decoding errors replaced by U+FFFD in the last reading; 0 with errors="strict".
+        doubts: files read as text in the last reading that look like markup or data (JSON, HTML, XML).
+        n_bytes: total size of the files on disk.
     """
 
     def __init__(
@@ -69,33 +69,33 @@ class TextFiles:
 
     @property
     def n_bytes(self) -> int:
-        """The size of all files, packed as they are."""
+        """Total size of the files on disk."""
         return sum(size for size, _ in self._stamps)
 
     def require_unchanged(self) -> None:
-        """Check that all readings were of the same text.
+        """Check that no file changed since this object was created.
 
         Raises:
-            DataError: a file was written to since this object was made.
+            DataError: a file was written to.
         """
         if self._look() != self._stamps:
             raise DataError(f"the text at {self.paths[0]} changed while it was read; run again when it is at rest")
 
     def require_text(self) -> None:
-        """Look at the beginning of each file.
+        """Check the head of each file.
 
         Raises:
-            DataError: one is no text; the message says what it is and what to do.
+            DataError: a file is not text; the message says what it is and what to do.
         """
         for path in self.paths:
             for _ in self._file(path):
                 break
 
     def pieces(self) -> Iterator[str]:
-        """Read all characters, a few hundred thousand at a time.
+        """Yield all characters, a few hundred thousand at a time.
 
         Raises:
-            DataError: a file cannot be read or unpacked, or is not UTF-8; the message names the place.
+            DataError: a file cannot be read, decompressed or decoded; the message names the position.
         """
         self.replaced, self.doubts = 0, {}
         ends_line = True
@@ -129,7 +129,7 @@ class TextFiles:
             yield text
 
     def _require_text(self, path: Path, head: bytes) -> None:
-        """Refuse what is not made of characters, or not of those of UTF-8."""
+        """Refuse binary files and other encodings than UTF-8."""
         head = head[: formats.HEAD_BYTES]
         for mark, encoding in MARKS.items():
             if head.startswith(mark):
@@ -141,7 +141,7 @@ class TextFiles:
             raise DataError(f"{path} is {found.name}; {EXPECTED_ROWS + hint if is_other else found.advice}")
 
     def _require_words(self, path: Path, text: str) -> None:
-        """Refuse rows where words to be learned are expected; where only the content looks so, remember it."""
+        """Refuse rows if text is expected; if only the content looks like rows, record a doubt."""
         if self.expected == "rows":
             return
         found = row_formats.rows_format(path, text)
@@ -152,10 +152,10 @@ class TextFiles:
             self.doubts[path] = doubt
 
     def _decode(self, path: Path, data: bytes, offset: int, final: bool) -> tuple[str, int]:
-        """Decode as much of `data` as is whole; return it and the number of bytes used."""
+        """Decode the complete part of `data`; return it and the number of bytes used."""
         if self.errors == "replace":
             text, used = codecs.utf_8_decode(data, "replace", final)
-            meant = data.count(REPLACEMENT.encode())  # U+FFFD that the file itself holds
+            meant = data.count(REPLACEMENT.encode())  # U+FFFD in the file itself
             self.replaced += text.count(REPLACEMENT) - meant + text.count("\0")
             return text.replace("\0", REPLACEMENT), used
         flaw, reason = data.find(b"\0"), "NUL bytes, which no text has (is it binary, or UTF-16?)"
@@ -174,7 +174,7 @@ class TextFiles:
 
 
 def _whole_head(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes; the first piece holds all that is looked at to tell what they are."""
+    """Yield the same bytes, with a first piece large enough for format detection."""
     head: list[bytes] = []
     for piece in pieces:
         head.append(piece)
@@ -221,7 +221,7 @@ def _zst_pieces(path: Path) -> Iterator[bytes]:
 
 
 def span(pieces: Iterable[str], start: int, stop: int) -> Iterator[str]:
-    """Take the characters number `start` to `stop` (exclusive) of a stream, and read no further."""
+    """Yield characters `start` to `stop` (exclusive) of a stream; read no further."""
     place = 0
     for piece in pieces:
         part = piece[max(0, start - place) : stop - place]

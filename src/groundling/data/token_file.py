@@ -1,7 +1,7 @@
-"""Token files: a checked header, then ids, memory-mapped for reading.
+"""Token files: a checksummed header, then ids, memory-mapped for reading.
 
-A file is written under a temporary name and replaces its forerunner whole; it is never cut or changed in place,
-so a reader that has it mapped keeps what it has.
+A file is written under a temporary name and replaced as a whole, never modified in place, so existing memory maps stay
+valid.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ Tokens = npt.NDArray[np.unsignedinteger[Any]]
 MAGIC = b"GRNDTOK\n"
 VERSION = 1
 DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
-"""Bytes of an id -> how it is written: little-endian, whatever the machine."""
+"""Bytes per id -> dtype: little-endian on every machine."""
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """Return the smallest type that holds the ids of a vocabulary: 65,536 of them still fit 16 bits.
+    """Return the smallest dtype for the ids of a vocabulary; up to 65,536 ids fit 16 bits.
 
     Raises:
-        DataError: none does.
+        DataError: the vocabulary is too large.
     """
     for size, dtype in DTYPES.items():
         if 0 < vocab_size <= 1 << (8 * size):
@@ -39,7 +39,7 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The first 128 bytes of a token file. All numbers are 64-bit where a large file could outgrow 32."""
+    """The first 128 bytes of a token file. Numbers that grow with the file have 64 bits."""
 
     itemsize: int
     count: int
@@ -49,16 +49,16 @@ class Header:
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<8sIIqqq32s56x")
 
     def pack(self) -> bytes:
-        """The header as bytes."""
+        """Encode the header."""
         numbers = (self.itemsize, self.count, self.max_id, self.vocab_size)
         return self.LAYOUT.pack(MAGIC, VERSION, *numbers, self.sha256)
 
     @classmethod
     def read(cls, path: Path) -> "Header":
-        """Read and check the header, also against the size of the file.
+        """Read the header, and check it against the file size.
 
         Raises:
-            DataError: this is no token file, or one that is cut, or has grown.
+            DataError: this is not a token file, or it is truncated or too long.
         """
         try:
             with files.open_regular(path) as file:
@@ -85,11 +85,11 @@ def _damaged(path: Path, reason: str) -> DataError:
 
 
 class TokenFile:
-    """The ids of a text, read-only, mapped into memory: only what is looked at is read.
+    """The ids of a text, memory-mapped and read-only.
 
     Attributes:
-        ids: the ids, as unsigned integers of 16 or 32 bits.
-        vocab_size: of the tokenizer that made them; each id is below it.
+        ids: unsigned integers of 16 or 32 bits.
+        vocab_size: size of the tokenizer's vocabulary; every id is below it.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
@@ -97,7 +97,7 @@ class TokenFile:
         self.sha256 = header.sha256.hex()
         dtype = DTYPES[header.itemsize]
         self.ids: Tokens = np.empty(0, dtype)
-        if header.count:  # nothing cannot be mapped
+        if header.count:  # an empty file cannot be mapped
             with files.open_regular(path) as file:
                 self.ids = np.memmap(file, dtype, "r", offset=Header.LAYOUT.size, shape=(header.count,))
 
@@ -106,11 +106,11 @@ class TokenFile:
 
 
 def write_token_file(path: Path, chunks: Iterable[npt.NDArray[Any]], vocab_size: int) -> TokenFile:
-    """Write ids to `path`, whole or not at all, and open it.
+    """Write ids to `path` atomically, and open it.
 
     Raises:
         DataError: an id is not below `vocab_size`.
-        StorageError: it could not be written.
+        StorageError: the file cannot be written.
     """
     dtype = dtype_for(vocab_size)
     digest, count, max_id = hashlib.sha256(), 0, -1
@@ -138,8 +138,8 @@ def open_token_file(path: Path, verify: bool = False) -> TokenFile:
     """Open a token file for reading.
 
     Args:
-        path: where it is.
-        verify: read it all and compare its SHA-256; without it only header and size are checked.
+        path: the file.
+        verify: read the file and compare its SHA-256; otherwise check only header and size.
 
     Raises:
         DataError: it is missing, damaged, or of another version.

@@ -14,6 +14,7 @@ from rich.text import Text
 from groundling import config
 from groundling.data.corpus import Corpus, DataConfig, TextConfig, prepare
 from groundling.errors import DataError, MissingExtraError
+from groundling.flags import any_text
 from groundling.storage import atomic, files
 from groundling.text.build import Kind, TokenizerConfig
 from groundling.text.serialize import FILE_NAME, load_tokenizer, save_tokenizer
@@ -78,7 +79,7 @@ def _show(argv: list[str]) -> int:
 
 
 def _home_of_tokenizer(folder: Path) -> Path:
-    """Where in a tokenizer's folder, a bundle or a run the tokenizer is. All of a run have the same."""
+    """Return the folder of the tokenizer in a tokenizer's folder, a bundle or a run."""
     if folder.name == FILE_NAME:
         return folder.parent
     found = [folder / FILE_NAME, *sorted(folder.glob(f"*/{FILE_NAME}")), *sorted(folder.glob(f"*/*/{FILE_NAME}"))]
@@ -94,13 +95,13 @@ class CompareConfig:
     """Vocabulary size of trained tokenizers: bpe, unigram, sp_bpe."""
     kinds: tuple[Kind, ...] = get_args(Kind)
     """Tokenizers to compare."""
-    text: Annotated[str | None, config.any_text()] = None
+    text: Annotated[str | None, any_text()] = None
     """Line to tokenize; None: the first long line of the validation split."""
 
 
 def _compare(argv: list[str]) -> int:
     chosen = config.parse(CompareConfig, argv, "groundling tokenizer compare")
-    console = Console(markup=False)  # an extra in brackets is no style
+    console = Console(markup=False)  # an extra in brackets is not markup
     table = Table("tokenizer", show_lines=True)
     for heading in ("vocabulary", "tokens", "characters / token"):
         table.add_column(heading, justify="right")
@@ -135,7 +136,7 @@ def _first_long_line(corpus: Corpus) -> str:
 
 
 def _cut(tokenizer: Tokenizer, line: str, console: Console) -> Text:
-    """The pieces of a line; or why it cannot be cut."""
+    """Return the pieces of a line, or the reason why it cannot be encoded."""
     try:
         return _coloured([tokenizer.piece(token) for token in tokenizer.encode(line)], console)
     except DataError as error:
@@ -143,7 +144,7 @@ def _cut(tokenizer: Tokenizer, line: str, console: Console) -> Text:
 
 
 def _coloured(pieces: Sequence[str], console: Console) -> Text:
-    """Pieces side by side in changing colours, or between bars where there are no colours."""
+    """Show pieces in alternating colours, or separated by bars without colours."""
     shown = ["".join(map(visible, piece)) for piece in pieces]
     if console.color_system is None:
         return Text("|".join(shown))
@@ -151,5 +152,5 @@ def _coloured(pieces: Sequence[str], console: Console) -> Text:
 
 
 def visible(character: str) -> str:
-    """A sign for what a terminal would not show, or would obey."""
+    """Return a printable stand-in for a character that a terminal would not show, or would interpret."""
     return SIGNS.get(character) or (character if character.isprintable() else f"<U+{ord(character):04X}>")

@@ -1,7 +1,7 @@
-"""Measuring a model.
+"""Evaluate a model.
 
 In reading order:
 
-    loss.py        validation loss, and an estimate of the training loss
+    loss.py        validation loss, estimate of the training loss
     statistics.py  intervals, kappa, Bradley-Terry
 """

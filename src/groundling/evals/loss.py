@@ -1,9 +1,9 @@
-"""Validation losses, and the training loss beside them.
+"""Validation loss, and a comparable estimate of the training loss.
 
-The loss that is reported is the mean in nats per token over the whole split, in consecutive windows of block_size,
-every position counted, the model in evaluation mode. The lecture's is the mean over random batches; both are here.
-The training loss is estimated on random windows of the training text, in evaluation mode too: unlike the loss of a
-step's batch it is without dropout and of weights that have not seen the batch a moment ago, so the two can be compared.
+The reported loss is the mean in nats per token over the whole split, in consecutive windows of block_size, with the
+model in evaluation mode. The lecture's is the mean over random batches; both are here. The training loss is estimated
+in evaluation mode too, on random windows of the training text. Unlike a step's batch loss, it has no dropout, so it can
+be compared with the validation loss.
 
 Shapes: B windows, T block_size, V vocabulary.
 """
@@ -20,15 +20,15 @@ from groundling.model.loss import loss_sum
 from groundling.system import distributed
 
 TOKENS_AT_ONCE = 8192
-"""What a model is given at a time: enough that the cost of calling it does not count."""
+"""Tokens per forward pass, enough to amortise the overhead of a call."""
 TRAIN_ESTIMATE = 5
-"""The purpose of the generator that draws windows of the training text to estimate its loss, not to train."""
+"""Purpose of the generator that draws windows for the estimate; see `data.batches`."""
 MAX_TRAIN_WINDOWS = 512
-"""Of the estimate of the training loss: on Tiny Shakespeare its standard error is about 0.01 nats."""
+"""Windows of the estimate. On Tiny Shakespeare its standard error is then about 0.01 nats."""
 
 
 class Interrupted(Exception):  # noqa: N818
-    """An evaluation was given up, because the process was asked to stop."""
+    """An evaluation ended early because the process was asked to stop."""
 
 
 def mean_loss(
@@ -37,7 +37,7 @@ def mean_loss(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> float:
-    """The mean loss in nats over all targets of all batches, of all ranks. Draws nothing from any generator.
+    """Mean loss in nats over all targets of all batches and ranks. Uses no random generator.
 
     Raises:
         Interrupted: `asked_to_stop` became true on some rank.
@@ -68,7 +68,7 @@ def whole_split_loss(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> float:
-    """The loss that Groundling reports; see the top of this file. Each rank takes its share of the windows.
+    """The reported loss, over the whole split. Each rank takes its share of the windows.
 
     Raises:
         Interrupted: `asked_to_stop` became true.
@@ -87,18 +87,17 @@ def train_loss_estimate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> float:
-    """The mean loss over windows from random places of the training text; the same places at each call.
+    """Mean loss over random windows of the training text.
 
-    They come from a generator of their own, whatever the run's seed: evaluations and runs are compared on equal text.
-    Each rank takes its share of the windows.
+    The windows are the same at each call and for every seed of a run. Each rank takes its share of them.
 
     Args:
         model: token ids in, logits out.
         tokens: the training text.
         block_size: T.
-        n_windows: how many windows, at most `MAX_TRAIN_WINDOWS`.
-        autocast: makes the context of the forward pass.
-        asked_to_stop: gives the estimate up.
+        n_windows: number of windows, at most `MAX_TRAIN_WINDOWS`.
+        autocast: context of the forward pass.
+        asked_to_stop: polled between batches.
 
     Raises:
         Interrupted: `asked_to_stop` became true.
@@ -121,13 +120,13 @@ def random_batches_loss(
     seed: int = 1337,
     purpose: int = 0,
 ) -> float:
-    """The lecture's estimate: the mean over batches from random places of the split, from a generator of its own.
+    """The lecture's estimate: mean loss over random batches of a split, from a generator of its own.
 
-    Of the training split with a `purpose` of `TRAIN_ESTIMATE`, whatever the seed: training draws with 0.
+    For the training split, pass `purpose=TRAIN_ESTIMATE`: training draws its batches with purpose 0.
     """
     offset_of = RandomOffsets(len(tokens), block_size, seed, purpose)
     samples = range(n_batches * batch_size)
-    n_windows = max(1, TOKENS_AT_ONCE // block_size)  # batches of one size: the mean of their means is the mean of all
+    n_windows = max(1, TOKENS_AT_ONCE // block_size)  # equal sizes: the mean of batch means is the mean
     batches = (
         windows(tokens, [offset_of(i) for i in samples[first : first + n_windows]], block_size)
         for first in samples[::n_windows]

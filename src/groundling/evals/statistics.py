@@ -1,5 +1,8 @@
 """Statistics of ratings and win rates: Wilson, clustered and bootstrap intervals, Cohen's kappa, Bradley-Terry.
 
+Why not scipy, statsmodels or choix: they are heavy for ten lines each, and choix has no ties. Tests compare with scipy
+and scikit-learn.
+
 Shapes: M models, S seeds, P prompts.
 """
 
@@ -12,25 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 Z_95 = 1.959963984540054
-"""A normal variable lies within so many standard deviations with 95 %."""
+"""Half-width of a 95 % normal interval, in standard deviations."""
 PRIOR_GAMES = 1.0
-"""The games of each model against an average one, half won and half lost, that are added to its own."""
+"""Prior: games of each model against an average model, half won and half lost."""
 
 
 class Kappa(NamedTuple):
-    """How well two raters agree."""
+    """Agreement of two raters."""
 
     raters: tuple[str, str]
     n_pairs: int
-    """The pairs of replies that both compared."""
+    """Pairs of replies that both compared."""
     agreement: float | None
-    """The share on which they said the same; None without pairs."""
+    """Fraction of equal answers; None without pairs."""
     kappa: float | None
-    """Cohen's: 1 always, 0 as by chance; None where chance alone would always agree, or without pairs."""
+    """Cohen's kappa: 1 perfect, 0 chance; None if chance agreement is 1, or without pairs."""
 
 
 class Share(NamedTuple):
-    """A share of n cases with its interval of 95 % (Wilson 1927), and what it would be by chance."""
+    """A proportion of n cases, its 95 % interval (Wilson 1927), and its value by chance."""
 
     n: int
     share: float
@@ -40,9 +43,10 @@ class Share(NamedTuple):
 
 
 def cohens_kappa(raters: tuple[str, str], answers: Sequence[tuple[int, int]]) -> Kappa:
-    """Each pair counts in both orders, for which of two replies is called the first means nothing.
+    """Cohen's kappa of answers in {-1, 0, 1}.
 
-    So neither rater has a leaning to the first, and chance agrees on half of what is no tie.
+    Each pair counts in both orders, because the order of two replies means nothing. So chance agreement on pairs that
+    are no ties is one half.
     """
     if not answers:
         return Kappa(raters, 0, None, None)
@@ -55,14 +59,14 @@ def cohens_kappa(raters: tuple[str, str], answers: Sequence[tuple[int, int]]) ->
 
 
 def clustered(wins: Sequence[bool], groups: Sequence[Hashable]) -> tuple[float, float]:
-    """An interval of 95 % for a share of cases that come in groups, whose members say much the same.
+    """95 % interval of a proportion of cases that are correlated within groups.
 
-    It is Wilson's, for as many independent cases as would spread as the groups do (their "effective number"; Kish 1965,
-    section 8.2): never more than there are cases, and as many as there are groups where these do not spread at all.
+    Wilson's interval for the effective number of independent cases (Kish 1965, section 8.2): at most the number of
+    cases; the number of groups if all groups agree.
 
     Args:
-        wins: of each case.
-        groups: of each case, what it has in common with others.
+        wins: outcome of each case.
+        groups: group of each case.
     """
     n, share = len(wins), sum(wins) / len(wins)
     gaps: defaultdict[Hashable, float] = defaultdict(float)
@@ -75,7 +79,7 @@ def clustered(wins: Sequence[bool], groups: Sequence[Hashable]) -> tuple[float, 
 
 
 def wilson(n_wins: float, n: float) -> tuple[float, float]:
-    """Wilson's interval of 95 % for a share: it stays within 0 and 1 and is honest for few cases."""
+    """Wilson's 95 % interval of a proportion: stays within 0 and 1, and holds for few cases."""
     share, z2_n = n_wins / n, Z_95**2 / n
     centre = (share + z2_n / 2) / (1 + z2_n)
     half = Z_95 * math.sqrt(share * (1 - share) / n + z2_n / (4 * n)) / (1 + z2_n)
@@ -83,10 +87,10 @@ def wilson(n_wins: float, n: float) -> tuple[float, float]:
 
 
 def bradley_terry_scores(wins_MM: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The scores of M models around their mean, and their standard errors, by Newton's method.
+    """Bradley-Terry scores of M models, centred on their mean, and standard errors, by Newton's method.
 
-    The average model of the prior stands at 0. The likelihood is concave and the prior makes it strictly so; a step is
-    halved while it would lead down.
+    The prior's average model has score 0, and makes the log-likelihood strictly concave. Steps are halved until it
+    increases.
     """
     games_MM, n_models = wins_MM + wins_MM.T, len(wins_MM)
     score_M = np.zeros(n_models)
@@ -113,7 +117,7 @@ def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _likelihood(wins_MM: npt.NDArray[np.float64], score_M: npt.NDArray[np.float64]) -> float:
-    """Of the wins and the prior, in nats."""
+    """Log-likelihood of the wins and the prior, in nats."""
     log_chance_MM = -np.logaddexp(0, score_M[None, :] - score_M[:, None])
     log_prior = -np.logaddexp(0, score_M) - np.logaddexp(0, -score_M)
     return float((wins_MM * log_chance_MM).sum() + PRIOR_GAMES / 2 * log_prior.sum())
@@ -123,10 +127,9 @@ N_RESAMPLES = 2000
 
 
 def interval(values_SP: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean, by the bootstrap (Efron 1979).
+    """95 % bootstrap interval of the mean (Efron 1979).
 
-    Seeds and prompts are resampled both, each with all that belongs to it: what one seed's replies have in common,
-    or one prompt's, does not count as independent.
+    Seeds and prompts are resampled as wholes, because values of one seed or one prompt are correlated.
     """
     table = np.asarray(values_SP, dtype=float)
     generator = np.random.Generator(np.random.Philox(key=seed))

@@ -1,10 +1,10 @@
-"""The special tokens that an export adds to a tokenizer of ours, which has none: their text, their ids and their rows.
+"""Special tokens that an export adds, because our tokenizers have none: their text, ids and embedding rows.
 
-A model that chats has rows for the structure of a conversation already; here its ids get a text. Other models get an
-end of text, because programs ask for one (lm-eval reads it first, batches are padded with it), and a tokenizer of
-characters gets an unknown token, because the library's word list needs one. These two use rows that the model has to
-spare, or rows that only the exported files have: copies of the rarest token's row. The weights of all other ids,
-and so their logits, stay as they are, and `groundling import hf` leaves those rows out again.
+A chat model has rows for its role tokens already; their ids get a text here. Other models get an end-of-text token,
+because programs expect one (lm-eval prepends it, batches are padded with it), and a character tokenizer gets an unknown
+token, which the library's word list requires. These two use spare rows of the model, or rows in the exported files
+only: copies of the rarest token's row. Weights and logits of all other ids stay unchanged, and `groundling import hf`
+removes those rows again.
 
 Shapes: B batch, V vocabulary, C n_embd.
 """
@@ -29,9 +29,9 @@ CHAT_TEXTS = {
     "user": "<|user_start|>",
     "assistant": "<|assistant_start|>",
 }
-"""Texts that no other model's template uses: programs recognise some templates by such texts and lay them out anew."""
+"""Texts that no other model's template uses: programs recognise some templates by such texts and replace them."""
 STARTS = 256
-"""At most this many single tokens are tried to find the rarest one."""
+"""Maximum number of single tokens tried to find the rarest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +39,25 @@ class Additions:
     """Special tokens beside a tokenizer's own ids."""
 
     texts: dict[str, int]
-    """Text to id, ascending; the ids follow on the tokenizer's without a gap."""
+    """Text to id, ascending; ids continue the tokenizer's without a gap."""
     ends: tuple[int, ...]
-    """The ids that end a text, or a turn; the first is the one to write. They may be the tokenizer's own."""
+    """Ids that end a text or a turn, the one to write first. They may be the tokenizer's own."""
     end_is_known: bool
-    """Whether the model has learned them."""
+    """Whether the model was trained on them."""
     unknown: int | None
-    """The id of a character that the tokenizer does not know, if its kind has none."""
+    """Id of an unknown character, if the tokenizer's kind has none."""
     never_drawn: list[int]
-    """Ids that no reply and no text holds: generation leaves them out."""
+    """Ids that occur in no reply and no text; generation suppresses them."""
     n_ids: int
-    """Rows of the exported model: at least the model's own."""
+    """Number of rows of the exported model; at least the model's own."""
 
     @property
     def end(self) -> int:
-        """The first of the ends."""
+        """The first end id."""
         return self.ends[0]
 
     def text_of(self, token: int) -> str:
-        """The text of an added id."""
+        """Return the text of an added id."""
         return next(text for text, id in self.texts.items() if id == token)
 
 
@@ -70,15 +70,15 @@ def additions_of(
     has_unknown: bool = True,
     own_end: int | None = None,
 ) -> Additions:
-    """What has to be added to a tokenizer.
+    """Determine the tokens to add to a tokenizer.
 
     Args:
         tokenizer: of the model to export.
-        chat: how it lays a conversation out, if it does.
-        n_rows: ids that the model has rows for.
-        taken: texts that are tokens already; an added one gets another text.
-        has_unknown: whether the target needs an id for unknown characters.
-        own_end: an id of the tokenizer's that ends a text though the tokenizer does not say so, if it has one.
+        chat: its chat template, if any.
+        n_rows: number of embedding rows of the model.
+        taken: texts of existing tokens; an added one gets another text.
+        has_unknown: whether the target format requires an unknown token.
+        own_end: id of the tokenizer that ends a text although the tokenizer does not list it, if any.
     """
     first, end_is_known = tokenizer.vocab_size, True
     texts: dict[str, int] = {}
@@ -109,18 +109,18 @@ def additions_of(
 
 
 def needs_unknown(tokenizer: Tokenizer) -> bool:
-    """Whether a character can be unknown to a tokenizer, with nothing to put in its place."""
+    """Whether the tokenizer fails on unknown characters and has no replacement."""
     return isinstance(tokenizer, CharTokenizer) and tokenizer.unknown == "error"
 
 
 def special_names(tokenizer: Tokenizer, texts: Mapping[str, int]) -> dict[int, str]:
-    """The text of each id that stands beside a vocabulary: the tokenizer's own, and what an export adds."""
+    """Return the text of each id beside the vocabulary: the tokenizer's special tokens, and the added ones."""
     own = {token.id: token.content for token in getattr(tokenizer, "added", ())}
     return {**own, **{id: text for text, id in {**tokenizer.special, **texts}.items()}}
 
 
 def _free(text: str, taken: Collection[str]) -> str:
-    """The text, or one like it that is no token yet."""
+    """Return the text, or a similar one that is not a token yet."""
     while text in taken:
         text = f"{text[:-2]}_|>"
     return text
@@ -128,11 +128,11 @@ def _free(text: str, taken: Collection[str]) -> str:
 
 @torch.no_grad()
 def rarest_token(bundle: Bundle) -> int:
-    """The token that the model finds least likely at its likeliest, among all that follow a single token.
+    """Return the token whose highest probability is lowest, over all single-token contexts.
 
-    An added token gets its weights. No row of numbers keeps a logit low for every text: zeros win wherever all
-    others are negative. A copy of a row never rises above that row, so greedy text never ends (of equals the first is
-    taken, and the copy is the last), and drawn text ends as often as the rarest token stands in it.
+    An added token copies its weights. No constant row keeps a logit low everywhere: zeros win wherever all other logits
+    are negative. A copy never exceeds its original, so greedy text never ends (ties go to the first, and the copy is
+    the last), and sampled text ends as often as the rarest token occurs.
     """
     n_tokens = bundle.tokenizer.vocab_size
     starts_B1 = torch.arange(min(n_tokens, STARTS), device=bundle.model.wte.weight.device)[:, None]
@@ -141,16 +141,16 @@ def rarest_token(bundle: Bundle) -> int:
 
 
 VOCABULARY_ROWS = ("wte.weight", "lm_head.weight")
-"""The matrices with a row for each id; a tied one is there once."""
+"""Return the matrices with one row per id; a tied one once."""
 
 
 def with_copies(weights: Mapping[str, Tensor], row: int, n_rows: int) -> dict[str, Tensor]:
-    """Weights with copies of one row at the end of each matrix VC that has a row for each id.
+    """Append copies of one row to each matrix VC with one row per id.
 
     Args:
-        weights: as `plain_state_dict` gives them.
-        row: which row is copied.
-        n_rows: how many copies.
+        weights: from `plain_state_dict`.
+        row: row to copy.
+        n_rows: number of copies.
     """
     copied = {
         name: torch.cat([weights[name], weights[name][row].expand(n_rows, -1)])
@@ -161,7 +161,7 @@ def with_copies(weights: Mapping[str, Tensor], row: int, n_rows: int) -> dict[st
 
 
 def without_copies(weights: Mapping[str, Tensor], row: int, n_rows: int) -> dict[str, Tensor] | None:
-    """Undo `with_copies`; None where the last rows are no longer copies, because somebody has trained them."""
+    """Undo `with_copies`; None if the last rows are no longer copies, because the model was trained since."""
     kept = {name: weights[name][:-n_rows] for name in VOCABULARY_ROWS if name in weights}
     rows = [(weights[name][-n_rows:], part[row]) for name, part in kept.items()]
     if not all(torch.equal(copies, original.expand_as(copies)) for copies, original in rows):

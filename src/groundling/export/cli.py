@@ -1,4 +1,4 @@
-"""`groundling export hf|gguf|bundle`: a trained model for other programs, or in one piece."""
+"""`groundling export hf|gguf|bundle`."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def _hf(argv: list[str]) -> int:
     bundle = _load_speaker(chosen, is_export)
     family = export_hf(bundle, chosen.out)
     print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
-    where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python writes it, too
+    where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python spells it
     print(f"load it: transformers.AutoModelForCausalLM.from_pretrained({where})")
     if bundle.chat is not None:
         print(f"chat with it: transformers.AutoTokenizer.from_pretrained({where}).apply_chat_template(...)")
@@ -94,10 +94,10 @@ def _bundle(argv: list[str]) -> int:
 
 
 def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
-    """The same, of a model that generates text.
+    """Load a bundle of a model that generates text.
 
     Raises:
-        ConfigError: it is a reward model, whose head no other program reads.
+        ConfigError: it is a reward model, whose head no other program supports.
     """
     bundle = _load(chosen, may_replace)
     require_language_model(find_bundle(chosen.path, chosen.checkpoint))
@@ -105,10 +105,10 @@ def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle
 
 
 def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
-    """The bundle that was asked for, after a look at the place where its export is to stand.
+    """Load the bundle after checking the output path.
 
     Raises:
-        StorageError: something is there that is not to be replaced.
+        StorageError: the output path exists and must not be replaced.
         CheckpointError: there is no bundle, or it is damaged.
     """
     if chosen.out.exists() or chosen.out.is_symlink():

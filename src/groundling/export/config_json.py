@@ -1,4 +1,4 @@
-"""Reading a `config.json` that others wrote: each value of the right type, or a line that says which is not."""
+"""Read a foreign `config.json`; errors name the key with a wrong value."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
@@ -6,15 +6,15 @@ from typing import Any, NoReturn
 from groundling.errors import CheckpointError
 
 LARGEST = 10**7
-"""Of a size: none of a model that anybody has is larger, and building a larger one would hang."""
+"""Maximum of a size; a larger model cannot be built."""
 
 
 class ForeignConfig:
-    """The values of a `config.json`; an absent or null key takes the default that its family has in `transformers`.
+    """Values of a `config.json`; an absent or null key takes the family's default in `transformers`.
 
     Args:
-        values: the file's content.
-        where: what an error calls it.
+        values: content of the file.
+        where: name of the file in errors.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -28,14 +28,14 @@ class ForeignConfig:
         raise CheckpointError(f"{self.where}: {key} is {self.values.get(key)!r}; {expected}")
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number. Raises CheckpointError where there is none, and no default."""
+        """Return an integer. Raises CheckpointError if it is missing without a default, or is something else."""
         value = self._get(key, default)
         if type(value) is not int or abs(value) > LARGEST:
             self._refuse(key, f"it has to be a whole number of at most {LARGEST:,}, or the model cannot be built")
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A number. Raises CheckpointError for anything else."""
+        """Return a number. Raises CheckpointError for anything else."""
         value = self._get(key, default)
         return self._finite(key, value)
 
@@ -45,14 +45,14 @@ class ForeignConfig:
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false. Raises CheckpointError for anything else."""
+        """Return a boolean. Raises CheckpointError for anything else."""
         value = self._get(key, default)
         if type(value) is not bool:
             self._refuse(key, "it has to be true or false")
         return value
 
     def choice(self, key: str, default: str, known: Collection[str], synonyms: Mapping[str, str]) -> str:
-        """One of the known words, or a synonym of one. Raises CheckpointError for another."""
+        """Return one of the known words, resolving synonyms. Raises CheckpointError for any other."""
         value = self._get(key, default)
         value = synonyms.get(value, value) if isinstance(value, str) else value
         if value not in known:
@@ -60,15 +60,15 @@ class ForeignConfig:
         return str(value)
 
     def require(self, key: str, default: Any, expected: Any) -> None:
-        """Check a key that our model has no choice in. Raises CheckpointError where it is not as `expected`."""
+        """Check a key that our model fixes. Raises CheckpointError unless it is `expected`."""
         if self._get(key, default) != expected:
             self._refuse(key, f"our model is built for {expected!r} only, so this one cannot be imported exactly")
 
     def rope_theta(self) -> float:
-        """The base of the rotary angles, from where transformers 5 puts it, or 4.
+        """Return the base of the rotary angles, at its place in transformers 4 or 5.
 
         Raises:
-            CheckpointError: the angles are scaled or partial, which ours never are.
+            CheckpointError: the angles are scaled or partial, which our model does not support.
         """
         self.require("partial_rotary_factor", 1.0, 1.0)
         theta: Any = self.number("rope_theta", 10_000.0)

@@ -1,4 +1,4 @@
-"""What an exported folder's `config.json` says of what was added for other programs, and how import undoes it."""
+"""A note in an exported `config.json` that lists the additions, so that import can undo them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from groundling.text.chat.template import ChatTemplate
 from groundling.text.tokenizer import Tokenizer
 
 EXPORT_NOTE = "groundling_export"
-"""The key of `config.json`."""
+"""Key in `config.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportNote:
-    """What was added to a model and its tokenizer."""
+    """Additions to a model and its tokenizer."""
 
     texts: dict[str, int]
     """Special tokens: text to id."""
     added_rows: int = 0
-    """How many rows the exported model has more than ours."""
+    """Number of rows added to the model."""
     like_row: int | None = None
-    """The row that they are copies of."""
+    """Row that they copy."""
     chat: ChatTemplate | None = None
-    """How a conversation is laid out."""
+    """Chat template."""
 
     def to_json(self) -> dict[str, Any]:
-        """The note as plain data."""
+        """Return the note as plain data."""
         return {
             "texts": self.texts,
             "added_rows": self.added_rows,
@@ -41,7 +41,7 @@ class ExportNote:
 
 
 def read_note(config: Mapping[str, Any]) -> ExportNote | None:
-    """The note in a `config.json`, or None: an export of before, or of others; or one that is no note of ours."""
+    """Read the note of a `config.json`; None if there is none of ours."""
     values = config.get(EXPORT_NOTE)
     if not isinstance(values, dict):
         return None
@@ -64,7 +64,7 @@ def read_note(config: Mapping[str, Any]) -> ExportNote | None:
 
 
 def without_additions(spec: Mapping[str, Any], note: ExportNote) -> dict[str, Any]:
-    """The tokenizer's JSON before `with_additions`."""
+    """Return the tokenizer's JSON from before `with_additions`."""
     ours = {(text, id) for text, id in note.texts.items()}
     model = dict(spec["model"])
     if isinstance(model.get("vocab"), dict):
@@ -80,11 +80,11 @@ def without_additions(spec: Mapping[str, Any], note: ExportNote) -> dict[str, An
 
 
 def chat_template(tokenizer: Tokenizer, chat: ChatTemplate | None, texts: Mapping[str, int]) -> str | None:
-    """The template of an exported folder; None of a model that does not chat.
+    """Return the chat template of an exported folder; None for a base model.
 
     Args:
-        tokenizer: without what is added.
-        chat: how a conversation is laid out.
-        texts: what is added to the tokenizer.
+        tokenizer: without the additions.
+        chat: the chat template.
+        texts: the tokens added to the tokenizer.
     """
     return None if chat is None else to_jinja(chat, special_names(tokenizer, texts), escapes=True)

@@ -1,9 +1,9 @@
-"""Which published family a GPT is, and its `config.json` as `transformers` writes it: there and back.
+"""Convert between a GPTConfig and the `config.json` of a published family in `transformers`.
 
-A family is chosen by the positions and `qk_norm`; what it cannot say of a GPT is refused by name. Beside the family's
-own keys our `config.json` holds the whole GPTConfig under "groundling": a Llama has no word for dropout, and a GPT-2
-none for biases that are absent. It is believed only where it describes the same model as the family's keys do, but
-for the size of the vocabulary, which those say.
+The family follows from the position encoding and `qk_norm`; an option that it does not support raises an error. Beside
+the family's keys, our `config.json` holds the whole GPTConfig under "groundling", because Llama has no key for dropout
+and GPT-2 none for absent biases. It is used only if it describes the same model as the family's keys, except for the
+vocabulary size, which the family's keys give.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from groundling.export.config_json import ForeignConfig
 from groundling.model.config import MAX_LAYERS, GPTConfig
 
 NOTE = "groundling"
-"""The key of `config.json` under which the whole GPTConfig stands; also what marks a folder as written by us."""
+"""Key of the GPTConfig in `config.json`; marks a folder as written by us."""
 
 
 class Family(NamedTuple):
-    """A published architecture: its name and its class in `transformers`, and what its tensors' names begin with."""
+    """A published architecture: its name, its class in `transformers`, and the prefix of its tensors' names."""
 
     model_type: str
     architecture: str
@@ -33,15 +33,15 @@ QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "model.")
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, QWEN3)}
 
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "relu2": "relu2"}
-"""Ours and GPT-2's word for them in `transformers`, whose "gelu" is the exact one; ours is the tanh approximation."""
+"""Our activations and their names in GPT-2 of `transformers`, whose "gelu" is exact; ours is the tanh approximation."""
 SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}
 
 
 def family_of(config: GPTConfig) -> Family:
-    """The family that is exactly this GPT.
+    """Return the family that matches a GPT exactly.
 
     Raises:
-        ConfigError: there is none; the message names each choice in the way, and what could be trained instead.
+        ConfigError: there is none; the message names each option in the way, and what to train instead.
     """
     family = GPT2 if config.position == "learned" else QWEN3 if config.qk_norm else LLAMA
     problems = _against_gpt2(config) if family is GPT2 else _against_llama(config, family)
@@ -51,7 +51,7 @@ def family_of(config: GPTConfig) -> Family:
 
 
 def _against_gpt2(config: GPTConfig) -> list[str]:
-    """What GPT-2 cannot say. Biases that are absent it can: they are zeros."""
+    """List what GPT-2 does not support. Absent biases are written as zeros."""
     having = "with learned positions: no family has this; train with"
     width = config.n_head * config.head_width()
     problems = {
@@ -67,7 +67,7 @@ def _against_gpt2(config: GPTConfig) -> list[str]:
 
 
 def _against_llama(config: GPTConfig, family: Family) -> list[str]:
-    """What Llama, or Qwen3, cannot say."""
+    """List what Llama or Qwen3 does not support."""
     having = "with rotary positions: no family has this; train with"
     problems = {
         f"norm layernorm {having} --model.norm rmsnorm": config.norm != "rmsnorm",
@@ -81,10 +81,10 @@ def _against_llama(config: GPTConfig, family: Family) -> list[str]:
 
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
-    """The `config.json` of a GPT, for transformers 4 and 5.
+    """Return the `config.json` of a GPT, for transformers 4 and 5.
 
     Raises:
-        ConfigError: no family is exactly this GPT.
+        ConfigError: no family matches this GPT exactly.
     """
     family = family_of(config)
     shared = {
@@ -93,7 +93,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
         "torch_dtype": "float32",
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_weights,
-        # No token begins or ends a text of a tokenizer that was made here; the families' own defaults would.
+        # Overrides the families' defaults: our tokenizers have no token that starts or ends a text.
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
@@ -129,7 +129,7 @@ def _llama_keys(config: GPTConfig, family: Family) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,  # where transformers 4, and what was written for it, looks
+        "rope_theta": config.rope_theta,  # where transformers 4, and programs written for it, look
         "attention_bias": config.bias,
         "attention_dropout": config.attention_dropout,
         **({"mlp_bias": config.bias} if family is LLAMA else {}),
@@ -137,21 +137,21 @@ def _llama_keys(config: GPTConfig, family: Family) -> dict[str, Any]:
 
 
 def read_config(values: Mapping[str, Any], where: str) -> tuple[Family, GPTConfig]:
-    """The family and the GPT that a `config.json` of transformers 4 or 5 describes.
+    """Return the family and the config described by a `config.json` of transformers 4 or 5.
 
     Args:
-        values: the file's content.
-        where: what an error calls it.
+        values: content of the file.
+        where: name of the file in errors.
 
     Raises:
-        CheckpointError: it is of another family, lacks a size, or wants something that our model has not.
+        CheckpointError: the family is unknown, a size is missing, or our model does not support an option.
     """
     family, config = _read_plain(values, where)
     note = values.get(NOTE)
     if not isinstance(note, dict):
         return family, config
     try:
-        # An export can have rows for tokens of its own (see export_note), which our config does not count.
+        # An export can have rows for added tokens (see export_note), which our config does not count.
         ours = dataclasses.replace(from_dict(GPTConfig, note), vocab_size=config.vocab_size)
         is_same = _read_plain(write_config(ours), where) == (family, config)
     except (ConfigError, TypeError, AttributeError):
@@ -160,7 +160,7 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[Family, GPTConfi
 
 
 def _read_plain(values: Mapping[str, Any], where: str) -> tuple[Family, GPTConfig]:
-    """By the family's own keys alone; sizes that follow from others are left to follow."""
+    """Convert the family's own keys; sizes that follow from others stay unset."""
     theirs = ForeignConfig(values, where)
     family = FAMILIES.get(str(theirs.values.get("model_type")))
     if family is None:
@@ -220,7 +220,7 @@ def _read_llama(theirs: ForeignConfig, family: Family) -> dict[str, Any]:
             f"{theirs.where}: attention_bias is {bias} and mlp_bias {not bias}; our one `bias` is for both, "
             "so only a model where they agree can be imported"
         )
-    # transformers' own values for keys that a file leaves out
+    # transformers' defaults for absent keys
     kv_heads, head_width = (n_head, n_embd // n_head) if family is LLAMA else (32, 128)
     return {
         "n_layer": theirs.size("num_hidden_layers"),

@@ -1,8 +1,8 @@
-"""A bundle as one GGUF file in float32, for llama.cpp and what is built on it.
+"""Write a bundle as one GGUF file in float32, for llama.cpp and programs built on it.
 
-A GPT-2, Llama or Qwen3 goes in with every weight as it is, under the names that the `gguf` package knows. On a CPU
-llama.cpp looks GELU up in a table of float16, which moves a GPT-2's logits by thousandths; the other two families are
-computed in float32 throughout, as here (docs/log.md has the differences).
+GPT-2, Llama and Qwen3 are supported, with unchanged weights, under the names of the `gguf` package. On a CPU, llama.cpp
+reads GELU from a float16 table, which changes a GPT-2's logits by thousandths; the other two families are computed in
+float32 throughout, as here (differences: docs/log.md).
 
 Shapes: V tokens of the file, C n_embd, H heads, D head_size.
 """
@@ -29,26 +29,26 @@ from groundling.storage import atomic, files
 from groundling.system.optional import optional_import
 
 MARK = "groundling.version"
-"""The first key after the architecture: what says that a file is ours, and may be replaced."""
+"""First key after the architecture; marks a file as ours, which may be replaced."""
 MAX_ENDS = 3
-"""A file has room for no more ids that end a text."""
+"""Maximum number of end ids in a file."""
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
-"""Newer programs of llama.cpp never draw these ids; older ones pass over the key."""
+"""Ids that newer programs of llama.cpp suppress; older ones ignore the key."""
 
 
 def export_gguf(bundle: Bundle, path: Path) -> None:
-    """Write a bundle as a GGUF file; what stands at `path` is replaced, by the whole file or not at all.
+    """Write a bundle as a GGUF file; replaces `path` atomically.
 
-    Rows of a model that are beyond its tokenizer's vocabulary and the structure of a conversation are left out: they
-    mean nothing and are never drawn here, and llama.cpp would draw them.
+    Embedding rows beyond the vocabulary and the role tokens are left out: they are never sampled here, but llama.cpp
+    would sample them.
 
     Args:
-        bundle: what to write.
-        path: the new file.
+        bundle: the model to write.
+        path: the output file.
 
     Raises:
-        ConfigError: llama.cpp cannot run such a model, or has no such tokenizer; nothing is written.
-        StorageError: the file could not be written; what stood at `path` is as it was.
+        ConfigError: llama.cpp does not support the model or its tokenizer; nothing is written.
+        StorageError: the file cannot be written; an existing file is unchanged.
         MissingExtraError: gguf, or the tokenizer's library, is not installed.
     """
     library = _gguf()
@@ -76,7 +76,7 @@ def _gguf() -> Any:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a file is an earlier export of ours, and so may be replaced."""
+    """Whether a file is an earlier export of ours, which may be replaced."""
     if not files.is_regular(path):
         return False
     with files.open_regular(path) as file:
@@ -85,10 +85,10 @@ def is_export(path: Path) -> bool:
 
 
 def runnable_family(config: GPTConfig) -> Family:
-    """The family of a GPT, where llama.cpp computes all of it.
+    """Return the family of a GPT if llama.cpp supports all of it.
 
     Raises:
-        ConfigError: no family is exactly this GPT, or llama.cpp leaves out what makes it so.
+        ConfigError: no family matches this GPT exactly, or llama.cpp ignores an option.
     """
     family = family_of(config)
     if family is GPT2 and config.mlp != "gelu":
@@ -127,7 +127,7 @@ def _describe_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     else:
         writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(False)
-    # Both ids have to be said, or llama.cpp takes ordinary tokens for them.
+    # Without both ids, llama.cpp takes ordinary tokens for them.
     end, *others = vocabulary.ends
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
@@ -145,7 +145,7 @@ def _describe_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def _arrays(
     bundle: Bundle, family: Family, rows: list[int], library: Any
 ) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-    """Name and values of each tensor of the file; a token's row is row `rows[token]` of the model."""
+    """Yield name and values of each tensor of the file; a token's row is row `rows[token]` of the model."""
     config = bundle.config
     architecture = {name: key for key, name in library.MODEL_ARCH_NAMES.items()}[family.model_type]
     names = library.get_tensor_name_map(architecture, config.n_layer)
@@ -155,17 +155,17 @@ def _arrays(
         if name in ("token_embd.weight", "output.weight"):
             tensor = tensor[rows]
         if family is GPT2 and their_name.endswith(TRANSPOSED):
-            tensor = tensor.T  # only transformers has it the other way round
+            tensor = tensor.T  # only transformers transposes it
         if family is LLAMA and (".attn_q." in name or ".attn_k." in name):
             tensor = neighbouring_pairs(tensor, config.head_width())
         yield name, tensor.contiguous().numpy()
 
 
 def neighbouring_pairs(rows: Tensor, head_size: int) -> Tensor:
-    """Reorder the rows that make queries or keys, from the pairs (i, i + D/2) to (2i, 2i + 1).
+    """Reorder the rows of queries or keys from pairs (i, i + D/2) to (2i, 2i + 1).
 
-    llama.cpp turns a Llama's pairs as the paper does, its neighbours, and a Qwen3's as they are with us. Queries
-    and keys are reordered alike, so their products stay.
+    llama.cpp rotates adjacent pairs for Llama, as in the paper, and our pairs for Qwen3. Queries and keys are reordered
+    alike, so their dot products stay the same.
 
     Args:
         rows: a weight (H D, C) or a bias (H D).

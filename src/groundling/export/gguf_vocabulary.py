@@ -1,7 +1,7 @@
-"""A tokenizer in the words of a GGUF file: llama.cpp makes the same ids of a text, and the same text of ids.
+"""Convert a tokenizer to GGUF, so that llama.cpp encodes and decodes the same ids.
 
-What llama.cpp does is its own code, chosen by the name of a tokenizer: "gpt2" merges bytes in the order of a list,
-"llama" merges characters by score and falls back on bytes. A tokenizer that neither says exactly is refused.
+llama.cpp selects its code by the tokenizer's name: "gpt2" merges bytes by a list, "llama" merges characters by score
+with byte fallback. A tokenizer that matches neither exactly is refused.
 """
 
 import base64
@@ -20,51 +20,51 @@ from groundling.text.tokenizer import Tokenizer
 from groundling.text.trainers import BLANK
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-"""What a token is, in GGUF's numbers."""
+"""Token types of GGUF."""
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""How Llama 3 and Qwen2 cut a text after its clitics; between them they differ in how many digits stay together."""
+"""The pre-tokenizers of Llama 3 and Qwen2 after clitics; they differ in the length of digit groups."""
 CUTS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + WORDS % "{1,3}": "llama-bpe",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" + WORDS % "": "qwen2",
 }
-"""The patterns that llama.cpp knows, by its names for them."""
+"""Patterns known to llama.cpp, by name."""
 TAKES_WHOLE_WORDS = ("llama-bpe",)
-"""Where llama.cpp takes a piece that is in the vocabulary without asking whether merges lead to it."""
+"""Pre-tokenizers for which llama.cpp accepts a piece in the vocabulary without a path of merges."""
 NEVER_MET = f"{END_OF_TEXT} {END_OF_TEXT}"
-"""A merge for those that have none, because an array in a GGUF file cannot be empty and llama.cpp wants one. Merging
-starts from single letters, and this is not made of any."""
+"""A placeholder merge, because llama.cpp requires a non-empty array. Merging starts from single letters, so it never
+applies.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """A tokenizer as a GGUF file holds it.
+    """A tokenizer as stored in a GGUF file.
 
-    The tokens `ends` end a text, or a turn; nothing else does. A file has to name one: llama.cpp else takes id 11
-    for it, or 2 in a "llama" vocabulary, and generation would stop at a semicolon. Tokenizers that are trained here
-    have no such token, so one is added after the last id (`end_is_added`), unless the model chats and so has one. It is
-    never made from text, and never put before one.
+    The tokens `ends` end a text or a turn. A file has to name one: otherwise llama.cpp takes id 11, or 2 in a "llama"
+    vocabulary, and generation stops at a semicolon. Our trained tokenizers have no such token, so one is added after
+    the last id (`end_is_added`), unless a chat model has its own. It never results from text, and is never prepended.
     """
 
     model: str
-    """Which of llama.cpp's tokenizers this is."""
+    """Name of llama.cpp's tokenizer."""
     pieces: list[str]
-    """The text of each id, as that tokenizer writes it."""
+    """Text of each id, as that tokenizer writes it."""
     types: list[int]
-    """What each id is."""
+    """Type of each id."""
     merges: list[str]
-    """Pairs of pieces to join, first things first; of "gpt2"."""
+    """Merges of "gpt2", by priority."""
     scores: list[float]
-    """The higher, the sooner it is joined; of "llama"."""
+    """Scores of "llama"; higher ones merge first."""
     ends: tuple[int, ...]
-    """The ids that end a text, or a turn of a conversation; the first is the one to write."""
+    """Ids that end a text or a turn; the one to write first."""
     end_is_added: bool
-    """Whether the model has no row for the end."""
+    """Whether the model has no row for the end token."""
     never_drawn: list[int]
-    """Ids that no text and no reply holds."""
+    """Ids that occur in no text and no reply."""
     chat_template: str | None = None
-    """A conversation's layout, as Jinja."""
+    """Chat template as Jinja."""
     cut: str = "gpt-2"
-    """llama.cpp's name for how text is cut before it is merged; of "gpt2"."""
+    """Name of llama.cpp's pre-tokenizer for "gpt2"."""
 
 
 class _Pieces(NamedTuple):
@@ -79,14 +79,14 @@ class _Pieces(NamedTuple):
 
 
 def vocabulary_of(tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> Vocabulary:
-    """Say a tokenizer as llama.cpp does, with special tokens for a model that chats.
+    """Convert a tokenizer, with special tokens for a chat model.
 
-    What text holds beside the vocabulary of characters, llama.cpp skips, as ours does with unknown = "skip"; and it
-    takes U+2581 for a space where it reads SentencePiece.
+    llama.cpp skips unknown characters of a character vocabulary, as ours does with unknown = "skip"; with SentencePiece
+    it reads U+2581 as a space.
 
     Raises:
-        ConfigError: it cannot be said exactly.
-        DataError: GPT-2's vocabulary is not here and cannot be fetched.
+        ConfigError: there is no exact equivalent.
+        DataError: GPT-2's vocabulary is not cached and cannot be downloaded.
         MissingExtraError: the tokenizer's library is not installed.
     """
     own = _pieces_of(tokenizer)
@@ -129,7 +129,7 @@ def _pieces_of(tokenizer: Tokenizer) -> _Pieces:
 
 
 def _characters(symbols: str) -> _Pieces:
-    """Characters are byte pairs that are never merged, as long as each is one byte."""
+    """Convert a character tokenizer: byte-level BPE without merges, if each character is one byte."""
     long = [symbol for symbol in symbols if len(symbol.encode()) > 1]
     if long:
         shown = " ".join(f"{symbol!r}" for symbol in long[:5]) + (" ..." if len(long) > 5 else "")
@@ -143,7 +143,7 @@ def _characters(symbols: str) -> _Pieces:
 
 
 def _byte_pairs(library: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) -> _Pieces:
-    """From the JSON of Hugging Face `tokenizers`, which is already written in GPT-2's letters."""
+    """Convert the JSON of Hugging Face `tokenizers`, which already uses GPT-2's alphabet."""
     cut = _name_of_cut(library["pre_tokenizer"] or {})
     whole_words = bool(library["model"].get("ignore_merges"))
     composes = is_composing(library)
@@ -165,12 +165,12 @@ def _byte_pairs(library: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) 
 
 
 def is_composing(library: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer composes characters first (NFC), as Qwen's do; llama.cpp takes text as it comes."""
+    """Whether a tokenizer normalises to NFC, as Qwen's do; llama.cpp does not normalise."""
     return bool((library.get("normalizer") or {}).get("type") == "NFC")
 
 
 def _name_of_cut(cutter: Mapping[str, Any]) -> str | None:
-    """llama.cpp's name for how a pre-tokenizer of the library cuts text; None: it has none."""
+    """Return llama.cpp's name of the library's pre-tokenizer; None if it has none."""
     steps = cutter.get("pretokenizers", [cutter])
     *before, last = steps
     if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
@@ -195,12 +195,12 @@ def _gpt2() -> _Pieces:
 
 
 def merges_of(pieces: Sequence[str]) -> list[str]:
-    """The merges of a vocabulary as GGUF writes them."""
+    """Return the merges of a vocabulary in GGUF's format."""
     return [" ".join(pair) for pair in merge_pairs(pieces)]
 
 
 def _sentencepiece_pairs(model: bytes) -> _Pieces:
-    import sentencepiece  # it is there: the tokenizer was built with it
+    import sentencepiece  # cached: the tokenizer was built from it
 
     library = sentencepiece.SentencePieceProcessor(model_proto=model)
     if library.PieceToId(BLANK) == library.unk_id():

@@ -1,7 +1,7 @@
-"""A bundle as a folder that `transformers` loads without any code of ours: GPT-2, Llama or Qwen3.
+"""Export a bundle as a folder for `transformers`, without custom code: GPT-2, Llama or Qwen3.
 
 config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
-[tokenizer.model of SentencePiece]  [chat_template.jinja of a model that chats]
+[tokenizer.model of SentencePiece]  [chat_template.jinja of a chat model]
 """
 
 import base64
@@ -28,24 +28,24 @@ CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.sa
 TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 TEMPLATE = "chat_template.jinja"
 METADATA = {"format": "pt", "written_by": "groundling"}
-"""Of the weights' file: "format" is what transformers 4 asks for before it reads one; the other is our mark."""
+"""Metadata of the weights: "format" is required by transformers 4; the other marks our exports."""
 FILES = {CONFIG, GENERATION, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE, TEMPLATE}
 
 
 def export_hf(bundle: Bundle, folder: Path) -> Family:
-    """Write a bundle as a folder for `transformers`; it appears whole or not at all.
+    """Write a bundle as a folder for `transformers`, atomically.
 
     Args:
-        bundle: what to export.
-        folder: where; what `is_export` accepts there is replaced.
+        bundle: the model to export.
+        folder: output folder; replaced if `is_export` accepts it.
 
     Returns:
-        the family that the model is.
+        the family of the model.
 
     Raises:
-        ConfigError: no family is exactly this model, or its tokenizer cannot be said in another library.
-        MissingExtraError: a library that the tokenizer needs is not installed.
-        StorageError: it could not be written, or something else stands there.
+        ConfigError: no family matches the model exactly, or its tokenizer has no equivalent in the library.
+        MissingExtraError: a library for the tokenizer is not installed.
+        StorageError: it cannot be written, or something else is there.
     """
     if (folder.exists() or folder.is_symlink()) and not is_export(folder):
         raise StorageError(f"{folder} is not an earlier export, and was left alone; choose another name")
@@ -69,9 +69,9 @@ def export_hf(bundle: Bundle, folder: Path) -> Family:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds nothing but an earlier export of ours, and so may be replaced.
+    """Whether a folder holds only an earlier export of ours, which may be replaced.
 
-    What others have trained on and saved there is theirs: their libraries write no mark of ours into the weights.
+    A model trained and saved there by other libraries lacks our mark in the weights.
     """
     if folder.is_symlink() or not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES:
         return False
@@ -83,7 +83,7 @@ def is_export(folder: Path) -> bool:
 
 
 def _model(bundle: Bundle, family: Family, additions: Additions) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors, with rows for all ids of the tokenizer."""
+    """Return config and tensors, with rows for all ids of the tokenizer."""
     weights, n_added = plain_state_dict(bundle.model), additions.n_ids - bundle.config.vocab_size
     like_row = None
     if n_added:
@@ -101,7 +101,7 @@ def _model(bundle: Bundle, family: Family, additions: Additions) -> tuple[dict[s
 
 
 def _ends(bundle: Bundle, additions: Additions) -> dict[str, Any]:
-    """The ids that begin and end a text; a conversation begins with an id of its own."""
+    """Return the ids that begin and end a text; a conversation starts with its own."""
     return {
         "bos_token_id": None if bundle.chat else additions.end,
         "eos_token_id": list(additions.ends) if len(additions.ends) > 1 else additions.end,
@@ -109,8 +109,8 @@ def _ends(bundle: Bundle, additions: Additions) -> dict[str, Any]:
 
 
 def _generation(bundle: Bundle, additions: Additions) -> dict[str, Any]:
-    """What `generate` of transformers is told."""
-    # Shorter texts are filled up with the last token there is; that is for generating only.
+    """Return the settings of `generate` of transformers."""
+    # Pads shorter texts with the last token; used for generation only.
     settings = {**_ends(bundle, additions), "pad_token_id": additions.end}
     if additions.never_drawn:
         settings["suppress_tokens"] = additions.never_drawn

@@ -1,4 +1,4 @@
-"""A model out of a folder in the layout of `transformers`: its config, and its weights from safetensors."""
+"""Load a model from a folder in the layout of `transformers`: its config, and its safetensors weights."""
 
 import dataclasses
 from pathlib import Path, PurePosixPath
@@ -19,16 +19,16 @@ from groundling.system.optional import optional_import
 CONFIG, WEIGHTS, INDEX, PICKLED = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model"
 GENERATION = "generation_config.json"
 WANTED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model", "chat_template.jinja")
-"""What is taken from the hub: no pickles, and no code."""
+"""Files downloaded from the hub: no pickles, no code."""
 
 
 def find_folder(source: str) -> Path:
-    """The folder that is meant; a model on the hub is downloaded into the hub library's own cache.
+    """Return the folder; download a model on the hub to the hub library's cache.
 
     Raises:
-        CheckpointError: there is no such folder, and this is no name on the hub.
+        CheckpointError: there is no such folder, and the name is not valid on the hub.
         DataError: the hub cannot be reached, or has no such model.
-        MissingExtraError: this can only be a name on the hub, and huggingface_hub is not installed.
+        MissingExtraError: the name is one on the hub, and huggingface_hub is not installed.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -39,7 +39,7 @@ def find_folder(source: str) -> Path:
     hub = optional_import("huggingface_hub", "export")
     try:
         return Path(hub.snapshot_download(source, allow_patterns=list(WANTED), token=False, etag_timeout=10))
-    except Exception as error:  # the library's own, its HTTP client's and the system's alike
+    except Exception as error:  # errors of the library, its HTTP client and the system
         said = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"there is no folder {source!r}, and it cannot be had from the Hugging Face hub ({said[:200]}); "
@@ -48,10 +48,10 @@ def find_folder(source: str) -> Path:
 
 
 def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
-    """What a folder holds: the family, our config for it, and our weights in float32.
+    """Return the family, our config, and our weights in float32.
 
     Raises:
-        CheckpointError: the model is of another kind, or something in the folder is missing, damaged or a pickle.
+        CheckpointError: the model is unsupported, or a file is missing, damaged or a pickle.
     """
     if not files.is_regular(folder / CONFIG, links=True):
         raise CheckpointError(f"{folder} has no {CONFIG}; give a folder that transformers could load a model from")
@@ -62,7 +62,7 @@ def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
     config, weights = _without_added_rows(config, weights, read_note(values))
     if family is not GPT2 or config.bias:
         return family, config, weights
-    # Our note says that there are no biases: they are zeros then, unless someone has trained them since.
+    # Our note says there are no biases: drop them, unless they were trained since.
     bare = without_absent_biases(weights)
     return (family, with_biases(config, family), weights) if bare is None else (family, config, bare)
 
@@ -70,7 +70,7 @@ def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
 def _without_added_rows(
     config: GPTConfig, weights: dict[str, Tensor], note: ExportNote | None
 ) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Leave out the rows that an export of ours added; those that someone has trained since stay, as spare ones."""
+    """Remove rows added by our export; rows trained since stay as spare ones."""
     if note is None or note.like_row is None or note.like_row >= config.vocab_size - note.added_rows:
         return config, weights
     fewer = without_copies(weights, note.like_row, note.added_rows)
@@ -80,7 +80,7 @@ def _without_added_rows(
 
 
 def read_own_note(folder: Path) -> ExportNote | None:
-    """What an export of ours says that it added; None of a folder that others made.
+    """Return the note of our export; None for other folders.
 
     Raises:
         CheckpointError: the config cannot be read.
@@ -89,10 +89,10 @@ def read_own_note(folder: Path) -> ExportNote | None:
 
 
 def read_end_ids(folder: Path) -> list[int]:
-    """The ids that end a text of the model, by its config.json and its generation_config.json.
+    """Return the ids that end a text, from config.json and generation_config.json.
 
     Raises:
-        CheckpointError: one of the files says something else than an id, or some.
+        CheckpointError: a file has something else than one or more ids.
     """
     found: list[int] = []
     for name in (GENERATION, CONFIG):
@@ -106,7 +106,7 @@ def read_end_ids(folder: Path) -> list[int]:
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the folder's safetensors, one file or many."""
+    """Return all tensors of the folder's safetensors, one file or many."""
     if (folder / WEIGHTS).exists():
         return read_foreign(folder / WEIGHTS)
     if (folder / INDEX).exists():
@@ -121,7 +121,7 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    """The tensors of all files that the index names, each tensor from its own."""
+    """Return the tensors of all files in the index, each from its own file."""
     places = read_json_object(folder / INDEX, links=True).get("weight_map")
     if not isinstance(places, dict) or not all(_is_plain_name(name) for name in places.values()):
         raise CheckpointError(f"{folder / INDEX} is damaged: it does not say which file holds which tensor")
@@ -136,5 +136,5 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _is_plain_name(name: object) -> bool:
-    """Whether this is a file in the same folder."""
+    """Whether a name is a file in the same folder."""
     return isinstance(name, str) and bool(name) and PurePosixPath(name).name == name and "\\" not in name

@@ -1,4 +1,4 @@
-"""What a model's folder says of text: its tokenizer, the ids that end a text, and its chat template."""
+"""Read a folder's tokenizer, end-of-text ids and chat template."""
 
 import logging
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | None, str]:
-    """The tokenizer and the chat template of a model's folder; where its template is none of ours, why.
+    """Return the tokenizer and the chat template of a folder, or the reason why its template is not supported.
 
     Args:
         folder: in the layout of `transformers`.
         is_gpt2: whether the model is a GPT-2.
 
     Raises:
-        CheckpointError: a file says something impossible of what ends a text.
-        DataError: the tokenizer cannot be had.
+        CheckpointError: a file has invalid end-of-text ids.
+        DataError: the tokenizer cannot be loaded.
         MissingExtraError: the package tokenizers is not installed.
     """
     foreign = open_tokenizer(folder, is_gpt2)
@@ -43,13 +43,13 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | 
     except TemplateError as error:
         return tokenizer, None, f"its chat template is not recognised: {error}"
     if chat is not None and isinstance(tokenizer, BPETokenizer):
-        # The end of a reply comes first, as it does in an export: so a model comes back from one as it was.
+        # End of reply first, as in an export, so that a round trip changes nothing.
         tokenizer = tokenizer.with_special(chat.marks(), chat.end_ids(tokenizer))
     return tokenizer, chat, ""
 
 
 def _say_what_is_lost(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer) -> None:
-    """Name what begins and ends a text of the model, and does not here; rows without a token are never drawn."""
+    """Warn about begin and end tokens that are not supported here; rows without a token are never sampled."""
     first, plain = foreign.encode("a").ids[:1], foreign.encode("a", add_special_tokens=False).ids[:1]
     if first != plain:
         log.info(
@@ -65,13 +65,13 @@ def _say_what_is_lost(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer
 def _read_own(
     folder: Path, is_gpt2: bool, end_ids: list[int], note: ExportNote
 ) -> tuple[Tokenizer, ChatTemplate | None, str]:
-    """The same of an export of ours: what it added is left out again, and its template is known by its text."""
+    """Read an export of ours: remove its additions, and recognise its template by its text."""
     own_ends = [id for id in end_ids if id not in note.texts.values()]
     tokenizer = read_tokenizer(folder, is_gpt2, own_ends, note)
     if note.chat is None:
         return tokenizer, None, ""
     try:
-        found = find_template(folder) or ""  # an editor may have ended it with a line's end, which Jinja drops
+        found = find_template(folder) or ""  # an editor may have added a final newline, which Jinja drops
         is_unchanged = found.removesuffix("\n") == chat_template(tokenizer, note.chat, note.texts)
     except (TemplateError, KeyError):
         is_unchanged = False
@@ -81,7 +81,7 @@ def _read_own(
 
 
 def has_template(folder: Path) -> bool:
-    """Whether a model's folder has a chat template, of whatever kind."""
+    """Whether a folder has a chat template of any kind."""
     try:
         return find_template(folder) is not None
     except TemplateError:

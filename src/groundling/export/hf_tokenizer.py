@@ -1,9 +1,9 @@
-"""Our tokenizers as `tokenizer.json` of Hugging Face's `tokenizers`, with which `transformers` and vLLM encode.
+"""Convert our tokenizers to `tokenizer.json` of Hugging Face `tokenizers`, used by `transformers` and vLLM.
 
-Each gives, for any text that ours can say, the ids that ours gives; but a run without a blank that ours cuts because of
-its length (`text/chunking.py`) it encodes in one piece. Of a model that does not chat it takes nothing in a text for a
-special token; of one that chats it has to, because programs hand it whole conversations as one text.
-The JSON is written here, so that an export needs no library but the tokenizer's own.
+It encodes any text that ours can encode to the same ids, except for runs without a blank that ours cuts by length
+(`text/chunking.py`). For a base model it matches no special tokens in a text; for a chat model it has to, because
+programs pass whole conversations as one text. The JSON is written here, so an export needs no library but the
+tokenizer's own.
 """
 
 import base64
@@ -23,18 +23,19 @@ from groundling.text.trainers import BLANK
 ONE_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 NO_TOKEN = "<unk>"
-"""Names no entry of a vocabulary of characters: an unknown one is an error, as with ours, until `with_additions` adds
-an id for it."""
+"""Unknown token of a character vocabulary that is not in it: unknown characters are errors, as in ours, until
+`with_additions` adds an id for it.
+"""
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-"""Of a special token: found as it is written, before a text is normalised."""
+"""Options of a special token: matched literally, before normalisation."""
 
 
 def tokenizer_spec(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer as the library's own JSON.
+    """Return a tokenizer as the library's JSON.
 
     Raises:
-        ConfigError: the library cannot cut text as this tokenizer does.
-        MissingExtraError: a library that the tokenizer needs is not installed.
+        ConfigError: the library has no equivalent pre-tokenizer.
+        MissingExtraError: a library for the tokenizer is not installed.
     """
     if isinstance(tokenizer, CharTokenizer):
         return _char_spec(tokenizer)
@@ -47,15 +48,15 @@ def tokenizer_spec(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def with_additions(spec: Mapping[str, Any], additions: Additions, *, chats: bool) -> dict[str, Any]:
-    """A tokenizer's JSON with special tokens after its own ids.
+    """Add special tokens after a tokenizer's own ids.
 
     Args:
-        spec: what `tokenizer_spec` gave.
+        spec: from `tokenizer_spec`.
         additions: the tokens.
-        chats: whether conversations are rendered by our template, whose escapes the normaliser undoes.
+        chats: whether our chat template is used, whose escapes the normaliser undoes.
     """
     model = dict(spec["model"])
-    if model["type"] == "WordLevel":  # its unknown token has to be one of its words; no text is cut into the others
+    if model["type"] == "WordLevel":  # its unknown token has to be in the vocabulary; no text matches the others
         model["vocab"] = {**model["vocab"], **additions.texts}
         if additions.unknown is not None:
             model["unk_token"] = additions.text_of(additions.unknown)
@@ -69,28 +70,28 @@ def with_additions(spec: Mapping[str, Any], additions: Additions, *, chats: bool
 
 
 def names_of(spec: Mapping[str, Any]) -> set[str]:
-    """The texts of all tokens of a tokenizer."""
+    """Return the texts of all tokens of a tokenizer."""
     vocabulary = spec["model"]["vocab"]
     names = set(vocabulary) if isinstance(vocabulary, Mapping) else {name for name, _ in vocabulary}
     return names | {token["content"] for token in spec["added_tokens"]}
 
 
 def tokenizer_settings(end: str, unknown: str | None, block_size: int, *, chats: bool) -> dict[str, Any]:
-    """The `tokenizer_config.json` beside it, for transformers 4 and 5.
+    """Return the `tokenizer_config.json`, for transformers 4 and 5.
 
     Args:
-        end: the text of the token that ends a text, or a turn of a conversation.
-        unknown: the text of the unknown token, if there is one.
-        block_size: the longest text that the model reads.
-        chats: whether structure is to be found in a text.
+        end: text of the token that ends a text or a turn.
+        unknown: text of the unknown token, if any.
+        block_size: the model's context.
+        chats: whether to match role tokens in a text.
     """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "model_input_names": ["input_ids", "attention_mask"],  # 4 adds token_type_ids, which a Llama refuses
-        "clean_up_tokenization_spaces": False,  # it would take the space away before a full stop
-        "split_special_tokens": not chats,  # else text that reads like a special token is text
-        **({} if chats else {"bos_token": end}),  # a conversation begins with the id of a role
+        "clean_up_tokenization_spaces": False,  # it would remove the space before a full stop
+        "split_special_tokens": not chats,  # otherwise the spelling of a special token is text
+        **({} if chats else {"bos_token": end}),  # a conversation starts with a role token
         "eos_token": end,
         "pad_token": end,
         **({} if unknown is None else {"unk_token": unknown}),
@@ -112,9 +113,9 @@ def _spec(model: Mapping[str, Any], pre_tokenizer: Any, decoder: Any, special: M
 
 
 def _with_added(spec: dict[str, Any], added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A `tokenizer.json` with more tokens beside its vocabulary.
+    """Add tokens to a `tokenizer.json`.
 
-    They stand in the vocabulary too, where no merge leads to them: the library numbers others after the last id.
+    They are in the vocabulary too, where no merge leads to them: the library numbers others after the last id.
     """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     tokens = [*spec["added_tokens"], *({**token, **flags} for token in added)]
@@ -138,7 +139,7 @@ def _bpe_model(vocabulary: Mapping[str, int], merges: list[list[str]], **changes
 
 
 def _char_spec(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """A word list of single characters; without merges, the library's BPE is one that skips unknown characters."""
+    """Return a vocabulary of single characters; without merges, the library's BPE skips unknown characters."""
     vocabulary = {symbol: token for token, symbol in enumerate(tokenizer.symbols)}
     if tokenizer.unknown == "skip":
         return _spec(_bpe_model(vocabulary, []), ONE_CHARACTER, {"type": "Fuse"}, {})
@@ -147,10 +148,10 @@ def _char_spec(tokenizer: CharTokenizer) -> dict[str, Any]:
 
 
 def gpt2_spec() -> dict[str, Any]:
-    """GPT-2's tokenizer, from its verified vocabulary. Its one special token ends a text and is never cut from one.
+    """Return GPT-2's tokenizer, from its verified vocabulary. No text matches its special token.
 
     Raises:
-        DataError: the vocabulary is not here and cannot be fetched.
+        DataError: the vocabulary is not cached and cannot be downloaded.
     """
     vocabulary = gpt2.gpt2_ids()
     in_order = sorted(vocabulary, key=vocabulary.__getitem__)
@@ -160,9 +161,9 @@ def gpt2_spec() -> dict[str, Any]:
 
 
 def merge_pairs(pieces: Sequence[str]) -> list[list[str]]:
-    """The merges that made a vocabulary of byte pairs, where each token is one merge, in order.
+    """Reconstruct the merges of a byte-level vocabulary, one per token, in order.
 
-    A token's two halves are what the merges before its own leave of it.
+    A token's two halves are what the earlier merges leave of it.
     """
     rank_of = {piece: rank for rank, piece in enumerate(pieces)}
     merges = []
@@ -178,10 +179,10 @@ def merge_pairs(pieces: Sequence[str]) -> list[list[str]]:
 
 
 def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
-    """SentencePiece, word by word as ours encodes.
+    """Convert SentencePiece; encodes word by word, as ours does.
 
-    The pieces are written with real spaces, so that its sign for a space is, in a text, one more character that is
-    spelled in bytes; the sign for what is unknown gets a name that no word can be.
+    Pieces are written with real spaces, so that its space symbol in a text is an ordinary character in bytes; the
+    unknown symbol gets a name that no word can have.
     """
     library = _sentencepiece().SentencePieceProcessor()
     library.LoadFromSerializedProto(serialized)
@@ -196,7 +197,7 @@ def _sentencepiece_spec(serialized: bytes, kind: str) -> dict[str, Any]:
                 f"the unigram tokenizer has the piece {spelled[0]!r}, and Hugging Face's would take <0x41> in a text "
                 "for a byte; train with --data.tokenizer.kind bpe, or sp_bpe, to export"
             )
-        # The library finds its bytes' own names, such as <0x41>, in a text; cut in two they are text again.
+        # The library matches byte names, such as <0x41>, in a text; split in two they are text again.
         cuts.append(r"<(?=0x[0-9A-F]{2}>)")
         scores = [[names[token], library.GetScore(token)] for token in tokens]
         model: dict[str, Any] = {"type": "Unigram", "unk_id": 0, "vocab": scores, "byte_fallback": True}

@@ -1,7 +1,7 @@
-"""A tokenizer of ours out of a folder in the layout of `transformers`.
+"""Import a tokenizer from a folder in the layout of `transformers`.
 
-One that was exported from here comes back as it was: ours is what, exported, is what stands there. Any other
-byte-level BPE, GPT-2's or Llama 3's or Qwen's, becomes our `bpe`, in which special tokens are ids that no text gives.
+A round trip gives the same tokenizer: one of ours is recognised by comparing its export with the folder. Any other
+byte-level BPE, such as GPT-2's, Llama 3's or Qwen's, becomes our `bpe`, in which no text gives a special token's id.
 """
 
 import hashlib
@@ -26,26 +26,26 @@ TOKENIZER, SENTENCEPIECE, VOCABULARY, MERGES = "tokenizer.json", "tokenizer.mode
 SETTINGS = "tokenizer_config.json"
 INSTEAD = "give another with --tokenizer"
 MARK = re.compile(r"\s*[<\[({|].*[>\])}|]\s*", re.DOTALL)
-"""How added tokens are written that are no words."""
+"""Spelling of added tokens that are not words."""
 MAX_ID = 10**7
-"""The library goes through all ids up to the largest, whether or not they are there."""
+"""Maximum id; the library iterates over all ids up to the largest."""
 UNUSED = ("truncation", "padding", "post_processor")
-"""Parts of a tokenizer.json that change what a text is wrapped in, and not how it is cut."""
+"""Parts of a tokenizer.json that wrap a text without changing its tokenization."""
 
 
 def read_tokenizer(
     folder: Path, is_gpt2: bool, end_ids: Sequence[int] = (), note: ExportNote | None = None
 ) -> Tokenizer:
-    """The tokenizer of a model's folder.
+    """Return the tokenizer of a folder.
 
     Args:
-        folder: with tokenizer.json, or, of a GPT-2, with vocab.json and merges.txt.
-        is_gpt2: whether the model is: only then it is known how text is cut before vocab.json is used.
-        end_ids: that end a text of the model; those that are special tokens come along.
-        note: what an export of ours has added, to be left out.
+        folder: with tokenizer.json or, for a GPT-2, vocab.json and merges.txt.
+        is_gpt2: whether the model is a GPT-2, which vocab.json requires.
+        end_ids: ids that end a text; special tokens among them are kept.
+        note: additions of our export, to be removed.
 
     Raises:
-        DataError: there is none, or none that can be read here.
+        DataError: there is none, or it is unsupported.
         MissingExtraError: the package tokenizers is not installed.
     """
     spec = json.loads(open_tokenizer(folder, is_gpt2).to_str())
@@ -66,7 +66,7 @@ def read_tokenizer(
 
 
 def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
-    """The folder's tokenizer as the library's own object, which finds special tokens in a text. Raises as above."""
+    """Return the folder's tokenizer as the library's object, which matches special tokens. Raises as above."""
     library = _library()
     try:
         if (folder / TOKENIZER).exists():
@@ -85,7 +85,7 @@ def open_tokenizer(folder: Path, is_gpt2: bool) -> Any:
 
 
 def _from_pair(folder: Path) -> Any:
-    """GPT-2's older layout: the vocabulary and the merges apart."""
+    """Read GPT-2's older layout: vocabulary and merges in separate files."""
     library = _library()
     vocabulary = atomic.read_json(folder / VOCABULARY, links=True)
     lines = files.read_text(folder / MERGES, atomic.MAX_JSON, links=True).split("\n")
@@ -97,7 +97,7 @@ def _from_pair(folder: Path) -> Any:
 
 
 def _is_export_of(tokenizer: Tokenizer, spec: dict[str, Any]) -> bool:
-    """Whether an export of this tokenizer is what stands there."""
+    """Whether the folder is an export of this tokenizer."""
     exported = json.loads(_library().Tokenizer.from_str(json.dumps(tokenizer_spec(tokenizer))).to_str())
     return all(exported[key] == spec[key] for key in exported.keys() | spec.keys() if key not in UNUSED)
 
@@ -116,7 +116,7 @@ def _char(spec: dict[str, Any]) -> Tokenizer | None:
 
 
 def _sentencepiece(spec: dict[str, Any], folder: Path) -> Tokenizer | None:
-    """Ours only where Hugging Face's side of it is our export: another would put a space before each text."""
+    """Return our SentencePiece tokenizer only if the rest is our export: others put a space before each text."""
     if not files.is_regular(folder / SENTENCEPIECE, links=True):
         return None
     model = files.read_bytes(folder / SENTENCEPIECE, atomic.MAX_JSON, links=True)
@@ -130,7 +130,7 @@ def _sentencepiece(spec: dict[str, Any], folder: Path) -> Tokenizer | None:
 
 
 def _gpt2(spec: dict[str, Any]) -> Tokenizer | None:
-    """GPT-2's own, by the hash of its vocabulary, and cut and merged as it is; one with more tokens is another."""
+    """Return GPT-2's tokenizer if vocabulary and merges are the published ones, without additional tokens."""
     vocabulary = spec["model"].get("vocab")
     if spec["model"]["type"] != "BPE" or len(vocabulary) != 50257:
         return None
@@ -146,10 +146,9 @@ def _gpt2(spec: dict[str, Any]) -> Tokenizer | None:
 
 
 def _bpe(spec: dict[str, Any], folder: Path, end_ids: Sequence[int]) -> Tokenizer:
-    """Any other byte-level BPE; its special tokens stand beside the vocabulary, so that no text gives them.
+    """Convert any other byte-level BPE; its special tokens are kept apart, so no text gives them.
 
-    Tokens that were added for runs of blanks, or for words, are words like any other, and cut out of a text as they are
-    there.
+    Added tokens for runs of blanks, or for words, are matched in a text as in the original.
     """
     model = spec["model"]
     if model["type"] != "BPE" or not _is_byte_level(spec):
@@ -170,31 +169,31 @@ def _bpe(spec: dict[str, Any], folder: Path, end_ids: Sequence[int]) -> Tokenize
     added += _unreachable(model, set(end_ids) - others.keys())
     for token in added:
         model["vocab"].pop(token.content, None)
-    model["vocab"] |= {token["content"]: token["id"] for token in words}  # else the library would number them anew
+    model["vocab"] |= {token["content"]: token["id"] for token in words}  # otherwise the library renumbers them
     ends = [id for id in end_ids if id in {token.id for token in added}]
     return BPETokenizer(json.dumps({**spec, "added_tokens": words, **dict.fromkeys(UNUSED)}), added, ends)
 
 
 def _is_word(token: Mapping[str, Any]) -> bool:
-    """Whether an added token is a piece of text, and no mark, such as <think> or [INST].
+    """Whether an added token is text and not a mark, such as <think> or [INST].
 
-    One that takes the blanks around it along is left out: its text would not come back.
+    Tokens that strip blanks around them are left out, because their text would not survive a round trip.
     """
     content, is_bare = token["content"], not (token["lstrip"] or token["rstrip"])
     return not token["special"] and (content.isspace() or (is_bare and MARK.fullmatch(content) is None))
 
 
 def _unreachable(model: dict[str, Any], ids: set[int]) -> list[AddedToken]:
-    """Special tokens that stand in the vocabulary alone: those of the ids that no merge leads to."""
+    """Return special tokens listed only in the vocabulary, from ids that no merge leads to."""
     merged = {"".join(pair) for pair in model["merges"]}
     found = {piece: id for piece, id in model["vocab"].items() if id in ids}
     return [AddedToken(piece, id, True) for piece, id in found.items() if len(piece) > 1 and piece not in merged]
 
 
 def _require_no_prefix_space(spec: dict[str, Any], folder: Path) -> None:
-    """Refuse a tokenizer that puts a space before each text: what it encodes does not come back as it was.
+    """Refuse a tokenizer that puts a space before each text, which is not lossless.
 
-    `transformers` takes the word of tokenizer_config.json over that of tokenizer.json.
+    `transformers` prefers tokenizer_config.json over tokenizer.json.
     """
     before = spec["pre_tokenizer"] or {}
     steps = [step for step in before.get("pretokenizers", [before]) if step.get("type") == "ByteLevel"]
@@ -215,7 +214,7 @@ def _require_no_prefix_space(spec: dict[str, Any], folder: Path) -> None:
 
 
 def _is_byte_level(spec: dict[str, Any]) -> bool:
-    """Whether text becomes bytes before it is merged, with no space put before it."""
+    """Whether text is converted to bytes before merging, without a space before it."""
     before = spec["pre_tokenizer"] or {}
     steps = before.get("pretokenizers", [before])
     return [step["add_prefix_space"] for step in steps if step.get("type") == "ByteLevel"] == [False]

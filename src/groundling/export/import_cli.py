@@ -1,4 +1,4 @@
-"""`groundling import hf|nanogpt`: models that others trained, as bundles of ours."""
+"""`groundling import hf|nanogpt`."""
 
 import shlex
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from groundling.text.serialize import FILE_NAME, load_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
 FACT = "imported_from"
-"""What the manifest of an imported bundle says, and no other's."""
+"""Manifest entry that marks an imported bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class NanoGPTConfig:
     """Replace an earlier import at `out`; other files there are kept."""
 
     def __post_init__(self) -> None:
-        """Check that there is one tokenizer."""
+        """Check that exactly one tokenizer is given."""
         require(
             (self.text is None) != (self.tokenizer is None),
             "a nanoGPT checkpoint does not say its tokenizer in a way that is safe to read; give either --text "
@@ -124,7 +124,7 @@ def _nanogpt(argv: list[str]) -> int:
 
 
 def _named_tokenizer(name: str) -> Tokenizer:
-    """GPT-2's tokenizer by its name, or one of ours from its folder.
+    """Return GPT-2's tokenizer, or one of ours from its folder.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -138,10 +138,10 @@ def _named_tokenizer(name: str) -> Tokenizer:
 
 
 def _require_room_for(out: Path, overwrite: bool) -> None:
-    """Look, before anything is read, whether a bundle may be written there.
+    """Check the output path before reading anything.
 
     Raises:
-        StorageError: something is there that is not to be replaced.
+        StorageError: it exists and must not be replaced.
     """
     if not out.exists() and not out.is_symlink():
         return
@@ -168,8 +168,8 @@ def _save(
     """Build the model and write the bundle.
 
     Raises:
-        CheckpointError: the tokenizer belongs to another model.
-        StorageError: the bundle could not be written.
+        CheckpointError: the tokenizer does not fit the model.
+        StorageError: the bundle cannot be written.
     """
     if tokenizer.vocab_size > gpt_config.vocab_size:
         raise CheckpointError(
@@ -182,7 +182,7 @@ def _save(
             "they do not belong together, so give the folder as it was saved"
         )
     model = blank_gpt(gpt_config)
-    # A tied matrix is there once; all else was checked by name and shape.
+    # A tied matrix is there once; everything else was checked by name and shape.
     model.load_state_dict(cut_positions(weights, gpt_config), strict=False)
     atomic.make_folder(out.parent)
     save_bundle(out, model, tokenizer, facts, chat)

@@ -1,6 +1,6 @@
-"""nanoGPT's `ckpt.pt`: a pickle, of which only tensors and plain data are taken, and no code is run.
+"""Read nanoGPT's `ckpt.pt`: a pickle, of which only tensors and plain data are loaded; no code runs.
 
-This is the one module that reads a pickle, and only for an explicit import; `meta.pkl` beside it is never opened.
+This is the only module that reads a pickle, and only for an explicit import; `meta.pkl` beside it is never opened.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ from groundling.storage import files
 from groundling.text.char import CharTokenizer
 
 TIED = "lm_head.weight"
-"""It may share its numbers with the embedding."""
+"""The output matrix, which may share storage with the embedding."""
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 GELU_NOTE = "its exact GELU becomes the tanh approximation, which moves its logits by thousandths (see docs: export)"
 
 
 def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """The model of a checkpoint: our config for it, and our weights in float32.
+    """Return our config and our weights in float32.
 
     Raises:
-        CheckpointError: there is none, it holds code, or it is not nanoGPT's.
+        CheckpointError: there is no file, it contains code, or it is not nanoGPT's.
     """
     stored = _read(file)
     sizes, tensors = stored.get("model_args"), stored.get("model")
@@ -37,7 +37,7 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
         raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no {absent[0]}")
     if sizes["n_layer"] > MAX_LAYERS:
         raise CheckpointError(f"{file}: {sizes['n_layer']:,} layers are more than the {MAX_LAYERS:,} that are built")
-    # Files that torch.compile's wrapper saved carry its prefix.
+    # torch.compile's wrapper adds this prefix.
     tensors = {str(name).removeprefix("_orig_mod."): value for name, value in tensors.items() if _is_plain(value)}
     _require_held(tensors, file)
     table, output = tensors.get("transformer.wte.weight"), tensors.get(TIED)
@@ -55,7 +55,7 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
 
 
 def _require_held(tensors: dict[str, Tensor], file: Path) -> None:
-    """A number in the file can stand for any number of weights, by strides of 0 or tensors that share it."""
+    """Check for expanded or shared storage, which lets a small file claim any number of weights."""
     n_bytes, most = sum(tensor.nbytes for name, tensor in tensors.items() if name != TIED), file.stat().st_size
     if n_bytes > most:
         raise CheckpointError(f"{file} has {most:,} bytes, and says that its weights have {n_bytes:,}")
@@ -71,7 +71,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         with files.held(file, links=True) as (name, _):
             stored = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of many kinds, for files of many kinds
+    except Exception as error:  # errors differ with the kind of file
         raise CheckpointError(
             f"{file} cannot be read as tensors and plain data alone: it is damaged, or holds code, which is never run "
             f"here ({' '.join(str(error).split())[:160]})"
@@ -82,13 +82,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def tokenizer_of_text(file: Path, vocab_size: int) -> CharTokenizer:
-    """The characters of the text that nanoGPT prepared: with it too, an id is a place in `sorted(set(text))`.
+    """Return the characters of nanoGPT's training text; ids are indices into `sorted(set(text))`, as in ours.
 
     Raises:
-        DataError: the file cannot be read, or has another number of characters than the model.
+        DataError: the file cannot be read, or its number of characters differs from the model's vocabulary.
     """
     try:
-        # Line ends are translated, as when nanoGPT reads the text.
+        # Newlines are translated, as when nanoGPT reads the text.
         tokenizer = CharTokenizer.from_text(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(

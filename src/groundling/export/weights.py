@@ -1,7 +1,7 @@
-"""Our tensors under the names and shapes of GPT-2, Llama and Qwen3, there and back.
+"""Convert tensors to and from the names and shapes of GPT-2, Llama and Qwen3.
 
-Shapes: C n_embd, F hidden, H heads, D head_size. GPT-2 of `transformers` keeps its matrices transposed (C, F instead
-of F, C); Llama and Qwen3 keep q, k and v apart, which with us are stacked in this order.
+Shapes: C n_embd, F hidden, H heads, D head_size. GPT-2 in `transformers` stores matrices transposed (C, F instead of
+F, C); Llama and Qwen3 separate q, k and v, which ours stacks in this order.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ LLAMA_MODULES = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-"""Modules of a block without the block's own name, and those outside the blocks. q, k and v are one with us."""
+"""Module names of a block, and those outside the blocks. Ours stacks q, k and v."""
 TRANSPOSED = ("c_attn.weight", "c_fc.weight", "c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Tables that older releases stored beside the weights; they follow from the sizes."""
+"""Derived tables that older releases stored beside the weights."""
 
 
 def their_names(name: str, family: Family) -> tuple[str, ...]:
-    """What the family calls one of our tensors; three names where it keeps q, k and v apart."""
+    """Return the family's names of one of our tensors; three if it separates q, k and v."""
     if name == "lm_head.weight":
         return (name,)
     if family is GPT2:
@@ -50,9 +50,9 @@ def their_names(name: str, family: Family) -> tuple[str, ...]:
 
 
 def to_theirs(weights: Mapping[str, Tensor], config: GPTConfig, family: Family) -> dict[str, Tensor]:
-    """The tensors of a family's file, from ours as `plain_state_dict` gives them.
+    """Convert our tensors, from `plain_state_dict`, to those of a family.
 
-    GPT-2 cannot leave biases out, so they are zeros where our model has none.
+    GPT-2 requires biases; they are zeros if our model has none.
     """
     theirs: dict[str, Tensor] = {}
     for name, shape in our_shapes(with_biases(config, family)).items():
@@ -67,17 +67,17 @@ def to_theirs(weights: Mapping[str, Tensor], config: GPTConfig, family: Family) 
 def to_ours(
     theirs: Mapping[str, Tensor], config: GPTConfig, family: Family, where: str, transposed: bool = True
 ) -> dict[str, Tensor]:
-    """Our tensors, in float32, from those of a family's file.
+    """Convert a family's tensors to ours, in float32.
 
     Args:
-        theirs: with or without the family's prefix; a tied output matrix may be there or not.
-        config: what they have to fit.
-        family: whose names they bear.
-        where: what an error calls the file.
-        transposed: whether GPT-2's matrices are; those of nanoGPT are not.
+        theirs: with or without the family's prefix; a tied output matrix is optional.
+        config: the config they have to fit.
+        family: family of the names.
+        where: name of the file in errors.
+        transposed: whether GPT-2's matrices are transposed; nanoGPT's are not.
 
     Raises:
-        CheckpointError: a tensor is missing, one too many, of another shape, or not of floating point.
+        CheckpointError: a tensor is missing, unexpected, of a wrong shape, or not floating point.
     """
     left = {_full_name(name, family): tensor for name, tensor in theirs.items() if not name.endswith(BUFFERS)}
     if config.tie_weights and "lm_head.weight" in left:
@@ -113,7 +113,7 @@ def to_ours(
 
 
 def _require_layers(theirs: Collection[str], config: GPTConfig, family: Family, where: str) -> None:
-    """Count the layers that are there before any is built, which takes time even where it takes no memory."""
+    """Compare the number of layers before building any, which takes time even without memory."""
     begin = f"{family.prefix}{'h' if family is GPT2 else 'layers'}."
     layers = {name[len(begin) :].partition(".")[0] for name in theirs if name.startswith(begin)}
     if len(layers) != config.n_layer:
@@ -121,10 +121,10 @@ def _require_layers(theirs: Collection[str], config: GPTConfig, family: Family, 
 
 
 def our_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of our model: name -> shape.
+    """Return the tensors of our model: name -> shape.
 
     Raises:
-        CheckpointError: no machine has such sizes.
+        CheckpointError: the sizes are impossible.
     """
     try:
         outline = blank_gpt(config, "meta")
@@ -134,12 +134,12 @@ def our_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def with_biases(config: GPTConfig, family: Family) -> GPTConfig:
-    """The config as the family can say it: a GPT-2 always has biases."""
+    """Return the config as the family supports it: a GPT-2 always has biases."""
     return dataclasses.replace(config, bias=True) if family is GPT2 else config
 
 
 def without_absent_biases(ours: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The weights of the same model without biases, if all of them are zero; else None."""
+    """Return the weights without biases if all of them are zero; otherwise None."""
     biases = [name for name in ours if name.endswith(".bias")]
     if any(ours[name].count_nonzero() for name in biases):
         return None
@@ -147,19 +147,19 @@ def without_absent_biases(ours: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def _rows(names: tuple[str, ...], shape: tuple[int, ...], config: GPTConfig) -> list[int]:
-    """How many rows of our tensor go to each of the family's: all to one, or those of q, of k and of v."""
+    """Return how many rows of our tensor go to each of the family's: all, or those of q, k and v."""
     if len(names) == 1:
         return [shape[0]]
     return [heads * config.head_width() for heads in (config.n_head, config.kv_heads(), config.kv_heads())]
 
 
 def _full_name(name: str, family: Family) -> str:
-    """Files of the model without its output matrix, as GPT-2's first ones, leave the prefix out."""
+    """Whether the prefix is absent, as in files without an output matrix, such as GPT-2's first ones."""
     return name if name.startswith((family.prefix, "lm_head.")) else family.prefix + name
 
 
 def _problem(tensor: Tensor | None, name: str, shape: tuple[int, ...]) -> str:
-    """Why a tensor cannot be taken; empty where it can."""
+    """Return why a tensor is unsuitable; "" if it fits."""
     if tensor is None:
         return f"{name} is missing, expected {shape}"
     if tuple(tensor.shape) != shape:

@@ -1,98 +1,50 @@
-"""A linear classifier of short texts, trained on one's own labelled lines: the optional part of the safety stage.
+"""A linear classifier of short texts for the safety filter, trained on labelled lines. Optional.
 
-What is seen of a text is which short runs of characters it has, whatever its case and accents, hashed into a table of
-fixed size. scikit-learn learns what each is worth; to judge by it needs no more than NumPy, and what is saved is
-numbers and plain data.
+Features are character n-grams of the folded text, hashed into a fixed number of buckets and weighted by TF-IDF.
+scikit-learn fits the weights.
+
+Why not its HashingVectorizer and TfidfTransformer: a server then runs a classifier with NumPy alone, and training uses
+the same features.
 """
 
-import hashlib
-import json
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from groundling.data.examples.jsonl import rows
-from groundling.errors import CheckpointError, DataError, StorageError
+from groundling.errors import CheckpointError, StorageError
 from groundling.safety.finders import Span
 from groundling.safety.rules import Rule
 from groundling.safety.stream import Safety
 from groundling.safety.words import folded
 from groundling.storage import atomic, files
 from groundling.storage.manifest import check_manifest, read_json_object, write_manifest
-from groundling.system.optional import optional_import
 
 VERSION = 1
 N_BUCKETS = 1 << 16
 SHORTEST, LONGEST = 2, 5
-"""Characters of the runs that are looked at."""
+"""Lengths of the character n-grams."""
 LONGEST_SENTENCE = 400
-"""Characters after which a sentence is judged, whether it has ended or not."""
+"""Maximum characters of a sentence; a longer one is cut."""
 WEIGHTS, FACTS = "weights.safetensors", "classifier.json"
-LABELS = {True: True, False: False, "unsafe": True, "ok": False}
-HELD_OUT = 5
-"""One text in so many is not learned from, but measured on."""
 
 Floats = npt.NDArray[np.float64]
 
 
-class Labelled(NamedTuple):
-    """A text, and whether it is one to be stopped."""
-
-    text: str
-    unsafe: bool
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """How often what was said was right."""
-
-    hits: int
-    false_alarms: int
-    misses: int
-    passes: int
-
-    @classmethod
-    def of(cls, said: Iterable[bool], true: Iterable[bool]) -> "Confusion":
-        """Count."""
-        pairs = Counter(zip(said, true, strict=True))
-        return cls(pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False])
-
-    @property
-    def precision(self) -> float:
-        """Of what was stopped, how much was to be."""
-        return self.hits / max(1, self.hits + self.false_alarms)
-
-    @property
-    def recall(self) -> float:
-        """Of what was to be stopped, how much was."""
-        return self.hits / max(1, self.hits + self.misses)
-
-    @property
-    def f1(self) -> float:
-        """The harmonic mean of the two."""
-        return 2 * self.hits / max(1, 2 * self.hits + self.false_alarms + self.misses)
-
-    def to_json(self) -> dict[str, float]:
-        """All of it."""
-        counts = {"hits": self.hits, "false_alarms": self.false_alarms, "misses": self.misses, "passes": self.passes}
-        return {**counts, "precision": self.precision, "recall": self.recall, "f1": self.f1}
-
-
 @dataclass(frozen=True)
 class Classifier:
-    """What each run of characters is worth.
+    """Logistic regression on hashed n-grams.
 
-    `worth` and `rarity` have N_BUCKETS numbers; a text is unsafe from `threshold` on.
+    `worth` (weights) and `rarity` (inverse document frequencies) have N_BUCKETS values. A text is unsafe if its
+    probability is at least `threshold`.
     """
 
     worth: Floats
@@ -101,24 +53,24 @@ class Classifier:
     threshold: float
 
     def probability(self, text: str) -> float:
-        """How likely a text is one to be stopped."""
+        """Probability that a text is unsafe."""
         buckets, values = features(text, self.rarity)
         return float(1 / (1 + np.exp(-(values @ self.worth[buckets] + self.bias))))
 
     def is_unsafe(self, text: str) -> bool:
-        """Whether a text is to be stopped; an empty one never is."""
+        """Whether a text is unsafe; an empty one never is."""
         return bool(text.strip()) and self.probability(text) >= self.threshold
 
     def rule(self) -> Rule:
-        """The classifier as a rule: sentence by sentence, each before it is shown."""
+        """A rule that blocks at the first unsafe sentence."""
         reason = f"a classifier finds it unsafe (from {self.threshold:.2f} on)"
         return Rule("classifier", reason, "block", ("prompt", "reply"), "", lambda: Sentences(self))
 
     def save(self, folder: Path) -> None:
-        """Write it.
+        """Write the classifier to a new folder.
 
         Raises:
-            StorageError: something is there already, or it cannot be written.
+            StorageError: the folder exists, or cannot be written.
         """
         if os.path.lexists(folder):
             raise StorageError(f"{folder} exists already; it was left alone, choose another name")
@@ -131,10 +83,10 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """Read what `save` wrote.
+        """Read a classifier.
 
         Raises:
-            CheckpointError: it is damaged, or of another version.
+            CheckpointError: it is damaged, or has another version.
         """
         check_manifest(folder)
         facts = read_json_object(folder / FACTS)
@@ -155,7 +107,7 @@ class Classifier:
 
 
 def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Which buckets a text falls into, and how much: a vector of length 1."""
+    """The sparse feature vector of a text, normalised to length 1: buckets and values."""
     plain = f" {folded(text)} "
     counts = Counter(
         zlib.crc32(plain[at : at + n].encode()) % N_BUCKETS
@@ -171,23 +123,23 @@ def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.in
 
 
 class Judged(NamedTuple):
-    """Where a sentence stands that is unsafe."""
+    """Position of an unsafe sentence."""
 
     start: int
     end: int
 
 
 class Sentences:
-    """Looks at whole sentences: a `Finder`.
+    """A `Finder` that classifies whole sentences.
 
-    One ends with a full stop, a question mark, an exclamation mark or a line, or after LONGEST_SENTENCE characters.
+    A sentence ends at a full stop, question mark, exclamation mark or newline, or after LONGEST_SENTENCE characters.
     """
 
     _END = re.compile(r"[.!?\n]")
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
-        self._raw, self._n_seen = "", 0  # what is not judged yet, as it came: other rules hide some of it
+        self._raw, self._n_seen = "", 0  # not yet classified; unredacted, unlike the text passed in
         self._begin = 0
         self._found: Judged | None = None
         self._ended = False
@@ -195,7 +147,7 @@ class Sentences:
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`."""
         self._take(text)
-        while self._found is not None and self._found.end <= start:  # all of it is hidden already
+        while self._found is not None and self._found.end <= start:  # it is redacted already
             self._found = None
             self._judge()
         return None if self._found is None else Span(max(start, self._found.start), self._found.end)
@@ -206,13 +158,13 @@ class Sentences:
         return max(start, self._begin) if self._found is None else len(text)
 
     def end(self, text: str) -> None:
-        """The text has ended, and with it its last sentence."""
+        """See `Finder`."""
         self._take(text)
         self._ended = True
         self._judge()
 
     def forget(self, n: int) -> None:
-        """The first characters of the text are not handed over any more."""
+        """See `Finder`."""
         self._begin -= n
         self._n_seen -= n
         if self._found is not None:
@@ -225,7 +177,7 @@ class Sentences:
             self._judge()
 
     def _judge(self) -> None:
-        """Until a sentence is unsafe."""
+        """Classify complete sentences up to the first unsafe one."""
         at = 0
         while self._found is None and at < len(self._raw):
             match = self._END.search(self._raw, at, at + LONGEST_SENTENCE)
@@ -240,87 +192,12 @@ class Sentences:
         self._raw, self._begin = self._raw[at:], self._begin + at
 
 
-def read_labelled(path: Path) -> list[Labelled]:
-    """The lines of a file: {"text": ..., "label": true | false | "unsafe" | "ok"}.
-
-    Raises:
-        DataError: it cannot be read, or a line is none.
-    """
-    found = []
-    for row in rows(path):
-        value: Any = row.values
-        text, label = value.get("text"), value.get("label")
-        if not isinstance(text, str) or not text.strip() or not isinstance(label, (bool, str)) or label not in LABELS:
-            raise DataError(
-                f'{row.where}: a line is {{"text": a text, "label": true, false, "unsafe" or "ok"}}, not '
-                f"{json.dumps(value)[:200]}"
-            )
-        found.append(Labelled(text, LABELS[label]))
-    return found
-
-
-def split(labelled: Sequence[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
-    """What is learned from, and what is held out: by the text alone, so that no text is on both sides."""
-    sides: tuple[list[Labelled], list[Labelled]] = ([], [])
-    for one in labelled:
-        plain = folded(one.text).strip()
-        sides[int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8], "big") % HELD_OUT == 0].append(one)
-    return sides
-
-
-def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
-    """Learn from labelled texts; the threshold is the best one for F1 on texts that each fold has not seen.
-
-    Raises:
-        DataError: there are too few of one kind.
-        MissingExtraError: scikit-learn is not installed.
-    """
-    truth = np.array([one.unsafe for one in labelled])
-    fewest = int(min(truth.sum(), len(truth) - truth.sum())) if len(truth) else 0
-    if fewest < HELD_OUT:
-        raise DataError(f"there are {fewest} texts of one kind to learn from; at least {HELD_OUT} of each are needed")
-    csr_matrix = optional_import("scipy.sparse", "safety").csr_matrix
-    linear_model = optional_import("sklearn.linear_model", "safety", "scikit-learn")
-    model_selection = optional_import("sklearn.model_selection", "safety", "scikit-learn")
-    rarity = _rarity([one.text for one in labelled])
-    found = [features(one.text, rarity) for one in labelled]
-    ends = np.cumsum([0, *(len(buckets) for buckets, _ in found)])
-    parts = (np.concatenate([values for _, values in found]), np.concatenate([buckets for buckets, _ in found]), ends)
-    matrix = csr_matrix(parts, shape=(len(found), N_BUCKETS))
-    model = linear_model.LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000, random_state=seed)
-    folds = model_selection.StratifiedKFold(HELD_OUT, shuffle=True, random_state=seed)
-    unseen = model_selection.cross_val_predict(model, matrix, truth, cv=folds, method="predict_proba")[:, 1]
-    model.fit(matrix, truth)
-    return Classifier(
-        worth=np.asarray(model.coef_[0], dtype=np.float64),
-        rarity=rarity,
-        bias=float(model.intercept_[0]),
-        threshold=_best_threshold(unseen, truth),
-    )
-
-
-def _rarity(texts: Sequence[str]) -> Floats:
-    """The smoothed inverse document frequency of each bucket."""
-    n_texts = np.zeros(N_BUCKETS)
-    for text in texts:
-        n_texts[features(text)[0]] += 1
-    rarity: Floats = np.log((1 + len(texts)) / (1 + n_texts)) + 1
-    return rarity
-
-
-def _best_threshold(probabilities: Floats, truth: npt.NDArray[np.bool_]) -> float:
-    values = np.unique(probabilities)
-    between = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2])
-    scores = [Confusion.of((probabilities >= one).tolist(), truth.tolist()).f1 for one in between]
-    return float(between[int(np.argmax(scores))])
-
-
 def load_safety(rules: str, classifier: Path | None) -> Safety | None:
-    """The safety stage: "default", "off", or a TOML file of rules; and a classifier. None: nothing of all that.
+    """Rules ("default", "off" or a TOML file) and an optional classifier; None if there are neither.
 
     Raises:
         ConfigError: the rules cannot be read.
-        CheckpointError: the classifier is damaged.
+        CheckpointError: the classifier cannot be read.
     """
     given = (
         Safety([]) if rules == "off" else Safety.from_file() if rules == "default" else Safety.from_file(Path(rules))

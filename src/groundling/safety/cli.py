@@ -1,4 +1,4 @@
-"""`groundling safety`: train a classifier on labelled texts, and measure rules and classifiers on such texts."""
+"""`groundling safety`: train a classifier on labelled texts, and evaluate rules and classifiers."""
 
 import json
 from collections import Counter
@@ -11,7 +11,8 @@ import tyro
 
 from groundling.config import parse, run_subcommand
 from groundling.errors import ConfigError, require
-from groundling.safety.classifier import Confusion, Labelled, load_safety, read_labelled, split, train
+from groundling.safety.classifier import load_safety
+from groundling.safety.training import Confusion, Labelled, read_labelled, split, train
 
 
 @dataclass(frozen=True, kw_only=True)

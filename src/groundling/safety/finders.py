@@ -1,35 +1,34 @@
-"""What every rule of the safety stage has: a finder, which looks for one thing in a text that grows."""
+"""The interface of rules: a finder searches a text that is streamed in pieces."""
 
 from typing import NamedTuple, Protocol
 
 LONGEST_MATCH = 500
-"""Characters that a pattern, a word or a phrase may have at most: as many may have to be held back."""
+"""Maximum characters of a match: as many may have to be held back."""
 CONTEXT = 16
-"""Characters before a place that finders may look at."""
+"""Characters before a position that finders may read."""
 
 
 class Span(NamedTuple):
-    """A place in a text; `end` None: all that follows."""
+    """A part of a text; `end` None: to its end."""
 
     start: int
     end: int | None
 
 
 class Finder(Protocol):
-    """Looks at a text that grows. Places are those of the piece that it is handed.
+    """Searches a text that grows. Positions are relative to the text passed in.
 
-    A finder that keeps what it has seen may also have `forget(n)`: the first n characters are not handed over any
-    more; `hidden(end)`: what stands before `end` was replaced by spaces; and `end(text)`: the text has ended.
+    A stateful finder may also define `forget(n)`: the first n characters were dropped from the text; `hidden(end)`:
+    everything before `end` was replaced by spaces; `end(text)`: the text is complete.
     """
 
     def first(self, text: str, start: int) -> Span | None:
-        """The first place at or after `start` where the rule holds.
+        """The first match at or after `start`.
 
-        A finder that counts or judges as it goes sees each character once; of what it has found before `start`, it
-        gives the rest.
+        A stateful finder reads each character once; of a match that begins before `start`, it returns the rest.
         """
         ...
 
     def undecided(self, text: str, start: int) -> int:
-        """Where, at or after `start`, a place may begin that more text could complete, or change; the end if none."""
+        """First position at or after `start` where more text could complete or change a match; the end if none."""
         ...

@@ -1,10 +1,9 @@
-r"""The `pattern` rule: regular expressions that take time in proportion to the text, whatever the text.
+r"""`pattern` rules: regular expressions that run in linear time on any text.
 
-RE2 finds them. Its syntax is that of Python's `re` without lookaround, backreferences, possessive repetitions and
-atomic groups; a pattern that needs one of these is refused when the rules are read. Three things are done to a pattern
-before RE2 gets it, for RE2 knows only ASCII there: \w, \d and \s become classes of Unicode, as in `re`; \b at the
-beginning or the end becomes a look at the character that stands there; and the most characters that it can match are
-added up, for so many have to be held back of a text that comes in pieces.
+RE2 matches them. Its syntax is that of Python's `re` without lookaround, backreferences, possessive repetitions and
+atomic groups, which are rejected when the rules are read. Before compilation, ASCII-only \w, \d and \s become Unicode
+classes, as in `re`; \b at the beginning or end becomes a check of the adjacent character; and the maximum length of a
+match is computed, because as many characters of streamed text must be held back.
 """
 
 import math
@@ -17,11 +16,11 @@ from groundling.safety.finders import LONGEST_MATCH, Span
 from groundling.system.optional import optional_import
 
 MAX_MEM = 8 << 20
-"""Bytes that RE2 may take for a pattern; its time grows with the pattern's size, too."""
+"""RE2's memory per pattern, in bytes. Its time grows with the pattern's size too."""
 STRIDE = 1024
-"""Characters in which a match is looked for at once: RE2 is handed a copy of them."""
+"""Characters to search at a time: RE2 gets a copy of them."""
 MAX_SHOWN = 100
-"""Characters of a pattern that a message shows."""
+"""Characters of a pattern to show in an error message."""
 
 _WORD, _DIGIT, _SPACE = r"_\pL\pN", r"\p{Nd}", r"\t-\r\x1c-\x1f\x{85}\pZ"
 _CLASSES = {"w": f"[{_WORD}]", "W": f"[^{_WORD}]", "d": _DIGIT, "D": r"\P{Nd}", "s": f"[{_SPACE}]", "S": f"[^{_SPACE}]"}
@@ -39,7 +38,7 @@ _TOKEN = re.compile(
     r"|(?P<one>\\[pPx]\{[^}]*\}|\\[pP].|\\x[0-9A-Fa-f]{2}|\\[0-7]{1,3}|\\.|.)",
     re.DOTALL,
 )
-"""The parts of a pattern that RE2 has taken."""
+"""The parts of a pattern that RE2 accepts."""
 _HELP = (
     (r"operator: \(\?<?[=!]", r"it looks ahead or behind; leave that out, and put \b at the ends for whole words"),
     (r"escape sequence: \\[1-9k]|operator: \(\?P=", "it refers back to a group; write the group again"),
@@ -53,11 +52,11 @@ _HELP = (
     (r"repetition size", "its repetitions come to more than 1000 in all; use fewer"),
     (r"too large", f"it needs more than {MAX_MEM >> 20} MiB; use fewer repetitions, or [A-Za-z0-9_] for \\w"),
 )
-"""What RE2 says -> what that means, and what to do."""
+"""RE2's error -> its meaning, and what to do."""
 
 
 class Pattern:
-    """A regular expression of bounded length. Any number of threads may share it.
+    """A regular expression of bounded length, safe to share between threads.
 
     Raises:
         ConfigError: RE2 cannot express it, or it is not bounded.
@@ -66,7 +65,7 @@ class Pattern:
 
     def __init__(self, pattern: str) -> None:
         self._name = f"the pattern {_shown(pattern)}"
-        self._compile(pattern)  # as written, so that RE2's error quotes it
+        self._compile(pattern)  # unchanged, so that RE2's error quotes it
         read = self._read(pattern)
         require(read.least > 0, f"{self._name} also matches nothing at all")
         require(
@@ -82,12 +81,12 @@ class Pattern:
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`."""
         while start < len(text):
-            # Whatever begins within the stride ends before `end`, and what stands after it is seen.
+            # A match that begins within the stride ends before `end`, with the character after it.
             end = start + STRIDE + self._most + 1
             begin = max(0, start - 1)
             piece = text[begin:end]
             if not piece.isascii():
-                piece = piece.encode("utf-8", "replace").decode()  # half a character counts as one, too
+                piece = piece.encode("utf-8", "replace").decode()  # a lone surrogate counts as one character
             regex = self._at_start if start == 0 else self._inside
             match = regex.search(piece, 0 if self._leads else start - begin)
             if match is not None:
@@ -114,7 +113,7 @@ class Pattern:
         except re2.error as error:
             said = error.args[0] if error.args else ""
             reason = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-        if reason.endswith("operator: (?P") and "(?P=" in pattern:  # of what follows, RE2 says nothing
+        if reason.endswith("operator: (?P") and "(?P=" in pattern:  # RE2 cuts the operator off
             reason += "="
         for kind, what in _HELP:
             if re.search(kind, reason):
@@ -122,7 +121,7 @@ class Pattern:
         raise ConfigError(f"{self._name} is not a regular expression of RE2: {reason[:MAX_SHOWN]}")
 
     def _read(self, pattern: str) -> "_Read":
-        """What RE2 gets for a pattern that it has taken."""
+        """Rewrite a pattern that RE2 accepts."""
         tokens = [_Part(str(match.lastgroup), match.group()) for match in _TOKEN.finditer(pattern)]
         kinds = [part.kind for part in tokens]
         first = next((n for n, kind in enumerate(kinds) if kind != "flags"), 0)
@@ -137,7 +136,7 @@ class Pattern:
         return _Read(text, *width.whole(), leads, trails)
 
     def _check(self, part: "_Part", has_edges: bool, is_outermost: bool) -> None:
-        """Refuse what RE2 takes, and means otherwise than `re`."""
+        """Reject what RE2 accepts with another meaning than `re`."""
         require(
             part.kind != "edge" and not (part.kind == "either" and has_edges and is_outermost),
             f"{self._name} has \\b or \\B within; use \\b at the beginning and the end: \\b(?:one|two)\\b",
@@ -148,7 +147,7 @@ class Pattern:
         )
         require(part.text != "\\C", f"{self._name} has \\C, which is half a character; write (?s:.)")
         is_set = part.kind == "set"
-        assert is_set or part.text != "[", "RE2 has found where it ends"
+        assert is_set or part.text != "[", "RE2 accepts closed sets only"
         require(
             not (is_set and re.search(r"(?<!\\)(?:\\\\)*\\[WS]", part.text)),
             f"{self._name} has \\W or \\S in brackets; write \\W|[...], or a set that begins with ^: [^\\w...]",
@@ -156,14 +155,14 @@ class Pattern:
 
 
 class _Part(NamedTuple):
-    """A part of a pattern, and of which kind it is: the groups of _TOKEN."""
+    """A part of a pattern; its kind is a group of _TOKEN."""
 
     kind: str
     text: str
 
 
 class _Read(NamedTuple):
-    """A pattern as RE2 gets it, without \\b at its ends; the characters that it matches; where it had a \\b."""
+    """A rewritten pattern without \\b at its ends, the length of its matches, and where it had a \\b."""
 
     text: str
     least: float
@@ -177,29 +176,29 @@ def _shown(pattern: str) -> str:
 
 
 def _in_unicode(part: _Part) -> str:
-    """A part with the classes of `re` in place of RE2's."""
+    """Replace RE2's ASCII classes by Unicode classes."""
     if part.kind == "one":
         return _CLASSES.get(part.text[1:], part.text) if part.text.startswith("\\") else part.text
     if part.kind == "quoted":
-        return part.text.removesuffix("\\E") + "\\E"  # what follows is ours
+        return part.text.removesuffix("\\E") + "\\E"  # RE2 also accepts an open one
     if part.kind == "set":
         return re.sub(r"\\(.)", lambda found: _IN_SETS.get(found[1], found[0]), part.text, flags=re.DOTALL)
     return part.text
 
 
 Widths = tuple[float, float]
-"""The fewest and the most characters of a match."""
+"""Minimum and maximum characters of a match."""
 NONE: Widths = (0.0, 0.0)
 
 
 @dataclass
 class _Group:
-    """What was read of a group."""
+    """Widths of a group read so far."""
 
     others: list[Widths] = field(default_factory=list)
-    """Of the alternatives before this one."""
+    """Of earlier alternatives."""
     done: Widths = NONE
-    """Of this one, but for its last part, which may be repeated."""
+    """Of this alternative without its last part, which may be repeated."""
     last: Widths = NONE
 
     def add(self, part: Widths) -> None:
@@ -215,13 +214,13 @@ class _Group:
 
 
 class _Width:
-    """Adds up how much a pattern matches, part by part."""
+    """Computes the width of a pattern, part by part."""
 
     def __init__(self) -> None:
         self.groups = [_Group()]
 
     def add(self, part: _Part) -> None:
-        """Take the next part."""
+        """Add the next part."""
         group = self.groups[-1]
         if part.kind in ("one", "set"):
             group.add((1, 1))
@@ -236,13 +235,13 @@ class _Width:
         elif part.kind == "either":
             group.close_alternative()
         elif part.kind == "place":
-            group.add(NONE)  # a repetition behind it is its own
+            group.add(NONE)  # a repetition after it applies to it
         elif part.kind == "repeat":
             fewest, most = _times(part.text)
             group.last = (group.last[0] * fewest, group.last[1] * most if group.last[1] else 0.0)
 
     def whole(self) -> Widths:
-        """Of all of it."""
+        """Width of the whole pattern."""
         return self.groups[0].whole()
 
 
@@ -251,7 +250,7 @@ def _sum(a: Widths, b: Widths) -> Widths:
 
 
 def _times(repeat: str) -> Widths:
-    """How often something is repeated: `*`, `{2,3}?`."""
+    """Bounds of a repetition: `*`, `{2,3}?`."""
     if not repeat.startswith("{"):
         return {"*": (0.0, math.inf), "+": (1.0, math.inf), "?": (0.0, 1.0)}[repeat[0]]
     fewest, comma, most = repeat.rstrip("?").strip("{}").partition(",")

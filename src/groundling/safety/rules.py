@@ -1,7 +1,7 @@
-"""The rules of the safety stage: what is looked for in a text, and how they are written in TOML.
+"""Rules of the safety filter, and their TOML format.
 
-A finder tells the first place where its rule holds, and how much of a text's end may still be the beginning of such a
-place. From these two, texts that come in pieces are judged as if they had come whole (`stream.py`).
+A rule's finder returns its first match, and where at the end of the text a match may still begin. With these two,
+`stream.py` filters streamed text exactly as if it had come whole.
 """
 
 import re
@@ -23,38 +23,38 @@ Action = Literal["block", "redact"]
 Where = Literal["prompt", "reply"]
 Personal = Literal["email", "phone", "card"]
 LONGEST_UNIT = 40
-"""Characters of what is found repeated."""
+"""Maximum characters of a repeated unit."""
 KINDS = ("words", "pattern", "personal", "longest", "repetition")
 KEYS = ("name", "reason", "action", "where", "mark", *KINDS)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What to do where a finder finds something."""
+    """A finder, and the action on its matches."""
 
     name: str
     reason: str
     action: Action
     where: tuple[Where, ...]
     mark: str
-    """What is shown in place of what is redacted."""
+    """Replacement for redacted text."""
     finder: Callable[[], Finder]
-    """Makes one for a text: some count as they go."""
+    """Makes a finder for one text; some are stateful."""
 
 
 Test = Callable[[str], bool]
 
 
 class _Candidates:
-    """What looks like something, and is if a test says so.
+    """Finds candidates by a pattern, and checks each with a test.
 
     Args:
-        before: what must not stand before a candidate.
-        pattern: what one looks like, the longest first.
-        after: what must not stand after it.
-        begins: characters that a candidate begins with.
-        characters: characters that it is made of.
-        longest: characters of a candidate at most.
+        before: pattern that must not precede a candidate.
+        pattern: a candidate, longest first.
+        after: pattern that must not follow it.
+        begins: characters that a candidate may begin with.
+        characters: characters that it may contain.
+        longest: maximum characters of a candidate.
         is_one: the test.
     """
 
@@ -77,11 +77,11 @@ class _Candidates:
         return None
 
     def _is_whole(self, text: str, begin: int, end: int) -> bool:
-        """Whether a part of the longest candidate is one, too."""
+        """Whether a prefix of the longest candidate is a candidate too."""
         return self._after.match(text, end) is None and self._part.fullmatch(text, begin, end) is not None
 
     def undecided(self, text: str, start: int) -> int:
-        """See `Finder`. What more text could make something of is the run at the end, as far as a candidate reaches."""
+        """See `Finder`: the run of candidate characters at the end, up to the longest candidate."""
         least = max(start, len(text) - self._longest - 1)
         place = found = len(text)
         while place > least and text[place - 1] in self._characters:
@@ -96,7 +96,7 @@ def _digits(text: str) -> str:
 
 
 def _is_phone(text: str) -> bool:
-    """Whether it is as long as a telephone number (ITU-T E.164) and begins like one, not like 0.25 or 0001."""
+    """Whether it has the length of a telephone number (ITU-T E.164) and begins like one, unlike 0.25 or 0001."""
     n = len(_digits(text))
     if text.startswith("+"):
         return 8 <= n <= 15
@@ -104,7 +104,7 @@ def _is_phone(text: str) -> bool:
 
 
 def _is_card(text: str) -> bool:
-    """Whether the digits of a number check (ISO/IEC 7812-1, annex B: Luhn's formula)."""
+    """Whether the digits pass Luhn's check (ISO/IEC 7812-1, annex B)."""
     found = [int(digit) for digit in reversed(_digits(text))]
     total = sum(found[0::2]) + sum(sum(divmod(2 * digit, 10)) for digit in found[1::2])
     return 13 <= len(found) <= 19 and len(set(found)) > 1 and total % 10 == 0
@@ -129,13 +129,13 @@ PERSONAL: dict[Personal, Callable[[], Finder]] = {
 
 
 class Longest:
-    """All that comes after so many characters."""
+    """Matches everything after n characters."""
 
     def __init__(self, n: int) -> None:
         self._left = n
 
     def first(self, text: str, start: int) -> Span | None:
-        """See `Finder`; it counts what it is handed for the first time."""
+        """See `Finder`."""
         return Span(max(start, self._left), None) if len(text) > self._left else None
 
     def undecided(self, text: str, start: int) -> int:
@@ -144,17 +144,17 @@ class Longest:
         return len(text)
 
     def forget(self, n: int) -> None:
-        """The first characters of the text are not handed over any more."""
+        """See `Finder`."""
         self._left -= n
 
 
 class Repetition:
-    """All from where the same few characters have come again more than `times` times: what a lost model does."""
+    """Matches everything after a unit of a few characters has repeated more than `times` times: degenerate output."""
 
     def __init__(self, times: int) -> None:
         self._times = times
         self._n_seen, self._found = 0, -1
-        self._is_found = False  # places fall below 0 when what they are in is forgotten
+        self._is_found = False  # the position falls below 0 when its text is dropped
         self._last = np.zeros(LONGEST_UNIT, dtype=np.uint32)  # newest first
         self._runs = np.zeros(LONGEST_UNIT, dtype=np.int64)
         self._limits = np.arange(1, LONGEST_UNIT + 1) * times
@@ -179,16 +179,16 @@ class Repetition:
         return len(text)
 
     def forget(self, n: int) -> None:
-        """The first characters of the text are not handed over any more."""
+        """See `Finder`."""
         self._n_seen -= n
         self._found -= n
 
 
 def read_rules(path: Path) -> list[Rule]:
-    """The rules of a TOML file.
+    """Read rules from a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, or a rule is none; the line names file and rule.
+        ConfigError: it cannot be read, or a rule is invalid; the message names file and rule.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))

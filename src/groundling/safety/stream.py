@@ -1,8 +1,8 @@
-"""The safety stage: a visible step before the model and after it.
+"""Safety filter for prompts and streamed replies.
 
-It says what it did and why, and shows nothing that it blocks or hides, not even in part: of a text that comes in pieces
-it holds back what may be the beginning of something, and no more. What it says of a text is the same in whatever
-pieces that came. It is rules that people can read, and no guarantee.
+Every action is reported with its rule and reason. Blocked or redacted text is never shown, not even in part: the filter
+holds back the end of a stream while it could be the beginning of a match. Results do not depend on how the text was cut
+into pieces. The rules are readable, and no guarantee.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from groundling.safety.finders import CONTEXT, Finder
 from groundling.safety.rules import Action, Rule, Where, read_rules
 
 PIECE = 256
-"""Characters of a text that are looked at together: each thing found costs another look at its piece."""
+"""Characters to search at a time: each match costs another search of its piece."""
 DEFAULT = Path(str(resources.files("groundling.safety") / "default.toml"))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule did."""
+    """A match, and the action taken."""
 
     rule: str
     reason: str
@@ -30,7 +30,7 @@ class Finding:
 
 
 class Segment(NamedTuple):
-    """What is shown for the next `n_raw` characters of a text."""
+    """Text to show for the next `n_raw` characters."""
 
     text: str
     n_raw: int
@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 class Find(NamedTuple):
-    """What a rule finds first in what is left of a text."""
+    """First match of a rule in the rest of a text."""
 
     start: int
     end: int
@@ -47,44 +47,44 @@ class Find(NamedTuple):
 
     @property
     def blocks(self) -> bool:
-        """Whether nothing is shown from there on."""
+        """Whether nothing is shown from its start on."""
         return self.rule.action == "block"
 
 
 class Safety:
-    """Some rules. Any number of threads may share them."""
+    """A set of rules, safe to share between threads."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
 
     @classmethod
     def from_file(cls, path: Path = DEFAULT) -> "Safety":
-        """The rules of a TOML file.
+        """Read rules from a TOML file.
 
         Raises:
-            ConfigError: they cannot be read.
+            ConfigError: the file cannot be read, or a rule is invalid.
         """
         return cls(read_rules(path))
 
     def with_rule(self, rule: Rule) -> "Safety":
-        """These rules, and one more."""
+        """A copy with one more rule."""
         return Safety([*self._rules, rule])
 
     def check_prompt(self, text: str) -> tuple[str, list[Finding]]:
-        """The prompt as the model may see it, and what was found. If something blocks, the model is not asked."""
+        """The filtered prompt, and the findings. If one blocks, do not run the model."""
         judge = ReplyFilter(self._rules, "prompt")
         shown = [*judge.push(text), *judge.finish()]
         return "".join(segment.text for segment in shown), judge.findings
 
     def reply(self) -> "ReplyFilter":
-        """What looks at one reply."""
+        """A filter for one reply."""
         return ReplyFilter(self._rules, "reply")
 
 
 class ReplyFilter:
-    """Lets a text through, piece by piece.
+    """Filters one streamed text.
 
-    `findings` are what was found so far; once `blocked`, nothing more is shown.
+    `findings` so far; once `blocked`, nothing more is shown.
     """
 
     def __init__(self, rules: Sequence[Rule], where: Where) -> None:
@@ -92,12 +92,12 @@ class ReplyFilter:
         self.blocked = False
         self._where = where
         self._finders: list[tuple[Rule, Finder]] = [(rule, rule.finder()) for rule in rules if where in rule.where]
-        self._searched = [0] * len(self._finders)  # before this place, nothing begins that a finder could find
-        self._text, self._place = "", 0  # some context, and what is held back from this place on
-        self._carried: Find | None = None  # began in what was hidden, and goes on from this place
+        self._searched = [0] * len(self._finders)  # no match of a finder begins before
+        self._text, self._place = "", 0  # left context, then from `_place` on the text held back
+        self._carried: Find | None = None  # the rest of a match that begins in redacted text
 
     def push(self, text: str) -> list[Segment]:
-        """Take the next piece; return what may be shown now."""
+        """Add a piece; return the segments that can be shown now."""
         segments: list[Segment] = []
         for at in range(0, len(text), PIECE):
             if self.blocked:
@@ -107,7 +107,7 @@ class ReplyFilter:
         return segments
 
     def finish(self) -> list[Segment]:
-        """The text has ended; return what was held back and may be shown."""
+        """End the text; return the segments that were held back."""
         if self.blocked:
             return []
         for _, finder in self._finders:
@@ -116,14 +116,14 @@ class ReplyFilter:
         return self._settle(ended=True)
 
     def _settle(self, *, ended: bool) -> list[Segment]:
-        """Decide on all that more text could not change."""
+        """Process everything that more text cannot change."""
         segments: list[Segment] = []
         while not self.blocked:
             decided, finds = self._look()
             undecided = len(self._text) + 1 if ended else decided
-            # Of those that begin first, the longest; of these, that of the first rule.
+            # The first match; of several, the longest; of these, the first rule's.
             first = self._carried or min(finds, key=lambda find: (find.start, -find.end), default=None)
-            # What is hidden waits for all that may begin in it, and go on after it.
+            # Before redacting, wait for matches that could begin inside and end after it.
             if first is None or (first.start >= undecided if first.blocks else first.end > undecided):
                 until = len(self._text) if first is None else first.start
                 self._release(min(undecided, until, len(self._text)), segments)
@@ -158,9 +158,9 @@ class ReplyFilter:
         return Find(span.start, len(self._text) if span.end is None else span.end, rule, finder)
 
     def _hide(self, first: Find, finds: Sequence[Find]) -> None:
-        """Go on after what is hidden, which is no part of what follows: that is looked at as if it began there.
+        """Redact a match, and continue after it as if the text began there.
 
-        But what begins in it and goes on after it is not shown because its beginning is hidden.
+        Matches that begin inside it and end after it are carried over, so that their rest is not shown.
         """
         start, end = first.start, first.end
         beyond = [find for each in finds for find in self._within(each, end) if find.end > end]
@@ -175,7 +175,7 @@ class ReplyFilter:
                 finder.hidden(end)
 
     def _within(self, find: Find | None, end: int) -> Iterator[Find]:
-        """All of one rule that begin before `end`."""
+        """All matches of a rule that begin before `end`."""
         while find is not None and find.start < end:
             yield find
             find = self._find(find.rule, find.finder, find.start + 1)

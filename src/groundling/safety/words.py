@@ -1,4 +1,4 @@
-"""The `words` rule: whole words and phrases, however they are spelled."""
+"""`words` rules: whole words and phrases, ignoring case, accents and invisible characters."""
 
 import copy
 import re
@@ -11,13 +11,13 @@ from groundling.errors import require
 from groundling.safety.finders import LONGEST_MATCH, Span
 
 TRIMMED = 256
-"""Folded characters that are dropped together."""
+"""Folded characters to drop at a time."""
 
 
 class Words:
-    """Whole words, or phrases; case, accents, width, and marks that cannot be seen make no difference.
+    """Finds whole words and phrases, ignoring case, accents, width and invisible characters.
 
-    One belongs to one text, and folds each of its characters once (`for_another_text`).
+    Holds the state of one text, of which it folds each character once; see `for_another_text`.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -35,19 +35,19 @@ class Words:
         self._begin()
 
     def for_another_text(self) -> "Words":
-        """The same words, and nothing seen yet."""
+        """The same words with fresh state."""
         other = copy.copy(self)
         other._begin()
         return other
 
     def _begin(self) -> None:
-        self._gone, self._n_seen = 0, 0  # characters of the whole text: forgotten, and folded
+        self._gone, self._n_seen = 0, 0  # characters of the whole text that were dropped, and folded
         self._folded = ""
-        self._places: list[int] = []  # in the whole text, of each folded character
+        self._places: list[int] = []  # position in the whole text of each folded character
         self._after_space = False
 
     def first(self, text: str, start: int) -> Span | None:
-        """See `Finder`; of words that begin at one place, the longest."""
+        """See `Finder`. Of words that begin at one position, the longest."""
         self._take(text)
         for match in self._start.finditer(self._folded, bisect_left(self._places, self._gone + start)):
             begin = match.start()
@@ -58,9 +58,9 @@ class Words:
         return None
 
     def _end(self, end: int, text: str) -> int:
-        """Where a word ends in the text: with the marks after it, and never within a character."""
+        """End of a word in the text, including combining marks after it, and never within a character."""
         after = self._places[end] - self._gone if end < len(self._places) else len(text)
-        return max(after, self._places[end - 1] - self._gone + 1)  # one may be folded to several
+        return max(after, self._places[end - 1] - self._gone + 1)  # a character may fold to several
 
     def undecided(self, text: str, start: int) -> int:
         """See `Finder`."""
@@ -73,14 +73,14 @@ class Words:
         return len(text)
 
     def forget(self, n: int) -> None:
-        """The first characters of the text are not handed over any more."""
+        """See `Finder`."""
         self._gone += n
-        n_folded = bisect_left(self._places, self._gone) - 1  # the last of them is what stands before the others
+        n_folded = bisect_left(self._places, self._gone) - 1  # keep one as left context
         if n_folded >= TRIMMED:
             self._folded, self._places = self._folded[n_folded:], self._places[n_folded:]
 
     def hidden(self, end: int) -> None:
-        """What stands before `end` was replaced by spaces."""
+        """See `Finder`."""
         at = bisect_left(self._places, self._gone + end)
         if at == len(self._places):
             self._after_space = True
@@ -88,13 +88,13 @@ class Words:
         self._places = [self._gone + end - 1, *self._places[at:]]
 
     def _is_word(self, at: int) -> bool:
-        """Whether a folded character, if there is one at this place, can be a part of a word."""
+        """Whether there is a folded character at this index, and it can be part of a word."""
         if not 0 <= at < len(self._folded):
             return False
         return self._folded[at].isalnum() or self._folded[at] == "_"
 
     def _take(self, text: str) -> None:
-        """Fold what is new."""
+        """Fold new characters."""
         n_known = self._n_seen - self._gone
         if n_known > len(text):  # another text
             self._begin()
@@ -108,17 +108,20 @@ class Words:
 
 
 def folded(text: str) -> str:
-    """A text without what spelling may differ in: case, accents, width, marks that cannot be seen, space."""
+    """Fold case, accents, width, invisible characters and runs of spaces."""
     return _folded(text)[0]
 
 
 def _folded(text: str, first: int = 0, after_space: bool = False) -> tuple[str, list[int], bool]:
-    """A text without what spelling may differ in; the place that each character comes from; whether a space is last.
+    """Fold a piece of text.
 
     Args:
         text: the text, or its next piece.
-        first: the place of its first character.
-        after_space: whether the piece before it ended with a space.
+        first: position of its first character.
+        after_space: whether the previous piece ended with a space.
+
+    Returns:
+        The folded text, the position of each of its characters, and whether it ends with a space.
     """
     pieces: list[str] = []
     places: list[int] = []

@@ -2,17 +2,18 @@
 
 In reading order:
 
-    sampler.py      SamplingConfig, and the choice of the next token
+    sampler.py      SamplingConfig, and choosing the next token
     filters.py      top-k, top-p and other filters of logits
-    request.py      one sample: tokens, random numbers, slot
-    runner.py       the model runner's protocol, and PyTorch's
+    request.py      one request: tokens, random numbers, slot
+    runner.py       the ModelRunner protocol, and the runner in PyTorch
     auto_runner.py  PyTorch first, compiled code when it is ready and faster
     native/         the decoding step in C++
     quantize.py     weights in bfloat16 and int8
-    slots.py        admission of samples to slots, and memory for them
+    slots.py        admission of requests to slots, and their memory
     speculative.py  speculative decoding
-    engine.py       the decoding engine: one step for all running samples
+    engine.py       the decoding engine: one step for all running requests
+    scheduler.py    run_all: requests through an engine, first come, first served
     generate.py     generate and stream
-    detokenize.py   ids to text, up to a stop string; which characters each became
+    detokenize.py   ids to text, up to a stop string; the characters of each id
     cli.py          `groundling sample`
 """

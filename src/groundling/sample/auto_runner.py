@@ -1,4 +1,4 @@
-"""Which reader reads: PyTorch at once, and compiled code as soon as there is any."""
+"""Choose the backend: PyTorch at once, compiled code when it is ready and faster."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from groundling.errors import ConfigError, require
 from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
-from groundling.sample.filters import race_of_few
+from groundling.sample.filters import exponential_race_of_few
 from groundling.sample.native.build import Compilation, Library
 from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, kept_or_measured, measure, shape_key
 from groundling.sample.native.runner import NativeRunner, can_read
@@ -26,19 +26,17 @@ log = logging.getLogger(__name__)
 
 Native = Literal["auto", "on", "off"]
 WORTH_COMPILING_S = 1.0
-"""Of reading by PyTorch: who has read so long may read on for the four or five that a compiler needs."""
-
-
+"""Start compiling after this many seconds of decoding in PyTorch."""
 READ_AT_ONCE = 2048
-"""Positions: enough to compute as fast as with more."""
+"""Positions to read at once; more would take more memory for activations and be no faster."""
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Say in one line that the system gives no more memory.
+def explain_out_of_memory() -> Iterator[None]:
+    """Turn an out-of-memory error into one line.
 
     Raises:
-        ConfigError: that is so.
+        ConfigError: the system refused the memory.
     """
     try:
         yield
@@ -52,11 +50,14 @@ def memory_told() -> Iterator[None]:
         ) from error
 
 
-def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
-    """Whether compiled code can read a model here, and does so faster than PyTorch.
+def vocab_size(model: nn.Module) -> int | None:
+    """Vocabulary of a GPT, plain, compiled or wrapped; None for other modules."""
+    plain = unwrap(model)
+    return plain.config.vocab_size if isinstance(plain, GPT) else None
 
-    Waits for the compiler, where it has never run before.
-    """
+
+def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
+    """Whether compiled code can run this model here, and is faster than PyTorch. Waits for the compiler."""
     plain = unwrap(model)
     if not (isinstance(plain, GPT) and can_read(plain)):
         return False
@@ -66,7 +67,7 @@ def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
 
 
 def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation, library: Library) -> Comparison:
-    """Compiled code beside PyTorch for a model of this shape: as it was measured once, or as it is measured now.
+    """Speed of compiled code and of PyTorch for models of this shape; measured once, then read from a file.
 
     Raises:
         ConfigError: there is not enough memory to measure.
@@ -75,34 +76,33 @@ def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation
     def measured_now() -> Comparison:
         dtype = model.wte.weight.dtype if weights == "float32" else torch.bfloat16
         cache = KVCache(model.config, min(n_slots, STREAMS), dtype)
-        for slot in range(cache.n_slots):  # of a long window, memory for more could take gigabytes
+        for slot in range(cache.n_slots):  # memory for whole windows could take gigabytes
             cache.limit(slot, PROMPT)
         with Progress("timing compiled code and PyTorch with this model, once"):
             native = NativeRunner(model, cache, weights, library, n_threads=1)
             return measure(native, TorchRunner(model, cache), model.config, n_slots)
 
-    with memory_told():
+    with explain_out_of_memory():
         return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
 
 class AutoRunner:
-    """A reader for any model: a `ModelRunner`.
+    """A `ModelRunner` for any model.
 
-    A GPT on the CPU is read by compiled code, if there is some and it is the faster reader here (`compare`). If there
-    is none, PyTorch reads, and when it has read for a second, a compiler is started in the background, whose code
-    takes over as soon as it is ready: both fill the same cache, and agree to rounding. So nothing ever waits for a
-    compiler, and short jobs do without. (With bfloat16 weights they round differently: compiled code then serves the
-    next backend.)
+    Runs a GPT on the CPU by compiled code, if the library is there and faster here (`compare`). Without the library,
+    PyTorch runs it; after a second of decoding, the compiler is started in the background, and its code takes over when
+    it is ready. Both fill the same cache and agree to rounding. So nothing waits for the compiler, and short jobs never
+    start it. With bfloat16 weights the two round differently: then compiled code is used by the next AutoRunner only.
 
     Args:
         model: a GPT, plain, compiled or wrapped; or any module from `idx_BT` to `logits_BTV` with a `block_size`.
-        n_slots: how many sequences it can hold.
-        weights: the precision of a GPT's matrices; float32: as they are. Else keys and values are kept in bfloat16, and
-            on another device than the CPU all of the model is bfloat16.
-        native: "auto"; "on" waits for the compiled code, and "off" does without.
+        n_slots: sequences it can hold.
+        weights: precision of a GPT's matrices; float32: unchanged. Otherwise keys and values are bfloat16, and on
+            other devices than the CPU so is the whole model.
+        native: "on" waits for the compiler; "off" never uses compiled code.
 
     Raises:
-        ConfigError: what was asked for cannot be.
+        ConfigError: a setting does not fit the model or the machine.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class AutoRunner:
         self._compiled: Callable[[Library], ModelRunner] | None = None
         self._compare: Callable[[Library], Comparison]
         self.cache: KVCache | None = None
-        """Keys and values of each slot; None where nothing is kept of what was read."""
+        """Keys and values of each slot; None for other modules than a GPT."""
         if isinstance(model, GPT):
-            with memory_told():  # the matrices are packed
+            with explain_out_of_memory():  # the matrices are packed
                 self._runner = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
             self._runner = WindowRunner(model, n_slots)
@@ -134,7 +134,7 @@ class AutoRunner:
 
     @property
     def is_native(self) -> bool:
-        """Whether compiled code reads by now."""
+        """Whether compiled code runs the model by now."""
         return isinstance(self._runner, NativeRunner)
 
     def read(self, spans: Sequence[TokenSpan]) -> Tensor:
@@ -144,7 +144,7 @@ class AutoRunner:
             ConfigError: there is not enough memory.
         """
         start = time.perf_counter()
-        with memory_told():
+        with explain_out_of_memory():
             logits_RV = self._read_in_parts(spans)
         if self._compilation is None:
             return logits_RV
@@ -153,15 +153,15 @@ class AutoRunner:
             self._go_on_compiled(self._compilation)
         return logits_RV
 
-    def race(self, logits_RV: Tensor, t: float, noises: Sequence[Tensor]) -> list[int]:
-        """Draw an id of each row from all of few, at a temperature: see `filters.race_of_few`.
+    def exponential_race(self, logits_RV: Tensor, t: float, noises: Sequence[Tensor]) -> list[int]:
+        """Sample an id of each row; see `filters.exponential_race_of_few`.
 
         Raises:
-            CheckpointError: the scores are not finite.
+            CheckpointError: the logits are not finite.
         """
         if isinstance(self._runner, NativeRunner):
-            return self._runner.race(logits_RV, t, noises)
-        ids: list[int] = race_of_few(logits_RV, t, torch.stack(list(noises))).tolist()
+            return self._runner.exponential_race(logits_RV, t, noises)
+        ids: list[int] = exponential_race_of_few(logits_RV, t, torch.stack(list(noises))).tolist()
         return ids
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
@@ -169,10 +169,10 @@ class AutoRunner:
         self._runner.copy(source, target, n_positions)
 
     def _read_in_parts(self, spans: Sequence[TokenSpan]) -> Tensor:
-        """Read some thousand positions at a time: each takes memory for all that the model computes of it."""
+        """Read at most `READ_AT_ONCE` positions at a time, to bound the memory for activations."""
         if self.cache is None or sum(len(span.ids) for span in spans) <= READ_AT_ONCE:
             return self._runner.read(spans)
-        for slot, place, ids, _ in spans:  # at once, so that a long prompt is not moved again and again
+        for slot, place, ids, _ in spans:  # all at once, so that growing caches are not copied repeatedly
             self.cache.reserve(slot, place + len(ids))
         parts = in_parts(spans, READ_AT_ONCE)
         return torch.cat([scores for part, wanted in parts for scores in [self._runner.read(part)] if wanted])
@@ -190,7 +190,7 @@ class AutoRunner:
                 return NativeRunner(model, cache, weights, library, threads)
             require(native != "on", f"{compilation.reason}; leave native at auto, and PyTorch decodes")
             if library is None:
-                # In bfloat16 compiled code may round more: a text that was begun without it ends without it.
+                # With bfloat16 weights compiled code may round more, so do not switch in the middle of a text.
                 self._takes_over = weights != "bfloat16"
                 self._compilation = compilation
                 self._compiled = lambda library: NativeRunner(model, cache, weights, library, threads)
@@ -203,14 +203,14 @@ class AutoRunner:
         return TorchRunner(rounded if own.device.type == "cpu" else rounded.to(torch.bfloat16), cache)
 
     def _prefers(self, library: Library) -> bool:
-        """Whether compiled code is the faster reader; says so if it is not."""
+        """Whether compiled code is faster; logs if it is not."""
         comparison = self._compare(library)
         if not comparison.prefers_native:
             log.info(f"decoding with PyTorch, {1 / comparison.speedup:.1f} times as fast here as compiled code")
         return comparison.prefers_native
 
     def _go_on_compiled(self, compilation: Compilation) -> None:
-        """Start compiling, or take the compiled code if it is ready."""
+        """Start the compiler, or switch to compiled code if it is ready."""
         compilation.start()
         library = compilation.library()
         if library is None and not compilation.reason:

@@ -1,4 +1,4 @@
-"""`groundling sample`: let a trained model speak, on the terminal and as it thinks."""
+"""`groundling sample`: generate text from a trained model and stream it to the terminal."""
 
 import logging
 import sys
@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from groundling.bundle import contexts, load_bundle
+from groundling.bundle import load_bundle
+from groundling.bundle.context import contexts
 from groundling.bundle.layout import require_language_model
-from groundling.config import any_text, parse
+from groundling.config import parse
 from groundling.errors import DataError, GroundlingError, require
+from groundling.flags import any_text
 from groundling.sample.engine import DecodeConfig, EngineStats
 from groundling.sample.generate import TextDelta, stream_batch, text_engine
 from groundling.sample.sampler import SamplingConfig
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 SEPARATOR = "-" * 15
 MAX_AT_ONCE = 64
-"""Samples that are decoded together; each takes its share of memory."""
+"""Completions decoded at once; each takes memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +73,9 @@ def main(argv: list[str]) -> int:
     start = time.perf_counter()
     n_slots = min(config.num_samples, MAX_AT_ONCE)
     engine = text_engine(bundle, config.decode, n_slots, draft)
-    pieces = stream_batch(engine, bundle.tokenizer, prompt, config.sampling, config.num_samples)
+    deltas = stream_batch(engine, bundle.tokenizer, prompt, config.sampling, config.num_samples)
     try:
-        _speak(pieces, prompt, config.num_samples)
+        _print(deltas, prompt, config.num_samples)
     except GroundlingError:
         print(flush=True)  # the error gets a line of its own
         raise
@@ -90,7 +92,7 @@ def _summary(counts: EngineStats, seconds: float) -> str:
 
 
 def _read_prompt(prompt: str | None) -> str:
-    """The prompt as given, or from stdin: with "-" whatever that is, without a prompt only where it is no terminal.
+    """The prompt as given, or from stdin: with "-" always, without a prompt unless stdin is a terminal.
 
     Raises:
         DataError: it is not UTF-8.
@@ -101,16 +103,16 @@ def _read_prompt(prompt: str | None) -> str:
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         return ""
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig")  # PowerShell's pipes begin with a byte-order mark
+        return sys.stdin.buffer.read().decode("utf-8-sig")  # PowerShell writes a byte-order mark
     except UnicodeDecodeError as error:
         raise DataError(f"the prompt on stdin is not UTF-8: byte {error.start}; convert it first") from error
 
 
-def _speak(pieces: Iterator[TextDelta], prompt: str, num_samples: int) -> None:
-    """Print each text after its prompt, in order: one as it comes, and what others say meanwhile when it has ended."""
+def _print(deltas: Iterator[TextDelta], prompt: str, num_samples: int) -> None:
+    """Print each text after its prompt, in order: stream the current one, and hold the others until it ends."""
     now, held, ended = 0, defaultdict[int, list[str]](list), set[int]()
     put(prompt)
-    for number, text, is_last in pieces:
+    for number, text, is_last in deltas:
         held[number].append(text)
         if is_last:
             ended.add(number)

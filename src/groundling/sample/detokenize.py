@@ -1,13 +1,13 @@
-"""From ids to text: up to a stop string, also one that spans several tokens; and which characters each id became."""
+"""Detokenization of a stream: text up to a stop string, and the characters of each id."""
 
 from groundling.text.tokenizer import StreamDecoder
 
 
 class TextStream:
-    """Decodes one sample, and holds back what may turn out to be the beginning of a stop string.
+    """Decodes one completion, and holds back characters that may be the beginning of a stop string.
 
-    The text ends before the stop string that is complete first, and before the longest where several are. So it
-    depends on the characters alone, and not on how they are cut into tokens.
+    The text ends before the stop string that is complete first; if several are, before the longest. So it depends on
+    the characters only, not on how they are split into tokens.
     """
 
     def __init__(self, decoder: StreamDecoder, stop: tuple[str, ...]) -> None:
@@ -15,11 +15,11 @@ class TextStream:
         self._decoder, self._stop, self._held = decoder, stop, ""
 
     def push(self, token: int) -> str:
-        """Take one id; return the text that is certain by now. After the stop string it is always empty."""
+        """Add an id; return the text that is certain now. Empty after a stop string."""
         return "" if self.stopped else self._release(self._decoder.push(token))
 
     def finish(self) -> str:
-        """Return what was held back: no stop string came of it."""
+        """Return the characters held back: they did not become a stop string."""
         if self.stopped:
             return ""
         text = self._release(self._decoder.finish())
@@ -40,14 +40,14 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class OffsetDecoder:
-    """A stream decoder that notes which characters each id became.
+    """A stream decoder that records which characters each id became.
 
-    An id that completes no character belongs to the one that it begins.
+    An id that completes no character is assigned the character that it begins.
     """
 
     def __init__(self, decoder: StreamDecoder) -> None:
@@ -58,11 +58,11 @@ class OffsetDecoder:
 
     @property
     def end(self) -> int:
-        """The place of the last id."""
+        """Index of the last id."""
         return len(self._spans) - 1
 
     def span(self, place: int) -> tuple[int, int | None]:
-        """The characters of an id; its end is None while that is not known."""
+        """First and last (exclusive) character of an id; the last is None while it is not known."""
         return self._spans[place]
 
     def push(self, token: int) -> str:

@@ -1,44 +1,40 @@
-"""The one way to decode: prompts are read once, then each step gives every running sample a token or more.
+"""The decoding engine: each step gives every running request its next token, or several.
 
-Samples start and stop independently (continuous batching) and share nothing but the work: each has its own random
-numbers and its own slot in the cache. What several prompts begin with is read once. A drafter may guess tokens ahead;
-those that turn out to be what would have been chosen anyway are taken together (`sample/speculative.py`).
+Requests start and finish independently (continuous batching). Each has its own random numbers and its own slot in the
+KV cache, so its tokens do not depend on the others. Prompts with a common prefix read it once. Speculative decoding
+(`speculative.py`) proposes tokens ahead and accepts those that would have been chosen anyway. The engine has slots and
+no queue: `scheduler.py` and the server's worker decide which request is next.
 
-Going on past `block_size`: a model sees a window of at most `block_size` tokens. While all fit, it sees all; when the
-window is full, its older half is dropped and generation goes on (`window_start`). With a cache this costs one reading
-of the kept half, and then again one position a token; cropping one token each time would cost a whole window a token,
-because every position in it would change.
+Texts longer than `block_size`: the model sees a window of at most `block_size` tokens. When the window is full, its
+older half is dropped (`window_start`), and the kept half is read again at its new positions. This costs about two
+positions per token; dropping one token at a time would cost a whole window per token, because every position moves.
 
-Shapes: R rows, each a position whose next token is to be chosen, V vocabulary.
+Shapes: R rows, each a position whose next token is chosen, V vocabulary.
 """
 
 import dataclasses
-import math
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from groundling.errors import ConfigError, require
-from groundling.model.gpt import GPT
+from groundling.errors import require
 from groundling.sample import filters
-from groundling.sample.auto_runner import AutoRunner, Native, native_is_faster
+from groundling.sample.auto_runner import AutoRunner, Native, native_is_faster, vocab_size
 from groundling.sample.native.comparison import STREAMS
 from groundling.sample.quantize import Weights
-from groundling.sample.request import Request, Slot, choose_alike
+from groundling.sample.request import Request, Slot, choose_next, require_ids
 from groundling.sample.runner import TokenSpan
-from groundling.sample.sampler import SamplingConfig, Token, with_logprobs
-from groundling.sample.slots import CacheMemory, NoMemoryError, SlotPool
-from groundling.sample.speculative import Drafter, ModelDrafter, PromptLookup
-from groundling.system.runtime import unwrap
+from groundling.sample.sampler import SamplingConfig, Token
+from groundling.sample.slots import CacheMemory, SlotPool
+from groundling.sample.speculative import Drafter, ModelDrafter, PromptLookup, n_accepted
 
 MAX_SLOTS = 1 << 16
-"""Each has a record, even if it is never used."""
-READ_IN_A_STEP = 1024
-"""Tokens of a long prompt: the others wait for them."""
+"""Each slot has a record, even if it is never used."""
+PREFILL_CHUNK = 1024
+"""Tokens of a long prompt to read per step, so that the other requests do not wait for all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +57,10 @@ class DecodeConfig:
 
 
 def deterministic_decode(model: nn.Module, config: DecodeConfig, n_slots: int = STREAMS) -> DecodeConfig:
-    """How a model is read from its first token to its last, here: by compiled code, if there is any and it is faster.
+    """Fix the backend for the whole run so that results depend on the seed only.
 
-    "auto" changes its reader as soon as a compiler has finished, and what is read before and after rounds differently.
-    What is drawn with this follows from the seed alone, also where nothing was ever compiled before.
+    "auto" switches to compiled code when the compiler has finished, and the two backends round differently. This waits
+    for the compiler and returns "on" or "off", whichever is faster here.
     """
     if config.native != "auto":
         return config
@@ -74,44 +70,43 @@ def deterministic_decode(model: nn.Module, config: DecodeConfig, n_slots: int = 
 
 @dataclass
 class EngineStats:
-    """What an engine has done so far."""
+    """Totals since the engine was created."""
 
     steps: int = 0
     read: int = 0
-    """Positions read, of prompts, guesses and chosen tokens."""
+    """Positions read: of prompts, guesses and generated tokens."""
     reused: int = 0
-    """Positions of prompts that were not read, since another had begun alike."""
+    """Prompt positions not read, because a slot held the same prefix."""
     generated: int = 0
     guessed: int = 0
+    """Tokens proposed by the drafter."""
     right: int = 0
-    """Guesses that were what was chosen."""
+    """Proposed tokens that were accepted."""
 
 
 class StepOutput(NamedTuple):
-    """What a step gave to a sample."""
+    """Output of one step for one request."""
 
     request: Request
     tokens: list[Token]
 
 
 class Engine:
-    """Decodes samples of one model, as many at a time as there are slots; the others wait for their turn.
-
-    It belongs to one thread: others hand their samples over between steps.
+    """Decodes requests of one model, at most `n_slots` at a time. Not thread-safe.
 
     Args:
         model: a GPT, plain, compiled or wrapped; or any module that maps `idx_BT` to `logits_BTV` and has a
-            `block_size` (a rung of the ladder), which is given its whole window each time. It computes in evaluation
-            mode and is left as it was after each step. What is done to it while the engine lives may go unseen.
-        config: how to read it.
-        n_slots: how many samples are decoded at once.
-        n_ids: only ids below this can come out (a model's vocabulary may be padded); None: all can.
-        draft: a smaller model of the same vocabulary, to guess by; None: guess from the text.
-        end_ids: at which a sample ends, unless its config says `ignore_eos`.
-        memory: for keys and values, shared with other engines of the same thread; None: this one's own.
+            `block_size` (a rung of the ladder), which reads its whole window in each step. It runs in evaluation mode;
+            its own mode is restored after each step. Later changes to its weights may have no effect.
+        config: how to run it.
+        n_slots: requests decoded at once.
+        n_ids: only ids below this are generated (a model's vocabulary may be padded); None: all.
+        draft: a smaller model with the same vocabulary, for speculation; None: prompt lookup.
+        end_ids: ids that end a request, unless its config says `ignore_eos`.
+        memory: for keys and values, shared with other engines of the same thread; None: not shared.
 
     Raises:
-        ConfigError: what was asked for cannot be.
+        ConfigError: a setting does not fit the model or the machine.
     """
 
     def __init__(
@@ -126,7 +121,7 @@ class Engine:
     ) -> None:
         self.config, self.counts, self.end_ids = config or DecodeConfig(), EngineStats(), tuple(end_ids)
         require(1 <= n_slots <= MAX_SLOTS, f"n_slots is {n_slots}; it must be from 1 to {MAX_SLOTS}")
-        self._vocab_size = _vocab_size(model)
+        self._vocab_size = vocab_size(model)
         known = self._vocab_size if self._vocab_size is not None else n_ids
         self._n_ids = known if n_ids is None else n_ids
         if n_ids is not None and known is not None:
@@ -135,168 +130,146 @@ class Engine:
         self._pool = SlotPool(self._runner, n_slots, memory or CacheMemory())
         self.n_slots = n_slots
         self._running: list[Request] = []
-        self._waiting: deque[Request] = deque()
-        self._drafter = self._make_drafter(draft, n_slots)
+        self._drafter = self._make_drafter(draft)
 
     @property
     def n_ids(self) -> int | None:
-        """Only ids below this can come out; None: not known."""
+        """Only ids below this are generated; None: not known."""
         return self._n_ids
 
     @property
     def is_native(self) -> bool:
-        """Whether compiled code reads by now."""
+        """Whether compiled code runs the model by now."""
         return self._runner.is_native
 
     @property
     def longest(self) -> int:
-        """Tokens of a text, its prompt included, that there is memory for now if no other is decoded."""
+        """Tokens of a text, prompt included, for which there is memory now if it runs alone."""
         return self._pool.longest
 
     def has_memory_for(self, n_bytes: int) -> bool:
-        """Whether there is so much besides what keys and values can come to need."""
+        """Whether `n_bytes` are free beyond the keys and values that the running requests can still need."""
         return self._pool.has_room_for(n_bytes)
 
     @property
-    def n_waiting(self) -> int:
-        """Samples that have no slot yet."""
-        return len(self._waiting)
-
-    @property
     def is_busy(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._running or self._waiting)
+        """Whether a request is running."""
+        return bool(self._running)
 
-    def add(self, prompt: Sequence[int], config: SamplingConfig, generator: torch.Generator) -> Request:
-        """Let a new sample take part from the next step on, or as soon as there is a slot.
+    def new_request(self, prompt: Sequence[int], config: SamplingConfig, generator: torch.Generator) -> Request:
+        """Check a prompt and its settings, and make a request of them. It ends at the engine's `end_ids`, too.
 
         Args:
             prompt: at least one id.
-            config: how to choose. Stop strings are text, and mean nothing here.
-            generator: on the CPU; this sample's alone.
+            config: how to choose tokens. Stop strings are ignored: the engine knows ids only.
+            generator: on the CPU; not shared with another request.
 
         Raises:
             ValueError: the prompt is empty, or has ids that the model does not know.
-            ConfigError: a bias is for an id that cannot come out, or forbids all that can.
+            ConfigError: a bias is for an id that cannot be generated, or forbids all that can.
             NoMemoryError: there cannot be memory for so long a text.
         """
         self.check(prompt, config)
         if self.end_ids and not config.ignore_eos:
             config = dataclasses.replace(config, end_ids=(*config.end_ids, *self.end_ids))
-        request = Request(prompt, config, generator)
-        if not request.finished:
-            self._waiting.append(request)
-        return request
+        return Request(prompt, config, generator)
 
     def check(self, prompt: Sequence[int], config: SamplingConfig) -> None:
-        """Raise what `add` would raise."""
-        prompt = list(prompt)
-        if not prompt:
-            raise ValueError("the prompt has no ids; a model needs at least one to go on from")
-        if self._vocab_size is not None and not 0 <= min(prompt) <= max(prompt) < self._vocab_size:
-            raise ValueError(
-                f"the prompt has ids from {min(prompt)} to {max(prompt)}; the model knows 0 to {self._vocab_size - 1}"
-            )
-        if self._n_ids is not None and config.logit_bias:
-            outside = [id for id in config.logit_bias if not 0 <= id < self._n_ids]
-            require(not outside, f"logit_bias has ids {outside}; there are only 0 to {self._n_ids - 1}")
-            n_forbidden = sum(bias == -math.inf for bias in config.logit_bias.values())
-            require(n_forbidden < self._n_ids, f"logit_bias forbids all of the {self._n_ids} ids")
+        """Raise what `new_request` would raise."""
+        require_ids(prompt, config, self._vocab_size, self._n_ids)
         self._pool.require(len(prompt), config.max_new_tokens)
 
-    def stop(self, request: Request) -> None:
-        """End a sample before its time; its slot is free for the next one.
+    def try_add(self, request: Request) -> bool:
+        """Give a request a slot, so that it takes part from the next step on; a finished one needs none.
 
-        The step under way may still have given it tokens.
-        """
-        request.finished = True
-        if request in self._waiting:
-            self._waiting.remove(request)
-        self._leave(request)
-
-    def step(self) -> list[StepOutput]:
-        """Give each running sample its next token, or several.
-
-        After an error, or Ctrl-C, every sample is as it was before the step, and can be stopped or gone on with.
+        Returns:
+            False: not now; try again after the next step. No slot is free, memory is short, or a running request is
+            about to read a prefix of the same prompt, which can be copied then.
 
         Raises:
-            CheckpointError: the model's scores are not finite.
-            NoMemoryError: a sample cannot have the memory that it can come to need, now that no other has any.
+            NoMemoryError: memory is short, and no other request is running.
+            ConfigError: the system refused the memory.
         """
+        if request.finished:
+            return True
+        admitted = self._pool.admit(request)
+        if admitted is None:
+            return False
+        request.slot = admitted.slot
+        self.counts.reused += admitted.n_shared
+        self._running.append(request)
+        return True
+
+    def stop(self, request: Request) -> None:
+        """Finish a request early and free its slot. Has no effect on a finished one."""
+        request.finished = True
+        self._leave(request)
+
+    def stop_all(self) -> None:
+        """Stop all running requests."""
+        for request in list(self._running):
+            self.stop(request)
+
+    def step(self) -> list[StepOutput]:
+        """Give each running request its next token, or several.
+
+        After an exception, Ctrl-C included, every request is as it was before the step; it can be stopped or continued.
+
+        Raises:
+            CheckpointError: the model's logits are not finite.
+            ConfigError: the system refused the memory.
+        """
+        if not self._running:
+            return []
         try:
             return self._step()
-        except NoMemoryError:  # nothing was read
-            raise
-        except BaseException:  # what the slots hold is not known now
+        except BaseException:  # the slots may hold part of the step
             self._pool.forget()
             if self._drafter is not None:
                 self._drafter.forget()
             raise
 
     def _step(self) -> list[StepOutput]:
-        self._admit()
-        if not self._running:
-            return []
         with torch.inference_mode():
-            requests, leads = self._who_reads()
+            requests, chunks = self._split_prefill()
             guesses = self._guess(requests)
             spans = [
                 self._slot(request).span(request.tokens, guess, len(guess) + 1)
                 for request, guess in zip(requests, guesses, strict=True)
             ]
-            logits_RV = filters.below(self._runner.read([*spans, *leads]), self._n_ids)
-            chosen = self._choose(requests, guesses, logits_RV[: -len(leads)] if leads else logits_RV)
+            logits_RV = filters.below(self._runner.read([*spans, *chunks]), self._n_ids)
+            wanted_RV = logits_RV[: -len(chunks)] if chunks else logits_RV
+            tokens = choose_next(requests, guesses, wanted_RV, self._runner.block_size, self._runner.exponential_race)
         self.counts.steps += 1
-        self.counts.read += sum(len(span.ids) for span in (*spans, *leads))
-        return [self._take(*each) for each in zip(requests, guesses, chosen, strict=True)]
+        self.counts.read += sum(len(span.ids) for span in (*spans, *chunks))
+        return [self._accept(*each) for each in zip(requests, guesses, tokens, strict=True)]
 
-    def _who_reads(self) -> tuple[list[Request], list[TokenSpan]]:
-        """The samples that get a token in this step; and of one that has much to read before, a part of that.
+    def _split_prefill(self) -> tuple[list[Request], list[TokenSpan]]:
+        """The requests that get a token in this step, and a chunk of one long prompt.
 
-        So a long prompt is read between the steps of others, and can be stopped.
+        A long prompt is read in chunks between the steps of the other requests, and can be stopped.
         """
-        if self._runner.block_size <= READ_IN_A_STEP:
+        if self._runner.block_size <= PREFILL_CHUNK:
             return list(self._running), []
-        requests, leads = list[Request](), list[TokenSpan]()
+        requests, chunks = list[Request](), list[TokenSpan]()
         for request in self._running:
-            if self._slot(request).n_unread(request.tokens) <= READ_IN_A_STEP:
+            if self._slot(request).n_unread(request.tokens) <= PREFILL_CHUNK:
                 requests.append(request)
-            elif not leads:
-                leads.append(self._slot(request).lead(request.tokens, READ_IN_A_STEP))
-        return requests, leads
+            elif not chunks:
+                chunks.append(self._slot(request).chunk(request.tokens, PREFILL_CHUNK))
+        return requests, chunks
 
-    def run(self) -> Iterator[StepOutput]:
-        """Step until no sample is left, and give what each step gives."""
-        while self.is_busy:
-            yield from self.step()
-
-    def _make_drafter(self, draft: nn.Module | None, n_slots: int) -> Drafter | None:
+    def _make_drafter(self, draft: nn.Module | None) -> Drafter | None:
         if draft is None:
             return PromptLookup() if self.config.speculate else None
         require(self.config.speculate > 0, "a draft model guesses tokens ahead; say how many with speculate")
-        theirs = _vocab_size(draft)
-        if self._vocab_size is None or self._n_ids is None or theirs is None or theirs < self._vocab_size:
-            raise ConfigError(f"a draft has to be a GPT that knows all ids of the model; it knows {theirs or 'none'}")
-        runner = AutoRunner(draft, n_slots, native=self.config.native)
-        assert runner.cache is not None
-        self._pool.also(runner.cache)
-        return ModelDrafter(runner, n_slots, self._n_ids)
+        drafter = ModelDrafter(draft, self.n_slots, self._vocab_size, self._n_ids, self.config.native)
+        self._pool.also(drafter.cache)
+        return drafter
 
     def _slot(self, request: Request) -> Slot:
         assert request.slot is not None
         return self._pool.slots[request.slot]
-
-    def _admit(self) -> None:
-        """Give free slots to those who wait, in their order."""
-        while self._pool.are_left and self._waiting:
-            request = self._waiting[0]
-            admitted = self._pool.admit(request)
-            if admitted is None:
-                return
-            self._waiting.popleft()
-            request.slot = admitted.slot
-            self.counts.reused += admitted.n_shared
-            self._running.append(request)
 
     def _guess(self, requests: list[Request]) -> list[list[int]]:
         if self._drafter is None:
@@ -305,35 +278,10 @@ class Engine:
         limits = [min(most, request.n_left - 1, self._slot(request).room(request.tokens)) for request in requests]
         return self._drafter.guess(requests, limits)
 
-    def _choose(self, requests: list[Request], guesses: list[list[int]], logits_RV: Tensor) -> list[list[Token]]:
-        """The choice of each sample after each part of its guess."""
-        rows = [
-            (request, guess[:n])
-            for request, guess in zip(requests, guesses, strict=True)
-            for n in range(len(guess) + 1)
-        ]
-        ids = [0] * len(rows)
-        rows_of = defaultdict(list)  # each way of choosing
-        for row, (request, _) in enumerate(rows):
-            rows_of[request.sampling_key].append(row)
-        for alike in rows_of.values():
-            alike_RV = logits_RV if len(alike) == len(rows) else logits_RV[alike]
-            chosen = choose_alike([rows[row] for row in alike], alike_RV, self._runner.block_size, self._runner.race)
-            for row, id in zip(alike, chosen, strict=True):
-                ids[row] = id
-        tokens = (self._token(request, ids[row], logits_RV, row) for row, (request, _) in enumerate(rows))
-        return [[next(tokens) for _ in range(len(guess) + 1)] for guess in guesses]
-
-    def _token(self, request: Request, id: int, logits_RV: Tensor, row: int) -> Token:
-        n_likely = request.config.logprobs
-        return Token(id) if n_likely is None else with_logprobs(id, logits_RV[row], n_likely)
-
-    def _take(self, request: Request, guess: list[int], chosen: list[Token]) -> StepOutput:
-        n_right, ends = 0, request.config.end_ids
-        while n_right < len(guess) and chosen[n_right].id == guess[n_right] and guess[n_right] not in ends:
-            n_right += 1
+    def _accept(self, request: Request, guess: list[int], chosen: list[Token]) -> StepOutput:
+        n_right = n_accepted(guess, [token.id for token in chosen], request.config.end_ids)
         tokens = chosen[: n_right + 1]
-        request.take([token.id for token in tokens])
+        request.append([token.id for token in tokens])
         self._slot(request).drop(len(guess) - n_right)
         self.counts.guessed += len(guess)
         self.counts.right += n_right
@@ -343,13 +291,8 @@ class Engine:
         return StepOutput(request, tokens)
 
     def _leave(self, request: Request) -> None:
-        """Free the slot; what it holds stays, for a prompt that begins alike."""
+        """Free the slot; its keys and values stay for prompts with the same prefix."""
         if request.slot is not None:
             self._running.remove(request)
             self._pool.leave(request.slot)
             request.slot = None
-
-
-def _vocab_size(model: nn.Module) -> int | None:
-    gpt = unwrap(model)
-    return gpt.config.vocab_size if isinstance(gpt, GPT) else None

@@ -1,8 +1,8 @@
-"""What may be drawn next: each filter takes logits and returns logits, with -inf for what it drops.
+"""Filters of logits: each takes logits and returns logits, with -inf for the tokens it drops.
 
-All are pure, keep at least one token of each row, and prefer the lower id where scores are equal.
+All are pure, keep at least one token per row, and prefer the lower id on ties.
 
-Shapes: B samples, V vocabulary.
+Shapes: B rows, V vocabulary.
 """
 
 import math
@@ -18,10 +18,10 @@ DROPPED = -math.inf
 
 
 def require_scores(best_B: Iterable[float]) -> None:
-    """Check the best score of each row.
+    """Check the best logit of each row.
 
     Raises:
-        CheckpointError: it is NaN or infinity: the scores are damaged, or nothing is left of a row.
+        CheckpointError: it is NaN or infinite.
     """
     for row, best in enumerate(best_B):
         if not math.isfinite(best):
@@ -32,12 +32,12 @@ def require_scores(best_B: Iterable[float]) -> None:
 
 
 def below(logits_BV: Tensor, n_ids: int | None) -> Tensor:
-    """Only the ids below `n_ids`, or all (None): a model's vocabulary may be padded beyond its tokenizer's."""
+    """Keep the ids below `n_ids`, or all (None): a model's vocabulary may be padded beyond its tokenizer's."""
     return logits_BV if n_ids in (None, logits_BV.size(-1)) else logits_BV[:, :n_ids]
 
 
 def logit_bias(logits_BV: Tensor, bias: Mapping[int, float]) -> Tensor:
-    """Add to the scores of some ids; -inf forbids one."""
+    """Add to the logits of some ids; -inf forbids one."""
     if not bias:
         return logits_BV
     bias_V = torch.zeros_like(logits_BV[0])
@@ -46,9 +46,9 @@ def logit_bias(logits_BV: Tensor, bias: Mapping[int, float]) -> Tensor:
 
 
 def repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """Make the tokens that were seen less likely (above 1) or more (below 1): arXiv:1909.05858, section 4.1.
+    """Make seen tokens less likely (penalty above 1) or more likely (below 1): arXiv:1909.05858, section 4.1.
 
-    A positive score is divided and a negative one multiplied: dividing both would reward the unlikely.
+    Positive logits are divided and negative ones multiplied: dividing both would raise the negative ones.
     """
     if penalty == 1:
         return logits_BV
@@ -56,7 +56,7 @@ def repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Te
 
 
 def count_penalties(logits_BV: Tensor, counts_BV: Tensor, presence: float, frequency: float) -> Tensor:
-    """Take `presence` once from each token that occurred, and `frequency` for each time it did."""
+    """Subtract `presence` once from each token that occurred, and `frequency` once per occurrence."""
     if presence == 0 and frequency == 0:
         return logits_BV
     counts_BV = counts_BV.type_as(logits_BV)
@@ -64,20 +64,20 @@ def count_penalties(logits_BV: Tensor, counts_BV: Tensor, presence: float, frequ
 
 
 def greedy(logits_BV: Tensor) -> Tensor:
-    """The id of the best score in each row (B); the lowest where several are best."""
+    """The id of the best logit in each row (B); the lowest on ties."""
     return logits_BV.argmax(-1)
 
 
 def temperature(logits_BV: Tensor, t: float) -> Tensor:
-    """Sharpen (below 1) or flatten (above 1) the distribution; `t` is above 0, and 0 is `greedy`.
+    """Sharpen (t below 1) or flatten (above 1) the distribution; t must be above 0 (use `greedy` for 0).
 
-    The best score becomes 0, so that nothing overflows however small `t` is.
+    The best logit becomes 0, so that nothing overflows for small t.
     """
     return (logits_BV - logits_BV.amax(-1, keepdim=True)) / max(t, torch.finfo(logits_BV.dtype).tiny)
 
 
 def top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Keep the `k` best of each row, and exactly `k` also where scores are equal."""
+    """Keep the `k` best of each row; exactly `k`, ties included."""
     if k >= logits_BV.size(-1):
         return logits_BV
     least_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
@@ -87,7 +87,7 @@ def top_k(logits_BV: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep the fewest best tokens whose probabilities reach `p` together: nucleus sampling (arXiv:1904.09751)."""
+    """Keep the fewest most likely tokens whose probabilities sum to `p`: nucleus sampling (arXiv:1904.09751)."""
     if p >= 1:
         return logits_BV
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
@@ -98,21 +98,21 @@ def top_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def min_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep what is at least `p` times as likely as the best (arXiv:2407.01082)."""
+    """Keep tokens at least `p` times as likely as the best one (arXiv:2407.01082)."""
     if p == 0:
         return logits_BV
     return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(p), DROPPED)
 
 
 def typical_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep the fewest tokens whose probabilities reach `p` together, those first that surprise most as expected:
-    whose surprise is nearest to the distribution's entropy (locally typical sampling, arXiv:2202.00666).
+    """Keep the fewest tokens whose probabilities sum to `p`, those first whose surprisal is nearest to the entropy of
+    the distribution: locally typical sampling (arXiv:2202.00666).
     """
     if p >= 1:
         return logits_BV
     logprobs_BV = logits_BV.log_softmax(-1)
     probs_BV = logprobs_BV.exp()
-    entropy_B1 = -(probs_BV * logprobs_BV).nan_to_num(0.0).sum(-1, keepdim=True)  # a dropped one adds nothing
+    entropy_B1 = -(probs_BV * logprobs_BV).nan_to_num(0.0).sum(-1, keepdim=True)  # dropped tokens add nothing
     order_BV = (entropy_B1 + logprobs_BV).abs().sort(dim=-1, stable=True).indices
     sorted_BV = probs_BV.gather(-1, order_BV)
     reached_before_BV = (sorted_BV.cumsum(-1) - sorted_BV) >= p
@@ -120,31 +120,33 @@ def typical_p(logits_BV: Tensor, p: float) -> Tensor:
     return logits_BV.masked_fill(torch.zeros_like(reached_before_BV).scatter(-1, order_BV, reached_before_BV), DROPPED)
 
 
-def race(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
-    """Draw an id of each row (B) by the race of exponential clocks: id i wins with its probability exactly.
+def exponential_race(logits_BV: Tensor, noise_BV: Tensor) -> Tensor:
+    """Sample an id of each row (B): the argmin of noise / probability has the distribution of the probabilities.
 
-    All that is random is in the noise, and the winner mostly stays when the scores change a little: so two models that
-    share it mostly draw the same. A dropped id never wins.
+    This is the Gumbel-max trick in its exponential form (arXiv:1411.0030). All randomness is in the noise,
+    so two models with similar logits mostly sample the same id from the same noise. A dropped id is never sampled.
 
     Args:
         logits_BV: after all filters.
         noise_BV: draws from the exponential distribution, above 0.
     """
-    weights_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).exp()  # who wins does not depend on their sum
+    weights_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).exp()  # the sum does not change the argmax
     return (weights_BV / noise_BV).argmax(-1)
 
 
-def race_of_few(logits_BV: Tensor, t: float, noise_BV: Tensor) -> Tensor:
-    """`race` at a temperature, with nothing dropped, by NumPy: PyTorch's exp wakes other threads even for few numbers,
-    and while these wait for more, they keep those of compiled code from their cores.
+def exponential_race_of_few(logits_BV: Tensor, t: float, noise_BV: Tensor) -> Tensor:
+    """`exponential_race` at a temperature, without filters, in NumPy.
+
+    PyTorch's exp wakes its thread pool even for small arrays, and the spinning threads take the cores from the native
+    decoder.
 
     Args:
-        logits_BV: as the model gave them, on the CPU.
+        logits_BV: of the model, on the CPU.
         t: the temperature, above 0.
         noise_BV: draws from the exponential distribution, above 0.
 
     Raises:
-        CheckpointError: the scores are not finite.
+        CheckpointError: the logits are not finite.
     """
     logits = logits_BV.numpy()
     best = logits.max(-1, keepdims=True)

@@ -1,7 +1,8 @@
-"""From a prompt to what comes after it, streamed: first as ids, then as text."""
+"""Generate from prompts: ids or text, streamed or at once."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from groundling.sample.detokenize import TextStream
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import Request, row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 from groundling.text.serialize import fingerprint
 from groundling.text.tokenizer import TextDecoder, Tokenizer
 
@@ -25,50 +27,45 @@ def generate_ids(
     n_ids: int | None = None,
     decode: DecodeConfig | None = None,
 ) -> Iterator[int]:
-    """Generate one sample, id by id.
+    """Generate one completion, id by id.
 
     Args:
-        model: what to ask; see `Engine`.
+        model: see `Engine`.
         prompt_T: at least one id.
-        config: how to choose. Stop strings are text, and mean nothing here.
-        generator: on the CPU; where the randomness comes from.
-        n_ids: only ids below this can come out (a model's vocabulary may be padded); None: all can.
-        decode: how the model is read.
+        config: how to choose tokens. Stop strings are ignored.
+        generator: on the CPU.
+        n_ids: only ids below this are generated (a model's vocabulary may be padded); None: all.
+        decode: how to run the model.
 
     Raises:
         ValueError: the prompt is empty, or has ids that the model does not know.
-        ConfigError: what was asked for cannot be.
-        CheckpointError: the model's scores are not finite.
+        ConfigError: a setting does not fit the model or the machine.
+        CheckpointError: the model's logits are not finite.
     """
     engine = Engine(model, decode, n_ids=n_ids)
-    engine.add(prompt_T, config, generator)
-    return (token.id for chosen in engine.run() for token in chosen.tokens)
+    request = engine.new_request(prompt_T, config, generator)
+    return (token.id for output in run_all(engine, [request]) for token in output.tokens)
 
 
 def generate_batch(
     engine: Engine, prompts: Sequence[Sequence[int]], config: SamplingConfig, first_row: int = 0
 ) -> list[list[int]]:
-    """Generate a sample for each prompt, as many at a time as the engine has slots, and return their new ids.
+    """Generate a completion of each prompt, and return the new ids without the end of text.
 
-    The model's end of text, if a sample came to it, is not among them.
-
-    Sample i is what `generate_ids` gives with `row_generator(config.seed, first_row + i)`, whatever the others are.
-    The engine has nothing else to do meanwhile. Raises as `generate_ids` does; then none of the samples goes on.
+    Completion i is what `generate_ids` gives with `row_generator(config.seed, first_row + i)`; it does not depend on
+    the others. The engine must be idle. Raises as `generate_ids` does; all requests are stopped then.
     """
-    samples: list[Request] = []
-    try:
-        for row, prompt_T in enumerate(prompts, first_row):
-            samples.append(engine.add(prompt_T, config, row_generator(config.seed, row)))
-        for _ in engine.run():
-            pass
-    finally:
-        for sample in samples:
-            engine.stop(sample)
-    return [_without_end(sample.tokens[sample.n_prompt :], sample, engine) for sample in samples]
+    requests = [
+        engine.new_request(prompt_T, config, row_generator(config.seed, row))
+        for row, prompt_T in enumerate(prompts, first_row)
+    ]
+    for _ in run_all(engine, requests):
+        pass
+    return [_without_end(request.tokens[request.n_prompt :], request, engine) for request in requests]
 
 
-def _without_end(ids: list[int], sample: Request, engine: Engine) -> list[int]:
-    ended = bool(ids) and not sample.config.ignore_eos and ids[-1] in engine.end_ids
+def _without_end(ids: list[int], request: Request, engine: Engine) -> list[int]:
+    ended = bool(ids) and not request.config.ignore_eos and ids[-1] in engine.end_ids
     return ids[:-1] if ended else ids
 
 
@@ -78,41 +75,43 @@ def text_engine(
     n_slots: int = 1,
     draft: Bundle | None = None,
 ) -> Engine:
-    """An engine for the text of a bundle; a sample ends at the model's end of text.
+    """An engine for a bundle; completions end at the model's end of text.
 
     Args:
         bundle: the model and its tokenizer.
-        decode: how the model is read.
-        n_slots: how many samples are decoded at once.
-        draft: a smaller model with the same tokenizer, to guess by.
+        decode: how to run the model.
+        n_slots: completions decoded at once.
+        draft: a smaller model with the same tokenizer, for speculation.
 
     Raises:
-        ConfigError: the draft has another tokenizer, or what was asked for cannot be.
+        ConfigError: the draft has another tokenizer, or a setting does not fit the model or the machine.
     """
     if draft is not None and fingerprint(draft.tokenizer) != fingerprint(bundle.tokenizer):
         raise ConfigError("the draft has another tokenizer than the model; train it with the same one")
-    guesser = draft.model if draft is not None else None
-    return Engine(bundle.model, decode, n_slots, bundle.n_ids, guesser, bundle.end_ids)
+    draft_model = draft.model if draft is not None else None
+    return Engine(bundle.model, decode, n_slots, bundle.n_ids, draft_model, bundle.end_ids)
 
 
 def stream(
     bundle: Bundle, prompt: str, config: SamplingConfig | None = None, decode: DecodeConfig | None = None
 ) -> Iterator[str]:
-    """Generate text piece by piece, up to the model's end of text; the pieces, joined, are what `generate` returns.
+    """Generate text up to the model's end of text, and yield it as it is decoded.
+
+    Joined, the parts are what `generate` returns.
 
     Args:
         bundle: the model and its tokenizer.
-        prompt: what the text goes on from, and does not repeat. An empty one stands for a line's beginning: a newline
+        prompt: the text to continue; it is not repeated. An empty one stands for the beginning of a line: a newline
             where the tokenizer has one, else token 0.
-        config: how to choose; None: the defaults.
-        decode: how the model is read; None: in float32, natively as soon as that is possible.
+        config: how to choose tokens; None: the defaults.
+        decode: how to run the model; None: in float32, by compiled code as soon as it is ready.
 
     Raises:
-        DataError: the tokenizer cannot say the prompt.
-        CheckpointError: the model's scores are not finite.
+        DataError: the tokenizer cannot encode the prompt.
+        CheckpointError: the model's logits are not finite.
     """
-    pieces = stream_batch(text_engine(bundle, decode), bundle.tokenizer, prompt, config or SamplingConfig(), 1)
-    return (piece.text for piece in pieces if piece.text)
+    deltas = stream_batch(text_engine(bundle, decode), bundle.tokenizer, prompt, config or SamplingConfig(), 1)
+    return (delta.text for delta in deltas if delta.text)
 
 
 def generate(
@@ -126,15 +125,15 @@ def generate(
 
     Args:
         bundle: the model and its tokenizer.
-        prompt: what the text goes on from, and does not repeat; see `stream`.
-        config: how to choose; None: the defaults.
-        decode: how the model is read; see `stream`.
+        prompt: the text to continue; see `stream`.
+        config: how to choose tokens; None: the defaults.
+        decode: how to run the model; see `stream`.
         fields: of `SamplingConfig`, replacing those of `config`.
 
     Raises:
-        ConfigError: a field has a value that cannot work.
-        DataError: the tokenizer cannot say the prompt.
-        CheckpointError: the model's scores are not finite.
+        ConfigError: a setting is invalid, or does not fit the model or the machine.
+        DataError: the tokenizer cannot encode the prompt.
+        CheckpointError: the model's logits are not finite.
     """
     return "".join(stream(bundle, prompt, dataclasses.replace(config or SamplingConfig(), **fields), decode))
 
@@ -150,49 +149,44 @@ class TextDelta(NamedTuple):
 def stream_batch(
     engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig, num_samples: int
 ) -> Iterator[TextDelta]:
-    """Generate several texts of one prompt together; gives pieces as they come, each with the number of its text.
+    """Generate several completions of one prompt together, and yield their text as it is decoded.
 
-    Each is what it would be alone, by `row_generator(config.seed, number)`. The engine has nothing else to do until
-    the iterator ends or is closed. Raises as `stream` does.
+    Each is what it would be alone, with `row_generator(config.seed, number)`. The engine must be idle, and is
+    busy until the iterator ends or is closed. Raises as `stream` does.
     """
     prompt_T = encode_prompt(tokenizer, prompt)
     engine.check(prompt_T, config)
-    return _pieces(engine, tokenizer, prompt_T, config, num_samples)
+    return _text_deltas(engine, tokenizer, prompt_T, config, num_samples)
 
 
-def _pieces(
+def _text_deltas(
     engine: Engine, tokenizer: Tokenizer, prompt_T: list[int], config: SamplingConfig, num_samples: int
 ) -> Iterator[TextDelta]:
     texts: dict[Request, tuple[int, TextStream]] = {}
-    n_begun = 0
-    try:
-        while texts or n_begun < num_samples:
-            while n_begun < num_samples and len(texts) < engine.n_slots:
-                sample = engine.add(prompt_T, config, row_generator(config.seed, n_begun))
-                if sample.finished:
-                    yield TextDelta(n_begun, "", True)
-                else:
-                    texts[sample] = n_begun, TextStream(TextDecoder(tokenizer), config.stop)
-                n_begun += 1
-            for sample, tokens in engine.step():
-                number, text = texts[sample]
-                piece = "".join([text.push(token.id) for token in tokens])
-                if text.stopped:
-                    engine.stop(sample)
-                if sample.finished:
-                    piece += text.finish()
-                    del texts[sample]
-                yield TextDelta(number, piece, sample.finished)
-    finally:
-        for sample in texts:
-            engine.stop(sample)
+
+    def requests() -> Iterator[Request]:
+        for number in range(num_samples):
+            request = engine.new_request(prompt_T, config, row_generator(config.seed, number))
+            texts[request] = number, TextStream(TextDecoder(tokenizer), config.stop)
+            yield request
+
+    with closing(run_all(engine, requests())) as outputs:
+        for request, tokens in outputs:
+            number, text = texts[request]
+            delta = "".join([text.push(token.id) for token in tokens])
+            if text.stopped:
+                engine.stop(request)
+            if request.finished:
+                delta += text.finish()
+                del texts[request]
+            yield TextDelta(number, delta, request.finished)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids of a prompt; an empty one stands for a line's beginning.
+    """The ids of a prompt; an empty one stands for the beginning of a line.
 
     Raises:
-        DataError: the tokenizer cannot say the prompt.
+        DataError: the tokenizer cannot encode the prompt.
     """
     if ids := tokenizer.encode(prompt):
         return ids

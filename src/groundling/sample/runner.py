@@ -1,8 +1,8 @@
-"""How a model reads the next pieces of several sequences at once, each in a slot of its own.
+"""Run a model on the next tokens of several sequences at once, each in its own slot.
 
-`TorchRunner` asks a GPT with a cache, on any device. `NativeRunner` (native/runner.py) does the same by compiled code,
-on a CPU. `WindowRunner` asks any module that maps `idx_BT` to `logits_BTV`, a rung of the ladder for example, and gives
-it the whole window each time. All give the same scores; a model computes in evaluation mode, and is left as it was.
+`TorchRunner` runs a GPT with a KV cache, on any device. `NativeRunner` (native/runner.py) does the same by compiled
+code, on a CPU. `WindowRunner` runs any module that maps `idx_BT` to `logits_BTV`, a rung of the ladder for example, on
+the whole window each time. All return the same logits. Models run in evaluation mode; their own mode is restored.
 
 Shapes: B batch, T positions, R scored positions, V vocabulary.
 """
@@ -26,14 +26,14 @@ class TokenSpan(NamedTuple):
 
     slot: int
     place: int
-    """Of the first id in the window. What the slot holds before it stays, what it holds from there on is forgotten."""
+    """Position of the first id in the window. Replaces what the slot holds from here on."""
     ids: Sequence[int]
     n_scored: int
-    """How many of the last positions' scores are asked for, at least 1."""
+    """Return the logits of this many last positions; at least 1."""
 
 
 class ModelRunner(Protocol):
-    """Reads pieces, and remembers what each slot has read."""
+    """Runs a model on token spans, and keeps the keys and values of each slot."""
 
     @property
     def block_size(self) -> int:
@@ -41,18 +41,18 @@ class ModelRunner(Protocol):
         ...
 
     def read(self, spans: Sequence[TokenSpan]) -> Tensor:
-        """Read the pieces, and return the scores of the last positions of each (RV), on the CPU."""
+        """Read the spans, and return the logits (RV) of the last positions of each, on the CPU."""
         ...
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
-        """Let a slot begin with the first positions of another."""
+        """Copy the first positions of a slot to another."""
         ...
 
 
 def in_parts(spans: Sequence[TokenSpan], n_at_once: int) -> Iterator[tuple[list[TokenSpan], bool]]:
-    """Pieces cut up so that at most so many positions are read at once, and whether a part's scores are wanted.
+    """Split spans so that at most `n_at_once` positions are read at once; yield each part, and whether it is scored.
 
-    Of those parts whose scores are wanted they are, in the order of the parts, the scores of the pieces.
+    The logits of the scored parts, concatenated, are the logits of the spans.
     """
     together: list[TokenSpan] = []
     n_together = 0
@@ -71,13 +71,13 @@ def in_parts(spans: Sequence[TokenSpan], n_at_once: int) -> Iterator[tuple[list[
 
 
 class TorchRunner:
-    """Reads by PyTorch. Sequences that are equally long, or get one id each, are read together."""
+    """Runs a GPT in PyTorch. Spans of equal length and position are batched, and all spans of one id."""
 
     ALIKE_POSITIONS = 1024
-    """Sequences that get one id each are read in a batch as wide as the longest: long ones not with short ones."""
+    """A batch of single ids is as wide as its longest sequence, so longer sequences are batched apart."""
 
     FEW_SCORES = 1 << 24
-    """All scores of a long prompt over a large vocabulary would fill the memory; compute only the requested ones."""
+    """Beyond this many logits, compute the requested ones only: those of a long prompt would fill the memory."""
 
     def __init__(self, model: GPT, cache: KVCache) -> None:
         self.model, self.cache, self.block_size = model, cache, model.block_size
@@ -107,14 +107,14 @@ class TorchRunner:
         self.cache.copy(source, target, n_positions)
 
     def _logits(self, idx_BT: Tensor, rows: AttentionContext, n_scored: int) -> Tensor:
-        """The scores of the last positions at least; of all, where these are few."""
+        """Logits of the last positions at least."""
         if idx_BT.numel() * self.model.config.vocab_size <= self.FEW_SCORES:
             return self.model(idx_BT, rows)  # type: ignore[no-any-return]
         return self.model.lm_head(self.model.features(idx_BT, rows)[:, -n_scored:])  # type: ignore[no-any-return]
 
 
 class WindowRunner:
-    """Reads each window as a whole, every time: slow, and right for any causal module. The oracle of the others."""
+    """Runs any causal module on its whole window each time: slow; the reference for the other runners."""
 
     def __init__(self, model: nn.Module, n_slots: int) -> None:
         self.model = model
@@ -144,7 +144,7 @@ class WindowRunner:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode in which it was."""
+    """Evaluation mode without gradients; restores the mode of each module."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

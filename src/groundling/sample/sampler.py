@@ -1,6 +1,6 @@
-"""How the next token is chosen: the settings, and the one function from scores and noise to ids.
+"""How the next token is chosen: the settings, and the function from logits and noise to ids.
 
-Shapes: B rows, each a position to be chosen for, V vocabulary.
+Shapes: B rows, each a position whose next token is chosen, V vocabulary.
 """
 
 import math
@@ -16,10 +16,10 @@ from groundling.errors import require
 from groundling.sample import filters
 
 MAX_COEFFICIENT = 10_000
-"""Of what is multiplied with or added to scores: with more, float32 loses what it had."""
+"""Bound of factors and offsets of logits: beyond it, float32 loses the logits' own differences."""
 
 SINGLE_THREAD_VOCAB = 4096
-"""Ids of a vocabulary for which one thread draws faster than several."""
+"""Vocabulary size up to which one thread samples faster than several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class SamplingConfig:
     frequency_penalty: float = 0.0
     """Subtracted from the logit of a token once per occurrence in the output."""
     logit_bias: tyro.conf.Suppress[Mapping[int, float]] = field(default_factory=dict, hash=False)
-    """Added to the scores of some ids; -inf forbids one."""
+    """Added to the logits of some ids; -inf forbids one."""
     logprobs: tyro.conf.Suppress[int | None] = None
-    """Tell each token's log-probability before all filters, and so many likely others'; None: do not."""
+    """Return each token's log-probability before all filters, and this many alternatives; None: do not."""
     seed: int = 1337
     """Seed; the same seed, prompt and model give the same text."""
     stop: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class SamplingConfig:
     ignore_eos: bool = False
     """Continue after the end-of-text token, up to max_new_tokens."""
     end_ids: tyro.conf.Suppress[tuple[int, ...]] = ()
-    """Ids that end the text beside the model's own; the one that did is the last of the tokens."""
+    """Ids that end the text, in addition to the model's own; the end id is the last of the tokens."""
 
     def __post_init__(self) -> None:
         def check(name: str, holds: bool, expected: str) -> None:
@@ -86,20 +86,20 @@ class SamplingConfig:
         check("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of strings that are not empty")
 
     def sampling_key(self) -> tuple[object, ...]:
-        """Equal for configs that turn the same scores into the same distribution."""
+        """Equal for configs that turn the same logits into the same distribution."""
         return (
             *(self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p),
             *(self.repetition_penalty, self.presence_penalty, self.frequency_penalty),
             tuple(sorted(self.logit_bias.items())),
         )
 
-    def draws_from_all(self) -> bool:
-        """Whether the distribution is the model's own, but for the temperature."""
+    def is_unfiltered(self) -> bool:
+        """Whether the distribution is the model's own at a temperature."""
         plain = self.top_k is None and self.top_p >= 1 and self.min_p == 0 and self.typical_p >= 1
-        return plain and not self.logit_bias and not self.looks_back()
+        return plain and not self.logit_bias and not self.has_penalties()
 
-    def looks_back(self) -> bool:
-        """Whether a choice depends on earlier tokens by more than the model's scores."""
+    def has_penalties(self) -> bool:
+        """Whether logits are changed depending on earlier tokens."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
@@ -112,27 +112,27 @@ class Token(NamedTuple):
 
     id: int
     logprob: float | None = None
-    """Of the model itself, before all filters, if it was asked for."""
+    """Of the model, before all filters; None: not requested."""
     likely: tuple[tuple[int, float], ...] = ()
-    """The likeliest ids and their log-probabilities, best first, as many as were asked for."""
+    """The requested number of most likely ids and their log-probabilities, best first."""
 
 
 class Context(NamedTuple):
-    """What a row's choice may depend on beside its scores."""
+    """Earlier tokens, for the penalties."""
 
     window: Sequence[int]
-    """What the model sees."""
+    """The tokens that the model sees."""
     counts_V: Tensor
     """How often each id was generated so far."""
 
 
 def adjust(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context]) -> Tensor:
-    """The scores whose softmax the next ids are drawn from: bias, penalties, temperature, then what may be drawn.
+    """Apply bias, penalties, temperature and filters; the softmax of the result is the sampling distribution.
 
     Args:
-        logits_BV: finite where it matters, in float32 or float64.
-        config: its temperature is above 0; `choose` does without it otherwise.
-        contexts: of each row; looked at only if `config.looks_back()`.
+        logits_BV: in float32 or float64.
+        config: with a temperature above 0.
+        contexts: of each row; used only if `config.has_penalties()`.
     """
     logits_BV = filters.temperature(_penalized(logits_BV, config, contexts), config.temperature)
     if config.top_k is not None:
@@ -142,31 +142,31 @@ def adjust(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context
 
 
 def draws_from_few(config: SamplingConfig, logits_BV: Tensor) -> bool:
-    """Whether the next ids are drawn from all that there are, and these are few and at hand (`filters.race_of_few`)."""
-    return logits_BV.size(-1) <= SINGLE_THREAD_VOCAB and config.draws_from_all()
+    """Whether `filters.exponential_race_of_few` applies: a small vocabulary, and no filters."""
+    return logits_BV.size(-1) <= SINGLE_THREAD_VOCAB and config.is_unfiltered()
 
 
 def choose(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context], noise_BV: Tensor | None) -> Tensor:
-    """The next id of each row (B).
+    """Choose the next id of each row (B).
 
     Args:
-        logits_BV: as the model gave them, in float32 or float64.
+        logits_BV: of the model, in float32 or float64.
         config: how to choose.
         contexts: of each row.
         noise_BV: exponential draws; None with temperature 0.
 
     Raises:
-        CheckpointError: the scores are not finite.
+        CheckpointError: the logits are not finite.
     """
-    filters.require_scores(logits_BV.amax(-1).tolist())  # NaN wins
+    filters.require_scores(logits_BV.amax(-1).tolist())  # amax propagates NaN
     if noise_BV is None:
         return filters.greedy(_penalized(logits_BV, config, contexts))
-    return filters.race(adjust(logits_BV, config, contexts), noise_BV)
+    return filters.exponential_race(adjust(logits_BV, config, contexts), noise_BV)
 
 
 def _penalized(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Context]) -> Tensor:
     logits_BV = filters.logit_bias(logits_BV, config.logit_bias)
-    if not config.looks_back():
+    if not config.has_penalties():
         return logits_BV
     V = logits_BV.size(-1)
     seen_BV = torch.stack([torch.tensor(context.window).bincount(minlength=V)[:V] > 0 for context in contexts])
@@ -176,7 +176,7 @@ def _penalized(logits_BV: Tensor, config: SamplingConfig, contexts: Sequence[Con
 
 
 def with_logprobs(id: int, logits_V: Tensor, n_likely: int) -> Token:
-    """The chosen token with what the model itself thought of it, and of the likeliest."""
+    """The chosen token with the model's log-probabilities of it and of the most likely ids."""
     logprobs_V = logits_V.log_softmax(-1)
     best = logprobs_V.topk(min(n_likely, len(logprobs_V)))
     return Token(id, logprobs_V[id].item(), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))

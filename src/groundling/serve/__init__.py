@@ -1,4 +1,4 @@
-"""An HTTP server with OpenAI's API, and pages to chat, look inside, rank, and watch training.
+"""An HTTP server with OpenAI's API, and pages for chat, x-ray, comparison and training runs.
 
 In reading order:
 
@@ -9,8 +9,9 @@ In reading order:
     server.py       shutdown
     http/           HTTP/1.1, middleware, keys, errors, responses
     completions/    OpenAI's API: schema, requests, output
-    decode/         the thread that decodes, and the stream of its tokens
-    xray.py         a text through a model, with all that happened inside
+    decode/         the decoding thread, its queue, and the streams of tokens
+    xray.py         attention and predictions of a model for a text
+    checkpoints.py  checkpoints the X-ray has loaded
     ranking/        the API of the ranking page
     runs/           the API of the training page
     pages.py        pages and static files

@@ -1,4 +1,4 @@
-"""The application: its routes, what stands before them, and what errors look like."""
+"""The application: routes, middleware, error handlers."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ from groundling.system.logs import EventLog
 
 
 class ErrorFacts(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     message: str
     type: str
@@ -43,7 +43,7 @@ class ErrorFacts(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every error looks like this."""
+    """The body of every error response."""
 
     error: ErrorFacts
 
@@ -53,7 +53,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for stat
 
 
 def create_app(server: ServerState, log: EventLog) -> FastAPI:
-    """The application of one server. Its models are loaded when it starts, while it answers already."""
+    """Build the application. Models are loaded after startup, while /health already answers."""
     app = FastAPI(
         title="Groundling",
         version=version("groundling"),
@@ -97,15 +97,15 @@ def _lifespan(server: ServerState, log: EventLog) -> Callable[[FastAPI], Any]:
 
 
 async def _load(server: ServerState, log: EventLog) -> None:
-    """Read all models, one after the other; on an error, none is served."""
+    """Load all models in order; after an error, serve none."""
     try:
         for name, path in server.wanted.items():
             served = await server.worker.call(lambda name=name, path=path: server.load(name, path))  # type: ignore[misc]
-            if server.state is not State.LOADING:  # it was told to end meanwhile
+            if server.state is not State.LOADING:  # stopped meanwhile
                 return
             server.models.add(served)
             log.write("loaded", model=name, native=served.engine.is_native)
-    except Exception as error:  # also our own bugs: a server that never gets ready would hide them
+    except Exception as error:  # bugs too: the server would never get ready
         if server.state is State.LOADING:
             server.failure = error
         return
@@ -117,11 +117,11 @@ def _open_routes(server: ServerState) -> APIRouter:
     routes = APIRouter(tags=["state"])
 
     async def health() -> dict[str, str]:
-        """Whether the process is alive."""
+        """Liveness probe."""
         return {"status": "alive"}
 
     async def ready() -> dict[str, str]:
-        """Whether requests are taken."""
+        """Readiness probe."""
         server.require_ready()
         return {"status": "ready"}
 
@@ -146,7 +146,7 @@ def _keyed_routes(app: FastAPI, server: ServerState) -> APIRouter:
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:
-    """The description of the API. What a framework would answer to a bad body (422) is a 400 here."""
+    """The OpenAPI document, without FastAPI's 422: an invalid body is a 400 here."""
     schema = app.openapi()
     for path in schema["paths"].values():
         for operation in path.values():
@@ -162,36 +162,36 @@ def _v1(server: ServerState, log: EventLog) -> APIRouter:
 
     @routes.get("/models")
     async def list_models() -> dict[str, Any]:
-        """All models."""
+        """List models."""
         server.require_ready()
         cards = [server.models.get(name).card() for name in server.models.names()]
         return {"object": "list", "data": cards}
 
     @routes.get("/models/{model}")
     async def get_model(model: str) -> dict[str, Any]:
-        """One model."""
+        """Retrieve a model."""
         server.require_ready()
         return server.models.get(model).card()
 
     @routes.post("/completions", responses=streamed, response_class=Response)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Go on from a text."""
-        return await _answer(
+        """Create a text completion."""
+        return await _respond(
             server, log, completion_requests.parse_completion(server, body), request, bool(body.stream)
         )
 
     @routes.post("/chat/completions", responses=streamed, response_class=Response)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        """Reply in a conversation."""
-        return await _answer(server, log, completion_requests.parse_chat(server, body), request, bool(body.stream))
+        """Create a chat completion."""
+        return await _respond(server, log, completion_requests.parse_chat(server, body), request, bool(body.stream))
 
     return routes
 
 
-async def _answer(
+async def _respond(
     server: ServerState, log: EventLog, parsing: Coroutine[Any, Any, ParsedRequest], request: Request, streamed: bool
 ) -> Response:
-    """Take an order and carry it out, as long as somebody waits for it."""
+    """Parse and decode a request until its client leaves."""
     notes, until = request.scope["notes"], time.monotonic() + server.config.timeout_s
     server.n_open += 1
 
@@ -217,7 +217,7 @@ async def _answer(
         server.n_open -= 1
         if reason is not None:
             aborted(reason)
-        completion.measure()
+        completion.record_metrics()
         notes.update(model=parsed.served.name, aborted=reason, **completion.usage())
         if server.config.log_text:
             log.write("text", id=notes["id"], prompts=completion.prompts(), replies=completion.replies())
@@ -226,9 +226,9 @@ async def _answer(
         return EventStream(completion.chunks(), server.config.send_timeout_s, over)
     reason: str | None = "error"
     try:
-        answer = await unless_gone(request.receive, completion.whole())
+        data = await unless_gone(request.receive, completion.response())
         reason = None
-        return Response(answer, media_type="application/json")
+        return Response(data, media_type="application/json")
     except Gone as gone:
         reason = gone.reason
         return Response(status_code=499)
@@ -240,7 +240,7 @@ async def _answer(
 
 
 def _explain_errors(app: FastAPI) -> None:
-    """Let every error have OpenAI's shape."""
+    """Return every error in OpenAI's format."""
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -257,7 +257,7 @@ def _explain_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.__cause__ is not None:
             return error_response(ApiError(error.status_code, unreadable(error.__cause__), "invalid_json"))
-        # Not of `request.url`, which fails where the header Host is no host.
+        # Not `request.url`, which fails if the Host header is invalid.
         wanted = f"{request.method[:20]} {request.scope['path'][:100]}"
         message = f"there is no {wanted}; the API is under /v1, and /openapi.json describes it"
         code = "method_not_allowed" if error.status_code == 405 else "not_found"

@@ -1,4 +1,4 @@
-"""`groundling serve`: models over HTTP, and pages to look at them."""
+"""`groundling serve`: models over HTTP, with web pages."""
 
 import socket
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     )
     listening = listen(config)
     port = listening.getsockname()[1]
-    # /health answers from now on; /ready says when the models are there.
+    # /health answers from here on; /ready answers when the models are loaded.
     log.write("listening", host=config.host, port=port)
 
     def print_address() -> None:
@@ -56,10 +56,10 @@ def main(argv: list[str]) -> int:
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """A socket that listens.
+    """Open the listening socket.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the address is in use or invalid.
     """
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -1,4 +1,4 @@
-"""What a server is told when it starts."""
+"""Settings of `groundling serve`."""
 
 import ipaddress
 import os
@@ -84,10 +84,10 @@ class ServeConfig:
         require("*" not in self.cors_origins, "cors_origins cannot be *; name the origins whose pages may call")
 
     def keys(self) -> tuple[str, ...]:
-        """All keys; none: no key is needed.
+        """All API keys; empty: no key is required.
 
         Raises:
-            ConfigError: the file cannot be read, or a key is too short to be one.
+            ConfigError: the file cannot be read, or a key is too short.
         """
         keys = [*self.api_key, *os.environ.get(KEY_VARIABLE, "").split()]
         if self.api_key_file is not None:
@@ -104,10 +104,10 @@ class ServeConfig:
         return tuple(dict.fromkeys(keys))
 
     def require_safe(self) -> None:
-        """Check that nobody else is let in without a key.
+        """Check that other machines need a key.
 
         Raises:
-            ConfigError: the server would listen beyond this machine, and no key is set.
+            ConfigError: the server would listen beyond this machine without a key.
         """
         require(
             self.is_local() or bool(self.keys()),
@@ -115,11 +115,11 @@ class ServeConfig:
         )
 
     def is_local(self) -> bool:
-        """Whether only this machine is listened to."""
+        """Whether only this machine can connect."""
         return is_loopback(self.host)
 
     def hosts(self) -> frozenset[str]:
-        """Names that a request may call the server by; empty: any, for it is a key that lets clients in."""
+        """Accepted Host names; empty: any (clients need a key then)."""
         given = frozenset(host.lower() for host in self.allowed_hosts)
         if self.host in ("0.0.0.0", "::", "") and not given:
             return frozenset()
@@ -127,7 +127,7 @@ class ServeConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, and reached by it alone."""
+    """Whether an address is a loopback address."""
     if host.lower() == "localhost":
         return True
     try:

@@ -1,7 +1,7 @@
-"""How a server ends.
+"""Shutdown.
 
-After SIGTERM it drains: what is being written is ended, what comes newly is refused with 503, and after a while all
-that is left is broken off with an error. A second signal ends it at once. Either way it exits with 0.
+After SIGTERM the server drains: running requests are completed, new ones get 503, and after `drain_s` the rest is ended
+with an error. A second signal ends it at once. Either way it exits with 0.
 """
 
 import signal
@@ -14,16 +14,16 @@ import uvicorn
 from groundling.serve.state import ServerState, State
 
 FLUSH_S = 2
-"""For the last errors to be sent, after all was broken off."""
+"""Time to send the last errors after everything was ended."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with an end of our own.
+    """uvicorn's server, with draining.
 
     Args:
         config: of uvicorn.
-        server: is drained.
-        on_ready: called once, when requests are answered.
+        server: to drain.
+        on_ready: called once, when the models are loaded.
     """
 
     def __init__(self, config: uvicorn.Config, server: ServerState, on_ready: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class Server(uvicorn.Server):
         self._until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain; at the second signal, end."""
+        """Drain; at the second signal, stop."""
         del frame
         if self._until is None:
             self._server.leaves_loading = self._server.state is State.LOADING
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
             self._until = 0.0
 
     async def on_tick(self, counter: int) -> bool:
-        """Every tenth of a second: whether to end now."""
+        """Whether to stop now; called ten times a second."""
         if await super().on_tick(counter):
             return True
         if self._server.failure is not None:
@@ -55,5 +55,5 @@ class Server(uvicorn.Server):
         if self._until is None or (self._server.n_open and time.monotonic() < self._until):
             return False
         self._server.state = State.STOPPED
-        await self._server.stop()  # what is left hears of it
+        await self._server.stop()  # ends open streams with an error
         return True

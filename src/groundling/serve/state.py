@@ -1,4 +1,4 @@
-"""All of the server's state: its models by name, the thread that owns them, and whether it is ready."""
+"""The server's state: models by name, the thread that owns them, readiness."""
 
 import os
 import re
@@ -13,16 +13,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from groundling.bundle import Bundle, contexts, load_bundle
+from groundling.bundle import Bundle, load_bundle
 from groundling.bundle.adapter import base_at
-from groundling.bundle.layout import find_bundle, model_checkpoints, require_language_model
+from groundling.bundle.context import contexts
+from groundling.bundle.layout import CHECKPOINTS, find_bundle, model_checkpoints, require_language_model
 from groundling.errors import ConfigError
 from groundling.safety.stream import Safety
 from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.slots import CacheMemory
 from groundling.serve.config import ServeConfig
 from groundling.serve.decode.worker import STOP_S, Worker
-from groundling.serve.http.errors import ApiError, not_ready
+from groundling.serve.http.errors import ApiError, draining, not_ready
 from groundling.serve.http.responses import Gone, unless_gone
 from groundling.serve.telemetry import Metrics
 from groundling.serve.token_text import TokenText
@@ -30,11 +31,11 @@ from groundling.system.runtime import pick_device
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LEAVE_S = 0.3
-"""A model that is being loaded cannot be broken off."""
+"""Time to wait for the thread when it is loading a model, which cannot be interrupted."""
 
 
 class State(Enum):
-    """Where a server stands."""
+    """Lifecycle of a server."""
 
     LOADING = "loading"
     READY = "ready"
@@ -44,7 +45,7 @@ class State(Enum):
 
 @dataclass
 class Served:
-    """One model under one name."""
+    """A served model."""
 
     name: str
     path: Path
@@ -59,11 +60,11 @@ class Served:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids that end a text."""
+        """Ids that end a completion."""
         return self.bundle.end_ids
 
     def card(self) -> dict[str, Any]:
-        """What /v1/models tells."""
+        """The model object of /v1/models."""
         config = self.bundle.config
         facts = {
             "chat": self.bundle.chat is not None,
@@ -85,28 +86,28 @@ class Served:
 
 
 class Registry:
-    """The models, by the names that clients may say: a name is looked up, and never a path."""
+    """The served models by name. Names from clients are looked up here and never used as paths."""
 
     def __init__(self) -> None:
         self._served: dict[str, Served] = {}
 
     def add(self, served: Served) -> None:
-        """Serve one more."""
+        """Add a model."""
         self._served[served.name] = served
 
     def names(self) -> list[str]:
-        """In the order of the command line."""
+        """Names in the order of the command line."""
         return list(self._served)
 
     def chatting(self) -> list[str]:
-        """Those that answer."""
+        """Names of the chat models."""
         return [name for name, served in self._served.items() if served.bundle.chat is not None]
 
     def get(self, name: str) -> Served:
         """The model of this name.
 
         Raises:
-            ApiError: 404: there is none.
+            ApiError: 404: unknown name.
         """
         if name not in self._served:
             raise ApiError(
@@ -119,7 +120,7 @@ class Registry:
 
 
 class ServerState:
-    """What all requests share."""
+    """State that all requests share."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.config, self.state = config, State.LOADING
@@ -129,20 +130,20 @@ class ServerState:
         """For keys and values of all models."""
         self.metrics = Metrics(lambda: self.worker.load)
         self.safety: Safety | None = None
-        """What looks at prompts and replies; None: nothing does."""
+        """Filters prompts and replies; None: off."""
         self.n_open = 0
-        """Requests that are being answered, and that a server waits for when it drains."""
+        """Running requests, which draining waits for."""
         self.leaves_loading = False
-        """Whether it was told to end while models were loaded, for which nobody waits then."""
+        """Whether the server was stopped while it loaded models."""
         self.failure: Exception | None = None
         """Why the models could not be loaded."""
         self.wanted = named_paths(config.paths)
 
     def load(self, name: str, path: Path) -> Served:
-        """Read a model and make it ready; in the model thread.
+        """Load a model; called in the decoding thread.
 
         Raises:
-            GroundlingError: it cannot be.
+            GroundlingError: it cannot be loaded or served.
         """
         require_language_model(path)
         bundle = load_bundle(path, pick_device(self.config.device), context=self._contexts().get(name))
@@ -150,7 +151,7 @@ class ServerState:
             name=name,
             path=path,
             bundle=bundle,
-            run=path if model_checkpoints(path / "checkpoints") else None,
+            run=path if model_checkpoints(path / CHECKPOINTS) else None,
             worker=self.worker,
             engine=self._engine(bundle),
             token_text=TokenText(bundle.tokenizer),
@@ -159,32 +160,32 @@ class ServerState:
         )
 
     async def stop(self) -> None:
-        """End the model thread."""
+        """Stop the decoding thread."""
         await self.worker.stop(LEAVE_S if self.leaves_loading else STOP_S)
 
     def _contexts(self) -> dict[str, int | None]:
-        """Of each model, by name."""
+        """Context length of each model by name; None: the model's own."""
         return dict(zip(self.wanted, contexts(list(self.wanted.values()), self.config.context), strict=True))
 
     def _engine(self, bundle: Bundle) -> Engine:
-        """By compiled code from the first token on, if there can be any: who asks twice gets the same."""
+        """With one backend from the first token on: equal requests get equal responses."""
         decode = deterministic_decode(bundle.model, DecodeConfig(weights=self.config.weights), self.config.slots)
         slots, n_ids = self.config.slots, bundle.n_ids
         return Engine(bundle.model, decode, slots, n_ids, end_ids=bundle.end_ids, memory=self.memory)
 
     def require_ready(self) -> None:
-        """Check that requests can be taken.
+        """Check that the server is ready.
 
         Raises:
-            ApiError: 503: not yet, or no longer.
+            ApiError: 503: it is loading or shutting down.
         """
         if self.state is State.LOADING:
             raise not_ready("the models are being loaded; ask /ready when that is done")
         if self.state is not State.READY:
-            raise ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+            raise draining()
 
     async def attended(self, request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
-        """The JSON that some work comes to, done as long as somebody waits for it; a server that drains waits too."""
+        """Respond with the JSON that `work` returns; cancel the work if the client leaves. Draining waits for it."""
         with self.counted():
             try:
                 return Response(await unless_gone(request.receive, work), media_type="application/json")
@@ -194,7 +195,7 @@ class ServerState:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """While something is done that a server that drains waits for."""
+        """Make draining wait for the block."""
         self.n_open += 1
         try:
             yield
@@ -202,7 +203,7 @@ class ServerState:
             self.n_open -= 1
 
     async def check_prompt(self, text: str) -> str:
-        """A prompt as a model may see it.
+        """Apply the safety stage to a prompt, and return the filtered prompt.
 
         Raises:
             ApiError: 400: the safety stage blocks it.
@@ -221,10 +222,10 @@ class ServerState:
 
 
 def named_paths(words: Sequence[str]) -> dict[str, Path]:
-    """The models' names and places: `NAME=PATH`, or a path that is named after its folder.
+    """Model names and paths of `NAME=PATH` or PATH arguments; the default name is the folder's.
 
     Raises:
-        ConfigError: a name cannot be one, or names two.
+        ConfigError: a name is invalid or used twice.
     """
     found: dict[str, Path] = {}
     for word in words:

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""Metrics for Prometheus."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,38 +12,45 @@ RATES = (1, 3, 10, 30, 100, 200, 300, 500, 1000, 3000)
 
 
 class Metrics:
-    """The counters of one server.
+    """Metrics of one server.
 
     Args:
-        load: asks how much there is to do, when somebody looks.
+        load: returns the current load.
     """
 
     def __init__(self, load: Callable[[], Load]) -> None:
         self._registry = CollectorRegistry()
         own = self._registry
-        self.requests = Counter("groundling_requests", "Answers by route and status", ["route", "status"], registry=own)
-        self.seconds = Histogram("groundling_request_seconds", "Time to an answer's end", buckets=SECONDS, registry=own)
-        self.tokens = Counter("groundling_tokens", "Tokens read and written", ["model", "kind"], registry=own)
+        self.requests = Counter(
+            "groundling_requests", "Responses by route and status", ["route", "status"], registry=own
+        )
+        self.seconds = Histogram("groundling_request_seconds", "Request duration", buckets=SECONDS, registry=own)
+        self.tokens = Counter("groundling_tokens", "Prompt and completion tokens", ["model", "kind"], registry=own)
         self.first_token_s = Histogram(
-            "groundling_first_token_seconds", "Time from the request to its first token", buckets=SECONDS, registry=own
+            "groundling_first_token_seconds", "Time to first token", buckets=SECONDS, registry=own
         )
         self.tokens_per_s = Histogram(
-            "groundling_tokens_per_second", "Speed of each text, from its first token", buckets=RATES, registry=own
+            "groundling_tokens_per_second",
+            "Decoding speed of each choice after its first token",
+            buckets=RATES,
+            registry=own,
         )
-        self.aborted = Counter("groundling_aborted", "Requests broken off", ["reason"], registry=own)
-        self.filtered = Counter("groundling_filtered", "What the safety stage did", ["where", "action"], registry=own)
-        waiting = Gauge("groundling_queue", "Texts that wait", registry=own)
+        self.aborted = Counter("groundling_aborted", "Aborted requests", ["reason"], registry=own)
+        self.filtered = Counter(
+            "groundling_filtered", "Findings of the safety stage", ["where", "action"], registry=own
+        )
+        waiting = Gauge("groundling_queue", "Samples waiting for a slot", registry=own)
         waiting.set_function(lambda: load().waiting)
-        active = Gauge("groundling_active", "Texts that are being written", registry=own)
+        active = Gauge("groundling_active", "Samples being decoded", registry=own)
         active.set_function(lambda: load().active)
         for reason in ("disconnect", "deadline", "slow_reader", "error"):
             self.aborted.labels(reason)
 
     def count(self, findings: Sequence[Finding]) -> None:
-        """Count what the safety stage did."""
+        """Count findings of the safety stage."""
         for finding in findings:
             self.filtered.labels(finding.where, finding.action).inc()
 
     def text(self) -> bytes:
-        """All counts, in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)

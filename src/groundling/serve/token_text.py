@@ -1,18 +1,18 @@
-"""Text and bytes of each id, as the API shows a token."""
+"""Text and bytes of tokens, as the API returns them."""
 
 from groundling.errors import DataError
 from groundling.text.tokenizer import Tokenizer
 
 
 class TokenText:
-    """Text and bytes of the ids of one tokenizer, each decoded once."""
+    """Text and bytes of each id of a tokenizer, cached."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._special = tokenizer, set(tokenizer.special.values())
         self._known: dict[int, tuple[str, list[int] | None]] = {}
 
     def of(self, id: int) -> tuple[str, list[int] | None]:
-        """The id's text and its bytes; a special token has a name and no bytes."""
+        """The id's text and bytes; a special token has a name and no bytes."""
         if id not in self._known:
             self._known[id] = self._of(id)
         return self._known[id]

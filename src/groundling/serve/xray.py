@@ -1,20 +1,18 @@
-"""`/v1/groundling/xray`: a text through a model of ours, and all that went on inside, as one JSON object.
+"""`/v1/groundling/xray`: run a text through a model, and return attention and logits as one JSON object.
 
-Numbers that are many go as base64: attention as one byte for each weight (255 is 1), row after row of the lower
-triangle; logits of the last position as 32-bit floats, little-endian, of all ids, so that a page can show what
-temperature, top-k and top-p do to them without asking again.
+Large arrays are base64: attention as one byte per weight (255 is 1), the lower triangle row by row; logits of the last
+position as little-endian 32-bit floats for all ids, so that the page can apply temperature, top-k and top-p itself.
 
-Few are looked through at once, and few more may wait: each takes megabytes, and the model thread's time.
+Concurrency is limited: each request takes megabytes, and time of the decoding thread.
 """
 
 import asyncio
 import base64
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 import torch
 from fastapi import APIRouter, Request
@@ -23,42 +21,40 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from torch import Tensor
 
-from groundling.bundle import Bundle, load_bundle
-from groundling.bundle.layout import find_bundle, model_checkpoints, val_loss_of
+from groundling.bundle import Bundle
+from groundling.bundle.layout import CHECKPOINTS, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
 from groundling.model.inspect import HeadScores, Look, look, score_heads
 from groundling.sample.generate import encode_prompt
+from groundling.serve.checkpoints import CheckpointCache, run_to_end
 from groundling.serve.completions.conversation import conversation, encoding_error
 from groundling.serve.completions.schema import Body, ChatMessage, Text
 from groundling.serve.http.errors import ApiError
 from groundling.serve.http.responses import as_json
 from groundling.serve.state import Served, ServerState
-from groundling.storage import files
-from groundling.storage.manifest import MANIFEST, read_manifest
+from groundling.storage.manifest import read_manifest
 
 T = TypeVar("T")
 AT_ONCE = 2
-"""Texts that are looked through at once."""
+"""Concurrent requests."""
 MAY_WAIT = 6
-"""Besides."""
+"""Queued requests."""
 MAX_TOKENS = 256
 MAX_BYTES = 1_500_000
-"""Of attention, before base64."""
-KEPT = 4
-"""Checkpoints that stay in memory."""
+"""Maximum bytes of attention, before base64."""
 N_NEXT = 60
-"""Next tokens whose text is told."""
+"""Number of next tokens returned with their text."""
 
 
 class XrayRequest(Body):
-    """A text to be looked through: a prompt, or the messages of a conversation."""
+    """A text to analyze: a prompt, or the messages of a conversation."""
 
     model: str = Field(min_length=1, max_length=200)
     checkpoint: (
         Annotated[str, Field(pattern=r"^(best|last|[0-9]{1,12})$", description='"best", "last", or a step')] | None
     ) = None
-    """Of a run: "best", "last", or a step."""
+    """Checkpoint of a run: "best", "last", or a step."""
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000)
 
@@ -70,13 +66,13 @@ class XrayRequest(Body):
 
 
 def router(server: ServerState) -> APIRouter:
-    """The routes of the X-ray."""
+    """Return the routes of the X-ray."""
     routes = APIRouter(prefix="/v1/groundling", tags=["groundling"])
-    room, shelf, glass = _ConcurrencyLimit(), _CheckpointCache(), _HeadScoreCache()
+    room, shelf, glass = _ConcurrencyLimit(), CheckpointCache(), _HeadScoreCache()
 
     @routes.get("/checkpoints")
     async def checkpoints(model: str) -> dict[str, Any]:
-        """The checkpoints of a run that is served, by step."""
+        """List the checkpoints of a served run."""
         server.require_ready()
         served = server.models.get(model)
         found = await run_in_threadpool(_checkpoints, served)
@@ -87,12 +83,12 @@ def router(server: ServerState) -> APIRouter:
             bundle = await shelf.get(served, body.checkpoint)
             ids = await run_in_threadpool(_ids, body, bundle)
             _check_size(ids, bundle, "messages" if body.prompt is None else "prompt")
-            what = await _to_its_end(server.worker.call(lambda: glass.look(bundle, ids)))
+            what = await run_to_end(server.worker.call(lambda: glass.look(bundle, ids)))
             return await run_in_threadpool(_answer, served.name, body.checkpoint, bundle, ids, *what)
 
     @routes.post("/xray", response_class=Response, responses={200: {"content": {"application/json": {}}}})
     async def xray(body: XrayRequest, request: Request) -> Response:
-        """What goes on inside a model while it reads a text."""
+        """Analyze a text: attention, and predictions at each layer."""
         server.require_ready()
         served = server.models.get(body.model)
         return await server.attended(request, seen(body, served))
@@ -101,7 +97,7 @@ def router(server: ServerState) -> APIRouter:
 
 
 class _ConcurrencyLimit:
-    """Some places, and a bounded queue for them."""
+    """A semaphore with a bounded queue."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -109,13 +105,13 @@ class _ConcurrencyLimit:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place, as long as the block lasts.
+        """Hold a slot for the duration of the block.
 
         Raises:
             ApiError: 429: the queue is full.
         """
         if self._n_here >= AT_ONCE + MAY_WAIT:
-            message = f"{self._n_here} texts are being looked through or wait, and there is no room for more; try later"
+            message = f"{self._n_here} texts are being analyzed or waiting, and there is no room for more; try later"
             raise ApiError(429, message, "queue_full", retry_after_s=1)
         self._n_here += 1
         try:
@@ -126,90 +122,25 @@ class _ConcurrencyLimit:
 
 
 class _HeadScoreCache:
-    """Looks through models; in the model thread. What kind of head each is, does not depend on the text."""
+    """Inspects models in the model thread; caches the head scores, which do not depend on the text."""
 
     def __init__(self) -> None:
         self._scores: WeakKeyDictionary[GPT, HeadScores | None] = WeakKeyDictionary()
 
     def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[Look, HeadScores | None]:
-        """What goes on, and the scores of the heads."""
+        """Return the internals for a text, and the scores of the heads."""
         model = bundle.model
         if model not in self._scores:
             self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
         return look(model, ids, bundle.n_ids), self._scores[model]
 
 
-class _CheckpointCache:
-    """Checkpoints that were asked for of late; the others, and those that have changed since, are loaded again."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Path, tuple[_Stamp, Bundle]] = OrderedDict()
-        self._loading: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
-
-    async def get(self, served: Served, checkpoint: str | None) -> Bundle:
-        """The served model itself, or another checkpoint of its run. However many ask for one, it is loaded once.
-
-        Raises:
-            ApiError: 404: it is no run, or has no such checkpoint.
-        """
-        if checkpoint is None:
-            return served.bundle
-        if served.run is None:
-            raise ApiError(404, f"{served.name} is not a run, and has no checkpoints", "no_checkpoint", "checkpoint")
-        try:
-            folder, stamp = await run_in_threadpool(_on_disk, served.run, checkpoint)
-            lock = self._loading.setdefault(folder, asyncio.Lock())
-            async with lock:
-                if folder not in self._kept or self._kept[folder][0] != stamp:
-                    bundle = await _to_its_end(
-                        run_in_threadpool(load_bundle, folder, context=served.bundle.config.block_size)
-                    )
-                    self._kept[folder] = stamp, bundle
-        except CheckpointError as error:
-            raise ApiError(404, str(error), "no_checkpoint", "checkpoint") from error
-        bundle = self._kept[folder][1]
-        self._kept.move_to_end(folder)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return bundle
-
-
-_Stamp = tuple[int, int, int]
-
-
-def _on_disk(run: Path, checkpoint: str) -> tuple[Path, _Stamp]:
-    """Where a checkpoint lies, and by what it is known that it is still the same: it ends with its manifest.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    folder = find_bundle(run, checkpoint)
-    manifest = folder / MANIFEST
-    try:
-        facts = (manifest if files.is_regular(manifest) else folder.parent / MANIFEST).stat()
-    except OSError as error:
-        raise CheckpointError(f"{folder} was removed meanwhile") from error
-    return folder, (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-
-
-async def _to_its_end(work: Awaitable[T]) -> T:
-    """Wait for what cannot be broken off, also when nobody wants it any more: its place is free when it has ended."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # nobody is there to be told
-        raise
-
-
 def _checkpoints(served: Served) -> list[dict[str, Any]]:
     if served.run is None:
         return []
     found = []
-    for step, folder in model_checkpoints(Path(served.run) / "checkpoints").items():
-        with suppress(CheckpointError):  # a run that goes on removes old ones
+    for step, folder in model_checkpoints(Path(served.run) / CHECKPOINTS).items():
+        with suppress(CheckpointError):  # a run in progress removes old ones
             found.append({"checkpoint": str(step), "step": step, "val_loss": val_loss_of(read_manifest(folder))})
     return found
 
@@ -222,11 +153,12 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
         except DataError as error:
             raise ApiError(400, f"prompt: {error}", "invalid_value", "prompt") from error
     if bundle.chat is None:
-        raise ApiError(400, f"{body.model} was never taught to answer; give a prompt", "not_a_chat_model", "messages")
+        message = f"{body.model} is a base model, not a chat model; give a prompt"
+        raise ApiError(400, message, "not_a_chat_model", "messages")
     assert body.messages is not None
     messages = conversation(body.messages)
     try:
-        if messages[-1].role == "assistant":  # what was said already is looked through, up to its last word
+        if messages[-1].role == "assistant":  # include a final reply, without its end token
             return bundle.chat.render(messages, tokenizer).ids[:-1]
         return bundle.chat.prompt(messages, tokenizer)
     except DataError as error:
@@ -284,7 +216,7 @@ def _answer(
 
 
 def _is_structure(bundle: Bundle, id: int) -> bool:
-    """Whether an id is no text: the beginning or the end of a message, another special token, or padding."""
+    """Whether an id is not text: a role token, another special token, or padding."""
     is_special = id >= bundle.tokenizer.vocab_size or id in bundle.tokenizer.special.values()
     return is_special or (bundle.chat is not None and id in bundle.chat.special_ids())
 
@@ -297,7 +229,7 @@ def _piece(bundle: Bundle, id: int) -> str:
 
 
 def _packed(head_TS: Tensor) -> str:
-    """The lower triangle of a head's attention, a byte for each weight."""
+    """Encode the lower triangle of a head's attention, one byte per weight."""
     rows, columns = torch.tril_indices(*head_TS.shape)
     quantised = (head_TS[rows, columns] * 255).round().to(torch.uint8)
     return base64.b64encode(quantised.numpy().tobytes()).decode()

@@ -2,7 +2,7 @@
 
 A file or folder gets its final name only when it is complete and on disk: write under a temporary name, fsync the
 file, rename, fsync the parent folder. Each operation is announced to `observers` first, so tests can crash at each of
-them or check their order.
+them or check their order. Longer than 300 lines, because all writers share the announcements and the error messages.
 """
 
 import errno

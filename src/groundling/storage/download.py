@@ -2,6 +2,8 @@
 
 A file gets its final name only when its SHA-256 matches the pinned one. Until then it is `NAME.part`, which stays when
 the connection breaks, so the next attempt requests only the rest.
+
+Why not pooch or huggingface_hub: pooch does not resume, and huggingface_hub reads from its hub only.
 """
 
 import email.utils

@@ -1,8 +1,9 @@
 """`python -m groundling.system.child_process VERB ...`: run a verb as a child that never outlives its parent.
 
-The parent holds the other end of standard input. However it ends, also by SIGKILL, that end is closed, and the child is
-asked to stop as by SIGTERM; if it takes too long, it ends all the same. It is nice: whoever waits for a reply of the
-parent comes first.
+The parent holds the other end of standard input, which closes however the parent ends, even by SIGKILL. The child then
+sends itself SIGTERM, and exits after a grace period. Its priority is lower than that of the parent, a server.
+
+Why not a process pool: a verb is a whole command, with its own signal handlers, output and exit code.
 """
 
 import os
@@ -24,7 +25,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    # Of the descriptor itself: a thread that waits in `sys.stdin` holds a lock that the interpreter needs to end.
+    # Read the descriptor: a thread blocked in `sys.stdin` holds a lock that the interpreter needs at exit.
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -126,6 +126,16 @@ def gather_tensors(tensor: Tensor) -> list[Tensor]:
     return gathered
 
 
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """The first rank runs the block, then the others do: what it wrote to disk, they find."""
+    if not is_first():
+        barrier()
+    yield
+    if is_first():
+        barrier()
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:

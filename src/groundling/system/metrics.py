@@ -1,6 +1,6 @@
-"""Metric sinks: each takes records, plain dictionaries with a "step".
+"""Metrics: a run writes records, plain dictionaries with a "step", to sinks; readers read them back.
 
-The JSONL file is the authoritative record; the console (`console.py`), TensorBoard and Weights & Biases are views.
+metrics.jsonl is the record; the console (`console.py`), TensorBoard and Weights & Biases are views of it.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from groundling.storage import atomic, files
 from groundling.system.logs import Record
@@ -21,7 +21,7 @@ SinkName = Literal["tensorboard", "wandb"]
 
 
 class Sink(Protocol):
-    """A destination for records."""
+    """Where records go."""
 
     def write(self, record: Record) -> None:
         """Write one record."""
@@ -30,13 +30,35 @@ class Sink(Protocol):
         """Flush and close."""
 
 
+class MetricsWriter:
+    """Writes each record to all sinks of a run; ranks other than the first have none."""
+
+    def __init__(self) -> None:
+        self.sinks: list[Sink] = []
+
+    def write(self, record: Record) -> None:
+        """Write one record."""
+        for sink in self.sinks:
+            sink.write(record)
+
+    @property
+    def sampled_at(self) -> int:
+        """Step of the last sample in metrics.jsonl; 0: none."""
+        return max((sink.sampled_at for sink in self.sinks if isinstance(sink, JsonlSink)), default=0)
+
+    def close(self) -> None:
+        """Close the sinks."""
+        while self.sinks:
+            self.sinks.pop(0).close()
+
+
 class JsonlSink:
-    """One JSON object per line. On resume, records after the last checkpoint are dropped.
+    """One JSON object a line. A resumed run first drops the records after its checkpoint.
 
     Args:
         path: the file.
-        resumed_at: step of the checkpoint, up to which records are kept; None: a new run.
-        made_again: selects records of that very step which the resumed run will write again.
+        resumed_at: the checkpoint's step, up to which records are kept; None: a new run.
+        made_again: which records of that very step to drop as well, because the resumed run writes them again.
     """
 
     def __init__(
@@ -47,7 +69,7 @@ class JsonlSink:
         kept = [r for r in earlier if r["step"] <= resumed_at and not (r["step"] == resumed_at and made_again(r))]
         atomic.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.sampled_at = max((record["step"] for record in kept if "sample" in record), default=0)
-        """Step of the latest sample kept, 0 if none: a resumed run does not repeat it."""
+        """Step of the last sample that was kept, so that a resumed run does not draw it again; 0: none."""
 
     def write(self, record: Record) -> None:
         """Append one line."""
@@ -57,73 +79,61 @@ class JsonlSink:
         """Do nothing: each line is already in the file."""
 
 
-MAX_RECORDS = 1 << 30
-"""Bytes of a run's record file: millions of lines."""
+MAX_BYTES = 1 << 30
+"""Bytes read of a metrics file: some millions of records."""
 MAX_LINE = 1 << 20
 """Bytes of one record."""
 NUMBERS = ("step", "loss", "val_loss", "train_loss", "n_tokens", "train_s")
-"""Fields that must be numbers if present."""
+"""Keys that must be numbers where a record has them."""
 
 
-def read_records(path: Path) -> list[Record]:
-    """Read the records of a JSONL file.
+class RecordReader:
+    """Reads the records of a metrics file that may still grow. Reading it in pieces gives the same records as at once.
 
-    Never fails: a last line cut by a crash is skipped, and so are damaged lines, with a warning.
+    Args:
+        file: open for reading bytes.
+        position: where to start: the beginning of a line.
     """
-    found, unread = _read(path)
-    if unread:
-        log.warning(f"{path}: passed over {unread}")
-    return found
+
+    def __init__(self, file: BinaryIO, position: int = 0) -> None:
+        self._file = file
+        self.position = position
+        """Where the next record begins."""
+        self.n_damaged = 0
+        """Lines skipped because they hold no record."""
+
+    def read(self, limit: int) -> Iterator[Record]:
+        """The records of the lines that begin before the byte `limit`. A last line without its end is left unread."""
+        self._file.seek(self.position)
+        while self.position < limit:
+            line = self._file.readline(MAX_LINE)
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
+                return
+            self.position += len(line)
+            is_whole = line.endswith(b"\n")
+            if not is_whole and not self._skip_line(limit):
+                return
+            record = parse_record(line) if is_whole else None
+            self.n_damaged += record is None
+            if record is not None:
+                yield record
+
+    def unfinished(self) -> Record | None:
+        """The record of a last line without its end; None where it is cut."""
+        self._file.seek(self.position)
+        return parse_record(self._file.readline(MAX_LINE))
+
+    def _skip_line(self, limit: int) -> bool:
+        """Skip the rest of a line that is too long, up to `limit`; whether it ended before."""
+        while self.position < limit and (piece := self._file.readline(MAX_LINE)):
+            self.position += len(piece)
+            if piece.endswith(b"\n"):
+                return True
+        return False
 
 
-def _read_or_keep(path: Path) -> list[Record]:
-    """Read the records of a file that will be rewritten; keep a copy if part of it could not be read."""
-    found, unread = _read(path)
-    if unread:
-        number = 1
-        while os.path.lexists(kept := path.with_name(f"{path.name}.unread-{number}")):
-            number += 1
-        atomic.replace(path, kept)
-        log.warning(f"{path}: passed over {unread}; the whole file is kept as {kept}")
-    return found
-
-
-def _read(path: Path) -> tuple[list[Record], str]:
-    """The records of a file, and a description of what could not be read."""
-    found: list[Record] = []
-    unread: list[str] = []
-    n_damaged, is_last_damaged = 0, False
-    for line in _lines(path, unread):
-        record = _read_record(line)
-        if record is not None:
-            found.append(record)
-        is_last_damaged = record is None and not line.endswith(b"\n")
-        n_damaged += record is None
-    n_damaged -= is_last_damaged
-    if n_damaged:
-        log.warning(f"{path}: passed over {n_damaged:,} damaged {'line' if n_damaged == 1 else 'lines'}")
-    return found, "".join(unread)
-
-
-def _lines(path: Path, unread: list[str]) -> Iterator[bytes]:
-    """Lines with their line ends, each truncated to MAX_LINE; descriptions of unread parts are added to `unread`."""
-    try:
-        with files.open_regular(path) as file:
-            while file.tell() < MAX_RECORDS and (line := file.readline(MAX_LINE)):
-                rest = line
-                while rest and not rest.endswith(b"\n") and file.tell() < MAX_RECORDS:
-                    rest = file.readline(MAX_LINE)
-                yield line if line is rest or not rest.endswith(b"\n") else line + b"\n"
-            if file.read(1):
-                unread.append(f"what follows its first {MAX_RECORDS:,} bytes")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        unread.append(f"all that could not be read ({error.strerror})")
-
-
-def _read_record(line: bytes) -> Record | None:
-    """Parse a line; None if it is damaged."""
+def parse_record(line: bytes) -> Record | None:
+    """The record of one line; None where it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5,000 digits, nested too deep
@@ -133,6 +143,49 @@ def _read_record(line: bytes) -> Record | None:
     numbers = [record[name] for name in NUMBERS if record.get(name) is not None]
     sound = all(isinstance(n, float) or (type(n) is int and abs(n) < 2**63) for n in numbers)
     return record if sound and isinstance(record["step"], int) else None
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a metrics file. Damaged lines are skipped with a warning, a last line that was cut without one."""
+    records, unread = _read(path)
+    if unread:
+        log.warning(f"{path}: passed over {unread}")
+    return records
+
+
+def _read_or_keep(path: Path) -> list[Record]:
+    """The records of a file that is about to be replaced; if part of it could not be read, the file is kept aside."""
+    records, unread = _read(path)
+    if unread:
+        number = 1
+        while os.path.lexists(kept := path.with_name(f"{path.name}.unread-{number}")):
+            number += 1
+        atomic.replace(path, kept)
+        log.warning(f"{path}: passed over {unread}; the whole file is kept as {kept}")
+    return records
+
+
+def _read(path: Path) -> tuple[list[Record], str]:
+    """The records of a file; and which part of it was not read, and why ("" if all of it was)."""
+    records: list[Record] = []
+    try:
+        with files.open_regular(path) as file:
+            reader = RecordReader(file)
+            records += reader.read(MAX_BYTES)
+            unread = ""
+            if reader.position >= MAX_BYTES:
+                file.seek(reader.position)
+                unread = f"what follows its first {MAX_BYTES:,} bytes" if file.read(1) else ""
+            elif (last := reader.unfinished()) is not None:
+                records.append(last)
+    except FileNotFoundError:
+        return [], ""
+    except OSError as error:
+        return records, f"all that could not be read ({error.strerror})"
+    if reader.n_damaged:
+        lines = "line" if reader.n_damaged == 1 else "lines"
+        log.warning(f"{path}: passed over {reader.n_damaged:,} damaged {lines}")
+    return records, unread
 
 
 class TensorBoardSink:

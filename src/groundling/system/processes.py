@@ -1,7 +1,10 @@
-"""Jobs that have nothing to do with each other, done side by side in worker processes.
+"""Run independent jobs in parallel worker processes.
 
-A worker is a fresh interpreter (spawned: a fork of a process that has threads may hang), so a script that uses this
-needs `if __name__ == "__main__":`. It ends with its parent, however that ends.
+Workers are spawned, because a fork of a process with threads may hang; so a script needs `if __name__ == "__main__":`.
+They end with their parent, however that ends.
+
+Why not ProcessPoolExecutor: before Python 3.14 it cannot end workers in the middle of a job; it does not report a dead
+worker's exit code; and its workers react to Ctrl-C until an initializer has run.
 """
 
 import multiprocessing
@@ -26,29 +29,29 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a worker sends back: a result, or why there is none."""
+    """A worker's result or error."""
 
     result: Any = None
     error: Exception | None = None
 
 
 def n_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def side_by_side(work: Callable[[J], R], jobs: Sequence[J], n_workers: int) -> Generator[R, None, None]:
-    """Do jobs in worker processes; give each result as soon as it is there.
+    """Run jobs in worker processes; yield results in order of completion.
 
-    When the generator is closed, or an error ends it, the workers end, whatever they are at.
+    Closing the generator, or an error, terminates the workers at once.
 
     Args:
-        work: a function that can be imported by its name. It, the jobs and the results are pickled.
-        jobs: begun in this order; with the longest first, the workers end at about the same time.
-        n_workers: how many at once.
+        work: an importable function. It, the jobs and the results are pickled.
+        jobs: started in this order; put the longest first to balance the load.
+        n_workers: number of parallel workers.
 
     Raises:
-        GroundlingError: as the work raised it.
+        GroundlingError: as raised by the work.
         TrainingError: a worker was killed.
     """
     waiting = deque(jobs)
@@ -68,17 +71,17 @@ def side_by_side(work: Callable[[J], R], jobs: Sequence[J], n_workers: int) -> G
 
 @contextmanager
 def _workers(work: Callable[[J], R], n_workers: int) -> Iterator[dict[Connection, SpawnProcess]]:
-    """Idle workers, each at the other end of a connection; at the end of the block they are no more."""
+    """Idle workers by connection; terminated at the end of the block."""
     spawn = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:
         for _ in range(n_workers):
             ours, theirs = spawn.Pipe()
-            # A daemon, so that the interpreter does not wait for it at exit.
+            # Daemons, so that the interpreter does not wait for them at exit.
             workers[ours] = spawn.Process(target=_serve, args=(theirs, work), daemon=True)
             with _ignore_sigint():
                 workers[ours].start()
-            theirs.close()  # else the end of the worker would not be the end of the connection
+            theirs.close()  # else the connection stays open when the worker ends
         yield workers
     finally:
         started = [process for process in workers.values() if process.pid is not None]
@@ -90,11 +93,12 @@ def _workers(work: Callable[[J], R], n_workers: int) -> Iterator[dict[Connection
 
 @contextmanager
 def _ignore_sigint() -> Iterator[None]:
-    """What is started inside this block never sees Ctrl-C, which a terminal sends to every process of a command.
+    """Block SIGINT in processes started inside the block.
 
-    The parent sees it, and ends its workers; they would only add a traceback each.
+    A terminal sends Ctrl-C to all processes of a command. The parent handles it and ends its workers; each worker would
+    only add a traceback.
     """
-    resource_tracker.ensure_running()  # started together with the first worker, it would undo what is set here
+    resource_tracker.ensure_running()  # its start unblocks SIGINT, so start it first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -103,7 +107,7 @@ def _ignore_sigint() -> Iterator[None]:
 
 
 def _hand_out(job: object, connection: Connection) -> None:
-    with suppress(ConnectionError):  # a worker that has died is noticed when its result does not come
+    with suppress(ConnectionError):  # `_receive` reports a dead worker
         connection.send(job)
 
 
@@ -122,7 +126,7 @@ def _receive(connection: Connection, process: SpawnProcess) -> Any:
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
-    """What a worker does all its life."""
+    """Main loop of a worker."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, ConnectionError):
         while True:
@@ -134,12 +138,12 @@ def _outcome(work: Callable[[Any], Any], job: Any) -> _Outcome:
         return _Outcome(result=work(job))
     except GroundlingError as error:
         return _Outcome(error=error)
-    except Exception:  # our own bug: not every exception can be sent, and none takes its traceback along
+    except Exception:  # a bug; not every exception can be pickled, and none with its traceback
         return _Outcome(error=RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has ended, were it by SIGKILL."""
+    """Exit when the parent has ended, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,7 +1,6 @@
 """Byte-level BPE, by Hugging Face `tokenizers`.
 
-A library only encodes; ids become text again through one table of bytes (`BytePieces`), so that all decode, stream and
-refuse foreign ids alike.
+The library only encodes; decoding goes through a table of bytes (`BytePieces`), which all byte-level tokenizers share.
 """
 
 import json
@@ -21,29 +20,29 @@ from groundling.text.tokenizer import Ids, require_unicode
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in GPT-2's and Hugging Face's files, and the byte."""
+    """The printable character for each byte in GPT-2's and Hugging Face's files -> the byte."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def from_alphabet(piece: str) -> bytes:
-    """Return the bytes that a piece stands for."""
+    """Return the bytes of a piece."""
     alphabet = byte_alphabet()
     return bytes(alphabet[character] for character in piece)
 
 
 class AddedToken(NamedTuple):
-    """A token beside the vocabulary that merges make: no text gives its id."""
+    """A token added to the vocabulary of merges; no text gives its id."""
 
     content: str
     id: int
     special: bool
-    """Whether it is no text either."""
+    """Whether it is a special token, which gives no text."""
 
     @classmethod
     def from_json(cls, values: Any) -> "AddedToken":
-        """Take what was written to a `tokenizer.json`. Raises KeyError or TypeError for what is none."""
+        """Read an entry of a `tokenizer.json`. Raises KeyError or TypeError if it is invalid."""
         content, id, special = values["content"], values["id"], values["special"]
         if type(content) is not str or type(id) is not int or type(special) is not bool or not content:
             raise TypeError(f"an added token has a content, an id, and special true or false, not {values!r}")
@@ -51,21 +50,21 @@ class AddedToken(NamedTuple):
 
 
 class BPETokenizer(BytePieces):
-    """Byte-level BPE by Hugging Face `tokenizers`; any text can be encoded, and comes back as it was.
+    """Byte-level BPE by Hugging Face `tokenizers`; encodes any text without loss.
 
     Args:
-        serialized: the library's own JSON; tokens that are added there are cut out of texts.
+        serialized: the library's JSON; tokens added there are matched in texts.
         added: tokens beside that vocabulary.
-        end_ids: special ones of them that end a text.
+        end_ids: special tokens among them that end a text.
 
     Raises:
-        DataError: this is not a byte-level BPE of that library, or what is added does not fit it.
+        DataError: this is not a byte-level BPE of that library, or `added` does not fit it.
         MissingExtraError: tokenizers is not installed.
     """
 
     kind = "bpe"
     PARTS_AT_ONCE = 16
-    """Threads encode parts side by side; more at once would only keep Ctrl-C waiting."""
+    """Size of a parallel batch; larger batches only delay Ctrl-C."""
 
     def __init__(self, serialized: str, added: Sequence[AddedToken] = (), end_ids: Sequence[int] = ()) -> None:
         library = _tokenizers()
@@ -89,7 +88,7 @@ class BPETokenizer(BytePieces):
         super().__init__([pieces[id] for id in range(len(pieces))], special, end_ids)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
+        """Return the ids of `text`. Raises DataError for a lone surrogate."""
         require_unicode(text)
         every, ids = parts(text), list[int]()
         for first in range(0, len(every), self.PARTS_AT_ONCE):
@@ -103,13 +102,13 @@ class BPETokenizer(BytePieces):
         return np.asarray(self.encode(text), dtype=np.uint32)
 
     def with_special(self, ids: Iterable[int], end_ids: Sequence[int]) -> "BPETokenizer":
-        """The same tokenizer, in which these added tokens are special ones too, and those of `end_ids` end a text."""
+        """Return the tokenizer with more special tokens, and `end_ids` ending a text."""
         wanted = set(ids)
         added = [token._replace(special=token.special or token.id in wanted) for token in self.added]
         return BPETokenizer(self._library.to_str(), added, end_ids)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the library's own JSON, embedded; and what was added, if anything."""
+        """Return the library's JSON, and the added tokens if there are any."""
         values = {"kind": self.kind, "tokenizers": json.loads(self._library.to_str())}
         if self.added:
             values["added_tokens"] = [token._asdict() for token in self.added]
@@ -122,7 +121,7 @@ def _tokenizers() -> Any:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Train byte-level BPE, cut and merged as GPT-2's; a short text may give fewer than `vocab_size` ids.
+    """Train byte-level BPE with GPT-2's pre-tokenizer; a short text may give fewer than `vocab_size` ids.
 
     Raises:
         MissingExtraError: tokenizers is not installed.

@@ -1,4 +1,4 @@
-"""Which tokenizer a text gets, and making it from that text."""
+"""Select a tokenizer for a text, and train it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class TokenizerConfig:
     """Folder with a tokenizer.json (see `groundling tokenizer train`); overrides kind and vocab_size."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the text."""
+        """Check what does not need the text."""
         least = {"bpe": 256, "unigram": 300, "sp_bpe": 300}.get(self.kind, 1)
         require(
             self.vocab_size >= least,
@@ -45,7 +45,7 @@ class TokenizerConfig:
 
 
 def for_text(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
-    """A tokenizer that exists already, doing with characters that it does not know what `config` says, if it says so.
+    """Return an existing tokenizer with the handling of unknown characters that `config` sets, if any.
 
     Raises:
         DataError: the replacement is not one of its characters.
@@ -56,17 +56,17 @@ def for_text(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
 
 
 def train_tokenizer(config: TokenizerConfig, symbols: str, texts: Iterable[str], n_chars: int) -> Tokenizer:
-    """Make the tokenizer that `config` asks for. The same text makes the same tokenizer.
+    """Build the tokenizer of a config; deterministic for a text.
 
     Args:
-        config: which.
+        config: which tokenizer.
         symbols: all characters of the whole text, ascending; the vocabulary of a char tokenizer.
-        texts: the training part in pieces, from which the others are trained.
-        n_chars: how long it is.
+        texts: pieces of the training split, for the others.
+        n_chars: length of the training split.
 
     Raises:
-        DataError: the text cannot make such a tokenizer.
-        MissingExtraError: the library for it is not installed.
+        DataError: the text is too small for such a tokenizer.
+        MissingExtraError: its library is not installed.
     """
     if config.kind == "char":
         return CharTokenizer(symbols, config.unknown, config.replacement)
@@ -81,7 +81,7 @@ def train_tokenizer(config: TokenizerConfig, symbols: str, texts: Iterable[str],
 
 
 def spread(chunks: Iterable[str], n_chars: int, most: int) -> Iterator[str]:
-    """Take chunks from all over a text of `n_chars` characters, at most `most` characters and part of one chunk."""
+    """Yield chunks spread over a text of `n_chars` characters: at most `most` characters and a fraction of a chunk."""
     seen, taken = 0, 0
     for chunk in chunks:
         if taken * n_chars <= seen * most:

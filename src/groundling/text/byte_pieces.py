@@ -1,4 +1,4 @@
-"""From ids to text, for all tokenizers whose pieces are bytes: decoding, streaming, refusing foreign ids."""
+"""Decode ids of byte-level tokenizers: whole, streamed, and with a check of ids."""
 
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +8,12 @@ from groundling.text.tokenizer import StreamDecoder, check_ids
 
 
 class BytePieces:
-    """The half of a tokenizer that goes from ids to text, for all whose pieces are bytes.
+    """The decoding half of byte-level tokenizers.
 
     Args:
-        pieces: the bytes of each id.
+        pieces: bytes of each id.
         special: name to id of special tokens, which give no text.
-        end_ids: those that end a text.
+        end_ids: ids that end a text.
     """
 
     def __init__(
@@ -26,11 +26,11 @@ class BytePieces:
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids."""
+        """Number of ids."""
         return len(self._pieces)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of `ids`, joined.
+        """Return the concatenated bytes of `ids`.
 
         Raises:
             DataError: an id is outside the vocabulary.
@@ -42,7 +42,7 @@ class BytePieces:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def piece(self, token: int) -> str:
-        """Return one id as text for a reader: a special token's name; bytes that are no text as `<E2>`."""
+        """Return one id as readable text: a special token's name; bytes that are not text as `<E2>`."""
         if token in self._names:
             return self._names[token]
         data = self.decode_bytes([token])
@@ -52,7 +52,7 @@ class BytePieces:
             return "".join(chr(byte) if byte < 0x80 else f"<{byte:02X}>" for byte in data)
 
     def stream_decoder(self) -> StreamDecoder:
-        """Return a decoder that holds the beginning of a character back until its end is there."""
+        """Return a decoder that holds back incomplete characters."""
         return _ByteStream(self)
 
 

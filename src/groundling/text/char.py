@@ -1,4 +1,4 @@
-"""The lecture's tokenizer: one id for each character."""
+"""The lecture's tokenizer: one id per character."""
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -11,15 +11,15 @@ from groundling.text.tokenizer import Ids, StreamDecoder, Unknown, character_nam
 
 
 class CharTokenizer:
-    """The lecture's tokenizer: each character of the training text is a symbol, `sorted(set(text))`.
+    """The lecture's tokenizer: the vocabulary is `sorted(set(text))`.
 
     Args:
-        symbols: the known characters, ascending; a character's id is its place.
-        unknown: what to do with another character: "error", "skip" it, or "replace" it.
-        replacement: the known character that replaces it.
+        symbols: known characters, ascending; the id of a character is its index.
+        unknown: what to do with other characters: "error", "skip", or "replace".
+        replacement: known character that replaces unknown ones.
 
     Raises:
-        DataError: these symbols cannot be a vocabulary, or the replacement is not one of them.
+        DataError: the symbols are not a valid vocabulary, or the replacement is not one of them.
     """
 
     kind = "char"
@@ -39,18 +39,18 @@ class CharTokenizer:
         self.symbols, self.unknown, self.replacement = symbols, unknown, replacement
         self._code_points = _code_points(symbols)
         absent = -1 if replacement is None else symbols.index(replacement)
-        # One place more than the largest code point, where all larger ones go.
+        # One more than the largest code point, for all larger ones.
         self._id_of = np.full(int(self._code_points[-1]) + 2, absent, dtype=np.int64)
         self._id_of[self._code_points] = np.arange(len(symbols))
 
     @classmethod
     def from_text(cls, text: str, unknown: Unknown = "error", replacement: str | None = None) -> "CharTokenizer":
-        """Make the vocabulary of `text`."""
+        """Build the vocabulary of `text`."""
         return cls("".join(sorted(set(text))), unknown, replacement)
 
     @property
     def vocab_size(self) -> int:
-        """The number of known characters."""
+        """Number of known characters."""
         return len(self.symbols)
 
     def encode(self, text: str) -> list[int]:
@@ -63,7 +63,7 @@ class CharTokenizer:
         return ids
 
     def encode_array(self, text: str) -> Ids:
-        """Return `encode(text)` as an array, by one table look-up for all characters."""
+        """Return `encode(text)` as an array, by one table lookup."""
         ids = self._id_of[np.minimum(_code_points(text), len(self._id_of) - 1)]
         absent = np.flatnonzero(ids < 0)
         if absent.size and self.unknown == "error":
@@ -93,11 +93,11 @@ class CharTokenizer:
         return self.symbols[token] if known else self.decode([token])
 
     def stream_decoder(self) -> StreamDecoder:
-        """Return a decoder that holds nothing back: each id is a whole character."""
+        """Return a decoder; each id is a whole character."""
         return _CharStream(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the symbols as one string, and what happens to others."""
+        """Return the symbols as one string, and the handling of unknown characters."""
         return {
             "kind": self.kind,
             "symbols": self.symbols,

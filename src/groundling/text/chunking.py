@@ -1,24 +1,24 @@
-"""Where a text may be cut, so that its parts, encoded one by one, are the whole encoded.
+"""Find positions to cut a text so that its chunks, encoded separately, give the ids of the whole.
 
-No tokenizer here has a piece that begins before a blank and goes on after it, so a text may be cut between a character
-and the space or newline behind it. A run without such a place is cut all the same after every `RUN_CHARS` characters,
-by all tokenizers alike: so no text takes longer than its length allows, and none exceeds what a library's patterns can
-match. A run of that length is encoded otherwise than it would be in one piece, and decodes to itself.
+No tokenizer here has a piece that crosses into a blank, so a text may be cut between a character and the space or
+newline after it. Runs without such a position are cut after every `RUN_CHARS` characters by all tokenizers alike, which
+keeps encoding linear and within the limits of the libraries' patterns. A run of that length may encode differently from
+the uncut run; it decodes to itself.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 
 RUN_CHARS = 1 << 16
-"""The longest run without a blank that is encoded in one piece."""
+"""Longest run without a blank that is encoded in one piece."""
 CHUNK_CHARS = 1 << 20
-"""A multiple of `RUN_CHARS`, so that a run is cut at the same places in a chunk as in the whole."""
+"""A multiple of `RUN_CHARS`, which makes a run cut at the same positions in a chunk as in the whole."""
 _PLACES = (re.compile(r"[^\W_](?=[ \n])"), re.compile(r"\S(?=[ \n])"))
-"""The best first: tokenizers from elsewhere may join a full stop with the newline after it, a letter never."""
+"""In order of preference: imported tokenizers may join a full stop with the newline after it, but never a letter."""
 
 
 def chunks(pieces: Iterable[str], n_chars: int = CHUNK_CHARS) -> Iterator[str]:
-    """Cut a stream into chunks of at most `n_chars` that encode, one by one, to what the whole encodes to.
+    """Cut a stream into chunks of at most `n_chars` characters that encode separately to the ids of the whole.
 
     Args:
         pieces: the text.
@@ -42,12 +42,12 @@ def chunks(pieces: Iterable[str], n_chars: int = CHUNK_CHARS) -> Iterator[str]:
 
 
 def parts(text: str) -> list[str]:
-    """Cut a text into what is encoded at once."""
+    """Cut a text into pieces to encode at once."""
     return list(chunks((text,), RUN_CHARS))
 
 
 def last_safe_cut(text: str, start: int = 0, stop: int | None = None) -> int:
-    """Return the last place in `text[start:stop]` where it may be cut, or 0 if there is none."""
+    """Return the last safe cut position in `text[start:stop]`, or 0 if there is none."""
     stop = len(text) if stop is None else stop
     for pattern in _PLACES:
         window = 256

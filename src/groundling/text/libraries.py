@@ -1,4 +1,4 @@
-"""Tokenizers of libraries from JSON: which of the thin adapters is meant."""
+"""Build library tokenizers from JSON."""
 
 import base64
 import json
@@ -15,10 +15,10 @@ KINDS = ("gpt2", "bpe", "unigram", "sp_bpe")
 
 
 def from_json(values: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer that one of the `to_json` here described.
+    """Build a tokenizer from the `to_json` of a library tokenizer.
 
     Raises:
-        DataError: this is not one of them, or damaged.
+        DataError: it is of another kind, or damaged.
         MissingExtraError: its library is not installed.
     """
     kind = values["kind"]

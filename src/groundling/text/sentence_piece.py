@@ -20,17 +20,17 @@ _SEGMENT = re.compile(rf" ?[^ \n{BLANK}]+|[ \n{BLANK}]")
 
 
 class SentencePieceTokenizer(BytePieces):
-    """SentencePiece, unigram or BPE, with bytes for what it has not seen; text comes back as it was.
+    """SentencePiece, unigram or BPE, with byte fallback; lossless.
 
-    A text is encoded word by word, each with the space before it. SentencePiece cuts there anyway; over a long
-    text its float32 sums would lose the digits that decide between two ways to cut a word.
+    Encodes word by word, each with the space before it. SentencePiece cuts there anyway; over a long text its float32
+    sums lose the digits that decide between two segmentations.
 
     Args:
-        model: the library's own serialized model.
+        model: the library's serialized model.
         kind: "unigram" or "sp_bpe".
 
     Raises:
-        DataError: this is no such model.
+        DataError: this is not such a model.
         MissingExtraError: sentencepiece is not installed.
     """
 
@@ -41,7 +41,7 @@ class SentencePieceTokenizer(BytePieces):
         try:
             self._library.LoadFromSerializedProto(model)
             pieces = [self._bytes_of(token) for token in range(self._library.GetPieceSize())]
-        except (RuntimeError, ValueError) as error:  # a piece that is no UTF-8, or names no byte
+        except (RuntimeError, ValueError) as error:  # a piece that is not UTF-8, or not a byte
             raise DataError(f"this {kind} tokenizer cannot be read: {error}") from error
         super().__init__(pieces)
         self._space, unknown = self._library.PieceToId("<0x20>"), self._library.unk_id()
@@ -53,11 +53,11 @@ class SentencePieceTokenizer(BytePieces):
         if self._library.IsByte(token):
             return bytes([int(piece[1:-1], 16)])
         if self._library.IsUnknown(token):
-            return "\N{REPLACEMENT CHARACTER}".encode()  # with bytes to fall back on, no text gives this id
+            return "\N{REPLACEMENT CHARACTER}".encode()  # with byte fallback, no text gives this id
         return piece.replace(BLANK, " ").encode()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`. Raises DataError for half of a surrogate pair."""
+        """Return the ids of `text`. Raises DataError for a lone surrogate."""
         require_unicode(text)
         ids: list[int] = []
         for part in parts(text):
@@ -68,11 +68,11 @@ class SentencePieceTokenizer(BytePieces):
 
     def _ids_of(self, segments: list[str]) -> dict[str, list[int]]:
         ids_of = dict(zip(segments, self._library.Encode(segments, num_threads=1), strict=True))
-        if not self._has_blank:  # it spells the sign for a space, where a space is meant
+        if not self._has_blank:  # the space symbol stands for a space here
             bare = [segment for segment in segments if segment[0] == " "]
             rest = self._library.Encode([segment[1:] for segment in bare], num_threads=1)
             ids_of |= {segment: [self._space, *ids] for segment, ids in zip(bare, rest, strict=True)}
-        ids_of[BLANK] = self._blank  # else it would come back as a space
+        ids_of[BLANK] = self._blank  # otherwise it would decode to a space
         return ids_of
 
     def encode_array(self, text: str) -> Ids:
@@ -80,7 +80,7 @@ class SentencePieceTokenizer(BytePieces):
         return np.asarray(self.encode(text), dtype=np.uint32)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the library's own model, in base64."""
+        """Return the library's model in base64."""
         return {"kind": self.kind, "model": base64.b64encode(self._model).decode("ascii")}
 
 
@@ -92,7 +92,7 @@ def train_sentencepiece(texts: Iterable[str], kind: SentencePieceKind, vocab_siz
     """Train SentencePiece; a short text may give fewer than `vocab_size` ids.
 
     Raises:
-        DataError: the text cannot make such a vocabulary; the library's reason is given.
+        DataError: the text is too small for such a vocabulary; the library's reason is given.
         MissingExtraError: sentencepiece is not installed.
     """
     _sentencepiece()

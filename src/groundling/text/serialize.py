@@ -1,4 +1,4 @@
-"""Tokenizers as JSON: saving, loading, and the fingerprint."""
+"""Save and load tokenizers as JSON, and compute their fingerprint."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ AGAIN = "restore it from a copy, or make it again with `groundling tokenizer tra
 
 
 def tokenizer_to_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a tokenizer as plain data, with its kind."""
+    """Return a tokenizer as plain data, including its kind."""
     return tokenizer.to_json()
 
 
 def tokenizer_from_json(values: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer that `tokenizer_to_json` described.
+    """Build a tokenizer from the output of `tokenizer_to_json`.
 
     Raises:
         DataError: this does not describe a tokenizer.
-        MissingExtraError: it belongs to a library that is not installed.
+        MissingExtraError: its library is not installed.
     """
     kind = values.get("kind")
     try:
@@ -41,7 +41,7 @@ def tokenizer_from_json(values: Mapping[str, Any]) -> Tokenizer:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Return a SHA-256 that two tokenizers share only when they are the same."""
+    """Return a SHA-256 that only equal tokenizers share."""
     canonical = json.dumps(tokenizer_to_json(tokenizer), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
@@ -50,13 +50,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write a tokenizer to `folder` as `tokenizer.json`.
 
     Raises:
-        StorageError: it could not be written.
+        StorageError: it cannot be written.
     """
     atomic.write_json(folder / FILE_NAME, tokenizer_to_json(tokenizer))
 
 
 def load_tokenizer(folder: Path, *, links: bool = False) -> Tokenizer:
-    """Read the tokenizer that `save_tokenizer` wrote. `links` is as `files.open_regular` takes it.
+    """Read the tokenizer written by `save_tokenizer`. For `links`, see `files.open_regular`.
 
     Raises:
         DataError: there is none, or it is damaged.

@@ -1,7 +1,7 @@
-"""The `Tokenizer` protocol, and checks that all tokenizers share.
+"""The `Tokenizer` protocol, and checks shared by all tokenizers.
 
-A tokenizer turns text into ids and ids into text. Pieces of all but the characters' tokenizer are bytes, so a
-piece may end in the middle of a character; `StreamDecoder` holds such an end back until the rest arrives.
+A tokenizer maps text to ids and back. Except for the character tokenizer, pieces are bytes, so a piece may end inside a
+character; `StreamDecoder` holds the incomplete character back until the rest arrives.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,14 +18,14 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class StreamDecoder(Protocol):
-    """Decodes ids one by one: the pieces it returns, joined, are what `decode` gives for all the ids."""
+    """Decodes ids one by one; the concatenated output equals `decode` of all ids."""
 
     def push(self, token: int) -> str:
-        """Take one id; return the text that is certain by now, often one piece, sometimes nothing."""
+        """Add one id; return the text that is complete, often one piece, sometimes ""."""
         ...
 
     def finish(self) -> str:
-        """Return what was held back, and be ready for new ids."""
+        """Return the text held back, and reset."""
         ...
 
 
@@ -34,12 +34,12 @@ class Tokenizer(Protocol):
 
     @property
     def kind(self) -> str:
-        """Which tokenizer this is, for `tokenizer.json`: char, gpt2, bpe, unigram or sp_bpe."""
+        """Kind of tokenizer in `tokenizer.json`: char, gpt2, bpe, unigram or sp_bpe."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids."""
+        """Number of ids."""
         ...
 
     @property
@@ -49,14 +49,14 @@ class Tokenizer(Protocol):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Special tokens that end a text: generation stops there."""
+        """Special tokens that end a text and stop generation."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`. All of it is ordinary text, also what looks like a special token.
+        """Return the ids of `text`. The spelling of a special token is encoded as ordinary text.
 
         Raises:
-            DataError: `text` holds something that this tokenizer cannot say.
+            DataError: `text` has something that this tokenizer cannot encode.
         """
         ...
 
@@ -73,11 +73,11 @@ class Tokenizer(Protocol):
         ...
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Return the bytes of `ids`, which need not end at a character's end. Raises as `decode` does."""
+        """Return the bytes of `ids`, which may end inside a character. Raises as `decode` does."""
         ...
 
     def piece(self, token: int) -> str:
-        """Return one id as text for a reader: a special token's name; bytes that are no text as `<E2>`."""
+        """Return one id as readable text: a special token's name; bytes that are not text as `<E2>`."""
         ...
 
     def stream_decoder(self) -> StreamDecoder:
@@ -85,30 +85,30 @@ class Tokenizer(Protocol):
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that `tokenizer_from_json` needs to build an equal tokenizer."""
+        """Return the data from which `tokenizer_from_json` builds an equal tokenizer."""
         ...
 
 
 class TextDecoder:
-    """A `StreamDecoder` that passes over ids outside the tokenizer's vocabulary: a chat template's, or padding."""
+    """A `StreamDecoder` that ignores ids outside the vocabulary, such as role tokens or padding."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decoder, self._n_known = tokenizer.stream_decoder(), tokenizer.vocab_size
 
     def push(self, token: int) -> str:
-        """Take one id; return the text that is certain by now."""
+        """Add one id; return the text that is complete."""
         return self._decoder.push(token) if token < self._n_known else ""
 
     def finish(self) -> str:
-        """Return what was held back, and be ready for new ids."""
+        """Return the text held back, and reset."""
         return self._decoder.finish()
 
 
 def check_ids(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int64]:
-    """Return `ids` as an array, all of them inside the vocabulary.
+    """Return `ids` as an array, checked against the vocabulary.
 
     Raises:
-        DataError: an id is outside, as those of a model whose vocabulary is padded can be.
+        DataError: an id is outside the vocabulary, which a model with a padded vocabulary can produce.
     """
     array = np.asarray(ids if isinstance(ids, (list, tuple, np.ndarray)) else list(ids))
     if array.size and array.dtype.kind not in "iu":
@@ -123,10 +123,10 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 def require_unicode(text: str) -> None:
-    """Check that `text` can be written as UTF-8.
+    """Check that `text` can be encoded as UTF-8.
 
     Raises:
-        DataError: it holds half of a surrogate pair, as undecodable bytes on a command line give.
+        DataError: it has a lone surrogate, as undecodable bytes on a command line give.
     """
     try:
         text.encode("utf-8")
@@ -138,6 +138,6 @@ def require_unicode(text: str) -> None:
 
 
 def character_name(character: str) -> str:
-    """Return a character for an error: as it is, and by its number."""
+    """Format a character for an error message, with its code point."""
     shown = f"{character!r} " if character.isprintable() else ""
     return f"the character {shown}(U+{ord(character):04X})"

@@ -1,7 +1,7 @@
-"""Training of a vocabulary by a library, in a process of its own, so that Ctrl-C is heard at once.
+"""Train a vocabulary with a library in a child process, which Ctrl-C can interrupt.
 
-The libraries hold the interpreter from the first sentence to the last merge; a process can be ended at any moment. The
-child reads the text from standard input and writes the trained vocabulary to standard output; it ends with its parent.
+The libraries hold the interpreter lock for the whole training. The child reads the text from stdin and writes the
+vocabulary to stdout; it exits with its parent.
 """
 
 import io
@@ -24,25 +24,25 @@ from groundling.system.progress import Progress
 
 Kind = Literal["bpe", "unigram", "sp_bpe"]
 BLANK = "\u2581"
-"""SentencePiece writes a space as this character."""
+"""SentencePiece's character for a space."""
 MAX_CHARS = 1000
-"""Longer words are cut: the time of training one grows with the square of its length."""
+"""Longer words are cut, because training time grows with the square of a word's length."""
 _LENGTH = struct.Struct("<I")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from groundling.text.trainers import main; main()"
 
 
 def train(kind: Kind, texts: Iterable[str], vocab_size: int) -> bytes:
-    """Train a vocabulary; return it as the library writes it.
+    """Train a vocabulary; return it as the library serializes it.
 
     Args:
-        kind: which library and method.
-        texts: the text in pieces.
-        vocab_size: ids at most.
+        kind: library and method.
+        texts: pieces of the text.
+        vocab_size: maximum number of ids.
 
     Raises:
-        DataError: the text cannot make such a vocabulary; the library's reason is given.
+        DataError: the text is too small for such a vocabulary; the library's reason is given.
         MissingExtraError: the library is not installed.
-        TrainingError: the process ended without a result.
+        TrainingError: the child ended without a result.
     """
     job = json.dumps({"kind": kind, "vocab_size": vocab_size})
     with tempfile.TemporaryFile() as complaints, Progress(f"training the tokenizer ({kind}, {vocab_size:,} ids)"):
@@ -55,11 +55,11 @@ def train(kind: Kind, texts: Iterable[str], vocab_size: int) -> bytes:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            with suppress(BrokenPipeError):  # a child that cannot work says why
+            with suppress(BrokenPipeError):  # the child's error message
                 _send(child.stdin, texts)
             answer = child.stdout.read()
             with suppress(BrokenPipeError):
-                child.stdin.close()  # until here an open one told that we are there
+                child.stdin.close()  # the open pipe has told the child that the parent lives
             child.wait()
         finally:
             child.kill()
@@ -96,8 +96,8 @@ def _send(pipe: IO[bytes], texts: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """What the child does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to us too, but it is the parent's to answer
+    """Run the child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal signals the child too; the parent handles it
     job = json.loads(sys.argv[2])
     pipe = sys.stdin.buffer
     try:
@@ -109,7 +109,7 @@ def main() -> None:
         answer = b"-" + str(error).encode()
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
-    os._exit(0)  # not a word more, and no wait for the thread that listens for the parent
+    os._exit(0)  # exit at once, without joining the thread that watches the parent
 
 
 def _received(pipe: IO[bytes]) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _received(pipe: IO[bytes]) -> Iterator[str]:
 def _exactly(pipe: IO[bytes], length: int) -> bytes:
     data = pipe.read(length)
     if len(data) < length:
-        os._exit(1)  # the parent is no more
+        os._exit(1)  # the parent has exited
     return data
 
 
@@ -135,7 +135,7 @@ def _end_with_parent() -> None:
 
 
 def _fit_bpe(kind: str, texts: Iterable[str], vocab_size: int) -> bytes:  # noqa: ARG001
-    """Byte-level BPE, cut and merged as GPT-2's, as the library's JSON."""
+    """Train byte-level BPE with GPT-2's pre-tokenizer; return the library's JSON."""
     import tokenizers as library
 
     tokenizer = library.Tokenizer(library.models.BPE())
@@ -151,11 +151,11 @@ def _fit_bpe(kind: str, texts: Iterable[str], vocab_size: int) -> bytes:  # noqa
 
 
 def short_runs(texts: Iterable[str], most: int = MAX_CHARS) -> Iterator[str]:
-    """The same text, cut inside runs of characters without a blank, or of blanks, that are longer than `most`.
+    """Cut runs of characters without a blank, or of blanks, after `most` characters.
 
-    What is cut is no word of any language; the trainer would take the square of its length for each of its merges.
+    Real words are shorter; the trainer's time for each merge grows with the square of the run.
     """
-    # Only where a run begins: looked for everywhere, one of 900 characters would be gone through 900 times.
+    # Match only at the start of a run: otherwise a run of 900 characters is scanned 900 times.
     pattern = re.compile(rf"(?<!\S)\S{{{most + 1},}}|(?<!\s)\s{{{most + 1},}}")
     for text in texts:
         start = 0
@@ -167,7 +167,7 @@ def short_runs(texts: Iterable[str], most: int = MAX_CHARS) -> Iterator[str]:
 
 
 def _fit_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int) -> bytes:
-    """SentencePiece's serialized model."""
+    """Train SentencePiece; return its serialized model."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -179,7 +179,7 @@ def _fit_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int) -> byte
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             byte_fallback=True,
-            required_chars=BLANK,  # else a text without a space makes a vocabulary that has none
+            required_chars=BLANK,  # otherwise a text without spaces gives a vocabulary without one
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -187,11 +187,11 @@ def _fit_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int) -> byte
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
-            num_threads=1,  # the order of its sums, and so its vocabulary, follows from this number
+            num_threads=1,  # fixes the order of its sums, and so its vocabulary
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).rpartition("] ")[2].split(". Increase")[0]  # without its place in the C++ source
+        reason = str(error).rpartition("] ")[2].split(". Increase")[0]  # without the position in the C++ source
         raise DataError(
             f"no {kind} tokenizer of {vocab_size} ids can be trained on this text, try more ids: {reason}"
         ) from error
@@ -199,7 +199,7 @@ def _fit_sentencepiece(kind: str, texts: Iterable[str], vocab_size: int) -> byte
 
 
 def sentences(texts: Iterable[str], most: int = MAX_CHARS) -> Iterator[str]:
-    """Cut text into lines (a newline is one id anyhow, its byte), and long lines, which the trainer passes over."""
+    """Split text into lines (a newline is encoded as its byte anyway), and cut lines too long for the trainer."""
     for text in texts:
         for line in text.replace("\0", " ").replace(BLANK, " ").split("\n"):
             yield from (line[start : start + most] for start in range(0, len(line), most))

@@ -1,8 +1,8 @@
-"""Verbs that look at a machine or a run.
+"""Verbs that inspect a machine or a run.
 
 In reading order:
 
-    doctor.py  `groundling doctor`: what this machine has, and how fast it is
+    doctor.py  `groundling doctor`: hardware, settings, measured speed
     plot.py    `groundling plot`: loss curves
     verify.py  `groundling verify-checkpoint`
 """

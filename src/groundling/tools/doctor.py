@@ -1,4 +1,4 @@
-"""`groundling doctor`: what this machine has, what will be used and why, how fast it trains and decodes, measured."""
+"""`groundling doctor`: show the hardware and the settings chosen for it, and measure training and decoding speed."""
 
 import math
 import platform
@@ -58,7 +58,7 @@ class DoctorConfig(RuntimeConfig):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb `doctor`."""
+    """Run `groundling doctor`."""
     config = parse(DoctorConfig, argv, "groundling doctor")
     picked = runtime.pick(config)
     grid = Table("what", "here", show_header=False)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     before = hardware.measure_matmul_peak(picked.device, picked.compute_dtype)
     model = GPT(GPTConfig(n_layer=6, n_head=6, n_embd=384, block_size=256))
     tokens_per_s = measure_training(model, picked, config.seconds)
-    # Once more: another process that was busy the first time must not make training look better than it is.
+    # Measure twice: another busy process during the first must not make training look faster than it is.
     peak = Peak(max(before, hardware.measure_matmul_peak(picked.device, picked.compute_dtype)))
     share = peak.share(tokens_per_s * model.flops_per_token())
     dtype = str(picked.compute_dtype).removeprefix("torch.")
@@ -95,12 +95,12 @@ def main(argv: Sequence[str]) -> int:
     engine = Engine(model, deterministic_decode(model, DecodeConfig(), n_slots=1))
     how = "by compiled code" if engine.is_native else "by PyTorch"
     grid.add_row("decoding", f"{measure_decoding(engine, config.seconds / 3):,.0f} tokens/s of that model, {how}")
-    Console(markup=False).print(grid)  # an extra in brackets is no style
+    Console(markup=False).print(grid)  # an extra in brackets is not markup
     return 0
 
 
 def measure_training(model: GPT, picked: Runtime, seconds: float, batch_size: int = 8) -> float:
-    """Tokens per second of whole training steps, without compilation, after one that is not counted."""
+    """Measure tokens per second of whole uncompiled training steps, after one warm-up step."""
     model.to(picked.device, picked.weight_dtype).train()
     objective = Objective(model, autocast=picked.autocast)
     optimizers = Optimizers(model, OptimConfig(), picked.compute_dtype)
@@ -114,7 +114,7 @@ def measure_training(model: GPT, picked: Runtime, seconds: float, batch_size: in
 
 
 def describe_compiled_code(model: GPT) -> str:
-    """How compiled code compares with PyTorch in decoding a model here, for each precision; compiles it if need be."""
+    """Compare compiled decoding with PyTorch for each precision; compiles the decoder if necessary."""
     if not can_read(model):
         return "none: it reads models in float32 on a CPU"
     compilation = Compilation()
@@ -130,8 +130,8 @@ def describe_compiled_code(model: GPT) -> str:
 
 
 def measure_decoding(engine: Engine, seconds: float) -> float:
-    """Tokens per second of one sample, after the first one."""
-    engine.add([0], SamplingConfig(max_new_tokens=1_000_000), row_generator(0, 0))
+    """Measure tokens per second of one sample, after a warm-up."""
+    engine.try_add(engine.new_request([0], SamplingConfig(max_new_tokens=1_000_000), row_generator(0, 0)))
     engine.step()
     start, before = time.perf_counter(), engine.counts.generated
     while time.perf_counter() - start < seconds or engine.counts.generated == before:

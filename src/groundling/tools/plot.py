@@ -1,4 +1,4 @@
-"""`groundling plot RUN [RUN ...]`: loss curves of runs, from their records, to a PNG."""
+"""`groundling plot RUN [RUN ...]`: plot loss curves of runs to a PNG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class PlotConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb `plot`."""
+    """Run `groundling plot`."""
     config = parse(PlotConfig, argv, "groundling plot")
     draw(config)
     print(f"wrote {config.out}")
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def draw(config: PlotConfig) -> None:
-    """Draw training losses as thin lines, their estimates and validation losses with marks.
+    """Plot training losses as thin lines; their estimates and validation losses with markers.
 
     Raises:
         DataError: a run has no records.
@@ -76,7 +76,7 @@ def draw(config: PlotConfig) -> None:
 
 
 def _position(along: dict[int, float], step: int) -> float:
-    """Where an evaluation lies: between the training records around it, in a straight line."""
+    """Interpolate the x position of an evaluation between the training records around it."""
     before = max((s for s in along if s <= step), default=min(along))
     after = min((s for s in along if s >= step), default=before)
     if after == before:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from groundling.bundle.layout import val_loss_of
+from groundling.bundle.layout import CHECKPOINTS, val_loss_of
 from groundling.config import parse
 from groundling.errors import CheckpointError
 from groundling.storage.manifest import MANIFEST, check_manifest
@@ -24,7 +24,7 @@ class VerifyConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb `verify-checkpoint`: 0 if all is as it was written, else 1."""
+    """Run `groundling verify-checkpoint`; return 0 if all files are intact, otherwise 1."""
     config = parse(VerifyConfig, argv, "groundling verify-checkpoint")
     folders = folders_with_manifests(config.path)
     n_bad = 0
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def folders_with_manifests(path: Path) -> list[Path]:
-    """The folder itself if it has a manifest, else those of a run: its bundle and its checkpoints, which had one each.
+    """Return the folder itself if it has a manifest, otherwise a run's bundle and checkpoints with one.
 
     Raises:
         CheckpointError: there is none.
@@ -52,7 +52,7 @@ def folders_with_manifests(path: Path) -> list[Path]:
     if os.path.lexists(path / MANIFEST):
         return [path]
     found = [
-        *CheckpointFolder(path / "checkpoints").folders(),
+        *CheckpointFolder(path / CHECKPOINTS).folders(),
         *([path / "bundle"] if os.path.lexists(path / "bundle" / MANIFEST) else []),
     ]
     if not found:

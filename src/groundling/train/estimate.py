@@ -1,4 +1,4 @@
-"""Before the first step: what will be trained, what it costs, and whether it fits."""
+"""Estimate the cost of a run before its first step: parameters, work, memory, time."""
 
 import time
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from groundling.system.runtime import Runtime
 from groundling.train.step import Objective
 
 COMPILED_SPEED_UP = 1.4
-"""How much faster compiled code is than eager code on two cores, between float32's 1.2 and bfloat16's 1.7 (the
-race in benchmarks/README.md); for the ETA only."""
+"""Speed-up of compiled over eager code on two cores, between 1.2 in float32 and 1.7 in bfloat16
+(benchmarks/README.md); for the ETA only."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost."""
+    """The cost of a run."""
 
     n_parameters: int
     n_tokens: int
@@ -32,7 +32,7 @@ class Estimate:
     n_train_tokens: int
 
     def lines(self) -> list[str]:
-        """Four lines for people."""
+        """Four lines to log."""
         epochs = self.n_tokens / max(1, self.n_train_tokens)
         total = memory.memory_total_bytes()
         of_total = f" of {total / 1e9:,.1f} GB" if total else ""
@@ -45,7 +45,7 @@ class Estimate:
 
 
 def describe_seconds(seconds: float) -> str:
-    """A duration in the largest fitting units."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -53,14 +53,14 @@ def describe_seconds(seconds: float) -> str:
 
 
 def total_flops(model: GPT, n_steps: int, batch_size: int) -> float:
-    """The floating-point operations of a whole run."""
+    """Floating-point operations of a whole run."""
     return model.flops_per_token() * n_steps * batch_size * model.block_size
 
 
 def estimate(
     model: GPT, picked: Runtime, *, n_steps: int, batch_size: int, micro_batch_size: int, n_train_tokens: int
 ) -> Estimate:
-    """Estimate a run; the time from one measured forward and backward pass that changes nothing."""
+    """Estimate the cost of a run. The time is extrapolated from one forward and backward pass."""
     per_micro_batch = _measure(model, picked, micro_batch_size) / (COMPILED_SPEED_UP if picked.compile else 1.0)
     n_micro_batches = batch_size / (micro_batch_size * distributed.world_size())
     return Estimate(
@@ -74,9 +74,9 @@ def estimate(
 
 
 def memory_bytes(model: GPT, picked: Runtime, micro_batch_size: int) -> int:
-    """Roughly what training holds: weights, gradients and two running means, and what the backward pass needs.
+    """Approximate memory of training: weights, gradients, two moments, and activations.
 
-    The latter counts the tensors that each block keeps: about 12 of width C and 4 of width F per token.
+    Each block keeps about 12 activations of width C and 4 of width F per token.
     """
     c = model.config
     of_weights = 16 * model.n_parameters()
@@ -86,10 +86,10 @@ def memory_bytes(model: GPT, picked: Runtime, micro_batch_size: int) -> int:
 
 
 def require_buildable(config: GPTConfig) -> None:
-    """Refuse a model whose weights alone are more than the main memory that is free, before any of it is built.
+    """Check, before the model is built, that its weights fit into free memory.
 
     Raises:
-        ConfigError: they are.
+        ConfigError: they do not.
     """
     weights, known = 4 * count_parameters(config), memory_of()
     require(
@@ -100,10 +100,10 @@ def require_buildable(config: GPTConfig) -> None:
 
 
 def require_memory(model: GPT, picked: Runtime, micro_batch_size: int) -> None:
-    """Refuse what cannot fit into the machine, before the kernel kills it; a GPU says so itself.
+    """Check that training fits into main memory, where the kernel would kill the process. A GPU raises its own error.
 
     Raises:
-        ConfigError: already the rough lower estimate is more than the main memory.
+        ConfigError: the estimate, a lower bound, exceeds the memory.
     """
     needed, there = memory_bytes(model, picked, micro_batch_size), memory.memory_total_bytes()
     require(
@@ -114,7 +114,7 @@ def require_memory(model: GPT, picked: Runtime, micro_batch_size: int) -> None:
 
 
 def _measure(model: GPT, picked: Runtime, micro_batch_size: int) -> float:
-    """Seconds of one forward and backward pass without compilation, the second of two; leaves no trace."""
+    """Seconds of one uncompiled forward and backward pass, the second of two. Leaves model and generators unchanged."""
     tokens_BT = torch.zeros(micro_batch_size, model.block_size, dtype=torch.long)
     batch = Batch(tokens_BT, tokens_BT, tokens_BT.numel()).to(picked.device)
     objective = Objective(model, autocast=picked.autocast)

@@ -1,4 +1,4 @@
-"""What a run begins with when it does not begin at random: `init_from`, a bundle's weights, settings and tokenizer."""
+"""`init_from`: start a run from a bundle's weights, model settings and tokenizer."""
 
 import dataclasses
 
@@ -13,21 +13,21 @@ from groundling.text.build import TokenizerConfig
 from groundling.train.settings import PretrainConfig
 
 MODEL_MAY_DIFFER = ("dropout", "attention_dropout", "block_size")
-"""What a run may set otherwise than the bundle that it begins with; block_size only to less."""
+"""Model settings that may differ from the bundle's; block_size only downwards."""
 TOKENIZER_MAY_SAY = ("unknown", "replacement")
-"""What a character tokenizer does with characters that it does not know is this text's matter."""
+"""Tokenizer settings that may be given: how a character tokenizer treats unknown characters depends on the text."""
 POSITIONS = "positions.wpe.weight"
 
 
 def read_initial(config: PretrainConfig, source: str) -> tuple[PretrainConfig, Bundle]:
-    """The bundle that a run begins with, and the run's config with the bundle's model in it.
+    """Load the bundle that a run starts from; return the config with the bundle's model, and the bundle.
 
     Args:
-        config: a model that is left at its defaults is the bundle's; else it has to agree with the bundle's.
-        source: `config.init_from`, or of a resumed run its checkpoint.
+        config: its model is either left at the defaults or agrees with the bundle's.
+        source: `config.init_from`; for a resumed run its checkpoint.
 
     Raises:
-        ConfigError: a setting disagrees with the bundle, or it is a reward model.
+        ConfigError: a setting disagrees with the bundle, or the bundle is a reward model.
         CheckpointError: there is no bundle, or it is damaged.
     """
     require_language_model(source)
@@ -39,7 +39,7 @@ def read_initial(config: PretrainConfig, source: str) -> tuple[PretrainConfig, B
 
 
 def take_weights(model: GPT, bundle: Bundle) -> None:
-    """Put a bundle's weights into a model whose context may be shorter."""
+    """Copy a bundle's weights into a model, whose context may be shorter."""
     weights = plain_state_dict(bundle.model)
     if POSITIONS in weights:
         weights[POSITIONS] = weights[POSITIONS][: model.block_size]

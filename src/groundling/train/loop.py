@@ -1,45 +1,37 @@
-"""The training loop of everything that is trained, from the lecture's bigram to the production GPT."""
+"""The training loop, shared by everything from the lecture's bigram to the production GPT."""
 
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats, train_step
 
 FINISHED = "finished"
-"""How a training ends that was not stopped."""
+"""Reason of a training that made all its steps."""
 
 
-class Watcher:
-    """What happens around the updates. A subclass overrides what it needs; nothing here changes the training."""
+class Callback(Protocol):
+    """Work around the updates: evaluation, checkpoints, metrics. It must not change the training itself.
 
-    def before_step(self, state: TrainState) -> None:
-        """Called before each update, and once after the last: evaluate, save, show."""
+    Subclasses override what they need.
+    """
 
-    def reason_to_stop(self, state: TrainState) -> str | None:  # noqa: ARG002
-        """Why training should end now, after `before_step`; None to go on."""
+    def before_step(self, state: TrainState) -> str | None:  # noqa: ARG002
+        """Called before each update and once after the last. Return a reason to end training, None to go on.
+
+        After a reason, the callbacks that follow in the list are skipped.
+        """
         return None
 
-    def after_step(self, state: TrainState, stats: StepStats) -> None:
-        """Called after each update, with what it did."""
+    def after_step(self, state: TrainState, stats: StepStats) -> None:  # noqa: ARG002
+        """Called after each update."""
+        return
 
-
-class Watchers(Watcher):
-    """Several watchers in order; the first reason to stop counts."""
-
-    def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
-
-    def before_step(self, state: TrainState) -> None:
-        for watcher in self._watchers:
-            watcher.before_step(state)
-
-    def reason_to_stop(self, state: TrainState) -> str | None:
-        return next((reason for each in self._watchers if (reason := each.reason_to_stop(state))), None)
-
-    def after_step(self, state: TrainState, stats: StepStats) -> None:
-        for watcher in self._watchers:
-            watcher.after_step(state, stats)
+    def at_end(self, state: TrainState, reason: str) -> None:  # noqa: ARG002
+        """Called when training ends without an error."""
+        return
 
 
 def train(
@@ -48,22 +40,21 @@ def train(
     n_steps: int,
     schedule: ScheduleConfig,
     max_norm: float | None = None,
-    watcher: Watcher | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> str:
-    """Train until `n_steps` updates are made in all, or the watcher wants to stop; return "finished" or why.
+    """Train until `n_steps` updates are made in all or a callback ends it; return "finished" or the callback's reason.
 
     Raises:
         TrainingError: a loss or gradient is not finite; the weights are those of the last good step.
     """
-    watcher = watcher or Watcher()
     progress = state.progress
     state.model.train()
     while True:
-        watcher.before_step(state)
-        if reason := watcher.reason_to_stop(state):
+        reason = _before_step(callbacks, state) or (FINISHED if progress.step >= n_steps else None)
+        if reason is not None:
+            for callback in callbacks:
+                callback.at_end(state, reason)
             return reason
-        if progress.step >= n_steps:
-            return FINISHED
         start = time.perf_counter()
         stats = train_step(
             state.objective,
@@ -77,4 +68,12 @@ def train(
         progress.step += 1
         progress.n_tokens += stats.n_targets
         progress.train_s += time.perf_counter() - start
-        watcher.after_step(state, stats)
+        for callback in callbacks:
+            callback.after_step(state, stats)
+
+
+def _before_step(callbacks: Sequence[Callback], state: TrainState) -> str | None:
+    for callback in callbacks:
+        if reason := callback.before_step(state):
+            return reason
+    return None

@@ -1,4 +1,4 @@
-"""Going on with a run: whether there is anything to go on with, and what may be other than it was."""
+"""Resuming a run: whether to resume, and which settings may have changed."""
 
 import dataclasses
 import shlex
@@ -14,9 +14,9 @@ from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.settings import MAY_CHANGE, PretrainConfig
 
 NEVER_SAID = ("out_dir", "resume", "overwrite")
-"""How a command was given, and not how a run is."""
+"""Settings of the command, not of the run; their changes are not reported."""
 MAX_SAID = 20
-"""Settings that are named in one line."""
+"""Settings named in one error message."""
 AFTER_A_LOST_RANK = (
     "what was saved is still there: go on from it with --resume if-present, "
     "with which torchrun --max-restarts 1 does so by itself"
@@ -24,25 +24,25 @@ AFTER_A_LOST_RANK = (
 
 
 class Resumable(Protocol):
-    """The config of a run that can go on."""
+    """The config of a run that can be resumed."""
 
     @property
     def out_dir(self) -> Path:
-        """The run's folder."""
+        """The run folder."""
 
     @property
     def resume(self) -> bool | Literal["if-present"]:
-        """Whether to go on."""
+        """Whether to resume; "if-present": where there is something to resume."""
 
 
 R = TypeVar("R", bound=Resumable)
 
 
 def decided(config: R) -> R:
-    """The config with `resume` true or false: "if-present" goes on with what is there, and else starts the run.
+    """Resolve `resume="if-present"` to true or false. All ranks call this together and get the first rank's answer.
 
-    All ranks call this together and get the first one's answer. What a run left that ended before its first checkpoint
-    is removed when the new one begins. A damaged checkpoint, or a model without checkpoints, is no such thing.
+    A folder without a checkpoint and without a model starts a new run, which removes what is there. A damaged
+    checkpoint, or a model without checkpoints, is never removed like this.
     """
     if config.resume != "if-present":
         return config
@@ -53,17 +53,17 @@ def decided(config: R) -> R:
 def require_same_run(
     config: PretrainConfig, plain: dict[str, Any], record: dict[str, Any], data_fingerprint: str
 ) -> list[str]:
-    """Check a config against the checkpoint it would go on from; return what has changed, as `name: old -> new`.
+    """Check a config against the checkpoint to resume from; return the allowed changes, as `name: old -> new`.
 
     Args:
-        config: of the run that goes on.
+        config: of the resumed run.
         plain: the same as data, with the size of the vocabulary filled in.
         record: `state.json` of the checkpoint.
-        data_fingerprint: of the text and all else that is learned from.
+        data_fingerprint: of the text and the teachers.
 
     Raises:
-        ConfigError: the run has made more steps than it now shall.
-        CheckpointError: it would be another run.
+        ConfigError: the checkpoint has more steps than the config.
+        CheckpointError: a setting differs that may not, or the data.
     """
     changed, refused = changes(PretrainConfig, record["config"], plain, MAY_CHANGE)
     if refused:
@@ -89,16 +89,16 @@ def require_same_run(
 def changes(
     config_class: type, earlier: Mapping[str, Any], now: Mapping[str, Any], may_change: tuple[str, ...]
 ) -> tuple[list[str], str]:
-    """The settings in which a run that goes on differs from what it was, as `name: old -> new`.
+    """The settings in which a resumed run differs from the original, as `name: old -> new`.
 
     Args:
         config_class: of both.
-        earlier: what a checkpoint or a summary says, as `to_dict` made it.
-        now: of the run that goes on.
-        may_change: the settings that may, besides how a command is given.
+        earlier: the config in a checkpoint or a summary, as `to_dict` made it.
+        now: of the resumed run.
+        may_change: the settings that may differ.
 
     Returns:
-        Those that may differ, but for how the command was given; and those that may not, as one text ("" for none).
+        The differences, without those of `NEVER_SAID`; and those not in `may_change`, as one text ("": none).
     """
     lines = differences(completed(config_class, earlier), now)
     refused = [line for line in lines if not _is_about(line, may_change)]
@@ -107,13 +107,13 @@ def changes(
 
 
 def way_on(config: PretrainConfig) -> str:
-    """The command that goes on with a run at a tenth of its learning rates, whether or not it has a checkpoint."""
+    """The command that resumes a run, or starts it again, at a tenth of its learning rates."""
     where = shlex.quote(str(config.out_dir))
     return f"groundling pretrain --resume if-present --out-dir {where} {lower_rates(config)}"
 
 
 def lower_rates(config: Any) -> str:
-    """The flags that set a tenth of a config's learning rates that are in use."""
+    """Flags that set a tenth of the learning rates a config uses."""
     flags = []
     for field in dataclasses.fields(config):
         optim = getattr(config, field.name)
@@ -126,5 +126,5 @@ def lower_rates(config: Any) -> str:
 
 
 def _is_about(line: str, names: tuple[str, ...]) -> bool:
-    """Whether a line of `differences` is about one of these settings, or one of those inside them."""
+    """Whether a line of `differences` names one of these settings, or one nested in them."""
     return line.startswith(tuple(f"{name}{end}" for name in names for end in (":", ".")))

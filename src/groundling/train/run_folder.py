@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, and never two runs mixed up.
+"""The run folder: its lock, making room for a new run, finding a checkpoint, and summary.json.
 
 RUN/run.toml  env.json  metrics.jsonl  summary.json  checkpoints/  bundle/
 """
@@ -7,26 +7,72 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic, files
 from groundling.system.signals import StopRequest
 from groundling.train.checkpoints.folder import CheckpointFolder
 
-FILES = ("run.toml", "env.json", "metrics.jsonl", "summary.json")
-FOLDERS = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
+SUMMARY = "summary.json"
+FILES = ("run.toml", "env.json", "metrics.jsonl", SUMMARY)
+FOLDERS = (CHECKPOINTS, "bundle", "bundle.previous", "tensorboard")
 SPEEDRUN_REPORT = "speedrun.json"
 MAX_PID = 20
-"""Bytes of a process's number."""
+"""Bytes of a process ID."""
+MAX_SUMMARY = 1 << 20
+"""Bytes of summary.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """`summary.json`: how a run ended, whatever it trained."""
+
+    stage: str
+    """The verb: pretrain, sft, ...; ladder for a rung."""
+    reason: str
+    """"finished", "asked to stop", or why the run ended early."""
+    failed: bool
+    """The loss or the gradient was not finite."""
+    exit_code: int
+    """128 + the signal's number for a run that was stopped, else 0."""
+    wall_s: float
+    """Seconds from the call that trains to its end, summed over resumptions; the process may have started earlier."""
+    config: dict[str, Any]
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Final metrics, by name; in the file they stand beside the other keys."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `summary.json`."""
+        values = asdict(self)
+        figures = values.pop("figures")
+        return {**values, **figures}
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The content of a run's `summary.json`; empty where none can be read.
+
+    Stages of earlier versions wrote `ended` for `reason`.
+    """
+    try:
+        summary: Any = atomic.read_json(run / SUMMARY, MAX_SUMMARY)
+    except (OSError, ValueError):
+        summary = {}
+    if not isinstance(summary, dict):
+        return {}
+    if "ended" in summary:
+        summary.setdefault("reason", summary.pop("ended"))
+    return summary
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run's lock; it falls with the process, however that ends.
+    """Hold the run's lock. It is released with the process, however that ends.
 
     Raises:
         CheckpointError: another process holds it.
@@ -48,7 +94,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def holder_of(run: Path) -> int | None:
-    """The process that says that it works on a run; None: none does."""
+    """Process ID recorded by the holder of a run's lock; None: no holder."""
     try:
         pid = int(files.read_text(run / ".lock.pid", MAX_PID))
     except (OSError, ValueError):
@@ -57,22 +103,21 @@ def holder_of(run: Path) -> int | None:
 
 
 def has_run(run: Path) -> bool:
-    """Whether a run has already left something here."""
+    """Whether the folder holds any file of a run."""
     return any(os.path.lexists(run / name) for name in (*FILES, *FOLDERS))
 
 
 def has_nothing_to_lose(run: Path) -> bool:
-    """Whether a run that began here, if there was one, ended before it had left a checkpoint, even a damaged one, or
-    a model."""
-    left = ("bundle", "bundle.previous", "summary.json")
-    return not any((run / "checkpoints").glob("step-*")) and not any((run / name).exists() for name in left)
+    """Whether the folder holds no checkpoint, not even a damaged one, and no model."""
+    left = ("bundle", "bundle.previous", SUMMARY)
+    return not any((run / CHECKPOINTS).glob("step-*")) and not any((run / name).exists() for name in left)
 
 
 def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
-    """Before a new run: the folder has no run in it, or its run may be removed.
+    """Check that a new run may use the folder.
 
     Raises:
-        ConfigError: there is one, and nobody said that it may go; or there is a speedrun's report.
+        ConfigError: it holds a run and `overwrite` is false, or it holds a speedrun.
     """
     _require_no_speedrun(run)
     if has_run(run) and not overwrite:
@@ -81,14 +126,14 @@ def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
 
 
 def make_room(run: Path) -> None:
-    """Remove the run that is in the folder, if there is one; what else lies there stays.
+    """Remove the run in the folder, if any; other files stay.
 
-    First the summary, by which a run is known to have finished: a kill may come after it.
+    The summary goes first: it marks a run as finished, and the process may be killed before the rest is removed.
     """
     if not has_run(run):
         return
     atomic.sweep_temporaries(run)
-    atomic.remove(run / "summary.json")
+    atomic.remove(run / SUMMARY)
     for name in FOLDERS:
         atomic.remove(run / name)
     for name in FILES:
@@ -97,7 +142,7 @@ def make_room(run: Path) -> None:
 
 @contextmanager
 def new_run(run: Path, stop: StopRequest) -> Iterator[None]:
-    """Remove the run that is in the folder; and what a new one wrote, if a signal ends it before its first step."""
+    """Remove the run in the folder, and at the end what a new one wrote if a signal ended it before its first step."""
     make_room(run)
     try:
         yield
@@ -107,19 +152,19 @@ def new_run(run: Path, stop: StopRequest) -> Iterator[None]:
 
 
 def find_resumable(run: Path) -> tuple[Path, list[str]]:
-    """The newest good checkpoint, and why newer ones were passed over; sweeps what a crash left behind.
+    """The newest intact checkpoint, and why newer ones were skipped. Removes temporary files left by a crash.
 
     Raises:
-        CheckpointError: there is nothing to go on from.
-        ConfigError: a speedrun lives there.
+        CheckpointError: the folder holds no intact checkpoint.
+        ConfigError: it holds a speedrun.
     """
     _require_no_speedrun(run)
-    checkpoints = CheckpointFolder(run / "checkpoints")
+    checkpoints = CheckpointFolder(run / CHECKPOINTS)
     if not checkpoints.finished():
         other = "remove what is there (--overwrite), or choose another --out-dir"
         way_out = other if has_run(run) else "start it without --resume"
         raise CheckpointError(f"{run} holds no finished checkpoint to resume from; {way_out}")
-    atomic.sweep_temporaries(run / "checkpoints")
+    atomic.sweep_temporaries(run / CHECKPOINTS)
     atomic.sweep_temporaries(run)
     return checkpoints.newest_good()
 
@@ -130,18 +175,9 @@ def _require_no_speedrun(run: Path) -> None:
 
 
 def _finished(run: Path) -> list[Path]:
-    return CheckpointFolder(run / "checkpoints").finished()
+    return CheckpointFolder(run / CHECKPOINTS).finished()
 
 
 def new_run_id() -> str:
-    """A name for a new run, different from all others."""
+    """A unique name for a new run."""
     return uuid.uuid4().hex[:12]
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """What `summary.json` of a finished run says; empty where there is none that can be read."""
-    try:
-        summary = atomic.read_json(run / "summary.json")
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}

@@ -1,4 +1,4 @@
-"""All settings of `groundling pretrain`, and which of them may change when a run goes on."""
+"""The settings of `groundling pretrain`, and which of them may change on resume."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +42,8 @@ MAY_CHANGE = (
     "optim.muon_weight_decay",
     "schedule",
 )
-"""On resume these may differ from the run's own config, and what differs is said; all else would make another run of
-it. The text itself, and the models that teach, are compared by their content, wherever they lie."""
+"""Settings that may differ on resume; the differences are logged. The text and the teachers are compared by content,
+not by path."""
 
 
 @dataclass(frozen=True, kw_only=True)

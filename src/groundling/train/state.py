@@ -1,4 +1,4 @@
-"""All that changes while a model is trained: what a checkpoint holds, and nothing else does."""
+"""Everything that changes while a model is trained, which is what a checkpoint holds."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from groundling.train.optim.optimizers import Optimizers
 
 @dataclass
 class Progress:
-    """How far a run has come: plain numbers."""
+    """Progress of a run, as plain numbers."""
 
     step: int = 0
     """Updates made."""
@@ -23,22 +23,22 @@ class Progress:
     train_s: float = 0.0
     """Time spent in updates."""
     wall_s: float = 0.0
-    """Time since the call that trains, all of its resumptions together, at the last checkpoint."""
+    """Seconds since the call that trains, summed over resumptions, at the last checkpoint."""
     val_loss: float | None = None
-    """The newest validation loss."""
+    """The last validation loss."""
     train_loss: float | None = None
-    """The estimate of the training loss that was made with it."""
+    """The estimate of the training loss made with it."""
     evaluated_step: int | None = None
-    """When it was measured."""
+    """Step of that evaluation."""
     best_val_loss: float = math.inf
-    """The lowest one."""
+    """The lowest validation loss."""
     best_step: int | None = None
-    """When that was measured."""
+    """Step of that evaluation."""
     n_evals_since_best: int = 0
     """Evaluations since then."""
 
     def record_evaluation(self, val_loss: float, train_loss: float | None = None) -> None:
-        """Take a validation loss, measured now, and the estimate of the training loss beside it."""
+        """Note the losses of an evaluation at the current step."""
         self.val_loss, self.train_loss, self.evaluated_step = val_loss, train_loss, self.step
         if val_loss < self.best_val_loss:
             self.best_val_loss, self.best_step, self.n_evals_since_best = val_loss, self.step, 0
@@ -51,9 +51,9 @@ class TrainState:
     """A model in training."""
 
     model: nn.Module
-    """The plain model."""
+    """The model itself."""
     objective: nn.Module
-    """The same model with its loss, perhaps compiled and wrapped for ranks."""
+    """The same model with its loss, possibly compiled and wrapped in DDP."""
     optimizers: Optimizers
     batches: Feed
     average: WeightAverage | None = None
@@ -61,9 +61,9 @@ class TrainState:
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
-        """Inside this block the model is what would be saved: averaged weights, where asked for, in evaluation mode.
+        """Inside this block the model is what a bundle would hold: in evaluation mode, with averaged weights if any.
 
-        After it, training goes on as if nothing had happened.
+        Training mode and weights are restored exactly afterwards.
         """
         was_training = self.model.training
         self.model.eval()

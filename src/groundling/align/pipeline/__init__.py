@@ -2,7 +2,9 @@
 
 In reading order:
 
-    chatgpt.py        the verb: which commands, in which order
-    step.py           one command: its inputs and outputs, whether it is done
-    time_estimate.py  how long it will take
+    chatgpt.py        the verb: runs the steps that are not done
+    recipe.py         the settings of each step, and the steps with their inputs and outputs
+    step.py           one step: whether it is done, how it resumes
+    command_line.py   a config as the command line to print
+    time_estimate.py  how long the steps will take
 """

@@ -1,94 +1,98 @@
-"""One command of `groundling chatgpt`: what it reads and writes, whether it is done, and how it goes on."""
+"""One step of `groundling chatgpt`: its config, inputs and output; whether it is done, and how it resumes."""
 
+import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from groundling.align.checkpoint import CHECKPOINTS
+from groundling.align.pipeline.command_line import changed_fields, to_argv
 from groundling.align.preferences import simulate
 from groundling.align.preferences.store import Rankings
-from groundling.errors import CheckpointError
+from groundling.align.stage import StageConfig
+from groundling.bundle.layout import CHECKPOINTS
+from groundling.config import from_dict
+from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic
 from groundling.system.signals import ASKED_TO_STOP
 from groundling.train import run_folder
+from groundling.train.arguments import own_settings
 from groundling.train.checkpoints.folder import CheckpointFolder
 
+C = TypeVar("C")
 RANK = "rankings simulate"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One command."""
+class PipelineStep(Generic[C]):
+    """A verb with its config."""
 
     verb: str
-    run: Callable[[Sequence[str]], int]
-    argv: list[str]
+    run: Callable[[C], int]
+    """Runs the verb; returns its exit code."""
+    config: C
+    output: Path
+    """The run folder or file that it writes."""
+    inputs: tuple[Path, ...]
+    """The run folders and files that it reads."""
 
-    def output(self) -> str:
-        """The path that it writes."""
-        return _value(self.argv, "--rankings" if self.verb == RANK else "--out-dir")
+    def trains(self) -> bool:
+        """Whether it is a training stage, whose folder can hold checkpoints."""
+        return isinstance(self.config, StageConfig)
 
-    def needs(self, path: str) -> bool:
-        """Whether it reads what another stage writes there."""
-        return path in self.argv and path != self.output()
-
-    def learns(self) -> bool:
-        """Whether it is a training, with a folder that an interrupted one leaves behind."""
-        return self.verb not in (RANK, "align-report")
-
-    def way_on(self) -> list[str]:
-        """The flags by which a stage that was interrupted goes on, or else begins anew."""
-        if not self.learns():
-            return []
-        return ["--resume"] if self.has_good_checkpoint() and not self.has_failed() else ["--overwrite"]
+    def config_to_run(self) -> C:
+        """The config that resumes an interrupted training stage, or else overwrites it."""
+        if not isinstance(self.config, StageConfig):
+            return self.config
+        if not self.has_good_checkpoint() or self.has_failed():
+            return dataclasses.replace(self.config, overwrite=True)
+        config = dataclasses.replace(self.config, resume=True)
+        try:  # like `groundling VERB --resume`: what the recipe leaves at its default comes from the run
+            return from_dict(type(config), changed_fields(config), own_settings(type(config), self.output))
+        except ConfigError:
+            return config  # its checkpoint tells whether these are the run's settings
 
     def has_good_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether its folder holds an intact checkpoint."""
         try:
-            CheckpointFolder(Path(self.output()) / CHECKPOINTS).newest_good()
+            CheckpointFolder(self.output / CHECKPOINTS).newest_good()
         except CheckpointError:
             return False
         return True
 
     def forget(self) -> None:
-        """Remove what marks it as done or resumable: its inputs are made again, and a kill may come before it is.
+        """Remove what marks a training stage as done or resumable, before its inputs are made again.
 
         Raises:
             CheckpointError: another process uses its folder.
         """
-        run = Path(self.output())
-        if not self.learns() or not run.is_dir():
+        if not self.trains() or not self.output.is_dir():
             return
-        with run_folder.locked(run):
-            atomic.remove(run / "summary.json")
-            atomic.remove(run / CHECKPOINTS)
+        with run_folder.locked(self.output):
+            atomic.remove(self.output / run_folder.SUMMARY)
+            atomic.remove(self.output / CHECKPOINTS)
 
     def has_failed(self) -> bool:
-        """Whether it came to a loss that was not finite: going on would lead there again."""
-        return bool(run_folder.read_summary(Path(self.output())).get("failed", False))
+        """Whether its loss or gradient was not finite; resuming would lead there again."""
+        return bool(run_folder.read_summary(self.output).get("failed", False))
 
     def is_done(self) -> bool:
-        """Whether it has left its result; the report is always made anew."""
-        if self.verb == "align-report":
-            return False
+        """Whether its output is complete. The report is always made again."""
         if self.verb == RANK:
-            file = Path(self.output())
-            return has_rankings(file) and not simulate.is_unfinished(file)
-        summary = run_folder.read_summary(Path(self.output()))
-        return summary.get("ended") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
+            return has_rankings(self.output) and not simulate.is_unfinished(self.output)
+        if not self.trains():
+            return False
+        summary = run_folder.read_summary(self.output)
+        return summary.get("reason") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
 
-    def line(self) -> str:
-        """As it is typed."""
-        return f"groundling {self.verb} {shlex.join(self.argv)}"
-
-
-def _value(argv: Sequence[str], flag: str) -> str:
-    return argv[list(argv).index(flag) + 1]
+    def command(self) -> str:
+        """The command line that does the same, for people."""
+        return f"groundling {self.verb} {shlex.join(to_argv(self.config))}"
 
 
 def has_rankings(file: Path) -> bool:
-    """Whether there is at least one."""
+    """Whether the file holds at least one judgement."""
     if not file.is_file():
         return False
     with Rankings(file, must_exist=True) as rankings:

@@ -1,4 +1,4 @@
-"""An estimate of how long `groundling chatgpt` takes: from two short measurements, corrected as stages end."""
+"""Estimate how long `groundling chatgpt` takes, from two short measurements; corrected as steps end."""
 
 import math
 import time
@@ -14,24 +14,25 @@ from groundling.model.packing import logits_at, pack
 from groundling.sample.engine import DecodeConfig, Engine, deterministic_decode
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
+from groundling.sample.scheduler import run_all
 from groundling.system import runtime
 from groundling.system.runtime import RuntimeConfig
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a model takes on a machine, in seconds."""
+    """Seconds that a model takes on a machine."""
 
     training: float
-    """16 rows of 48 ids, forward and backward."""
+    """16 rows of 48 tokens, forward and backward."""
     decoding: float
-    """32 texts of 24 new tokens each."""
+    """32 completions of 24 tokens."""
 
 
 REFERENCE = Speed(training=0.10, decoding=0.14)
-"""Of the model of `make chatgpt`, on two cores of an Intel Xeon with AMX (2026-11-29).
+"""The model of `make chatgpt` on two cores of an Intel Xeon with AMX (2026-11-29).
 
-Five trials: 0.09 to 0.12, and 0.13 to 0.18.
+Five trials: 0.09 to 0.12 and 0.13 to 0.18.
 """
 
 SECONDS: Mapping[str, tuple[float, float]] = {
@@ -47,28 +48,27 @@ SECONDS: Mapping[str, tuple[float, float]] = {
     "over-optimised": (24, 48),
     "align-report": (12, 92),
 }
-"""What the stages took there (2026-11-28): in training, and in decoding. By the name of the folder, or the verb."""
+"""Seconds of training and of decoding per step there (2026-11-28), by the name of its output or its verb."""
 
 
-def name_of(verb: str, output: str) -> str:
-    """What a stage is called in SECONDS: by what it writes, or its verb."""
-    written = Path(output).name
-    return written if written in SECONDS else verb
+def name_of(verb: str, output: Path) -> str:
+    """The key of a step in SECONDS: the name of its output, else its verb."""
+    return output.name if output.name in SECONDS else verb
 
 
 N_DIALOGUES = 3409
 """Prompts of Tiny Shakespeare's dialogues in the training split."""
 MAX_SCALE = 5000 / N_DIALOGUES
-"""There are rankings for so many prompts at most; rounds of PPO and GRPO, and the report, are always as long."""
+"""The recipe ranks replies to at most 5,000 prompts. PPO, GRPO and the report do not grow with the data."""
 
 
 class Clock:
-    """Estimates how long stages take.
+    """Estimates the time left.
 
     Args:
-        names: of the stages that are to run, each a key of SECONDS.
-        speed: of this model, here.
-        scale: how much there is to learn from, in parts of Tiny Shakespeare's dialogues.
+        names: keys in SECONDS of the steps to run.
+        speed: this model's on this machine.
+        scale: size of the data relative to Tiny Shakespeare's dialogues.
     """
 
     def __init__(self, names: Sequence[str], speed: Speed, scale: float = 1.0) -> None:
@@ -83,21 +83,21 @@ class Clock:
 
     @property
     def seconds_left(self) -> float:
-        """The estimate for all stages that have not ended, scaled by how far off it was for those that have."""
-        # Until a tenth has passed, one stage that is done sooner or later says little.
+        """The estimate for the steps left, scaled by the error of the estimate for those that ended."""
+        # Weight the error less until a tenth of the work is done: one step tells little.
         known = self._expected / (self._expected + sum(self._left)) if self._left else 1.0
         kept = self._passed / self._expected if self._expected else 1.0
         weight = min(1.0, 10 * known)
         return sum(self._left) * (weight * kept + 1 - weight)
 
     def end(self, seconds: float) -> None:
-        """Take how long the next stage took."""
+        """Record how long the next step took."""
         self._expected += self._left.pop(0)
         self._passed += seconds
 
 
 def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
-    """Train and decode for a moment with a bundle's model, which stays as it is."""
+    """Time short training and decoding with a bundle's model, which stays unchanged."""
     picked = runtime.pick(config, worth_compiling=False)
     model = bundle.model.to(picked.device)
     length = min(48, bundle.config.block_size)
@@ -116,16 +116,15 @@ def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
 
     def speak() -> None:
         engine, how = Engine(model, decode, 32, n_ids=bundle.n_ids), SamplingConfig(max_new_tokens=24)
-        for row in range(32):
-            engine.add(idx[row % 16][:8], how, row_generator(0, row))
-        while engine.is_busy:
-            engine.step()
+        requests = [engine.new_request(idx[row % 16][:8], how, row_generator(0, row)) for row in range(32)]
+        for _ in run_all(engine, requests):
+            pass
 
     return Speed(_fastest(learn), _fastest(speak))
 
 
 def _fastest(work: Callable[[], None], n_times: int = 5) -> float:
-    """The shortest of a few runs after a warm-up: other processes can only make one longer."""
+    """The shortest of a few runs after a warm-up, to exclude the load of other processes."""
     work()
     seconds = []
     for _ in range(n_times):

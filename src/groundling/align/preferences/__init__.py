@@ -1,15 +1,15 @@
-"""Rankings: by people or simulated, kept, counted, encoded.
+"""Rankings of replies by people or by a simulated rater: collect, store, analyse, encode.
 
 In reading order:
 
-    judgement.py        one answer of one rater
-    store.py            judgements in a file, and as lines of JSON
+    judgement.py        one rater's ranking of the replies to a prompt
+    store.py            a file of judgements; export and import as JSONL
     database.py         the SQLite file under it
     terminal.py         `groundling rank`: rank replies in the terminal
-    measures.py         numbers for a text that a person can check
-    simulated_rater.py  a rater that follows a measure, with errors
+    measures.py         gold measures: scores of a text that a person can check
+    simulated_rater.py  a noisy rater that follows a gold measure
     simulate.py         `groundling rankings simulate`
-    agreement.py        agreement of raters, position bias, strength of models
-    encoding.py         rankings and files of preferences as ids
+    agreement.py        agreement of raters, position bias, model scores
+    encoding.py         rankings and preference files as token ids
     cli.py              `groundling rankings`
 """

@@ -1,4 +1,4 @@
-"""Statistics of judgements: agreement between raters, position bias, and which model wins."""
+"""Statistics of judgements: inter-rater agreement, position bias and model scores."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ Question = tuple[object, ...]
 
 
 class Score(NamedTuple):
-    """A model's strength in log-odds (nats) against the average of the models, with an interval of 95 %."""
+    """A model's Bradley-Terry score in nats relative to the mean of all models, with its 95 % interval."""
 
     model: str
     n_comparisons: int
@@ -24,13 +24,13 @@ class Score(NamedTuple):
 
 
 def kappas(judgements: Iterable[Judgement]) -> list[Kappa]:
-    """Cohen's kappa for each two raters, over the pairs of replies to one prompt that both compared."""
+    """Cohen's kappa of every two raters, over the pairs of replies that both compared."""
     said: dict[str, dict[Question, int]] = {}
     for judgement in judgements:
         answers = said.setdefault(judgement.rater, {})
         for comparison in judgement.comparisons():
             question, answer = _asked(comparison)
-            answers.setdefault(question, answer)  # the first answer counts where a question was repeated
+            answers.setdefault(question, answer)  # if a rater compared a pair twice, the first answer counts
     return [
         cohens_kappa(pair, [(said[pair[0]][question], said[pair[1]][question]) for question in _shared(said, pair)])
         for pair in combinations(sorted(said), 2)
@@ -42,16 +42,16 @@ def _shared(said: Mapping[str, Mapping[Question, int]], raters: tuple[str, str])
 
 
 def _asked(comparison: Comparison) -> tuple[Question, int]:
-    """Which two texts were compared, in an order of their own; and 1 or -1 for the better of them, 0 for a tie."""
+    """The question with its texts sorted, and the answer: 1 if the first is better, -1 the second, 0 for a tie."""
     better, worse = comparison.better.text, comparison.worse.text
     sign = 0 if comparison.tie or better == worse else (1 if better < worse else -1)
     return (comparison.messages, *sorted((better, worse))), sign
 
 
 def position_bias(judgements: Iterable[Judgement]) -> Share | None:
-    """How often the candidate that was shown first was said to be the one best; None when none ever was.
+    """How often the candidate shown first was chosen as best; None without a judgement that chose one.
 
-    By chance it is one over the number of candidates, for they are shown in random order.
+    Candidates are shown in random order, so the expected share is one over their number.
     """
     decided = [judgement for judgement in judgements if judgement.choice and len(judgement.choice[0]) == 1]
     if not decided:
@@ -62,12 +62,12 @@ def position_bias(judgements: Iterable[Judgement]) -> Share | None:
 
 
 def bradley_terry(comparisons: Iterable[Comparison]) -> list[Score]:
-    """How strong the models are, the strongest first: model A beats B with the probability sigmoid(A - B).
+    """Bradley-Terry scores, highest first: model A beats B with probability sigmoid(A - B).
 
-    A tie is half a win for both; two replies of one model say nothing. To each model's games `PRIOR_GAMES` against an
-    average model are added, so that one that never lost stays finite; with many games that no longer matters. The
-    intervals come from the Fisher information and take comparisons as independent. Those of one whole ranking are not
-    quite: where four candidates are ranked from best to worst, the intervals hold the truth in 87 %, not in 95 %.
+    A tie is half a win for both; two replies of one model do not count. Each model also plays `PRIOR_GAMES` games
+    against an average model, which keeps scores finite. The intervals come from the Fisher information and assume
+    independent comparisons. Those of one ranking are dependent: with four ranked candidates, the intervals cover the
+    true score in 87 % of cases, not 95 %.
     """
     wins: defaultdict[tuple[str, str], float] = defaultdict(float)
     for comparison in comparisons:

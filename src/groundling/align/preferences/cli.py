@@ -1,4 +1,4 @@
-"""`groundling rankings simulate|export|import|stats`: make judgements, take them out, put them in, and sum them up."""
+"""`groundling rankings simulate|export|import|stats`: simulate judgements, export, import and summarise them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,9 +59,9 @@ def _import(argv: list[str]) -> int:
     chosen = config.parse(ImportConfig, argv, "groundling rankings import")
     with Rankings(chosen.path) as rankings:
         done = rankings.import_jsonl(chosen.file)
-    print(f"{chosen.path}: {done.added} judgements added, {done.present} were there already")
+    print(f"{chosen.path}: {done.added} judgements added, {done.present} already present")
     if done.different:
-        print(f"{done.different} of those say something else in {chosen.file}; they were left as they are")
+        print(f"{done.different} of those differ in {chosen.file}; the existing ones were kept")
     return 0
 
 
@@ -77,7 +77,7 @@ def _stats(argv: list[str]) -> int:
     chosen = config.parse(StatsConfig, argv, "groundling rankings stats")
     with Rankings(chosen.path, must_exist=True) as rankings:
         counts, judgements = rankings.counts(), list(rankings)
-    console = Console(markup=False)  # a rater's name is no command
+    console = Console(markup=False)  # names of raters are not markup
     console.print(
         f"{counts.judgements} judgements of {counts.prompts} prompts by {counts.raters} raters; "
         f"{counts.ties} ties, {counts.skips} skips",
@@ -86,11 +86,11 @@ def _stats(argv: list[str]) -> int:
     bias = position_bias(judgements)
     if bias is not None:
         console.print(
-            f"the one shown first was best in {bias.share:.1%} of {bias.n} (95 %: {bias.low:.1%} to {bias.high:.1%}); "
-            f"by chance {bias.by_chance:.1%}",
+            f"the reply shown first was chosen in {bias.share:.1%} of {bias.n} "
+            f"(95 %: {bias.low:.1%} to {bias.high:.1%}); by chance {bias.by_chance:.1%}",
             highlight=False,
         )
-    agreement = Table("rater", "rater", "pairs both compared", "same answer", "Cohen's kappa")
+    agreement = Table("rater", "rater", "shared pairs", "agreement", "Cohen's kappa")
     for pair in kappas(judgements):
         agreement.add_row(*pair.raters, str(pair.n_pairs), _or_dash(pair.agreement, "{:.1%}"), _or_dash(pair.kappa))
     if agreement.row_count:

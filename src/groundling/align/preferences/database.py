@@ -1,8 +1,7 @@
-"""One SQLite file that threads, processes and crashes may meet.
+"""A crash-safe SQLite file shared by threads and processes.
 
-What was committed is on disk: the write-ahead log is synced at every commit (`synchronous=FULL`). Writers take their
-turn (`BEGIN IMMEDIATE` and a busy timeout) for five seconds before they give up. Each error is one line that names the
-file.
+Commits are durable: the write-ahead log is synced at every commit (`synchronous=FULL`). Writers wait for each other
+(`BEGIN IMMEDIATE` and a busy timeout) for at most five seconds. Every error is one line that names the file.
 """
 
 import shlex
@@ -20,20 +19,20 @@ from groundling.storage import files
 
 BUSY_S = 5.0
 APPLICATION_ID = 0x47726E64
-"""In the header of an SQLite file: it is ours ("Grnd")."""
+"""`application_id` in the file header: "Grnd"."""
 
 
 class Database:
-    """An open file. Any number of threads may share it.
+    """An open database, safe to share between threads.
 
     Args:
-        path: the file; it is made if it is not there.
-        migrations: the statements that make schema version n + 1 of version n; all that are missing are run.
-        patience_s: how long others' locks are waited for; None: BUSY_S.
+        path: the file; created if missing.
+        migrations: statements that bring schema version n to n + 1; missing ones are run.
+        patience_s: timeout for locks of other processes; None: BUSY_S.
 
     Raises:
-        DataError: the file is damaged, is another program's, or has a newer schema.
-        StorageError: it cannot be opened, or written to.
+        DataError: the file is damaged, belongs to another program, or has a newer schema.
+        StorageError: it cannot be opened or written.
     """
 
     def __init__(self, path: Path, migrations: Sequence[Sequence[str]], patience_s: float | None = None) -> None:
@@ -41,7 +40,7 @@ class Database:
         self._patience_s = BUSY_S if patience_s is None else patience_s
         self._lock = threading.RLock()
         with self._clear_errors():
-            # `isolation_level=None`: transactions begin and end where this file says so, and nowhere else.
+            # `isolation_level=None`: no implicit transactions.
             self._db = sqlite3.connect(path, timeout=self._patience_s, isolation_level=None, check_same_thread=False)
         try:
             with self._clear_errors():
@@ -51,26 +50,26 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         with self._lock:
             self._db.close()
 
     def wait_at_most(self, seconds: float) -> None:
-        """How long others' locks are waited for from now on."""
+        """Change the timeout for locks of other processes."""
         with self._lock, self._clear_errors():
             self._patience_s = seconds
             self._db.execute(f"PRAGMA busy_timeout = {max(1, round(1000 * seconds))}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """For the reading of one state of the file, whatever others write meanwhile."""
+        """A read transaction: a consistent snapshot of the file."""
         with self._lock, self._clear_errors(), self._between("BEGIN"):
             yield self._db
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is done in the block is done, or nothing. It is on disk when the block has ended."""
-        # The right to write is taken at once: who reads first, and then wants to write, may be refused without a wait.
+        """A write transaction: atomic, and durable when the block ends."""
+        # Lock for writing at once: upgrading a read transaction can fail without waiting.
         with self._lock, self._clear_errors(), self._between("BEGIN IMMEDIATE"):
             yield self._db
 
@@ -81,12 +80,12 @@ class Database:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):  # after some errors SQLite itself has gone back
+            with suppress(sqlite3.Error):  # after some errors SQLite has already rolled back
                 self._db.execute("ROLLBACK")
             raise
 
     def _prepare(self) -> None:
-        """Check that the file is ours and whole; bring it to this version's schema."""
+        """Check the file's owner and integrity, and migrate its schema."""
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA synchronous = FULL")
         with self._between("BEGIN"):
@@ -99,7 +98,7 @@ class Database:
             raise DataError(self.damaged(str(problem)))
 
     def _version(self) -> int:
-        """Return the schema version; 0: there is nothing yet. For one state of the file: within a transaction."""
+        """Schema version; 0 for a new file. Call within a transaction."""
         owner, version = self._value("PRAGMA application_id"), int(self._value("PRAGMA user_version"))
         is_new = owner == version == self._value("SELECT count(*) FROM sqlite_master") == 0
         if owner != APPLICATION_ID and not is_new:
@@ -112,7 +111,7 @@ class Database:
         return version
 
     def _switch_to_wal(self) -> None:
-        """Have a write-ahead log. For this one step SQLite does not wait while others open the same new file."""
+        """Enable the write-ahead log. SQLite's busy timeout does not cover this step, so retry here."""
         until = time.monotonic() + self._patience_s
         while self._value("PRAGMA journal_mode") != "wal":
             try:
@@ -125,7 +124,7 @@ class Database:
 
     def _migrate(self) -> None:
         with self.transaction() as db:
-            version = self._version()  # again: another process may have made the tables meanwhile
+            version = self._version()  # again, because another process may have migrated meanwhile
             for statement in (statement for migration in self._migrations[version:] for statement in migration):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -135,17 +134,17 @@ class Database:
         return self._db.execute(query).fetchone()[0]
 
     def damaged(self, reason: str) -> str:
-        """What to say of a file whose content cannot be what was written."""
-        said = " ".join(reason.split())  # SQLite finds several lines to say
+        """Error message for a damaged file."""
+        said = " ".join(reason.split())  # SQLite's text may have several lines
         return f"{self.path} is damaged ({said}); restore it from a copy, or import an export into a new file"
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Say in one line what SQLite could not do, and why."""
+        """Convert SQLite's errors to one-line errors."""
         try:
             yield
         except sqlite3.ProgrammingError:
-            raise  # a closed file, a wrong query: our own bugs
+            raise  # a closed file or a wrong query is a bug
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -176,7 +175,7 @@ def _begins_as_database(path: Path) -> bool:
 
 
 def not_a_database(path: Path) -> str:
-    """What to say of a file that does not begin as a database does: what it is, and where it belongs."""
+    """Error message for a file that is not an SQLite database: its format, and what to do with it."""
     expected = "an SQLite file of rankings is expected, as groundling rank and groundling rankings make them"
     head = _head(path)
     found = binary_format(path, head)

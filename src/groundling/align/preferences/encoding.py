@@ -1,7 +1,7 @@
-"""What a reward model learns from, as ids: people's rankings, or a file of preferences or of labelled replies.
+"""Training data of a reward model as token ids: rankings, preference pairs or labelled replies.
 
-A reply that was only called good or bad is compared with nothing, whose reward is 0: the loss of that pair,
--log sigmoid(r) or -log sigmoid(-r), is the one of logistic regression.
+A labelled reply is compared with a reward of 0, so its loss, -log sigmoid(r) or -log sigmoid(-r), is that of logistic
+regression.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,53 +10,54 @@ from pathlib import Path
 
 from groundling.align.preferences.judgement import Judgement
 from groundling.bundle import ChatBundle
-from groundling.data.examples.conversations import holds_labels, read_labelled, read_preferences
+from groundling.data.examples.conversations import read_preferences
+from groundling.data.examples.labelled import holds_labels, read_labelled
 from groundling.data.examples.messages import Messages
 from groundling.errors import DataError
 from groundling.model.packing import Exchange
 from groundling.system.progress import Progress
 
 NOTHING = -1
-"""In the place of a reply's number: what a labelled reply is compared with, of reward 0."""
+"""Index that stands for a reward of 0, with which labelled replies are compared."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The candidates of one answer as ids, and what was said about which two."""
+    """The candidates of one judgement as token ids, and the preferences among them."""
 
     messages: Messages
     """The prompt."""
     sequences: list[Exchange]
-    """Prompt and reply of each; nothing where the reply is too long."""
+    """Prompt and reply of each; an empty reply in place of one that is too long."""
     texts: list[str]
     pairs: list[tuple[int, int, float]]
-    """(a, b, the part of preferences that a has): 1, or 0.5 for a tie. Either may be `NOTHING`."""
+    """(a, b, target probability that a is preferred): 1, or 0.5 for a tie. Either index may be `NOTHING`."""
 
 
 @dataclass
 class LeftOut:
-    """Answers that nothing is learned from."""
+    """Counts of judgements that cannot be used."""
 
     silent: int = 0
-    """They say nothing about two replies that fit into the model's context."""
+    """Without a preference between two replies that fit into the context."""
     unknown: int = 0
-    """The tokenizer cannot say them."""
+    """With text that the tokenizer cannot encode."""
     first_unknown: str = ""
 
     def note(self, where: str, error: DataError) -> None:
-        """Count one that the tokenizer cannot say."""
+        """Count one that the tokenizer cannot encode."""
         self.unknown += 1
         self.first_unknown = self.first_unknown or f"{where}: {error}"
 
     def line(self) -> str:
-        """For people, to be put behind what was kept; what did not happen is not mentioned."""
+        """The counts that are not 0, to append to a log line."""
         silent = f"; {self.silent:,} said nothing about two replies that fit" if self.silent else ""
         unknown = f"; {self.unknown:,} cannot be encoded (first {self.first_unknown})" if self.unknown else ""
         return silent + unknown
 
 
 def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
-    """Answers as ids, and what became of those that nothing can be learned from."""
+    """Encode judgements; also count those that cannot be used."""
     answers, left_out = [], LeftOut()
     for judgement in judgements:
         texts = [candidate.text for candidate in judgement.candidates]
@@ -80,7 +81,7 @@ def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) ->
 
 
 def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange | None:
-    """A prompt and a reply that fit together: the prompt loses its beginning, but not the id it begins with.
+    """Truncate the prompt from the left, keeping its first token, so that prompt and reply fit.
 
     None if the reply alone is too long.
     """
@@ -93,10 +94,10 @@ def shortened(prompt: list[int], reply: list[int], block_size: int) -> Exchange 
 
 
 def ranked_rows(path: Path, bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
-    """The preferences or labelled replies of a file as ids, and what became of those that cannot be learned from.
+    """Encode a file of preferences or labelled replies; also count the rows that cannot be used.
 
     Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
+        DataError: the file cannot be read, or a row is invalid; the message names file and line.
     """
     pairs: list[tuple[int, int, float]]
     rows: list[tuple[str, Messages, list[str], list[tuple[int, int, float]]]] = []

@@ -1,9 +1,8 @@
-"""One answer of one rater: which of some candidate replies to a prompt is better; and its form as a line of JSON.
+"""One rater's ranking of the candidate replies to a prompt, and its form in JSON.
 
-A choice is groups of candidates by their numbers, the best group first. In a group nobody is better: that was said,
-it is a tie. Candidates that are in no group are below all groups, and nothing is said about them among each other:
-"the second of four is best" is ((1,),). So nothing that was not said ever becomes a preference; a tie of all is one
-group, and who skips says nothing at all: ().
+A choice is a tuple of groups of candidate indices, best group first. Candidates of one group are tied. Candidates in no
+group rank below all groups, without an order among them: "the second of four is best" is ((1,),). So only stated
+preferences count. A tie of all is one group; a skip is ().
 """
 
 import hashlib
@@ -19,55 +18,55 @@ from groundling.text.chat.messages import ROLES, Message, check_messages
 Choice = tuple[tuple[int, ...], ...]
 SKIP: Choice = ()
 MAX_CANDIDATES = 100
-"""Of one prompt: a ranking of so many says 4,950 times which of two is better, and there it grows with the square."""
+"""Per prompt. The number of pairs grows with the square: 4,950 for a full ranking of 100."""
 
 
 def tie_of(n_candidates: int) -> Choice:
-    """All are equally good."""
+    """A tie of all candidates."""
     return (tuple(range(n_candidates)),)
 
 
 def choice_of_best(best: int, n_candidates: int) -> Choice:
-    """One is better than each of the others; of two, the other is the last group."""
+    """One candidate is better than all others."""
     return ((best,), (1 - best,)) if n_candidates == 2 else ((best,),)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reply, and where it comes from."""
+    """A reply and its source."""
 
     text: str
     model: str
     seed: int | None = None
-    """What it was sampled with, where that is known."""
+    """Sampling seed, if known."""
 
 
 class Comparison(NamedTuple):
-    """What was said about two candidates of one prompt."""
+    """A preference between two candidates of one prompt."""
 
     messages: tuple[Message, ...]
     better: Candidate
     worse: Candidate
     tie: bool
-    """Neither is better: `better` is only the one that was shown first."""
+    """Neither is better; `better` is the one shown first."""
     rater: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A rater's answer to one question. It is checked when it is made."""
+    """A rater's answer to one question, validated at construction."""
 
     key: str
-    """Names the answer: what comes again under the same key is the same answer, sent twice."""
+    """Unique name; a second judgement with the same key is a duplicate."""
     messages: tuple[Message, ...]
-    """The conversation so far; the user spoke last."""
+    """The conversation so far; the last message is the user's."""
     candidates: tuple[Candidate, ...]
     shown: tuple[int, ...]
-    """The candidates' numbers in the order in which the rater saw them."""
+    """Candidate indices in the order shown."""
     choice: Choice
     rater: str
     time: str
-    """When it was given: UTC, ISO 8601."""
+    """UTC, ISO 8601."""
 
     def __post_init__(self) -> None:
         where = f"judgement {self.key!r}"
@@ -89,7 +88,7 @@ class Judgement:
             raise DataError(f"{where}: half a character (a lone surrogate) cannot be stored; repair the text") from None
 
     def comparisons(self) -> Iterator[Comparison]:
-        """All that was said about two of its candidates; equal texts of one question are compared as any others."""
+        """All stated preferences and ties between two candidates."""
         place = {number: place for place, number in enumerate(self.shown)}
         unnamed = tuple(sorted(set(self.shown) - {number for group in self.choice for number in group}))
         for rank, group in enumerate(self.choice):
@@ -103,7 +102,7 @@ class Judgement:
         return Comparison(self.messages, self.candidates[a], self.candidates[b], tie, self.rater)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data. Choices of the first kind have names: "tie" of all, and "skip"."""
+        """Plain data. A tie of all candidates is "tie", an empty choice "skip"."""
         named = {SKIP: "skip", tie_of(len(self.candidates)): "tie"}
         return {
             "key": self.key,
@@ -120,10 +119,10 @@ class Judgement:
 
 
 def judgement_from_json(value: Any, where: str) -> Judgement:
-    """Take what `to_json` gave.
+    """The inverse of `to_json`.
 
     Raises:
-        DataError: it is not that; the line begins with `where`.
+        DataError: the value is invalid; the message begins with `where`.
     """
     fields = ("key", "messages", "candidates", "shown", "choice", "rater", "time")
     _require(isinstance(value, dict), f"{where}: a judgement is an object with {', '.join(fields)}")
@@ -152,10 +151,10 @@ def messages_to_json(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def messages_from_json(value: Any, where: str) -> tuple[Message, ...]:
-    """Take a conversation in which the assistant is to speak next; a text is what a user said.
+    """Read a conversation that ends with a user message; a string is one user message.
 
     Raises:
-        DataError: it is none; the line begins with `where`.
+        DataError: the value is invalid; the message begins with `where`.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -174,10 +173,10 @@ def messages_from_json(value: Any, where: str) -> tuple[Message, ...]:
 
 
 def candidates_from_json(value: Any, where: str) -> tuple[Candidate, ...]:
-    """Take the replies to a prompt: `[{"text": ..., "model": ..., "seed": ...}, ...]`, the seed if there is one.
+    """Read the replies to a prompt: `[{"text": ..., "model": ..., "seed": ...}, ...]`; the seed is optional.
 
     Raises:
-        DataError: they are not that; the line begins with `where`.
+        DataError: the value is invalid; the message begins with `where`.
     """
     good = isinstance(value, list) and all(
         isinstance(item, dict)
@@ -192,10 +191,10 @@ def candidates_from_json(value: Any, where: str) -> tuple[Candidate, ...]:
 
 
 def check_question(messages: Sequence[Message], candidates: Sequence[Candidate], where: str) -> None:
-    """Check that there is a conversation to reply to, and a choice.
+    """Check that a conversation ends with a user message, and that there are 2 to MAX_CANDIDATES valid candidates.
 
     Raises:
-        DataError: it is not so; the line begins with `where`.
+        DataError: they are invalid; the message begins with `where`.
     """
     check_messages(messages, where)
     _require(messages[-1].role == "user", f"{where}: the last message has to be the user's, for the replies follow it")
@@ -211,12 +210,12 @@ def check_question(messages: Sequence[Message], candidates: Sequence[Candidate],
 
 
 def now_utc() -> str:
-    """The time as judgements have it."""
+    """The current time for `Judgement.time`."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def name_of(value: Any) -> str:
-    """A short name that follows from plain data: equal data, equal names."""
+    """A short hash of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -1,12 +1,11 @@
-"""Gold measures: numbers between a text and a goal that a person can check by hand.
+"""Gold measures: scores of a text that a person can check by hand, to evaluate reward models and policies by.
 
-A reward model learns what raters preferred; whether it learned the right thing shows only beside a measure that
-nobody trained. Two stand here, each a pure function text -> float:
+Each is a pure function of the text:
 
-- `verse`: how much of it is in lines of ten syllables, by the CMU Pronouncing Dictionary;
-- `warm`: how friendly its words are, by VADER (Hutto and Gilbert 2014).
+- `verse`: fraction of lines with ten syllables, by the CMU Pronouncing Dictionary;
+- `warm`: friendliness, by VADER (Hutto and Gilbert 2014).
 
-Both can be gamed, and that is of use: what a policy does to please them beyond their sense can be read.
+Both can be gamed, on purpose: over-optimisation shows in the text.
 """
 
 import re
@@ -29,10 +28,10 @@ _loading = threading.Lock()
 
 
 def verse(text: str) -> float:
-    """The share of the non-empty lines that have exactly ten syllables; 0.0 when there is no such line.
+    """Fraction of the non-empty lines that have exactly ten syllables; 0.0 for a text without lines.
 
-    Some words can be said in more ways than one ("fire", "heaven"): a line counts when some way of saying its
-    words makes ten. A line that names a speaker is a line. Digits and signs have no syllables.
+    Some words have several pronunciations ("fire", "heaven"): a line counts if any combination makes ten. Lines that
+    name a speaker count too. Digits and punctuation have no syllables.
 
     Raises:
         MissingExtraError: the package `pronouncing` is not installed.
@@ -44,7 +43,7 @@ def verse(text: str) -> float:
 
 
 def possible_syllables(line: str) -> frozenset[int]:
-    """The numbers of syllables that a line can have; what is beyond ten is left out."""
+    """Possible syllable counts of a line, up to ten."""
     sums = frozenset([0])
     for word in _WORD.findall(_plain(line)):
         counts = syllables(word)
@@ -53,17 +52,17 @@ def possible_syllables(line: str) -> frozenset[int]:
 
 
 def _plain(line: str) -> str:
-    """Small letters without accents, and straight apostrophes."""
+    """Lower-case letters without accents, straight apostrophes."""
     decomposed = unicodedata.normalize("NFKD", line.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 @lru_cache(maxsize=1 << 16)
 def syllables(word: str) -> frozenset[int]:
-    """In how many syllables a word can be said: by the dictionary, or else by `estimate`.
+    """Possible syllable counts of a word, by the dictionary, else by `estimate`.
 
-    The dictionary has "'tis" and "goin'", but a word may also stand in quotation marks: it is looked up as it stands,
-    then without apostrophes at its ends.
+    Apostrophes at the ends may belong to the word ("'tis", "goin'") or be quotation marks: look it up with them first,
+    then without.
     """
     dictionary = _pronouncing()
     for form in (word, word.strip("'")):
@@ -73,10 +72,9 @@ def syllables(word: str) -> frozenset[int]:
 
 
 def estimate(word: str) -> int:
-    """The syllables of a word that is in no dictionary: its groups of vowel letters (a e i o u y), at least one.
+    """Estimate syllables by groups of vowel letters (a e i o u y), at least one.
 
-    An e at the end is silent, and so are "ed" and "es", except where they are needed to say the word: "table",
-    "waited", "roses".
+    A final e, "ed" and "es" are silent except where pronounced: "table", "waited", "roses".
     """
     letters = word.replace("'", "")
     return max(1, len(_VOWELS.findall(_SILENT_END.sub("", letters))))
@@ -98,7 +96,7 @@ def measure_by_name(name: str) -> Measure:
     """Return a gold measure.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is no measure of this name.
     """
     if name in MEASURES:
         return MEASURES[name]
@@ -107,7 +105,7 @@ def measure_by_name(name: str) -> Measure:
 
 @cache
 def _pronouncing() -> Any:
-    """The package, with its dictionary loaded: it fills a global as it loads, which two threads must not do at once."""
+    """The package with its dictionary loaded, under a lock: it fills a global variable."""
     pronouncing = optional_import("pronouncing", "align")
     with _loading:
         pronouncing.init_cmu()
@@ -116,5 +114,5 @@ def _pronouncing() -> Any:
 
 @cache
 def _vader() -> Any:
-    """The analyser with its word list; it keeps no state between texts."""
+    """The analyser with its lexicon; it is stateless between texts."""
     return optional_import("vaderSentiment.vaderSentiment", "align").SentimentIntensityAnalyzer()

@@ -1,6 +1,6 @@
-"""`groundling rankings simulate`: replies of a model, ranked by a judge who follows a measure that people can check.
+"""`groundling rankings simulate`: sample replies of a model, and rank them by a simulated rater.
 
-What is written is what people would have written: texts and an order. The measure itself is not among it.
+The store gets what a person's rankings would hold, texts and an order, but not the measure.
 """
 
 import logging
@@ -16,21 +16,20 @@ from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Ju
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.align.replies import Reply, ReplySampler
+from groundling.align.replies import Reply, ReplySampler, reproducible_sampler
 from groundling.bundle import load_chat_bundle
 from groundling.bundle.adapter import base_at
 from groundling.config import parse, to_dict
 from groundling.data.examples.encoding import least_ids
 from groundling.data.examples.messages import Messages
 from groundling.errors import require
-from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.progress import Progress
 
 log = logging.getLogger(__name__)
 
 COMMIT_S = 2.0
-"""Seconds between commits: what a kill can cost."""
+"""Seconds between commits: the most work a kill can lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +75,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def simulate(config: SimulateConfig) -> int:
-    """Fill a store with simulated rankings; return the exit code.
+    """Add simulated rankings to a store; return the exit code.
 
-    They are kept as they are made. The same command leaves out those that are there, and makes the rest.
+    Rankings are committed as they are made, and a repeated command makes only those that are missing.
 
     Raises:
         GroundlingError: one of its kinds, in one line.
@@ -88,21 +87,16 @@ def simulate(config: SimulateConfig) -> int:
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
     asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle, room)
-    sampler = ReplySampler(
-        bundle,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
-    )
+    sampler = reproducible_sampler(bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     judge = SimulatedRater(measure_by_name(config.gold), config.noise, config.seed)
-    judge.measure("")  # what it needs is there
+    judge.measure("")  # fail early if its package is missing
     questions = _questions(config, base_at(config.path).sha256, asked)
     atomic.make_folder(config.rankings.parent)
     with Rankings(config.rankings) as rankings:
         left = [question for question in questions if question.key not in rankings]
         n_there = len(questions) - len(left)
         if n_there:
-            log.info(f"{n_there:,} of {len(questions):,} rankings are there already; the others follow")
+            log.info(f"{n_there:,} of {len(questions):,} rankings already exist; making the others")
         write_progress(config, done=False)
         with Progress("simulating rankings", len(left)) as progress:
             n_new = _rank(config, sampler, judge, left, rankings, progress)
@@ -114,13 +108,13 @@ def simulate(config: SimulateConfig) -> int:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt whose replies are to be ranked."""
+    """A prompt whose replies will be ranked."""
 
     number: int
     ids: list[int]
     messages: Messages
     key: str
-    """Of the ranking: it follows from the model and all settings, so that it is known before the replies are."""
+    """Key of the ranking: a hash of the model and all settings, known before sampling."""
 
 
 def _questions(config: SimulateConfig, model: str, asked: Mapping[tuple[int, ...], Messages]) -> list[Question]:
@@ -140,7 +134,7 @@ def _rank(
     rankings: Rankings,
     progress: Progress,
 ) -> int:
-    """Have replies made and ranked, and keep them every `COMMIT_S` seconds, also those before an interruption."""
+    """Sample and rank; commit every `COMMIT_S` seconds and on Ctrl-C."""
     by_number = {question.number: question for question in questions}
     ready, n_new, kept_at = list[Judgement](), 0, time.monotonic()
     prompts = ((question.number, question.ids) for question in questions)
@@ -159,7 +153,7 @@ def _rank(
 
 
 def judged(config: SimulateConfig, judge: SimulatedRater, question: Question, replies: Sequence[Reply]) -> Judgement:
-    """Rank replies as the simulated rater, shown in random order."""
+    """The simulated rater's judgement, with the replies shown in random order."""
     texts = [reply.text for reply in replies]
     order = named_generator("shown", config.seed, question.number).permutation(len(texts))
     return Judgement(
@@ -178,12 +172,12 @@ def _rater(config: SimulateConfig) -> str:
 
 
 def write_progress(config: SimulateConfig, *, done: bool) -> None:
-    """Record beside the rankings whether the simulation is complete."""
+    """Record next to the rankings whether the simulation is complete."""
     atomic.write_json(progress_file(config.rankings), {"rankings simulate": to_dict(config), "done": done})
 
 
 def is_unfinished(rankings: Path) -> bool:
-    """Whether a simulation was interrupted that fills this store."""
+    """Whether a simulation that writes to this store was interrupted."""
     try:
         return atomic.read_json(progress_file(rankings))["done"] is not True
     except (OSError, ValueError, LookupError, TypeError):
@@ -191,5 +185,5 @@ def is_unfinished(rankings: Path) -> bool:
 
 
 def progress_file(rankings: Path) -> Path:
-    """Where `rankings simulate` says how far it is."""
+    """File in which `rankings simulate` records its progress."""
     return rankings.with_name(f"{rankings.name}.simulated.json")

@@ -1,8 +1,7 @@
-"""A rater for those who have none: it follows a gold measure, makes mistakes as people do, and says how often.
+"""A simulated rater: follows a gold measure, with a known error rate.
 
-By Bradley and Terry (1952) the better of two texts wins with the probability sigmoid((g(A) - g(B)) / noise), where g
-is the measure. For more than two, Plackett and Luce: each text gets its measure and a draw of Gumbel noise, and they
-are ranked by the sums; on every pair of them this is Bradley-Terry again.
+Two texts: A wins with probability sigmoid((g(A) - g(B)) / noise) for the measure g (Bradley and Terry 1952). More
+texts: rank by measure plus Gumbel noise (Plackett-Luce), which is Bradley-Terry on every pair.
 """
 
 import hashlib
@@ -18,11 +17,11 @@ from groundling.align.preferences.measures import Measure
 from groundling.errors import require
 
 SAME = 1e-9
-"""Measures that differ by no more than this are equal."""
+"""Measures with a smaller difference count as equal."""
 
 
 def named_generator(*names: int | str) -> np.random.Generator:
-    """A generator whose draws follow from the names alone: not from what was drawn before, or where."""
+    """A generator seeded by names, independent of other draws."""
     key = hashlib.sha256(json.dumps(names).encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
 
@@ -33,7 +32,7 @@ class SimulatedRater:
 
     measure: Measure
     noise: float
-    """The gap in the measure at which the better text wins with 73 %; 0: it always does."""
+    """Gap in the measure at which the better text wins with probability 0.73; 0: it always wins."""
     seed: int
 
     def __post_init__(self) -> None:
@@ -43,7 +42,7 @@ class SimulatedRater:
         )
 
     def probability(self, a: str, b: str) -> float:
-        """How probable it is that `a` is preferred over `b`; 0.5 where the judge would say "tie"."""
+        """Probability that `a` is preferred over `b`; 0.5 for a tie."""
         return self._probability(self.measure(a) - self.measure(b))
 
     def _probability(self, gap: float) -> float:
@@ -51,18 +50,17 @@ class SimulatedRater:
             return 0.5
         if self.noise == 0:
             return float(gap > 0)
-        return 0.5 * (1 + math.tanh(gap / self.noise / 2))  # the sigmoid, for gaps of any size
+        return 0.5 * (1 + math.tanh(gap / self.noise / 2))  # sigmoid without overflow
 
     def rank(self, prompt: int | str, candidates: Sequence[str]) -> Choice:
-        """Rank the candidates for a prompt: groups of their numbers, the best first.
+        """Rank the candidates of a prompt.
 
-        Candidates of equal measure stand in one group, a tie (two of them: the judge says "tie"). Such a group shares
-        one draw, so that against each other candidate its members still win by Bradley-Terry. The draws follow from
-        the seed and the prompt's number or name: in whatever order prompts are judged, the answers are the same.
+        Candidates of equal measure are tied. A tied group shares one draw, so its members still win against others with
+        Bradley-Terry's probability. Draws depend on the seed and the prompt only, not on the order of prompts.
 
         Args:
             prompt: the number or name of the prompt.
-            candidates: the texts; their order matters, for each place has its draw.
+            candidates: the texts, in a fixed order: each position has its own draw.
         """
         golds = [self.measure(candidate) for candidate in candidates]
         noise = named_generator("judge", self.seed, prompt).gumbel(size=len(golds))
@@ -71,18 +69,18 @@ class SimulatedRater:
         return tuple(groups[place] for place in sorted(range(len(groups)), key=lambda place: -worth[place]))
 
     def ceiling(self, pairs: Iterable[tuple[str, str]]) -> float:
-        """The accuracy that nobody can beat on these pairs: that of one who knows the measure, but not the noise.
+        """Best possible accuracy on these pairs: that of the noise-free measure.
 
-        A pair of equal measure counts one half; without pairs the answer is NaN.
+        A tie counts one half; NaN without pairs.
         """
         chances = [self.probability(a, b) for a, b in pairs]
         return float(np.mean([max(chance, 1 - chance) for chance in chances])) if chances else math.nan
 
 
 def equal_groups(golds: Sequence[float]) -> list[tuple[int, ...]]:
-    """The places of equal measures together, each group in rising order; groups by their first place.
+    """Group indices of equal measures; groups are ordered by their first index.
 
-    Equal is each to its next in size: a chain of small steps is one group, for a tie has to hold both ways.
+    A chain of differences of at most `SAME` is one group, which makes equality transitive.
     """
     by_size = sorted(range(len(golds)), key=golds.__getitem__)
     groups: list[list[int]] = []

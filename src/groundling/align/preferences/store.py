@@ -1,7 +1,7 @@
-"""Where judgements are kept: the tables of a file of rankings, and its form as lines of JSON.
+"""The store of judgements: tables of a file of rankings, JSONL export and import.
 
-A judgement whose `add` has returned is on disk (see `database.py`). Its key is unique, so one that is sent twice is
-there once. Rows are added, never changed.
+A judgement is on disk when `add` returns (see `database.py`). Keys are unique, so a duplicate is stored once. Rows are
+added, never changed.
 """
 
 import json
@@ -41,41 +41,41 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
     ),
 )
-"""What makes schema version n + 1 of version n. What was released is never changed: a new version is added."""
+"""Statements that bring schema version n to n + 1. Never change a released one; append a new version."""
 
 
 class StoreCounts(NamedTuple):
-    """How much there is."""
+    """Counts of a store."""
 
     judgements: int
     ties: int
-    """Judgements that say only that all are equally good."""
+    """Judgements that tie all candidates."""
     skips: int
     raters: int
     prompts: int
 
 
 class Imported(NamedTuple):
-    """What an import did."""
+    """Counts of an import."""
 
     added: int
     present: int
-    """Were there already."""
+    """Already in the store."""
     different: int
-    """Of those: say something else here. They were left as they are."""
+    """Of those, judgements that differ from the stored ones, which were kept."""
 
 
 class Rankings:
-    """A file of judgements. Any number of threads may share one, and any number of processes the file.
+    """A file of judgements, safe to share between threads and processes.
 
     Args:
-        path: the file; it is made if it is not there.
-        must_exist: it is not.
-        patience_s: how long others' locks are waited for; None: BUSY_S.
+        path: the file; created if missing.
+        must_exist: raise DataError if the file is missing.
+        patience_s: timeout for locks of other processes; None: BUSY_S.
 
     Raises:
-        DataError: the file is damaged, is no file of rankings, or is of a newer version.
-        StorageError: it cannot be opened, or written to.
+        DataError: the file is damaged, is not a file of rankings, or has a newer version.
+        StorageError: it cannot be opened or written.
     """
 
     def __init__(self, path: Path | str, *, must_exist: bool = False, patience_s: float | None = None) -> None:
@@ -91,15 +91,15 @@ class Rankings:
         self.close()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
 
     def wait_at_most(self, seconds: float) -> None:
-        """How long others' locks are waited for from now on."""
+        """Change the timeout for locks of other processes."""
         self._file.wait_at_most(seconds)
 
     def add(self, judgement: Judgement) -> bool:
-        """Keep a judgement, on disk when this returns; False, and nothing is changed, when its key is there already.
+        """Store a judgement durably; return False, without a change, if its key exists.
 
         Raises:
             DataError, StorageError: as for the class.
@@ -107,13 +107,13 @@ class Rankings:
         return self.add_all([judgement]) == 1
 
     def add_all(self, judgements: Iterable[Judgement]) -> int:
-        """Keep all of them or, on an error, none; return how many had new keys."""
-        ready = list(judgements)  # whatever makes them works before others are kept from writing
+        """Store all or, on an error, none; return how many had new keys."""
+        ready = list(judgements)  # evaluate before locking the file
         with self._file.transaction() as db:
             return sum(_insert(db, judgement) for judgement in ready)
 
     def get(self, key: str) -> Judgement | None:
-        """The judgement of this key, if there is one."""
+        """The judgement with this key, or None."""
         found = self._read("j.key = ?", key, 1)
         return found[0][1] if found else None
 
@@ -122,22 +122,22 @@ class Rankings:
             return db.execute("SELECT 1 FROM judgements WHERE key = ?", (key,)).fetchone() is not None
 
     def __iter__(self) -> Iterator[Judgement]:
-        """All judgements in the order of their coming; others may write meanwhile."""
+        """All judgements in order of insertion, safe under concurrent writes."""
         last = 0
         while rows := self.after(last):
             yield from (judgement for _, judgement in rows)
             last = rows[-1][0]
 
     def after(self, last: int) -> list[tuple[int, Judgement]]:
-        """The next judgements with their numbers, ROWS_AT_ONCE at most; [] where none comes after this number."""
+        """The next judgements after row number `last`, with their numbers; at most ROWS_AT_ONCE."""
         return self._read("j.id > ?", last, ROWS_AT_ONCE)
 
     def pairs(self) -> Iterator[Comparison]:
-        """Each preference that somebody stated: ties and skips yield none."""
+        """All stated preferences, without ties."""
         return (comparison for judgement in self for comparison in judgement.comparisons() if not comparison.tie)
 
     def counts(self) -> StoreCounts:
-        """How much there is."""
+        """Count judgements, raters and prompts."""
         judgements, ties, skips, raters, prompts = 0, 0, 0, set(), set()
         for judgement in self:
             judgements += 1
@@ -148,10 +148,10 @@ class Rankings:
         return StoreCounts(judgements, ties, skips, len(raters), len(prompts))
 
     def export_jsonl(self, path: Path) -> int:
-        """Write all judgements as lines of JSON, the file whole or not at all; return how many.
+        """Write all judgements to a JSONL file, atomically; return how many.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the file cannot be written.
         """
         n_rows = 0
         with atomic.open_atomic(path) as file:
@@ -161,10 +161,10 @@ class Rankings:
         return n_rows
 
     def import_jsonl(self, path: Path) -> Imported:
-        """Add the judgements of a file that `export_jsonl` wrote: all, or none where a line is not one.
+        """Add the judgements of an exported JSONL file: all, or none if a line is invalid.
 
         Raises:
-            DataError: the file cannot be read, or a line is no judgement; the message names file and line.
+            DataError: the file cannot be read, or a line is invalid; the message names file and line.
         """
         judgements = [judgement_from_json(row.values, row.where) for row in rows(path, may_be_empty=True)]
         added = self.add_all(judgements)
@@ -172,7 +172,7 @@ class Rankings:
         return Imported(added, len(judgements) - added, differing)
 
     def _read(self, condition: str, value: int | str, limit: int) -> list[tuple[int, Judgement]]:
-        """Judgements with their row numbers, in their order."""
+        """Judgements with their row numbers, in order."""
         query = f"""
             SELECT j.id, j.key, p.messages, j.shown, j.choice, j.rater, j.time
             FROM judgements j JOIN prompts p ON p.id = j.prompt WHERE {condition} ORDER BY j.id LIMIT {limit}"""
@@ -195,12 +195,12 @@ class Rankings:
             named = dict(zip(("messages", "shown", "choice"), parts, strict=True))
             values = {"key": key, "candidates": candidates, "rater": rater, "time": when, **named}
             return judgement_from_json(values, f"row {number}")
-        except ValueError as error:  # of JSON, or a DataError
+        except ValueError as error:  # from json, or a DataError
             raise DataError(self._file.damaged(str(error))) from error
 
 
 def _insert(db: sqlite3.Connection, judgement: Judgement) -> bool:
-    """Put a judgement into the tables, unless its key is there; return whether it was put."""
+    """Insert a judgement unless its key exists; return whether it was inserted."""
     row = judgement.to_json()
     if db.execute("SELECT 1 FROM judgements WHERE key = ?", (judgement.key,)).fetchone():
         return False

@@ -1,7 +1,7 @@
-"""`groundling rank`: say in the terminal which of a few replies is best, without knowing who wrote them.
+"""`groundling rank`: rank a few replies in the terminal, blind.
 
-Replies come from a file, or are sampled from models as they are asked for. They are shown without their models' names
-and in a random order, which is kept with the answer: whether the first one is favoured can be counted afterwards.
+Replies come from a file, or are sampled from models on demand. They are shown without model names and in random order.
+The order is stored with the answer, so position bias can be measured.
 """
 
 import getpass
@@ -31,7 +31,8 @@ from groundling.align.preferences.judgement import (
 )
 from groundling.align.preferences.simulated_rater import named_generator
 from groundling.align.preferences.store import Rankings
-from groundling.bundle import contexts, load_chat_bundle
+from groundling.bundle import load_chat_bundle
+from groundling.bundle.context import contexts
 from groundling.data.examples.conversations import read_prompts
 from groundling.data.examples.jsonl import rows
 from groundling.errors import ConfigError, DataError, require
@@ -40,10 +41,10 @@ from groundling.system.output import put
 from groundling.text.chat.messages import Message
 
 AT_MOST = 4
-"""Candidates that a person can hold against each other."""
+"""Candidates that a person can compare at once."""
 
 ReplyFn = Callable[[Path, Sequence[Message], int], str]
-"""(bundle, conversation, seed) -> what the model says next."""
+"""(bundle, conversation, seed) -> the model's reply."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +86,16 @@ class RankConfig:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt with replies that can be had; those of models are only sampled when they are needed."""
+    """A prompt with a function that returns its replies, sampled on demand."""
 
     name: str
-    """Follows from all that the replies follow from: another question has another name."""
+    """Hash of all that determines the replies."""
     messages: tuple[Message, ...]
     candidates: Callable[[], tuple[Candidate, ...]]
 
 
 def main(argv: Sequence[str], reply: ReplyFn | None = None) -> int:
-    """Run `groundling rank`. `reply` lets a bundle reply; None: as `groundling chat` would."""
+    """Run `groundling rank`. `reply` samples a reply; None: as `groundling chat` does."""
     chosen = config.parse(RankConfig, argv, "groundling rank")
     rater = chosen.rater or _user()
     if chosen.candidates is not None:
@@ -126,7 +127,7 @@ def _question_of_file(value: Any, where: str) -> Question:
 
 
 def _reply_fn(chosen: RankConfig) -> ReplyFn:
-    """Lets bundles reply; each is loaded once."""
+    """Samples replies; each bundle is loaded once."""
     chats: dict[Path, Chat] = {}
     context_of = dict(zip(chosen.bundles, contexts(chosen.bundles, chosen.context), strict=True))
 
@@ -147,7 +148,7 @@ def _questions_for_models(chosen: RankConfig, reply: ReplyFn) -> list[Question]:
 
 
 def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:
-    """What a question to some models is called, and the seed of each one's reply: the same for whoever is asked."""
+    """Name of a question and the seed of each model's reply, independent of the rater."""
     name = name_of([messages_to_json(messages), list(models), seed])
     return name, [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(models))]
 
@@ -165,10 +166,10 @@ def _question_for_models(messages: tuple[Message, ...], bundles: Sequence[Path],
 
 
 def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed: int) -> int:
-    """Ask what this rater has not yet answered; say how far it has come."""
+    """Ask the questions that this rater has not answered."""
     key_of = {question.name: name_of(["rank", rater, question.name]) for question in questions}
     left = [question for question in questions if key_of[question.name] not in rankings]
-    print(f"{len(questions)} questions for {rater}, {len(questions) - len(left)} of them answered before")
+    print(f"{len(questions)} questions for {rater}, {len(questions) - len(left)} already answered")
     n_answered = 0
     for number, question in enumerate(left, 1):
         candidates = question.candidates()
@@ -184,7 +185,7 @@ def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed
         make = partial(Judgement, key=key, messages=question.messages, candidates=candidates, shown=shown)
         rankings.add(make(choice=choice, rater=rater, time=now_utc()))
         n_answered += 1
-    print(f"\n{n_answered} answers kept in {rankings.path}; {len(left) - n_answered} questions are left")
+    print(f"\n{n_answered} answers stored in {rankings.path}; {len(left) - n_answered} questions left")
     return 0
 
 
@@ -194,12 +195,12 @@ def _on_screen(messages: Sequence[Message], texts: Sequence[str]) -> str:
 
 
 def _visible(text: str) -> str:
-    """What a terminal would obey rather than show is spelled out: a reply must not be able to hide another."""
+    """Escape control characters, with which a reply could hide another."""
     return "".join(sign if sign == "\n" or sign.isprintable() else f"<U+{ord(sign):04X}>" for sign in text)
 
 
 def _ask(shown: Sequence[int]) -> Choice | None:
-    """Ask until the answer is one; None: quit, or nobody is there any more."""
+    """Ask until the answer is valid; None: quit, or end of input."""
     for line in _lines(f"\nbest? 1-{len(shown)}, or an order like 21; t tie, s skip, q quit > "):
         word = line.strip().lower()
         if word == "q":
@@ -212,7 +213,7 @@ def _ask(shown: Sequence[int]) -> Choice | None:
 
 
 def _lines(question: str) -> Iterator[str]:
-    """What is typed, or piped, until it ends."""
+    """Lines of input until its end."""
     while True:
         try:
             yield input(question)
@@ -223,11 +224,11 @@ def _lines(question: str) -> Iterator[str]:
 
 
 def understood(word: str, shown: Sequence[int]) -> Choice | None:
-    """The choice that an answer means, in the candidates' own numbers; None when it means none.
+    """Parse an answer; None if it is invalid.
 
     Args:
-        word: "t", "s", the place of the best from 1 on, or several places, the best first.
-        shown: the candidates' numbers in the order of the screen.
+        word: "t", "s", the position of the best, from 1, or several positions, best first.
+        shown: candidate indices in the order shown.
     """
     if word == "t":
         return tie_of(len(shown))

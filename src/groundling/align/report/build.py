@@ -1,109 +1,35 @@
-"""`groundling align-report`: what each stage was good for, on prompts that no stage has seen.
+"""`groundling align-report`: compare the stages on prompts that none was trained on.
 
-Every way to reply is drawn anew for the held-out prompts with several seeds, and judged by the gold measure beside
-the fine-tuned model's replies. Best-of-n is the baseline: n replies of that model, of which the reward model picks one.
+Replies of every model are sampled anew with several seeds, and compared by the gold measure with the fine-tuned
+model's. Best-of-n sampling is the baseline: the reward model picks one of n replies of the fine-tuned model.
 """
 
 import logging
-import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import tyro
-
-from groundling.align.chat_vocab import reads_the_same, with_chat
-from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
-from groundling.align.logprobs import Policy, exchanges_of
-from groundling.align.preferences.measures import measure_by_name
-from groundling.align.preferences.simulated_rater import SAME
-from groundling.align.preferences.store import Rankings
-from groundling.align.replies import Reply, ReplySampler
 from groundling.align.report import page
-from groundling.align.report.evaluate import Verdict, best_of_kl, best_of_n, evaluate_replies
-from groundling.align.reward.model import load_reward_model, scores_of
-from groundling.align.rl.rollout import scored_by
-from groundling.align.rl.rounds import nats_a_reply
-from groundling.bundle import Bundle, ChatBundle, contexts, load_bundle, load_chat_bundle
+from groundling.align.report.collect import (
+    compare_rater,
+    read_course,
+    read_courses,
+    read_reward_accuracy,
+    read_stage_summary,
+    training_seconds,
+)
+from groundling.align.report.config import ReportConfig
+from groundling.align.report.policies import Evaluated, PolicyEvaluator
+from groundling.align.report.schema import Example, Report, to_dict
 from groundling.config import parse
-from groundling.data.examples.encoding import least_ids
-from groundling.errors import CheckpointError, ConfigError, require
-from groundling.model.packer import Packer
-from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.storage import atomic
 from groundling.system.hardware import environment
-from groundling.system.metrics import read_records
-from groundling.system.progress import Progress
 
 log = logging.getLogger(__name__)
 
-ELSEWHERE = 1_000_003
-"""Added to a seed for the replies that all others are compared with, so that nothing is compared with itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Compare stages on held-out prompts: groundling align-report SFT --reward MODEL --runs DIR ... [--field value]."""
-
-    path: tyro.conf.Positional[str]
-    """SFT model, the baseline of all comparisons."""
-    base: str | None = None
-    """Pretrained model, before SFT."""
-    reward: str = "runs/reward"
-    """Reward model."""
-    runs: tuple[Path, ...] = ()
-    """Run folders of ppo, dpo and grpo; runs of one kind are treated as seeds."""
-    unpenalised: Path | None = None
-    """Run folder with kl_coef 0 and --gold, shown as an example of reward hacking."""
-    over_optimised: tuple[Path, ...] = ()
-    """More such run folders, with any gold score; only their curves are shown."""
-    rankings: Path | None = None
-    """Rankings file (SQLite), to compare the rater with the gold score."""
-    gold_noise: float = 0.2
-    """Noise of the simulated rater."""
-    out_dir: Path = Path("runs/report")
-    """Output folder for index.html, report.json, table.md and figures."""
-    gold: str = "warm"
-    """Gold score used for evaluation: warm or verse."""
-    prompts: int = 200
-    """Number of held-out prompts."""
-    seeds: tuple[int, ...] = (1, 2, 3)
-    """Sampling seeds; the n-th run of a kind uses the n-th."""
-    best_of: tuple[int, ...] = (4, 16)
-    """Best-of-n sizes for sampling with the reward model."""
-    max_new_tokens: int = 128
-    """Maximum reply length in tokens."""
-    context: int | None = None
-    """Context length in tokens; None: each model's."""
-    data: ChatDataConfig = field(default_factory=ChatDataConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "max_new_tokens"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        require(
-            len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, and none twice"
-        )
-        require(all(n >= 2 for n in self.best_of), f"best_of is {self.best_of}; the best of one is that one")
-        measure_by_name(self.gold)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to reply."""
-
-    name: str
-    verdict: Verdict
-    seconds: float | None
-    """Of training it, the mean over its seeds."""
-    replies: list[Reply]
-    """Of the first seed."""
-    gold_KL: list[list[tuple[float, float]]] = field(default_factory=list)
-    """Of each run, the way it took: nats and the measure, round by round."""
+N_EXAMPLES = 12
+"""Prompts whose replies are shown."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -117,247 +43,51 @@ def align_report(config: ReportConfig) -> int:
     Raises:
         GroundlingError: one of its kinds, in one line.
     """
-    started = time.perf_counter()
     atomic.make_folder(config.out_dir)
-    runs = [(folder, _summary(folder)) for folder in config.runs]
-    unheld = [folder for folder in (config.unpenalised, *config.over_optimised) if folder is not None]
-    over_optimisation = [course_of(folder) for folder in unheld]
-    hacked = None if config.unpenalised is None else (config.unpenalised, _summary(config.unpenalised))
-    evaluator = _ReplyEvaluator(config)
-    rows = [evaluator.base(config.base)] if config.base is not None else []
-    rows += evaluator.fine_tuned(_seconds(Path(config.path)))
-    for name in dict.fromkeys(str(summary["stage"]) for _, summary in runs):
-        rows.append(evaluator.runs(name.upper(), [run for run in runs if run[1]["stage"] == name]))
-    failed = None if hacked is None else evaluator.runs(f"{str(hacked[1]['stage']).upper()} without KL", [hacked])
-    for row in [*rows, *([failed] if failed else [])]:
-        log.info(page.line(row.name, row.verdict, row.seconds))
-    figures = {
-        "gold": config.gold,
-        "prompts": len(evaluator.prompts),
-        "seeds": list(config.seeds),
-        "environment": environment(),
-        "rows": [{"name": r.name, **asdict(r.verdict), "seconds": r.seconds, "way": r.gold_KL} for r in rows],
-        "best_of": evaluator.best_curve,
-        "without_kl": None if failed is None else {"name": failed.name, **asdict(failed.verdict)},
-        "over_optimisation": over_optimisation,
-        "calibration": _calibration(Path(config.reward)),
-        "rater": None if config.rankings is None else what_was_preferred(config),
-        "courses": _courses([Path(config.path), *config.runs]),
-        "replies": [
-            {
-                "prompt": evaluator.text(prompt),
-                **{r.name: r.replies[i].text for r in [*rows, *([failed] if failed else [])]},
-            }
-            for i, prompt in enumerate(evaluator.prompts[:12])
-        ],
-        "wall_s": round(time.perf_counter() - started, 1),
-    }
-    atomic.write_json(config.out_dir / "report.json", figures)
-    page.write(config.out_dir, figures)
+    report = build_report(config)
+    atomic.write_json(config.out_dir / "report.json", to_dict(report))
+    page.write(config.out_dir, report)
     log.info(f"the report: {config.out_dir / 'index.html'}")
     return 0
 
 
-class _ReplyEvaluator:
-    """Draws replies to the held-out prompts, and judges them."""
-
-    def __init__(self, config: ReportConfig) -> None:
-        self.config, self.measure = config, measure_by_name(config.gold)
-        self.sft = load_chat_bundle(config.path, context=config.context)
-        self.reward_model, theirs = load_reward_model(config.reward)
-        require_same_ids(theirs, self.sft, config.reward)
-        least = least_ids(self.sft.chat, self.sft.tokenizer)
-        room = prompt_room(self.sft.config.block_size, config.max_new_tokens, least)
-        asked = fit_prompt(read_asked(config.data).val, self.sft, room)
-        self.prompts = [list(ids) for ids in asked][: config.prompts]
-        self.reference = self._policy(self.sft)
-        self.theirs = [[r for (r,) in self._draw(self.sft, seed + ELSEWHERE, 1)] for seed in config.seeds]
-        self.best_curve: list[dict[str, float]] = []
-
-    def _context(self, path: Path | str) -> int | None:
-        """What another model than the fine-tuned one uses: it may have less."""
-        return contexts([self.config.path, path], self.config.context)[1]
-
-    def text(self, ids: Sequence[int]) -> str:
-        """A prompt for people: what was said, turn by turn."""
-        return " / ".join(message.content for message in self.sft.decode_chat(ids) if message.content)
-
-    def base(self, path: str) -> Row:
-        """The model before fine-tuning. It has never seen a turn, so nats between it and the reference mean nothing."""
-        bundle = with_chat(load_bundle(path, context=self._context(path)))
-        require_same_ids(bundle, self.sft, path)
-        replies = [[r for (r,) in self._draw(bundle, seed, 1)] for seed in self.config.seeds]
-        return self._row("base", replies, None, None)
-
-    def fine_tuned(self, seconds: float | None) -> list[Row]:
-        """The fine-tuned model, and the best of several of its replies."""
-        most = max(self.config.best_of, default=1)
-        groups_S = [self._draw(self.sft, seed, most) for seed in self.config.seeds]
-        rewards_S = []
-        for groups in groups_S:
-            values = iter(self._rewards([reply for group in groups for reply in group]))
-            rewards_S.append([[next(values) for _ in group] for group in groups])
-        rows = [self._row("SFT", [[group[0] for group in groups] for groups in groups_S], 0.0, seconds)]
-        for n in sorted({*_powers_of_two(most), *self.config.best_of}):
-            picked = [
-                [group[place] for group, place in zip(groups, best_of_n(n, groups, rewards), strict=True)]
-                for groups, rewards in zip(groups_S, rewards_S, strict=True)
-            ]
-            row = self._row(f"best of {n}", picked, best_of_kl(n), None)
-            self.best_curve.append({"n": n, "kl": best_of_kl(n), "gold": row.verdict.gold, "proxy": row.verdict.proxy})
-            if n in self.config.best_of:
-                rows.append(row)
-        return rows
-
-    def runs(self, name: str, runs: Sequence[tuple[Path, dict[str, Any]]]) -> Row:
-        """Trained policies: one for each seed, or one for all."""
-        if len(runs) not in (1, len(self.config.seeds)):
-            raise ConfigError(
-                f"{name} has {len(runs)} runs, and seeds are {len(self.config.seeds)}; give one run, or one for each"
-            )
-        replies, nats = [], []
-        for number, seed in enumerate(self.config.seeds):
-            folder = runs[number % len(runs)][0]
-            bundle = load_chat_bundle(folder, context=self._context(folder))
-            require_same_ids(bundle, self.sft, str(folder))
-            drawn = [r for (r,) in self._draw(bundle, seed, 1)]
-            replies.append(drawn)
-            nats.append(self._kl(bundle, drawn))
-        seconds = math.fsum(float(summary["wall_s"]) for _, summary in runs) / len(runs)
-        ways = [[(r["kl"], r["gold"]) for r in _rounds(folder) if "gold" in r] for folder, _ in runs]
-        return self._row(name, replies, math.fsum(nats) / len(nats), seconds, [way for way in ways if way])
-
-    def _row(
-        self,
-        name: str,
-        replies: list[list[Reply]],
-        kl: float | None,
-        seconds: float | None,
-        ways: list[list[tuple[float, float]]] | None = None,
-    ) -> Row:
-        with Progress(f"judging {name}"):
-            proxy = [self._rewards(each) for each in replies]
-            verdict = evaluate_replies(replies, self.theirs, self.measure, proxy, kl)
-        return Row(name, verdict, seconds, replies[0], ways or [])
-
-    def _draw(self, bundle: ChatBundle, seed: int, each: int) -> list[list[Reply]]:
-        sampler = ReplySampler(
-            bundle,
-            max_new_tokens=self.config.max_new_tokens,
-            decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
-        )
-        with Progress("drawing replies", len(self.prompts)) as progress:
-            groups = []
-            for _, group in sampler.stream(enumerate(self.prompts), seed, each):
-                groups.append(group)
-                progress.advance(1)
-            return groups
-
-    def _rewards(self, replies: Sequence[Reply]) -> list[float]:
-        return scores_of(self.reward_model, exchanges_of(replies), nullcontext)
-
-    def _kl(self, bundle: ChatBundle, replies: Sequence[Reply]) -> float:
-        packer = Packer(self.sft.config.block_size, max_rows=16)
-        new = scored_by(self._policy(bundle), replies, packer)
-        old = scored_by(self.reference, replies, packer)
-        return nats_a_reply(new, old)
-
-    @staticmethod
-    def _policy(bundle: ChatBundle) -> Policy:
-        return Policy(bundle.model, bundle.n_ids, nullcontext)
-
-
-def require_same_ids(bundle: Bundle, other: Bundle, name: str) -> None:
-    """Check that two bundles mean the same by an id, and that one's context is not shorter.
+def build_report(config: ReportConfig) -> Report:
+    """Evaluate all models, and collect what their runs recorded.
 
     Raises:
-        ConfigError: they do not.
+        GroundlingError: one of its kinds, in one line.
     """
-    if not reads_the_same(bundle, other):
-        raise ConfigError(f"{name} has another tokenizer, chat template or context than the fine-tuned model; compare "
-                          "models of one family")  # fmt: skip
+    started = time.perf_counter()
+    runs = [(folder, read_stage_summary(folder)) for folder in config.runs]
+    unpenalised = [] if config.unpenalised is None else [(config.unpenalised, read_stage_summary(config.unpenalised))]
+    over_optimisation = [read_course(folder) for folder in (*dict(unpenalised), *config.over_optimised)]
+    evaluator = PolicyEvaluator(config)
+    found = [evaluator.base(config.base)] if config.base is not None else []
+    found += evaluator.fine_tuned(training_seconds(Path(config.path)))
+    for stage in dict.fromkeys(str(summary["stage"]) for _, summary in runs):
+        found.append(evaluator.runs(stage.upper(), [run for run in runs if run[1]["stage"] == stage]))
+    without_kl = [evaluator.runs(f"{str(run[1]['stage']).upper()} without KL", [run]) for run in unpenalised]
+    for each in (*found, *without_kl):
+        log.info(page.line(each.row))
+    return Report(
+        gold=config.gold,
+        prompts=len(evaluator.prompts),
+        seeds=list(config.seeds),
+        environment=environment(),
+        rows=[each.row for each in found],
+        best_of=evaluator.best_of,
+        without_kl=replace(without_kl[0].row, seconds=None) if without_kl else None,
+        over_optimisation=over_optimisation,
+        calibration=read_reward_accuracy(Path(config.reward)),
+        rater=None if config.rankings is None else compare_rater(config),
+        courses=read_courses([Path(config.path), *config.runs]),
+        replies=_examples(evaluator, [*found, *without_kl]),
+        wall_s=round(time.perf_counter() - started, 1),
+    )
 
 
-def _powers_of_two(most: int) -> list[int]:
-    return [2**k for k in range(1, most.bit_length()) if 2**k <= most]
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    file = folder / "summary.json"
-    try:
-        summary = atomic.read_json(file)
-        if isinstance(summary, dict) and {"stage", "wall_s"} <= summary.keys():
-            return summary
-    except (OSError, ValueError):
-        pass
-    raise CheckpointError(f"{folder} is no finished run of a stage (no readable {file}); run the stage first")
-
-
-def _seconds(folder: Path) -> float | None:
-    try:
-        return float(_summary(folder)["wall_s"])
-    except CheckpointError:
-        return None  # a bundle of its own says nothing of its training
-
-
-def _rounds(folder: Path) -> list[dict[str, Any]]:
-    return [record for record in read_records(folder / "metrics.jsonl") if "kl" in record]
-
-
-def _courses(folders: Sequence[Path]) -> dict[str, list[list[dict[str, Any]]]]:
-    """What each stage wrote down as it learned: stage -> runs -> records."""
-    courses: dict[str, list[list[dict[str, Any]]]] = {}
-    for folder in folders:
-        if records := read_records(folder / "metrics.jsonl"):
-            courses.setdefault(str(_summary(folder)["stage"]), []).append(records)
-    return courses
-
-
-def course_of(folder: Path) -> dict[str, Any]:
-    """A run of rounds: its measure, and what each round was like.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    try:
-        gold = _summary(folder)["config"]["gold"]
-    except KeyError as error:
-        raise CheckpointError(f"{folder} does not say which measure it was run with ({error})") from error
-    return {"gold": gold, "rounds": _rounds(folder)}
-
-
-def what_was_preferred(config: ReportConfig, most: int = 300, n_bins: int = 12) -> dict[str, Any]:
-    """The measure of some ranked replies, and of two of them how often the higher one was preferred, by their gap."""
-    assert config.rankings is not None
-    measure = lru_cache(maxsize=None)(measure_by_name(config.gold))
-    with Rankings(config.rankings, must_exist=True) as rankings:
-        judgements = list(islice(rankings, most))
-    golds = [measure(candidate.text) for judgement in judgements for candidate in judgement.candidates]
-    gaps = [
-        measure(comparison.better.text) - measure(comparison.worse.text)
-        for judgement in judgements
-        for comparison in judgement.comparisons()
-        if not comparison.tie
+def _examples(evaluator: PolicyEvaluator, found: Sequence[Evaluated]) -> list[Example]:
+    return [
+        Example(evaluator.text(prompt), {each.row.name: each.replies[number].text for each in found})
+        for number, prompt in enumerate(evaluator.prompts[:N_EXAMPLES])
     ]
-    widest = max(map(abs, gaps), default=0.0)
-    bins: list[list[float]] = [[] for _ in range(n_bins)]
-    for gap in gaps:
-        if abs(gap) > SAME:
-            bins[min(int(abs(gap) / widest * n_bins), n_bins - 1)].append(gap)
-    preferred = [
-        {"gap": sum(map(abs, each)) / len(each), "share": sum(gap > 0 for gap in each) / len(each), "pairs": len(each)}
-        for each in bins
-        if each
-    ]
-    raters = {judgement.rater for judgement in judgements}
-    simulated = bool(raters) and all(rater.startswith("simulated-") for rater in raters)
-    return {"golds": golds, "preferred": preferred, "noise": config.gold_noise if simulated else None}
-
-
-def _calibration(folder: Path) -> dict[str, Any] | None:
-    try:
-        summary = _summary(folder)
-    except CheckpointError:
-        return None
-    keys = ("accuracy", "accuracy_low", "accuracy_high", "ceiling", "of_the_margin", "pairs", "calibration", "wall_s")
-    return {key: summary[key] for key in keys if key in summary}

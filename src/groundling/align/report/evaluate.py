@@ -1,4 +1,4 @@
-"""How good replies are: a gold measure, wins against another model with intervals, and the price in nats.
+"""Metrics of sampled replies: gold measure, win rate against a baseline, diversity, and the KL of best-of-n.
 
 Shapes: S seeds, P prompts.
 """
@@ -13,49 +13,49 @@ from groundling.evals.statistics import interval
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a way to reply was like, beside another's replies to the same prompts."""
+class ReplyMetrics:
+    """Metrics of a model's replies, compared with a baseline's replies to the same prompts."""
 
     gold: float
-    """The measure's mean."""
+    """Mean gold measure."""
     win_rate: float
-    """The part of replies that the measure puts above the other's; a tie counts half."""
+    """Fraction of replies with a higher gold measure than the baseline's; a tie counts half."""
     win_low: float
     win_high: float
-    """Its 95 % interval, by resampling seeds and prompts."""
+    """95 % interval of the win rate, by resampling seeds and prompts."""
     win_seeds: list[float]
-    """The same for each seed alone."""
+    """Win rate of each seed."""
     proxy: float
-    """The reward model's mean."""
+    """Mean reward."""
     kl: float | None
-    """Nats a reply, of leaving the reference."""
+    """KL to the reference, nats per reply."""
     length: float
-    """Ids a reply, the end included."""
+    """Mean tokens of a reply, including the end token."""
     ended: float
-    """The part of replies that came to an end."""
+    """Fraction of replies that ended by themselves."""
     distinct_1: float
     distinct_2: float
-    """Different words, and pairs of neighbours, as parts of all (arXiv:1510.03055)."""
+    """Distinct words and word pairs as fractions of all (arXiv:1510.03055)."""
 
 
 def wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """1 where ours is higher, 0 where theirs is, one half where they are equal."""
+    """1 where ours is higher, 0 where theirs is, 0.5 for a tie."""
     return [0.5 if a == b else float(a > b) for a, b in zip(ours, theirs, strict=True)]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different runs of n words, as a part of all."""
+    """Distinct n-grams of words as a fraction of all."""
     runs = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(runs)) / len(runs) if runs else 0.0
 
 
 def best_of_kl(n: int) -> float:
-    """How far the best of n has left the model, at most (arXiv:2009.01325, G.3): ln n - (n - 1) / n nats."""
+    """Upper bound on the KL of best-of-n sampling to the model: ln n - (n - 1) / n nats (arXiv:2009.01325, G.3)."""
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n(n: int, groups: Sequence[Sequence[Reply]], rewards: Sequence[Sequence[float]]) -> list[int]:
-    """The place of the reply with the highest reward among the first n of each group."""
+    """Index of the reply with the highest reward among the first n of each group."""
     return [max(range(n), key=values[:n].__getitem__) for _, values in zip(groups, rewards, strict=True)]
 
 
@@ -65,15 +65,23 @@ def evaluate_replies(
     measure: Measure,
     proxy_SP: Sequence[Sequence[float]],
     kl: float | None,
-) -> Verdict:
-    """Look at replies of several seeds beside others to the same prompts."""
+) -> ReplyMetrics:
+    """Compare replies of several seeds with a baseline's replies to the same prompts.
+
+    Args:
+        replies_SP: replies to evaluate.
+        theirs_SP: the baseline's.
+        measure: the gold measure.
+        proxy_SP: rewards of the replies.
+        kl: to the reference, nats per reply; passed through.
+    """
     won_SP = [
         wins([measure(reply.text) for reply in ours], [measure(reply.text) for reply in theirs])
         for ours, theirs in zip(replies_SP, theirs_SP, strict=True)
     ]
     low, high = interval(won_SP)
     replies = [reply for each in replies_SP for reply in each]
-    return Verdict(
+    return ReplyMetrics(
         gold=_mean([measure(reply.text) for reply in replies]),
         win_rate=_mean([value for each in won_SP for value in each]),
         win_low=low,

@@ -15,7 +15,7 @@ from groundling.align.data import ChatDataConfig
 from groundling.align.example_loader import ShuffledNumbers
 from groundling.align.logprobs import Policy, Scored, said_values, scored_groups
 from groundling.align.preferences.measures import measure_by_name
-from groundling.align.replies import Reply, ReplySampler, Rewards
+from groundling.align.replies import Reply, ReplySampler, Rewards, reproducible_sampler
 from groundling.align.rl.objective import PolicyBatch
 from groundling.align.rl.rounds import Round, exchanges_in, values_of_each
 from groundling.align.stage import StageConfig, progress_of_first
@@ -23,7 +23,6 @@ from groundling.bundle import ChatBundle
 from groundling.data.batches import counted_generator
 from groundling.errors import require
 from groundling.model.packer import Packer
-from groundling.sample.engine import DecodeConfig, deterministic_decode
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.optim.schedule import ScheduleConfig
 
@@ -177,13 +176,8 @@ class RolloutSampler:
         return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
     def _sampler(self) -> ReplySampler:
-        config, bundle = self._config, self._bundle
-        return ReplySampler(
-            bundle,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            decode=deterministic_decode(bundle.model, DecodeConfig(weights="bfloat16")),
-        )
+        config = self._config
+        return reproducible_sampler(self._bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
 
 def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:

@@ -2,10 +2,11 @@
 
 In reading order:
 
-    jsonl.py           rows of JSON, with each fault named by file and line
-    messages.py        the messages of a row, in the layouts of OpenAI and ShareGPT
+    jsonl.py           rows of JSON; errors name file and line
+    messages.py        the messages of a row, in the formats of OpenAI and ShareGPT
     shared_prompts.py  the common prompt of two whole texts
-    conversations.py   the rows of a file as conversations, preferences or prompts
-    encoding.py        them as ids, and which are learned
+    conversations.py   rows as conversations, preferences or prompts
+    labelled.py        rows as replies with labels (KTO)
+    encoding.py        token ids and loss masks
     shakespeare.py     plays as conversations
 """

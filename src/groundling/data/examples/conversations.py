@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundling.data.examples.jsonl import Row, kind_of, lines, rows, text_of
+from groundling.data.examples.jsonl import Row, lines, rows, text_of
 from groundling.data.examples.messages import (
     LISTS,
     OUTPUTS,
@@ -39,31 +39,31 @@ from groundling.system.progress import Progress
 from groundling.text.chat.messages import Message, check_messages
 
 LABELS = ("label", "kto_tag")
-"""What a label is called, by TRL and LLaMA-Factory."""
+"""Names of the label, in TRL and LLaMA-Factory."""
 PREFERENCES = "; preferences are for groundling dpo and groundling reward: --preferences"
 IS_LABEL = (True, False, "true", "false", "True", "False")
-"""Values of a label that tells good from bad; so do 1 and 0, which are equal to the first two."""
+"""Values of a binary label; 1 and 0 are equal to the first two."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, in turns."""
+    """A conversation."""
 
     messages: Messages
     where: str = field(default="", compare=False)
-    """The words that name its place in a file."""
+    """File and line, for errors."""
     only_last: bool = False
-    """Only the last reply is to be learned; those before it belong to the prompt."""
+    """Train on the last reply only; earlier replies belong to the prompt."""
 
     def to_row(self) -> dict[str, Any]:
-        """The row that `read_conversations` reads back."""
+        """Return the row that `read_conversations` reads back."""
         rows = [{"role": message.role, "content": message.content} for message in self.messages]
         return {"prompt": rows[:-1], "completion": rows[-1:]} if self.only_last else {"messages": rows}
 
 
 @dataclass(frozen=True)
 class Preference:
-    """Two replies to one prompt, of which one was preferred."""
+    """Two replies to one prompt, one of them preferred."""
 
     prompt: Messages
     """Ends with the user's message."""
@@ -72,29 +72,18 @@ class Preference:
     where: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A reply to a prompt, and whether it is a good one."""
-
-    prompt: Messages
-    """Ends with the user's message."""
-    reply: str
-    is_good: bool
-    where: str = field(default="", compare=False)
-
-
 def read_conversations(path: Path) -> list[Conversation]:
     """Read conversations, instructions or prompts with completions: JSON lines, or one JSON array.
 
     Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
+        DataError: the file cannot be read, or a row is invalid; the message names file and line.
     """
     with Progress(f"reading {path}"):
         return list(iterate_conversations(path))
 
 
 def iterate_conversations(path: Path) -> Iterator[Conversation]:
-    """What `read_conversations` returns, one by one."""
+    """Like `read_conversations`, one at a time."""
     for row in map(with_keys, rows(path)):
         for name in LABELS:
             if row.values.get(name) in IS_LABEL:
@@ -102,36 +91,26 @@ def iterate_conversations(path: Path) -> Iterator[Conversation]:
                     f"{row.where}: {name!r} tells good replies from bad ones; train a reward model on such rows "
                     "(groundling reward --preferences), or keep the good ones and remove the key"
                 )
-        yield _conversation(row)
+        yield conversation_of(row)
 
 
 def read_preferences(path: Path) -> list[Preference]:
     """Read preference pairs.
 
     Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
+        DataError: the file cannot be read, or a row is invalid; the message names file and line.
     """
     with Progress(f"reading {path}"):
         return [_preference(with_keys(row)) for row in rows(path)]
 
 
-def read_labelled(path: Path) -> list[Labelled]:
-    """Read replies with labels.
-
-    Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
-    """
-    with Progress(f"reading {path}"):
-        return [_labelled(with_keys(row)) for row in rows(path)]
-
-
 def read_prompts(path: Path) -> list[Messages]:
-    """Read prompts: rows with `prompt`, `messages` or `instruction`, or a .txt with one a line.
+    """Read prompts: rows with `prompt`, `messages` or `instruction`, or a .txt with one prompt a line.
 
     Each ends with the user's message.
 
     Raises:
-        DataError: the file cannot be read, or a row is wrong; the message names file and line.
+        DataError: the file cannot be read, or a row is invalid; the message names file and line.
     """
     with Progress(f"reading {path}"):
         if ".txt" in path.suffixes:
@@ -143,14 +122,14 @@ def read_prompts(path: Path) -> list[Messages]:
 
 
 def holds_prompts(path: Path) -> bool:
-    """Whether the first row is a prompt alone, or the file is a text with one a line.
+    """Whether the first row is a prompt alone, or the file is a .txt with one prompt a line.
 
     Raises:
         DataError: there is no first row.
     """
     if ".txt" in path.suffixes:
         return True
-    first = _first_keys(path)
+    first = first_keys(path)
     return "prompt" in first and not {"chosen", "rejected", "completion", *LISTS} & first
 
 
@@ -160,24 +139,24 @@ def holds_preferences(path: Path) -> bool:
     Raises:
         DataError: there is no first row.
     """
-    return bool({"chosen", "rejected"} & _first_keys(path))
+    return bool({"chosen", "rejected"} & first_keys(path))
 
 
-def holds_labels(path: Path) -> bool:
-    """Whether the first row is a reply with a label.
+def first_keys(path: Path) -> set[str]:
+    """Return the keys of the first row.
 
     Raises:
         DataError: there is no first row.
     """
-    first = _first_keys(path)
-    return bool(set(LABELS) & first) and not {"chosen", "rejected"} & first
-
-
-def _first_keys(path: Path) -> set[str]:
     return set(with_keys(next(rows(path))).values)
 
 
-def _conversation(row: Row) -> Conversation:
+def conversation_of(row: Row) -> Conversation:
+    """Convert a row with its keys normalised.
+
+    Raises:
+        DataError: the row is not a conversation.
+    """
     values, where = row.values, row.where
     if "prompt" in values and "completion" in values and not {*LISTS, "instruction"} & values.keys():
         prompt = _prompt(row, "prompt")
@@ -198,7 +177,7 @@ def _conversation(row: Row) -> Conversation:
 
 
 def _require_no_other_prompt(row: Row, messages: Messages, kind: str) -> None:
-    """Some data sets repeat the first question as `prompt`; another one would get lost."""
+    """Refuse a `prompt` that differs from the first question; some data sets repeat the question there."""
     prompt = row.values.get("prompt")
     users = [message.content for message in messages if message.role == "user"]
     if isinstance(prompt, list):
@@ -218,7 +197,7 @@ def _preference(row: Row) -> Preference:
     if named:
         prompt = _prompt_of_pair(row, named)
     elif isinstance(chosen, list) and len(chosen) > 1:
-        # Both are whole conversations, and what comes before their last messages is the prompt.
+        # Both are whole conversations; everything before their last messages is the prompt.
         prompt = with_context(row, messages_of(chosen, row.where, "chosen")[:-1])
         require_prompt(prompt, row.where, "chosen, without its last message,")
     elif isinstance(chosen, str) and isinstance(rejected, str):
@@ -233,7 +212,7 @@ def _preference(row: Row) -> Preference:
 
 
 def _prompt_of_pair(row: Row, named: list[str]) -> Messages:
-    """The prompt of a pair; `messages` beside it may only repeat it, with or without the reply that was chosen."""
+    """Return the prompt of a pair; `messages` beside it may only repeat it, with or without the chosen reply."""
     prompt = _prompt(row, named[0])
     for other in named[1:]:
         value = row.values[other]
@@ -245,21 +224,8 @@ def _prompt_of_pair(row: Row, named: list[str]) -> Messages:
     return prompt
 
 
-def _labelled(row: Row) -> Labelled:
-    name = next((name for name in LABELS if name in row.values), LABELS[0])
-    require_keys(row, name)
-    label = row.values[name]
-    if label not in IS_LABEL:
-        raise DataError(f"{row.where}: {name} is {kind_of(label)}, true or false is expected")
-    conversation = _conversation(row)
-    *prompt, reply = conversation.messages
-    if reply.role != "assistant":
-        raise DataError(f"{row.where}: it ends with the {reply.role}'s message; the assistant's is expected")
-    return Labelled(tuple(prompt), reply.content, label in (True, "true", "True"), row.where)
-
-
 def _reply(value: Any, prompt: Messages, where: str, name: str) -> str:
-    """A reply given as a text, as the assistant's message, or as a whole conversation that begins with the prompt."""
+    """Return a reply from a text, the assistant's message, or a whole conversation that starts with the prompt."""
     if isinstance(value, str) or not isinstance(value, (list, dict)):
         return text_of(value, where, name)
     found = messages_of(value, where, name)
@@ -291,7 +257,7 @@ def _prompt(row: Row, key: str) -> Messages:
 
 
 def _only(row: Row, names: tuple[str, ...]) -> str:
-    """The one of some keys that a row has."""
+    """Return which one of some keys a row has."""
     found = [name for name in names if name in row.values]
     if len(found) == 1:
         return found[0]

@@ -1,6 +1,6 @@
-"""Examples as ids: conversations with what is learned of them, preference pairs, prompts; whatever is lost is counted.
+"""Encode conversations with their loss mask, preference pairs and prompts; count what is lost.
 
-What is too long loses its oldest turns first, then the front of the user's words, and only then the end of the reply.
+Long examples lose their oldest turns first, then the start of the user's message, then the end of the reply.
 """
 
 from collections.abc import Sequence
@@ -41,18 +41,18 @@ __all__ = [
 ]
 
 N_WORDS = 4
-"""Ids of words that both sides of a conversation need at least."""
+"""Minimum number of content ids on each side of a conversation."""
 
 
 def least_ids(chat: ChatTemplate, tokenizer: Tokenizer) -> int:
-    """What a question and its reply take at least: a shorter context has no room for them."""
+    """Return the minimum number of ids of a question and its reply, which the context has to hold."""
     asked = chat.joined([chat.turn(Message("user", ""), tokenizer)], tokenizer, asks=True)
     return len(asked.ids) + len(chat.reply("", tokenizer)) + N_WORDS
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as ids, and which of them are learned: the assistant's words and the ends of its replies."""
+    """A conversation as ids, and its loss mask: the assistant's messages with their end tokens."""
 
     ids: list[int]
     said: list[bool]
@@ -63,42 +63,42 @@ class EncodedPair:
     """A preference pair as ids."""
 
     prompt: list[int]
-    """Ends where the assistant is to speak."""
+    """Ends with the assistant's opening."""
     chosen: list[int]
-    """Words and end."""
+    """Reply and end token."""
     rejected: list[int]
 
 
 @dataclass
 class EncodingCounts:
-    """What became of the examples."""
+    """How many examples were kept, cut or dropped."""
 
     n_read: int = 0
     n_kept: int = 0
     n_shortened: int = 0
-    """Kept, without their oldest turns, or turns to which nothing was replied."""
+    """Kept without the oldest turns, or without unanswered turns."""
     n_cut_fronts: int = 0
-    """Kept, without the front of the user's words."""
+    """Kept without the start of the user's message."""
     n_cut: int = 0
-    """Kept, without the end of the reply; so nothing is learned about where it ends."""
+    """Kept without the end of the reply, so the end token is not trained on."""
     n_empty: int = 0
-    """Left out: the assistant says nothing."""
+    """Dropped: there is no reply."""
     n_same: int = 0
-    """Left out: both replies of the pair are the same."""
+    """Dropped: both replies of the pair are equal."""
     n_long: int = 0
-    """Left out: the pair leaves no room for its prompt."""
+    """Dropped: the pair leaves no room for its prompt."""
     n_unknown: int = 0
-    """Left out: the tokenizer cannot say it."""
+    """Dropped: the tokenizer cannot encode it."""
     first_unknown: str = ""
-    """What it could not say first, and where that is."""
+    """First error of the tokenizer, and where."""
 
     def unknown(self, where: str, error: DataError) -> None:
-        """Count an example that the tokenizer cannot say."""
+        """Count an example that the tokenizer cannot encode."""
         self.n_unknown += 1
         self.first_unknown = self.first_unknown or (f"{where}: {error}" if where else str(error))
 
     def line(self) -> str:
-        """All of it in a line for people; what did not happen is not mentioned."""
+        """Format the counts as one line; zeros are left out."""
         parts = [
             f"{number:,} {words}"
             for number, words in (
@@ -125,16 +125,16 @@ class _Prompt(NamedTuple):
 def encode_conversation(
     conversation: Conversation, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> Encoded | None:
-    """A conversation up to its last reply, in at most `max_ids` ids; None when nothing of it can be learned.
+    """Encode a conversation up to its last reply in at most `max_ids` ids; None if there is nothing to train on.
 
-    A quarter of the ids is kept for the last prompt, if it needs so many: a reply to nothing teaches nothing.
+    Up to a quarter of the ids is reserved for the last prompt: a reply without its prompt is useless.
 
     Args:
-        conversation: one that `check_messages` approves of.
-        chat: the ids of its structure.
-        tokenizer: its words.
-        max_ids: block_size + 1 for a row of its own, as the last id is only a target; block_size for packed rows.
-        counts: gets what became of it.
+        conversation: valid by `check_messages`.
+        chat: chat template.
+        tokenizer: encodes the messages.
+        max_ids: block_size + 1 for a row of its own, because the last id is only a target; block_size for packed rows.
+        counts: updated with the outcome.
     """
     _require_room(max_ids, chat, tokenizer)
     counts.n_read += 1
@@ -149,7 +149,7 @@ def encode_conversation(
     except DataError as error:
         counts.unknown(conversation.where, error)
         return None
-    if len(reply) <= len(chat.reply("", tokenizer)):  # a tokenizer that skips what it does not know has left nothing
+    if len(reply) <= len(chat.reply("", tokenizer)):  # a tokenizer that skips unknown characters left nothing
         counts.n_empty += 1
         return None
     opening = chat.opening_ids("assistant", tokenizer)
@@ -166,9 +166,9 @@ def encode_conversation(
 def encode_preference(
     preference: Preference, chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> EncodedPair | None:
-    """A pair of which the prompt and each reply fit into `max_ids` ids; None when nothing can be learned from it.
+    """Encode a pair so that the prompt with either reply fits into `max_ids` ids; None if the pair is dropped.
 
-    Only the prompt is shortened: of two replies that are cut, one might have won by what is lost. Args as those of
+    Only the prompt is cut, because a cut reply may lose what it was preferred for. For the arguments, see
     `encode_conversation`.
     """
     _require_room(max_ids, chat, tokenizer)
@@ -201,9 +201,9 @@ def encode_preference(
 def encode_prompt(
     messages: Sequence[Message], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> list[int] | None:
-    """A prompt in at most `max_ids` ids, to the place where the assistant is to speak; None when it asks nothing.
+    """Encode a prompt in at most `max_ids` ids, up to the assistant's opening; None if it is empty.
 
-    Args as those of `encode_conversation`; what `max_ids` leaves of the context is for the reply.
+    For the arguments, see `encode_conversation`; the rest of the context is for the reply.
     """
     _require_room(max_ids, chat, tokenizer)
     counts.n_read += 1
@@ -221,7 +221,7 @@ def encode_prompt(
 
 
 def _answered(messages: Sequence[Message]) -> list[Message]:
-    """The conversation up to its last reply, without the turns to which nothing was replied."""
+    """Return the conversation up to its last reply, without unanswered turns."""
     turns = list(messages)
     kept = [turns.pop(0)] if turns and turns[0].role == "system" else []
     answered = [
@@ -234,7 +234,7 @@ def _answered(messages: Sequence[Message]) -> list[Message]:
 
 
 def _fit(parts: list[Turn], chat: ChatTemplate, tokenizer: Tokenizer, room: int) -> _Prompt:
-    """The messages of a prompt in at most `room` ids, the last of which let the assistant speak."""
+    """Fit the messages of a prompt, with the assistant's opening, into at most `room` ids."""
     n_around = len(chat.joined([], tokenizer, asks=True).ids)
     has_system = parts[0].role == "system"
     head, turns = parts[: int(has_system)], parts[int(has_system) :]
@@ -245,7 +245,7 @@ def _fit(parts: list[Turn], chat: ChatTemplate, tokenizer: Tokenizer, room: int)
     turns = turns[n_gone:]
     least = n_around + len(turns[-1].without_front(len(turns[-1].ids)).ids)
     if _length(head + turns) + n_around > room and _length(head) > min(room // 2, room - least):
-        head = []  # instructions that leave less room than they take
+        head = []  # drop instructions that leave too little room
     over = _length(head + turns) + n_around - room
     if over > 0:
         (user,) = turns
@@ -256,7 +256,7 @@ def _fit(parts: list[Turn], chat: ChatTemplate, tokenizer: Tokenizer, room: int)
 
 
 def _least_room(parts: list[Turn], opening: list[int], max_ids: int) -> int:
-    """What a prompt is to have at least: all that its last message takes, or a quarter of the context."""
+    """Return the minimum size of a prompt: all of its last message, or a quarter of the context."""
     around = len(parts[-1].without_front(len(parts[-1].ids)).ids) + len(opening)
     return max(around + 1, min(len(parts[-1].ids) + len(opening), max_ids // 4))
 
@@ -272,6 +272,6 @@ def _count_prompt(counts: EncodingCounts, prompt: _Prompt, is_shortened: bool = 
 
 
 def _require_room(max_ids: int, chat: ChatTemplate, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError where two roles, an end and words of both sides have no room."""
+    """Raise ConfigError if the role tokens, the end token and minimal content do not fit."""
     least = least_ids(chat, tokenizer)
     require(max_ids >= least, f"a conversation has no room in {max_ids} ids; it needs {least} at least")

@@ -1,4 +1,4 @@
-"""Rows of JSON that people bring: one object a line, or an array of them; every flaw is named by file and place."""
+"""Read rows of JSON: one object a line, or one array of objects; errors name file and position."""
 
 import json
 import re
@@ -15,22 +15,23 @@ BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 class Row(NamedTuple):
-    """An object, and the words that name its place: FILE:12 for a line, FILE[3] for an item of an array."""
+    """An object, and its position: FILE:12 for a line, FILE[3] for an item of an array."""
 
     where: str
     values: dict[str, Any]
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Read a text line by line, with the lines' numbers from 1 on; blank lines are passed over.
+    """Yield the lines of a text file with their numbers, from 1; blank lines are skipped.
 
-    Only a newline ends a line: U+2028 and the like may stand inside a JSON string. A carriage return before it goes.
+    Only a newline ends a line, because U+2028 and the like may occur in a JSON string. A carriage return before it is
+    dropped.
 
     Raises:
         DataError: the file cannot be read or is not UTF-8; the message names the byte.
     """
     number = 0
-    waiting: list[str] = []  # the parts of a line that is not over; joined once, however many they are
+    waiting: list[str] = []  # parts of an incomplete line, joined once
     for piece in _pieces(path):
         first, *others = piece.split("\n")
         waiting.append(first)
@@ -45,10 +46,10 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def rows(path: Path, *, may_be_empty: bool = False) -> Iterator[Row]:
-    """Read the rows of a file; what begins with `[` is one array, all else has one object a line.
+    """Yield the rows of a file: one array if it starts with `[`, otherwise one object a line.
 
     Raises:
-        DataError: the file cannot be read, a row is not a JSON object, or there is none.
+        DataError: the file cannot be read, a row is not a JSON object, or there are no rows.
     """
     found = False
     for row in _array(path, "".join(_pieces(path))) if _begins_array(path) else _of_lines(path):
@@ -69,7 +70,7 @@ def _of_lines(path: Path) -> Iterator[Row]:
 
 
 def text_of(value: Any, where: str, name: str) -> str:
-    """Check that a row's value is a text that can be written.
+    """Check that a value is text that can be encoded as UTF-8.
 
     Raises:
         DataError: it is not.
@@ -86,7 +87,7 @@ def text_of(value: Any, where: str, name: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Describe the type of a JSON value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -99,7 +100,7 @@ def _pieces(path: Path) -> Iterator[str]:
     try:
         yield from text_files.TextFiles([path], expected="rows").pieces()
     except DataError as error:
-        # Pretraining can go on with U+FFFD in the place of a flaw; an example with a flaw is better left out.
+        # Pretraining tolerates U+FFFD in place of an error; an example with an error is better left out.
         raise DataError(str(error).replace(", or use --data.errors replace to put U+FFFD there", "")) from error
 
 
@@ -110,7 +111,7 @@ def _row(where: str, value: Any) -> Row:
 
 
 def _array(path: Path, text: str) -> Iterator[Row]:
-    """The items one by one, so that a flaw is named by its item."""
+    """Yield the items one by one, so that errors name the item."""
     place, index = _after_blanks(text, text.index("[") + 1), 0
     if text[place : place + 1] == "]":
         raise DataError(f"{path} is an empty array; at least one example is expected")
@@ -135,7 +136,7 @@ def _after_blanks(text: str, place: int) -> int:
 
 
 class _Decoder(json.JSONDecoder):
-    """JSON to the letter: no NaN, no key twice; a complaint begins with the place."""
+    """Parse strict JSON: no NaN, no duplicate keys; errors start with the position."""
 
     def __init__(self, where: str) -> None:
         super().__init__(object_pairs_hook=self._object, parse_constant=self._constant)
@@ -152,7 +153,7 @@ class _Decoder(json.JSONDecoder):
             raise DataError(f"{self._where}: not JSON ({error.msg}, column {error.colno}{line}); {expected}") from None
         except RecursionError:
             raise DataError(f"{self._where}: it is nested too deeply; messages with texts are expected") from None
-        except ValueError as error:  # a whole number of more digits than Python reads
+        except ValueError as error:  # an integer with more digits than Python reads
             raise DataError(f"{self._where}: {str(error).partition(';')[0]}") from None
 
     def decode(self, s: str, *_: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Messages in a row of JSON, in the forms of OpenAI and ShareGPT; and which keys of a row are not passed over.
+"""Messages in a row of JSON, in the formats of OpenAI and ShareGPT.
 
-What nobody wrote is absent: a key whose value is null, and an empty list of tools or images. A key that changes what a
-model ought to learn and that is not read is refused by its name, as it would get lost without a word.
+Null values and empty lists of tools or images count as absent. A key that changes the training target and is not
+supported raises an error instead of being ignored.
 """
 
 from collections.abc import Mapping
@@ -21,27 +21,27 @@ SHAREGPT: dict[str, Role] = {
     "model": "assistant",
     "assistant": "assistant",
 }
-"""The names of speakers in ShareGPT's form, and their roles."""
+"""ShareGPT's speakers and their roles."""
 NOT_READ = (
     *("tools", "functions", "tool_calls", "function_call", "tool_choice"),
     *("image", "images", "video", "videos", "audio", "audios", "documents"),
 )
-"""Keys of a row that a model here cannot be taught."""
+"""Keys of a row that cannot be trained on here."""
 INPUTS, OUTPUTS = ("input", "context", "query"), ("output", "response")
-"""What the parts of an instruction are called, by Alpaca and Dolly."""
+"""Names of the parts of an instruction, in Alpaca and Dolly."""
 SYSTEMS = ("system", "system_prompt")
-"""What the system's instructions beside a prompt are called."""
+"""Names of a system prompt beside a prompt."""
 NOTHING: tuple[Any, ...] = ([], {})
 EMPTY: tuple[Any, ...] = ("", "[]", "{}", *NOTHING)
 SAID = ("role", "content", "from", "value")
-"""Keys of a message whose text is taken as it stands, also "" or "{}"."""
+"""Keys of a message whose text is taken literally, even "" or "{}"."""
 
 
 def with_keys(row: Row) -> Row:
-    """The row without keys that are null.
+    """Return the row without null values.
 
     Raises:
-        DataError: it has something that is not read.
+        DataError: it has an unsupported key.
     """
     values = {key: value for key, value in row.values.items() if value is not None}
     for key in NOT_READ:
@@ -51,10 +51,10 @@ def with_keys(row: Row) -> Row:
 
 
 def messages_of(value: Any, where: str, name: str) -> Messages:
-    """A list of messages, or one alone.
+    """Return a list of messages, or a single one as a list.
 
     Raises:
-        DataError: it is something else; `name` tells where in the row.
+        DataError: it is something else; `name` is its key in the row.
     """
     if isinstance(value, dict) and name not in LISTS:
         return (_message(value, where, name),)
@@ -74,7 +74,7 @@ def _message(value: Any, where: str, name: str) -> Message:
         raise DataError(f"{where}: {name} is {kind_of(value)}, {expected}")
     values = {key: item for key, item in value.items() if item not in (None, *(NOTHING if key in SAID else EMPTY))}
     if "role" in value and "from" not in values:
-        values["role"] = value["role"]  # a null one is said to be no role
+        values["role"] = value["role"]  # report null as a missing role
     if sorted(values) == ["from", "value"]:
         return Message(_speaker(values["from"], where, name), text_of(values["value"], where, f"{name}.value"))
     if sorted(values) != ["content", "role"]:
@@ -98,10 +98,10 @@ def _speaker(name: Any, where: str, place: str) -> Role:
 
 
 def with_context(row: Row, messages: Messages) -> Messages:
-    """Messages after what stands in the row beside them: the system's instructions, and earlier turns.
+    """Prepend a row's system prompt and earlier turns to messages.
 
     Raises:
-        DataError: these are not what they have to be, or there are instructions twice.
+        DataError: these are invalid, or there are two system prompts.
     """
     before = _history(row)
     given = {name: text_of(row.values[name], row.where, name) for name in SYSTEMS if name in row.values}
@@ -135,10 +135,10 @@ def _history(row: Row) -> Messages:
 
 
 def require_prompt(messages: Messages, where: str, name: str) -> None:
-    """Check that a conversation is one, and ends with the user's message.
+    """Check that messages are a valid conversation that ends with the user's message.
 
     Raises:
-        DataError: it is not, or does not.
+        DataError: they are not.
     """
     check_messages(messages, where)
     if messages[-1].role != "user":
@@ -146,16 +146,16 @@ def require_prompt(messages: Messages, where: str, name: str) -> None:
 
 
 def keys_of(values: Mapping[str, Any]) -> str:
-    """Some keys, for people."""
+    """Format some keys for a message."""
     shown = ", ".join(ascii(key)[:40] for key in list(values)[:8])
     return shown + (", ..." if len(values) > 8 else "") if values else "none"
 
 
 def require_no_input(row: Row, beside: str | None) -> None:
-    """Refuse an `input` or `context` without an instruction: it would be dropped.
+    """Refuse an `input` or `context` without an instruction, which would be dropped.
 
     Raises:
-        DataError: it is there, beside the key `beside`, or beside none.
+        DataError: it is there, with or without the key `beside`.
     """
     for name in INPUTS:
         if row.values.get(name, "") in EMPTY:
@@ -167,10 +167,10 @@ def require_no_input(row: Row, beside: str | None) -> None:
 
 
 def instruction_of(row: Row) -> Messages:
-    """The user's message: an instruction, and what it is about.
+    """Return the user's message: an instruction and its input.
 
     Raises:
-        DataError: one of them is no text.
+        DataError: one of them is not text.
     """
     instruction = text_of(row.values["instruction"], row.where, "instruction")
     given = one_text(row, INPUTS, default="")
@@ -179,7 +179,7 @@ def instruction_of(row: Row) -> Messages:
 
 
 def one_text(row: Row, names: tuple[str, ...], default: str | None = None) -> str:
-    """The text under the one of some names that a row has.
+    """Return the text under whichever one of some names a row has.
 
     Raises:
         DataError: there is none and no default, or there are two.
@@ -196,7 +196,7 @@ def one_text(row: Row, names: tuple[str, ...], default: str | None = None) -> st
 
 
 def of_user(text: str) -> Messages:
-    """A conversation that the user has begun."""
+    """Return a conversation with a single user message."""
     return (Message("user", text),)
 
 

@@ -1,22 +1,22 @@
-"""Plays as dialogues: the conversations that need no data but the lecture's text.
+"""Turn plays into dialogues, which need no data but the lecture's text.
 
-A speech is what the user says, and the next one the assistant's reply. Who speaks is no part of it. There are no scene
-marks in the text, so a speech counts as an answer only where nothing speaks against it:
+A speech is the user's message, and the next speech the assistant's reply; speaker names are dropped. The text has no
+scene marks, so a speech counts as a reply only if:
 
-- both have words (125 speeches of the text have lost theirs, so what follows answers something that is not there);
-- two persons speak, and no more than one blank line is between them (two are where a play ends);
-- of the last three speakers at least one is among the next three. Where all of them change, so has the scene.
+- both have text (125 speeches of the text have lost theirs, so the next one replies to a missing speech);
+- they have different speakers, and at most one blank line is between them (two separate plays);
+- at least one of the last three speakers is among the next three. Otherwise a new scene has begun.
 
-Measured against the scene marks of the same plays from Project Gutenberg (5,119 pairs of neighbours found there, 101
-with a mark between): the last rule finds 93 of the marks and takes 5 % of the true neighbours for scenes. Looking at
-two speakers finds 95 and takes 13 %, at four 89 and 2.5 %. Of what is kept 0.2 % crosses a mark.
+Measured against the scene marks of the same plays from Project Gutenberg (5,119 adjacent pairs found there, 101 with a
+mark between): the last rule detects 93 of the marks and rejects 5 % of the true pairs. With two speakers it
+detects 95 and rejects 13 %, with four 89 and 2.5 %. Of the pairs kept, 0.2 % cross a mark.
 
-Long speeches are cut where sentences end: of the user's the last sentences are kept, which are what is answered, and of
-the reply the first. A reply whose first sentence is too long is none.
+Long speeches are cut at sentence ends: the last sentences of the user's speech are kept, which the reply refers to, and
+the first of the reply. A reply whose first sentence is too long is dropped.
 
-Of the 7,222 speeches 6,282 lie in the training part, 939 in the validation part, one across the cut. They give 5,073
-and 788 dialogues. In training a reply has 50 characters in the median and 129 at the ninth decile; 14 of the validation
-replies are replies in training as well, such as "I am content.".
+Of 7,222 speeches, 6,282 lie in the training split, 939 in the validation split, and one across the cut. They give 5,073
+and 788 dialogues. In training, replies have a median of 50 characters and a ninth decile of 129; 14 validation replies
+also occur in training, such as "I am content.".
 """
 
 import re
@@ -33,22 +33,22 @@ from groundling.text.chat.messages import Message
 Split = Literal["train", "val"]
 
 N_SPEAKERS = 3
-"""So many speakers on both sides of a place tell whether the scene changes there."""
+"""Number of speakers compared on both sides to detect a new scene."""
 MAX_BYTES = 8 << 20
-"""Of the text: it has one million."""
+"""Maximum size of the text, which has one million bytes."""
 MAX_PROMPT = 92
 MAX_REPLY = 160
-"""Characters. Both and the four ids of a turn's structure fit into the lecture's 256 characters of context."""
+"""Characters. Both, with the four role tokens of a turn, fit into the lecture's context of 256."""
 
 BLOCK = re.compile(r"[^\n]+(?:\n[^\n]+)*")
 NAMED = re.compile(r"([^\n:]{1,40}):(?:\n|\Z)")
 SENTENCE_END = re.compile(r"[.!?]['\"]?(?=\s|\Z)")
 BEGINNINGS = (re.compile(r"(?<=[.!?])['\"]?\s+"), re.compile(r"\n"), re.compile(r"\s"))
-"""Before a good place to begin: a sentence, a line, a word."""
+"""Positions to start at: a sentence, a line, a word."""
 
 
 class Speech(NamedTuple):
-    """What one person says, and where in the text that stands, from the name to the last word."""
+    """One speech, and its position in the text from the name to the last word."""
 
     speaker: str
     words: str
@@ -57,9 +57,9 @@ class Speech(NamedTuple):
 
 
 def speeches(text: str) -> list[Speech]:
-    """The speeches of plays written as `NAME:`, lines, a blank line.
+    """Parse the speeches of plays written as `NAME:`, lines, a blank line.
 
-    A block that begins with no name, or has no words after it, is a speech without words.
+    A block without a name, or without text after it, is a speech without text.
 
     Raises:
         DataError: there are none.
@@ -75,15 +75,13 @@ def speeches(text: str) -> list[Speech]:
 
 
 def part_of(all_speeches: Sequence[Speech], n_chars: int, split: Split, val_fraction: float = 0.1) -> list[Speech]:
-    """The speeches of the part of a text that pretraining trains on, or of the part that it holds out.
-
-    A speech that lies across the cut is in neither.
+    """Return the speeches of a split; a speech across the cut is in neither.
 
     Args:
-        all_speeches: of the whole text.
-        n_chars: how long the text is.
-        split: which part.
-        val_fraction: how much is held out, as pretraining does (`data/corpus.py`).
+        all_speeches: speeches of the whole text.
+        n_chars: length of the text.
+        split: the split.
+        val_fraction: fraction held out, as in pretraining (`data/corpus.py`).
     """
     require(0.0 < val_fraction < 1.0, f"val_fraction is {val_fraction}; it has to be above 0 and below 1")
     cut = int((1 - val_fraction) * n_chars)
@@ -101,17 +99,17 @@ def dialogues(
     max_turns: int = 3,
     val_fraction: float = 0.1,
 ) -> list[Conversation]:
-    """Each speech that answers another as the last reply of one dialogue, in the text's order.
+    """Return one dialogue for each speech that replies to another, ending with it, in the order of the text.
 
-    What was said before comes with it as long as the assistant stays the same person.
+    Earlier turns are included as long as the assistant stays the same speaker.
 
     Args:
         text: plays.
-        split: of which part of the text.
-        max_prompt: characters of what the user says, each time.
-        max_reply: characters of what the assistant says, each time.
-        max_turns: pairs of prompt and reply at most.
-        val_fraction: how much of the text is held out.
+        split: split of the text.
+        max_prompt: maximum characters of a user message.
+        max_reply: maximum characters of an assistant message.
+        max_turns: maximum number of prompt-reply pairs.
+        val_fraction: fraction of the text held out.
 
     Raises:
         DataError: the text has no speeches.
@@ -130,7 +128,7 @@ def dialogues(
                 break
             messages[:0] = [Message("user", prompt), Message("assistant", reply)]
             number -= 2
-            # The one before has to answer its own, be the same person's, and be what the prompt speaks to.
+            # The earlier reply has to answer its own prompt, have the same speaker, and be what the prompt answers.
             if number < 1 or chosen[number].speaker != chosen[last].speaker or not answers[number + 1]:
                 break
         if messages:
@@ -141,10 +139,10 @@ def dialogues(
 def shakespeare_dialogues(
     *, max_prompt: int = MAX_PROMPT, max_reply: int = MAX_REPLY, max_turns: int = 3
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """The dialogues of Tiny Shakespeare's training part and of its validation part; fetched if it is not here.
+    """Return the dialogues of Tiny Shakespeare's training split and validation split; download the text if necessary.
 
     Raises:
-        DataError: it could not be fetched.
+        DataError: it cannot be downloaded.
     """
     text = files.read_text(datasets.get("tiny_shakespeare"), MAX_BYTES, links=True)
     limits = {"max_prompt": max_prompt, "max_reply": max_reply, "max_turns": max_turns}
@@ -152,7 +150,7 @@ def shakespeare_dialogues(
 
 
 def prompts(conversations: Sequence[Conversation]) -> list[Messages]:
-    """What each conversation's last reply was said to: the user's message alone, after the system's if there is one."""
+    """Return each conversation's prompt: the last user message, after the system message if there is one."""
     found = []
     for conversation in conversations:
         users = [message for message in conversation.messages if message.role == "user"]
@@ -163,7 +161,7 @@ def prompts(conversations: Sequence[Conversation]) -> list[Messages]:
 
 
 def opening(words: str, max_chars: int) -> str:
-    """The first whole sentences of a speech, or nothing where the first is too long."""
+    """Return the first whole sentences of a speech; empty if the first one is too long."""
     if len(words) <= max_chars:
         return words
     ends = [end.end() for end in SENTENCE_END.finditer(words, 0, max_chars + 1) if end.end() <= max_chars]
@@ -171,7 +169,7 @@ def opening(words: str, max_chars: int) -> str:
 
 
 def closing(words: str, max_chars: int) -> str:
-    """The last whole sentences of a speech; if the last is too long, its last lines, or else its last words."""
+    """Return the last whole sentences of a speech; if the last one is too long, its last lines or words."""
     if len(words) <= max_chars:
         return words
     for beginning in BEGINNINGS:
@@ -182,7 +180,7 @@ def closing(words: str, max_chars: int) -> str:
 
 
 def _answers(all_speeches: Sequence[Speech], number: int) -> bool:
-    """Whether a speech answers the one before it."""
+    """Whether a speech replies to the previous one."""
     before, this = all_speeches[number - 1], all_speeches[number]
     if not (before.words and this.words) or this.start - before.stop > 2:
         return False

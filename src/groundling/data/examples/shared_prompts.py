@@ -1,10 +1,10 @@
-"""The prompt of two replies that come as whole texts: what both begin with.
+"""Find the prompt of two replies given as whole texts: their common beginning.
 
     "\\n\\nHuman: who? \\n\\nAssistant: me."  and  "... \\n\\nAssistant: you."      Anthropic's hh-rlhf
     "The sky is blue."                       and  "The sky is green."            any other two texts
 
-In the first form the turns that both share are the prompt. In the second, the shared beginning is what the user says,
-and the replies go on from the last blank before they differ.
+In the first form the shared turns are the prompt. In the second, the shared beginning is the user's message, and the
+replies continue from the last blank before they differ.
 """
 
 import re
@@ -17,7 +17,7 @@ _TURN = re.compile(r"(?:\A|\n\n)[ \t]*(Human|Assistant):")
 
 
 class SharedPrompt(NamedTuple):
-    """What two texts begin with, and how each goes on."""
+    """The common beginning of two texts, and the rest of each."""
 
     prompt: tuple[Message, ...]
     chosen: str
@@ -25,10 +25,10 @@ class SharedPrompt(NamedTuple):
 
 
 def split_shared(chosen: str, rejected: str, where: str) -> SharedPrompt:
-    """Take two whole texts apart.
+    """Split two whole texts into a common prompt and two replies.
 
     Raises:
-        DataError: they share no beginning, or one of them is nothing more; the line begins with `where`.
+        DataError: they share no beginning, or one is empty after it; the message starts with `where`.
     """
     chosen, rejected = chosen.lstrip(), rejected.lstrip()
     n_shared = next((n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)

@@ -4,18 +4,18 @@ The folder has the layout of a `pretrain` run, so `plot`, the Train page and `ve
 holds the production model with the rung's weights, for `sample`.
 """
 
-import dataclasses
 import logging
 import shlex
-import time
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from groundling.bundle import save_bundle
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.data.corpus import Corpus
 from groundling.errors import CheckpointError, GroundlingError
 from groundling.ladder.rungs import Rung
@@ -24,21 +24,19 @@ from groundling.ladder.runs.short_run import Trained
 from groundling.ladder.s8_scaled import ScaledModel
 from groundling.ladder.s9_production import production_gpt
 from groundling.model.gpt import GPT
-from groundling.storage import atomic
 from groundling.system import hardware
-from groundling.system.console import ConsoleSink
 from groundling.system.hardware import Peak
-from groundling.system.metrics import JsonlSink, Sink, read_records
-from groundling.system.runtime import Runtime
-from groundling.system.signals import ASKED_TO_STOP, StopRequest, stop_on_signals
-from groundling.train import run_folder
-from groundling.train.callbacks import Plan, RunWatcher
+from groundling.system.metrics import read_records
+from groundling.system.runtime import RuntimeConfig
+from groundling.system.signals import ASKED_TO_STOP
+from groundling.train.callbacks import Evaluate, Every, Record, Save, StopOnSignal, Throughput, final_figures
 from groundling.train.checkpoints.checkpoint import Checkpoints, RunFacts, read_state, restore
 from groundling.train.estimate import describe_seconds
 from groundling.train.loop import train
 from groundling.train.optim.schedule import ScheduleConfig
+from groundling.train.run import open_run
+from groundling.train.run_folder import RunSummary
 from groundling.train.state import TrainState
-from groundling.train.summary import RunSummary
 
 log = logging.getLogger(__name__)
 
@@ -67,57 +65,100 @@ class LongRun:
     """Seconds between checkpoints."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _RungConfig:
+    """What identifies the run of a rung, and what to do with an earlier run."""
+
+    out_dir: Path
+    resume: bool
+    overwrite: bool
+    rung: str
+    steps: int
+    seed: int
+
+    @property
+    def runtime(self) -> RuntimeConfig:
+        """As `begin` picks it."""
+        return RuntimeConfig()
+
+
 def train_recorded(run: LongRun, rung: Rung, corpus: Corpus, *, n_steps: int, seed: int) -> Trained:
     """Train a rung in its run folder, or resume it with the bits of an uninterrupted run.
 
     Raises:
         RungStoppedError: a signal stopped it; everything is saved.
-        CheckpointError: there is nothing to resume, the settings differ, or another process holds the folder.
-        ConfigError: the folder has a run, and neither `resume` nor `overwrite` is set.
+        CheckpointError: there is nothing to resume, the settings differ, or another process uses the folder.
+        ConfigError: the folder holds a run, and neither `resume` nor `overwrite` is set.
     """
-    started = time.perf_counter()
-    with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
-        if not run.resume:
-            run_folder.require_room(run.folder, overwrite=run.overwrite)
-        stack.enter_context(run_folder.locked(run.folder))
-        checkpoint = _checkpoint(run, rung, seed, corpus.fingerprint)
-        before = None if checkpoint is None else read_state(checkpoint)
-        state, picked = begin(rung, corpus, seed, None if before is None else bool(before["compiled"]))
-        if checkpoint is None:
-            stack.enter_context(run_folder.new_run(run.folder, stop))
-        else:
+    config = _RungConfig(
+        out_dir=run.folder, resume=run.resume, overwrite=run.overwrite, rung=rung.name, steps=n_steps, seed=seed
+    )
+    with open_run(config, "ladder") as opened:
+        checkpoint = opened.find_checkpoint()
+        record = None if checkpoint is None else _read_own_state(checkpoint, config, corpus.fingerprint)
+
+        state, picked = begin(rung, corpus, seed, None if record is None else bool(record["compiled"]))
+        opened.picked = picked
+        if checkpoint is not None and record is not None:
             restore(checkpoint, state)
+            opened.continue_from(record["run_id"], state.progress.wall_s)
         facts = RunFacts(
-            run_id=run_folder.new_run_id() if before is None else before["run_id"],
+            run_id=opened.run_id,
             config={"rung": rung.name, "seed": seed},
             data_fingerprint=corpus.fingerprint,
             compiled=picked.compile,
         )
-        watcher = _RungWatcher(run, n_steps, state, picked, corpus, facts, stop, started)
-        try:
-            reason = train(
-                state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=watcher
-            )
-        finally:
-            watcher.close()
-        return watcher.finish(state, reason)
+        gpt = _as_gpt(state.model)
+        as_gpt = None if gpt is state.model else _as_gpt
+        checkpoints = Checkpoints(run.folder / CHECKPOINTS, as_gpt=as_gpt)
+
+        def save(state: TrainState) -> None:
+            state.progress.wall_s = opened.wall_s()
+            checkpoints.save(state, gpt.config, corpus.tokenizer, facts)
+
+        opened.show_progress(n_steps, state.progress.step, plain_every_s=2.0)
+        for line in picked.lines():
+            log.info(line)
+        metrics = opened.begin(state.progress.step, preset=False)
+        peak = Peak(hardware.measure_matmul_peak(picked.device, picked.compute_dtype))
+        every, throughput = partial(Every, n_steps=n_steps), Throughput(gpt.flops_per_token(), peak)
+        evaluations = every(max(1, n_steps // EVALUATIONS))
+        reason = train(
+            state,
+            n_steps=n_steps,
+            schedule=ScheduleConfig(kind="constant", warmup_steps=0),
+            callbacks=[
+                StopOnSignal(opened),
+                Evaluate(evaluations, metrics, corpus.val.ids, corpus.train.ids, picked, opened.stop),
+                # Also by the clock: a step takes ten seconds on one machine and a fifth of one on another.
+                Save(every(n_steps), save, every_s=run.save_every_s),
+                Record(every(1), metrics, throughput, picked.device, state),
+            ],
+        )
+        if reason != ASKED_TO_STOP:
+            save_bundle(run.folder / "bundle", _as_gpt(state.model), corpus.tokenizer, {"run_id": facts.run_id})
+        summary = opened.finish(reason, final_figures(state, throughput, picked.device))
+        if reason == ASKED_TO_STOP:
+            raise RungStoppedError(_how_to_continue(config, summary), summary.exit_code)
+    records = read_records(run.folder / "metrics.jsonl")
+    losses, val_losses = (
+        [(record["step"], record[kind]) for record in records if kind in record] for kind in ("loss", "val_loss")
+    )
+    return Trained(state, picked, losses, val_losses, summary.wall_s)
 
 
-def _checkpoint(run: LongRun, rung: Rung, seed: int, fingerprint: str) -> Path | None:
-    """Return the checkpoint to resume from; None for a new run."""
-    if not run.resume:
-        return None
-    path, _ = run_folder.find_resumable(run.folder)
-    record = read_state(path)
+def _read_own_state(checkpoint: Path, config: _RungConfig, fingerprint: str) -> dict[str, Any]:
+    """`state.json` of a checkpoint that belongs to this rung, seed and text."""
+    record = read_state(checkpoint)
     found = {**record["config"], "data": record["data_fingerprint"]}
-    asked = {"rung": rung.name, "seed": seed, "data": fingerprint}
+    asked = {"rung": config.rung, "seed": config.seed, "data": fingerprint}
     changed = [f"{name}: {found.get(name)} -> {asked[name]}" for name in asked if found.get(name) != asked[name]]
     if changed:
         raise CheckpointError(
-            f"{run.folder} was trained with other settings ({'; '.join(changed)}); start a new run in another --out-dir"
+            f"{config.out_dir} was trained with other settings ({'; '.join(changed)}); "
+            "start a new run in another --out-dir"
         )
-    return path
+    return record
 
 
 def _as_gpt(model: nn.Module) -> GPT:
@@ -129,94 +170,10 @@ def _as_gpt(model: nn.Module) -> GPT:
         return production_gpt(model)
 
 
-class _RungWatcher(RunWatcher):
-    """The watcher of `pretrain` with checkpoints by time: a step takes between 0.2 and 10 seconds."""
-
-    def __init__(
-        self,
-        run: LongRun,
-        n_steps: int,
-        state: TrainState,
-        picked: Runtime,
-        corpus: Corpus,
-        facts: RunFacts,
-        stop: StopRequest,
-        started: float,
-    ) -> None:
-        self._run, self._facts, self._tokenizer = run, facts, corpus.tokenizer
-        gpt = _as_gpt(state.model)
-        self._config = gpt.config
-        self._checkpoints = Checkpoints(run.folder / "checkpoints", as_gpt=None if gpt is state.model else _as_gpt)
-        self._started = started - state.progress.wall_s
-        self._saved_s = time.perf_counter()
-        self._console = ConsoleSink(n_steps, state.progress.step, plain_every_s=2.0)
-        super().__init__(
-            plan=Plan(
-                n_steps=n_steps,
-                eval_every=max(1, n_steps // EVALUATIONS),
-                save_every=n_steps,
-                log_every=1,
-                sample_every=None,
-                patience=None,
-            ),
-            picked=picked,
-            val_tokens=corpus.val.ids,
-            train_tokens=corpus.train.ids,
-            save=self._write,
-            sample_text=str,
-            sinks=self._make_sinks(state, picked),
-            stop=stop,
-            flops_per_token=gpt.flops_per_token(),
-            peak=Peak(hardware.measure_matmul_peak(picked.device, picked.compute_dtype)),
-        )
-        self.resume_at(state)
-        for line in picked.lines():
-            log.info(line)
-
-    def before_step(self, state: TrainState) -> None:
-        """Do what `pretrain` does, and save a checkpoint if the last one is too old."""
-        super().before_step(state)
-        if time.perf_counter() - self._saved_s >= self._run.save_every_s:
-            self._save_once(state)
-            self._saved_s = time.perf_counter()
-
-    def close(self) -> None:
-        """Close the sinks."""
-        for sink in self.sinks:
-            sink.close()
-
-    def finish(self, state: TrainState, reason: str) -> Trained:
-        """Write bundle and summary, and read the curves back from metrics.jsonl.
-
-        Raises:
-            RungStoppedError: a signal stopped the run.
-        """
-        folder, summary = self._run.folder, self.summary(state, reason, time.perf_counter() - self._started)
-        if reason == ASKED_TO_STOP:
-            raise RungStoppedError(self._how_to_continue(summary), summary.exit_code)
-        save_bundle(folder / "bundle", _as_gpt(state.model), self._tokenizer, {"run_id": self._facts.run_id})
-        atomic.write_json(folder / "summary.json", dataclasses.asdict(summary))
-        records = read_records(folder / "metrics.jsonl")
-        losses, val_losses = (
-            [(record["step"], record[kind]) for record in records if kind in record] for kind in ("loss", "val_loss")
-        )
-        return Trained(state, self.picked, losses, val_losses, summary.wall_s)
-
-    def _how_to_continue(self, summary: RunSummary) -> str:
-        rung, seed = self._facts.config["rung"], self._facts.config["seed"]
-        return (
-            f"{rung} stopped after {summary.steps:,} steps, {describe_seconds(summary.train_s)} of training; continue "
-            f"with groundling ladder --rungs {rung} --steps {self.plan.n_steps} --seed {seed} --resume "
-            f"--out-dir {shlex.quote(str(self._run.folder.parent))}"
-        )
-
-    def _make_sinks(self, state: TrainState, picked: Runtime) -> list[Sink]:
-        folder, step = self._run.folder, state.progress.step
-        about = {"run_id": self._facts.run_id, "stage": "ladder", **hardware.environment(), **picked.reasons}
-        atomic.write_json(folder / "env.json", about)
-        atomic.remove(folder / "summary.json")
-        return [JsonlSink(folder / "metrics.jsonl", resumed_at=step if self._run.resume else None), self._console]
-
-    def _write(self, state: TrainState) -> None:
-        state.progress.wall_s = time.perf_counter() - self._started
-        self._checkpoints.save(state, self._config, self._tokenizer, self._facts)
+def _how_to_continue(config: _RungConfig, summary: RunSummary) -> str:
+    steps, trained = summary.figures["steps"], describe_seconds(summary.figures["train_s"])
+    return (
+        f"{config.rung} stopped after {steps:,} steps, {trained} of training; continue "
+        f"with groundling ladder --rungs {config.rung} --steps {config.steps} --seed {config.seed} --resume "
+        f"--out-dir {shlex.quote(str(config.out_dir.parent))}"
+    )

@@ -9,7 +9,7 @@ from groundling.evals.loss import whole_split_loss
 from groundling.ladder.rungs import Rung
 from groundling.ladder.runs.begin import begin
 from groundling.system.runtime import Runtime
-from groundling.train.loop import Watcher, train
+from groundling.train.loop import Callback, train
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
 from groundling.train.step import StepStats
@@ -36,11 +36,11 @@ def train_unrecorded(rung: Rung, corpus: Corpus, n_steps: int, seed: int) -> Tra
         return whole_split_loss(state.model, corpus.val.ids, block_size, picked.autocast)
 
     curves = _Curves(n_steps, evaluate)
-    train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), watcher=curves)
+    train(state, n_steps=n_steps, schedule=ScheduleConfig(kind="constant", warmup_steps=0), callbacks=[curves])
     return Trained(state, picked, curves.losses, curves.val_losses, time.perf_counter() - start)
 
 
-class _Curves(Watcher):
+class _Curves(Callback):
     """Records training and validation losses."""
 
     def __init__(self, n_steps: int, evaluate: Callable[[], float]) -> None:
@@ -51,10 +51,11 @@ class _Curves(Watcher):
         self.val_losses: list[tuple[int, float]] = []
         self._since: list[float] = []
 
-    def before_step(self, state: TrainState) -> None:
+    def before_step(self, state: TrainState) -> str | None:
         step = state.progress.step
         if step in self.evaluated_steps:
             self.val_losses.append((step, self.evaluate()))
+        return None
 
     def after_step(self, state: TrainState, stats: StepStats) -> None:
         self._since.append(stats.loss)

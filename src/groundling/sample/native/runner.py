@@ -113,8 +113,8 @@ class NativeRunner:
             raise MemoryError(f"not enough memory to read {len(ids)} positions at once")
         return logits_RV
 
-    def race(self, logits_RV: Tensor, t: float, noises: Sequence[Tensor]) -> list[int]:
-        """Sample one id per row, as `filters.race_of_few` does.
+    def exponential_race(self, logits_RV: Tensor, t: float, noises: Sequence[Tensor]) -> list[int]:
+        """Sample one id per row, as `filters.exponential_race_of_few` does.
 
         Args:
             logits_RV: logits from `read`, or their first columns.

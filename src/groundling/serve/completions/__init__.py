@@ -3,9 +3,9 @@
 In reading order:
 
     schema.py           fields of requests
-    conversation.py     messages as a conversation
-    requests.py         a request as ids and sampling settings
-    completion.py       from a request to its response
-    output.py           tokens as text: stop strings, safety, thoughts
-    response_format.py  chat and text completions, whole or in chunks
+    conversation.py     messages to a conversation
+    requests.py         requests to ids and sampling settings
+    completion.py       requests to responses
+    output.py           tokens to text: stop strings, safety, thoughts
+    response_format.py  the JSON of chat and text completions, complete or in chunks
 """

@@ -1,4 +1,4 @@
-"""The messages of a request as a conversation, and what is wrong with them, by their places."""
+"""Check the messages of a request."""
 
 from collections.abc import Sequence
 
@@ -12,24 +12,24 @@ TURNS = "after at most one system message, user and assistant take turns"
 
 
 def conversation(given: Sequence[ChatMessage]) -> list[Message]:
-    """Messages in turns. A developer's message is a system's.
+    """The messages as a conversation; the developer role becomes the system role.
 
     Raises:
-        ApiError: 400: one is out of turn.
+        ApiError: 400: a message is out of turn.
     """
     messages = [Message("system" if each.role == "developer" else each.role, each.text()) for each in given]
     wrong = wrong_turn(messages)
     if wrong is None:
         return messages
-    place, said = f"messages.{wrong.number}", "is missing; a user's message has to follow the system's"
+    place, problem = f"messages.{wrong.number}", "is missing; a user's message has to follow the system's"
     if wrong.role is not None:
         came, place = given[wrong.number].role, f"{place}.role"
-        said = f'is "{came}"; it has to be "{wrong.expected}": {TURNS}'
-    raise ApiError(400, f"{place} {said}", "invalid_value", place)
+        problem = f'is "{came}"; it has to be "{wrong.expected}": {TURNS}'
+    raise ApiError(400, f"{place} {problem}", "invalid_value", place)
 
 
 def encoding_error(messages: Sequence[Message], tokenizer: Tokenizer, error: DataError) -> ApiError:
-    """What to answer where a tokenizer has failed: the first message that it has no ids for."""
+    """The error for a conversation that cannot be encoded; names the first message at fault."""
     for number, message in enumerate(messages):
         try:
             tokenizer.encode(message.content)

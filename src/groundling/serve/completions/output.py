@@ -1,7 +1,7 @@
-"""From a sample's tokens to what a client is shown of it: text up to a stop string, past the safety stage.
+"""Tokens to the text that a client gets: detokenized, up to a stop string, filtered by the safety stage.
 
-A token's probabilities are shown when its text is, and not before: what is held back or hidden is not told by them.
-Whatever the pieces are in which tokens come, what is shown of them, joined, is the same.
+Log-probabilities of a token are released with its text, so they never reveal text that is held back or redacted. The
+deltas add up to the same output however the tokens arrive.
 """
 
 from collections import deque
@@ -21,19 +21,19 @@ FinishReason = Literal["stop", "length", "content_filter"]
 
 @dataclass
 class ChoiceDelta:
-    """What is new."""
+    """What is new in a choice."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     offsets: list[int] = field(default_factory=list)
-    """Where in the text, as it is shown, each token begins."""
+    """Where each token begins in the filtered text."""
     thoughts: str = ""
-    """What a model that thinks wrote before its reply."""
+    """Reasoning before the reply."""
 
     def add(self, new: "ChoiceDelta") -> None:
-        """Take what is new after this."""
+        """Append a later delta."""
         self.text += new.text
         self.thoughts += new.thoughts
         self.tokens += new.tokens
@@ -43,7 +43,7 @@ class ChoiceDelta:
 
 
 def offsets(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
-    """Where in a text each of its ids begins."""
+    """Where each id begins in the decoded text."""
     places = OffsetDecoder(tokenizer.stream_decoder())
     for id in ids:
         places.push(id)
@@ -51,14 +51,14 @@ def offsets(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
 
 
 class Choice:
-    """One text that grows.
+    """One choice being generated.
 
     Args:
         tokenizer: of the model.
-        stop: strings that end the text.
-        end_ids: ids that end it, and are no text.
-        safety: what looks at the text first; None: nothing does.
-        thoughts: shows what the model thinks first; None: all that it writes is text.
+        stop: stop strings.
+        end_ids: ids that end the choice; they have no text.
+        safety: filters the text; None: off.
+        thoughts: separates thoughts from the reply; None: all text is the reply.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Choice:
         self._text = TextStream(self._places, stop)
         self._held: deque[tuple[Token, int]] = deque()
         self._n_raw = 0
-        self._hidden: list[tuple[int, int, int]] = []  # from where to where, and how much longer its mark is
+        self._hidden: list[tuple[int, int, int]] = []  # redactions: start, end, change of length
         self._n_findings = 0
 
     def push(self, tokens: Sequence[Token], is_last: bool) -> ChoiceDelta:
-        """Take what the model chose; return what may be shown now."""
+        """Add tokens; return what may be sent now."""
         delta = ChoiceDelta()
         for token in tokens:
             if self.finish_reason is not None:
@@ -96,7 +96,7 @@ class Choice:
             certain = self._text.push(token.id)
             self._held.append((token, self._places.end))
             self._show(certain, delta)
-            if self._text.stopped and self.finish_reason is None:  # what was blocked by the same token stays so
+            if self._text.stopped and self.finish_reason is None:  # unless the same token was blocked
                 self._finish("stop", delta)
         if is_last and self.finish_reason is None:
             self._finish("length", delta)
@@ -136,7 +136,7 @@ class Choice:
             self.finish_reason = "content_filter"
 
     def _show_tokens(self, delta: ChoiceDelta) -> None:
-        """Those of whose text all is shown."""
+        """Release the tokens whose text is complete."""
         while self._held:
             token, place = self._held[0]
             start, end = self._places.span(place)
@@ -149,24 +149,24 @@ class Choice:
 
 
 class Thoughts:
-    """What a model thinks before it replies, past the safety stage; its tags are no text.
+    """Separates thoughts from the reply, and filters them by the safety stage. Tags are dropped.
 
     Args:
-        chat: the template of a model that thinks.
+        chat: a template with thinking.
         tokenizer: of the model.
-        make_filter: makes what looks at a text first; None: nothing does.
+        make_filter: makes a filter for a text; None: off.
     """
 
     def __init__(self, chat: ChatTemplate, tokenizer: Tokenizer, make_filter: Callable[[], ReplyFilter] | None) -> None:
         self.blocked = False
-        """Whether the safety stage blocks them."""
+        """Whether the safety stage blocks the thoughts."""
         self.word_decoder = word_decoder(chat, tokenizer)
-        """For the words of the reply."""
+        """Decodes the reply."""
         self._sort, self._decoder, self._make_filter = Sorter(chat.thinking), thought_decoder(tokenizer), make_filter
         self._safety: ReplyFilter | None = None
 
     def takes(self, id: int, delta: ChoiceDelta) -> bool:
-        """Take an id that is no word of the reply, and show what may be shown; return whether it was one."""
+        """Whether an id belongs to the thoughts or is a tag; adds its text to the delta."""
         kind = self._sort(id)
         if kind == "tag":
             self.end(delta)
@@ -175,7 +175,7 @@ class Thoughts:
         return kind != "word"
 
     def end(self, delta: ChoiceDelta) -> None:
-        """They have come to an end; show what was held back."""
+        """End the thoughts; release text held back."""
         self._show(self._decoder.finish(), delta)
         if self._safety is not None:
             self._take(self._safety, self._safety.finish(), delta)

@@ -1,6 +1,6 @@
-"""From a request to an order: prompts as ids, and how to choose.
+"""Parse a request: encode its prompts, and make its sampling settings.
 
-Whatever cannot be, or not now, is said here, before anything is written.
+Errors of a request are raised here, before the response begins.
 """
 
 import secrets
@@ -27,33 +27,33 @@ from groundling.serve.state import Served, ServerState
 from groundling.text.chat.messages import Message
 
 LONG_TEXT = 20_000
-"""Characters from which on turning text into ids is left to another thread."""
+"""From this many characters on, text is encoded in another thread."""
 MAX_LOGPROBS = 500_000
-"""Log-probabilities that one request may ask for: each takes some hundred bytes until all are sent."""
+"""Log-probabilities per request: each takes some hundred bytes until the response is sent."""
 SCORED_AT_ONCE = 256
-"""Tokens of a prompt: the scores of all ids at each of some ten thousand positions would fill the memory."""
+"""Positions of a prompt to compute logits for at once: those of ten thousand would fill the memory."""
 DEFAULT_TOKENS = 16
-"""Of a completion, as with OpenAI."""
+"""`max_tokens` of a text completion, as in OpenAI's API."""
 
 
 @dataclass
 class Prompt:
-    """What a text goes on from."""
+    """One encoded prompt."""
 
     ids: list[int]
     findings: list[Finding] = field(default_factory=list)
     echo: ChoiceDelta | None = None
-    """What is said of the prompt itself, first."""
+    """The prompt's own text and tokens, to send first."""
 
     @property
     def blocked(self) -> bool:
-        """Whether nothing is to be said to it."""
+        """Whether the safety stage blocks it."""
         return any(finding.action == "block" for finding in self.findings)
 
 
 @dataclass
 class ParsedRequest:
-    """What a request comes to."""
+    """A request, ready to be decoded."""
 
     served: Served
     prompts: list[Prompt]
@@ -65,37 +65,37 @@ class ParsedRequest:
 
     @property
     def is_chat(self) -> bool:
-        """Whether it is a reply that is wanted, and not a text's continuation."""
+        """Whether this is a chat completion."""
         return isinstance(self.response_format, ChatCompletionFormat)
 
 
 async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
-    """What is wanted of a chat.
+    """Parse a chat completion request.
 
     Raises:
-        ApiError: it cannot be.
+        ApiError: the request is invalid, or the server cannot take it now.
     """
     server.require_ready()
     served = server.models.get(body.model)
     if served.bundle.chat is None:
-        message = f"{served.name} was never taught to answer; use /v1/completions, or a model that chats"
+        message = f"{served.name} is a base model, not a chat model; use /v1/completions, or a chat model"
         raise ApiError(400, message, "not_a_chat_model", "model")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = _limit(server, asked, server.config.max_tokens, field)
     n_likely = (body.top_logprobs or 0) if body.logprobs else None
-    with _room(server, body, 1):
+    with _reserved(server, body, 1):
         messages = conversation(body.messages)
         ids = await _chat_ids(served, messages, body.thinking)
         findings: list[Finding] = []
         if server.safety is not None:
             checked = []
-            for said in messages:
-                text = said.content
-                if said.role != "assistant":
+            for each in messages:
+                text = each.content
+                if each.role != "assistant":
                     text, found = await run_in_threadpool(server.safety.check_prompt, text)
                     findings += found
-                checked.append(Message(said.role, text))
+                checked.append(Message(each.role, text))
             if checked != messages:
                 ids = await _chat_ids(served, checked, body.thinking)
     if asked is None:
@@ -107,7 +107,7 @@ async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
 
 
 async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool) -> list[int]:
-    """A conversation as the model reads it."""
+    """Ids of a conversation, by the chat template."""
     chat, tokenizer = served.bundle.chat, served.bundle.tokenizer
     assert chat is not None
     if messages[-1].role != "user":
@@ -125,10 +125,10 @@ async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool)
 
 
 async def parse_completion(server: ServerState, body: CompletionRequest) -> ParsedRequest:
-    """What is wanted of a text to go on from.
+    """Parse a text completion request.
 
     Raises:
-        ApiError: it cannot be.
+        ApiError: the request is invalid, or the server cannot take it now.
     """
     server.require_ready()
     served = server.models.get(body.model)
@@ -137,7 +137,7 @@ async def parse_completion(server: ServerState, body: CompletionRequest) -> Pars
     given = body.prompts()
     _require_few_logprobs(body, len(given) * (limit + n_read), body.logprobs, "logprobs")
     config = _sampling(body, limit, body.logprobs, served)
-    with _room(server, body, len(given)):
+    with _reserved(server, body, len(given)):
         several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
         places = [f"prompt.{number}" if several else "prompt" for number in range(len(given))]
         prompts = [await _prompt(server, served, one, body, place) for one, place in zip(given, places, strict=True)]
@@ -151,13 +151,13 @@ async def _prompt(
     tokenizer, findings = served.bundle.tokenizer, list[Finding]()
 
     async def ids_of(text: str) -> list[int]:
-        return _that_fit(await _encoded(lambda: encode_prompt(tokenizer, text), len(text)), served, place)
+        return _require_fit(await _encoded(lambda: encode_prompt(tokenizer, text), len(text)), served, place)
 
     try:
         if isinstance(given, str):
             text, ids = given, await ids_of(given)
         else:
-            ids = _that_fit(given, served, place)
+            ids = _require_fit(given, served, place)
             _require_known(ids, tokenizer.vocab_size, place)
             text = await run_in_threadpool(tokenizer.decode, ids)
         if server.safety is not None:
@@ -176,7 +176,7 @@ async def _prompt(
     return prompt
 
 
-def _that_fit(ids: list[int], served: Served, place: str) -> list[int]:
+def _require_fit(ids: list[int], served: Served, place: str) -> list[int]:
     if len(ids) > served.bundle.config.block_size:
         raise _too_long(len(ids), served, place)
     return ids
@@ -190,16 +190,16 @@ def _require_known(ids: Sequence[int], n_ids: int, place: str) -> None:
 
 
 @contextmanager
-def _room(server: ServerState, body: Sampling, n_prompts: int) -> Iterator[None]:
-    """Hold the places of all texts that are asked for, while prompts are read.
+def _reserved(server: ServerState, body: Sampling, n_prompts: int) -> Iterator[None]:
+    """Reserve places in the queue for all choices while the prompts are encoded.
 
     Raises:
-        ApiError: 400: there can never be so many; 429: there are not now.
+        ApiError: 400: more choices than the queue can hold; 429: the queue is full.
     """
     n_texts, most = n_prompts * (body.n or 1), server.worker.n_places
     if n_texts > most:
         field = "prompt" if n_prompts > most else "n"
-        message = f"{field}: {n_texts} texts are asked for at once; this server takes {most} at most, ask for fewer"
+        message = f"{field}: the request is for {n_texts} texts; this server takes {most} at most, ask for fewer"
         raise ApiError(400, message, "too_many_texts", field)
     with server.worker.places(n_texts):
         yield
@@ -208,15 +208,15 @@ def _room(server: ServerState, body: Sampling, n_prompts: int) -> Iterator[None]
 def _require_few_logprobs(body: Sampling, n_tokens: int, n_likely: int | None, field: str) -> None:
     n = 0 if n_likely is None else (body.n or 1) * n_tokens * (n_likely + 1)
     if n > MAX_LOGPROBS:
-        message = f"{field}: up to {n:,} are asked for in all, and {MAX_LOGPROBS:,} are told at most; ask for fewer"
+        message = f"{field}: the response could have {n:,} in all, and the limit is {MAX_LOGPROBS:,}; ask for fewer"
         raise ApiError(400, message, "too_many_logprobs", field)
 
 
 def prompt_logprobs(served: Served, ids: Sequence[int], n_likely: int) -> list[Token]:
-    """What the model thinks of each token of a prompt; of the first, nothing. In the model thread."""
+    """Log-probabilities of a prompt's tokens; the first has none. Called in the decoding thread."""
     model, n_ids = served.bundle.model, served.engine.n_ids
     c = model.config
-    # Of all positions of one layer: the stream, queries, keys and values, what the MLP computes; of some, all scores.
+    # Activations of one layer at all positions (residual, queries, keys, values, MLP), and the logits at some.
     widths = 4 * c.n_embd + 3 * (c.n_head + 2 * c.kv_heads()) * c.head_width() + 3 * c.hidden_width()
     if not served.engine.has_memory_for(4 * (len(ids) * widths + 4 * SCORED_AT_ONCE * c.vocab_size)):
         message = f"there is not enough memory to score a prompt of {len(ids):,} tokens; shorten it, or leave out echo"
@@ -237,7 +237,7 @@ def prompt_logprobs(served: Served, ids: Sequence[int], n_likely: int) -> list[T
 
 
 async def _encoded(encode: Any, n_characters: int) -> list[int]:
-    """Ids of a text; of a long one, in another thread."""
+    """Encode a text; a long one in another thread."""
     ids: list[int] = await run_in_threadpool(encode) if n_characters > LONG_TEXT else encode()
     return ids
 
@@ -268,7 +268,7 @@ def _sampling(body: Sampling, limit: int, logprobs: int | None, served: Served) 
 
 
 def _param(message: str) -> str | None:
-    """The field that a message begins with."""
+    """The field that an error message begins with."""
     word = message.split(" ", 1)[0]
     return word if word in Sampling.model_fields else None
 

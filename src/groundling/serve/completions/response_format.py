@@ -1,8 +1,8 @@
-"""The two forms of an answer: of a chat, and of a plain completion; whole, or in chunks."""
+"""The JSON of responses: chat completions and text completions, complete or in chunks."""
 
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from groundling.safety.stream import Finding
@@ -11,26 +11,26 @@ from groundling.serve.completions.output import ChoiceDelta
 from groundling.serve.token_text import TokenText
 
 MIN_LOGPROB = -9999.0
-"""What is said of a token that cannot come: JSON has no infinity."""
+"""Stands for the log-probability -inf: JSON has no infinity."""
 
 
 class ResponseFormat(Protocol):
-    """How answers of one kind look."""
+    """Builds the JSON of one kind of response."""
 
-    def whole(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """A choice as a whole."""
+    def choice(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
+        """A complete choice."""
         ...
 
-    def begin(self, number: int) -> dict[str, Any] | None:
-        """The first chunk of a choice, before it has any text."""
+    def first_chunk(self, number: int) -> dict[str, Any] | None:
+        """A chunk to send before a choice has any text; None: none."""
         ...
 
     def chunk(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """What is new of a choice."""
+        """A choice with what is new."""
         ...
 
     def envelope(self, choices: list[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
-        """What choices are sent in."""
+        """The object around choices."""
         ...
 
 
@@ -39,12 +39,12 @@ def _number(logprob: float | None) -> float | None:
 
 
 def _thoughts(delta: ChoiceDelta) -> dict[str, str]:
-    """What a model thought before its reply, under the name that OpenAI-compatible servers give it."""
+    """The model's thoughts, in the field that other OpenAI-compatible servers use."""
     return {"reasoning_content": delta.thoughts} if delta.thoughts else {}
 
 
 def safety_note(findings: Iterable[Finding]) -> dict[str, Any]:
-    """What the safety stage did."""
+    """The safety stage's findings, if any."""
     notes = [{"rule": f.rule, "reason": f.reason, "action": f.action, "where": f.where} for f in findings]
     return {"groundling": {"safety": notes}} if notes else {}
 
@@ -66,33 +66,35 @@ class _Envelope:
 
 
 class ChatCompletionFormat(_Envelope):
-    """As /v1/chat/completions answers."""
+    """Responses of /v1/chat/completions."""
 
     def __init__(self, model: str, fingerprint: str, token_text: TokenText, with_logprobs: bool) -> None:
         super().__init__("chatcmpl", ("chat.completion", "chat.completion.chunk"), model, fingerprint)
         self._token_text, self._with_logprobs = token_text, with_logprobs
 
-    def whole(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """A choice as a whole."""
+    def choice(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
+        """A complete choice."""
         message = {"role": "assistant", "content": delta.text, **_thoughts(delta), "refusal": None}
         return self._choice(number, delta, {"message": message})
 
-    def begin(self, number: int) -> dict[str, Any] | None:
-        """The speaker."""
+    def first_chunk(self, number: int) -> dict[str, Any] | None:
+        """The role."""
         return self._choice(number, ChoiceDelta(), {"delta": {"role": "assistant", "content": ""}}, empty=True)
 
     def chunk(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """What is new of a choice."""
+        """A choice with what is new."""
         text = {"content": delta.text} if delta.text else {}
         return self._choice(number, delta, {"delta": {**_thoughts(delta), **text}})
 
-    def _choice(self, number: int, delta: ChoiceDelta, said: dict[str, Any], *, empty: bool = False) -> dict[str, Any]:
+    def _choice(
+        self, number: int, delta: ChoiceDelta, content: dict[str, Any], *, empty: bool = False
+    ) -> dict[str, Any]:
         logprobs = None
         if self._with_logprobs and not empty:
             logprobs = {"content": [self._entry(token) for token in delta.tokens], "refusal": None}
         return {
             "index": number,
-            **said,
+            **content,
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
             **safety_note(delta.findings),
@@ -107,14 +109,14 @@ class ChatCompletionFormat(_Envelope):
 
 
 class CompletionFormat(_Envelope):
-    """As /v1/completions answers."""
+    """Responses of /v1/completions."""
 
     def __init__(self, model: str, fingerprint: str, token_text: TokenText, with_logprobs: bool) -> None:
         super().__init__("cmpl", ("text_completion", "text_completion"), model, fingerprint)
         self._token_text, self._with_logprobs = token_text, with_logprobs
 
-    def whole(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """A choice as a whole."""
+    def choice(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
+        """A complete choice."""
         return {
             "index": number,
             "text": delta.text,
@@ -123,14 +125,14 @@ class CompletionFormat(_Envelope):
             **safety_note(delta.findings),
         }
 
-    def begin(self, number: int) -> dict[str, Any] | None:
-        """Nothing."""
+    def first_chunk(self, number: int) -> dict[str, Any] | None:
+        """None: a text completion has no role."""
         del number
         return None
 
     def chunk(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """What is new of a choice."""
-        return self.whole(number, delta)
+        """A choice with what is new."""
+        return self.choice(number, delta)
 
     def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any]:
         return {
@@ -141,18 +143,15 @@ class CompletionFormat(_Envelope):
         }
 
     def _likely(self, token: Token) -> dict[str, float | None] | None:
-        """The likeliest, and the one that came."""
-        if token.logprob is None:  # nothing comes before the first token of a prompt
+        """The most likely tokens, and the chosen one."""
+        if token.logprob is None:  # the first token of a prompt
             return None
         likely = {self._name(id): _number(logprob) for id, logprob in reversed(token.likely)}
         return {**likely, self._name(token.id): _number(token.logprob)}
 
     def _name(self, id: int) -> str:
-        """An id's text; bytes that are none are spelled, for else many would have one name."""
+        """An id's text; invalid UTF-8 is written as escapes, so that ids keep different names."""
         text, data = self._token_text.of(id)
         if data is None or text.encode() == bytes(data):
             return text
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-MakeResponseFormat = Callable[[str, str, TokenText, bool], ResponseFormat]

@@ -1,6 +1,6 @@
-"""What may be asked for over HTTP: OpenAI's fields, as far as they mean something here, and a few of our own.
+"""Request bodies: the fields of OpenAI's API that apply here, and a few more.
 
-Whatever else comes is refused by name. A field that a client always sends may be null.
+Other fields are refused by name. Fields that clients always send may be null.
 """
 
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ MAX_LIKELY = 20
 
 
 def whole(value: object) -> object:
-    """JSON has one kind of number: 5.0 is the integer 5. For `BeforeValidator`."""
+    """Convert 5.0 to 5: JSON has one number type. For `BeforeValidator`."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -24,9 +24,9 @@ Text = Annotated[str, Field(max_length=10_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Id = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(whole)]
 Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
-"""A list without a bound: an error for each element of a large one would keep the server busy for seconds."""
+"""Unbounded, so it fails fast: an error for each element of a large list would take seconds."""
 _EXACT = WithJsonSchema({"type": "integer", "minimum": -(2**53), "maximum": 2**53})
-"""The seeds that any client can write: /openapi.json holds bounds as floats, and 2**63 comes out as another number."""
+"""Bounds in the schema that floats represent exactly: /openapi.json writes bounds as floats."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole), _EXACT]
 Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS), BeforeValidator(whole)]
 Likely = Annotated[int, Field(ge=0, le=MAX_LIKELY), BeforeValidator(whole)]
@@ -35,20 +35,20 @@ TopK = Annotated[int, Field(ge=1, le=MAX_TOKENS), BeforeValidator(whole)]
 
 
 class Body(BaseModel):
-    """A request's body: no field that is not known, no number that is none, nothing turned into something else."""
+    """A request body: no unknown fields, no NaN or infinity, no type conversion."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Body):
-    """How a stream ends."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
 class Sampling(Body):
-    """What both kinds of completion have."""
+    """Fields of both kinds of completions."""
 
     model: str = Field(min_length=1, max_length=200)
     temperature: Number | None = Field(None, ge=0, le=2)
@@ -76,10 +76,10 @@ class Sampling(Body):
         return self
 
     def sampling(self, max_new_tokens: int, logprobs: int | None, end_ids: tuple[int, ...]) -> SamplingConfig:
-        """How to choose.
+        """The sampling settings.
 
         Raises:
-            ConfigError: a value cannot work.
+            ConfigError: a value is invalid.
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingConfig(
@@ -101,7 +101,7 @@ class Sampling(Body):
 
 
 class CompletionRequest(Sampling):
-    """A text to go on from."""
+    """A request of /v1/completions."""
 
     prompt: (
         Text
@@ -115,7 +115,7 @@ class CompletionRequest(Sampling):
     suffix: None = None
 
     def prompts(self) -> list[str | list[int]]:
-        """Each text to go on from."""
+        """The prompts as a list."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -124,20 +124,20 @@ class CompletionRequest(Sampling):
 
 
 class TextPart(Body):
-    """A part of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class ChatMessage(Body):
-    """What one side said. A developer's message is a system's."""
+    """A message. The developer role is the system role."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
     name: Annotated[str, Field(max_length=200)] | None = None
     reasoning_content: Text | None = None
-    """What the model thought before, as the server told it: accepted, and not read again."""
+    """Accepted and ignored: the reasoning of an earlier response."""
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
@@ -145,24 +145,24 @@ class ChatMessage(Body):
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def text(self) -> str:
-        """All that was said."""
+        """The text of all parts."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class TextFormat(Body):
-    """The one format of replies."""
+    """The only supported response format."""
 
     type: Literal["text"]
 
 
 class TemplateOptions(Body):
-    """What the chat template is told, under the name that vLLM gave it."""
+    """Options of the chat template, as in vLLM."""
 
     enable_thinking: bool | None = None
 
 
 class ChatRequest(Sampling):
-    """A conversation in which the assistant is to speak next."""
+    """A request of /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: Tokens | None = None
@@ -178,7 +178,7 @@ class ChatRequest(Sampling):
 
     @property
     def thinking(self) -> bool:
-        """Whether a model that thinks before it replies may do so."""
+        """Whether the model may think before its reply."""
         options = self.chat_template_kwargs
         return options is None or options.enable_thinking is not False
 
@@ -193,7 +193,7 @@ def biases(given: dict[str, float]) -> dict[int, float]:
     """Biases by id.
 
     Raises:
-        ValueError: a name is no id.
+        ValueError: a key is no id.
     """
     if wrong := [name for name in given if not (name.isascii() and name.isdecimal() and len(name) < 10)]:
         raise ValueError(f"logit_bias has {wrong[0][:40]!r}; it maps token ids to numbers")
@@ -201,5 +201,5 @@ def biases(given: dict[str, float]) -> dict[int, float]:
 
 
 def _or(value: float | None, default: float) -> float:
-    """None means the default."""
+    """The value, or the default for None."""
     return default if value is None else value

@@ -1,7 +1,7 @@
-"""From the thread that decodes to those who read: samples that were asked for, and the tokens that come of them.
+"""Tokens from the decoding thread to their readers in the event loop.
 
-Tokens are put where their readers look for them at a pace of their own. Only a reader that waits for its first tokens,
-or for the last ones, is woken.
+The thread puts tokens into an inbox, which the reader empties at its own pace. Only a reader that waits for its first
+tokens, or for the last ones, is woken.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from groundling.sample.sampler import SamplingConfig, Token
 from groundling.serve.http.errors import ApiError
 
 FLUSH_INTERVAL_S = 0.05
-"""Between two looks at what has come: sending tokens one by one would cost more than decoding them."""
+"""Readers empty their inboxes this often: sending tokens one by one would cost more than decoding them."""
 
 
 class TokenBatch(NamedTuple):
-    """What came of one of a request's samples."""
+    """New tokens of one of a request's samples."""
 
     number: int
     tokens: list[Token]
@@ -31,7 +31,7 @@ class TokenBatch(NamedTuple):
 
 @dataclass(eq=False)
 class SampleRequest:
-    """One sample that somebody asked for."""
+    """One sample of an API request, to be decoded."""
 
     number: int
     prompt: Sequence[int]
@@ -43,10 +43,10 @@ class SampleRequest:
 
 @dataclass(eq=False)
 class TokenStream:
-    """All samples of one request, and the way back to who asked.
+    """The samples of one API request, and their tokens.
 
-    The model thread puts parts, and the event loop takes them. Each looks again at what the other has written after it
-    has written itself, so that nothing is slept through.
+    The decoding thread puts batches, and the event loop takes them. Each side writes its own state before it reads the
+    other's, so that no wake-up is lost.
     """
 
     engine: Engine
@@ -55,26 +55,27 @@ class TokenStream:
     deadline: float
     """By `time.monotonic`."""
     wake: Callable[[], None]
-    """Lets the model thread look at it again."""
+    """Makes the decoding thread check this stream again."""
     _inbox: deque[TokenBatch] = field(default_factory=deque)
     _wanted: bool = False
-    """Whether the reader waits for whatever comes first."""
+    """Whether the reader waits for the next batch."""
     _alarm: asyncio.Future[None] | None = None
-    """What the reader sleeps on."""
+    """The reader sleeps on this."""
     _error: ApiError | None = None
     _n_left: int = 0
-    """Samples whose last part has not been put."""
+    """Samples whose last batch has not been put."""
 
     def __post_init__(self) -> None:
         self._n_left = len(self.samples)
 
     async def batches(self, interval_s: float = FLUSH_INTERVAL_S) -> AsyncIterator[list[TokenBatch]]:
-        """What has come since the last time, until all samples have ended. Left early, nothing goes on.
+        """Yield new tokens until all samples have ended. Closing the iterator cancels the samples.
 
-        The first tokens come at once, and later ones at this pace, some at a time.
+        Args:
+            interval_s: pause between two yields; the first tokens come at once. 0: none.
 
         Raises:
-            ApiError: the model failed, or the time was up.
+            ApiError: the model failed, or the time is up.
         """
         try:
             while self._n_left > 0 or self._inbox:
@@ -84,15 +85,15 @@ class TokenStream:
                 self._wanted = False
                 if self._inbox:
                     yield _joined([self._inbox.popleft() for _ in range(len(self._inbox))])
-                if self._error is not None:  # may have come at any time
+                if self._error is not None:  # may be set at any time
                     raise self._error
                 if interval_s and self._n_left > 0:
-                    await self._sleep(interval_s)  # all readers get up together, for each waking costs
+                    await self._sleep(interval_s)  # all readers wake together: each wake-up costs
         finally:
             self.cancel()
 
     async def _sleep(self, interval_s: float | None) -> None:
-        """Until the clock strikes a multiple of the pace, or somebody rings."""
+        """Sleep until the next multiple of the interval, or until `notify`."""
         loop = asyncio.get_running_loop()
         self._alarm = loop.create_future()
         timer = None if interval_s is None else loop.call_at((loop.time() // interval_s + 1) * interval_s, self.notify)
@@ -103,33 +104,37 @@ class TokenStream:
             if timer is not None:
                 timer.cancel()
 
+    def is_over(self, sample: SampleRequest, now: float) -> bool:
+        """Whether a sample of this stream is cancelled, or its time is up."""
+        return sample.cancelled or now > self.deadline
+
     def notify(self) -> None:
-        """In the event loop: wake the reader."""
+        """Wake the reader; called in the event loop."""
         if self._alarm is not None and not self._alarm.done():
             self._alarm.set_result(None)
 
     def cancel(self, number: int | None = None) -> None:
-        """Stop one sample, or all: no token is decoded for them after the step under way."""
+        """Stop one sample, or all, after the current step."""
         for sample in self.samples:
             if number is None or sample.number == number:
                 sample.cancelled = True
         self.wake()
 
     def put(self, batches: Sequence[TokenBatch]) -> bool:
-        """In the model thread: hand over what a step gave; return whether the reader has to be woken."""
+        """Hand over new tokens; return whether the reader must be woken. Called in the decoding thread."""
         self._inbox.extend(batches)
         self._n_left -= sum(batch.is_last for batch in batches)
         return self._wanted or self._n_left <= 0
 
     def fail(self, error: ApiError) -> None:
-        """In the event loop: nothing comes any more, and why."""
+        """End the stream with an error; called in the event loop."""
         if self._n_left > 0 and self._error is None:
             self._error = error
         self.notify()
 
 
 def _joined(inbox: Sequence[TokenBatch]) -> list[TokenBatch]:
-    """Of each sample one part."""
+    """Merge the batches of each sample."""
     joined: dict[int, list[Token]] = {}
     ended = set[int]()
     for number, tokens, is_last in inbox:

@@ -1,4 +1,4 @@
-"""Who may ask: whoever has a key, if keys were set. Every route of the API depends on it."""
+"""API keys. Every route of the API requires one, if keys are set."""
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,9 +9,9 @@ from groundling.serve.http.errors import ApiError
 
 
 def lock(keys: Sequence[str]) -> Callable[[str], str | None]:
-    """What looks at a header Authorization: it says which key was given, or None where there are no keys.
+    """Return a function from an Authorization header to its key, or to None if no keys are set.
 
-    It raises ApiError (401) where none of them was.
+    The function raises ApiError (401) for a missing or wrong key.
     """
     known = [key.encode("ascii") for key in keys]
 
@@ -20,7 +20,7 @@ def lock(keys: Sequence[str]) -> Callable[[str], str | None]:
             return None
         scheme, _, given = authorization.partition(" ")
         key = given.strip().encode("latin-1", "replace") if scheme.lower() == "bearer" else b""
-        matches = [hmac.compare_digest(key, one) for one in known]  # all are compared: no early end tells anything
+        matches = [hmac.compare_digest(key, one) for one in known]  # compare all: constant time
         if not any(matches):
             message = "no key was given" if not key else "this key is not known"
             raise ApiError(401, f"{message}; send one as Authorization: Bearer KEY", "invalid_api_key")
@@ -30,9 +30,9 @@ def lock(keys: Sequence[str]) -> Callable[[str], str | None]:
 
 
 def require_api_key(keys: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that lets clients with a key pass.
+    """A FastAPI dependency that requires an API key.
 
-    It notes who they are, for clients take turns: by key, or by address where there are none.
+    It sets `request.state.client` for the fair queue: the key, or the address if no keys are set.
     """
     key_of = lock(keys)
 

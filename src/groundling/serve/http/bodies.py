@@ -1,4 +1,4 @@
-"""How a request's body is taken in: after its key was checked, whole, of a bounded size, in a bounded time."""
+"""Read request bodies: after the key is checked, complete, with limits of size and time."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from groundling.serve.http.middleware import WITH_BODY, closing_response
 
 
 class Locks:
-    """Refuses a request without a right key before its body is read; every route that has one needs a key.
+    """Refuses requests with a body but no valid key before the body is read.
 
     Args:
-        app: what comes after.
-        check: raises ApiError unless a header Authorization holds a key.
+        app: the next application.
+        check: raises ApiError unless an Authorization header has a valid key.
     """
 
     def __init__(self, app: ASGIApp, check: Callable[[str], object]) -> None:
         self._app, self._check = app, check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """ASGI: forward the request, or refuse it."""
         if scope["type"] == "http" and scope["method"] in WITH_BODY:
             try:
                 self._check(Headers(scope=scope).get("authorization", ""))
@@ -35,19 +35,19 @@ class Locks:
 
 
 class BodyLimit:
-    """Takes in whole bodies of a bounded size, in a bounded time, and only JSON.
+    """Reads complete JSON bodies, with limits of size and time.
 
     Args:
-        app: what comes after; it is handed the body in one piece.
-        most_bytes: of a body.
-        timeout_s: how long a client may take to send it.
+        app: the next application; it receives the body in one message.
+        most_bytes: largest body.
+        timeout_s: time limit for a client to send it.
     """
 
     def __init__(self, app: ASGIApp, most_bytes: int, timeout_s: float) -> None:
         self._app, self._most_bytes, self._timeout_s = app, most_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """ASGI: forward the request, or refuse it."""
         if scope["type"] != "http" or scope["method"] not in WITH_BODY:
             await self._app(scope, receive, send)
             return
@@ -67,7 +67,7 @@ class BodyLimit:
         except ApiError as error:
             await closing_response(error)(scope, receive, send)
             return
-        if body is None:  # the client has left
+        if body is None:  # client disconnected
             return
         waiting = [body]
 

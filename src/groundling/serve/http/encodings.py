@@ -1,4 +1,4 @@
-"""What the bytes of a body are: packed by gzip or not, and JSON in UTF-8. Everything else is refused by name."""
+"""Decode request bodies: UTF-8, optionally compressed with gzip. Other encodings are refused by name."""
 
 import re
 import zlib
@@ -8,17 +8,17 @@ from starlette.datastructures import Headers
 from groundling.serve.http.errors import ApiError
 
 GZIP = ("gzip", "x-gzip")
-"""Two names of the same (RFC 9110, 8.4.1.3)."""
+"""Synonyms (RFC 9110, 8.4.1.3)."""
 READ_AT_ONCE = 4096
-"""Bytes. What a member leaves of them is copied: if it were the whole body, many members would take quadratic time."""
+"""Bytes per call: the rest after each gzip member is copied, which for whole bodies would take quadratic time."""
 UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
 def check_encodings(headers: Headers) -> bool:
-    """Whether a body comes packed by gzip, from its headers alone.
+    """Whether the headers say gzip.
 
     Raises:
-        ApiError: 415: it is packed in another way, or more than once.
+        ApiError: 415: another encoding, or more than one.
     """
     given = ", ".join(headers.getlist("content-encoding"))
     packings = [word for word in (part.strip().lower() for part in given.split(",")) if word not in ("", "identity")]
@@ -29,14 +29,14 @@ def check_encodings(headers: Headers) -> bool:
 
 
 def unpacked(body: bytes, most_bytes: int) -> bytes:
-    """A gzip body's content. No more than `most_bytes` are ever unpacked, whatever they would come to.
+    """Decompress a gzip body; never more than `most_bytes`.
 
     Raises:
-        ApiError: 400: it is no gzip, or cut off; 413: it is larger.
+        ApiError: 400: invalid or truncated gzip; 413: too large.
     """
     pieces: list[bytes] = []
     room, place = most_bytes, 0
-    while place < len(body):  # several in a row are one (RFC 1952, 2.2)
+    while place < len(body):  # members are concatenated (RFC 1952, 2.2)
         reader = zlib.decompressobj(wbits=31)
         while not reader.eof:
             packed = body[place : place + READ_AT_ONCE]
@@ -58,10 +58,10 @@ def unpacked(body: bytes, most_bytes: int) -> bytes:
 
 
 def check_text(body: bytes, headers: Headers) -> None:
-    """Check that a body is UTF-8, and its Content-Type names no other encoding.
+    """Check that a body is UTF-8, and that its Content-Type names no other charset.
 
     Raises:
-        ApiError: 400, 415: it is not; the message names the first byte that shows it.
+        ApiError: 400 or 415; the message names the first invalid byte.
     """
     found = re.search(r"charset\s*=\s*\"?([^\";\s]*)", headers.get("content-type", ""), re.IGNORECASE)
     charset = found[1] if found else ""
@@ -71,7 +71,7 @@ def check_text(body: bytes, headers: Headers) -> None:
         raise ApiError(415, message, "unsupported_media_type")
     try:
         body.decode("utf-8")
-        wrong = body.find(0)  # UTF-16 and UTF-32 write letters so; JSON has it nowhere
+        wrong = body.find(0)  # as in UTF-16 and UTF-32; JSON has no NUL
     except UnicodeDecodeError as error:
         wrong = error.start
     if wrong >= 0:

@@ -1,4 +1,4 @@
-"""What goes wrong over HTTP, in the one shape that OpenAI's clients read."""
+"""Errors over HTTP, in the format of OpenAI's API."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -9,14 +9,14 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: one line: what came, what was expected, what to do.
-        code: a name for programs.
-        param: the field of the request that is at fault.
-        retry_after_s: when to ask again.
+        code: machine-readable name.
+        param: the request's field at fault.
+        retry_after_s: of the Retry-After header.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> dict[str, Any]:
-        """As JSON."""
+        """The JSON body."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         param = None if self.param is None else _printable(self.param)
         return {"error": {"message": _printable(self.message), "type": kind, "param": param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """What goes with it."""
+        """Headers of the response."""
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         if self.code == "unsupported_encoding":
@@ -47,25 +47,30 @@ class ApiError(Exception):
 
 
 def not_ready(message: str) -> ApiError:
-    """The server cannot do this now, and may be able to soon."""
+    """503: not now, but soon."""
     return ApiError(503, message, "not_ready", retry_after_s=2)
 
 
+def draining() -> ApiError:
+    """503: the server is shutting down."""
+    return ApiError(503, "the server is shutting down", "draining", retry_after_s=2)
+
+
 def deadline_exceeded() -> ApiError:
-    """What is said when `timeout_s` has gone by."""
+    """503: the request took longer than `timeout_s`."""
     return ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)
 
 
 def no_memory(error: Exception) -> ApiError:
-    """A text can come to need more memory than the machine has for it; a shorter one may not."""
+    """400: the text could need more memory than is available."""
     return ApiError(400, str(error), "insufficient_memory", "max_tokens")
 
 
 async def in_time(work: Awaitable[T], timeout_s: float) -> T:
-    """Do the work.
+    """Await `work`.
 
     Raises:
-        ApiError: 503: it took longer.
+        ApiError: 503: it took longer than `timeout_s`.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -75,5 +80,5 @@ async def in_time(work: Awaitable[T], timeout_s: float) -> T:
 
 
 def _printable(text: str) -> str:
-    """Half a character, as JSON can hold it, has no bytes that could be sent."""
+    """Replace lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()

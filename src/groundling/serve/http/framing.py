@@ -1,6 +1,6 @@
-"""What is refused of HTTP/1.1 although h11 reads it: whatever another program on the way may read differently.
+"""Strict parsing of HTTP/1.1: refuse what h11 accepts but other servers may parse differently.
 
-Where two programs disagree on where a request ends, a client can smuggle a request past the first one (RFC 9112, 11.2).
+If a proxy and the server disagree on where a request ends, a client can smuggle requests (RFC 9112, 11.2).
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import h11
-from h11._receivebuffer import ReceiveBuffer  # private, as what follows has to stand before h11's own parsing
+from h11._receivebuffer import ReceiveBuffer  # private: the checks must run before h11 parses
 
 from groundling.serve.http.middleware import HEADER_BYTES
 
@@ -24,17 +24,17 @@ VERSION = re.compile(rb" HTTP/([0-9]\.[0-9])$")
 
 
 def strict_connection() -> h11.Connection:
-    """A server's side of a connection, which reads no more than it has to."""
+    """h11's server connection with strict parsing."""
     connection = h11.Connection(h11.SERVER, HEADER_BYTES)
     connection._receive_buffer = StrictBuffer(lambda: connection.their_state is h11.IDLE)
     return connection
 
 
 class StrictBuffer(ReceiveBuffer):
-    """h11's buffer, whose lines end in CRLF only.
+    """h11's receive buffer, accepting only CRLF line ends.
 
     Args:
-        is_head: whether the next lines are a request's head, and not the trailers of its body.
+        is_head: whether the next lines are a request's head rather than trailers.
     """
 
     def __init__(self, is_head: Callable[[], bool]) -> None:
@@ -43,10 +43,10 @@ class StrictBuffer(ReceiveBuffer):
         self._n_extension_bytes = 0
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
-        """All lines up to an empty one; None: they are not all here.
+        """All lines up to an empty one; None: incomplete.
 
         Raises:
-            LocalProtocolError: they are not as HTTP/1.1 demands.
+            LocalProtocolError: they violate HTTP/1.1.
         """
         searched = max(0, self._multiple_lines_search - 3)
         if self._data[:2] == b"\r\n":
@@ -65,10 +65,10 @@ class StrictBuffer(ReceiveBuffer):
         return cast("list[bytearray]", lines)
 
     def maybe_extract_next_line(self) -> bytearray | None:
-        """A chunk's first line; None: it is not all here.
+        """The first line of a chunk; None: incomplete.
 
         Raises:
-            LocalProtocolError: it holds what no line may hold, or the extensions of a body get too long.
+            LocalProtocolError: an illegal byte, or the chunk extensions of the body are too long.
         """
         line = super().maybe_extract_next_line()
         if line is not None:
@@ -87,7 +87,7 @@ def _refuse_faults(data: bytearray, start: int, end: int) -> None:
 
 
 def _check_head(lines: Sequence[bytes]) -> None:
-    """What h11 takes: any version, and two lengths of one body, of which it believes the second."""
+    """Check what h11 does not: the HTTP version, and conflicting body lengths."""
     if len(lines[0]) > HEADER_BYTES:
         raise h11.LocalProtocolError(f"the request line has more than {HEADER_BYTES:,} bytes", error_status_hint=414)
     version = VERSION.search(lines[0])

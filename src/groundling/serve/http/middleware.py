@@ -1,6 +1,6 @@
-"""What every request passes first, below all routes: which host it names, and from which page it comes.
+"""Middleware for every request: request log, Host and Origin checks.
 
-Plain ASGI, so that no route can be forgotten. Each answers with an error of its own before anything else is read.
+Plain ASGI, so it covers all routes. Requests are refused before their body is read.
 """
 
 import ipaddress
@@ -31,35 +31,35 @@ SECURITY = {
 }
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 PROBES = ("/health", "/ready")
-"""What a load balancer asks, by whatever name or address it knows; the answer is nobody's secret."""
+"""Exempt from the Host check: a load balancer may use any name or address."""
 WITH_BODY = ("POST", "PUT", "PATCH")
 ALLOWED_HEADERS = ("Authorization", "Content-Encoding", "Content-Type")
-"""What a page of another site may set, if its origin is allowed."""
+"""Request headers that allowed origins may set."""
 CLIENTS_OWN = "x-stainless-"
-"""What the headers begin with in which OpenAI's client tells of itself."""
+"""Prefix of the headers in which OpenAI's client describes itself."""
 HEADER_BYTES = 16_384
-"""Of a request, until its body."""
+"""Largest request head."""
 
 
 def error_response(error: ApiError) -> Response:
-    """An error as an answer."""
+    """The response for an error."""
     return Response(as_json(error.body()), error.status, error.headers(), "application/json")
 
 
 def closing_response(error: ApiError) -> Response:
-    """An error as an answer, after which the connection ends: what was not read cannot be told from a next request."""
+    """The response for an error that closes the connection: the unread body must not be parsed as a request."""
     response = error_response(error)
     response.headers["Connection"] = "close"
     return response
 
 
 class RequestLog:
-    """Outermost: counts requests, gives each a name, and tells what came of it when it has ended.
+    """Outermost middleware: gives each request an id, and reports its status and duration.
 
     Args:
-        app: what comes after; what it fails with becomes an answer like any other.
-        when_over: is told a request's status, and how long it took.
-        when_failed: is told what nobody has caught, and says what to answer.
+        app: the next application; its unhandled exceptions become error responses.
+        when_over: called with a request's status and duration in seconds.
+        when_failed: called with an unhandled exception; returns the error to send.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RequestLog:
         self._app, self._when_over, self._when_failed = app, when_over, when_failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """ASGI: forward the request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -86,7 +86,7 @@ class RequestLog:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = notes["id"]
                 if status >= 400 and scope["method"] not in WITH_BODY and _has_body(scope):
-                    headers["Connection"] = "close"  # nobody reads that body
+                    headers["Connection"] = "close"  # its body is not read
                 for name, value in SECURITY.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -95,7 +95,7 @@ class RequestLog:
             await self._app(scope, receive, with_headers)
         except Exception as error:
             answer = self._when_failed(scope, error)
-            if status:  # half of an answer is out, and no other can follow
+            if status:  # the response has begun
                 raise
             await error_response(answer)(scope, receive, with_headers)
         finally:
@@ -103,14 +103,17 @@ class RequestLog:
 
 
 class Origins:
-    """Refuses requests to other hosts' names (DNS rebinding), and changes that foreign pages ask for (CSRF).
+    """Refuses requests with an unknown Host (DNS rebinding), and changes from other sites' pages (CSRF).
 
-    A request without a Host (HTTP/1.0) is not refused for it: every browser sends one.
+    Requests without a Host (HTTP/1.0) pass: every browser sends one.
+
+    Why not Starlette's TrustedHostMiddleware and CORSMiddleware: they answer in plain text, not in OpenAI's error
+    format, cannot exempt probes, read no IPv6 host, and cannot allow request headers by prefix.
 
     Args:
-        app: what comes after.
-        hosts: names that we go by; none: any.
-        allowed: origins of pages that may call; they get CORS headers.
+        app: the next application.
+        hosts: accepted host names; empty: any.
+        allowed: allowed origins; they get CORS headers.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], allowed: Collection[str]) -> None:
@@ -118,7 +121,7 @@ class Origins:
         self._allowed = {origin.lower().rstrip("/") for origin in allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """ASGI: forward the request, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -128,8 +131,8 @@ class Origins:
             return
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._goes_by(headers, scope["path"]):
-            message = f"this server is not called {host[:100]!r}; allow the name with --allowed-hosts"
+        if not self._accepts_host(headers, scope["path"]):
+            message = f"the host {host[:100]!r} is not allowed; allow it with --allowed-hosts"
             await closing_response(ApiError(403, message, "host_not_allowed"))(scope, receive, send)
             return
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
@@ -163,8 +166,8 @@ class Origins:
 
         await self._app(scope, receive, with_cors)
 
-    def _goes_by(self, headers: Headers, path: str) -> bool:
-        """Whether a request calls us by a name of ours, or needs none."""
+    def _accepts_host(self, headers: Headers, path: str) -> bool:
+        """Whether a request's Host is accepted or not needed."""
         given = headers.getlist("host")
         return not self._hosts or path in PROBES or not given or host_name(given[0]) in self._hosts
 
@@ -172,14 +175,14 @@ class Origins:
     def _is_own(origin: str, host: str) -> bool:
         try:
             return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
-        except ValueError:  # no address at all
+        except ValueError:  # not a host
             return False
 
 
 def _read_target(scope: Scope) -> ApiError | None:
-    """Normalise the request target to a path; return the error if it is not valid.
+    """Normalize the request target to a path; return an error if it is invalid.
 
-    A proxy may be sent the whole address, whose host then counts in place of the header Host (RFC 9112, 3.2.2).
+    The host of an absolute target replaces the Host header (RFC 9112, 3.2.2).
     """
     raw = scope.get("raw_path") or scope["path"].encode()
     if raw.startswith(b"/"):
@@ -210,9 +213,9 @@ def _cors(origin: str) -> dict[str, str]:
 
 
 def host_name(host: str) -> str:
-    """A host's name, in one spelling, without its port: of `LOCALHOST.:8000`, `[0:0::1]` and `::1`.
+    """Normalize a host and drop its port, for example `LOCALHOST.:8000`, `[0:0::1]` and `::1`.
 
-    What is no host is returned as it is, and is nobody's name.
+    An invalid host is returned unchanged, and matches no accepted name.
     """
     name, has_port, port = host.rpartition(":")
     if not has_port or not port.isdecimal() or (":" in name and not name.endswith("]")):

@@ -1,4 +1,4 @@
-"""What an answer is written to, and how a connection is broken off."""
+"""Transport of a response, and resetting connections."""
 
 import asyncio
 import socket
@@ -9,16 +9,16 @@ from contextlib import suppress
 from typing import Any
 
 BEGINNING = b"HTTP/1.1 "
-"""Of every answer, also of an informational one (100)."""
+"""Common to all responses, informational ones (100) included."""
 
 
 class Outlet(asyncio.Transport):
-    """The transport of one answer, which may begin before the answer is known: with what all answers have in common.
+    """Transport of one response; can send the bytes that all responses begin with before the response is known.
 
     Args:
         transport: of the connection.
-        close: is called when the answer has ended, or cannot go on.
-        is_closed: whether nothing more may be written, besides what the transport says of itself.
+        close: called when the response has ended or failed.
+        is_closed: whether writing is over, besides the transport's own state.
     """
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None], is_closed: Callable[[], bool]) -> None:
@@ -27,27 +27,27 @@ class Outlet(asyncio.Transport):
         self._n_ahead = 0
 
     def write_ahead(self) -> None:
-        """Send the next byte of the beginning, if there is one."""
+        """Send the next byte of `BEGINNING`, if any is left."""
         self._transport.write(BEGINNING[self._n_ahead : self._n_ahead + 1])
         self._n_ahead = min(self._n_ahead + 1, len(BEGINNING))
 
     def write(self, data: Any) -> None:
-        """Send what is next of the answer, without what was sent ahead."""
+        """Send data of the response, without the bytes sent ahead."""
         self._transport.write(data[self._n_ahead :])
         self._n_ahead = 0
 
     def close(self) -> None:
-        """End the connection, in the way that the state of the answer asks for."""
+        """Close the connection as the state of the response requires."""
         self._close()
 
     def is_closing(self) -> bool:
-        """Whether nothing more may be written."""
+        """Whether writing is over."""
         return self._is_closed() or self._transport.is_closing()
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Break a connection off. What the kernel has not sent is dropped: a client that does not read would keep it."""
+    """Reset a connection, and drop what the kernel has not sent: a client that does not read would hold it."""
     no_time = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-    with suppress(OSError):  # it is closed already
+    with suppress(OSError):  # already closed
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_time)
     transport.abort()

@@ -1,12 +1,12 @@
-"""Connections: how many there are, how long each may take, and how each ends.
+"""Connections: limits, deadlines, and closing.
 
 A connection has a deadline in every state. A client that has sent its request may half-close the connection
-(`shutdown(SHUT_WR)`, `nc -N`) and is answered. One that has left for good looks the same until something is sent to it:
-then it resets the connection. So a half-closed connection is probed: before an answer, with the next byte of what every
-answer begins with; in a stream of events, with a comment.
+(`shutdown(SHUT_WR)`, `nc -N`) and still gets its response. A client that has left looks the same until it is sent
+something, and then resets the connection. So half-closed connections are probed: before a response with the next byte
+of what every response begins with, in a stream of events with a comment.
 
-A connection that the server ends before all of a request was read is closed for sending first and read for a while:
-with unread data the kernel would reset it, and the client could lose the answer.
+A connection that the server closes before a request is read completely is closed for sending first, and read for a
+while: with unread data the kernel would reset it, and the client could lose the response.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from groundling.serve.http.outlet import Outlet, reset
 from groundling.serve.http.responses import as_json
 
 GRACE_S = 1.0
-"""A stream ends by itself when it is not read, and says why; the connection is broken off after that."""
+"""An unread stream ends itself with an error first; the connection is reset this much later."""
 
 LINGER_S = 5.0
-"""How long a connection is read whose answer came before the end of its request."""
+"""How long to read a connection whose response came before the end of its request."""
 
 LOOK_S = 0.2
-"""Between two looks at whether the client of a half-closed connection has left."""
+"""Interval of checks whether the client of a half-closed connection has left."""
 
 FIRST_PROBE_S = 0.1
-"""Until a half-closed connection is probed first; each wait is three times as long as the one before."""
+"""Delay of the first probe; each further delay is three times as long."""
 
 
 def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connections: int) -> type[H11Protocol]:
-    """HTTP/1.1, with limits."""
+    """A protocol class with these limits."""
 
     class WithLimits(Limited):
         limits = (receive_timeout_s, send_timeout_s, max_connections)
@@ -48,17 +48,17 @@ def protocol_for(receive_timeout_s: float, send_timeout_s: float, max_connection
 
 
 class Limited(H11Protocol):
-    """Closes connections that are idle, slow, not read or abandoned, and those above the limit."""
+    """Closes connections that are idle, slow, unread, abandoned, or above the limit."""
 
     limits: tuple[float, float, int]
-    """Seconds to receive a request, seconds to leave an answer unread, and connections at once."""
+    """Seconds to receive a request, seconds to leave a response unread, and connections at once."""
 
     lingers = False
-    """Whether the last answer is written, and what still comes is read and dropped."""
+    """Whether the last response is written, and further data is dropped."""
     _drops = False
-    """Whether bytes came after the last request that is answered."""
+    """Whether data came after the last request."""
     _half_closed = False
-    """Whether the client has closed its side."""
+    """Whether the client has closed its sending side."""
     _timer: asyncio.TimerHandle | None = None
     _waits_for: type[h11.IDLE] | type[h11.SEND_BODY] | None = None
     _idle_since = 0.0
@@ -74,10 +74,10 @@ class Limited(H11Protocol):
         if len(self.connections) > self.limits[2] and not self._make_room():
             transport.abort()
             return
-        # asyncio does so only for sockets made with IPPROTO_TCP. Without it, the body of an answer waits until the
-        # client acknowledges the head: 40 ms.
+        # asyncio sets TCP_NODELAY only for sockets made with IPPROTO_TCP. Without it, the body of a response waits
+        # until the client acknowledges the head: 40 ms.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Anything that the client has not taken is waited for, also the last of what was written before a close.
+        # Pause as soon as the client has not taken something, so that its deadline covers the last bytes, too.
         transport.set_write_buffer_limits(high=0)
         self._watch()
 
@@ -97,7 +97,7 @@ class Limited(H11Protocol):
             if self._half_closed:
                 self._probe(FIRST_PROBE_S)
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < HIGH_WATER_LIMIT:
-            self.flow.resume_reading()  # else nobody would hear that the client leaves
+            self.flow.resume_reading()  # to notice that the client leaves
         if self._half_closed and not self._awaits_answer():
             self.transport.close()
 
@@ -105,7 +105,7 @@ class Limited(H11Protocol):
         return False
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: for the answer to a complete request."""
+        """Keep the connection open for the response to a complete request."""
         is_first, self._half_closed = not self._half_closed, True
         if not self._awaits_answer():
             return False
@@ -123,7 +123,7 @@ class Limited(H11Protocol):
     # Half-closed connections
 
     def _awaits_answer(self) -> bool:
-        """Whether a complete request waits for its answer, though nothing more will come. A part of one is refused."""
+        """Whether a complete request waits for its response; an incomplete one is refused."""
         if self.lingers or self.transport.is_closing():
             return False
         state = self.conn.their_state
@@ -137,7 +137,7 @@ class Limited(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _probe(self, wait_s: float, *, waited_s: float = 0.0) -> None:
-        """Probe a half-closed connection, and break it off when its client has left."""
+        """Probe a half-closed connection, and reset it when its client has left."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         if self.transport.is_closing() or self._is_answered():
@@ -161,7 +161,7 @@ class Limited(H11Protocol):
     # How a connection ends
 
     def end_answer(self) -> None:
-        """Close the connection after an answer, or in the middle of one."""
+        """Close the connection after a response, or in the middle of one."""
         more_came = self._drops or self.flow.read_paused or self.conn.trailing_data[0]
         if not self._is_answered():
             reset(self.transport)
@@ -171,7 +171,7 @@ class Limited(H11Protocol):
             self.transport.close()
 
     def _linger(self) -> None:
-        """Close for sending, and read on until the client closes, too, or the time is over."""
+        """Close for sending, and read until the client closes or the time is up."""
         if self.transport.is_closing() or self.lingers:
             return
         if self._half_closed:
@@ -188,25 +188,25 @@ class Limited(H11Protocol):
         self._timer = self.loop.call_later(LINGER_S, self._end_linger)
 
     def _end_linger(self) -> None:
-        if self.transport.get_write_buffer_size():  # the answer is still being read; `_look_at_sending` sees that it is
+        if self.transport.get_write_buffer_size():  # still being sent; `_look_at_sending` watches it
             self._timer = self.loop.call_later(LINGER_S, self._end_linger)
         else:
             self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP as everything else is answered: in JSON, with the same headers."""
+        """Refuse invalid HTTP in JSON, with the same headers as any other error."""
         fault = sys.exception()
         status = fault.error_status_hint if isinstance(fault, h11.RemoteProtocolError) else 400
         self.refuse(f"this cannot be read as HTTP/1.1: {str(fault or msg)[:200]}", status)
 
     def refuse(self, message: str, status: int = 400) -> None:
-        """Answer a request that cannot be carried out with an error, and end the connection."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another answer is out, or half of it
+        """Send an error, and close the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another response has begun
             self._linger() if self._is_answered() else reset(self.transport)
             return
         is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
         outlet = self.transport
-        if not self._is_answered():  # by nobody else any more
+        if not self._is_answered():  # nothing else will respond
             outlet, self.cycle.disconnected = self.cycle.transport, True
             self.cycle.message_event.set()
         body = as_json(ApiError(status, message, "bad_request").body())
@@ -242,7 +242,7 @@ class Limited(H11Protocol):
             self._send_timer = None
 
     def _look_at_sending(self, n_before: int) -> None:
-        """Break off without progress since the last look: a close would wait, and keep what is unsent."""
+        """Reset if nothing was sent since the last check: a close would keep waiting."""
         if self.transport.get_write_buffer_size() < n_before:
             self._watch_sending()
         else:
@@ -251,27 +251,27 @@ class Limited(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._idle_since = self.loop.time()
-        # Between two requests there is no deadline but that of keep-alive.
+        # Between two requests only the keep-alive deadline applies.
         if self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]:
             self._watch()
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest, if there is one; first those whose answers are sent."""
+        """Close the connection that is idle for longest, if any; first those whose responses are sent."""
         idle = [one for one in cast("set[Limited]", self.connections) if one._is_idle()]
         for one in sorted(idle, key=lambda one: (one.transport.get_write_buffer_size() > 0, one._idle_since))[:1]:
             one.transport.abort()
         return bool(idle)
 
     def _is_idle(self) -> bool:
-        """Whether it was answered, and nothing of a next request has come."""
+        """Whether the last request is answered and the next has not begun."""
         is_between = self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE
         is_done = self.lingers or (is_between and self.cycle is not None and not self._waits_for)
         return is_done and not self.transport.is_closing()
 
     def _watch(self) -> None:
-        """Start or end the deadline of a head, or of the rest of a body that was not read before its answer.
+        """Start or end the deadline for a head, or for the rest of a body that was not read before its response.
 
-        Bytes that trickle in do not move it. A body that is read has the deadline of `bodies.Bodies`.
+        Single bytes do not extend it. Bodies that are read have the deadline of `bodies.BodyLimit`.
         """
         if self.lingers:
             return

@@ -1,4 +1,4 @@
-"""Answers that end when nobody reads them: whole ones, and streams of server-sent events."""
+"""Responses that end when the client leaves: complete ones, and streams of server-sent events."""
 
 import asyncio
 import json
@@ -13,11 +13,11 @@ from groundling.serve.http.errors import ApiError
 
 T = TypeVar("T")
 COMMENT = b":\n\n"
-"""Of a stream of events: clients skip it."""
+"""A comment in a stream of events, ignored by clients."""
 
 
-class Gone(Exception):  # noqa: N818  # not an error: it is how a request ends
-    """Nobody waits for the answer any more; `reason` says why."""
+class Gone(Exception):  # noqa: N818  # not an error: control flow
+    """The client has left; `reason` says how."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -25,10 +25,10 @@ class Gone(Exception):  # noqa: N818  # not an error: it is how a request ends
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, and leave it when the client has left.
+    """Await `work`, and cancel it when the client leaves.
 
     Raises:
-        Gone: it has.
+        Gone: the client has left.
     """
     task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
     try:
@@ -49,14 +49,14 @@ async def _disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events: each chunk is `data: JSON`, and the last line is `data: [DONE]` if all went well.
+    """Server-sent events: `data: JSON` for each chunk, then `data: [DONE]`.
 
-    An error after the first byte is an event of its own, and the end.
+    An error after the first byte is an event of its own, and ends the stream without `[DONE]`.
 
     Args:
-        chunks: what to send, some at a time.
-        send_timeout_s: how long a client may leave it unread.
-        when_over: is told why the stream ended before its end, or None.
+        chunks: lists of chunks to send.
+        send_timeout_s: how long a client may leave data unread.
+        when_over: called with the reason for an early end, or None.
     """
 
     media_type = "text/event-stream"
@@ -72,8 +72,8 @@ class EventStream(Response):
         self._chunks, self._send_timeout_s, self._when_over = chunks, send_timeout_s, when_over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        scope.get("extensions", {})["filler"] = COMMENT  # what the connection may be probed with, see `protocol`
+        """ASGI: send the events."""
+        scope.get("extensions", {})["filler"] = COMMENT  # for probes of the connection, see protocol.py
         reason: str | None = "error"
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -11,7 +11,7 @@ MAX_QUOTED = 40
 
 
 def kinds(value: Any) -> frozenset[str]:
-    """The JSON types that a value is of: a whole number is a number, too, and 5.0 is the whole number 5."""
+    """The JSON types of a value: an integer is a number, too, and 5.0 is an integer."""
     if value is None:
         return frozenset(["null"])
     if isinstance(value, bool):
@@ -22,13 +22,13 @@ def kinds(value: Any) -> frozenset[str]:
 
 
 def kind_of(schema: Schema) -> str | None:
-    """The JSON type that a schema asks for."""
+    """The JSON type that a schema requires."""
     found: str | None = schema.get("type")
     return found
 
 
 def came(value: Any) -> str:
-    """What a value is. A string's or an array's content is not told, for it can be long, and private."""
+    """Describe a value, without the content of strings and arrays: it can be long, and private."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -42,17 +42,17 @@ def came(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """The beginning of a string, as JSON has it: on one line, and nothing in it moves a terminal."""
+    """The beginning of a string as a JSON literal: one line, no control characters."""
     return json.dumps(text[:MAX_QUOTED], ensure_ascii=False)
 
 
 def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
-    """What a schema asks for.
+    """Describe what a schema requires.
 
     Args:
         schema: of the value.
-        whole: holds the definitions that it refers to.
-        sizes: also tell how long strings and arrays may be.
+        whole: the document with the definitions.
+        sizes: include the limits of strings and arrays.
     """
     schema = _resolved(schema, whole)
     if "anyOf" in schema:
@@ -78,7 +78,7 @@ def expected(schema: Schema, whole: Schema, *, sizes: bool = False) -> str:
 
 
 def listed(words: Sequence[str], last: str = ", or ") -> str:
-    """Words in a row: "a, b, or c"."""
+    """Join words: "a, b, or c"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}{last}{words[-1]}"
 
 

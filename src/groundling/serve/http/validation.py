@@ -1,8 +1,7 @@
-"""What is wrong with a request, in one sentence: where, what came, what was expected.
+"""One-sentence errors for invalid requests: where, what came, what was expected.
 
-pydantic decides whether a body is taken; this finds the words. Where a field may be one of several things, pydantic
-has an error for each of them, and none says which was meant. So the body is held against the JSON schema of its model,
-and of several things that one is taken whose kind came.
+pydantic decides whether a body is valid; this module finds the words. For a union pydantic reports an error per member.
+So the body is compared with the JSON schema of its model, and of a union only the member of the value's own type.
 """
 
 import inspect
@@ -22,26 +21,26 @@ from groundling.serve.http.schema_words import came, expected, kind_of, kinds, q
 Place = tuple[str | int, ...]
 Schema = Mapping[str, Any]
 PLURAL = ("annotations", "functions", "tool_calls", "tools")
-"""Names of which there "are" some; all others "is"."""
+"""Fields with a plural verb in messages."""
 MAX_SHOWN = 200
-"""Characters of a place, which can hold names that a client made up."""
+"""Longest field path in a message: it can contain a client's own names."""
 
 
 class Fault(NamedTuple):
-    """What is wrong at one place."""
+    """An error at one place of a body."""
 
     place: Place
     said: str
-    """What follows the place in the sentence."""
+    """The sentence after the place."""
     code: str = "invalid_value"
 
 
 def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) -> ApiError:
-    """The first fault of a request, by its place.
+    """The first fault of a request.
 
     Args:
-        error: why it was refused.
-        endpoint: the function that would have answered it; its parameter says of what model the body is.
+        error: of pydantic.
+        endpoint: the route's function; its parameter names the model of the body.
     """
     first = error.errors()[0]
     where, *place = first["loc"]
@@ -55,7 +54,7 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
         text = f"the body is empty; it has to be {expected(_schema(model), _schema(model))}"
         return ApiError(400, text, "invalid_value")
     fault = find_fault(error.body, model)
-    if fault is None:  # fields that do not go together
+    if fault is None:  # a validator over several fields
         said = first["msg"].removeprefix("Value error, ")
         name = said.split(" ", 1)[0]
         return ApiError(400, said, "invalid_value", name if name in model.model_fields else None)
@@ -65,7 +64,7 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
 
 
 def unreadable(cause: BaseException) -> str:
-    """Why Python's JSON reader gave up on a body that is no broken JSON."""
+    """Describe why Python's JSON parser refused well-formed JSON."""
     if isinstance(cause, RecursionError):
         return "the body cannot be read: its arrays or objects are nested too deeply"
     if isinstance(cause, ValueError):
@@ -74,7 +73,7 @@ def unreadable(cause: BaseException) -> str:
 
 
 def _of_a_parameter(error: Mapping[str, Any]) -> ApiError:
-    """What is wrong with a parameter of the address, whose value is always a text."""
+    """Describe an invalid query parameter."""
     name = str(error["loc"][-1])[:MAX_SHOWN]
     if error["type"] == "missing":
         return ApiError(400, f"{name} is missing; give it in the address: ?{name}=...", "invalid_value", name)
@@ -99,13 +98,13 @@ def _schema(model: type[BaseModel]) -> Schema:
 
 
 def find_fault(value: Any, model: type[BaseModel]) -> Fault | None:
-    """The first thing in a body that its model does not allow; None: each field alone is as it has to be."""
+    """The first fault in a body; None: each field alone is valid."""
     schema = _schema(model)
     return _Search(schema).look(value, schema, ())
 
 
 class _Search:
-    """Looks through a value with a schema; `whole` holds the definitions that it refers to."""
+    """Searches a value for faults; `whole` is the document with the definitions."""
 
     def __init__(self, whole: Schema) -> None:
         self._whole = whole
@@ -150,7 +149,7 @@ class _Search:
         alike = [number for number, option in enumerate(options) if kind_of(option) in kinds(value)]
         if not alike or value == []:
             return self._other(value, schema, place)
-        if len(alike) > 1:  # lists: the first element says which
+        if len(alike) > 1:  # lists: decided by the first element
             items = [self._resolved(options[number]["items"]) for number in alike]
             of_first = [n for n, item in zip(alike, items, strict=True) if kind_of(item) in kinds(value[0])]
             if not of_first:
@@ -164,7 +163,7 @@ class _Search:
         others = schema.get("additionalProperties")
         if len(value) > schema.get("maxProperties", math.inf):
             return Fault(place, f"has {len(value):,} entries; {schema['maxProperties']:,} are the most")
-        for name in required:  # what kind of object it is meant to be says the most
+        for name in required:  # a wrong discriminator says most
             if name in value and {"const", "enum"} & self._resolved(fields[name]).keys():
                 fault = self.look(value[name], fields[name], (*place, name))
                 if fault is not None:
@@ -187,7 +186,7 @@ class _Search:
         return None
 
     def _never(self, schema: Schema) -> bool:
-        """Whether no value is supported but null and []."""
+        """Whether only null and [] are supported."""
         schema = self._resolved(schema)
         options = schema.get("anyOf", [schema])
         return all(option.get("type") == "null" or option.get("maxItems") == 0 for option in options)
@@ -213,7 +212,7 @@ class _Search:
 
     def _of_number(self, value: Any, schema: Schema, place: Place) -> Fault | None:
         holds = (
-            (isinstance(value, int) or math.isfinite(value))  # a whole number can be too large for isfinite
+            (isinstance(value, int) or math.isfinite(value))  # isfinite fails for huge integers
             and schema.get("minimum", value) <= value <= schema.get("maximum", value)
             and ("exclusiveMinimum" not in schema or schema["exclusiveMinimum"] < value)
             and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])

@@ -4,8 +4,8 @@ In reading order:
 
     routes.py           its routes
     prompts.py          prompts to rank replies to
-    question_queue.py   questions that wait for an answer
-    store.py            the thread that touches the file of rankings
-    ranking_cache.py    that file, opened once and counted
+    question_queue.py   open questions
+    store.py            the thread that owns the rankings file
+    ranking_cache.py    the rankings file, with cached counts
     reward_training.py  `groundling reward` as a child process
 """

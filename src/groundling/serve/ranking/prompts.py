@@ -1,4 +1,4 @@
-"""What raters are asked to rank replies to."""
+"""Prompts to rank replies to."""
 
 import time
 from collections import Counter
@@ -12,16 +12,16 @@ from groundling.serve.http.errors import ApiError
 from groundling.serve.ranking.question_queue import Messages
 
 RETRY_S = 60.0
-"""After which what could not be fetched is tried again."""
+"""Retry a failed download after this time."""
 
 
 class Prompts:
-    """What is asked: the lines of a file, or what is said in Tiny Shakespeare's plays.
+    """Prompts from a file, or from Tiny Shakespeare's dialogues.
 
-    Of these the training part: what is said in the other one is kept for measuring what has been learned.
+    Only the training split: the validation split is for evaluation.
 
     Raises:
-        DataError: the file is none.
+        DataError: the file cannot be read or is invalid.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -31,18 +31,18 @@ class Prompts:
 
     @property
     def n_known(self) -> int | None:
-        """How many there are, as far as they were looked for."""
+        """Number of prompts; None: not loaded yet."""
         return len(self._known) or None
 
     def n_among(self, answered: "Counter[Messages]") -> int:
-        """How many different ones somebody has answered; while it is not known which there are, any count."""
+        """How many of the prompts are among the answered ones; before they are loaded, all answered ones count."""
         return len(answered.keys() & self._known.keys() if self._known else answered)
 
     def get(self) -> Sequence[Messages]:
-        """All of them; in a thread, for they may have to be fetched.
+        """All prompts. May download them: call it in a thread.
 
         Raises:
-            ApiError: 409: there are none.
+            ApiError: 409: no prompts are available.
         """
         if not self._known and time.monotonic() - self._failed_at > RETRY_S:
             try:

@@ -1,6 +1,6 @@
-"""What raters are asked: a prompt, replies in an order of chance, and a name under which the answer comes back.
+"""Questions for raters: a prompt, replies in random order, and a token for the answer.
 
-A question is held here until it is answered or too old. Nothing of where the replies come from is told before.
+A question is kept until it is answered or expires. The models behind its replies are not revealed before.
 """
 
 import asyncio
@@ -21,19 +21,18 @@ Messages = tuple[Message, ...]
 KEPT_S = 3600.0
 MAX_HELD = 1000
 MAX_OF_ONE = 16
-"""Questions that one rater may leave open; older ones are forgotten."""
+"""Open questions per rater; older ones are dropped."""
 LOOKS = 20
-"""Prompts that are looked at for one question: some do not fit the models."""
+"""Prompts to try for one question: some do not fit the models."""
 TRIES = 3
-"""How often replies are written for one question: sometimes there is nothing to choose between them."""
+"""Attempts to generate replies for one question: sometimes all are the same."""
 
 ReplyFn = Callable[[Messages, int], Awaitable[str | None]]
-"""(conversation, seed) -> what is said next; None: it may not be shown. Raises ApiError 400 where there is no reply to
-that."""
+"""(conversation, seed) -> reply; None: the safety stage blocks it. Raises ApiError 400 if the model cannot reply."""
 
 
 class RankedModel(NamedTuple):
-    """A model that replies."""
+    """A model, and how to generate its reply."""
 
     name: str
     reply: ReplyFn
@@ -41,42 +40,42 @@ class RankedModel(NamedTuple):
 
 @dataclass(eq=False)
 class Question:
-    """One that was asked."""
+    """A question put to a rater."""
 
     token: str
     rater: str
     messages: Messages
     candidates: tuple[Candidate, ...]
     shown: tuple[int, ...]
-    """The candidates' numbers in the order of the screen; follows from the token, which is drawn."""
+    """The candidates' numbers in the order shown; derived from the random token."""
     until: float
     key: str | None = None
-    """Of the answer, once there is one."""
+    """Key of the answer; None: not answered."""
 
     def texts(self) -> list[str]:
-        """The replies in the order of the screen."""
+        """The replies in the order shown."""
         return [self.candidates[number].text for number in self.shown]
 
 
 @dataclass
 class QuestionQueue:
-    """All that are open, and some that were answered.
+    """Open questions, and recent answered ones.
 
     Args:
-        clock: seconds.
+        clock: time in seconds.
     """
 
     clock: Callable[[], float] = time.monotonic
     _held: "OrderedDict[str, Question]" = field(default_factory=OrderedDict)
     _coming: "Counter[tuple[str, Messages]]" = field(default_factory=Counter)
-    """Prompts whose replies are being written, by rater."""
+    """Prompts whose replies are being generated, by rater."""
     _unfit: dict[Messages, str] = field(default_factory=dict)
     """Prompts that the models cannot reply to, and why."""
     _dull: "Counter[Messages]" = field(default_factory=Counter)
-    """How often there was nothing to choose between the replies to a prompt."""
+    """How often all replies to a prompt were the same or blocked."""
 
     def get(self, token: str) -> Question | None:
-        """The question of this name, if it is still held."""
+        """The question of this token, if it is still kept."""
         self._forget()
         return self._held.get(token)
 
@@ -88,17 +87,17 @@ class QuestionQueue:
         models: Sequence[RankedModel],
         answered: "Counter[Messages]",
     ) -> Question:
-        """The next question for a rater: the first of the prompts that he was asked least often.
+        """The next question for a rater: the first prompt among those asked least often.
 
         Args:
-            rater: who is asked.
-            n: replies.
-            prompts: what may be asked.
-            speakers: models that may reply.
-            answered: how often he has answered each.
+            rater: name of the rater.
+            n: number of replies.
+            prompts: to choose from.
+            models: that may reply.
+            answered: how often the rater has answered each prompt.
 
         Raises:
-            ApiError: 409: the models can reply to none of the prompts; whatever the models cannot do.
+            ApiError: 409: no prompt has replies to choose between; or an error of a model.
         """
         refusal = next((self._unfit[messages] for messages in prompts if messages in self._unfit), "no prompts")
         asked = answered + self._open_for(rater) + self._dull
@@ -122,13 +121,13 @@ class QuestionQueue:
             asked[messages] += 1
             self._dull[messages] += 1
             _keep_newest(self._dull)
-            left.append(messages)  # other draws may differ
+            left.append(messages)  # other samples may differ
         raise ApiError(409, f"there is nothing to choose: {refusal}; give other prompts", "nothing_to_ask")
 
     async def _replies(
         self, rater: str, messages: Messages, players: Sequence[RankedModel], n_before: int
     ) -> tuple[Candidate, ...] | None:
-        """The same for every rater: what they say of them can be compared. None: one of them may not be shown."""
+        """Replies to a prompt, equal for all raters so that judgements can be compared. None: one is blocked."""
         _, seeds = name_and_seeds(messages, [speaker.name for speaker in players], n_before)
         self._coming[rater, messages] += 1
         try:
@@ -137,7 +136,7 @@ class QuestionQueue:
             )
         finally:
             self._coming[rater, messages] -= 1
-            self._coming += Counter()  # without what is zero
+            self._coming += Counter()  # drop zero counts
         said = [
             Candidate(text, speaker.name, seed)
             for text, speaker, seed in zip(texts, players, seeds, strict=True)
@@ -172,9 +171,9 @@ class QuestionQueue:
 
 
 def turns(messages: Messages, n: int, models: Sequence[RankedModel], n_before: int) -> list[RankedModel]:
-    """Who replies to a prompt: each as often as another, and all pairs of them over many prompts.
+    """Choose the models that reply to a prompt: equally often, and in all pairs over many prompts.
 
-    It follows from the prompt, and from how often it was asked before: it is the same for every rater.
+    Depends only on the prompt and on how often it was asked before, so it is equal for all raters.
     """
     order = named_generator("turns", name_of(messages_to_json(messages)), n_before).permutation(len(models))
     return [models[order[place % len(models)]] for place in range(n)]
@@ -186,7 +185,7 @@ def _keep_newest(notes: dict[Messages, Any]) -> None:
 
 
 async def _together(work: Sequence[Awaitable[str | None]]) -> list[str | None]:
-    """All at once; when one fails, none goes on."""
+    """Await all; if one fails, cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))

@@ -1,6 +1,6 @@
-"""The file of rankings as the server uses it: opened when it is needed, and counted once.
+"""The rankings file with cached counts.
 
-What is here waits for the disk: the server calls it in a thread of its own (`store.py`).
+Blocks on the disk: the server calls it in a thread of its own (`store.py`).
 """
 
 import threading
@@ -20,22 +20,22 @@ Messages = tuple[Message, ...]
 
 @dataclass
 class RankingSummary:
-    """What judgements add up to."""
+    """Counts of judgements."""
 
     judgements: int = 0
     ties: int = 0
     skips: int = 0
     pairs: int = 0
-    """Preferences that somebody stated."""
+    """Preference pairs."""
     useful: int = 0
-    """Judgements that say something about two replies, if only that they are equally good."""
+    """Judgements with at least one preference or tie."""
     prompts: "Counter[Messages]" = field(default_factory=Counter)
-    """How many judgements there are of each that have a preference; 0 where all are ties or skips."""
+    """Judgements with a preference per prompt; 0: only ties or skips."""
     answered: "dict[str, Counter[Messages]]" = field(default_factory=lambda: defaultdict(Counter))
     """How often each rater has answered each prompt."""
 
     def add(self, judgement: Judgement) -> None:
-        """Count one more."""
+        """Add a judgement."""
         n_pairs = preferences(judgement)
         is_tie = judgement.choice == tie_of(len(judgement.candidates))
         self.judgements += 1
@@ -48,7 +48,7 @@ class RankingSummary:
 
 
 def preferences(judgement: Judgement) -> int:
-    """How many pairs of better and worse a judgement has: those of `Rankings.pairs`."""
+    """Number of preference pairs in a judgement, as in `Rankings.pairs`."""
     left, n_pairs = len(judgement.candidates), 0
     for group in judgement.choice:
         left -= len(group)
@@ -57,10 +57,10 @@ def preferences(judgement: Judgement) -> int:
 
 
 class RankingCache:
-    """The rankings and their tally. Any number of threads may share it.
+    """The rankings with their counts. Thread-safe.
 
     Args:
-        path: the file; it is made, with its folder, when there is something to keep.
+        path: the file; it and its folder are created with the first judgement.
 
     Each method raises DataError or StorageError as `Rankings` does.
     """
@@ -74,14 +74,14 @@ class RankingCache:
         self._seen: tuple[object, ...] | None = None
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         with self._lock:
             if self._rankings is not None:
                 self._rankings.close()
                 self._rankings = None
 
     def wait_at_most(self, seconds: float) -> None:
-        """How long others' locks are waited for from now on."""
+        """Set the timeout for locks of other processes."""
         self._patience_s = seconds
         if self._rankings is not None:
             self._rankings.wait_at_most(seconds)
@@ -92,7 +92,7 @@ class RankingCache:
         return None if rankings is None else rankings.get(key)
 
     def keep(self, judgement: Judgement) -> Judgement:
-        """Keep a judgement, on disk when this returns; return the one of its key, which may be an older one."""
+        """Store a judgement on disk; return the one stored under its key, which may be older."""
         if self._if_there() is None:
             atomic.make_folder(self.path.parent)
         rankings = self._open()
@@ -107,7 +107,7 @@ class RankingCache:
         return kept
 
     def counts(self, rater: str | None) -> tuple[dict[str, int], int]:
-        """How much there is, and how many prompts there are with a preference."""
+        """Counts for the page, and the number of prompts with a preference."""
         self._if_there()
         with self._lock:
             tally = self._current()
@@ -125,16 +125,16 @@ class RankingCache:
             return Counter(found[rater]) if rater in found else Counter()
 
     def __iter__(self) -> Iterator[Judgement]:
-        """All judgements in the order of their coming."""
+        """All judgements in insertion order."""
         return iter(self._if_there() or ())
 
     def after(self, last: int) -> list[tuple[int, Judgement]]:
-        """Some hundred judgements with their numbers, from the one after this number on; [] at the end."""
+        """The next few hundred numbered judgements after this number; [] at the end."""
         rankings = self._if_there()
         return [] if rankings is None else rankings.after(last)
 
     def _if_there(self) -> Rankings | None:
-        """The file, if somebody has made it."""
+        """The open file, if it exists."""
         return self._open() if self._rankings is not None or self.path.exists() else None
 
     def _open(self) -> Rankings:
@@ -144,7 +144,7 @@ class RankingCache:
             return self._rankings
 
     def _current(self) -> RankingSummary:
-        """The tally, counted anew if another program has written since."""
+        """The counts, updated if another process has written."""
         signs = self._signs()
         if self._rankings is not None and signs != self._seen:
             self._tally = RankingSummary()
@@ -154,7 +154,7 @@ class RankingCache:
         return self._tally
 
     def _signs(self) -> tuple[object, ...]:
-        """Differs when the file or its write-ahead log has been written to."""
+        """Changes when the file or its write-ahead log is written to."""
         found: list[object] = []
         for path in (self.path, Path(f"{self.path}-wal")):
             try:

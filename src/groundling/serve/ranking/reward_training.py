@@ -1,4 +1,4 @@
-"""`groundling reward` on the rankings of the page: a process of its own, one at a time, that ends with the server."""
+"""Run `groundling reward` on the page's rankings: a child process, one at a time, stopped with the server."""
 
 import asyncio
 import sys
@@ -14,17 +14,17 @@ MIN_PAIRS = 10
 MIN_PROMPTS = 5
 BATCH_SIZE = 8
 MAX_STEPS = 200
-"""What finishes in minutes: a step of a small model takes less than a second."""
+"""Finishes in minutes: a step of a small model takes less than a second."""
 MAX_EPOCHS = 4.0
 STOP_S = 10.0
 TAIL_BYTES = 8192
 
 
 def require_enough(n_pairs: int, n_prompts: int) -> None:
-    """Check that there is something to learn from.
+    """Check that there are enough rankings to train on.
 
     Raises:
-        ApiError: 409: there is not.
+        ApiError: 409: there are not.
     """
     if n_pairs < MIN_PAIRS or n_prompts < MIN_PROMPTS:
         raise ApiError(
@@ -36,7 +36,7 @@ def require_enough(n_pairs: int, n_prompts: int) -> None:
 
 
 def arguments(base: Path, rankings: Path, out_dir: Path, n_answers: int) -> list[str]:
-    """The command line of a training that takes at most MAX_STEPS steps."""
+    """The command line of a run of at most MAX_STEPS steps."""
     epochs = min(MAX_EPOCHS, MAX_STEPS * BATCH_SIZE / n_answers)
     n_steps = max(1, round(epochs * n_answers / BATCH_SIZE))
     return [
@@ -51,11 +51,11 @@ def arguments(base: Path, rankings: Path, out_dir: Path, n_answers: int) -> list
 
 
 class RewardTraining:
-    """The training that runs, or the last one. Belongs to the event loop.
+    """The current or last training. For the event loop only.
 
     Args:
-        runs: the folder in which a training gets one of its own.
-        rankings: the file to learn from.
+        runs: parent folder of the run folders.
+        rankings: file to train on.
     """
 
     def __init__(self, runs: Path, rankings: Path) -> None:
@@ -69,15 +69,15 @@ class RewardTraining:
         self._began = self._ended = 0.0
 
     async def start(self, model: str, base: Path, n_answers: int) -> None:
-        """Begin.
+        """Start a training.
 
         Args:
-            model: the name of the model to start from.
-            base: where it lies.
-            n_answers: how many judgements there are to learn from.
+            model: name of the model to start from.
+            base: path of the model.
+            n_answers: number of judgements to train on.
 
         Raises:
-            ApiError: 409: another one runs.
+            ApiError: 409: a training is running.
         """
         async with self._lock:
             if self._state == "running":
@@ -95,7 +95,7 @@ class RewardTraining:
             self._following = asyncio.create_task(self._follow(self._process))
 
     async def stop(self) -> None:
-        """End the one that runs, if one does; when this returns, its process is gone."""
+        """Stop the running training, if any, and wait for its process to end."""
         async with self._lock:
             process, following = self._process, self._following
             if process is None or following is None or self._state != "running":
@@ -111,7 +111,7 @@ class RewardTraining:
                 await following
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        """Keep the end of what it says, until it ends."""
+        """Keep the end of its output until it exits."""
         assert process.stderr is not None
         while said := await process.stderr.read(TAIL_BYTES):
             self._tail = (self._tail + said)[-TAIL_BYTES:]
@@ -121,7 +121,7 @@ class RewardTraining:
             self._state = "done" if code == 0 else "failed"
 
     def facts(self) -> dict[str, Any]:
-        """How far it has come; reads what the training has written, so call it in a thread."""
+        """Progress of the training. Reads its files: call it in a thread."""
         facts: dict[str, Any] = {"state": self._state, "model": self._model or None, "run": None, "error": None}
         facts |= {"step": None, "loss": None, "accuracy": None, "share": None, "seconds": None, "losses": []}
         if self._folder is None:

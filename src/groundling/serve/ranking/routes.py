@@ -1,4 +1,4 @@
-"""Ranking over HTTP: questions, answers that are on disk before they are acknowledged, and a reward model of them."""
+"""Ranking over HTTP: questions, durable answers, and training of a reward model."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -33,13 +33,13 @@ Groups = Annotated[
 
 
 class Best(Body):
-    """One reply is better than each of the others."""
+    """One reply is better than all others."""
 
     best: Place
 
 
 class Answer(Body):
-    """What a rater says of a question. Places count from 1 in the order in which the replies were shown."""
+    """A rater's answer. Places count from 1 in the order shown."""
 
     question: str = Field(min_length=1, max_length=100)
     choice: Literal["tie", "skip"] | Best | Groups
@@ -50,19 +50,19 @@ class Answer(Body):
 
 
 class TrainRequest(Body):
-    """Which served model to begin with; the first that chats, if none is named."""
+    """The served model to start from; by default the first chat model."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
 def router(server: ServerState) -> APIRouter:
-    """All routes of the page to rank.
+    """Routes of the ranking page.
 
     Raises:
-        DataError: the file of prompts is none.
+        DataError: the prompts file cannot be read or is invalid.
     """
     store, prompts = Store(server.config.rankings, counted=server.counted), Prompts(server.config.prompts)
-    fetching = CapacityLimiter(1)  # not in the threads that all requests share: a download can take long
+    fetching = CapacityLimiter(1)  # not in the shared thread pool: a download can take long
     training = RewardTraining(server.config.runs, server.config.rankings)
 
     questions = QuestionQueue()
@@ -94,14 +94,14 @@ def router(server: ServerState) -> APIRouter:
         n: Annotated[int, Query(ge=2, le=AT_MOST)] = 2,
         prompt: Annotated[str | None, Query(min_length=1, max_length=4000)] = None,
     ) -> Response:
-        """A prompt and replies to it, without a word of who wrote them."""
+        """Get a question: a prompt and replies, without the models' names."""
         server.require_ready()
         asking = asked(request.state.client, rater, n, prompt)
         return await server.attended(request, in_time(asking, server.config.timeout_s))
 
     @routes.post("")
     async def keep(answer: Answer) -> dict[str, Any]:
-        """Keep an answer; when this says so, it is on disk. Sent again under its key, it is still there once."""
+        """Store an answer; it is on disk when this responds. Idempotent by key."""
         question = questions.get(answer.question)
         until = store.deadline()
         known = await store.call(lambda cache: cache.get(answer.key), until)
@@ -111,7 +111,7 @@ def router(server: ServerState) -> APIRouter:
 
     @routes.get("")
     async def count(rater: Annotated[str | None, Query(min_length=1, max_length=100)] = None) -> dict[str, Any]:
-        """How much there is."""
+        """Count the answers."""
         until = store.deadline()
         counts, _ = await store.call(lambda cache: cache.counts(rater), until)
         if rater is not None:
@@ -122,8 +122,8 @@ def router(server: ServerState) -> APIRouter:
 
     @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
     async def export() -> Response:
-        """All of it as lines of JSON, as `groundling rankings export` writes them."""
-        await store.call(lambda cache: cache.counts(None))  # what is wrong with the file is told before the first byte
+        """Export all answers as JSON lines, as `groundling rankings export` does."""
+        await store.call(lambda cache: cache.counts(None))  # report errors of the file before the first byte
         headers = {"Content-Disposition": 'attachment; filename="rankings.jsonl"', "Cache-Control": "no-store"}
         return _Export(_lines(store), server.counted, headers=headers, media_type="application/x-ndjson")
 
@@ -134,12 +134,12 @@ def router(server: ServerState) -> APIRouter:
 def _add_training(routes: APIRouter, server: ServerState, store: Store, training: RewardTraining) -> None:
     @routes.post("/train")
     async def train(request: TrainRequest) -> dict[str, Any]:
-        """Teach a reward model what was said."""
+        """Train a reward model on the answers."""
         server.require_ready()
         served = server.models.get(request.model or _chatting(server)[0])
         if served.bundle.chat is None:
             raise ApiError(
-                409, f"{served.name} was never taught to answer; begin with one that was", "not_a_chat_model"
+                409, f"{served.name} is a base model, not a chat model; start from a chat model", "not_a_chat_model"
             )
         counts, n_prompts = await store.call(lambda cache: cache.counts(None))
         require_enough(counts["pairs"], n_prompts)
@@ -148,20 +148,20 @@ def _add_training(routes: APIRouter, server: ServerState, store: Store, training
 
     @routes.get("/train")
     async def look() -> dict[str, Any]:
-        """How far the training has come."""
+        """Get the progress of the training."""
         return await to_thread.run_sync(training.facts)
 
     @routes.delete("/train")
     async def stop() -> dict[str, Any]:
-        """End the training, if one runs."""
+        """Stop the training, if one is running."""
         await training.stop()
         return await to_thread.run_sync(training.facts)
 
 
 def _require_own_page(allowed: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that refuses what a page of another site asks for, as if it changed something: replies are written.
+    """A dependency that refuses other sites' pages even for GET: a question costs decoding time.
 
-    An image's address carries no origin; but browsers say where the page is that it stands on.
+    The request of an <img> has no Origin, but browsers send Sec-Fetch-Site.
     """
     friends = {origin.lower().rstrip("/") for origin in allowed}
 
@@ -175,30 +175,28 @@ def _require_own_page(allowed: Sequence[str]) -> Callable[[Request], Awaitable[N
 
 
 def _chatting(server: ServerState) -> list[str]:
-    """All served models that answer.
+    """Names of the chat models.
 
     Raises:
-        ApiError: 409: there is none.
+        ApiError: 409: no served model is a chat model.
     """
     found = server.models.chatting()
     if not found:
-        raise ApiError(
-            409, "none of the models was taught to answer; serve one that `groundling sft` made", "no_speaker"
-        )
+        raise ApiError(409, "no served model is a chat model; serve one that `groundling sft` made", "no_speaker")
     return found
 
 
 def _ranked_models(server: ServerState, client: str) -> list[RankedModel]:
-    """All models that answer, when it is this client's turn."""
+    """The chat models, decoding in turns with other clients."""
     reply = partial(generate_reply, server, client=client)
     return [RankedModel(name, partial(reply, name)) for name in _chatting(server)]
 
 
 async def _keep_new(store: Store, question: Question | None, answer: Answer, until: float) -> Judgement:
-    """Keep an answer whose key is new, or return the one that has come under this key meanwhile.
+    """Store an answer with a new key, or return the one that was stored under the key meanwhile.
 
     Raises:
-        ApiError: 404, 409: there is no such question, or it is not this one's to answer.
+        ApiError: 404, 409: no such question, another rater's, or answered.
     """
     if question is None:
         raise ApiError(404, "this question is not known, or too old; ask for another one", "no_question", "question")
@@ -225,10 +223,10 @@ async def _keep_new(store: Store, question: Question | None, answer: Answer, unt
 
 
 def _same(known: Judgement, question: Question | None, answer: Answer) -> Judgement:
-    """Check that what is kept under a key is what was said.
+    """Check that the stored judgement equals the answer.
 
     Raises:
-        ApiError: 409: it is something else.
+        ApiError: 409: another answer has this key.
     """
     same = known.rater == answer.rater and known.choice == _meant(answer, known.shown)
     if question is not None:
@@ -240,10 +238,10 @@ def _same(known: Judgement, question: Question | None, answer: Answer) -> Judgem
 
 
 def _meant(answer: Answer, shown: tuple[int, ...]) -> Choice:
-    """The choice in the candidates' own numbers.
+    """Translate places to candidate numbers.
 
     Raises:
-        ApiError: 400: a place is none, or is named twice.
+        ApiError: 400: a place is invalid or repeated.
     """
     choice = answer.choice
     if isinstance(choice, str):
@@ -260,7 +258,7 @@ def _meant(answer: Answer, shown: tuple[int, ...]) -> Choice:
 
 
 def _told(kept: Judgement) -> dict[str, Any]:
-    """What is said of an answer that is kept, and who wrote the replies."""
+    """The response for a stored answer, with the models' names."""
     place_of = {number: place for place, number in enumerate(kept.shown, 1)}
     named = {SKIP: "skip", tie_of(len(kept.candidates)): "tie"}
     choice = named.get(kept.choice) or [[place_of[number] for number in group] for group in kept.choice]
@@ -270,12 +268,12 @@ def _told(kept: Judgement) -> dict[str, Any]:
 
 
 class _Export(StreamingResponse):
-    """A stream that a server that drains waits for until it is sent, and not only while the file is read.
+    """A stream that draining waits for until it is sent, not only while the file is read.
 
     Args:
-        lines: what is sent.
-        counted: is entered while it is sent.
-        **how: as for any response.
+        lines: to send.
+        counted: context manager entered while sending.
+        **how: of any response.
     """
 
     def __init__(
@@ -285,7 +283,7 @@ class _Export(StreamingResponse):
         self._counted = counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """ASGI: send the lines."""
         with self._counted():
             await super().__call__(scope, receive, send)
 

@@ -1,7 +1,7 @@
-"""The thread that alone touches the file of rankings, and the short queue before it.
+"""The thread that owns the rankings file, and its short queue.
 
-SQLite waits for locks, and disks can be slow. Nothing waits for them in the thread pool that all requests share: a few
-requests at a time wait here, for a few seconds, and are then told to try again.
+SQLite waits for locks, and disks can be slow. So this does not use the shared thread pool: a few requests at a time
+wait here, for a few seconds, and then get 503 with Retry-After.
 """
 
 import asyncio
@@ -21,21 +21,21 @@ from groundling.serve.ranking.ranking_cache import RankingCache
 
 T = TypeVar("T")
 MAX_WAITING = 32
-"""Calls that wait or run; more are refused at once."""
+"""Queued and running calls; more are refused."""
 MAYBE_DONE = "rankings_slow"
 RETRY_S = 5
 GRACE_S = 1.0
-"""Longer than work may wait for a lock, for what comes after the wait."""
+"""Extra time after the wait for a lock, for the work itself."""
 CLOSE_S = 2.0
 
 
 class Store:
-    """The rankings, for the event loop. A call that is cancelled while it runs may still be carried out.
+    """The rankings, for the event loop. A call cancelled while it runs may still take effect.
 
     Args:
         path: the file.
-        patience_s: how long a piece of work may wait, for others and for locks together.
-        counted: is entered while a piece of work is waited for: a server that drains waits, too.
+        patience_s: how long a call may wait in the queue and for locks together.
+        counted: context manager entered during a call, so that draining waits for it.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class Store:
         self._n_waiting = 0
 
     def deadline(self) -> float:
-        """Until when what is asked now may wait: of work in several pieces, for all of them."""
+        """Deadline of a call made now, or of several that belong together."""
         return time.monotonic() + self._patience_s
 
     async def call(self, work: Callable[[RankingCache], T], until: float | None = None) -> T:
-        """Do something with the book, in its thread.
+        """Run a function of the rankings in the thread.
 
         Args:
-            work: what to do.
-            until: how long it may wait, by `deadline`; None: as long as work that is asked now.
+            work: the function.
+            until: a `deadline`; None: that of a call made now.
 
         Raises:
-            ApiError: 503: the file cannot be used, is locked for too long, or is waited for by many already. With the
-                code MAYBE_DONE, the work is under way.
+            ApiError: 503: the file cannot be used, is locked for too long, or the queue is full. With the code
+                MAYBE_DONE, the work has begun and may still take effect.
         """
         if self._n_waiting >= MAX_WAITING:
             raise self._busy(f"{self._n_waiting} requests wait for them")
@@ -71,17 +71,17 @@ class Store:
             until = self.deadline()
         future = self._thread.submit(self._in_time, work, until)
         self._n_waiting += 1
-        # Not when the caller has gone, but when the thread is done with it.
+        # Counted until the thread is done with it, even if the caller has gone.
         future.add_done_callback(lambda _: self._is_over(loop))
         try:
             with self._counted():
                 async with asyncio.timeout(until + GRACE_S - time.monotonic()):
                     return await asyncio.wrap_future(future)
         except TimeoutError:
-            if future.cancel():  # it was not begun
+            if future.cancel():  # not begun
                 raise self._busy("they have been locked since this was asked") from None
             raise self._busy("what was asked is under way", MAYBE_DONE) from None
-        except (DataError, StorageError, OSError) as error:  # the last: what stands in the file's place, or above it
+        except (DataError, StorageError, OSError) as error:  # OSError: something else is in the file's place
             raise ApiError(503, str(error), "rankings_unusable", retry_after_s=RETRY_S) from error
 
     def _is_over(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -92,7 +92,7 @@ class Store:
             loop.call_soon_threadsafe(less)
 
     def _in_time(self, work: Callable[[RankingCache], T], until: float) -> T:
-        """In the thread: with the time that is left."""
+        """Run the work with the time left; called in the thread."""
         left_s = until - time.monotonic()
         if left_s <= 0:
             raise self._busy("they have been locked since this was asked")
@@ -104,7 +104,7 @@ class Store:
         return ApiError(503, message, code, retry_after_s=RETRY_S)
 
     async def judgements(self) -> AsyncIterator[Judgement]:
-        """All of them in the order of their coming; others may keep some meanwhile."""
+        """All judgements in insertion order; others may be added meanwhile."""
         last = 0
         while rows := await self.call(partial(RankingCache.after, last=last)):
             for _, judgement in rows:
@@ -112,9 +112,9 @@ class Store:
             last = rows[-1][0]
 
     async def close(self) -> None:
-        """Give the file back; what waits is not done any more."""
+        """Close the file; drop queued calls."""
         closing: Future[None] = self._thread.submit(self._cache.close)
-        with suppress(TimeoutError):  # SQLite is left in good order also without it
+        with suppress(TimeoutError):  # SQLite recovers without a clean close
             async with asyncio.timeout(CLOSE_S):
                 await asyncio.shield(asyncio.wrap_future(closing))
         self._thread.shutdown(wait=False, cancel_futures=True)

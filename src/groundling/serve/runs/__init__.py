@@ -3,6 +3,6 @@
 In reading order:
 
     routes.py   its routes
-    folders.py  which runs there are
-    curves.py   their metrics, read as they grow
+    folders.py  finding runs
+    curves.py   their metrics, read incrementally
 """

@@ -1,35 +1,34 @@
-"""The curves of a run from its metrics.jsonl: what has come since the last look, in bounded memory.
+"""Curves of a run, read incrementally from its metrics.jsonl in bounded memory.
 
-A file that is read in pieces gives the rows of the whole. A last line without its end waits. Whether it is still the
-file of the last look follows from what is in it: a run that is resumed or begun anew replaces its file.
+Reading in parts yields the same rows as reading at once; an incomplete last line waits. A checksum tells whether the
+file is still the same: a resumed or restarted run replaces it.
 """
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from groundling.storage import files
+from groundling.system.logs import Record
+from groundling.system.metrics import RecordReader
 
-CHUNK = 1 << 20
 MAX_BYTES = 32 << 20
-"""Read for one answer; the rest is for the next."""
+"""Bytes to read for one response."""
 MAX_POINTS = 2000
-"""Of a series in one answer."""
+"""Points of a series in one response."""
 MAX_SERIES = 200
-MAX_LINE = 1 << 20
 MAX_SAMPLES = 20
 MAX_SAMPLE = 4000
 MARKED = 256
 
 Point = tuple[int, float, float]
-"""(number of the value, step, value)"""
+"""(index of the value, step, value)"""
 
 
 class Bin(NamedTuple):
-    """Values of a series that follow each other."""
+    """Consecutive values of a series."""
 
     low: Point
     high: Point
@@ -38,16 +37,16 @@ class Bin(NamedTuple):
     n: int
 
     def joined(self, later: "Bin") -> "Bin":
-        """This one and the one after it."""
+        """Merge with the next bin."""
         low = self.low if self.low[2] <= later.low[2] else later.low
         high = self.high if self.high[2] >= later.high[2] else later.high
         return Bin(low, high, later.last_step, self.total + later.total, self.n + later.n)
 
 
 class DownsampledSeries:
-    """A series that keeps its shape in a bounded number of points: of a stretch, the lowest and the highest value.
+    """A series in a bounded number of points: the minimum and maximum of each bin.
 
-    Those are for the eye; who goes on to reckon with them takes the means.
+    Min/max are for plotting; use the means for arithmetic.
     """
 
     def __init__(self, most: int = MAX_POINTS) -> None:
@@ -57,11 +56,11 @@ class DownsampledSeries:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every value is there by itself."""
+        """Whether every value is still a point of its own."""
         return self._stride == 1
 
     def add(self, step: float, value: float) -> None:
-        """Take the next value."""
+        """Add the next value."""
         point = self._last = (self._n, step, value)
         one = Bin(point, point, step, value, 1)
         if self._n % self._stride == 0:
@@ -75,7 +74,7 @@ class DownsampledSeries:
             self._stride *= 2
 
     def points(self) -> tuple[list[float], list[float]]:
-        """Steps and values in the order of their coming; the newest is always there."""
+        """Steps and values in order; the newest is always included."""
         found = {point for stretch in self._stretches for point in (stretch.low, stretch.high)}
         if self._last is not None:
             found.add(self._last)
@@ -83,23 +82,23 @@ class DownsampledSeries:
         return [step for _, step, _ in ordered], [value for _, _, value in ordered]
 
     def means(self) -> tuple[list[float], list[float], list[int]]:
-        """Of each stretch its last step, its mean, and how many values it has."""
+        """Last step, mean and number of values of each bin."""
         rows = [(stretch.last_step, stretch.total / stretch.n, stretch.n) for stretch in self._stretches]
         return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
 
 @dataclass
 class MetricsDelta:
-    """What a file has had since the last look."""
+    """New records of a file."""
 
     after: int
-    """Where to go on."""
+    """Byte to continue at."""
     mark: str = ""
-    """Tells whether the file is still the one that was read up to there."""
+    """Identifies the file read up to there."""
     restarted: bool = False
-    """The file is another one; this is from its beginning."""
+    """The file was replaced; this is from its beginning."""
     more: bool = False
-    """There is more already."""
+    """More can be read now."""
     n_rows: int = 0
     n_not_finite: int = 0
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -109,14 +108,8 @@ class MetricsDelta:
         """Each series as steps and values."""
         return {name: thinned.points() for name, thinned in self.series.items()}
 
-    def take(self, line: bytes) -> None:
-        """Take one line; what is no record of a step is passed over."""
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(row, dict) or not is_number(row.get("step")):
-            return
+    def take(self, row: Record) -> None:
+        """Take one record; only numbers that a page can show become points."""
         step = row["step"]
         self.n_rows += 1
         for name, value in row.items():
@@ -133,66 +126,48 @@ class MetricsDelta:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that JSON can hold, and a screen."""
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be the name of a series: short, and no half of a surrogate pair, which cannot be sent."""
+    """Whether a text can name a series: short, and valid Unicode."""
     return len(text) <= 100 and printable(text, 100) == text
 
 
 def printable(value: Any, most: int) -> str:
-    """The beginning of what a file says, as text that can be sent: half of a surrogate pair is a question mark."""
+    """The beginning of a value as valid Unicode; lone surrogates become question marks."""
     return str(value)[:most].encode("utf-8", "replace").decode()
 
 
 def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int = MAX_BYTES) -> MetricsDelta:
-    """What has come to a file of records after the byte `after`.
+    """Read the records of a file after the byte `after`.
 
     Args:
-        path: the file; if it is not there, it has no rows.
-        after: where the last look ended; 0: from the beginning.
-        mark: of the last look; None: only a file that is too short is another one.
+        path: the file; a missing file has no records.
+        after: where the last read ended; 0: the beginning.
+        mark: of the last read; None: only a file shorter than `after` counts as replaced.
         most_bytes: to read at once.
     """
     try:
         file = files.open_regular(path)
-    except OSError:  # not there, a link, a pipe, not ours to read
+    except OSError:  # missing, a link, a pipe, or not readable
         return MetricsDelta(0, restarted=after > 0)
     with file:
         size = file.seek(0, 2)
         same = after <= size and (mark is None or after == 0 or mark == _mark(file, after))
         delta = MetricsDelta(after if same else 0, restarted=not same)
         limit = min(size, delta.after + most_bytes)
-        _read_lines(file, delta, limit)
-        delta.more = limit < size
+        reader = RecordReader(file, delta.after)
+        for row in reader.read(limit):
+            delta.take(row)
+        delta.after, delta.more = reader.position, reader.position < size and limit < size
         delta.mark = _mark(file, delta.after)
     return delta
 
 
-def _read_lines(file: BinaryIO, delta: MetricsDelta, limit: int) -> None:
-    file.seek(delta.after)
-    held, overlong = b"", False
-    while delta.after + len(held) < limit:
-        chunk = file.read(min(CHUNK, limit - delta.after - len(held)))
-        if not chunk:
-            break
-        whole, newline, held = (held + chunk).rpartition(b"\n")
-        if newline:
-            lines = whole.split(b"\n")
-            for line in lines[1:] if overlong else lines:
-                delta.take(line)
-            overlong = False
-            delta.after += len(whole) + 1
-        if len(held) > MAX_LINE:  # not a record; its rest is passed over as well
-            overlong = True
-            delta.after += len(held)
-            held = b""
-
-
 def _mark(file: BinaryIO, after: int) -> str:
-    """What is at the beginning of a file, and just before a place in it, in short."""
+    """Checksum of the beginning of a file and of the bytes before a position."""
     digest = hashlib.sha256()
     for start in (0, max(0, after - MARKED)):
         file.seek(start)
@@ -201,20 +176,17 @@ def _mark(file: BinaryIO, after: int) -> str:
 
 
 def last_values(path: Path, tail_bytes: int = 65_536) -> dict[str, float]:
-    """The newest value of each series near the end of a file, and the newest step."""
+    """The newest value of each series, and the newest step, near the end of a file."""
+    found: dict[str, float] = {}
     try:
         with files.open_regular(path) as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - tail_bytes))
-            lines = file.read(tail_bytes).split(b"\n")
-    except OSError:  # it went while it was looked for
+            start = max(0, size - tail_bytes)
+            if start:
+                file.seek(start)
+                start += len(file.readline(tail_bytes))  # the rest of a line that begins before
+            for row in RecordReader(file, start).read(size):
+                found.update({name: value for name, value in row.items() if is_number(value) and is_name(name)})
+    except OSError:  # removed in the meantime
         return {}
-    found: dict[str, float] = {}
-    for line in lines[:-1] if size <= tail_bytes else lines[1:-1]:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and is_number(row.get("step")):
-            found.update({name: value for name, value in row.items() if is_number(value) and is_name(name)})
     return found

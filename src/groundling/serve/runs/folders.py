@@ -1,7 +1,6 @@
-"""Which training runs there are: folders with records, under names that a client may say.
+"""Find training runs: folders with metrics.
 
-The names come from a scan of a bounded size that follows no links. A client's word is looked up among them, and never
-becomes a path.
+A bounded scan that follows no links collects their names. Names from clients are looked up there, never used as paths.
 """
 
 import heapq
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from groundling.bundle.layout import CHECKPOINTS
 from groundling.serve.runs.curves import is_number, last_values, printable
 from groundling.storage import atomic, files
-from groundling.train.run_folder import holder_of
+from groundling.train.run_folder import holder_of, read_summary
 
 METRICS, LADDER = "metrics.jsonl", "ladder.json"
 DEEPEST = 4
@@ -22,15 +22,15 @@ MAX_FOLDERS = 3000
 MAX_RUNS = 500
 MAX_JSON = 1 << 20
 TEXTS = {"rung": 100, "adds": 1000, "sample": 4000}
-"""What is told of a rung, and how many characters of it."""
+"""Text fields of a rung, and their maximum lengths."""
 NUMBERS = ("parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds")
-CLOSED = ("checkpoints", "bundle", "bundle.previous", "tensorboard")
-"""Folders of a run in which no other run lies."""
+CLOSED = (CHECKPOINTS, "bundle", "bundle.previous", "tensorboard")
+"""Subfolders of a run that are not scanned."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run, and the models of it that are served."""
+    """A run, and the served models from it."""
 
     name: str
     path: Path
@@ -38,15 +38,15 @@ class RunFolder:
 
 
 def find_runs(root: Path, served: Mapping[str, Path]) -> dict[str, RunFolder]:
-    """All runs by name: those under `root` by their way from there, other served ones as `served:NAME`.
+    """All runs by name: the path relative to `root`, or `served:NAME` for served runs elsewhere.
 
     Args:
-        root: the folder of runs; it may be missing.
-        served: the places of the served models.
+        root: the folder of runs; may be missing.
+        served: paths of the served models by name.
     """
     names_at: dict[Path, list[str]] = {}
     for name, path in served.items():
-        place = Path(os.path.realpath(path))  # which goes round no circle of links
+        place = Path(os.path.realpath(path))  # terminates for cyclic links
         names_at.setdefault(place.parent if place.name == "bundle" else place, []).append(name)
     found = {}
     for path in _folders(root):
@@ -59,7 +59,7 @@ def find_runs(root: Path, served: Mapping[str, Path]) -> dict[str, RunFolder]:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Folders with records below a folder, the higher ones first."""
+    """Folders with metrics below a folder, breadth first."""
     level, n_seen = [root], 0
     found: list[Path] = []
     for _ in range(DEEPEST):
@@ -69,7 +69,7 @@ def _folders(root: Path) -> list[Path]:
                 with os.scandir(folder) as listed:
                     names = (entry.name for entry in listed if entry.is_dir(follow_symlinks=False))
                     inside = heapq.nsmallest(MAX_FOLDERS + 1, names)
-            except OSError:  # not there, or not ours to read
+            except OSError:  # missing or not readable
                 continue
             for name in inside:
                 if name.startswith(".") or name in CLOSED or not _is_printable(name):
@@ -93,16 +93,16 @@ def _is_printable(name: str) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """ppo-2 before ppo-10."""
+    """Sort key: ppo-2 before ppo-10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]{1,15})", name)]
 
 
 def run_info(run: RunFolder) -> dict[str, Any]:
-    """What a list says of a run: what it is, how far it has come, and whether it goes on."""
-    summary, environment = _read_json(run.path / "summary.json"), _read_json(run.path / "env.json")
+    """A run's entry in the list: kind, progress, and whether it is running."""
+    summary, environment = read_summary(run.path), _read_json(run.path / "env.json")
     has_metrics = files.is_regular(run.path / METRICS)
     last = last_values(run.path / METRICS) if has_metrics else {}
-    ended = summary.get("ended") or summary.get("reason")
+    ended = summary.get("reason")
     if not has_metrics:
         state = "ended"
     elif _is_held(run.path):
@@ -122,7 +122,7 @@ def run_info(run: RunFolder) -> dict[str, Any]:
 
 
 def ladder_of(run: RunFolder) -> list[dict[str, Any]]:
-    """The rungs of a ladder that was climbed; none where there is no ladder."""
+    """Results of the rungs of a ladder run; [] for other runs."""
     rungs = _read_json(run.path / LADDER).get("rungs")
     found = []
     for rung in rungs[:100] if isinstance(rungs, list) else ():
@@ -135,15 +135,15 @@ def ladder_of(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process works on the run: the one that its lock names is alive.
+    """Whether the process named in the run's lock is alive.
 
-    The lock itself is not tried: a run that begins at that moment would be refused.
+    Does not take the lock: a run that starts at that moment would be refused.
     """
     pid = holder_of(path)
     try:
         if pid is not None:
             os.kill(pid, 0)
-    except PermissionError:  # another user's, and alive
+    except PermissionError:  # alive, of another user
         return True
     except (OSError, OverflowError):
         return False
@@ -151,7 +151,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """An object of a small file; empty if there is none."""
+    """The JSON object in a small file; empty if there is none."""
     try:
         value = atomic.read_json(path, MAX_JSON)
     except (OSError, ValueError):

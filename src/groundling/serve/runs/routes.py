@@ -1,4 +1,4 @@
-"""Training runs over HTTP: which there are, their curves as they grow, and the ladder."""
+"""Training runs over HTTP: list, metrics, ladder results."""
 
 from typing import Annotated, Any
 
@@ -11,15 +11,15 @@ from groundling.serve.runs.folders import METRICS, RunFolder, find_runs, ladder_
 from groundling.serve.state import ServerState
 
 AT_ONCE = 4
-"""Requests that read runs."""
+"""Concurrent requests that read runs."""
 
 
 def router(server: ServerState) -> APIRouter:
-    """All routes of the page of training."""
+    """Routes of the training page."""
     routes = APIRouter(prefix="/v1/groundling/runs", tags=["runs"])
 
     known: dict[str, RunFolder] = {}
-    reading = CapacityLimiter(AT_ONCE)  # not all of the threads that other requests need: a disk may not answer
+    reading = CapacityLimiter(AT_ONCE)  # leaves shared threads free if a disk hangs
 
     def runs() -> list[RunFolder]:
         nonlocal known
@@ -39,7 +39,7 @@ def router(server: ServerState) -> APIRouter:
 
     @routes.get("")
     async def list_runs() -> dict[str, Any]:
-        """All runs that are found."""
+        """List runs."""
         return {
             "object": "list",
             "data": await to_thread.run_sync(lambda: [run_info(run) for run in runs()], limiter=reading),
@@ -51,12 +51,12 @@ def router(server: ServerState) -> APIRouter:
         after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
         mark: Annotated[str | None, Query(max_length=64)] = None,
     ) -> dict[str, Any]:
-        """What a run has recorded after the byte `after`. Give back `next` as `after`, and `mark`, to go on."""
+        """Get the metrics of a run after byte `after`. To continue, send `next` as `after`, with `mark`."""
         return await to_thread.run_sync(lambda: _metrics(find(name), after, mark), limiter=reading)
 
     @routes.get("/{name:path}/ladder")
     async def ladder(name: str) -> dict[str, Any]:
-        """What came of each rung of the ladder, beside the lecture."""
+        """Get the results of each rung of the ladder, with the lecture's."""
         return {"rungs": await to_thread.run_sync(lambda: ladder_of(find(name)), limiter=reading)}
 
     return routes

@@ -1,11 +1,11 @@
-"""Conversations as ids: chat templates as data, never as code.
+"""Chat templates as data, never as code.
 
 In reading order:
-    messages.py         messages of a system, a user and an assistant, in turns
-    template.py         ChatTemplate: messages to ids, and which of them the assistant said
+    messages.py         system, user and assistant messages
+    template.py         ChatTemplate: messages to ids and loss mask
     role_tokens.py      the template of our own models
-    wrapped_turns.py    templates of imported models, ChatML and its like
+    wrapped_turns.py    templates of imported models, such as ChatML
     serialize.py        templates from JSON
-    thoughts.py         what a model thinks before it replies
+    thoughts.py         reasoning before a reply
     reading.py          ids back to messages
 """

@@ -1,4 +1,4 @@
-"""A conversation: messages of a system, a user and an assistant, in turns."""
+"""Messages of a conversation, and checks of their roles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said."""
+    """One message."""
 
     role: Role
     content: str
 
 
 class WrongTurn(NamedTuple):
-    """A message that is not the one whose turn it is; as a text: "is the user's where ..."."""
+    """A message with the wrong role; as text: "is the user's where ..."."""
 
     number: int
-    """Of the message, from 0."""
+    """Index of the message, from 0."""
     role: Role | None
-    """None: there is no such message."""
+    """None: the message is missing."""
     expected: Role
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class WrongTurn(NamedTuple):
 
 
 def wrong_turn(messages: Sequence[Message]) -> WrongTurn | None:
-    """The first message out of turn: there may be a system message, then the user and the assistant in turns."""
+    """Return the first message with the wrong role: an optional system message, then user and assistant alternate."""
     n_system = int(bool(messages) and messages[0].role == "system")
     for number, message in enumerate(messages[n_system:], n_system):
         expected: Role = ("user", "assistant")[(number - n_system) % 2]
@@ -46,10 +46,10 @@ def wrong_turn(messages: Sequence[Message]) -> WrongTurn | None:
 
 
 def check_messages(messages: Sequence[Message], where: str) -> None:
-    """Check that a conversation is one: perhaps a system message, then the user and the assistant in turns.
+    """Check the roles: an optional system message, then user and assistant alternate.
 
     Raises:
-        DataError: it is not; the line begins with `where`.
+        DataError: they are wrong; the message starts with `where`.
     """
     if not messages:
         raise DataError(f"{where}: there are no messages")

@@ -1,4 +1,4 @@
-"""A conversation as ids, read back as messages: what was said to a model, for readers and for reward functions."""
+"""Read messages back from the ids of a conversation, for display and for reward functions."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -9,7 +9,7 @@ from groundling.text.tokenizer import Tokenizer
 
 
 def messages_in(ids: Sequence[int], chat: ChatTemplate, tokenizer: Tokenizer) -> list[Message]:
-    """The messages of a conversation as ids; a reply that is asked for is a message without words."""
+    """Return the messages of a conversation given as ids; an opened reply is an empty message."""
     found, structure = [], set(chat.special_ids())
     shapes = [(role, *_shape(chat, role)) for role in ROLES]
     for start in range(len(ids)):
@@ -24,13 +24,13 @@ def messages_in(ids: Sequence[int], chat: ChatTemplate, tokenizer: Tokenizer) ->
 
 
 def last_words(ids: Sequence[int], role: Role, chat: ChatTemplate, tokenizer: Tokenizer) -> str:
-    """The words of the last message of a role; "" if there is none."""
+    """Return the text of a role's last message; "" if there is none."""
     found = messages_in(ids, chat, tokenizer)
     return next((message.content for message in reversed(found) if message.role == role), "")
 
 
 def _shape(chat: ChatTemplate, role: Role) -> tuple[list[int | str], str, int | str]:
-    """The special ids that an opening begins with, all its text, and the first of the closing."""
+    """Return the special ids that an opening starts with, its text, and the first id of the closing."""
     opening = chat.opening(role)
     leading = list(takewhile(lambda part: isinstance(part, int), opening))
     return leading, "".join(part for part in opening if isinstance(part, str)), chat.closing(role)[0]

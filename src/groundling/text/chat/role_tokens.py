@@ -1,4 +1,4 @@
-"""The chat template of our own models: one special id before each message, and one after it.
+"""The chat template of our own models: a special id before and after each message.
 
 <user> words <end> <assistant> words <end>
 """
@@ -15,7 +15,7 @@ from groundling.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class RoleTokens(ChatTemplate):
-    """Our own template: each message is the id of its role, its words, and the end."""
+    """Our template: each message is its role's id, its text, and the end id."""
 
     template: ClassVar[str] = "groundling"
 
@@ -27,7 +27,7 @@ class RoleTokens(ChatTemplate):
 
     @staticmethod
     def after(vocab_size: int) -> "RoleTokens":
-        """On the ids that follow on a tokenizer's. The end comes first."""
+        """Return a template with the ids after a tokenizer's; the end comes first."""
         return RoleTokens(end=vocab_size, system=vocab_size + 1, user=vocab_size + 2, assistant=vocab_size + 3)
 
     def __post_init__(self) -> None:
@@ -40,21 +40,21 @@ class RoleTokens(ChatTemplate):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The ids by name."""
+        """Return the ids by name."""
         return dataclasses.asdict(self)
 
     def role_id(self, role: Role) -> int:
-        """The id that a message of this role begins with."""
+        """Return the id of a role."""
         return {"system": self.system, "user": self.user, "assistant": self.assistant}[role]
 
     def opening(self, role: Role) -> Segments:
-        """The role's id."""
+        """Return the role's id."""
         return (self.role_id(role),)
 
     def closing(self, role: Role) -> Segments:  # noqa: ARG002
-        """The end."""
+        """Return the end id."""
         return (self.end,)
 
     def names(self, tokenizer: Tokenizer) -> dict[int, str]:  # noqa: ARG002
-        """What each id of structure is called, for readers."""
+        """Return a readable name for each structural id."""
         return {id: name for name, id in self.to_json().items()}

@@ -1,4 +1,4 @@
-"""Chat templates from JSON: a bundle stores a template as data, by its name and parameters, never as code."""
+"""Load chat templates from JSON: a bundle stores a template by name and parameters, never as code."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from groundling.text.chat.wrapped_turns import WrappedTurns
 
 
 def template_from_json(values: dict[str, Any]) -> ChatTemplate:
-    """Take what `ChatTemplate.to_json` gave.
+    """Build a template from `ChatTemplate.to_json`.
 
     Raises:
-        DataError: this is no chat template.
+        DataError: this is not a chat template.
     """
     if isinstance(values, dict) and "template" in values:
         return WrappedTurns.from_parameters(values)

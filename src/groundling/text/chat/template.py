@@ -1,15 +1,14 @@
-"""Messages to ids, and which of them the assistant said.
+"""Encode messages, and mark the ids that the assistant generated.
 
-A conversation is laid out as   <user> words <end> <assistant> words <end> ...   (and <system> before, where there is
-one). Structure is ids of its own, above all that the tokenizer knows; words go through `Tokenizer.encode`, which takes
-all of a text for ordinary text. So nothing that somebody writes can end a turn or begin another.
+A conversation is   <user> words <end> <assistant> words <end> ...   (after an optional <system> message). Structure has
+ids of its own, above the tokenizer's; text goes through `Tokenizer.encode`, which treats all of it as ordinary text. So
+no user text can end a turn or start another.
 
-Imported models have templates of their own. `ChatTemplate` is what all templates have in common: words between an
-opening and a closing that depend on the role. `RoleTokens` is ours, and `WrappedTurns` (`wrapped_turns.py`) covers
-ChatML and its like. A bundle stores a template as data, by its name and parameters; no template is ever code.
+Imported models have their own templates. `ChatTemplate` is the common interface: text between an opening and a closing
+that depend on the role. `RoleTokens` is ours; `WrappedTurns` (`wrapped_turns.py`) covers ChatML and similar ones. A
+bundle stores a template by name and parameters, never as code.
 
-What is learned from a conversation is what the assistant said, with the end of each reply: it is never padding, and
-so a model that is trained on it learns to stop.
+The loss mask covers the assistant's messages with their end tokens, so a fine-tuned model learns to stop.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +20,7 @@ from groundling.text.chat.messages import ROLES, Message, Role
 from groundling.text.tokenizer import Tokenizer
 
 Segments = tuple[int | str, ...]
-"""A piece of a template: ids of special tokens, and ordinary text between them."""
+"""A part of a template: special ids, and ordinary text between them."""
 
 
 class Rendered(NamedTuple):
@@ -29,22 +28,22 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     said: list[bool]
-    """Of each id, whether the assistant said it: its words, and the end of its replies."""
+    """Loss mask: whether the assistant generated the id: its text, and the end of its replies."""
 
 
 class Turn(NamedTuple):
-    """A message as ids: opening, words, closing."""
+    """A message as ids: opening, text, closing."""
 
     role: Role
     ids: list[int]
     said: list[bool]
     n_opening: int
-    """How many ids stand before the words."""
+    """Number of ids before the text."""
     n_closing: int
-    """How many ids stand after the words."""
+    """Number of ids after the text."""
 
     def without_front(self, n: int) -> "Turn":
-        """The turn without the first `n` ids of its words, or without all of them."""
+        """Return the turn without the first `n` ids of its text, or without any text."""
         n = min(n, len(self.ids) - self.n_opening - self.n_closing)
         kept = [*range(self.n_opening), *range(self.n_opening + n, len(self.ids))]
         return self._replace(ids=[self.ids[i] for i in kept], said=[self.said[i] for i in kept])
@@ -52,72 +51,72 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Thinking:
-    """The tags between which a model thinks before it replies."""
+    """Tags around a model's reasoning before its reply."""
 
     opening: int
     closing: int
     nothing: Segments
-    """What stands before a reply without thoughts: both tags, and the blank lines that belong to them."""
+    """What precedes a reply without reasoning: both tags, and their line breaks."""
 
 
 class ChatTemplate(ABC):
-    """A chat template as data: how a conversation is laid out in ids."""
+    """A chat template as data: how a conversation becomes ids."""
 
     template: ClassVar[str]
-    """The template's name in `chat.json`."""
+    """Name of the template in `chat.json`."""
 
     end: int
-    """The id that ends a reply."""
+    """Id that ends a reply."""
     begin: Segments = ()
-    """Stands before the first message."""
+    """Precedes the first message."""
     default_system: str | None = None
-    """The system message of a conversation that has none of its own."""
+    """System message of a conversation without one."""
     trim: bool = False
-    """Whether white space around a message's words is dropped."""
+    """Whether to strip white space around a message's text."""
     thinking: Thinking | None = None
-    """The tags of a model that thinks before it replies."""
+    """Reasoning tags, if the model reasons before it replies."""
 
     @abstractmethod
     def opening(self, role: Role) -> Segments:
-        """What stands before the words of a role; begins with a special id."""
+        """Return what precedes a role's text; starts with a special id."""
 
     @abstractmethod
     def closing(self, role: Role) -> Segments:
-        """What stands after the words of a role; begins with a special id."""
+        """Return what follows a role's text; starts with a special id."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """The template by its name and parameters; `from_json` reads it."""
+        """Return the template by name and parameters; `from_json` reads it."""
 
     def marks(self) -> set[int]:
-        """The ids that begin and end messages."""
+        """Return the ids that start and end messages."""
         segments = [self.begin, *(part for role in ROLES for part in (self.opening(role), self.closing(role)))]
         return {part for parts in segments for part in parts if isinstance(part, int)}
 
     def special_ids(self) -> tuple[int, ...]:
-        """All ids that are structure, each once, ascending: marks, and the tags of thoughts."""
+        """Return all structural ids, ascending and unique: message marks and reasoning tags."""
         tags = () if self.thinking is None else (self.thinking.opening, self.thinking.closing)
         return tuple(sorted({*self.marks(), *tags}))
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Ids that end a reply: the template's own end first, then the tokenizer's ends of text."""
+        """Return the ids that end a reply: the template's own, then the tokenizer's end of text."""
         return tuple(dict.fromkeys((self.end, *tokenizer.end_ids)))
 
     def n_reply_ids(self, tokenizer: Tokenizer) -> int:
-        """Ids below this may be part of a reply: all words, and its end."""
+        """Return the bound below which ids may be part of a reply: all text, and its end."""
         return max(tokenizer.vocab_size, self.end + 1)
 
     def opening_ids(self, role: Role, tokenizer: Tokenizer) -> list[int]:
-        """The ids that a message of this role begins with; after the assistant's, a model replies."""
+        """Return the opening ids of a role; after the assistant's, the model replies."""
         return to_ids(self.opening(role), tokenizer)
 
     def turn(self, message: Message, tokenizer: Tokenizer) -> Turn:
-        """A message as ids.
+        """Encode a message.
 
-        Text of the opening and the words after it are encoded as one text, as others do that render a template to text.
+        Opening and text are encoded together, as by programs that render a conversation to text.
 
         Raises:
-            DataError: the tokenizer cannot say it.
+            DataError: the tokenizer cannot encode it.
         """
         *before, last = self.opening(message.role)
         header = last if isinstance(last, str) else ""
@@ -135,31 +134,30 @@ class ChatTemplate(ABC):
         return Turn(message.role, ids, said, n_opening, len(closing))
 
     def turns(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Turn]:
-        """Messages one by one, with the default system message where there is one and the conversation has none.
+        """Encode messages one by one; prepend the default system message if the conversation has none.
 
         Raises:
-            DataError: the tokenizer cannot say one.
+            DataError: the tokenizer cannot encode one.
         """
         if self.default_system is not None and (not messages or messages[0].role != "system"):
             messages = [Message("system", self.default_system), *messages]
         return [self.turn(message, tokenizer) for message in messages]
 
     def message(self, message: Message, tokenizer: Tokenizer) -> list[int]:
-        """A message as ids, with its beginning and its end.
+        """Encode a message with its opening and closing.
 
         Raises:
-            DataError: the tokenizer cannot say it.
+            DataError: the tokenizer cannot encode it.
         """
         return self.turn(message, tokenizer).ids
 
     def reply(self, words: str, tokenizer: Tokenizer) -> list[int]:
-        """The ids that the assistant says to reply with these words: all of them are learned, the last is the end.
+        """Return the ids of a reply, all of them trained on, with the end token last.
 
-        They follow on a prompt that ends with the assistant's opening. Of a model that thinks, they begin with no
-        thoughts.
+        They follow a prompt that ends with the assistant's opening. A reasoning model's start with empty reasoning.
 
         Raises:
-            DataError: the tokenizer cannot say it.
+            DataError: the tokenizer cannot encode it.
         """
         words = self._words(words)
         nothing: list[int] = []
@@ -168,12 +166,12 @@ class ChatTemplate(ABC):
         return [*nothing, *tokenizer.encode(words), self.end]
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
-        """A whole conversation. A last message of the assistant's is a `reply`, and ends with its end.
+        """Encode a whole conversation. A final assistant message is a `reply` and ends with its end token.
 
-        Of a model that thinks, only the last reply counts as said: earlier ones stand there without their thoughts.
+        For a reasoning model only the last reply is trained on, because earlier ones lack their reasoning.
 
         Raises:
-            DataError: the tokenizer cannot say it.
+            DataError: the tokenizer cannot encode it.
         """
         if not messages or messages[-1].role != "assistant":
             return self.joined(self.turns(messages, tokenizer), tokenizer)
@@ -182,28 +180,28 @@ class ChatTemplate(ABC):
         return Rendered([*ids, *reply], [*said, *[True] * len(reply)])
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool = True) -> list[int]:
-        """A conversation in which the assistant is to speak next: a model goes on from these ids.
+        """Encode a conversation up to the assistant's opening, for generation.
 
         Args:
             messages: the conversation.
-            tokenizer: its words.
-            thinking: whether a model that thinks before it replies may do so.
+            tokenizer: encodes the text.
+            thinking: whether a reasoning model may reason.
 
         Raises:
-            DataError: the tokenizer cannot say it.
+            DataError: the tokenizer cannot encode it.
         """
         return self.joined(self.turns(messages, tokenizer), tokenizer, asks=True, thinking=thinking).ids
 
     def joined(
         self, turns: Sequence[Turn], tokenizer: Tokenizer, *, asks: bool = False, thinking: bool = True
     ) -> Rendered:
-        """Turns as a conversation.
+        """Join turns into a conversation.
 
         Args:
-            turns: as `turns` gives them.
-            tokenizer: its words.
-            asks: whether the assistant is to speak next.
-            thinking: whether a model that thinks may do so.
+            turns: from `turns`.
+            tokenizer: encodes the text of openings.
+            asks: whether to append the assistant's opening.
+            thinking: whether a reasoning model may reason.
         """
         ids = to_ids(self.begin, tokenizer)
         said = [False] * len(ids)
@@ -217,7 +215,7 @@ class ChatTemplate(ABC):
         return Rendered(ids, [*said, *[False] * (len(ids) - len(said))])
 
     def names(self, tokenizer: Tokenizer) -> dict[int, str]:
-        """What each id of structure is called, for readers."""
+        """Return a readable name for each structural id."""
         known = tokenizer.vocab_size
         return {id: tokenizer.piece(id).strip("<|>") if id < known else str(id) for id in self.special_ids()}
 
@@ -226,10 +224,10 @@ class ChatTemplate(ABC):
 
 
 def to_ids(segments: Sequence[int | str], tokenizer: Tokenizer) -> list[int]:
-    """A piece of a template as ids.
+    """Encode a part of a template.
 
     Raises:
-        DataError: the tokenizer cannot say its text.
+        DataError: the tokenizer cannot encode its text.
     """
     ids: list[int] = []
     for segment in segments:
@@ -238,7 +236,7 @@ def to_ids(segments: Sequence[int | str], tokenizer: Tokenizer) -> list[int]:
 
 
 def _n_covering(header: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
-    """How many ids hold the header that a text begins with; one may reach beyond it."""
+    """Return how many ids hold a text's header; the last one may reach beyond it."""
     n_bytes, left = 0, len(header.encode())
     while left > 0 and n_bytes < len(ids):
         left -= len(tokenizer.decode_bytes([ids[n_bytes]]))

@@ -1,7 +1,7 @@
-"""A reply as it comes: what a model thinks, and what it says.
+"""Separate reasoning from the reply in streamed ids.
 
-A model that thinks writes its thoughts between two tags, and then its reply. The tags are ids of their own, so that no
-words can open or close them. Thoughts and words are shown without the line breaks that the template puts around them.
+A reasoning model writes its reasoning between two tags before the reply. The tags have ids of their own, so no text
+can open or close them. The template's line breaks around reasoning and reply are dropped.
 """
 
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ Kind = Literal["tag", "thought", "word"]
 
 
 class Sorter:
-    """Tells thoughts from words, id by id.
+    """Classifies ids as reasoning or reply.
 
     Args:
-        thinking: the tags; None: the model has none, and all are words.
+        thinking: the tags; None: the model has none, and everything is reply.
     """
 
     def __init__(self, thinking: Thinking | None) -> None:
         self._thinking, self.is_thinking = thinking, False
 
     def __call__(self, id: int) -> Kind:
-        """What this id is, after those before it."""
+        """Classify the next id."""
         if self._thinking is not None and id in (self._thinking.opening, self._thinking.closing):
             self.is_thinking = id == self._thinking.opening
             return "tag"
@@ -32,11 +32,11 @@ class Sorter:
 
 
 class TrimmedDecoder:
-    """A `StreamDecoder` without the line breaks at the beginning, and perhaps at the end.
+    """A `StreamDecoder` that strips leading, and optionally trailing, line breaks.
 
     Args:
-        decoder: what it takes its text from.
-        at_end: whether line breaks at the end are dropped too; they are held back until more text follows.
+        decoder: the underlying decoder.
+        at_end: strip trailing line breaks too; they are held back until more text follows.
     """
 
     def __init__(self, decoder: StreamDecoder, *, at_end: bool) -> None:
@@ -44,11 +44,11 @@ class TrimmedDecoder:
         self._has_begun, self._held = False, ""
 
     def push(self, token: int) -> str:
-        """Take one id; return the text that is certain by now."""
+        """Add one id; return the text that is complete."""
         return self._release(self._decoder.push(token))
 
     def finish(self) -> str:
-        """Return what was held back, and be ready for new ids."""
+        """Return the text held back, and reset."""
         text = self._release(self._decoder.finish())
         self._has_begun, self._held = False, ""
         return text
@@ -66,29 +66,29 @@ class TrimmedDecoder:
 
 
 def word_decoder(chat: ChatTemplate | None, tokenizer: Tokenizer) -> StreamDecoder:
-    """A decoder for a reply's words."""
+    """Return a decoder for the reply."""
     decoder = TextDecoder(tokenizer)
     return decoder if chat is None or chat.thinking is None else TrimmedDecoder(decoder, at_end=False)
 
 
 def thought_decoder(tokenizer: Tokenizer) -> StreamDecoder:
-    """A decoder for a reply's thoughts."""
+    """Return a decoder for the reasoning."""
     return TrimmedDecoder(TextDecoder(tokenizer), at_end=True)
 
 
 class Piece(NamedTuple):
-    """What is new of a reply."""
+    """New text of a reply."""
 
     thoughts: str
     words: str
 
 
 class ReplyDecoder:
-    """Decodes a reply, id by id; its end and other special tokens give no text.
+    """Decodes a generated reply id by id; end and other special tokens give no text.
 
     Args:
-        chat: the template of the model.
-        tokenizer: its words.
+        chat: chat template of the model.
+        tokenizer: decodes the ids.
     """
 
     def __init__(self, chat: ChatTemplate, tokenizer: Tokenizer) -> None:
@@ -97,22 +97,22 @@ class ReplyDecoder:
 
     @property
     def is_thinking(self) -> bool:
-        """Whether the last id was a thought, or began thinking."""
+        """Whether the last id was reasoning, or opened it."""
         return self._sorter.is_thinking
 
     def push(self, id: int) -> Piece:
-        """Take one id; return the text that is certain by now."""
+        """Add one id; return the text that is complete."""
         kind = self._sorter(id)
         return Piece(
             self._thoughts.push(id) if kind == "thought" else "", self._words.push(id) if kind == "word" else ""
         )
 
     def finish(self) -> Piece:
-        """Return what was held back."""
+        """Return the text held back."""
         return Piece(self._thoughts.finish(), self._words.finish())
 
 
 def reply_text(ids: Iterable[int], chat: ChatTemplate, tokenizer: Tokenizer) -> str:
-    """The words of a reply, without its thoughts."""
+    """Return the text of a reply without its reasoning."""
     decoder = ReplyDecoder(chat, tokenizer)
     return "".join([*(decoder.push(id).words for id in ids), decoder.finish().words])

@@ -1,4 +1,4 @@
-"""Templates of imported models, as data: special tokens and text around the words of each role. ChatML is one.
+"""Templates of imported models, as data: special tokens and text around each role's text, as in ChatML.
 
 ChatML:   <|im_start|>user \n words <|im_end|> \n <|im_start|>assistant \n words <|im_end|> \n
 """
@@ -13,23 +13,23 @@ from groundling.text.chat.template import ChatTemplate, Segments, Thinking
 from groundling.text.tokenizer import require_unicode
 
 MAX_SEGMENTS, MAX_TEXT = 20, 10_000
-"""Of a piece of a template; no published one comes near."""
+"""Maximum size of a part; published ones are far smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrappedTurns(ChatTemplate):
-    """A template that wraps the words of each role in special tokens and text of its own.
+    """A template that wraps each role's text in special tokens and text.
 
     Raises:
-        DataError: an opening or a closing does not begin with a special id, or the parameters are of a wrong type.
+        DataError: an opening or a closing does not start with a special id, or a parameter has the wrong type.
     """
 
     template: ClassVar[str] = "wrapped"
 
     openings: Mapping[Role, Segments]
-    """Before the words of each role."""
+    """Precedes each role's text."""
     closings: Mapping[Role, Segments]
-    """After them."""
+    """Follows it."""
     begin: Segments = ()
     default_system: str | None = None
     trim: bool = False
@@ -47,15 +47,15 @@ class WrappedTurns(ChatTemplate):
             object.__setattr__(self, "end", self.closings["assistant"][0])
 
     def opening(self, role: Role) -> Segments:
-        """What stands before the words of a role."""
+        """Return what precedes a role's text."""
         return self.openings[role]
 
     def closing(self, role: Role) -> Segments:
-        """What stands after the words of a role."""
+        """Return what follows a role's text."""
         return self.closings[role]
 
     def to_json(self) -> dict[str, Any]:
-        """The template by its name and parameters."""
+        """Return the template by name and parameters."""
         thinking = None
         if (tags := self.thinking) is not None:
             thinking = {"opening": tags.opening, "closing": tags.closing, "nothing": list(tags.nothing)}
@@ -71,10 +71,10 @@ class WrappedTurns(ChatTemplate):
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, Any]) -> "WrappedTurns":
-        """Take what `to_json` gave.
+        """Build a template from `to_json`.
 
         Raises:
-            DataError: this is no such template.
+            DataError: this is not such a template.
         """
         if values.get("template") != cls.template:
             raise DataError(f"no chat template is called {values.get('template')!r}; there are: wrapped")

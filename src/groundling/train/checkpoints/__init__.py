@@ -1,8 +1,8 @@
-"""Checkpoints on disk: whole or not there.
+"""Checkpoints on disk, written atomically.
 
 In reading order:
 
-    checkpoint.py  of pretraining: bundle, training state, exact resume
-    folder.py      the folder of them
+    checkpoint.py  checkpoints of pretraining: bundle and training state, for exact resume
+    folder.py      the folder of checkpoints, whatever they hold
     tensors.py     optimizers and random generators as tensors
 """

@@ -1,12 +1,12 @@
-"""Checkpoints: whole or not there, hashed, and enough to go on from as if nothing had happened.
+"""Checkpoints of pretraining: atomic, hashed, and sufficient for an exact resume.
 
     RUN/checkpoints/step-00000250/
-        bundle/                what sampling needs (groundling.bundle)
+        bundle/                model and tokenizer, for sampling (groundling.bundle)
         training.safetensors   optimizer, random generators of all ranks, the trained weights where the bundle's differ
-        state.json             step, data position, the config, whose run this is
+        state.json             step, data position, config, run_id
         manifest.json          size and SHA-256 of each file, written last
 
-Order of writing: a temporary folder, its files, the manifest, fsync, a rename; only then are old ones removed.
+Order of writing: a temporary folder, its files, the manifest, fsync, a rename; then old checkpoints are removed.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from groundling.bundle import write_bundle_files
 from groundling.bundle.layout import CHAT
 from groundling.bundle.weights import plain_state_dict, read_weights, require_fit
+from groundling.bundle.writing import write_bundle_files
 from groundling.errors import CheckpointError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
@@ -45,23 +45,23 @@ from groundling.train.checkpoints.tensors import (
 from groundling.train.state import Progress, TrainState
 
 FORMAT = 1
-"""Of state.json and training.safetensors; a checkpoint of another format is refused and not guessed at."""
+"""Format of state.json and training.safetensors; other formats are refused."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a checkpoint says about the run it belongs to."""
+    """The run a checkpoint belongs to."""
 
     run_id: str
     config: dict[str, Any]
     """The resolved config, as plain data."""
     data_fingerprint: str
     compiled: bool
-    """Whether the model was compiled: compiled and plain code round differently, so a resumed run does the same."""
+    """Whether the model was compiled. A resumed run does the same, because compiled code rounds differently."""
 
 
 class _ProgressRecord(msgspec.Struct, forbid_unknown_fields=True):
-    """`Progress` in `state.json`, where no loss is infinite."""
+    """`Progress` in `state.json`, with None for an infinite loss."""
 
     step: Count
     n_tokens: Count
@@ -76,7 +76,7 @@ class _ProgressRecord(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _StateRecord(msgspec.Struct):
-    """`state.json`, of which others made by hand may end in no more than one line."""
+    """`state.json`, to validate it: the file is untrusted input."""
 
     progress: _ProgressRecord
     batches: dict[str, Count]
@@ -92,9 +92,9 @@ class Checkpoints(CheckpointFolder):
 
     Args:
         folder: `RUN/checkpoints`.
-        keep: how many of the newest stay; the one with the lowest validation loss stays besides.
-        as_gpt: of a model that is no GPT, the GPT that computes the same: what the bundle holds. The model's own
-            weights are then kept beside the bundle.
+        keep: newest checkpoints to keep; the one with the lowest validation loss is kept too.
+        as_gpt: for a model that is not a GPT, returns the GPT that computes the same, for the bundle. The model's own
+            weights are then saved beside the bundle.
     """
 
     def __init__(self, folder: Path, keep: int = 2, as_gpt: Callable[[nn.Module], GPT] | None = None) -> None:
@@ -109,10 +109,10 @@ class Checkpoints(CheckpointFolder):
         facts: RunFacts,
         chat: ChatTemplate | None = None,
     ) -> Path:
-        """Save a state; all ranks call this together, and the first one writes.
+        """Save a state. All ranks call this together; the first one writes.
 
         Raises:
-            StorageError: it could not be written, and all older checkpoints are still there.
+            StorageError: it could not be written; all older checkpoints are kept.
         """
         tensors = _training_tensors(state, with_weights=self.as_gpt is not None)
 
@@ -124,10 +124,10 @@ class Checkpoints(CheckpointFolder):
         return self.path_of(state.progress.step)
 
     def _update(self, progress: Progress, run_id: str) -> bool:
-        """If this very step is already saved, only note its validation loss, measured since; return whether it is.
+        """If this step is saved already, add the validation loss measured since; return whether it is saved.
 
-        A run that was interrupted in an evaluation goes on with that evaluation. Writing the folder anew would mean
-        a moment without it.
+        A run that was interrupted in an evaluation resumes with that evaluation. Rewriting the folder would leave a
+        moment without a checkpoint.
         """
         manifest = self.has(progress.step, run_id)
         if manifest is None:
@@ -172,7 +172,7 @@ class Checkpoints(CheckpointFolder):
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `state.json` of a checkpoint says, but for the tensors.
+    """Read the `state.json` of a checkpoint.
 
     Raises:
         CheckpointError: it is missing, damaged, or of another format.
@@ -188,10 +188,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def restore(path: Path, state: TrainState) -> None:
-    """Put a checkpoint's weights, optimizer, random generators and data position into a state built from its config.
+    """Restore weights, optimizer, random generators and data position into a state built from the same config.
 
     Raises:
-        CheckpointError: it does not fit the model.
+        CheckpointError: the checkpoint does not fit the model.
     """
     with fitting(path):
         _restore(path, state)
@@ -207,12 +207,12 @@ def _restore(path: Path, state: TrainState) -> None:
     state.batches.load_state_dict(record["batches"])
     best = record["progress"]["best_val_loss"]
     state.progress = Progress(**{**record["progress"], "best_val_loss": float("inf") if best is None else best})
-    if record["world_size"] == distributed.world_size():  # other ranks than before draw anew from their seeds
+    if record["world_size"] == distributed.world_size():  # else ranks keep the generators of their seeds
         restore_generators(tensors)
 
 
 def _restore_weights(path: Path, state: TrainState, trained: dict[str, Tensor]) -> None:
-    """The bundle's weights are the average's, if there is one, else the model's, unless it keeps its own beside."""
+    """The bundle holds averaged weights if there is an average, else the model's, unless those are saved beside it."""
     if trained:
         require_fit(trained, state.model, path / "training.safetensors")
     if trained and state.average is None:
@@ -240,5 +240,5 @@ def _expected_bytes(state: TrainState, tensors: dict[str, Tensor]) -> int:
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
+    """None for infinity, which JSON lacks."""
     return None if value == float("inf") else value

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: each is whole or not there, and old ones are removed only after new ones."""
+"""The folder of a run's checkpoints. Each is written atomically, and old ones are removed only after new ones."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from groundling.system import distributed
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-"""Numbers in `state.json`, which others may have written."""
+"""Numbers in `state.json`, which is validated as untrusted input."""
 
 
 class CheckpointFolder:
@@ -24,30 +24,30 @@ class CheckpointFolder:
 
     Args:
         folder: `RUN/checkpoints`.
-        keep: how many of the newest stay; the one with the lowest validation loss stays besides.
+        keep: newest checkpoints to keep; the one with the lowest validation loss is kept too.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
     def path_of(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
+        """Path of the checkpoint of a step."""
         return self.folder / f"step-{step:08d}"
 
     def finished(self) -> list[Path]:
-        """All that have a manifest, oldest first: in the order of their steps, never of the clock."""
+        """All that have a manifest, in the order of their steps."""
         return list(finished_checkpoints(self.folder).values())
 
     def folders(self) -> list[Path]:
-        """Finished ones and those that lost their manifest, oldest first; an unfinished one has another name."""
+        """All checkpoints, also those that lost their manifest, in the order of their steps."""
         found = [path for path in self.folder.glob("step-*") if path.is_dir() and path.name[5:].isdecimal()]
         return sorted(found, key=_step_of)
 
     def save_together(self, step: int, run_id: str, write: Callable[[], None]) -> None:
-        """Let the first rank write the checkpoint of a step and prune; all ranks call this together.
+        """Write the checkpoint of a step on the first rank, then prune. All ranks call this together.
 
         Raises:
-            StorageError: it could not be written, and all older checkpoints are still there.
+            StorageError: it could not be written; all older checkpoints are kept.
         """
         failure = ""
         if distributed.is_first():
@@ -60,16 +60,16 @@ class CheckpointFolder:
             raise StorageError(failure or "the first rank could not write the checkpoint")
 
     def write(self, step: int, facts: dict[str, Any], n_bytes: int, fill: Callable[[Path], None]) -> None:
-        """Make the checkpoint of a step, which is not there yet.
+        """Write a new checkpoint.
 
         Args:
-            step: which.
-            facts: what its manifest says beside its files and the step.
-            n_bytes: about how much is written.
-            fill: writes the files into the folder that it is given.
+            step: its step.
+            facts: further entries of its manifest.
+            n_bytes: its approximate size.
+            fill: writes its files into a folder.
 
         Raises:
-            StorageError: it could not be written; there is nothing of it.
+            StorageError: it could not be written; nothing of it is left.
         """
         atomic.make_folder(self.folder)
         atomic.require_room(self.folder, int(1.5 * n_bytes))
@@ -78,13 +78,13 @@ class CheckpointFolder:
             fill(new)
             write_manifest(new, {**facts, "step": step})
             check_manifest(new)
-        atomic.write_text(self.folder / "LATEST", target.name + "\n")  # a hint for people; nothing reads it
+        atomic.write_text(self.folder / "LATEST", target.name + "\n")  # for people; no code reads it
 
     def has(self, step: int, run_id: str) -> dict[str, Any] | None:
-        """The manifest of a step that is already saved, and whole; a damaged one is removed.
+        """The manifest of the checkpoint of a step, if it is intact; a damaged one is removed.
 
         Raises:
-            StorageError: it is another run's.
+            StorageError: it belongs to another run.
         """
         target = self.path_of(step)
         if not os.path.lexists(target):
@@ -99,9 +99,9 @@ class CheckpointFolder:
         return manifest
 
     def prune(self, run_id: str, step: int) -> None:
-        """Remove this run's checkpoints before the one of `step`: never the newest, the best, or another run's.
+        """Remove this run's old checkpoints, but not the newest, the best, or another run's.
 
-        A later one was passed over when the run was resumed, for it is damaged: it takes nobody's place.
+        Checkpoints after `step` are damaged ones that were skipped on resume; they do not count as newest.
         """
         ranked = [path for path in self.by_loss(run_id) if _step_of(path) <= step]
         kept = {*sorted(ranked, key=_step_of)[-self.keep :], *ranked[:1]}
@@ -110,9 +110,9 @@ class CheckpointFolder:
                 atomic.remove(path)
 
     def by_loss(self, run_id: str) -> list[Path]:
-        """This run's, the lowest validation loss first, the earliest of equals; then those without one, newest first.
+        """This run's checkpoints, lowest validation loss first, then those without one, newest first.
 
-        One whose manifest is damaged does not say whose it is; it is left alone.
+        Checkpoints with a damaged manifest are left out: their run is unknown.
         """
         measured: dict[Path, float] = {}
         others: list[Path] = []
@@ -131,10 +131,10 @@ class CheckpointFolder:
         return [*sorted(measured, key=measured.__getitem__), *others]
 
     def newest_good(self) -> tuple[Path, list[str]]:
-        """The newest checkpoint whose files are what its manifest says, and why newer ones were passed over.
+        """The newest checkpoint whose files match its manifest, and why newer ones were skipped.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no intact checkpoint.
         """
         passed_over: list[str] = []
         for path in reversed(self.folders()):
@@ -150,7 +150,7 @@ class CheckpointFolder:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """For restoring a checkpoint: what does not fit the run is a CheckpointError."""
+    """While restoring a checkpoint, turn errors of a wrong shape, type or key into a CheckpointError."""
     try:
         yield
     except GroundlingError:

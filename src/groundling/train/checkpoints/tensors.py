@@ -1,6 +1,6 @@
-"""What a checkpoint holds besides the weights that speak: what is learned, what optimizers remember, random generators.
+"""Trained weights, optimizer state and random generators as named tensors, for checkpoints.
 
-All are tensors under names: `weights|NAME`, `optimizer|NAME|WHAT`, `generator|RANK|KIND`.
+The names: `weights|NAME`, `optimizer|NAME|WHAT`, `generator|RANK|KIND`.
 """
 
 import torch
@@ -12,24 +12,24 @@ from groundling.train.optim.optimizers import Optimizers
 
 
 def weight_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are learned."""
+    """The trainable parameters."""
     learned = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
     return {f"weights|{name}": tensor.detach().contiguous() for name, tensor in learned}
 
 
 def optimizer_tensors(optimizers: Optimizers) -> dict[str, Tensor]:
-    """What optimizers remember of each parameter."""
+    """The optimizers' state."""
     return {f"optimizer|{key}": value for key, value in optimizers.state_tensors().items()}
 
 
 def learned_tensors(model: nn.Module, optimizers: Optimizers, prefix: str = "") -> dict[str, Tensor]:
-    """Both of a model that is trained, under names that begin with the prefix; `restore_learned` takes them back."""
+    """Trainable parameters and optimizer state, with a prefix before each name. See `restore_learned`."""
     learned = weight_tensors(model) | optimizer_tensors(optimizers)
     return {f"{prefix}{name}": tensor for name, tensor in learned.items()}
 
 
 def generator_tensors(device: torch.device) -> dict[str, Tensor]:
-    """The states of all ranks' generators, from which dropout draws. All ranks call this together."""
+    """The generator states of all ranks, from which dropout draws. All ranks call this together."""
     tensors = dict[str, Tensor]()
     for kind, value in _generators(device).items():
         for rank, of_rank in enumerate(distributed.gather_tensors(value.to(device))):
@@ -38,10 +38,10 @@ def generator_tensors(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_learned(model: nn.Module, optimizers: Optimizers, tensors: dict[str, Tensor], prefix: str = "") -> None:
-    """Put back what `learned_tensors` gave with this prefix.
+    """Restore what `learned_tensors` returned with this prefix.
 
     Raises:
-        CheckpointError: they are those of another model.
+        CheckpointError: the tensors belong to another model.
     """
     given = with_prefix(tensors, f"{prefix}weights|")
     learned = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
@@ -56,7 +56,7 @@ def restore_learned(model: nn.Module, optimizers: Optimizers, tensors: dict[str,
 
 
 def restore_generators(tensors: dict[str, Tensor]) -> None:
-    """Put this rank's generators back where `generator_tensors` found them."""
+    """Restore this rank's generators."""
     states = with_prefix(tensors, f"generator|{distributed.rank()}|")
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
@@ -66,12 +66,12 @@ def restore_generators(tensors: dict[str, Tensor]) -> None:
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin so, without it."""
+    """The tensors whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:
-    """The states of PyTorch's global generators; they are plain bytes."""
+    """The states of PyTorch's global generators, as bytes."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

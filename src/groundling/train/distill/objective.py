@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from groundling.data.batches import Batch
 from groundling.model.loss import distillation_loss_sum
-from groundling.train.loop import Watcher
+from groundling.train.distill.table import TeacherConfig
+from groundling.train.loop import Callback
 from groundling.train.optim.schedule import ScheduleConfig
 from groundling.train.state import TrainState
 from groundling.train.step import Objective
@@ -44,7 +45,7 @@ class DistillationObjective(Objective):
         return distillation_loss_sum(logits_BTV, batch.targets_BT, batch.hints_BTV, self.weight)
 
 
-class FadeTeacher(Watcher):
+class FadeTeacher(Callback):
     """Scale the teacher's weight with the learning rate, so that the data alone teaches at the end.
 
     The weight follows from the step, so that a resumed run continues exactly.
@@ -59,6 +60,21 @@ class FadeTeacher(Watcher):
         self._objective, self._schedule, self._n_steps = objective, schedule, n_steps
         self._full_weight = objective.weight
 
-    def before_step(self, state: TrainState) -> None:
+    def before_step(self, state: TrainState) -> str | None:
         """Set the weight of the next step."""
         self._objective.weight = self._full_weight * self._schedule.factor(state.progress.step, self._n_steps)
+        return None
+
+
+def make_objective(
+    model: nn.Module,
+    teacher: TeacherConfig,
+    schedule: ScheduleConfig,
+    n_steps: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> tuple[Objective, list[FadeTeacher]]:
+    """The objective of pretraining, and the callback of a teacher that fades."""
+    if not teacher.weight:
+        return Objective(model, autocast=autocast), []
+    objective = DistillationObjective(model, teacher.weight, autocast)
+    return objective, [FadeTeacher(objective, schedule, n_steps)] if teacher.fades else []

@@ -1,10 +1,10 @@
-"""Teachers: what else than the text's own next token a model learns from (distillation, arXiv:1503.02531).
+"""Teachers: soft targets for distillation (arXiv:1503.02531).
 
-A teacher says for each position of the training text how likely each token is there. That is worked out once, before
-training, and kept as a table; it needs a small vocabulary.
+A teacher gives a distribution over the vocabulary for each position of the training text. All are computed once, before
+training, and kept as a table, which needs a small vocabulary.
 
-Counts (`ngrams.py`) know little, and are honest: each place is left out of its own count. Models know much, but
-they have read the very text that they teach, and are surer of it than of any other: a temperature makes up for it.
+N-gram counts (`ngrams.py`) leave each position out of its own count. Models were trained on the very text they teach
+and are overconfident on it, which a temperature compensates.
 
 Shapes: N tokens of the text, V vocabulary, B sequences, T positions.
 """
@@ -29,9 +29,9 @@ from groundling.train.distill.ngrams import leave_one_out
 
 MAX_BYTES = 4 << 30
 BYTES_TO_COUNT, BYTES_TO_ASK = 14, 6
-"""For each token and entry of the vocabulary, the most that is held while a table is made of counts or of models."""
+"""Peak bytes per token and vocabulary entry while a table is made of counts or of models."""
 TOKENS_AT_ONCE, MAX_SCORES = 8192, 1 << 22
-"""What a model is asked at a time: at most so many tokens, and scores of entries of the vocabulary."""
+"""Upper bounds of one forward pass of a teacher: tokens, and logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class TeacherConfig:
             math.isfinite(self.temperature) and self.temperature > 0,
             f"teacher.temperature is {self.temperature}; it must be a number above 0",
         )
-        # Less, and float32 forgets what shorter contexts say where a longer one was seen but once.
+        # With less, float32 loses the shorter contexts where a longer one was seen only once.
         require(
             math.isfinite(self.smoothing) and self.smoothing >= 1e-3,
             f"teacher.smoothing is {self.smoothing}; it must be a number of at least 0.001",
@@ -70,10 +70,10 @@ class TeacherConfig:
 
 
 class TableTeacher:
-    """Looks up what was worked out before.
+    """Looks up precomputed distributions.
 
     Args:
-        table_NV: for each token of the training text, how likely each token was in its place.
+        table_NV: the distribution of each token of the training text.
     """
 
     def __init__(self, table_NV: Tensor) -> None:
@@ -92,15 +92,15 @@ def learn(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> TableTeacher:
-    """The teacher of a run: what models predict on average, or n-gram counts.
+    """Make the teacher of a run: the mean prediction of models, or n-gram counts.
 
     Args:
         tokens: the training text.
-        tokenizer: its tokenizer, which has to be the models' too.
-        how: the temperature of the models, or the n-grams.
-        models: bundles or runs; with none of them, counts alone teach.
+        tokenizer: its tokenizer, which the models must share.
+        how: temperature, or order and smoothing of the n-grams.
+        models: bundles or runs; none: n-gram counts.
         device: where the models compute.
-        autocast: makes the context of their forward passes, for precision.
+        autocast: makes the context of their forward passes.
 
     Raises:
         CheckpointError: one of the models cannot be loaded.
@@ -114,7 +114,7 @@ def learn(
 
 
 def require_teachable(n_tokens: int, tokenizer: Tokenizer, models: Sequence[Path | str]) -> None:
-    """Refuse what `learn` would refuse, before anything is done.
+    """Check in advance what `learn` requires.
 
     Raises:
         CheckpointError: one of the models cannot be loaded.
@@ -141,10 +141,10 @@ def mean_prediction(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """What trained models, an ensemble, expect on average of each token at a temperature: probs_NV.
+    """The mean of the models' distributions for each token, at a temperature: probs_NV.
 
-    Each model reads the text in windows of its own block_size, of which the first quarter is told again by the window
-    before, so that no prediction but the text's first ones is made with less than a quarter of the context.
+    Each model reads the text in windows of its own block_size that overlap by a quarter, so that all predictions but
+    the text's first ones have at least a quarter of the context.
 
     Raises:
         CheckpointError: one of the models cannot be loaded.
@@ -154,14 +154,14 @@ def mean_prediction(
         bundle = load_bundle(path, device)
         with torch.inference_mode(), autocast():
             _add_predictions(mean_NV, ids_N.to(device), bundle.model, bundle.config.block_size, temperature)
-    mean_NV[0] = 1.0  # no model says anything about the first token; nothing asks for it either
+    mean_NV[0] = 1.0  # the first token has no prediction, and is never a target
     return mean_NV.div_(mean_NV.sum(1, keepdim=True))
 
 
 def _add_predictions(
     sum_NV: Tensor, ids_N: Tensor, model: torch.nn.Module, block_size: int, temperature: float
 ) -> None:
-    """Add the model's distribution of each token but the first."""
+    """Add the model's distribution of each token except the first."""
     T, V = min(block_size, len(ids_N) - 1), sum_NV.shape[1]
     again = T // 4
     starts = [*range(0, len(ids_N) - 1 - T, T - again), len(ids_N) - 1 - T]

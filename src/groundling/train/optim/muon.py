@@ -1,7 +1,8 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024).
+"""Muon: momentum with orthogonalised updates (Jordan et al. 2024).
 
-Every direction of a weight matrix then moves at the same speed. Only for the matrices inside the blocks; embeddings,
-the output matrix, norms and biases stay with AdamW.
+Every direction of a weight matrix then moves at the same speed. Only for matrices inside the blocks; embeddings, the
+output projection, norms and biases use AdamW. Not torch.optim.Muon: this one adds NorMuon and Polar Express, and
+orthogonalises all squares of one size in one batched product.
 """
 
 from collections import defaultdict
@@ -11,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Polar Express (arXiv:2505.16932, section 3): the odd polynomial of degree 5 that is best at each iteration, given
-# what the ones before it have done. Three are enough here (docs/log.md).
+# Polar Express (arXiv:2505.16932, section 3): the optimal odd polynomial of degree 5 for each iteration, given the ones
+# before. Three iterations are enough here (docs/log.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -26,12 +27,12 @@ def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
     """The nearest matrix with orthonormal rows or columns, approximately, for each of N matrices.
 
     Args:
-        x_NRC: N matrices of R rows and C columns; their precision is that of the products.
-        iterations: how many polynomials are applied, up to 5.
+        x_NRC: N matrices of R rows and C columns, in the precision of the products.
+        iterations: number of polynomials, up to 5.
     """
     tall = x_NRC.size(1) > x_NRC.size(2)
     x_NRC = x_NRC.mT if tall else x_NRC
-    # The spectral norm is at most the Frobenius norm; the 1 % keeps rounding below 1.
+    # The spectral norm is at most the Frobenius norm; 1 % is a margin for rounding.
     x_NRC = x_NRC / (x_NRC.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
     for a, b, c in POLAR_EXPRESS[:iterations]:
         gram_NRR = x_NRC @ x_NRC.mT
@@ -43,18 +44,17 @@ def orthogonalize(x_NRC: Tensor, iterations: int) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay.
 
-    A matrix that is k squares side by side or on top of each other (q, k, v in one; the MLP's) is taken as k squares:
-    all squares of one size are made orthogonal in one batched product.
+    A matrix that consists of k squares (q, k, v in one; the MLP's) is treated as k squares.
 
     Args:
         params: matrices only.
         lr: the size of an update's singular values, times sqrt(max(1, rows / columns)).
-        momentum: of the running mean of the gradients.
-        weight_decay: the part, times lr, by which a weight shrinks each step.
+        momentum: decay of the gradients' running mean.
+        weight_decay: multiplied by lr.
         iterations: of the orthogonalisation.
-        neuron_beta: of the running mean of each neuron's squared update, by which NorMuon (arXiv:2510.05491) evens the
-            neurons of a matrix out; None: plain Muon.
-        dtype: of its products.
+        neuron_beta: decay of each neuron's second moment, by which NorMuon (arXiv:2510.05491) normalises the neurons
+            of a matrix; None: plain Muon.
+        dtype: of the matrix products.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         self.iterations, self.neuron_beta, self.dtype = iterations, neuron_beta, dtype
 
     def fresh(self, weight: Tensor) -> dict[str, Tensor]:
-        """What is remembered of a weight before its first step."""
+        """The state of a weight before its first step."""
         memory = {"momentum": torch.zeros_like(weight)}
         if self.neuron_beta is not None:
             memory["variance"] = _zeros_for_neurons(weight)
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
                     piece.weight.add_(update, alpha=-scale)
 
     def _pieces_by_shape(self, group: dict[str, Any]) -> "dict[torch.Size, list[_Piece]]":
-        """Bring momenta and decay up to date; return views, one for each square."""
+        """Update momenta and apply weight decay; return a view of each square, by shape."""
         by_shape: dict[torch.Size, list[_Piece]] = defaultdict(list)
         for weight in group["params"]:
             if weight.grad is None:
@@ -117,7 +117,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class _Piece(NamedTuple):
-    """Views of the square that is a part of a matrix, or of the whole matrix."""
+    """Views of one square of a matrix, or of the whole matrix."""
 
     weight: Tensor
     gradient: Tensor
@@ -126,15 +126,15 @@ class _Piece(NamedTuple):
 
 
 def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
-    """Divide each neuron's update by the root of its running mean square; each matrix keeps its length (NorMuon).
+    """Divide each neuron's update by the root of its running mean square; each matrix keeps its norm (NorMuon).
 
-    A neuron is a row, or in a matrix that is wider than high, a column. The running means start at zero, and that they
-    are too small at first does not matter: only how they compare does.
+    A neuron is a row, or a column of a matrix that is wider than high. The running means start at zero; this bias
+    cancels, because only their ratios matter.
 
     Args:
         updates_NRC: changed in place.
         variances: the running means of each matrix, R x 1 or 1 x C; changed in place.
-        beta: the part of them that stays.
+        beta: decay of the running means.
     """
     over = -1 if updates_NRC.size(1) >= updates_NRC.size(2) else -2
     squares_NR1 = torch.linalg.vector_norm(updates_NRC, dim=over, keepdim=True, dtype=variances[0].dtype).square()
@@ -148,7 +148,7 @@ def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
 
 
 def _zeros_for_neurons(weight: Tensor) -> Tensor:
-    """A number for each neuron of each of a matrix's squares, in a shape that is cut as the matrix is."""
+    """One number per neuron of each square of a matrix, in a shape that is cut like the matrix."""
     (n_rows, n_columns), (n, dim) = weight.shape, _cut(weight)
     if n == 1 and n_rows < n_columns:
         return weight.new_zeros(1, n_columns)
@@ -156,12 +156,12 @@ def _zeros_for_neurons(weight: Tensor) -> Tensor:
 
 
 def _squares(matrix: Tensor) -> tuple[Tensor, ...]:
-    """Views of the squares that a matrix is made of, or of the matrix itself."""
+    """Views of the squares of a matrix, or of the matrix itself."""
     return torch.chunk(matrix, *_cut(matrix))
 
 
 def _cut(matrix: Tensor) -> tuple[int, int]:
-    """Into how many squares a matrix is cut, and along which dimension; 1 where it is not made of squares."""
+    """Number of squares a matrix is cut into, and the dimension; 1 if it does not consist of squares."""
     n_rows, n_columns = matrix.shape
     if n_rows % n_columns == 0:
         return n_rows // n_columns, 0

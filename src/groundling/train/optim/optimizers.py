@@ -1,4 +1,4 @@
-"""Which parameter is updated by what: AdamW with decay groups, and Muon for the matrices inside the blocks."""
+"""The optimizers of a model: AdamW with decay groups, and Muon for the matrices inside the blocks."""
 
 import math
 from collections import defaultdict
@@ -57,11 +57,11 @@ class OptimConfig:
 
 
 class Optimizers:
-    """All optimizers of a model as one: they step together, share a schedule, and save by the parameters' names."""
+    """All optimizers of a model as one: they step together, share a schedule, and save state by parameter name."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, matmul_dtype: torch.dtype = torch.float32) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        """All that is learned, in the model's order."""
+        """The trainable parameters, in the model's order."""
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         matrices, decayed, others = split_parameters(model, muon=config.kind == "muon")
         groups = [
@@ -97,12 +97,12 @@ class Optimizers:
             part.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to None."""
         for part in self._parts:
             part.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """All that the optimizers remember, as `parameter name|what` -> tensor."""
+        """The optimizers' state, as `parameter name|key` -> tensor."""
         return {
             f"{self._names[id(parameter)]}|{key}": value
             for part in self._parts
@@ -111,10 +111,10 @@ class Optimizers:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `state_tensors` gave.
+        """Restore what `state_tensors` returned.
 
         Raises:
-            CheckpointError: a tensor is for a parameter that this model has not got, or not as the optimizer made it.
+            CheckpointError: a tensor is for an unknown parameter, or of another shape or type.
         """
         owners = {
             self._names[id(parameter)]: (part, parameter)
@@ -137,7 +137,7 @@ class Optimizers:
 
 
 def _require_whole(part: torch.optim.Optimizer, parameter: Tensor, name: str, memory: dict[str, Tensor]) -> None:
-    """Check that what is remembered of a parameter is all of it, as the optimizer itself makes it."""
+    """Check that the state of a parameter has the keys, shapes and types the optimizer itself makes."""
     like = torch.empty_like(parameter, device="meta")
     adam = {"step": torch.empty((), dtype=torch.float32, device="meta"), "exp_avg": like, "exp_avg_sq": like}
     expected = part.fresh(like) if isinstance(part, Muon) else adam
@@ -154,8 +154,8 @@ def _require_whole(part: torch.optim.Optimizer, parameter: Tensor, name: str, me
 def split_parameters(model: nn.Module, *, muon: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Split a model's parameters into Muon's matrices, AdamW's decayed ones, and AdamW's others.
 
-    Muon takes the matrices of linear layers, except the one that writes the logits: like an embedding, its rows are
-    one token each. What has two dimensions or more decays; norms and biases do not.
+    Muon takes the matrices of linear layers except the output projection, which like an embedding has one row per
+    token. Tensors of two or more dimensions decay; norms and biases do not.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     tables |= {id(p) for name, p in model.named_parameters() if name.startswith("lm_head.")}

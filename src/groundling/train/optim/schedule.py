@@ -1,4 +1,4 @@
-"""How the learning rate goes: a factor between 0 and 1 for each step, the same for every optimizer of a run."""
+"""Learning-rate schedules: a factor between 0 and 1 for each step, the same for every optimizer of a run."""
 
 import math
 from dataclasses import dataclass

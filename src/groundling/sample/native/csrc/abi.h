@@ -74,7 +74,7 @@ void team_destroy(void* team);
 // Returns 0, or 1 if memory is short; then nothing was written.
 int forward(void* team, const Model* model, const Cache* cache, const Batch* batch, float* logits);
 
-// Samples one id per row by an exponential race (see filters.race); -1 if the largest logit is not finite.
+// Samples one id per row by an exponential race (see filters.exponential_race); -1 if the largest logit is not finite.
 void race(const float* logits, int64_t n_rows, int64_t stride, int64_t n_ids, float temperature,
           const float* const* noise, int64_t* ids);
 
