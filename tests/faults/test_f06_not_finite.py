@@ -35,9 +35,9 @@ class FailsAt(nn.Module):
         super().__init__()
         self.weight, self.bad_step, self.step = nn.Parameter(torch.ones(3)), bad_step, 0
 
-    def forward(self, idx_BT: Tensor, *_: object) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         self.step += 1
-        loss = (self.weight * idx_BT.float().mean()).square().sum()
+        loss = (self.weight * batch.idx_BT.float().mean()).square().sum()
         return loss * math.nan if self.step == self.bad_step else loss
 
 

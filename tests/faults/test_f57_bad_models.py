@@ -78,7 +78,7 @@ def test_until_all_is_there_nothing_is_served(models) -> None:
 def test_a_decoder_that_dies_ends_the_process(models) -> None:
     """A server that lives and writes nothing any more would never be started anew."""
     spoilt = "import sys; from groundling.sample.engine import Engine; from groundling.cli import main\n"
-    spoilt += "Engine.add = lambda *_: 1 / 0\nsys.exit(main(sys.argv[1:]))"
+    spoilt += "Engine.new_request = lambda *_: 1 / 0\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", spoilt, "serve", str(models["base"]), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
