@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import time
 from contextlib import suppress
@@ -48,7 +47,7 @@ def _n_sockets(server: Served) -> int:
     links = list[str]()
     for file in _files(server):
         with suppress(FileNotFoundError):  # closed meanwhile
-            links.append(os.readlink(file))
+            links.append(str(file.readlink()))
     return sum(link.startswith("socket:") for link in links)
 
 
