@@ -14,19 +14,19 @@ CHATGPT := runs/chatgpt
 .PHONY: help env env-dev shakespeare chatgpt ladder check lint fast test native-check fuzz coverage browser docs lock audit clean
 
 help:
-	@echo "make shakespeare  make the environment, get Tiny Shakespeare, train a GPT on it, and let it speak"
-	@echo "make test         make the environment with its test tools, and run every check (under 15 minutes)"
-	@echo "make chatgpt      train a small ChatGPT in all its stages, and report what each was good for (25 minutes)"
-	@echo "make check        the fast checks (under 90 seconds)"
-	@echo "make coverage     the tests again, counting which lines they reach (at least 90 %)"
-	@echo "make native-check compile the C++ decoder with all warnings as errors, and run it under sanitizers (a minute)"
+	@echo "make shakespeare  set up .venv, fetch Tiny Shakespeare, train a GPT on it, and sample from it"
+	@echo "make test         set up the test tools, and run every check (under 15 minutes)"
+	@echo "make chatgpt      train a small ChatGPT in all its stages, and report the gain of each (25 minutes)"
+	@echo "make check        fast checks (under 90 seconds)"
+	@echo "make coverage     all tests with line coverage (at least 90 %)"
+	@echo "make native-check compile the C++ decoder with all warnings as errors, and run it under sanitizers"
 	@echo "make fuzz         attack loaders with hostile files, and the server with hostile requests (SECONDS=600 SEED=1)"
 	@echo "make ladder       train the lecture's rungs s1 to s7, and compare the losses"
 	@echo "make docs         build the documentation into docs/_build/html"
-	@echo "make lock         pin the newest versions of all packages that the environments need"
-	@echo "make audit        look for known holes in them"
-	@echo "make env          only make the environment, in .venv"
-	@echo "make clean        remove the environment and all that was built; runs/ stays"
+	@echo "make lock         pin the newest allowed version of every package"
+	@echo "make audit        check the pinned packages for known vulnerabilities"
+	@echo "make env          only set up .venv"
+	@echo "make clean        remove .venv and all build output; runs/ stays"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,4 +1,4 @@
-"""Train a small GPT on a text of your own, from Python, and let it speak: python examples/your_own_text.py TEXT"""
+"""Train a small GPT on a text of your own, from Python, and sample from it: python examples/your_own_text.py TEXT"""
 
 import sys
 from pathlib import Path

@@ -192,7 +192,7 @@ def theirs(bundle, tmp_path, advised):
 @follows(
     "{} exists; choose another name, or --overwrite to replace an earlier import",
     "{} is not an earlier import (its {} says), and was left alone; choose another name",
-    "let it speak: groundling sample {}",
+    "sample from it: groundling sample {}",
 )
 def test_where_an_import_goes(advised, theirs, bundle, tmp_path):
     words = ("import", "hf", theirs)

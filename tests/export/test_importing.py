@@ -486,4 +486,4 @@ def test_it_says_what_it_made(folders, tmp_path, characters, capsys):
         f"{tmp_path / 'b'}: GPT2LMHeadModel, {n_parameters:,} parameters, the char tokenizer with "
         f"{CHARACTERS.vocab_size} ids and {53 - CHARACTERS.vocab_size} more in the model that mean nothing"
     )
-    assert said[1] == f"let it speak: groundling sample {tmp_path / 'b'}"
+    assert said[1] == f"sample from it: groundling sample {tmp_path / 'b'}"

@@ -103,7 +103,7 @@ def test_it_says_what_it_made_and_that_the_gelu_differs(tmp_path, text, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{tmp_path / 'b'}: nanoGPT, 28,")
     assert "the char tokenizer with 18 ids; its exact GELU becomes the tanh approximation" in said[0]
-    assert said[1] == f"let it speak: groundling sample {tmp_path / 'b'}"
+    assert said[1] == f"sample from it: groundling sample {tmp_path / 'b'}"
 
 
 class Canary:

@@ -101,7 +101,7 @@ def test_an_html_page_is_called_so(server, target, content_type):
 @pytest.mark.parametrize("data", [CONTENT[:-1] + b"?", CONTENT[:-1], CONTENT + b"?", b"", CONTENT * 2])
 def test_another_file_is_refused_with_both_hashes(server, target, data):
     server.script = [body(data)]
-    with pytest.raises(DataError, match=rf"what came is not the file: .* expected 307,200 with {SHA256}"):
+    with pytest.raises(DataError, match=rf"not the expected file: .* expected 307,200 with {SHA256}"):
         get(server, target)
     assert list(target.parent.iterdir()) == []
 

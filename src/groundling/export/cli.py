@@ -69,7 +69,7 @@ def _gguf(argv: list[str]) -> int:
     export_gguf(bundle, chosen.out)
     print(f"{chosen.out}: GGUF, {_said(bundle)}")
     jinja = " --jinja" if bundle.chat is not None else ""
-    print(f"let it speak: llama-cli -m {shlex.quote(str(chosen.out))}{jinja}")
+    print(f"run it: llama-cli -m {shlex.quote(str(chosen.out))}{jinja}")
     for id in bundle.end_ids[MAX_ENDS:]:
         print(f"a file names {MAX_ENDS} ends at most: llama.cpp may go on after {bundle.tokenizer.piece(id)!r}")
     if bundle.tokenizer.kind == "bpe" and is_composing(bundle.tokenizer.to_json()["tokenizers"]):

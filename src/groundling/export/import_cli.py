@@ -100,7 +100,7 @@ def _hf(argv: list[str]) -> int:
     if chat is None:
         if why:
             print(f"imported as a base model, which goes on with a text and does not chat: {why}")
-        print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
+        print(f"sample from it: groundling sample {shlex.quote(str(chosen.out))}")
     else:
         print(f"talk with it: groundling chat {shlex.quote(str(chosen.out))}")
     return 0
@@ -119,7 +119,7 @@ def _nanogpt(argv: list[str]) -> int:
     gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: str(chosen.source), "architecture": "nanoGPT"})
     print(f"{chosen.out}: nanoGPT, {_said(gpt_config, weights, tokenizer)}; {GELU_NOTE}")
-    print(f"let it speak: groundling sample {shlex.quote(str(chosen.out))}")
+    print(f"sample from it: groundling sample {shlex.quote(str(chosen.out))}")
     return 0
 
 

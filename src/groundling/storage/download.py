@@ -159,7 +159,7 @@ def _accept(url: str, part: Path, target: Path, sha256: str, n_bytes: int, resum
     if begins.startswith((b"<!doctype html", b"<html")):
         raise DataError(f"{url}: {HTML_CAME}")
     size = f"{got_bytes:,} bytes" if got_bytes <= n_bytes else f"more than {n_bytes:,} bytes"
-    raise DataError(f"{url}: what came is not the file: {size} with sha256 {got}, expected {n_bytes:,} with {sha256}")
+    raise DataError(f"{url}: not the expected file: {size} with sha256 {got}, expected {n_bytes:,} with {sha256}")
 
 
 @contextmanager

@@ -114,13 +114,13 @@ def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
 
     decode = deterministic_decode(model, DecodeConfig(weights="bfloat16"))
 
-    def speak() -> None:
+    def sample() -> None:
         engine, how = Engine(model, decode, 32, n_ids=bundle.n_ids), SamplingConfig(max_new_tokens=24)
         requests = [engine.new_request(idx[row % 16][:8], how, row_generator(0, row)) for row in range(32)]
         for _ in run_all(engine, requests):
             pass
 
-    return Speed(_fastest(learn), _fastest(speak))
+    return Speed(_fastest(learn), _fastest(sample))
 
 
 def _fastest(work: Callable[[], None], n_times: int = 5) -> float:

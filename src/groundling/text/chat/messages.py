@@ -31,7 +31,7 @@ class WrongTurn(NamedTuple):
         came = "is missing" if self.role is None else f"is the {self.role}'s"
         return (
             f"{came} where the {self.expected}'s is expected; "
-            "after at most one system message, user and assistant speak in turns"
+            "after at most one system message, user and assistant alternate"
         )
 
 
