@@ -322,6 +322,14 @@ def test_a_request_that_fits_no_longer_is_refused_when_its_turn_comes(gpt, monke
 # Failures
 
 
+async def only_these_fail(worker: Worker, gpt, bad: Engine, broken: list[TokenStream], fine: TokenStream) -> None:
+    for stream in broken:
+        assert await error_of(stream) == (500, "model_failed", "the model failed: RuntimeError")
+    assert await read(fine) == alone(gpt, [1], 9)
+    assert worker.load == (0, 0)
+    assert not bad.is_busy
+
+
 def test_a_model_that_fails_ends_its_own_requests_and_no_other_s(gpt):
     worker, bad, good = Worker(4, 10), engine_of(gpt), engine_of(gpt)
     works, bad.step = bad.step, failing(RuntimeError("secret inside"))  # type: ignore[method-assign]
@@ -329,11 +337,7 @@ def test_a_model_that_fails_ends_its_own_requests_and_no_other_s(gpt):
     fine = submit(worker, good, "two", sample([1], 9))
 
     async def act() -> None:
-        for stream in broken:
-            assert await error_of(stream) == (500, "model_failed", "the model failed: RuntimeError")
-        assert await read(fine) == alone(gpt, [1], 9)
-        assert worker.load == (0, 0)
-        assert not bad.is_busy
+        await only_these_fail(worker, gpt, bad, broken, fine)
         bad.step = works  # type: ignore[method-assign]
         assert await read(submit(worker, bad, "one", sample([1], 9))) == alone(gpt, [1], 9)
 
@@ -354,11 +358,7 @@ def test_a_model_that_fails_to_take_a_request_ends_that_and_its_running_ones(gpt
     fine = submit(worker, good, "two", sample([1], 9))
 
     async def act() -> None:
-        for stream in broken:
-            assert await error_of(stream) == (500, "model_failed", "the model failed: RuntimeError")
-        assert await read(fine) == alone(gpt, [1], 9)
-        assert worker.load == (0, 0)
-        assert not bad.is_busy
+        await only_these_fail(worker, gpt, bad, broken, fine)
 
     run(worker, act)
 

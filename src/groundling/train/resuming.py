@@ -41,8 +41,8 @@ R = TypeVar("R", bound=Resumable)
 def decided(config: R) -> R:
     """Resolve `resume="if-present"` to true or false. All ranks call this together and get the first rank's answer.
 
-    A folder without a checkpoint and without a model starts a new run, which removes what is there. A damaged
-    checkpoint, or a model without checkpoints, is never removed like this.
+    Start a new run, and remove the folder's contents, if it holds neither a checkpoint nor a model. Never remove a
+    damaged checkpoint, or a model without checkpoints.
     """
     if config.resume != "if-present":
         return config
