@@ -123,7 +123,7 @@ ROWS = {
 @pytest.mark.parametrize("ending", ROWS)
 @follows(
     "write its text to a file and give that: python -X utf8 -c {} > {}{}",
-    " (to learn the file as it stands, let its name end in .txt)",
+    " (to train on the file unchanged, let its name end in .txt)",
 )
 def test_a_table(advised, learned, tmp_path, told, ending):
     """And a file of the user's that has the name already stays."""

@@ -71,7 +71,7 @@ def test_threads_are_set_for_the_process():
 def test_what_is_not_there_is_refused():
     assert runtime.pick_device("auto").type in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match=r"'cuda' is not there; this machine has: .*cpu"):
+        with pytest.raises(ConfigError, match=r"'cuda' is not available; this machine has: .*cpu"):
             runtime.pick_device("cuda")
     with pytest.raises(ConfigError, match="'tpu' is not there"):
         runtime.pick_device("tpu")

@@ -133,7 +133,7 @@ JSON, TABLES = (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
 
 
 class Format(NamedTuple):
-    """What a file is, and what to do about it."""
+    """Name of a file's format, and advice on converting it."""
 
     name: str
     advice: str

@@ -1,4 +1,4 @@
-"""A GPT without initial weights, to be loaded from elsewhere or only measured."""
+"""A GPT with uninitialised weights, for loading them or for counting parameters."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ def blank_gpt(config: GPTConfig, device: torch.device | str = "cpu") -> GPT:
 
 
 def count_parameters(config: GPTConfig) -> int:
-    """Number of parameters of a GPT, from one and two layers; a tied matrix counts once.
+    """Number of parameters of a GPT, extrapolated from one and two layers; a tied matrix counts once.
 
     Raises:
         ConfigError: the sizes overflow.

@@ -64,11 +64,12 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: the device is not available.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kinds = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True))
+    available = [kind for kind, is_available in kinds if is_available]
     if name == "auto":
-        name = next(kind for kind, is_there in there.items() if is_there)
-    if not there.get(name, False):
-        raise ConfigError(f"device {name!r} is not there; this machine has: {', '.join(k for k in there if there[k])}")
+        name = available[0]
+    if name not in available:
+        raise ConfigError(f"device {name!r} is not available; this machine has: {', '.join(available)}")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
