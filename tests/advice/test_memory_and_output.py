@@ -75,7 +75,7 @@ def test_memory_that_went_meanwhile(advised, tmp_path, room, monkeypatch):
 
 
 @follows(
-    "there is not enough memory to read on: {}; decode fewer texts at a time, ask for fewer new tokens, or load the "
+    "there is not enough memory to continue: {}; decode fewer texts at a time, ask for fewer new tokens, or load the "
     "model with a smaller --context"
 )
 def test_memory_that_the_system_refuses(advised, tmp_path, monkeypatch):

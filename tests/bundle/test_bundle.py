@@ -193,7 +193,7 @@ def change_config(folder: Path, **fields: object) -> None:
         ({"n_layer": "many"}, "many"),
         ({"n_head": 3}, "n_embd 8 is not a multiple of n_head 3"),
         ({"n_embd": 2**20}, r"expected \(3145728,\)"),
-        ({"n_embd": 2**40}, r"config.json asks for sizes that no machine has"),
+        ({"n_embd": 2**40}, r"config.json has sizes that no machine can hold"),
         ({"vocab_size": 4}, "5 tokens and the model 4"),
     ],
 )

@@ -205,7 +205,7 @@ def test_a_preset_asks_for_what_no_machine_has(tiny, tmp_path, monkeypatch):
     for sizes, said in (
         ({"n_embd": 10**6, "n_head": 1}, "take a smaller model"),
         ({"n_layer": 10**6}, "n_layer is 1,000,000; it must be at most 10,000"),
-        ({"n_hidden": 2**62}, "sizes that no machine has"),
+        ({"n_hidden": 2**62}, "sizes that no machine can hold"),
     ):
         with pytest.raises(ConfigError, match=said):
             tiny.pretrain(tmp_path / "run", model=dataclasses.replace(tiny.config(tmp_path).model, **sizes))

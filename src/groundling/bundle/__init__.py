@@ -222,7 +222,7 @@ def load_bundle(
     try:
         outline = blank_gpt(config, "meta")  # allocates nothing, even if a damaged config has huge sizes
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} has sizes that no machine can hold: {error}") from error
     config = limit_context(config, context, path)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
     require_memory(folder, config, outline)

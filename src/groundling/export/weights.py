@@ -129,7 +129,7 @@ def our_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     try:
         outline = blank_gpt(config, "meta")
     except RuntimeError as error:
-        raise CheckpointError(f"the config asks for sizes that no machine has: {error}") from error
+        raise CheckpointError(f"the config has sizes that no machine can hold: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in plain_state_dict(outline).items()}
 
 

@@ -33,7 +33,7 @@ def count_parameters(config: GPTConfig) -> int:
             blank_gpt(dataclasses.replace(config, n_layer=n, block_size=1), "meta").n_parameters() for n in (1, 2)
         )
     except RuntimeError as error:
-        raise ConfigError(f"these are sizes that no machine has: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"these are sizes that no machine can hold: {str(error).splitlines()[0]}") from error
     positions = (config.block_size - 1) * config.n_embd if config.position == "learned" else 0
     return one + positions + (config.n_layer - 1) * (two - one)
 

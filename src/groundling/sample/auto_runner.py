@@ -45,7 +45,7 @@ def explain_out_of_memory() -> Iterator[None]:
             raise
         what = str(error).splitlines()[0] if str(error) else "none is left"
         raise ConfigError(
-            f"there is not enough memory to read on: {what}; decode fewer texts at a time, ask for fewer new "
+            f"there is not enough memory to continue: {what}; decode fewer texts at a time, ask for fewer new "
             "tokens, or load the model with a smaller --context"
         ) from error
 
