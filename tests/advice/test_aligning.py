@@ -98,7 +98,7 @@ def stopped(talker, conversations, tmp_path, monkeypatch):
     "{} holds a run of {}; choose another --out-dir",
     "{} holds a run of {}; go on with it by groundling {}",
     "{} holds no run to resume; start it without --resume",
-    "{} is a stage that was interrupted before it left a model; go on with it: the same command, and --resume",
+    "{} is a stage that was interrupted before it saved a model; continue it: the same command with --resume",
 )
 def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd):
     words, stop = stopped
@@ -262,7 +262,7 @@ def test_stages_that_others_need(advised, talker, conversations, tmp_path):
     unknown = tmp_path / "u.jsonl"
     unknown.write_text(conversations.read_text(encoding="utf-8").replace("cde", "XYZ"), encoding="utf-8")
     said = advised.refused(*words, "--data.path", unknown, "--overwrite")
-    advised.done("the tokenizer cannot say them" in said)  # the counts
+    advised.done("the tokenizer cannot encode them" in said)  # the counts
     seeds = parsed(["align-report", "sft", "--runs", "a", "b"]).seeds
     advised.hears(f"ppo has 2 runs, and seeds are {len(seeds)}; give one run, or one for each")
     advised.done(parsed(["align-report", "sft", "--runs", "a", "b", "c"]).runs and len(seeds) == 3)

@@ -228,7 +228,7 @@ def test_a_run_that_begins_with_a_bundle(advised, preset, finished_run, story, t
     advised.works("pretrain", *fast, "--overwrite", "--model.n-layer", "3", "--model.block-size", "16")
 
 
-@follows("{} of {} are damaged; --resume passes them over", "resuming from {}", "passed over: {}")
+@follows("{} of {} are damaged; --resume skips them", "resuming from {}", "passed over: {}")
 def test_damaged_checkpoints(advised, a_run):
     newest = sorted((a_run / "checkpoints").glob("step-*"))[-1]
     (newest / "training.safetensors").write_bytes(b"")
@@ -236,7 +236,7 @@ def test_damaged_checkpoints(advised, a_run):
     advised.works("pretrain", "--resume", "--out-dir", a_run)
 
 
-@follows("{} holds no finished checkpoint and no bundle; give the folder of one, or of a run")
+@follows("{} holds neither a finished checkpoint nor a bundle; give the folder of one, or of a run")
 def test_nothing_to_verify(advised, a_run, tmp_path):
     advised.refused("verify-checkpoint", tmp_path)
     for place in (a_run, a_run / "bundle", a_run / "checkpoints" / "step-00000006"):

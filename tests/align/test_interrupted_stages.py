@@ -403,7 +403,7 @@ def test_a_damaged_checkpoint_is_passed_over(begun, tmp_path, unbroken, monkeypa
     older, newer = StageCheckpoints(run, torch.device("cpu")).finished()
     with (newer / "training.safetensors").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(CheckpointError, match=f"{run} is a stage that was interrupted before it left a model"):
+    with pytest.raises(CheckpointError, match=f"{run} is a stage that was interrupted before it saved a model"):
         find_bundle(run)
     assert dpo.main(["--resume", "--out-dir", str(run)]) == 0
     said = capsys.readouterr().err

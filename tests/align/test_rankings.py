@@ -195,7 +195,7 @@ def test_a_bad_row_is_named_by_file_and_line_and_nothing_of_its_file_is_taken(na
     [
         (b"{", ":2: not JSON"),
         (b"[" * 100_000, ":2: it is nested too deeply"),
-        (b'"\xff"', "byte offset [0-9]+ stand bytes that are not UTF-8"),
+        (b'"\xff"', "byte offset [0-9]+ there are bytes that are not UTF-8"),
         (b"[]", ":2: this is an array, an object is expected"),
         (b"{}", ":2: a judgement has the fields key, messages, candidates, shown, choice, rater, time"),
     ],

@@ -81,7 +81,7 @@ def test_training_a_tokenizer_ends_when_it_is_told_to(tmp_path, long_text, words
 
 def test_a_trainer_that_dies_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(trainers, "_START", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(trainers.TrainingError, match=r"was ended by signal 9; if memory was short") as error:
+    with pytest.raises(trainers.TrainingError, match=r"was ended by signal 9; if memory ran out") as error:
         trainers.train("bpe", ["a b"], 300)
     assert "\n" not in str(error.value)
 

@@ -157,7 +157,7 @@ def test_too_little_memory_to_measure_is_said_in_one_line(timings, monkeypatch, 
 
     monkeypatch.setattr(auto_runner, "measure", measure)
     for decode in (lambda: deterministic_decode(model, DecodeConfig()), lambda: Engine(model)):
-        with pytest.raises(ConfigError, match=f"not enough memory to read on: .*{str(error)[-20:]}"):
+        with pytest.raises(ConfigError, match=f"not enough memory to continue: .*{str(error)[-20:]}"):
             decode()
     monkeypatch.setattr(auto_runner, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):

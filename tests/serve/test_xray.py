@@ -18,7 +18,7 @@ import torch
 from housekit import House, comes_to_hold, house_of
 
 from groundling.bundle import Bundle, load_bundle
-from groundling.model.inspect import look, score_heads
+from groundling.model.inspect import score_heads, trace_forward
 from groundling.serve import checkpoints, xray
 from groundling.serve.config import ServeConfig
 from groundling.serve.state import ServerState
@@ -41,7 +41,7 @@ def test_what_is_told_is_what_the_model_does(server: Served, models, name: str) 
     assert status == 200
     bundle = load_bundle(models[name])
     ids = bundle.tokenizer.encode("the king and")
-    seen = look(bundle.model, ids)
+    seen = trace_forward(bundle.model, ids)
     assert answer["tokens"] == ids
     assert "".join(answer["pieces"][str(id)] for id in ids) == "the king and"
     for layer in range(2):
@@ -145,7 +145,9 @@ def test_nothing_is_asked_of_the_model_once_it_was_looked_through(models) -> Non
     bundle = load_bundle(models["talker"])
     ids = bundle.tokenizer.encode("Who?")
     nobody = replace(bundle, model=None)
-    told = json.loads(xray._answer("talker", None, nobody, ids, look(bundle.model, ids), score_heads(bundle.model, 60)))
+    told = json.loads(
+        xray._answer("talker", None, nobody, ids, trace_forward(bundle.model, ids), score_heads(bundle.model, 60))
+    )
     assert told["tokens"] == ids
 
 

@@ -82,12 +82,12 @@ def test_hints_stand_at_the_targets_of_their_batch():
     batches = Batches(TEXT, teacher=teacher, **how)
     places_of = Batches(np.arange(400, dtype=np.uint16), **how)
     for batch, places in zip(batches.next_step(), places_of.next_step(), strict=True):
-        assert torch.equal(batch.hints_BTV, table_NV[places.targets_BT])
-        assert batch.to(CPU).hints_BTV is batch.hints_BTV
+        assert torch.equal(batch.teacher_probs_BTV, table_NV[places.targets_BT])
+        assert batch.to(CPU).teacher_probs_BTV is batch.teacher_probs_BTV
 
 
 def test_without_a_teacher_there_are_no_hints():
-    assert Batches(TEXT, block_size=8, batch_size=2).next_step()[0].hints_BTV is None
+    assert Batches(TEXT, block_size=8, batch_size=2).next_step()[0].teacher_probs_BTV is None
 
 
 @pytest.mark.slow

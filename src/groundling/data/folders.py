@@ -25,7 +25,7 @@ MAX_ENDINGS = 6
 
 @dataclass
 class Found:
-    """The files in a fixed order, and what was skipped."""
+    """Files in a fixed order, and counts of what was skipped."""
 
     paths: list[Path] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)

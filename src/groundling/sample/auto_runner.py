@@ -14,7 +14,7 @@ from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
 from groundling.sample.filters import exponential_race_of_few
 from groundling.sample.native.build import Compilation, Library
-from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, kept_or_measured, measure, shape_key
+from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, load_or_measure, measure, shape_key
 from groundling.sample.native.runner import NativeRunner, can_read
 from groundling.sample.quantize import Weights, with_rounded_weights
 from groundling.sample.runner import ModelRunner, TokenSpan, TorchRunner, WindowRunner, in_parts
@@ -45,7 +45,7 @@ def explain_out_of_memory() -> Iterator[None]:
             raise
         what = str(error).splitlines()[0] if str(error) else "none is left"
         raise ConfigError(
-            f"there is not enough memory to read on: {what}; decode fewer texts at a time, ask for fewer new "
+            f"there is not enough memory to continue: {what}; decode fewer texts at a time, ask for fewer new "
             "tokens, or load the model with a smaller --context"
         ) from error
 
@@ -83,22 +83,22 @@ def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation
             return measure(native, TorchRunner(model, cache), model.config, n_slots)
 
     with explain_out_of_memory():
-        return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
+        return load_or_measure(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
 
 class AutoRunner:
     """A `ModelRunner` for any model.
 
-    Runs a GPT on the CPU by compiled code, if the library is there and faster here (`compare`). Without the library,
-    PyTorch runs it; after a second of decoding, the compiler is started in the background, and its code takes over when
-    it is ready. Both fill the same cache and agree to rounding. So nothing waits for the compiler, and short jobs never
-    start it. With bfloat16 weights the two round differently: then compiled code is used by the next AutoRunner only.
+    A GPT on the CPU runs in compiled code if the library exists and is faster here (`compare`), otherwise in PyTorch. A
+    missing library is compiled in the background after a second of decoding, and takes over when it is ready. Both use
+    the same cache and agree to rounding. So no request waits for the compiler, and short jobs never start it. With
+    bfloat16 weights the two round differently, so only the next AutoRunner uses compiled code.
 
     Args:
         model: a GPT, plain, compiled or wrapped; or any module from `idx_BT` to `logits_BTV` with a `block_size`.
         n_slots: sequences it can hold.
         weights: precision of a GPT's matrices; float32: unchanged. Otherwise keys and values are bfloat16, and on
-            other devices than the CPU so is the whole model.
+            devices other than the CPU the whole model is.
         native: "on" waits for the compiler; "off" never uses compiled code.
 
     Raises:
@@ -117,14 +117,14 @@ class AutoRunner:
         self._compiled: Callable[[Library], ModelRunner] | None = None
         self._compare: Callable[[Library], Comparison]
         self.cache: KVCache | None = None
-        """Keys and values of each slot; None for other modules than a GPT."""
+        """Keys and values of each slot; None for modules other than a GPT."""
         if isinstance(model, GPT):
             with explain_out_of_memory():  # the matrices are packed
                 self._runner = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
             self._runner = WindowRunner(model, n_slots)
         else:
-            raise ConfigError(f"a {type(model).__name__} is read as it is: weights float32, native auto or off")
+            raise ConfigError(f"a {type(model).__name__} runs only with weights float32, and native auto or off")
         self._seconds = 0.0
 
     @property

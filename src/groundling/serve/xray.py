@@ -25,7 +25,7 @@ from groundling.bundle import Bundle
 from groundling.bundle.layout import CHECKPOINTS, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
-from groundling.model.inspect import HeadScores, Look, look, score_heads
+from groundling.model.inspect import ForwardTrace, HeadScores, score_heads, trace_forward
 from groundling.sample.generate import encode_prompt
 from groundling.serve.checkpoints import CheckpointCache, run_to_end
 from groundling.serve.completions.conversation import conversation, encoding_error
@@ -127,12 +127,12 @@ class _HeadScoreCache:
     def __init__(self) -> None:
         self._scores: WeakKeyDictionary[GPT, HeadScores | None] = WeakKeyDictionary()
 
-    def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[Look, HeadScores | None]:
+    def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[ForwardTrace, HeadScores | None]:
         """Return the internals for a text, and the scores of the heads."""
         model = bundle.model
         if model not in self._scores:
             self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
-        return look(model, ids, bundle.n_ids), self._scores[model]
+        return trace_forward(model, ids, bundle.n_ids), self._scores[model]
 
 
 def _checkpoints(served: Served) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ def _check_size(ids: Sequence[int], bundle: Bundle, param: str) -> None:
 
 
 def _answer(
-    name: str, checkpoint: str | None, bundle: Bundle, ids: list[int], seen: Look, scores: HeadScores | None
+    name: str, checkpoint: str | None, bundle: Bundle, ids: list[int], seen: ForwardTrace, scores: HeadScores | None
 ) -> bytes:
     next_ids = seen.logits_V.topk(min(N_NEXT, len(seen.logits_V))).indices.tolist()
     named = {*ids, *next_ids, *seen.likely_LTK.flatten().tolist()}

@@ -116,7 +116,7 @@ def measure_training(model: GPT, picked: Runtime, seconds: float, batch_size: in
 def describe_compiled_code(model: GPT) -> str:
     """Compare compiled decoding with PyTorch for each precision; compiles the decoder if necessary."""
     if not can_read(model):
-        return "none: it reads models in float32 on a CPU"
+        return "none: only float32 on a CPU is supported"
     compilation = Compilation()
     library = compilation.wait()
     if library is None:

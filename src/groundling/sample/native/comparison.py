@@ -109,17 +109,17 @@ def shape_key(config: GPTConfig, weights: Weights, n_slots: int) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def kept_or_measured(kept: Path, key: str, measure_now: Callable[[], Comparison]) -> Comparison:
-    """Load the measurement of a key from a file, or measure now and store it; a file that fails is ignored."""
+def load_or_measure(file: Path, key: str, measure_now: Callable[[], Comparison]) -> Comparison:
+    """Load the measurement of a key from a file, or measure and store it; errors of the file are ignored."""
     try:
-        found = read_json_object(kept)
+        found = read_json_object(file)
     except (GroundlingError, OSError):
         found = {}
     comparison = _parsed(found.get(key))
     if comparison is None:
         comparison = measure_now()
         with suppress(GroundlingError, OSError):
-            atomic.write_json(kept, {**found, key: dataclasses.asdict(comparison)})
+            atomic.write_json(file, {**found, key: dataclasses.asdict(comparison)})
     return comparison
 
 
