@@ -60,15 +60,15 @@ class Batch:
     targets_BT: Tensor
     n_targets: int
     """How many targets count."""
-    hints_BTV: Tensor | None = None
-    """What a teacher expects at each target."""
+    teacher_probs_BTV: Tensor | None = None
+    """The teacher's distribution of each target; None: no teacher."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         if device.type == "cpu":
             return self
-        hints_BTV = None if self.hints_BTV is None else self.hints_BTV.to(device)
-        return Batch(self.idx_BT.to(device, non_blocking=True), self.targets_BT.to(device), self.n_targets, hints_BTV)
+        probs_BTV = None if self.teacher_probs_BTV is None else self.teacher_probs_BTV.to(device)
+        return Batch(self.idx_BT.to(device, non_blocking=True), self.targets_BT.to(device), self.n_targets, probs_BTV)
 
 
 class RandomOffsets:
@@ -125,8 +125,8 @@ def windows(tokens: Tokens, offsets: list[int], block_size: int, teacher: Teache
     """A batch of the windows that start at `offsets`; the target of each position is the token after it."""
     places_BT = np.asarray(offsets)[:, None] + np.arange(block_size + 1)
     tokens_BT = torch.from_numpy(np.asarray(tokens)[places_BT].astype(np.int64))
-    hints_BTV = None if teacher is None else teacher(offsets, block_size)
-    return Batch(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), len(offsets) * block_size, hints_BTV)
+    probs_BTV = None if teacher is None else teacher(offsets, block_size)
+    return Batch(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), len(offsets) * block_size, probs_BTV)
 
 
 class Batches:
@@ -140,7 +140,7 @@ class Batches:
         order: "random" offsets, or shuffled "epochs" without replacement.
         seed: of the order.
         rank, world_size: which part of each batch is ours.
-        teacher: gives the batches their hints.
+        teacher: gives the distributions of the targets; None: no teacher.
 
     Raises:
         ConfigError: the sizes do not divide each other, or the text is too short for a window.
