@@ -171,7 +171,7 @@ def test_a_teacher_that_is_not_there_costs_nothing(finished_run, tiny_config, tm
     with pytest.raises(CheckpointError, match=r"there is no .*nobody"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=taught))
     assert load_bundle(config.out_dir).config.n_embd == 16
-    with pytest.raises(ConfigError, match=r"\(speedrun\): these models have to be trained first; .groundling speedrun"):
+    with pytest.raises(ConfigError, match=r"\(speedrun\): these models must be trained first; .groundling speedrun"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=1.0, recipes=("speedrun",))))
     assert load_bundle(config.out_dir).config.n_embd == 16
     models = (str(config.out_dir / ".." / config.out_dir.name / "bundle"),)

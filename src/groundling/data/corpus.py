@@ -65,7 +65,7 @@ class TextConfig:
         """Check what does not need the text."""
         require(
             0.0 < self.val_fraction < 1.0,
-            f"data.val_fraction is {self.val_fraction}; it has to be above 0 and below 1, for example 0.1",
+            f"data.val_fraction is {self.val_fraction}; it must be above 0 and below 1, for example 0.1",
         )
         require(self.path != "", "data.path is empty; give a file, a folder or a glob, or leave it out")
 
@@ -76,7 +76,7 @@ class TextConfig:
             DataError: there is no such text.
         """
         found = Found([datasets.get(self.name)]) if self.path is None else find_files(self.path)
-        return TextFiles(found.paths, self.errors, passed_over=found.passed_over())
+        return TextFiles(found.paths, self.errors, skipped=found.skipped())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,8 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         StorageError: the token files cannot be written.
     """
     text = config.text_files()
-    if text.passed_over:
-        log.warning(f"groundling: passed over in {config.path}: {text.passed_over}")
+    if text.skipped:
+        log.warning(f"groundling: skipped in {config.path}: {text.skipped}")
     text.require_text()  # even if the same bytes are cached under another name
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
             about = "" if loss is None else f", validation loss {loss:.4f}"
             print(f"good  {folder}: {len(manifest['files'])} files{about}")
     if n_bad:
-        raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume passes them over")
+        raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume skips them")
     return 0
 
 

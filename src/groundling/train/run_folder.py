@@ -133,8 +133,8 @@ def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
     """
     _require_no_speedrun(run)
     if has_run(run) and not overwrite:
-        go_on = "go on with it (--resume), " if resumable and _finished(run) else ""
-        raise ConfigError(f"{run} already holds a run; {go_on}remove it (--overwrite), or choose another --out-dir")
+        resume = "resume it (--resume), " if resumable and _finished(run) else ""
+        raise ConfigError(f"{run} already holds a run; {resume}remove it (--overwrite), or choose another --out-dir")
 
 
 def make_room(run: Path) -> None:

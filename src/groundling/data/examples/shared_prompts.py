@@ -52,7 +52,9 @@ def _by_turns(chosen: str, rejected: str, shared: str, where: str) -> SharedProm
     replies = [chosen[cut:], rejected[cut:]]
     for name, reply in zip(("chosen", "rejected"), replies, strict=True):
         if _TURN.search(reply):
-            raise DataError(f"{where}: {name} goes on after the assistant's reply; one reply to one prompt is expected")
+            raise DataError(
+                f"{where}: {name} continues after the assistant's reply; one reply to one prompt is expected"
+            )
     turns = _TURN.split(shared[: marks[-1].start()])[1:]
     prompt = tuple(
         Message("user" if who == "Human" else "assistant", text.strip())
