@@ -93,10 +93,10 @@ def stopped(talker, conversations, tmp_path, monkeypatch):
 
 @follows(
     "groundling {} --resume --out-dir {}",
-    "{} stopped as asked; go on: {}",
+    "{} stopped as asked; resume with: {}",
     "{} has finished, and these settings are new: {}; start it again with --overwrite, or choose another --out-dir",
     "{} holds a run of {}; choose another --out-dir",
-    "{} holds a run of {}; go on with it by groundling {}",
+    "{} holds a run of {}; resume it with groundling {}",
     "{} holds no run to resume; start it without --resume",
     "{} is a stage that was interrupted before it saved a model; continue it: the same command with --resume",
 )
@@ -108,7 +108,7 @@ def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd)
     (tmp_path / "sft" / "bundle").rename(tmp_path / "aside")
     advised.refused("sample", tmp_path / "sft")
     advised.refused("dpo", "--resume", "--out-dir", tmp_path / "sft")
-    command = shlex.split(said.rpartition("go on: groundling ")[2])
+    command = shlex.split(said.rpartition("resume with: groundling ")[2])
     assert command[0] == "sft"
     advised.works(*command)
     advised.works(*words, "--resume")
@@ -129,10 +129,10 @@ def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd)
     "{} with other settings ({}); leave these flags out to take its own run.toml, "
     "or start a new run in another --out-dir",
     "{} makes {} steps, and {} has made {} already; give more, or start a new run in another --out-dir",
-    "the models or the examples are not those that {} was begun with; "
+    "the models or the examples are not those that {} was started with; "
     "resume with those, or start a new run in another --out-dir",
     "{}; give all settings of the run as flags",
-    "go on from its last checkpoint with lower learning rates: {} {}",
+    "resume from its last checkpoint with lower learning rates: {} {}",
 )
 def test_a_stage_that_cannot_go_on(advised, stopped, talker, conversations, tmp_path):
     words, stop = stopped
@@ -249,7 +249,7 @@ def ranked(number):
 
 
 @follows(
-    "{} is no finished run of a stage (no readable {}); run the stage first",
+    "{} is not a finished run of a stage (no readable {}); run the stage first",
     "no example is left to learn from; see the counts above for where they went",
     "{} has {} runs, and seeds are {}; give one run, or one for each",
 )

@@ -52,10 +52,8 @@ def as_batch(idx_BT: torch.Tensor, targets_BT: torch.Tensor, teacher_probs_BTV: 
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    teacher_probs_BTV = batch.teacher_probs_BTV
-    return as_batch(
-        batch.idx_BT[rows], batch.targets_BT[rows], None if teacher_probs_BTV is None else teacher_probs_BTV[rows]
-    )
+    probs_BTV = batch.teacher_probs_BTV
+    return as_batch(batch.idx_BT[rows], batch.targets_BT[rows], None if probs_BTV is None else probs_BTV[rows])
 
 
 def cut_up(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
@@ -89,7 +87,7 @@ def require_same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 KINDS = [("adamw", False), ("adamw", True), ("muon", False), ("muon", True)]
-"""Optimizer, and whether a teacher gives hints."""
+"""Optimizer, and whether a teacher gives distributions."""
 
 
 @pytest.mark.parametrize(("kind", "taught"), KINDS)

@@ -60,6 +60,6 @@ def test_the_weight_of_a_step_follows_the_learning_rate_if_it_fades(model, batch
     assert losses == pytest.approx([expected / 24], rel=1e-12)
 
 
-def test_without_hints_the_loss_is_the_plain_one(model, batch):
+def test_without_a_teachers_distributions_the_loss_is_the_plain_one(model, batch):
     plain = dataclasses.replace(batch, teacher_probs_BTV=None)
     assert torch.equal(DistillationObjective(model, 0.8)(plain), Objective(model)(plain))

@@ -75,7 +75,7 @@ def test_without_models_counts_teach():
     assert torch.equal(table_NV, counts_NV[1:].half())
 
 
-def test_hints_stand_at_the_targets_of_their_batch():
+def test_distributions_stand_at_the_targets_of_their_batch():
     teacher = learn(TEXT, FIVE, TeacherConfig(order=3, smoothing=1.0), [], CPU)
     table_NV = leave_one_out(torch.from_numpy(TEXT.astype(np.int64)), 5, 3, 1.0).half()
     how = {"block_size": 8, "batch_size": 4, "micro_batch_size": 2, "seed": 3, "order": "epochs"}
@@ -86,7 +86,7 @@ def test_hints_stand_at_the_targets_of_their_batch():
         assert batch.to(CPU).teacher_probs_BTV is batch.teacher_probs_BTV
 
 
-def test_without_a_teacher_there_are_no_hints():
+def test_without_a_teacher_there_are_no_distributions():
     assert Batches(TEXT, block_size=8, batch_size=2).next_step()[0].teacher_probs_BTV is None
 
 
@@ -171,7 +171,7 @@ def test_a_teacher_that_is_not_there_costs_nothing(finished_run, tiny_config, tm
     with pytest.raises(CheckpointError, match=r"there is no .*nobody"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=taught))
     assert load_bundle(config.out_dir).config.n_embd == 16
-    with pytest.raises(ConfigError, match=r"\(speedrun\): these models have to be trained first; .groundling speedrun"):
+    with pytest.raises(ConfigError, match=r"\(speedrun\): these models must be trained first; .groundling speedrun"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=1.0, recipes=("speedrun",))))
     assert load_bundle(config.out_dir).config.n_embd == 16
     models = (str(config.out_dir / ".." / config.out_dir.name / "bundle"),)

@@ -43,4 +43,4 @@ def _require_stage(run: Path, name: str) -> None:
     except (OSError, ValueError, LookupError, TypeError):  # its checkpoint is checked anyway
         return
     if stage != name:
-        raise CheckpointError(f"{run} holds a run of {stage}; go on with it by groundling {stage}")
+        raise CheckpointError(f"{run} holds a run of {stage}; resume it with groundling {stage}")

@@ -28,7 +28,7 @@ from groundling.text.tokenizer import require_unicode
 
 log = logging.getLogger(__name__)
 
-HELP = "/new begins another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
+HELP = "/new starts another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -247,7 +247,7 @@ def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
         or reference.dtype != torch.float32
         or not bool(reference.isfinite().all())
     ):
-        raise CheckpointError(f"the checkpoint does not know what the model gave these {len(pairs):,} pairs at first")
+        raise CheckpointError(f"the checkpoint has no reference log-probabilities of these {len(pairs):,} pairs")
     scored = zip(pairs, reference.tolist(), strict=True)
     return [dataclasses.replace(pair, reference=tuple(values)) for pair, values in scored]
 

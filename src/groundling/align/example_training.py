@@ -59,7 +59,7 @@ def learn(
             feed.load_state_dict(facts.batches)
             state.progress = Progress(snapshot.step, facts.n_tokens, facts.train_s)
             if facts.batches != {"next_sample": snapshot.step * config.batch_size}:
-                raise CheckpointError(f"its examples go on at {facts.batches}, and not after its {snapshot.step} steps")
+                raise CheckpointError(f"its examples continue at {facts.batches}, not after its {snapshot.step} steps")
     stage.begin(state.progress.step, made_again=lambda record: "loss" not in record)
     evaluation = EvaluateAtBothEnds(stage, n_steps, evaluate)
     callbacks = [

@@ -71,7 +71,7 @@ class StageConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
-        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        require(not (self.resume and self.overwrite), "resume continues a run and overwrite removes it; choose one")
 
     def longest(self, bundle: ChatBundle) -> int:
         """Maximum tokens of an example.
@@ -136,7 +136,7 @@ class Stage:
                 f"{folder} has finished, and these settings are new: {'; '.join(changed)}; "
                 "start it again with --overwrite, or choose another --out-dir"
             )
-        log.info(f"{folder} has finished; nothing is left to do")
+        log.info(f"{folder} has finished; nothing to do")
         if distributed.is_first():
             atomic.remove(self._checkpoints.folder)  # it may have been killed while it removed them
             atomic.sweep_temporaries(folder)
@@ -184,9 +184,9 @@ class Stage:
     def fail(self, step: int, error: TrainingError) -> str:
         """Note a failure, which `finish` raises once the model is saved; return the reason of the end."""
         reason = f"{self.name} stopped at step {step}: {error}"
-        kept, rates = f"{reason}; what it had learned is in {self.config.out_dir}", lower_rates(self.config)
+        kept, rates = f"{reason}; the model so far is in {self.config.out_dir}", lower_rates(self.config)
         if self._checkpoints.finished():
-            way_on = f"go on from its last checkpoint with lower learning rates: {self._way_on()} {rates}"
+            way_on = f"resume from its last checkpoint with lower learning rates: {self._way_on()} {rates}"
         else:
             way_on = f"try again with lower learning rates, for example: {rates} --overwrite"
         self.failure = TrainingError(f"{kept}; {way_on}")
@@ -202,7 +202,7 @@ class Stage:
         if self.failure is not None:
             raise self.failure
         if summary.exit_code:
-            log.info(f"{self.name} stopped as asked; go on: {self._way_on()}")
+            log.info(f"{self.name} stopped as asked; resume with: {self._way_on()}")
             return summary.exit_code
         if distributed.is_first():
             atomic.remove(self._checkpoints.folder)

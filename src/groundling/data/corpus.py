@@ -76,7 +76,7 @@ class TextConfig:
             DataError: there is no such text.
         """
         found = Found([datasets.get(self.name)]) if self.path is None else find_files(self.path)
-        return TextFiles(found.paths, self.errors, passed_over=found.passed_over())
+        return TextFiles(found.paths, self.errors, skipped=found.skipped())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,8 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         StorageError: the token files cannot be written.
     """
     text = config.text_files()
-    if text.passed_over:
-        log.warning(f"groundling: passed over in {config.path}: {text.passed_over}")
+    if text.skipped:
+        log.warning(f"groundling: skipped in {config.path}: {text.skipped}")
     text.require_text()  # even if the same bytes are cached under another name
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())

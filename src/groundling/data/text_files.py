@@ -40,7 +40,7 @@ class TextFiles:
         paths: the files.
         errors: what to do with bytes that are not UTF-8.
         expected: what the files should hold.
-        passed_over: description of what was skipped when the files were found.
+        skipped: description of what was skipped when the files were found.
 
     Attributes:
         replaced: number of decoding errors replaced by U+FFFD in the last reading; 0 with errors="strict".
@@ -53,10 +53,10 @@ class TextFiles:
         paths: Iterable[Path],
         errors: Errors = "strict",
         expected: Expected = "text",
-        passed_over: str | None = None,
+        skipped: str | None = None,
     ) -> None:
         self.paths, self.errors, self.expected = list(paths), errors, expected
-        self.passed_over = passed_over
+        self.skipped = skipped
         self.replaced = 0
         self.doubts: dict[Path, str] = {}
         self._stamps = self._sizes_and_times()

@@ -18,8 +18,7 @@ NEVER_SAID = ("out_dir", "resume", "overwrite")
 MAX_SAID = 20
 """Settings named in one error message."""
 AFTER_A_LOST_RANK = (
-    "what was saved is still there: go on from it with --resume if-present, "
-    "with which torchrun --max-restarts 1 does so by itself"
+    "the checkpoints are intact: resume with --resume if-present, which torchrun --max-restarts 1 then does by itself"
 )
 
 

@@ -78,9 +78,7 @@ class RankConfig:
             "give either --candidates FILE or --bundles A B --prompts FILE",
         )
         require(bool(self.bundles) == (self.prompts is not None), "--bundles and --prompts come together")
-        require(
-            2 <= self.n_candidates <= AT_MOST, f"n_candidates has to be from 2 to {AT_MOST}, not {self.n_candidates}"
-        )
+        require(2 <= self.n_candidates <= AT_MOST, f"n_candidates must be from 2 to {AT_MOST}, not {self.n_candidates}")
         require(self.rater != "", "a rater needs a name; leave --rater away to take the user's")
 
 

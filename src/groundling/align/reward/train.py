@@ -185,7 +185,7 @@ def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked
     n_prompts = len({answer.messages for answer in answers})
     if n_prompts < 2:
         raise DataError(
-            f"there are answers for {n_prompts} prompts; learning needs 2 at least, and some hundreds to be any good"
+            f"there are answers for {n_prompts} prompts; training needs at least 2, and some hundreds for good results"
         )
     return split(answers, part)
 

@@ -156,9 +156,9 @@ def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
 def _unfinished(run: str, code: int, report: Path) -> int:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         done = f"the seeds that were done before are in {report}" if report.exists() else "no seed was done"
-        log.info(f"the speedrun was stopped as asked in {run}; {done}; --overwrite begins it anew")
+        log.info(f"the speedrun was stopped as asked in {run}; {done}; --overwrite starts it again")
         return code
-    raise TrainingError(f"{run} ended with exit code {code}; what it said stands above")
+    raise TrainingError(f"{run} ended with exit code {code}; its own message is above")
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
