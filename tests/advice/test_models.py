@@ -68,7 +68,7 @@ def test_bundles(advised, a_run, tmp_path):
     advised.works("sample", a_run, "--prompt", "the", *SAY)
 
 
-@follows("{} is a base model, not a chat model; `groundling sft {}` makes one of it")
+@follows("{} is a base model, not a chat model; `groundling sft {}` makes it one")
 def test_a_model_that_does_not_answer(advised, a_run, tmp_path, monkeypatch):
     import io
 

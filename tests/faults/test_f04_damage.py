@@ -149,5 +149,5 @@ def test_a_damaged_record_stops_no_run(tiny, tmp_path, last_bytes, capsys):
     (folder / "env.json").write_bytes(b"[" * 9999)
     capsys.readouterr()
     tiny.pretrain(folder, resume=True)
-    assert f"{metrics}: passed over 1 damaged line\n" in capsys.readouterr().err
+    assert f"{metrics}: skipped 1 damaged line\n" in capsys.readouterr().err
     assert last_bytes(folder) == last_bytes(tmp_path / "whole")

@@ -100,7 +100,7 @@ def read_end_ids(folder: Path) -> list[int]:
         given = values.get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
         if not all(type(id) is int and id >= 0 for id in ids):
-            raise CheckpointError(f"{folder / name}: eos_token_id is {given!r}; it has to be an id, or a list of ids")
+            raise CheckpointError(f"{folder / name}: eos_token_id is {given!r}; it must be an id, or a list of ids")
         found += ids
     return list(dict.fromkeys(found))
 

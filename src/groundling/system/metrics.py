@@ -149,7 +149,7 @@ def read_records(path: Path) -> list[Record]:
     """The records of a metrics file. Damaged lines are skipped with a warning, a last line that was cut without one."""
     records, unread = _read(path)
     if unread:
-        log.warning(f"{path}: passed over {unread}")
+        log.warning(f"{path}: skipped {unread}")
     return records
 
 
@@ -161,7 +161,7 @@ def _read_or_keep(path: Path) -> list[Record]:
         while os.path.lexists(kept := path.with_name(f"{path.name}.unread-{number}")):
             number += 1
         atomic.replace(path, kept)
-        log.warning(f"{path}: passed over {unread}; the whole file is kept as {kept}")
+        log.warning(f"{path}: skipped {unread}; the whole file is kept as {kept}")
     return records
 
 
@@ -184,7 +184,7 @@ def _read(path: Path) -> tuple[list[Record], str]:
         return records, f"all that could not be read ({error.strerror})"
     if reader.n_damaged:
         lines = "line" if reader.n_damaged == 1 else "lines"
-        log.warning(f"{path}: passed over {reader.n_damaged:,} damaged {lines}")
+        log.warning(f"{path}: skipped {reader.n_damaged:,} damaged {lines}")
     return records, unread
 
 

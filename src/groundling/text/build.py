@@ -35,7 +35,7 @@ class TokenizerConfig:
             self.vocab_size >= least,
             f"tokenizer.vocab_size is {self.vocab_size}; {self.kind} needs at least {least}, for the 256 bytes alone",
         )
-        require(self.train_chars >= 1, f"tokenizer.train_chars is {self.train_chars}; it has to be at least 1")
+        require(self.train_chars >= 1, f"tokenizer.train_chars is {self.train_chars}; it must be at least 1")
         require(
             (self.unknown == "replace") == (self.replacement is not None)
             and (self.replacement is None or len(self.replacement) == 1),

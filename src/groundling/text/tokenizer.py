@@ -112,7 +112,7 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int64]:
     """
     array = np.asarray(ids if isinstance(ids, (list, tuple, np.ndarray)) else list(ids))
     if array.size and array.dtype.kind not in "iu":
-        raise DataError(f"token ids have to be integers, not {array.dtype}")
+        raise DataError(f"token ids must be integers, not {array.dtype}")
     outside = np.flatnonzero((array < 0) | (array >= vocab_size))
     if outside.size:
         raise DataError(
