@@ -14,7 +14,7 @@ from groundling.data.examples.conversations import (
     read_preferences,
     read_prompts,
 )
-from groundling.data.examples.encoding import EncodingCounts, encode_conversation, encode_preference, encode_prompt
+from groundling.data.examples.encoding import EncodingCounts, encode_chat_prompt, encode_conversation, encode_preference
 from groundling.errors import ConfigError, DataError
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.messages import Message
@@ -400,11 +400,11 @@ def test_a_pair_leaves_its_prompt_what_it_needs_or_a_quarter(prompt, n_reply, is
 def test_a_prompt_keeps_its_end():
     counts = EncodingCounts()
     messages = talk("one", "two", "three and four").messages
-    ids = encode_prompt(messages, CHAT, TOKENIZER, 11, counts)
+    ids = encode_chat_prompt(messages, CHAT, TOKENIZER, 11, counts)
     assert text_of(ids) == "<user>and four<end><assistant>"
     assert counts == EncodingCounts(n_read=1, n_kept=1, n_shortened=1, n_cut_fronts=1)
-    assert encode_prompt(talk(" ").messages, CHAT, TOKENIZER, 11, counts) is None
-    assert encode_prompt(talk("7").messages, CHAT, TOKENIZER, 11, counts) is None
+    assert encode_chat_prompt(talk(" ").messages, CHAT, TOKENIZER, 11, counts) is None
+    assert encode_chat_prompt(talk("7").messages, CHAT, TOKENIZER, 11, counts) is None
     assert counts.n_read == counts.n_kept + counts.n_empty + counts.n_unknown == 3
 
 

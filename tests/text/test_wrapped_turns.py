@@ -12,9 +12,9 @@ from groundling.bundle.layout import CHAT
 from groundling.data.examples.conversations import Conversation, Preference
 from groundling.data.examples.encoding import (
     EncodingCounts,
+    encode_chat_prompt,
     encode_conversation,
     encode_preference,
-    encode_prompt,
     least_ids,
 )
 from groundling.errors import CheckpointError, ConfigError, DataError
@@ -146,7 +146,7 @@ def test_learned_are_words_and_ends_of_replies(name, given):
 def test_examples_fit_and_lose_no_structure(name, given, room):
     chat, counts, messages = FORMATS[name], EncodingCounts(), messages_of(given)
     room += least_ids(chat, TOKENIZER)
-    prompt = encode_prompt([m for m in messages if m.role != "assistant"][-1:], chat, TOKENIZER, room, counts)
+    prompt = encode_chat_prompt([m for m in messages if m.role != "assistant"][-1:], chat, TOKENIZER, room, counts)
     if prompt is not None:
         assert len(prompt) <= room
         assert prompt[-10:] == chat.opening_ids("assistant", TOKENIZER)[-10:]
@@ -167,7 +167,7 @@ def test_a_context_without_room_is_refused_by_its_size():
     least = least_ids(CHATML, TOKENIZER)
     assert least > least_ids(RoleTokens.after(len(SYMBOLS)), TOKENIZER) == 8
     with pytest.raises(ConfigError, match=f"it needs at least {least}"):
-        encode_prompt([Message("user", "a")], CHATML, TOKENIZER, least - 1, EncodingCounts())
+        encode_chat_prompt([Message("user", "a")], CHATML, TOKENIZER, least - 1, EncodingCounts())
 
 
 @given(PIECES)

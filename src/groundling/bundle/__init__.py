@@ -192,7 +192,9 @@ def load_bundle(
     checkpoint: str | int = "best",
     context: int | None = None,
 ) -> Bundle:
-    """Load a model for sampling, in evaluation mode. Leaves the global random generator alone.
+    """Load a model for sampling, in evaluation mode; a chat model as a `ChatBundle`.
+
+    Leaves the global random generator alone.
 
     Args:
         path: a bundle, a checkpoint, or the folder of a training run.
@@ -228,7 +230,8 @@ def load_bundle(
     require_memory(folder, config, outline)
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
-    return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
+    model = model.to(device, dtype).eval()
+    return Bundle(config, model, tokenizer) if chat is None else ChatBundle(config, model, tokenizer, chat)
 
 
 def load_chat_bundle(

@@ -172,8 +172,8 @@ class AutoRunner:
         """Read at most `READ_AT_ONCE` positions at a time, to bound the memory for activations."""
         if self.cache is None or sum(len(span.ids) for span in spans) <= READ_AT_ONCE:
             return self._runner.read(spans)
-        for slot, place, ids, _ in spans:  # all at once, so that growing caches are not copied repeatedly
-            self.cache.reserve(slot, place + len(ids))
+        for slot, position, ids, _ in spans:  # all at once, so that growing caches are not copied repeatedly
+            self.cache.reserve(slot, position + len(ids))
         parts = in_parts(spans, READ_AT_ONCE)
         return torch.cat([scores for part, wanted in parts for scores in [self._runner.read(part)] if wanted])
 

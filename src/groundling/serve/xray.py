@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from torch import Tensor
 
-from groundling.bundle import Bundle
+from groundling.bundle import Bundle, ChatBundle
 from groundling.bundle.layout import CHECKPOINTS, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
@@ -152,7 +152,7 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
             return encode_prompt(tokenizer, body.prompt)
         except DataError as error:
             raise ApiError(400, f"prompt: {error}", "invalid_value", "prompt") from error
-    if bundle.chat is None:
+    if not isinstance(bundle, ChatBundle):
         message = f"{body.model} is a base model, not a chat model; give a prompt"
         raise ApiError(400, message, "not_a_chat_model", "messages")
     assert body.messages is not None
@@ -160,7 +160,7 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
     try:
         if messages[-1].role == "assistant":  # include a final reply, without its end token
             return bundle.chat.render(messages, tokenizer).ids[:-1]
-        return bundle.chat.prompt(messages, tokenizer)
+        return bundle.encode_chat(messages)
     except DataError as error:
         raise encoding_error(messages, tokenizer, error) from error
 
@@ -169,7 +169,7 @@ def _check_size(ids: Sequence[int], bundle: Bundle, param: str) -> None:
     c, n = bundle.config, len(ids)
     most = min(MAX_TOKENS, c.block_size)
     if n > most:
-        message = f"the text has {n} tokens, and {most} can be looked through; shorten it"
+        message = f"the text has {n} tokens, and the X-ray shows at most {most}; shorten it"
         raise ApiError(400, message, "context_length_exceeded", param)
     if c.n_layer * c.n_head * n * (n + 1) // 2 > MAX_BYTES:
         message = f"{c.n_layer * c.n_head} heads over {n} tokens are more than a page can show; shorten the text"

@@ -29,9 +29,9 @@ __all__ = [
     "EncodingCounts",
     "Messages",
     "Preference",
+    "encode_chat_prompt",
     "encode_conversation",
     "encode_preference",
-    "encode_prompt",
     "holds_prompts",
     "iterate_conversations",
     "least_ids",
@@ -198,7 +198,7 @@ def encode_preference(
     return None
 
 
-def encode_prompt(
+def encode_chat_prompt(
     messages: Sequence[Message], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> list[int] | None:
     """Encode a prompt in at most `max_ids` ids, up to the assistant's opening; None if it is empty.
