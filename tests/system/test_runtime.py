@@ -28,12 +28,12 @@ def test_each_choice_says_its_reason():
 
 def test_what_is_asked_for_is_taken_and_said():
     reasons = picked(threads=1, dtype="bfloat16").reasons
-    assert reasons["allocator"] == "left alone, as asked"
-    assert reasons["compile"] == "off, as asked"
+    assert reasons["allocator"] == "unchanged, as set"
+    assert reasons["compile"] == "off, as set"
     assert reasons["threads"] == f"1 of {os.cpu_count()} cores"
     assert reasons["precision"].startswith("bfloat16 products")
     assert reasons["device"].startswith("cpu (")
-    assert reasons["device"].endswith("as asked")
+    assert reasons["device"].endswith("as set")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_nothing_is_wrapped_where_nothing_is_compiled():
 def test_the_allocator_is_tuned_by_what_is_there(monkeypatch):
     code = "from groundling.system import runtime; print(runtime.tune_allocator())"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert answer.strip() in ("glibc, keeps freed memory (mallopt)", "left alone: only glibc's is tuned")
+    assert answer.strip() in ("glibc, keeps freed memory (mallopt)", "unchanged: only glibc's is tuned")
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
     assert runtime.tune_allocator() == "left alone: LD_PRELOAD brings /usr/lib/libjemalloc.so.2"
 

@@ -98,9 +98,9 @@ def tune_allocator() -> str:
     """
     preloaded = os.environ.get("LD_PRELOAD", "")
     if any(name in preloaded for name in ("jemalloc", "mimalloc", "tcmalloc")):
-        return f"left alone: LD_PRELOAD brings {preloaded}"
+        return f"unchanged: LD_PRELOAD loads {preloaded}"
     if platform.libc_ver()[0] != "glibc":
-        return "left alone: only glibc's is tuned"
+        return "unchanged: only glibc's is tuned"
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     libc = ctypes.CDLL(None)
     done = libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1) and libc.mallopt(m_top_pad, 2**26)
@@ -118,11 +118,11 @@ def pick(config: RuntimeConfig, worth_compiling: bool = True) -> Runtime:
         ConfigError: a requested setting is not available.
     """
     reasons: dict[str, str] = {}
-    reasons["allocator"] = tune_allocator() if config.tune_allocator else "left alone, as asked"
+    reasons["allocator"] = tune_allocator() if config.tune_allocator else "unchanged, as set"
     device = pick_device(config.device)
-    asked = "as asked" if config.device != "auto" else "the best one here"
+    choice = "as set" if config.device != "auto" else "picked automatically"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    reasons["device"] = f"{device} ({name}), {asked}"
+    reasons["device"] = f"{device} ({name}), {choice}"
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     reasons["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
@@ -145,20 +145,20 @@ def _pick_dtype(
     support = bfloat16_support(device)
     if config.dtype == "float64":
         require(device.type != "mps", "mps has no float64; take --runtime.dtype float32, or --runtime.device cpu")
-        reasons["precision"] = "float64 throughout, as asked"
+        reasons["precision"] = "float64 throughout, as set"
         return torch.float64, torch.float64
     if config.dtype == "auto":
         reasons["precision"] = (
             f"bfloat16 products ({support}), float32 weights" if support else "float32: bfloat16 is not faster here"
         )
         return (torch.bfloat16 if support else torch.float32), torch.float32
-    reasons["precision"] = f"{config.dtype} products, float32 weights, as asked"
+    reasons["precision"] = f"{config.dtype} products, float32 weights, as set"
     return DTYPES[config.dtype], torch.float32
 
 
 def _pick_compile(config: RuntimeConfig, device: torch.device, worth_compiling: bool, reasons: dict[str, str]) -> bool:
     if config.compile == "off":
-        reasons["compile"] = "off, as asked"
+        reasons["compile"] = "off, as set"
         return False
     if device.type == "mps":
         reasons["compile"] = "off: not dependable on mps"
