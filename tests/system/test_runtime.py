@@ -182,7 +182,7 @@ def test_the_allocator_is_tuned_by_what_is_there(monkeypatch):
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert answer.strip() in ("glibc, keeps freed memory (mallopt)", "unchanged: only glibc's is tuned")
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
-    assert runtime.tune_allocator() == "left alone: LD_PRELOAD brings /usr/lib/libjemalloc.so.2"
+    assert runtime.tune_allocator() == "unchanged: LD_PRELOAD loads /usr/lib/libjemalloc.so.2"
 
 
 def test_the_plain_module_is_found_in_what_is_around_it():
