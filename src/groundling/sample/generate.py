@@ -104,7 +104,7 @@ def stream(
         prompt: the text to continue; not part of the output. An empty one stands for the beginning of a line: a newline
             if the tokenizer has one, else token 0.
         config: how to choose tokens; None: the defaults.
-        decode: how to run the model; None: in float32, by compiled code as soon as it is ready.
+        decode: how to run the model; None: in float32, by the native decoder as soon as it is ready.
 
     Raises:
         DataError: the tokenizer cannot encode the prompt.

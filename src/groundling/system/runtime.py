@@ -121,9 +121,9 @@ def pick(config: RuntimeConfig, worth_compiling: bool = True) -> Runtime:
     reasons: dict[str, str] = {}
     reasons["allocator"] = tune_allocator() if config.tune_allocator else "unchanged, as requested"
     device = pick_device(config.device)
-    asked = "as requested" if config.device != "auto" else "the best available"
+    choice = "as requested" if config.device != "auto" else "the best available"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    reasons["device"] = f"{device} ({name}), {asked}"
+    reasons["device"] = f"{device} ({name}), {choice}"
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     reasons["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"

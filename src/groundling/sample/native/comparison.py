@@ -1,4 +1,4 @@
-"""Time compiled code against PyTorch, once per machine, model shape and precision.
+"""Time the native decoder against PyTorch, once per machine, model shape and precision.
 
 Compiled code is usually two to four times as fast. It can be slower if the compiler targets narrower vectors than
 PyTorch selects at run time.
@@ -41,7 +41,7 @@ class Comparison:
     torch_s: dict[str, float]
 
     def speedups(self) -> dict[str, float]:
-        """PyTorch's time divided by compiled code's, by case."""
+        """PyTorch's time divided by the native decoder's, by case."""
         return {case: self.torch_s[case] / self.native_s[case] for case in self.native_s}
 
     @property
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def prefers_native(self) -> bool:
-        """Whether compiled code is the faster one."""
+        """Whether the native decoder is the faster one."""
         return self.speedup > 1.0
 
 

@@ -141,7 +141,7 @@ class NativeRunner:
     def _new_team(self) -> int:
         team = self._library.team_create(self._n_threads)
         if not team:
-            raise MemoryError("not enough memory for the threads of the compiled code")
+            raise MemoryError("not enough memory for the threads of the native decoder")
         weakref.finalize(self, _destroy_team, os.getpid(), self._library, team)
         return team
 
