@@ -22,7 +22,7 @@ def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("int8", "code", "said"),
     [
-        (2.5, 0, "compiled code is ahead of PyTorch in all of it"),
+        (2.5, 0, "compiled code is ahead of PyTorch in all jobs"),
         (1.0, 1, "NOT AHEAD: 11M, Groundling int8, tokens/s, 1 stream of 128: 1.00 times PyTorch's speed"),
     ],
 )
