@@ -63,5 +63,4 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise EndedError(f"{self.name}: its process exited with code {self._process.wait()}; see its output above")
-
         return dict(json.loads(line))

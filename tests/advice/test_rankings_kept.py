@@ -81,7 +81,7 @@ def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
 
 @follows(
     "another program has been writing to it for {} s; end it, or try again",
-    "{}; choose a folder that is there and that you can write to",
+    "{}; choose an existing folder that you can write to",
     "the disk is full; free some room and run again",
 )
 def test_rankings_that_cannot_be_written(advised, tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def command_in(said: str) -> list[str]:
 @pytest.mark.slow
 @follows(
     "{} already holds a run; {}remove it (--overwrite), or choose another --out-dir",
-    "go on with it (--resume), ",
+    "resume it (--resume), ",
 )
 def test_a_folder_that_holds_a_run(advised, preset, tmp_path):
     first = preset(steps=2)
@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_not_the_only_one(advised, a_run, tmp_path):
 
 @pytest.mark.slow
 @follows(
-    "the speedrun was stopped as asked in {}; {}; --overwrite begins it anew",
+    "the speedrun was stopped as asked in {}; {}; start again with --overwrite",
     "{} is there already; remove it (--overwrite), or choose another --out-dir",
     "{} holds a run of `groundling pretrain`; choose another --out-dir",
 )
@@ -299,14 +299,14 @@ def test_speedruns(advised, preset, tmp_path, monkeypatch, a_run):
 
 
 @follows(
-    "what was saved is still there: go on from it with --resume if-present, "
-    "with which torchrun --max-restarts 1 does so by itself",
+    "the saved checkpoints are intact; resume with --resume if-present, "
+    "with which torchrun --max-restarts 1 restarts automatically",
     "rank {} lost the connection to another rank ({}), whose own message tells why; {}",
 )
 def test_a_lost_rank(advised, a_run):
     """torchrun itself restarts ranks in tests/faults/test_f19_killed_rank.py."""
     advised.hears(f"rank 0 lost the connection to another rank (x), whose own message tells why; "
-                  f"{resuming.AFTER_A_LOST_RANK}")  # fmt: skip
+                  f"{resuming.LOST_RANK_ADVICE}")  # fmt: skip
     advised.works("pretrain", "--resume", "if-present", "--out-dir", a_run, "--steps", "7")
 
 

@@ -176,7 +176,7 @@ def test_the_folder_knows_the_command(begun, tmp_path, unbroken, monkeypatch, ca
     assert outcome(tmp_path / "run") == outcome(unbroken["grpo"])
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert grpo.main(["--resume", "--out-dir", str(tmp_path / "run")]) == 0
-    assert "has finished; nothing is left to do" in capsys.readouterr().err
+    assert "has finished; there is nothing left to do" in capsys.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -340,7 +340,7 @@ def test_a_place_in_the_examples_that_others_made_is_refused(begun, tmp_path, mo
         tensors = {name: tensor.clone() for name, tensor in sound[0].items()}
         tensors["reference"][0, 0] = value
         resealed(saved, tensors, sound[1])
-        with pytest.raises(CheckpointError, match="does not know what the model gave these 231 pairs at first"):
+        with pytest.raises(CheckpointError, match="has no reference log-probabilities of these 231 pairs"):
             dpo.main(["--resume", "--out-dir", str(run)])
 
 
@@ -361,10 +361,10 @@ def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(in_a_round, tmp_
 @pytest.mark.parametrize(
     ("flags", "error", "complaint"),
     [
-        (["--minibatches", "1"], CheckpointError, "was begun with other settings .minibatches: 2 -> 1"),
+        (["--minibatches", "1"], CheckpointError, "was started with other settings .minibatches: 2 -> 1"),
         (["--steps", "1"], ConfigError, "steps makes 1 steps, and .* has made 2 already; give more"),
         (["--seed", "7"], CheckpointError, "seed: 1337 -> 7"),
-        (["--reward", "stagekit:e_share_of"], CheckpointError, "not those that .* was begun with"),
+        (["--reward", "stagekit:e_share_of"], CheckpointError, "not those that .* was started with"),
         (["--resume", "--overwrite"], ConfigError, "choose one"),
         ([], ConfigError, "already holds a run; go on with it .--resume."),
     ],
@@ -384,7 +384,7 @@ def test_other_models_and_other_examples_are_noticed_wherever_they_lie(in_a_roun
     shutil.copytree(in_a_round, run)
     write_conversations(tmp_path / "other.jsonl", n=60)
     for flags in (["--data.path", str(tmp_path / "other.jsonl")], [str(unbroken["dpo"])]):
-        with pytest.raises(CheckpointError, match=r"not those that .* was begun with"):
+        with pytest.raises(CheckpointError, match=r"not those that .* was started with"):
             ppo.main([*flags, "--resume", "--out-dir", str(run)])
     shutil.copytree(begun / "sft", tmp_path / "moved")
     shutil.copy(begun / "chats.jsonl", tmp_path / "moved.jsonl")
@@ -418,7 +418,7 @@ def test_where_nothing_can_be_gone_on_with(begun, tmp_path, in_a_round):
         dpo.main(["--resume", "--out-dir", str(tmp_path / "none")])
     run = tmp_path / "run"
     shutil.copytree(in_a_round, run)
-    with pytest.raises(CheckpointError, match="holds a run of ppo; go on with it by groundling ppo"):
+    with pytest.raises(CheckpointError, match="holds a run of ppo; resume it with groundling ppo"):
         grpo.main([*arguments(begun, "grpo", run), "--resume"])
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
@@ -622,7 +622,7 @@ def test_two_ranks_that_were_killed_go_on(begun, tmp_path):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     done = run(tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("has finished; nothing is left to do") == 1
+    assert done.stderr.count("has finished; there is nothing left to do") == 1
 
 
 def test_lower_rates_are_taken_on_resume(in_a_round, tmp_path, unbroken, capsys):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from stagekit import FAST, write_base
 
 from groundling.align.chat_vocab import with_chat
-from groundling.align.preferences.encoding import NOTHING, Ranked, ranked_rows
+from groundling.align.preferences.encoding import ZERO_REWARD, Ranked, ranked_rows
 from groundling.align.reward import train as reward
 from groundling.align.reward.model import load_reward_model, pack_replies, rewards_of, scores_of
 from groundling.align.reward.train import RewardObjective, pair_batches
@@ -68,7 +68,7 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     path = write(tmp_path / "rows.jsonl", rows)
     answers, left_out = ranked_rows(path, bundle, 48)
     assert left_out.line() == ""
-    assert [answer.pairs for answer in answers] == [[(0, NOTHING, 1.0)], [(NOTHING, 0, 1.0)]]
+    assert [answer.pairs for answer in answers] == [[(0, ZERO_REWARD, 1.0)], [(ZERO_REWARD, 0, 1.0)]]
     model = reward.RewardModel(bundle.model)
     torch.nn.init.normal_(model.head_weight)
     (batch,) = pair_batches(answers, Packer(48, 8))

@@ -6,13 +6,13 @@ import pytest
 from stagekit import write_base, write_conversations, write_rankings
 
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import read_asked
+from groundling.align.data import read_prompt_splits
 from groundling.align.pipeline import chatgpt as pipeline
-from groundling.align.pipeline.time_estimate import N_DIALOGUES, REFERENCE, SECONDS, Clock, Speed, measure, name_of
+from groundling.align.pipeline.time_estimate import N_DIALOGUES, REFERENCE, SECONDS, Clock, Speed, measure, step_key
 from groundling.bundle import load_bundle
 from groundling.system.runtime import RuntimeConfig
 
-ALL = [name_of(step.verb, step.output) for step in pipeline.steps(pipeline.ChatgptConfig(path="base"))]
+ALL = [step_key(step.verb, step.output) for step in pipeline.steps(pipeline.ChatgptConfig(path="base"))]
 
 
 def test_it_takes_as_long_as_it_took_where_it_was_measured():
@@ -38,7 +38,7 @@ def test_stages_that_take_longer_correct_it():
 
 
 def test_the_scale_is_that_of_the_dialogues():
-    assert len(read_asked(pipeline.ChatgptConfig(path="base").data).train) == N_DIALOGUES
+    assert len(read_prompt_splits(pipeline.ChatgptConfig(path="base").data).train) == N_DIALOGUES
 
 
 def test_a_model_is_tried_and_left_as_it_was(tmp_path):

@@ -14,7 +14,7 @@ from stagekit import FAST, e_share, write_base, write_conversations, write_ranki
 from groundling.align import dpo, sft
 from groundling.align.chat import Chat
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import ChatDataConfig, read_asked
+from groundling.align.data import ChatDataConfig, read_prompt_splits
 from groundling.align.preferences.judgement import Candidate, Judgement
 from groundling.align.preferences.store import Rankings
 from groundling.align.replies import ReplySampler
@@ -332,7 +332,7 @@ def test_prompts_alone_are_enough_to_draw_from(folder, tmp_path, name):
     asked = ["abc", "eee", "cab", "dad"]
     lines = asked if name.endswith("txt") else [json.dumps({"prompt": each, "source": "here"}) for each in asked]
     (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    seen = read_asked(ChatDataConfig(path=tmp_path / name))
+    seen = read_prompt_splits(ChatDataConfig(path=tmp_path / name))
     assert [[messages[-1].content for messages in part] for part in (seen.train, seen.val)] == [asked[:3], asked[3:]]
     flags = ["--data.path", str(tmp_path / name), "--steps", "1", "--replies", "16", "--max-new-tokens", "12", *FAST]
     flags += ["--reward", "stagekit:reward", "--out-dir", str(tmp_path / "grpo")]
@@ -346,9 +346,9 @@ def test_what_the_training_split_asks_is_not_measured_by(tmp_path):
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "val.jsonl").write_text('{"prompt": "b"}\n{"prompt": "e"}\n{"prompt": "e"}\n', encoding="utf-8")
     (tmp_path / "train.jsonl").write_text('{"prompt": "b"}\n{"prompt": "c"}\n', encoding="utf-8")
-    asked = read_asked(ChatDataConfig(path=tmp_path / "chats.jsonl"))
+    asked = read_prompt_splits(ChatDataConfig(path=tmp_path / "chats.jsonl"))
     assert ([each[-1].content for each in asked.train], asked.val) == (["a", "b", "c"], [])
-    asked = read_asked(ChatDataConfig(path=tmp_path / "train.jsonl", val_path=tmp_path / "val.jsonl"))
+    asked = read_prompt_splits(ChatDataConfig(path=tmp_path / "train.jsonl", val_path=tmp_path / "val.jsonl"))
     assert [each[-1].content for each in asked.val] == ["e"]
 
 

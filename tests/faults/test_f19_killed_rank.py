@@ -52,6 +52,6 @@ def test_a_refusal_of_the_first_rank_is_a_line_and_no_traceback_of_the_others(ti
     done = torchrun(tiny, tiny.config(a_copy), max_restarts=0)
     assert done.returncode != 0
     ours = done.stderr.partition("torch/distributed/elastic")[0]
-    assert "already holds a run; go on with it (--resume)" in ours
+    assert "already holds a run; resume it (--resume)" in ours
     assert "Traceback" not in ours
     assert snapshot(a_copy) == before

@@ -24,9 +24,9 @@ from groundling.align.rl.ppo import (
     ValueObjective,
     explained_variance,
     generalized_advantages,
-    priced,
+    token_rewards,
 )
-from groundling.align.rl.rollout import policy_batches, rewards_of_different, scored_by, whitened
+from groundling.align.rl.rollout import deduplicated_rewards, policy_batches, reply_logprobs, whitened
 from groundling.align.rl.rounds import Round
 from groundling.align.sft import SftObjective, sft_batches
 from groundling.data.examples.encoding import Encoded
@@ -146,11 +146,11 @@ def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
     pairs = [*shared, ([7], [1, 2]), ([7], [3]), ([1, 2, 3], [5, 5]), ([1, 2], [10])]
     assert packed_size(pairs, T) < sum(len(prompt) + len(said) for prompt, said in pairs)
     policy, scored = Policy(gpt, V, plainly), score_rows(pairs, T)
-    values = scored.said_only(policy.score(scored))
+    values = scored.reply_values(policy.score(scored))
     for pair, found in zip(pairs, values, strict=True):
         alone = score_rows([pair], T)
-        torch.testing.assert_close(found, alone.said_only(policy.score(alone))[0], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(scored.spread_said(values), policy.score(scored).float())
+        torch.testing.assert_close(found, alone.reply_values(policy.score(alone))[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scored.spread_reply_values(values), policy.score(scored).float())
     for n_rows in (1, 2):
         groups = [group for group, _ in Packer(T, n_rows).group_exchanges(pairs)]
         assert [i for group in groups for i in group] == list(range(len(pairs)))
@@ -161,8 +161,8 @@ def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
 def test_the_first_ratio_is_one(gpt: GPT, n_rows: int) -> None:
     policy = Policy(gpt, V, plainly)
     replies = [Reply(prompt, said, True, "") for prompt, said in sequences(10, seed=2)]
-    old = scored_by(policy, replies, Packer(T, 3))
-    round_ = Round(replies, [0.0] * 10, old, old, [torch.ones(len(r.said)) for r in replies])
+    old = reply_logprobs(policy, replies, Packer(T, 3))
+    round_ = Round(replies, [0.0] * 10, old, old, [torch.ones(len(r.ids)) for r in replies])
     objective = ClippedObjective(policy, 0.2)
     for batch in policy_batches(round_, range(10), Packer(T, n_rows)):
         loss = objective(batch)
@@ -175,7 +175,7 @@ def test_beyond_the_clip_there_is_nothing_to_gain(gpt: GPT) -> None:
     """The gradient is zero where the ratio left the clip in the advantage's direction, and not where it went astray."""
     policy = Policy(gpt, V, plainly)
     reply = Reply([1, 2], [3, 4, 5], True, "")
-    now = scored_by(policy, [reply], Packer(T, 4))
+    now = reply_logprobs(policy, [reply], Packer(T, 4))
     for shift, advantage, moves in ((-1.0, 1.0, False), (-1.0, -1.0, True), (1.0, -1.0, False), (1.0, 1.0, True)):
         old = [now[0] + shift]  # the ratio is exp(-shift)
         round_ = Round([reply], [0.0], old, old, [torch.full((3,), advantage)])
@@ -253,16 +253,16 @@ def test_what_is_said_twice_is_worth_the_same() -> None:
         asked.extend(different)
         return [float(number) for number, _ in enumerate(different)]
 
-    assert rewards_of_different(rewards, replies) == [0, 1, 0]
+    assert deduplicated_rewards(rewards, replies) == [0, 1, 0]
     assert len(asked) == 2
     other_prompt = [replies[0], Reply([9], [2, 3], True, "a")]
-    assert rewards_of_different(rewards, other_prompt) == [0, 1]
+    assert deduplicated_rewards(rewards, other_prompt) == [0, 1]
 
 
 def test_leaving_the_reference_costs_and_the_reward_comes_last() -> None:
     """Counted by hand: at 0.5 a nat, an id that gained 0.2 nats costs 0.1, and one that lost them brings as much."""
     new, old = torch.tensor([-1.0, -2.0]), torch.tensor([-1.2, -1.8])
-    torch.testing.assert_close(priced(3.0, new, old, 0.5), torch.tensor([-0.1, 3.1]))
+    torch.testing.assert_close(token_rewards(3.0, new, old, 0.5), torch.tensor([-0.1, 3.1]))
 
 
 def test_a_guess_is_pulled_no_further_than_the_clip(gpt: GPT) -> None:
@@ -272,14 +272,14 @@ def test_a_guess_is_pulled_no_further_than_the_clip(gpt: GPT) -> None:
     scored = score_rows(pairs, T)
 
     def loss(old: float, came: float) -> float:
-        rows = [scored.spread_said([torch.full((2,), value)]) for value in (old, came)]
+        rows = [scored.spread_reply_values([torch.full((2,), value)]) for value in (old, came)]
         return ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).item() / 2
 
     assert loss(0.0, 1.0) == pytest.approx(0.5 * 1.0)  # unmoved: both squares are 1
     assert loss(1.0, 0.5) == pytest.approx(0.5 * 0.25)  # moved from 1 to 0: near is 0.8, squares 0.25 and 0.09
     assert loss(1.0, 0.0) == pytest.approx(0.5 * 0.64)  # all is right, but the clip allows 0.8 only
     model.head_bias.grad = None
-    rows = [scored.spread_said([torch.full((2,), value)]) for value in (1.0, 0.0)]
+    rows = [scored.spread_reply_values([torch.full((2,), value)]) for value in (1.0, 0.0)]
     ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).backward()
     assert float(model.head_bias.grad.abs()) == 0
 
@@ -295,7 +295,7 @@ def test_explained_variance_is_one_for_all_and_zero_for_nothing() -> None:
 def test_the_kl_of_grpo_is_the_positive_estimate(gpt: GPT) -> None:
     """exp(gap) - gap - 1 of each id, gap = log p_ref - log p: zero and flat where both are one, and never negative."""
     policy, reply = Policy(gpt, V, plainly), Reply([1, 2], [3, 4, 5], True, "")
-    now = scored_by(policy, [reply], Packer(T, 4))
+    now = reply_logprobs(policy, [reply], Packer(T, 4))
     gaps = torch.tensor([0.3, -0.7, 0.0])
     round_ = Round([reply], [0.0], now, [now[0] + gaps], [torch.zeros(3)])
     (batch,) = policy_batches(round_, [0], Packer(T, 4))

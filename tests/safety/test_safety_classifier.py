@@ -60,7 +60,7 @@ def test_it_says_what_scikit_learn_says(data: Path) -> None:
     ours = train(labelled)
     matrix = np.zeros((len(labelled), N_BUCKETS))
     for number, one in enumerate(labelled):
-        buckets, values = features(one.text, ours.rarity)
+        buckets, values = features(one.text, ours.idf)
         matrix[number, buckets] = values
     theirs = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000, random_state=0)
     theirs.fit(csr_matrix(matrix), [one.unsafe for one in labelled])

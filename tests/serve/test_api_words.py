@@ -204,8 +204,8 @@ def test_a_refusal_names_the_place(model, changes, place, words):
 @pytest.mark.parametrize(
     ("model", "changes", "message", "param"),
     [
-        (ChatRequest, {"top_logprobs": 1}, "top_logprobs goes with logprobs: true only", "top_logprobs"),
-        (ChatRequest, {"stream_options": {}}, "stream_options goes with stream: true only", "stream_options"),
+        (ChatRequest, {"top_logprobs": 1}, "top_logprobs requires logprobs: true", "top_logprobs"),
+        (ChatRequest, {"stream_options": {}}, "stream_options requires stream: true", "stream_options"),
         (XrayRequest, {"prompt": None}, "give either prompt or messages", None),
         (XrayRequest, {"messages": [USER]}, "give either prompt or messages", None),
     ],

@@ -43,12 +43,12 @@ def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkey
         return caught.value
 
     async def use() -> None:
-        store, patient = Store(tmp_path / "r.db", patience_s=0.3), Store(tmp_path / "r.db", patience_s=60)
+        store, patient = Store(tmp_path / "r.db", timeout_s=0.3), Store(tmp_path / "r.db", timeout_s=60)
         first = asyncio.create_task(refused(lambda: store.call(hold)))
         await asyncio.to_thread(began.wait)
         others = [asyncio.create_task(refused(lambda: store.call(done.append))) for _ in range(MAX_WAITING - 1)]
         await asyncio.sleep(0)
-        assert f"{MAX_WAITING} requests wait" in (await refused(lambda: store.call(done.append))).message
+        assert f"{MAX_WAITING} requests are waiting" in (await refused(lambda: store.call(done.append))).message
         assert (await first).code == MAYBE_DONE
         assert {(await other).code for other in others} == {"rankings_busy"}
         go_on.set()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from groundling.train.optim import muon
-from groundling.train.optim.muon import Muon, _squares, even_out, orthogonalize
+from groundling.train.optim.muon import Muon, _squares, normalize_neurons, orthogonalize
 
 SHAPES = [(3, 24, 24), (2, 16, 48), (2, 48, 16), (1, 5, 7)]
 BAND = {5: (0.87, 1.13), 4: (0.43, 1.57), 3: (0.18, 1.87)}
@@ -168,7 +168,7 @@ def test_without_a_memory_all_neurons_of_an_update_get_the_same_length(shape):
     before = updates_NRC.norm(dim=(1, 2))
     over = -1 if shape[1] >= shape[2] else -2
     neurons = updates_NRC.norm(dim=over, keepdim=True)
-    even_out(updates_NRC, [torch.zeros_like(neurons[0]) for _ in range(shape[0])], beta=0.0)
+    normalize_neurons(updates_NRC, [torch.zeros_like(neurons[0]) for _ in range(shape[0])], beta=0.0)
     after = updates_NRC.norm(dim=over)
     assert neurons.std() > 0.1
     torch.testing.assert_close(after, after.mean(1, keepdim=True).expand_as(after))
@@ -191,6 +191,6 @@ def test_the_neurons_lengths_of_earlier_steps_are_remembered():
     variance = torch.zeros(4, 1)
     first, second = torch.rand(1, 4, 4), torch.rand(1, 4, 4)
     expected = 0.75 * 0.25 * first.square().sum(-1) + 0.25 * second.square().sum(-1)
-    even_out(first.clone(), [variance], beta=0.75)
-    even_out(second.clone(), [variance], beta=0.75)
+    normalize_neurons(first.clone(), [variance], beta=0.75)
+    normalize_neurons(second.clone(), [variance], beta=0.75)
     torch.testing.assert_close(variance.flatten(), expected.flatten())

@@ -122,8 +122,8 @@ def test_teachers_that_cannot_be_are_refused_before_anything_is_run(how, said, p
 
 
 def test_a_recipe_with_teachers_takes_one_seed_unless_told():
-    assert Recipes.of("speedrun").usual_seeds == (1337, 1338, 1339)
-    assert Recipes.of("best").usual_seeds == (1337,)
+    assert Recipes.of("speedrun").default_seeds == (1337, 1338, 1339)
+    assert Recipes.of("best").default_seeds == (1337,)
 
 
 def test_no_two_seeds_share_a_teacher(tmp_path):

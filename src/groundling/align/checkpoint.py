@@ -29,11 +29,11 @@ from groundling.storage.tensors import read_tensors
 from groundling.system import distributed
 from groundling.train.checkpoints.folder import CheckpointFolder, Count, Seconds, fitting
 from groundling.train.checkpoints.tensors import generator_tensors, restore_generators
-from groundling.train.resuming import NEVER_SAID, changes
+from groundling.train.resuming import COMMAND_SETTINGS, changes
 
 FORMAT = 1
 MAY_CHANGE = (
-    *NEVER_SAID,
+    *COMMAND_SETTINGS,
     "path",
     "epochs",
     "steps",
@@ -177,14 +177,14 @@ def find(path: Path, config: Any, stage: str, learns_from: str) -> Found:
     try:
         state = msgspec.convert(record, _State)
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path / 'state.json'} is no state of a stage: {error}") from error
+        raise CheckpointError(f"{path / 'state.json'} is not the state of a stage: {error}") from error
     out_dir = path.parent.parent
     if state.stage != stage:
-        raise CheckpointError(f"{out_dir} holds a run of {state.stage}; go on with it by groundling {state.stage}")
-    changed = same_settings(config, state.config, f"{out_dir} was begun")
+        raise CheckpointError(f"{out_dir} holds a run of {state.stage}; resume it with groundling {state.stage}")
+    changed = same_settings(config, state.config, f"{out_dir} was started")
     if state.learns_from != learns_from:
         raise CheckpointError(
-            f"the models or the examples are not those that {out_dir} was begun with; "
+            f"the models or the examples are not those that {out_dir} was started with; "
             "resume with those, or start a new run in another --out-dir"
         )
     snapshot = Snapshot(state.step, read_tensors(path / "training.safetensors", raw="generator|"), state.facts)

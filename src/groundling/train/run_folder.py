@@ -55,9 +55,9 @@ class RunSummary:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """The content of a run's `summary.json`; empty where none can be read.
+    """The content of a run's `summary.json`; empty if it cannot be read.
 
-    Stages of earlier versions wrote `ended` for `reason`.
+    Stages of earlier versions wrote `ended` in place of `reason`.
     """
     try:
         summary: Any = atomic.read_json(run / SUMMARY, MAX_SUMMARY)
@@ -72,7 +72,7 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run's lock. It is released with the process, however that ends.
+    """Hold the run's lock. It is released when the process ends, even if it is killed.
 
     Raises:
         CheckpointError: another process holds it.
@@ -121,8 +121,8 @@ def require_room(run: Path, *, overwrite: bool, resumable: bool = True) -> None:
     """
     _require_no_speedrun(run)
     if has_run(run) and not overwrite:
-        go_on = "go on with it (--resume), " if resumable and _finished(run) else ""
-        raise ConfigError(f"{run} already holds a run; {go_on}remove it (--overwrite), or choose another --out-dir")
+        resume = "resume it (--resume), " if resumable and _finished(run) else ""
+        raise ConfigError(f"{run} already holds a run; {resume}remove it (--overwrite), or choose another --out-dir")
 
 
 def make_room(run: Path) -> None:
@@ -142,7 +142,7 @@ def make_room(run: Path) -> None:
 
 @contextmanager
 def new_run(run: Path, stop: StopRequest) -> Iterator[None]:
-    """Remove the run in the folder, and at the end what a new one wrote if a signal ended it before its first step."""
+    """Remove the run in the folder; at the end, remove the new run if a signal ended it before its first step."""
     make_room(run)
     try:
         yield

@@ -8,8 +8,8 @@ from rich.table import Table
 from torch import nn
 
 NOTE = (
-    "val_loss is over the whole validation split; the lecture estimates its own on 200 random batches, "
-    "as val_loss_random_batches does, and train_loss_random_batches of the training split."
+    "val_loss is over the whole validation split. The lecture estimates its losses on 200 random batches, "
+    "as val_loss_random_batches and train_loss_random_batches do."
 )
 RECORDED = (
     "rung",
