@@ -211,7 +211,7 @@ def judge(talker, tmp_path):
 
 @follows(
     "{} is not a reward model (it has no {}); `groundling reward` trains one",
-    "the reward model {} has another tokenizer or chat template than the policy, or a shorter context; "
+    "the reward model {} has another chat template or tokenizer than the policy, or a shorter context; "
     "give one of the policy's family with --value-from",
     "there is no reward function {}: {}; give MODULE:FUNCTION",
 )

@@ -112,7 +112,7 @@ def test_rankings_that_cannot_be_written(advised, tmp_path, monkeypatch):
             def full(self, begin):
                 raise Full("database or disk is full")
 
-            patch.setattr(Database, "_between", full)
+            patch.setattr(Database, "_within", full)
             advised.raises(lambda: rankings.add(judged("k3")))
         rankings.add(judged("k3"))
         advised.done(rankings.get("k3") is not None)

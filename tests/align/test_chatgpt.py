@@ -192,7 +192,7 @@ def test_rankings_are_refused_before_anything_runs(folder: Path, capsys: pytest.
         (["--best-of", "1"], "the best of one"),
         (["--seeds", "1", "1"], "none twice"),
         (["--gold", "wram"], "did you mean 'warm'"),
-        (["--reward", "SFT"], "no reward model"),
+        (["--reward", "SFT"], "is not a reward model"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path, flags: list[str], complaint: str) -> None:

@@ -366,7 +366,7 @@ def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(in_a_round, tmp_
         (["--seed", "7"], CheckpointError, "seed: 1337 -> 7"),
         (["--reward", "stagekit:e_share_of"], CheckpointError, "not those that .* was started with"),
         (["--resume", "--overwrite"], ConfigError, "choose one"),
-        ([], ConfigError, "already holds a run; go on with it .--resume."),
+        ([], ConfigError, "already holds a run; resume it .--resume."),
     ],
 )
 def test_another_stage_is_not_gone_on_with(in_a_round, begun, tmp_path, flags, error, complaint):

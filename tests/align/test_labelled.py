@@ -92,7 +92,7 @@ def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
     ]
     answers, left_out = ranked_rows(write(tmp_path / "rows.jsonl", rows), bundle, 48)
     assert [type(answer) for answer in answers] == [Ranked]
-    assert left_out.silent == 3
+    assert left_out.undecided == 3
     assert "1 cannot be encoded (first" in left_out.line()
 
 

@@ -164,7 +164,7 @@ def test_a_bad_question_is_named_by_its_line_before_anything_is_asked(name, ask,
         (["--bundles", "b"], "come together"),
         (["--candidates", "a", "--prompts", "c"], "come together"),
         (["--bundles", "b", "--prompts", "c", "--n-candidates", "5"], "from 2 to 4, not 5"),
-        (["--candidates", "a", "--rater", ""], "a rater needs a name"),
+        (["--candidates", "a", "--rater", ""], "rater is empty; give a name"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, complaint, tmp_path):

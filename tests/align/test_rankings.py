@@ -276,7 +276,7 @@ def with_bytes_that_are_no_text(path):
     [
         (not_a_database, "is not a database; an SQLite file of rankings is expected"),
         (of_another_program, "is an SQLite file of another program"),
-        (a_newer_one, "has version 2 of its schema, .* knows up to 1; .*a newer one, which reads it"),
+        (a_newer_one, "has version 2 of its schema, .* knows up to 1; .*the newer version that wrote it"),
         (with_a_zeroed_page, r"is damaged \("),
         (cut_short, r"is damaged \("),
         (with_a_row_that_means_nothing, r"is damaged \(row 1: .*groups of the numbers"),
@@ -314,7 +314,7 @@ def test_damage_is_found_when_the_file_is_opened_wherever_it_is(path):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(StorageError, match=r"cannot use .*r\.sqlite: unable to open database file; choose a folder"):
+    with pytest.raises(StorageError, match=r"cannot use .*r\.sqlite: unable to open database file; choose an existing folder"):
         Rankings(tmp_path / "nowhere" / "r.sqlite")
     with pytest.raises(DataError, match="there are no rankings at"):
         Rankings(tmp_path / "r.sqlite", must_exist=True)

@@ -35,6 +35,7 @@ def report() -> Report:
         "rater": msgspec.convert(values["rater"], Rater),
         "replies": [Example(each.pop("prompt"), each) for each in values["replies"]],
     }
+    values["training_records"] = values.pop("courses")
     return Report(**{**values, **typed})
 
 

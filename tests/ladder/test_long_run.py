@@ -151,7 +151,7 @@ def test_what_a_run_leaves_is_read_by_the_other_verbs(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "seed", "error", "said"),
     [
-        ({}, 1, ConfigError, r"already holds a run; go on with it \(--resume\), remove it \(--overwrite\)"),
+        ({}, 1, ConfigError, r"already holds a run; resume it \(--resume\), remove it \(--overwrite\)"),
         ({"resume": True}, 2, CheckpointError, r"other settings \(seed: 1 -> 2\); start a new run in another"),
         ({"resume": True, "folder": "empty"}, 1, CheckpointError, "no finished checkpoint to resume from"),
     ],

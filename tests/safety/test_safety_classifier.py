@@ -152,7 +152,7 @@ def test_one_kind_of_text_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"text": f"line {n}", "label": "ok"}) + "\n" for n in range(30)))
     assert main(["safety", "train", str(path), "--out", str(tmp_path / "out")]) == 1
-    assert "0 texts of one kind" in capsys.readouterr().err
+    assert "only 0 training texts of one label" in capsys.readouterr().err
 
 
 @pytest.mark.slow

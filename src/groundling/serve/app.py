@@ -286,6 +286,6 @@ def _record_request(server: ServerState, log: EventLog) -> Callable[[Scope, int,
 def _log_exception(log: EventLog) -> Callable[[Scope, Exception], ApiError]:
     def failed(scope: Scope, error: Exception) -> ApiError:
         log.write("bug", "error", id=scope["notes"]["id"], traceback="".join(traceback.format_exception(error)))
-        return ApiError(500, "internal error; see the server's log", "internal_error")
+        return ApiError(500, "internal error; the server's log has the details", "internal_error")
 
     return failed

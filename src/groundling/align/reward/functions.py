@@ -32,7 +32,7 @@ def make_rewards(name: str, bundle: ChatBundle, picked: Runtime) -> Rewards:
     model, theirs = load_reward_model(name, picked.device)
     if not reads_the_same(theirs, bundle):
         raise ConfigError(
-            f"the reward model {name} has another tokenizer or chat template than the policy, or a shorter context"
+            f"the reward model {name} has another chat template or tokenizer than the policy, or a shorter context"
         )
     return lambda replies: scores_of(model, exchanges_of(replies), picked.autocast)
 

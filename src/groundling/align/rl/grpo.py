@@ -42,8 +42,8 @@ class GrpoConfig(RolloutConfig):
         )
         require(
             self.minibatches <= self.replies // self.group,
-            f"minibatches is {self.minibatches}, and a round has {self.replies // self.group} groups; choose "
-            "fewer minibatches, or more replies",
+            f"minibatches is {self.minibatches}, and a round has {self.replies // self.group} groups; "
+            "there must be fewer minibatches, or more replies",
         )
 
 

@@ -156,7 +156,7 @@ def _value_model(config: PpoConfig, bundle: ChatBundle, stage: Stage) -> RewardM
     model, theirs = load_reward_model(source, stage.picked.device)
     if not reads_the_same(theirs, bundle):
         raise ConfigError(
-            f"the reward model {source} has another tokenizer or chat template than the policy, or a shorter context; "
+            f"the reward model {source} has another chat template or tokenizer than the policy, or a shorter context; "
             "give one of the policy's family with --value-from"
         )
     return RewardModel(model.gpt, scale=1.0)

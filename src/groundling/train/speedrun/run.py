@@ -158,7 +158,7 @@ def _unfinished(run: str, code: int, report: Path) -> int:
         done = f"the finished seeds are in {report}" if report.exists() else "no seed has finished"
         log.info(f"the speedrun was stopped as asked in {run}; {done}; start again with --overwrite")
         return code
-    raise TrainingError(f"{run} ended with exit code {code}; see its output above")
+    raise TrainingError(f"{run} ended with exit code {code}; its output is above")
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
