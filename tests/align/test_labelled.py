@@ -81,7 +81,7 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     assert not math.isclose(scores_N[0].item(), scores_N[1].item())
 
 
-def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
+def test_unusable_rows_are_counted(base, tmp_path):
     bundle = with_chat(load_bundle(base))
     rows = [
         {"prompt": "ab", "chosen": "e", "rejected": "e"},
@@ -96,7 +96,7 @@ def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
     assert "1 cannot be encoded (first" in left_out.line()
 
 
-def test_swapped_files_are_called_what_they_are(base, tmp_path):
+def test_swapped_files_are_identified(base, tmp_path):
     from groundling.align.preferences.store import Rankings
 
     database, rows = tmp_path / "rankings.sqlite", pairs(tmp_path / "rows.jsonl")

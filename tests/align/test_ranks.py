@@ -37,7 +37,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
     """Examples differ in length, so a mean of the ranks' means would be another loss; so would shuffling apart."""
     write_base(tmp_path / "base")
     chats = write_conversations(tmp_path / "chats.jsonl", n=40, reply=(1, 9))

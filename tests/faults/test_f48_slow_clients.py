@@ -57,7 +57,7 @@ def _files(server: Served) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streamed", [True, False], ids=["a stream", "a whole answer"])
-def test_who_never_reads_is_left(impatient: Served, streamed: bool) -> None:
+def test_a_client_that_never_reads_is_disconnected(impatient: Served, streamed: bool) -> None:
     """Also when all is written: what waits to be sent costs memory, and the connection is one of few."""
     aborted = impatient.metric("groundling_aborted_total")
     n_before = _n_sockets_at_rest(impatient)
@@ -101,7 +101,7 @@ def test_a_reader_of_a_byte_at_a_time_loses_the_connection_with_the_stream(impat
 
 
 @pytest.mark.slow
-def test_who_reads_slowly_gets_all_of_it(impatient: Served) -> None:
+def test_a_slow_reader_gets_the_whole_response(impatient: Served) -> None:
     asked = {"model": "base", "prompt": "a", "max_tokens": 1000, "logprobs": 20, "n": 8}
     sock = impatient.open_stream({**asked, "stream": False})
     data = b""
@@ -117,7 +117,7 @@ def test_who_reads_slowly_gets_all_of_it(impatient: Served) -> None:
 
 
 @pytest.mark.slow
-def test_half_open_connections_hinder_nobody_and_end(impatient: Served) -> None:
+def test_half_open_connections_block_no_client_and_end(impatient: Served) -> None:
     starts = [b"", b"POST", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"GET /health HTTP/1.1\r\n"]
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: 50\r\n\r\n{"
@@ -132,7 +132,7 @@ def test_half_open_connections_hinder_nobody_and_end(impatient: Served) -> None:
 
 
 @pytest.mark.slow
-def test_a_head_that_trickles_in_is_not_waited_for(impatient: Served) -> None:
+def test_a_trickling_head_hits_the_deadline(impatient: Served) -> None:
     sock = socket.create_connection(("127.0.0.1", impatient.port))
     begun = time.monotonic()
     with pytest.raises(OSError):  # noqa: PT012
@@ -213,7 +213,7 @@ def test_a_connection_has_a_deadline_in_every_state(impatient: Served, state: st
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(1, 200)) + b"\r\n\r\n", 400, "illegal"),
     ],
 )
-def test_what_is_no_http_is_told_so_in_json(impatient: Served, sent: bytes, status: int, said: str) -> None:
+def test_invalid_http_gets_a_json_error(impatient: Served, sent: bytes, status: int, said: str) -> None:
     """And with the headers of all answers; then the connection is closed."""
     with socket.create_connection(("127.0.0.1", impatient.port), timeout=60) as sock:
         sock.sendall(sent)
@@ -231,7 +231,7 @@ def test_what_is_no_http_is_told_so_in_json(impatient: Served, sent: bytes, stat
 
 
 @pytest.mark.slow
-def test_an_answer_is_not_lost_where_more_was_sent_than_is_read(impatient: Served) -> None:
+def test_a_response_is_not_lost_to_unread_data(impatient: Served) -> None:
     """What a connection leaves unread when it is closed makes the kernel reset it, and the client lose the answer."""
     foreign = b"POST / HTTP/1.1\r\nHost: localhost\r\nOrigin: http://elsewhere\r\nContent-Length: 3000000\r\n\r\n"
     last = HEALTH + b"Connection: close\r\n\r\n"
@@ -262,7 +262,7 @@ def test_idle_connections_make_room_for_new_ones(models) -> None:
         assert all(_is_closed(sock) for sock in socks[:40]), "the longest idle go first"
 
 
-def test_an_answer_s_body_does_not_wait_for_its_head_s_acknowledgement() -> None:
+def test_a_response_body_does_not_wait_for_the_ack_of_its_head() -> None:
     """Nagle's algorithm would add 40 ms to each answer but the first of a connection."""
 
     async def no_delay_of(listening: socket.socket) -> int:

@@ -133,13 +133,13 @@ PACKED = gzip.compress(READ)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_gzip_body_that_is_none_or_too_large(client, raw, status, words):
+def test_an_invalid_or_too_large_gzip_body(client, raw, status, words):
     found, error, _ = post(client, raw, Content_Encoding="gzip")
     assert found == status
     assert error["message"].startswith(words)
 
 
-def test_what_just_fits_is_unpacked_and_a_bomb_is_not():
+def test_a_body_at_the_limit_is_decompressed_and_a_bomb_is_not():
     """A thousand times its size: only as much is unpacked as could be taken."""
     assert decompressed(gzip.compress(b"a" * 10_000), 10_000) == b"a" * 10_000
     bomb = gzip.compress(b"\0" * 100_000_000)
@@ -164,7 +164,7 @@ def test_the_address_has_words_too(client):
         assert (error["message"], error["param"]) == told
 
 
-def test_many_small_members_are_unpacked_in_linear_time(monkeypatch):
+def test_many_small_members_are_decompressed_in_linear_time(monkeypatch):
     """What is handed to zlib is counted: all that is left, again for each member, was the square."""
     make, read = zlib.decompressobj, []
 
@@ -196,7 +196,7 @@ def test_many_small_members_are_unpacked_in_linear_time(monkeypatch):
         ("GET", "/v1/completions", 405, "method_not_allowed", "POST"),
     ],
 )
-def test_an_address_that_is_none_is_told_where_the_api_is(client, method, path, status, code, allowed):
+def test_an_unknown_path_is_pointed_to_the_api(client, method, path, status, code, allowed):
     """Most often `/v1` is missing in a client's base URL."""
     answer = client.request(method, path, content=READ, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.headers.get("allow")) == (status, allowed)
@@ -264,7 +264,7 @@ def test_names_of_the_host(app, path, host, status):
 
 
 @pytest.mark.parametrize("host", ["[", "[x", "a]:b", "\\", "a b"])
-def test_a_host_that_is_none_breaks_nothing(app, host):
+def test_an_invalid_host_breaks_nothing(app, host):
     """Where any name is taken, its address cannot be put together."""
     assert asyncio.run(call(app, "/health", [(b"host", host.encode())], "DELETE")) == 405
 

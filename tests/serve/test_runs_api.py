@@ -82,7 +82,7 @@ def test_pieces_add_up_to_the_whole(tmp_path_factory: pytest.TempPathFactory, cu
     assert after == len(data)
 
 
-def test_a_last_line_that_is_not_whole_waits(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_waits(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(line(1, loss=1) + '{"step": 2, "lo')
     first = read_delta(path, 0)
@@ -91,7 +91,7 @@ def test_a_last_line_that_is_not_whole_waits(tmp_path: Path) -> None:
     assert steps_of(read_delta(path, first.after, first.mark)) == [2]
 
 
-def test_a_file_that_was_begun_anew_is_told_apart(tmp_path: Path) -> None:
+def test_a_replaced_file_is_detected(tmp_path: Path) -> None:
     """Shorter, as long, or longer; and one that a run was resumed in goes on as if nothing had been."""
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(line(step, loss=step) for step in range(10)))
@@ -110,7 +110,7 @@ def test_a_file_that_was_begun_anew_is_told_apart(tmp_path: Path) -> None:
     assert (resumed.restarted, steps_of(resumed)) == (False, list(range(10, 15)))
 
 
-def test_no_number_that_a_page_cannot_show_comes_through(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_dropped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         line(1, loss=math.nan)
@@ -131,7 +131,7 @@ def test_samples_come_as_they_are_written(tmp_path: Path) -> None:
     assert all(len(sample["text"]) == 4000 for sample in news.samples)
 
 
-def test_what_a_run_says_while_it_learns_is_told(tiny_config) -> None:
+def test_records_of_a_live_run_are_returned(tiny_config) -> None:
     config = tiny_config(sample_every=3, sample_prompt="the king")
     pretrain(config)
     first, last = read_delta(config.out_dir / "metrics.jsonl", 0).samples
@@ -266,7 +266,7 @@ def test_a_run_is_live_while_its_process_is(tmp_path: Path) -> None:
     assert run_info(run)["state"] == "broken off"
 
 
-def test_of_a_ladder_only_what_it_is_made_of_is_told(tmp_path: Path) -> None:
+def test_only_known_fields_of_a_ladder_are_returned(tmp_path: Path) -> None:
     good = {
         "rung": "s1",
         "adds": "a table",
@@ -330,7 +330,7 @@ WAYS_OUT = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS_OUT)
-def test_no_word_of_a_client_becomes_a_path(house: Served, name: str) -> None:
+def test_names_from_clients_never_become_paths(house: Served, name: str) -> None:
     for what in ("metrics", "ladder"):
         connection = http.client.HTTPConnection("127.0.0.1", house.port)
         connection.request("GET", f"{URL}/{name}/{what}")
