@@ -1,4 +1,4 @@
-"""`decode_speed.py --check`: is compiled code ahead of PyTorch on this machine?"""
+"""`decode_speed.py --check`: check that compiled decoding is faster than PyTorch on this machine."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ TORCH = "Groundling float32, PyTorch only"
 
 
 def check(sizes: Sequence[str], measure: Callable[[str], Sequence[Record]]) -> int:
-    """Print what was measured; 1 where compiled code is missing, or is not ahead of PyTorch in some job."""
+    """Measure and print each size; return 1 if compilation fails or PyTorch is as fast in any job, else 0."""
     compilation = Compilation()
     if compilation.wait() is None:
         print(f"NOT AHEAD: {compilation.reason}")
@@ -24,12 +24,12 @@ def check(sizes: Sequence[str], measure: Callable[[str], Sequence[Record]]) -> i
         behind += [f"{size}, {found}" for found in slower(records)]
     for found in behind:
         print(f"NOT AHEAD: {found}")
-    print("compiled code is behind PyTorch" if behind else "compiled code is ahead of PyTorch in all of it")
+    print("compiled code is behind PyTorch" if behind else "compiled code is ahead of PyTorch in all jobs")
     return 1 if behind else 0
 
 
 def slower(records: Sequence[Record]) -> list[str]:
-    """Where compiled code is not faster than PyTorch."""
+    """One line for each job in which compiled code is not faster than PyTorch."""
     torch_speeds = {decode_report.title(r): r["tokens_per_s"] for r in records if r["name"] == TORCH}
     found = []
     for record in records:

@@ -1,4 +1,4 @@
-"""What decode_speed.py prints: its tables and bars, from the records of the runs."""
+"""The report of decode_speed.py: tables and targets, from the records of the runs."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -15,11 +15,11 @@ PEERS = {
     "bfloat16 x llama.cpp's better 16 bits": ("bfloat16", ("llama.cpp f16", "llama.cpp bf16")),
     "int8 x llama.cpp q8_0": ("int8", ("llama.cpp q8_0",)),
 }
-"""What is compared: ours in a precision, with the fastest of these."""
+"""Heading -> (our precision, the implementations to compare with; the fastest counts)."""
 
 
 def conclude(record: Record) -> Record:
-    """The record with what follows from its runs, of which the best counts: noise only ever slows."""
+    """Add the derived figures to a record. The best run counts, because noise only slows runs down."""
     best = max(record["runs"], key=lambda run: run["tokens"] / run["seconds"])
     speed = best["tokens"] / best["seconds"]
     share = None
@@ -36,23 +36,25 @@ def conclude(record: Record) -> Record:
     }
 
 
-def head(about: Record) -> None:
+def print_header(about: Record) -> None:
+    """Print the settings and conditions of the measurement."""
     print(f"{about['date']}; {about['environment']}; {about['threads']} threads")
     print(
-        f"The best of {about['rounds']} rounds. Random weights, temperature 1; block_size is the least multiple of 256 "
-        "that holds a job,\nfor all alike. A prompt is one token, for the first token 200. "
-        f"*: stopped after {about['budget_s']:g} s; the speed is that of what was generated until then.\n"
+        f"Best of {about['rounds']} rounds. Random weights, temperature 1; block_size is the smallest multiple of 256 "
+        "that fits the job,\nthe same for all. Prompts have one token, or 200 for the time to the first token. "
+        f"*: stopped after {about['budget_s']:g} s; the speed is that of the tokens generated so far.\n"
     )
     for key, name, option in (
-        ("nanogpt_model_sha256", "nanoGPT", "give a checkout of it with --nanogpt PATH"),
+        ("nanogpt_model_sha256", "nanoGPT", "give a checkout with --nanogpt PATH"),
         ("transformers", "transformers", "install it"),
-        ("llama_cpp_python", "llama.cpp", "give a Python that has llama-cpp-python with --llama-cpp PYTHON"),
+        ("llama_cpp_python", "llama.cpp", "give a Python with llama-cpp-python: --llama-cpp PYTHON"),
     ):
         if about[key] is None:
             print(f"{name} was not measured: {option}\n")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
@@ -60,7 +62,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def title(record: Record) -> str:
-    """A job's column."""
+    """The column heading of a job."""
     if record["new"] == 1:
         return f"ms to the first token of {record['prompt']}"
     streams = "1 stream" if record["batch"] == 1 else f"{record['batch']} streams"
@@ -68,6 +70,7 @@ def title(record: Record) -> str:
 
 
 def figure(record: Record) -> str:
+    """The table cell of a record: milliseconds to the first token, or tokens per second."""
     if record["tokens_per_s"] == 0:
         return "none*"
     if record["new"] == 1:
@@ -77,24 +80,24 @@ def figure(record: Record) -> str:
 
 
 def show_size(size: str, records: Sequence[Record]) -> None:
-    """All contestants in all jobs, then ours compared with each peer."""
+    """Print all contestants in all jobs, then our speed relative to each peer's."""
     jobs = list(dict.fromkeys(map(title, records)))
     cells = {(record["name"], title(record)): figure(record) for record in records}
     names = list(dict.fromkeys(record["name"] for record in records))
     one = next(record for record in records if record["batch"] == 1 < record["new"])
     hows = {record["name"]: record["how"] for record in records if title(record) == title(one)}
     print(f"## {size}: {one['parameters']:,} parameters\n")
-    print("In brackets: of the reading bandwidth, by what a token has to read. How: with one stream.\n")
+    print("In brackets: share of the read bandwidth, by the bytes read per token. How: with one stream.\n")
     table(["contestant", *jobs, "how"], [[name, *(cells[name, job] for job in jobs), hows[name]] for name in names])
     rows = [[job, *(f"{x:.2f}" if x else "" for x in ratios(records, job).values())] for job in jobs]
     compared = [place for place in range(1, len(PEERS) + 1) if any(row[place] for row in rows)]
     if compared:
-        columns = ["ours, times as fast", *(list(PEERS)[place - 1] for place in compared)]
+        columns = ["our speed relative to", *(list(PEERS)[place - 1] for place in compared)]
         table(columns, [[row[0], *(row[place] for place in compared)] for row in rows])
 
 
 def ratios(records: Sequence[Record], job: str) -> dict[str, float | None]:
-    """How many times as fast as each peer we are; None for one that was not measured."""
+    """Our speed relative to each peer's; None for a peer that was not measured."""
     speeds = {record["name"]: record["tokens_per_s"] for record in records if title(record) == job}
     found: dict[str, float | None] = {}
     for name, (precision, peers) in PEERS.items():
@@ -104,8 +107,9 @@ def ratios(records: Sequence[Record], job: str) -> dict[str, float | None]:
 
 
 def show_trained(guessing: Sequence[Record], losses: dict[str, float], cold_starts: Sequence[float]) -> None:
+    """Print speculative decoding, the loss of each precision, and the cold start of a trained model."""
     print("## The trained model\n")
-    columns = ["contestant", f"tokens/s, 1 stream of {guessing[0]['new']}", "times", "guesses that were right"]
+    columns = ["contestant", f"tokens/s, 1 stream of {guessing[0]['new']}", "speed-up", "accepted drafts"]
     plain = guessing[0]["tokens_per_s"]
     table(
         columns,
@@ -121,12 +125,12 @@ def show_trained(guessing: Sequence[Record], losses: dict[str, float], cold_star
     )
     exact = losses["float32"]
     rows = [[weights, f"{loss:.5f}", f"{loss - exact:+.5f}"] for weights, loss in losses.items()]
-    table(["precision", "loss on the whole validation split", "more than float32"], rows)
-    print(f"From a cold start to the first text: {median(cold_starts):.2f} s (median of {len(cold_starts)})\n")
+    table(["precision", "loss on the whole validation split", "difference from float32"], rows)
+    print(f"Cold start to the first text: {median(cold_starts):.2f} s (median of {len(cold_starts)})\n")
 
 
 def judge(records: Sequence[Record], size: str, cold_starts: Sequence[float]) -> list[Record]:
-    """Each bar with what was measured, and whether it is met; None where it was not measured."""
+    """Each target with its measured value, and whether it is met; None if it was not measured."""
     bars: list[Record] = []
 
     def bar(text: str, value: float | None, met: Callable[[float], bool]) -> None:

@@ -1,9 +1,11 @@
-"""Decoding speed, ours beside that of nanoGPT, transformers and llama.cpp: python benchmarks/decode_speed.py
+"""Decoding speed of Groundling, nanoGPT, transformers and llama.cpp: python benchmarks/decode_speed.py
 
-In one run, on one machine, with the same weights. These are random, which changes no speed, and of the GPT-2 family
-(learned positions, GELU), which all can load. With --bundle a trained model is measured too: guessing ahead, the
-validation loss of each precision, the time from a cold start. What is printed, and the keys of --json, are described
-in benchmarks/README.md; the contestants are in decoders.py and llama_cpp_speed.py.
+All run in one session on one machine with the same weights: random ones, which do not affect the speed, of the GPT-2
+family (learned positions, GELU), which all can load. With --bundle, a trained model is measured too: speculative
+decoding, the validation loss of each precision, and the cold start. benchmarks/README.md describes the output and the
+keys of --json; the contestants are in decoders.py and llama_cpp_speed.py.
+
+Over 300 lines because options, jobs and contestants of one command are read together.
 """
 
 import argparse
@@ -49,12 +51,13 @@ log = logging.getLogger("groundling.benchmarks")
 HERE = Path(__file__).parent
 N_CHARACTERS = 65
 PROMPT = 200
-"""Tokens of the prompt whose first answer is awaited."""
-TRIES = 3
-"""Of each first token in each round, for it takes no time."""
+"""Prompt tokens when measuring the time to the first token."""
+FIRST_TOKEN_RUNS = 3
+"""Measurements of the time to the first token per round; each is short."""
 PROBE = (7, 1, 23, 42)
-ALIKE = 0.99
-"""The least correlation of a contestant's scores with ours in float32: int8 has more, other weights have none."""
+"""Prompt on which all contestants must agree, to show that they run the same model."""
+MIN_CORRELATION = 0.99
+"""Of a contestant's logits with ours in float32. int8 exceeds it; with other weights there is no correlation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Size:
     vocab_size: int = N_CHARACTERS
     bias: bool = False
     longest: int = 1 << 20
-    """Jobs of more new tokens are left out, save the shortest."""
+    """Longer jobs are skipped, except the shortest one."""
 
     def config(self, block_size: int) -> GPTConfig:
         names = ("n_layer", "n_head", "n_embd", "vocab_size", "bias")
@@ -87,16 +90,16 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be generated: `new` tokens after each of `batch` prompts, together."""
+    """Generate `new` tokens after each of `batch` prompts, in one batch."""
 
     prompt: int = 1
     new: int
     batch: int = 1
     ids: tuple[int, ...] | None = None
-    """The prompt; None: random, and another one each time."""
+    """The prompt; None: a new random one for each run."""
 
     def block_size(self) -> int:
-        """The least multiple of 256 that holds it all: nobody has to go on beyond its window."""
+        """The smallest multiple of 256 that fits the job, so that no implementation slides its window."""
         return -(-(self.prompt + self.new) // 256) * 256
 
     def prompts(self, number: int) -> list[list[int]]:
@@ -108,7 +111,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Who decodes: what the tables call it, and how its process is started."""
+    """A decoder to measure: its name in the tables, and the command that starts its process."""
 
     name: str
     whose: str
@@ -119,7 +122,7 @@ class Contestant:
 def contestant(
     name: str, whose: str, precision: str, script: str, python: str = sys.executable, **values: object
 ) -> Contestant:
-    """A contestant by its script and what this is told."""
+    """A contestant that runs `script` with `values` as JSON."""
     argv = [python, str(HERE / script), json.dumps(values)]
     return Contestant(name=name, whose=whose, precision=precision, argv=argv)
 
@@ -130,7 +133,7 @@ def ours(bundle: Path, threads: int, name: str, weights: str = "float32", **valu
 
 
 def line_up(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Iterator[Contestant]:
-    """All who decode this model, which is written into the folder as each of them wants it."""
+    """Contestants for a model, which is written to the folder in each one's format."""
     threads, native = options.threads, folder / "bundle"
     save_bundle(native, bundle.model, bundle.tokenizer)
     for weights in ("float32", "bfloat16", "int8"):
@@ -163,13 +166,14 @@ def llama_cpp(python: str, folder: Path, precision: str, threads: int) -> Contes
 def race(
     contestants: Sequence[Contestant], jobs: Sequence[Job], probe: Sequence[int], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Let them take turns at each job, in every other round backwards; a record of each contestant and job.
+    """Run each job on all contestants in turn; return a record per contestant and job.
 
-    Before that, all score what follows the ids of `probe`, which shows whether they hold the same model.
+    Every other round runs in reverse order. First all compute the logits after `probe`, to check that they run the same
+    model.
     """
     with ExitStack() as stack:
         started = [(each, stack.enter_context(Worker(each.name, each.argv, environ(each)))) for each in contestants]
-        contestants, workers = zip(*those_who_can(started, probe), strict=True)
+        contestants, workers = zip(*same_model_only(started, probe), strict=True)
         records = {
             (each.name, job): {
                 **{key: getattr(each, key) for key in ("name", "whose", "precision")},
@@ -185,31 +189,35 @@ def race(
             for job in jobs:
                 log.info(f"round {number + 1} of {options.rounds}: {job.batch} x {job.prompt} + {job.new} tokens")
                 for worker in workers if number % 2 == 0 else reversed(workers):
-                    turn(worker, job, number, options.budget, records[worker.name, job])
+                    run_job(worker, job, number, options.budget, records[worker.name, job])
     return [decode_report.conclude(record) for record in records.values()]
 
 
 def environ(each: Contestant) -> dict[str, str]:
-    """What a contestant's process is told: threads that wait are calm where the command `groundling` makes them so."""
+    """The environment of a contestant's process; ours limits spinning threads, as the command `groundling` does."""
     found = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     if each.whose == "Groundling":
         limit_openmp_spinning(found)
     return found
 
 
-def turn(worker: Worker, job: Job, number: int, budget_s: float, record: dict[str, Any]) -> None:
-    for attempt in range(TRIES if job.new == 1 else 1):
-        prompts = job.prompts(TRIES * number + attempt)
+def run_job(worker: Worker, job: Job, number: int, budget_s: float, record: dict[str, Any]) -> None:
+    """Run a job once, or several times for the first token, and append the results to its record."""
+    for attempt in range(FIRST_TOKEN_RUNS if job.new == 1 else 1):
+        prompts = job.prompts(FIRST_TOKEN_RUNS * number + attempt)
         record["runs"].append(worker.ask("decode", prompts=prompts, new=job.new, budget_s=budget_s))
     if record["whose"] == "Groundling" and job.batch == 1 < job.new and job.ids is None:
         tokens = record["runs"][-1]["tokens"]
         record["bandwidths"].append(worker.ask("bandwidth", length=job.prompt + tokens / 2))
 
 
-def those_who_can(started: Sequence[tuple[Contestant, Worker]], ids: Sequence[int]) -> list[tuple[Contestant, Worker]]:
-    """All who can score what follows these ids. Somebody else's program that dies of it is left out, and it is said.
+def same_model_only(
+    started: Sequence[tuple[Contestant, Worker]], ids: Sequence[int]
+) -> list[tuple[Contestant, Worker]]:
+    """Contestants that compute the logits after these ids. Third-party programs that crash are dropped with a message.
 
-    Raises SystemExit if a contestant's scores are not those of the first.
+    Raises:
+        SystemExit: a contestant's logits differ from the first one's.
     """
     able, first = list[tuple[Contestant, Worker]](), list[float]()
     for each, worker in started:
@@ -218,18 +226,20 @@ def those_who_can(started: Sequence[tuple[Contestant, Worker]], ids: Sequence[in
         except EndedError as ended:
             if each.whose == "Groundling":
                 raise
-            log.info(f"{ended}; it is left out")
+            log.info(f"{ended}; skipped")
             continue
         first = first or scores
-        alike = float(np.corrcoef(first, scores)[0, 1])
-        if not alike > ALIKE:
-            raise SystemExit(f"{each.name} computes another model than {started[0][0].name}: correlation {alike:.3f}")
+        correlation = float(np.corrcoef(first, scores)[0, 1])
+        if not correlation > MIN_CORRELATION:
+            raise SystemExit(
+                f"{each.name} runs a different model than {started[0][0].name}: correlation {correlation:.3f}"
+            )
         able.append((each, worker))
     return able
 
 
 def measure(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All jobs at one size; those of one block_size are done by the same processes."""
+    """Run all jobs at one size; jobs of one block_size share their processes."""
     shortest = min(options.new)
     lengths = [new for new in options.new if new == shortest or new <= SIZES[size].longest]
     batches = [batch for batch in options.batches if batch > 1]
@@ -250,12 +260,12 @@ def measure(size: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def guess_ahead(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A trained model, with guessing and without."""
+    """Measure a trained model with and without speculative decoding."""
     ids = tuple(encode_prompt(load_bundle(options.bundle).tokenizer, options.prompt))
     entrants = [ours(options.bundle, options.threads, "float32")]
-    entrants.append(ours(options.bundle, options.threads, "guesses 4 from the text", speculate=4))
+    entrants.append(ours(options.bundle, options.threads, "4 draft tokens from the text", speculate=4))
     if options.draft:
-        name = "guesses 4 by the draft"
+        name = "4 draft tokens from the draft model"
         entrants.append(ours(options.bundle, options.threads, name, speculate=4, draft=str(options.draft)))
     return race(entrants, [Job(prompt=len(ids), new=trained.NEW, ids=ids)], ids, options)
 
@@ -263,20 +273,20 @@ def guess_ahead(options: argparse.Namespace) -> list[dict[str, Any]]:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
-    words = "a Python that has llama-cpp-python; without PYTHON, this one"
+    words = "a Python with llama-cpp-python; default: this one"
     parser.add_argument("--llama-cpp", nargs="?", const=sys.executable, metavar="PYTHON", help=words)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["5M", "11M", "124M"], help="of the models")
-    parser.add_argument("--rounds", type=int, default=2, help="of which the best counts")
-    parser.add_argument("--new", nargs="+", type=int, default=[128, 1024], help="tokens that a stream generates")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64], help="streams at once")
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds after which a job is stopped")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each contestant")
-    parser.add_argument("--bundle", type=Path, metavar="RUN", help="a trained model, to be measured too")
-    parser.add_argument("--draft", type=Path, metavar="RUN", help="a smaller one, to guess by")
-    parser.add_argument("--prompt", default="ROMEO:", help="for the trained model")
-    parser.add_argument("--text", metavar="FILE", help="what it was trained on, if not Tiny Shakespeare")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything here")
-    words = "only compare our compiled code with PyTorch, and exit with 1 where it is not ahead"
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["5M", "11M", "124M"], help="model sizes")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds; the best one counts")
+    parser.add_argument("--new", nargs="+", type=int, default=[128, 1024], help="new tokens per stream")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64], help="concurrent streams")
+    parser.add_argument("--budget", type=float, default=20.0, help="time limit of a job in seconds")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads per contestant")
+    parser.add_argument("--bundle", type=Path, metavar="RUN", help="also measure this trained model")
+    parser.add_argument("--draft", type=Path, metavar="RUN", help="draft model for speculative decoding")
+    parser.add_argument("--prompt", default="ROMEO:", help="prompt for the trained model")
+    parser.add_argument("--text", metavar="FILE", help="training text of the trained model; default: Tiny Shakespeare")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    words = "only compare our compiled code with PyTorch; exit with 1 if it is not faster"
     parser.add_argument("--check", action="store_true", help=words)
     options = parser.parse_args()
     if options.json and not options.json.parent.is_dir():
@@ -284,11 +294,11 @@ def read_options() -> argparse.Namespace:
     if min(options.rounds, options.threads, *options.new, *options.batches) < 1 or options.budget <= 0:
         parser.error("numbers must be at least 1")
     if min(options.new) < 2:
-        parser.error("--new must be at least 2; the first token is measured in any case")
+        parser.error("--new must be at least 2; the time to the first token is always measured")
     if options.nanogpt and not (options.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt {options.nanogpt} has no model.py; give a checkout of github.com/karpathy/nanoGPT")
     if options.draft and not options.bundle:
-        parser.error("--draft guesses for a trained model; give this with --bundle RUN")
+        parser.error("--draft needs a trained model; give it with --bundle RUN")
     if options.check and (options.nanogpt or options.llama_cpp or options.bundle or options.json):
         parser.error("--check compares our own decoders only; leave out --nanogpt, --llama-cpp, --bundle and --json")
     options.llama_cpp_version = None
@@ -300,7 +310,7 @@ def read_options() -> argparse.Namespace:
 
 
 def version_of_llama_cpp(python: str) -> str:
-    """Empty if that Python has none."""
+    """The version of llama-cpp-python in a Python; empty if it has none."""
     try:
         command = [python, HERE / "llama_cpp_speed.py", "--version"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -309,7 +319,7 @@ def version_of_llama_cpp(python: str) -> str:
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The conditions of the measurement: machine, versions, settings."""
     nanogpt = options.nanogpt
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -328,7 +338,7 @@ def main() -> int:
     if options.check:
         return decode_check.check(options.sizes, lambda size: measure(size, options))
     about = facts(options)
-    decode_report.head(about)
+    decode_report.print_header(about)
     records: list[dict[str, Any]] = []
     for size in options.sizes:
         measured = measure(size, options)

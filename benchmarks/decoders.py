@@ -1,7 +1,6 @@
-"""The contestants of decode_speed.py that run on PyTorch, each in a process of its own: python decoders.py '{...}'
+"""The contestants of decode_speed.py that run on PyTorch, each in its own process: python decoders.py '{...}'
 
-All draw at temperature 1 from all tokens. What is loaded or prepared once for many texts is done before the clock
-starts, and each decodes a few tokens before that, which do not count.
+All sample from the full distribution at temperature 1. One-time preparation and a few warm-up tokens are not timed.
 """
 
 import dataclasses
@@ -28,9 +27,9 @@ from groundling.sample.sampler import SamplingConfig
 from groundling.sample.scheduler import run_all
 
 WARM_UP = 4
-"""Tokens of each stream that do not count."""
+"""Untimed tokens per stream."""
 BANDWIDTH_S = 0.2
-"""Of each way of reading."""
+"""Duration of each bandwidth measurement."""
 
 Prompts = list[list[int]]
 
@@ -39,20 +38,20 @@ class Decoder(Protocol):
     """A contestant."""
 
     def logits(self, ids: list[int]) -> list[float]:
-        """The scores of what follows."""
+        """Logits of the next token (vocabulary)."""
         ...
 
     def decode(self, prompts: Prompts, new: int, budget_s: float) -> dict[str, Any]:
-        """Go on from all prompts together by `new` tokens each, or fewer if the budget is spent.
+        """Generate `new` tokens after each prompt, in one batch; fewer if the time budget runs out.
 
         Returns:
-            "tokens" of all streams and the "seconds", and what else there is to tell.
+            "tokens" over all streams, "seconds", and "how": a description.
         """
         ...
 
 
 class Ours:
-    """Groundling's engine, in one precision, with or without compiled code and guessing."""
+    """Groundling's engine, in one precision, with or without compiled code and speculative decoding."""
 
     def __init__(
         self, bundle: str, weights: str, *, native: str = "auto", speculate: int = 0, draft: str | None = None
@@ -66,14 +65,14 @@ class Ours:
         self._engine, self._n_slots = self._new_engine(1), 1
 
     def logits(self, ids: list[int]) -> list[float]:
-        """See `Decoder`; by way of the log-probabilities, which the engine tells."""
+        """See `Decoder`; log-probabilities, which is what the engine returns."""
         config = SamplingConfig(max_new_tokens=1, logprobs=self._bundle.tokenizer.vocab_size)
         self._engine.try_add(self._engine.new_request(ids, config, row_generator(0, 0)))
         likely = dict(self._engine.step()[0].tokens[0].likely)
         return [likely[id] for id in range(len(likely))]
 
     def decode(self, prompts: Prompts, new: int, budget_s: float) -> dict[str, Any]:
-        """See `Decoder`; also "guessed" and "right" for guessing."""
+        """See `Decoder`; also the draft tokens ("guessed") and the accepted ones ("right")."""
         if self._n_slots != len(prompts):
             self._engine, self._n_slots = self._new_engine(len(prompts)), len(prompts)
         self._run(other_than(prompts, self._bundle.tokenizer.vocab_size), min(new, WARM_UP), budget_s)
@@ -87,9 +86,9 @@ class Ours:
         return {"tokens": tokens, "seconds": seconds, "how": how, "guessed": guessed, "right": right}
 
     def bandwidth(self, length: float) -> dict[str, Any]:
-        """The bytes that a token reads where `length` tokens stand before it, and how many a second can be read.
+        """The bytes read per token after `length` tokens, and the read bandwidth for as many bytes.
 
-        The bytes are those of the matrices of the products, in their precision, and of the keys and values.
+        Counted are the weight matrices in their precision, and the keys and values.
         """
         c = self._bundle.config
         per_weight, per_key = {"float32": (4, 4), "bfloat16": (2, 2), "int8": (1, 2)}[self._config.weights]
@@ -114,17 +113,17 @@ class Ours:
 
 
 class NanoGPT:
-    """nanoGPT's model and `generate`, from its checkout, with the weights of a bundle.
+    """nanoGPT's model and `generate`, from a checkout, with the weights of a bundle.
 
-    `generate` keeps nothing from token to token, so calling it for one token at a time is the same, and can be
-    stopped. Its GELU is exact, where ours is GPT-2's tanh approximation.
+    `generate` caches nothing, so calling it for one token at a time costs the same and can be stopped. Its GELU is
+    exact; ours is GPT-2's tanh approximation.
     """
 
     def __init__(self, bundle: str, checkout: str) -> None:
         ours = load_bundle(bundle)
         module = import_file(Path(checkout) / "model.py")
         sizes = {f.name: getattr(ours.config, f.name) for f in dataclasses.fields(module.GPTConfig)}
-        with redirect_stdout(io.StringIO()):  # it prints what it counts
+        with redirect_stdout(io.StringIO()):  # it prints its parameter count
             self._model = module.GPT(module.GPTConfig(**sizes)).eval()
         weights = {f"transformer.{k.removeprefix('positions.')}": v for k, v in plain_state_dict(ours.model).items()}
         self._model.load_state_dict({**weights, "lm_head.weight": ours.model.lm_head.weight})
@@ -146,7 +145,7 @@ class NanoGPT:
 
 
 class Transformers:
-    """The `generate` of transformers, with its cache, on a folder that `groundling export hf` writes."""
+    """`generate` of transformers, with its KV cache, on a folder written by `groundling export hf`."""
 
     def __init__(self, folder: str) -> None:
         from transformers import AutoModelForCausalLM
@@ -175,15 +174,15 @@ class Transformers:
 
 
 def other_than(prompts: Prompts, vocab_size: int) -> Prompts:
-    """Prompts as long as these that begin with none of them: the engine reads a common beginning only once."""
+    """Prompts of the same lengths that share no prefix with these, which the engine would reuse."""
     return [[(id + 1) % vocab_size for id in prompt] for prompt in prompts]
 
 
 def read_bandwidth(n_bytes: int) -> float:
-    """Bytes a second at which all threads together read so many bytes over and over: the best of three reductions of
-    PyTorch that compute next to nothing.
+    """Bytes per second at which all threads together read a buffer of this size repeatedly.
 
-    A small model stays in the caches from token to token, and so does what is read here.
+    The best of three PyTorch reductions that compute almost nothing. A small model stays in the caches from token to
+    token, and so does a buffer of its size.
     """
     x = torch.ones(2 * max(1, n_bytes // 8))
     best = 0.0

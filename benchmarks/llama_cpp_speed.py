@@ -1,8 +1,8 @@
-"""llama.cpp as a contestant of decode_speed.py, which runs this file by a Python that has llama-cpp-python.
+"""llama.cpp as a contestant of decode_speed.py, which runs this file with a Python that has llama-cpp-python.
 
-Through its C functions, without what the class `Llama` adds to each token. Every job is done in each of the ways that
-a user might try: by one thread and by all, drawing by NumPy and by llama.cpp's own sampler. The fastest counts.
-Keys and values are in float16, and flash attention is its own choice, as it comes.
+It calls the C functions directly, without the per-token overhead of the class `Llama`. Each job runs in every way a
+user might try: one thread or all, sampling with NumPy or with llama.cpp's sampler; the fastest counts. Keys and values
+are float16, and flash attention is left at its default.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ PRECISIONS = {"f16": "LLAMA_FTYPE_MOSTLY_F16", "bf16": "LLAMA_FTYPE_MOSTLY_BF16"
 
 
 def quantize(source: str, target: str, precision: str) -> None:
-    """Write a GGUF file in another precision, by llama.cpp's own means."""
+    """Convert a GGUF file to another precision with llama.cpp's quantizer."""
     params = llama.llama_model_quantize_default_params()
     params.ftype = getattr(llama, PRECISIONS[precision])
     if llama.llama_model_quantize(source.encode(), target.encode(), params) != 0:
@@ -28,14 +28,14 @@ def quantize(source: str, target: str, precision: str) -> None:
 
 
 class Context:
-    """Room for some streams of one model, and the one batch of tokens that is filled again and again."""
+    """A llama.cpp context for several streams, and one reused batch of tokens."""
 
     def __init__(self, model: Any, n_streams: int, length: int) -> None:
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_seq_max = n_streams * -(-length // 256) * 256, n_streams
         params.n_batch = max(params.n_batch, n_streams * length)
         self._context = llama.llama_init_from_model(model, params)
-        assert self._context, "llama.cpp made no context"
+        assert self._context, "llama.cpp could not create a context"
         self._n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         self._n_streams, self._most = n_streams, n_streams * length
         self._batch = llama.llama_batch_init(self._most, 0, 1)
@@ -44,7 +44,7 @@ class Context:
             np.ctypeslib.as_array(getattr(self._batch, name), shape) for name in ("token", "pos", "n_seq_id", "logits")
         )
         self._sampler = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        llama.llama_sampler_chain_add(self._sampler, llama.llama_sampler_init_dist(1337))  # as it is: temperature 1
+        llama.llama_sampler_chain_add(self._sampler, llama.llama_sampler_init_dist(1337))  # temperature 1
         self._random = np.random.default_rng(1337)
 
     def close(self) -> None:
@@ -53,7 +53,7 @@ class Context:
         llama.llama_free(self._context)
 
     def start(self, prompts: list[list[int]], n_threads: int) -> None:
-        """Forget all, and read prompts of one length; of each, the last position is scored."""
+        """Clear the cache and read prompts of equal length; compute logits at their last positions."""
         llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
         llama.llama_set_n_threads(self._context, n_threads, n_threads)
         length = len(prompts[0])
@@ -65,7 +65,7 @@ class Context:
         self._rows = [length * (stream + 1) - 1 for stream in range(len(prompts))]
         self._place = length
 
-    def go_on(self, ids: list[int]) -> None:
+    def append(self, ids: list[int]) -> None:
         """Read the next token of each stream."""
         if self._rows != list(range(self._n_streams)):
             self._rows = list(range(self._n_streams))
@@ -77,12 +77,12 @@ class Context:
         self._decode(len(ids))
 
     def scores(self) -> np.ndarray:
-        """Of each stream's last position (streams, vocabulary)."""
+        """Logits of each stream's last position (streams, vocabulary)."""
         rows = llama.llama_get_logits(self._context)
         return np.ctypeslib.as_array(rows, (self._n_streams, self._n_vocab))
 
     def draw(self, own_sampler: bool) -> list[int]:
-        """The next token of each stream."""
+        """Sample the next token of each stream."""
         if own_sampler:
             return [llama.llama_sampler_sample(self._sampler, self._context, row) for row in self._rows]
         scores = self.scores()
@@ -114,7 +114,7 @@ class LlamaCpp:
         self._threads = threads
 
     def logits(self, ids: list[int]) -> dict[str, Any]:
-        """The scores of what follows."""
+        """Logits of the next token (vocabulary)."""
         context = Context(self._model, 1, len(ids))
         context.start([ids], self._threads)
         scores = context.scores()[0].tolist()
@@ -122,7 +122,7 @@ class LlamaCpp:
         return {"logits": scores}
 
     def decode(self, prompts: list[list[int]], new: int, budget_s: float) -> dict[str, Any]:
-        """As the others in decoders.py; "how" says which way was the fastest. Several streams take all threads."""
+        """As in decoders.py; "how" names the fastest way. Several streams always use all threads."""
         context = Context(self._model, len(prompts), len(prompts[0]) + new)
         runs = []
         for threads in {1, self._threads} if len(prompts) == 1 else {self._threads}:
@@ -143,7 +143,7 @@ class LlamaCpp:
         ids = context.draw(own_sampler)
         made = 1
         while made < new and time.perf_counter() - start < budget_s:
-            context.go_on(ids)
+            context.append(ids)
             ids = context.draw(own_sampler)
             made += 1
         return made * len(prompts), time.perf_counter() - start
@@ -151,7 +151,7 @@ class LlamaCpp:
 
 @llama.llama_log_callback
 def quiet(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-    """Of all that llama.cpp says, let only errors through."""
+    """Print only the errors of llama.cpp."""
     if level == 4:
         print(text.decode(errors="replace"), end="", file=sys.stderr)
 

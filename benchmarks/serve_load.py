@@ -1,8 +1,9 @@
-"""The server under load, beside llama.cpp's server: python benchmarks/serve_load.py
+"""The server under load, compared with llama.cpp's server: python benchmarks/serve_load.py
 
-One stream against sixteen, and then many clients for a minute. What is printed, and the keys of --json, are described
-in benchmarks/README.md. The clients are this process, and who asks after the server's health is another: they share
-the machine with the servers, as they are.
+Measures one stream against sixteen, then many clients for a minute. benchmarks/README.md describes the output and the
+keys of --json. Clients run in this process and health checks in another; both share the machine with the servers.
+
+Over 300 lines because the measurement and its report are read together.
 """
 
 import argparse
@@ -42,12 +43,12 @@ log = logging.getLogger("groundling.benchmarks")
 
 STREAMS = 16
 PROMPT = "5;ABCDEFGH"
-"""Ten of the 65 characters that models of random weights know."""
+"""Ten of the 65 characters in the vocabulary of the random model."""
 
 
 @dataclass
 class Target:
-    """A server to be asked."""
+    """A running server."""
 
     name: str
     port: int
@@ -56,17 +57,17 @@ class Target:
 
 @dataclass
 class Answer:
-    """What came of a request."""
+    """The outcome of a request."""
 
     status: int
     n_tokens: int
     seconds: float
     whole: bool
-    """Whether it came to its end: the last event of a stream, or all of a body."""
+    """Whether the response was complete: the last event of a stream, or the whole body."""
 
 
 async def ask(target: Target, n_tokens: int, seed: int, *, stream: bool) -> Answer:
-    """One completion of exactly `n_tokens`."""
+    """Request one completion of exactly `n_tokens`."""
     body: dict[str, Any] = {"model": "model", "prompt": PROMPT, "max_tokens": n_tokens, "seed": seed, "stream": stream}
     if target.name == "llama.cpp":
         body["ignore_eos"] = True
@@ -92,7 +93,7 @@ async def _pieces(reader: asyncio.StreamReader) -> Any:
 
 
 async def speed(target: Target, n_streams: int, n_tokens: int, round_: int) -> float:
-    """Tokens a second of some streams together."""
+    """Tokens per second of concurrent streams, in total."""
     begun = time.perf_counter()
     answers = await asyncio.gather(*(ask(target, n_tokens, 100 * round_ + n, stream=True) for n in range(n_streams)))
     assert all(answer.n_tokens == n_tokens for answer in answers), answers
@@ -100,7 +101,7 @@ async def speed(target: Target, n_streams: int, n_tokens: int, round_: int) -> f
 
 
 async def load(target: Target, n_clients: int, seconds: float) -> list[Answer]:
-    """Many clients, each with one request after another, of other lengths, half of them streamed."""
+    """Run clients that send one request after another, of random lengths; half of them are streamed."""
     until, answers = time.perf_counter() + seconds, list[Answer]()
 
     async def client(number: int) -> None:
@@ -116,7 +117,7 @@ async def load(target: Target, n_clients: int, seconds: float) -> list[Answer]:
 
 
 def probe(port: int, seconds: float, results: Connection) -> None:
-    """Ask after the server's health ten times a second, from a process of its own."""
+    """Time /health ten times a second, in a separate process; send the durations in seconds."""
     waited, until = [], time.perf_counter() + seconds
     while time.perf_counter() < until:
         begun = time.perf_counter()
@@ -128,13 +129,13 @@ def probe(port: int, seconds: float, results: Connection) -> None:
 
 
 def memory_mb(pid: int) -> float:
-    """What a process holds now."""
+    """Resident memory of a process in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
 
 
 async def watch(pid: int, seconds: float) -> list[float]:
-    """Memory, second by second."""
+    """Sample the resident memory of a process once per second, in MB."""
     found = []
     for _ in range(int(seconds)):
         found.append(memory_mb(pid))
@@ -144,7 +145,7 @@ async def watch(pid: int, seconds: float) -> list[float]:
 
 @contextmanager
 def running(name: str, argv: list[str], port: int, health: str) -> Iterator[Target]:
-    """A server, until the block ends."""
+    """Start a server, and stop it when the block ends."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, stdout=log, stderr=log)
         try:
@@ -174,7 +175,7 @@ def free_port() -> int:
 
 
 def write_model(folder: Path, given: str | None) -> Bundle:
-    """The model to serve: the one that was given, or 11M random weights."""
+    """The model to serve: `given`, or random weights of size 11M."""
     if given is not None:
         return load_bundle(given)
     size = SIZES["11M"]
@@ -185,7 +186,7 @@ def write_model(folder: Path, given: str | None) -> Bundle:
 
 
 def servers(folder: Path, options: argparse.Namespace, bundle: Bundle) -> Iterator[tuple[str, list[str], int, str]]:
-    """How each server is started: its name, its words, its port, and where it says that it is ready."""
+    """Name, command line, port and readiness path of each server."""
     port, path = free_port(), options.bundle or str(folder / "bundle")
     words = ["-m", "groundling", "serve", f"model={path}", "--port", str(port), "--safety", "off"]
     yield "Groundling", [sys.executable, *words, "--rankings", str(folder / "rankings.sqlite")], port, "/ready"
@@ -198,10 +199,10 @@ def servers(folder: Path, options: argparse.Namespace, bundle: Bundle) -> Iterat
 
 
 def measure_speed(targets: list[Target], options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Let the servers take turns, with one stream and with sixteen."""
+    """Measure the servers in turn, with one stream and with sixteen."""
     found: dict[str, dict[str, list[float]]] = {target.name: {"1": [], str(STREAMS): []} for target in targets}
     for target in targets:
-        asyncio.run(speed(target, STREAMS, 20, 99))  # does not count
+        asyncio.run(speed(target, STREAMS, 20, 99))  # warm-up
     for round_ in range(options.rounds):
         for target in targets if round_ % 2 == 0 else reversed(targets):
             for n_streams in (1, STREAMS):
@@ -212,7 +213,7 @@ def measure_speed(targets: list[Target], options: argparse.Namespace) -> dict[st
 
 
 def measure_load(target: Target, options: argparse.Namespace) -> dict[str, Any]:
-    """Many clients for a while."""
+    """Measure a server under many clients: throughput, latency, health checks, memory."""
     log.info(f"{options.clients} clients for {options.seconds:g} s")
 
     async def both() -> tuple[list[Answer], list[float]]:
@@ -242,7 +243,7 @@ def measure_load(target: Target, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def conclude(speeds: dict[str, dict[str, list[float]]], loaded: dict[str, Any]) -> list[dict[str, Any]]:
-    """The bars."""
+    """The targets, each with its measured value and whether it is met."""
     best = {name: {n: max(rates) for n, rates in each.items()} for name, each in speeds.items()}
     ours, many = best["Groundling"], str(STREAMS)
     bad = sum(n for status, n in loaded["statuses"].items() if status not in (200, 429, 503))
@@ -258,13 +259,14 @@ def conclude(speeds: dict[str, dict[str, list[float]]], loaded: dict[str, Any]) 
     return [
         bar("16 streams at least 6 times one", ratio, ratio >= 6),
         bar("16 streams at least level with llama.cpp's server", times, None if times is None else times >= 1),
-        bar("no answer but 200, 429 or 503, and each whole", bad + loaded["not_whole"], bad + loaded["not_whole"] == 0),
+        bar("only 200, 429 and 503, each response complete", bad + loaded["not_whole"], bad + loaded["not_whole"] == 0),
         bar("p99 of /health under 100 ms", loaded["health_ms"]["p99"], loaded["health_ms"]["p99"] < 100),
         bar("memory flat: its last third at most 1.05 times its first", grown, grown <= 1.05),
     ]
 
 
 def report(speeds: dict[str, dict[str, list[float]]], loaded: dict[str, Any], clients: int) -> None:
+    """Print the measurements."""
     many = str(STREAMS)
     print(f"| server | one stream, tokens/s | {many} streams, tokens/s | ratio |\n|---|---|---|---|")
     for name, each in speeds.items():
@@ -283,12 +285,12 @@ def report(speeds: dict[str, dict[str, list[float]]], loaded: dict[str, Any], cl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", help="a trained model; by default 11M random weights")
-    parser.add_argument("--llama-server", help="llama.cpp's llama-server, to be measured too")
+    parser.add_argument("--bundle", help="a trained model; default: random weights of size 11M")
+    parser.add_argument("--llama-server", help="also measure this llama-server of llama.cpp")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--new", type=int, default=200, help="tokens of each stream where speed is measured")
+    parser.add_argument("--new", type=int, default=200, help="new tokens per stream when measuring speed")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     from contextlib import ExitStack

@@ -1,12 +1,15 @@
-"""Training speed and memory, ours beside nanoGPT's in one run: python benchmarks/train_speed.py --nanogpt PATH
+"""Training speed and memory of Groundling and nanoGPT: python benchmarks/train_speed.py --nanogpt PATH
 
-PATH is a checkout of https://github.com/karpathy/nanoGPT; without it only ours is measured. Both train nanoGPT's baby
-GPT (its config/train_shakespeare_char.py) on the CPU, each as its own training loop does. Then a sweep of ours over
-sizes and contexts. What is printed, and the keys of --json, are described in benchmarks/README.md.
+PATH is a checkout of https://github.com/karpathy/nanoGPT; without it only Groundling is measured. Both train nanoGPT's
+baby GPT (its config/train_shakespeare_char.py) on the CPU, each as its own training loop does. A sweep of Groundling
+over sizes and contexts follows. benchmarks/README.md describes the output and the keys of --json.
 
-Each contestant lives in a process of its own and makes two steps in each round, so that all meet the same moods of the
-machine, none profits from another's allocator or threads, and the peak of its memory is its own. The second step
-counts: while the others had their turn, the caches and perhaps some of the memory of a process have gone to them.
+
+Contestants take turns, two steps per round, each in its own process: load on the machine affects all alike, and
+allocators, threads and peak memory are not shared. Only the second step is timed, because the caches are cold after
+another contestant's turn.
+
+Over 300 lines because the race, the sweep and their report are one experiment.
 """
 
 import argparse
@@ -52,10 +55,10 @@ NANOGPT, OURS = "nanoGPT", "Groundling"
 MODULE = "nanogpt_model"
 PEAK_SECONDS = 0.3
 SIZES = ((5, 2, 128), (6, 4, 256), (6, 6, 384), (6, 10, 640), (12, 12, 768))
-"""Layers, heads and width of the sweep: about 1M, 5M, 11M, 30M and 124M parameters. Heads are 64 wide; the last is
-GPT-2, with its vocabulary and a quarter of the tokens a step, for its steps are long."""
+"""Layers, heads and width of the sweep: about 1M, 5M, 11M, 30M and 124M parameters. Heads are 64 wide. The last is
+GPT-2, with its vocabulary and a quarter of the tokens per step."""
 CONTEXTS = (64, 128, 512, 1024)
-"""Of the 11M model, besides 256, which is among the sizes."""
+"""Contexts of the 11M model in the sweep, besides 256."""
 RACE_COLUMNS = {
     "contestant": "{name}",
     "tokens/s (median)": "{tokens_per_s:,.0f}",
@@ -78,7 +81,7 @@ SWEEP_COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Sizes of nanoGPT's baby GPT. Only ours cuts its batch: that changes memory and speed, and never the result."""
+    """Sizes of nanoGPT's baby GPT. Only ours uses micro-batches, which affect memory and speed but not the result."""
 
     n_layer: int = 6
     n_head: int = 6
@@ -97,14 +100,14 @@ class Recipe:
         return self.batch_size * self.block_size
 
     def flops_per_token(self) -> float:
-        """Of training, counted in the same way for both sides."""
+        """Training FLOPs per token, counted alike for both sides."""
         with torch.device("meta"):
             return GPT(self.gpt_config()).flops_per_token()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Who trains what, and how."""
+    """An implementation with its precision, compilation and recipe."""
 
     whose: str
     dtype: str
@@ -123,7 +126,7 @@ Step = Callable[[Sequence[Batch]], float]
 
 
 def our_step(contestant: Contestant) -> tuple[int, Step]:
-    """Our model and step as `groundling pretrain` makes them: the number of parameters, and the step."""
+    """The number of parameters of our model, and its step, as in `groundling pretrain`."""
     compiling = "on" if contestant.compiled else "off"
     picked = runtime.pick(RuntimeConfig(device="cpu", dtype=contestant.dtype, compile=compiling))  # type: ignore[arg-type]
     make_deterministic(picked.device)
@@ -136,14 +139,14 @@ def our_step(contestant: Contestant) -> tuple[int, Step]:
 
 
 def nanogpt_step(contestant: Contestant) -> tuple[int, Step]:
-    """nanoGPT's model, optimizer and step as its train.py makes them on a CPU: the number of parameters, and the step.
+    """The number of parameters of nanoGPT's model, and its step, as in its train.py on a CPU.
 
-    There its autocast is a nullcontext, its GradScaler is switched off, and gradients are accumulated over one batch.
+    On a CPU its autocast is a nullcontext, its GradScaler is off, and gradients are accumulated over one batch.
     """
     recipe = contestant.recipe
     module = import_file(Path(contestant.nanogpt or "") / "model.py")
     names = [field.name for field in dataclasses.fields(module.GPTConfig) if hasattr(recipe, field.name)]
-    with redirect_stdout(io.StringIO()):  # it prints what it counts
+    with redirect_stdout(io.StringIO()):  # it prints its parameter count
         model = module.GPT(module.GPTConfig(**{n: getattr(recipe, n) for n in names}, bias=False)).train()
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     called = torch.compile(model) if contestant.compiled else model
@@ -162,7 +165,7 @@ def nanogpt_step(contestant: Contestant) -> tuple[int, Step]:
 
 
 def import_file(path: Path) -> Any:
-    """A module by its path; it is entered under a name, by which torch.compile looks for what it compiles."""
+    """Import a module by path, and register it in sys.modules, where torch.compile looks it up."""
     spec = importlib.util.spec_from_file_location(MODULE, path)
     assert spec is not None
     assert spec.loader is not None
@@ -172,7 +175,7 @@ def import_file(path: Path) -> Any:
 
 
 class Notes(logging.Handler):
-    """Keeps what is logged: that compilation failed, for example."""
+    """Collects log messages, for example of a failed compilation."""
 
     def __init__(self, notes: list[str]) -> None:
         super().__init__()
@@ -183,7 +186,7 @@ class Notes(logging.Handler):
 
 
 def work(contestant: Contestant) -> None:
-    """The life of a contestant's process: a step or a matrix-product peak for each line read, each answered by JSON."""
+    """Main loop of a contestant's process: for each line of input, run a step or measure the peak; reply in JSON."""
     answers, recipe = sys.stdout, contestant.recipe
     notes: list[str] = []
     logging.getLogger("groundling").addHandler(Notes(notes))
@@ -223,12 +226,11 @@ def work(contestant: Contestant) -> None:
 class Worker:
     """A contestant in its own process: `with Worker(contestant, folder) as worker: worker.step()`.
 
-    Its peak of memory counts from that of this process, from which it is started (a habit of Linux). This process
-    therefore trains nothing itself.
+    On Linux a child's peak memory starts at that of its parent, so this process does no training itself.
 
     Args:
-        contestant: who trains what.
-        compiled: where compiled code goes; what an earlier run has left would hide the time of compiling.
+        contestant: the contestant.
+        compiled: empty folder for compiled code, so that compilation is timed.
     """
 
     def __init__(self, contestant: Contestant, compiled: Path) -> None:
@@ -239,7 +241,7 @@ class Worker:
     def __enter__(self) -> "Worker":
         log.info(f"{self.contestant.name}: the first step ...")
         environ = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self._compiled)}
-        limit_openmp_spinning(environ)  # on both sides as the command `groundling` does it
+        limit_openmp_spinning(environ)  # for both sides, as the command `groundling` does
         argv = [sys.executable, __file__, "--work", json.dumps(dataclasses.asdict(self.contestant))]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=environ)
@@ -252,26 +254,26 @@ class Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its work
+            self._process.stdin.close()  # ends its main loop
         self._process.wait()
         self._process.stdout.close()
 
     def warm_up(self) -> None:
-        """Make a step that does not count."""
+        """Make an untimed step."""
         self._ask("step")
 
     def step(self) -> float:
-        """Make a step, and return its seconds."""
+        """Make a timed step; return its seconds."""
         self.steps.append(self._ask("step"))
         return self.steps[-1]["seconds"]
 
     def measure_peak(self) -> None:
-        """Measure the matrix products of its precision, in its process, at this moment."""
+        """Measure the matrix-product peak of its precision in its process."""
         self.peaks.append(self._ask("peak")["flops_per_s"])
 
     def _ask(self, what: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone, which `_answer` tells
+        with suppress(BrokenPipeError):  # it has exited, which `_answer` reports
             self._process.stdin.write(what + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -281,11 +283,11 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise SystemExit(f"{self.contestant.name}: its process ended with code {code}; its last words stand above")
+            raise SystemExit(f"{self.contestant.name}: its process exited with code {code}; see its output above")
         return dict(json.loads(line))
 
     def record(self) -> dict[str, Any]:
-        """What came of it, without what follows from comparing."""
+        """Results without the comparison with nanoGPT."""
         recipe, seconds = self.contestant.recipe, [step["seconds"] for step in self.steps]
         tokens_per_s = recipe.tokens_per_step() / median(seconds)
         flops_per_s = tokens_per_s * recipe.flops_per_token()
@@ -309,15 +311,15 @@ class Worker:
         }
 
 
-def a_folder() -> tempfile.TemporaryDirectory[str]:
-    """For compiled code. A compiler's helper may still write there when it is removed."""
+def compile_cache() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder for compiled code. A compiler process may still write to it while it is removed."""
     return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
 
 def race(contestants: Sequence[Contestant], rounds: int) -> list[dict[str, Any]]:
-    """Let them take turns; every other round goes backwards, so that none always runs behind the same one."""
+    """Run the contestants in turn; every other round in reverse, so that none always follows the same one."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(a_folder()))
+        folder = Path(stack.enter_context(compile_cache()))
         workers = [stack.enter_context(Worker(each, folder / str(place))) for place, each in enumerate(contestants)]
         sizes = {worker.ready["parameters"] for worker in workers}
         if len(sizes) > 1:
@@ -336,7 +338,7 @@ def race(contestants: Sequence[Contestant], rounds: int) -> list[dict[str, Any]]
 
 
 def line_up(nanogpt: Path | None, recipe: Recipe) -> list[Contestant]:
-    """Who races: nanoGPT without and with compilation, and ours so in each precision; the last one is our default."""
+    """The contestants: nanoGPT and ours in each precision, eager and compiled; the last one is our default."""
     compiling = [False, True] if runtime.find_compiler() else [False]
     path = None if nanogpt is None else str(nanogpt)
     rows = [] if path is None else [(NANOGPT, "float32")]
@@ -349,16 +351,16 @@ def line_up(nanogpt: Path | None, recipe: Recipe) -> list[Contestant]:
 
 
 def without_dropout(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """The best of both sides, without any dropout."""
+    """nanoGPT's contestants and our default, without dropout."""
     recipe = dataclasses.replace(contestants[0].recipe, dropout=0.0)
     best = [contestant for contestant in contestants if contestant.whose == NANOGPT] + [contestants[-1]]
     return [dataclasses.replace(contestant, recipe=recipe) for contestant in best]
 
 
 def sweep(default: Contestant, seconds: float) -> Iterator[dict[str, Any]]:
-    """Ours as it comes, one after the other: sizes at a context of 256, and contexts of the 11M model."""
+    """Measure our default over sizes at a context of 256, and over contexts of the 11M model."""
     points = [(size, 256) for size in SIZES] + [(SIZES[2], block_size) for block_size in CONTEXTS]
-    with a_folder() as folder:
+    with compile_cache() as folder:
         for (n_layer, n_head, n_embd), block_size in points:
             vocab_size, step_tokens = (50257, 1024) if n_embd == 768 else (65, 4096)
             recipe = Recipe(
@@ -381,14 +383,14 @@ def sweep(default: Contestant, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def memory(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """The peaks of nanoGPT without compilation, as its README has it for a laptop, and of ours as it comes."""
+    """Peak memory of eager nanoGPT, as its README recommends for a laptop, and of our default."""
     theirs = next((r["peak_memory_mb"] for r in records if r["whose"] == NANOGPT and not r["compiled"]), None)
     ours = records[-1]["peak_memory_mb"]
     return {"nanogpt_mb": theirs, "groundling_mb": ours, "ratio": ours / theirs if theirs else None}
 
 
 def judge(races: Sequence[Sequence[dict[str, Any]]], points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each bar with what was measured, and whether it is met; None where it was not measured."""
+    """Each target with its measured value, and whether it is met; None if it was not measured."""
     bars: list[dict[str, Any]] = []
 
     def bar(text: str, value: float | None, met: Callable[[float], bool]) -> None:
@@ -411,7 +413,7 @@ def judge(races: Sequence[Sequence[dict[str, Any]]], points: Sequence[dict[str, 
 
 
 def show(columns: dict[str, str], records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Print each record as it comes, what is to be said of it at the end, and return all."""
+    """Print records as table rows as they arrive, then their notes; return all records."""
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     shown = []
     for record in records:
@@ -422,6 +424,7 @@ def show(columns: dict[str, str], records: Iterable[dict[str, Any]]) -> list[dic
 
 
 def show_bars(bars: Iterable[dict[str, Any]]) -> None:
+    """Print each target and whether it is met."""
     words = {True: "yes", False: "no", None: "not measured"}
     for bar in bars:
         print(f"- {bar['bar']}: {words[bar['met']]}" + ("" if bar["value"] is None else f" ({bar['value']:.2f})"))
@@ -431,15 +434,15 @@ def read_options() -> argparse.Namespace:
     usage = "train_speed.py [--nanogpt PATH] [--json OUT] [--rounds N] [--seconds S] [--no-plain] [--no-sweep]"
     parser = argparse.ArgumentParser(description=__doc__, usage=usage, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write everything here")
-    parser.add_argument("--rounds", type=int, default=3, help="steps of each contestant that count")
-    parser.add_argument("--micro-batch-size", type=int, default=16, help="of ours; nanoGPT takes its batch whole")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each point of the sweep")
-    for name, what in (("--plain", "race without dropout too"), ("--sweep", "measure sizes and contexts of ours too")):
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the results to this file")
+    parser.add_argument("--rounds", type=int, default=3, help="timed steps per contestant")
+    parser.add_argument("--micro-batch-size", type=int, default=16, help="ours only; nanoGPT uses whole batches")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each point of the sweep")
+    for name, what in (("--plain", "also race without dropout"), ("--sweep", "also sweep our sizes and contexts")):
         parser.add_argument(name, action=argparse.BooleanOptionalAction, default=True, help=what)
-    for name, default in (("--layers", 6), ("--batch-size", 64)):  # smaller for a test, and then not nanoGPT's recipe
+    for name, default in (("--layers", 6), ("--batch-size", 64)):  # smaller ones for tests
         parser.add_argument(name, type=int, default=default, help=argparse.SUPPRESS)
-    parser.add_argument("--work", help=argparse.SUPPRESS)  # a contestant's own process
+    parser.add_argument("--work", help=argparse.SUPPRESS)  # runs a contestant
     options = parser.parse_args()
     if options.json and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
@@ -453,7 +456,7 @@ def read_options() -> argparse.Namespace:
 
 
 def facts(nanogpt: Path | None, recipe: Recipe) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The conditions of the measurement: machine, settings, recipe."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": hardware.environment(),
@@ -474,10 +477,10 @@ def main() -> int:
     recipe = Recipe(n_layer=options.layers, batch_size=options.batch_size, micro_batch_size=options.micro_batch_size)
     about = facts(options.nanogpt, recipe)
     print(f"{about['date']}; {about['environment']}; {about['threads']} threads")
-    print(f"Medians of {options.rounds} rounds; compile s is the first step of each, which does not count.\n")
+    print(f"Medians of {options.rounds} rounds; compile s is the duration of the first, untimed step.\n")
     columns = dict(RACE_COLUMNS)
     if not options.nanogpt:
-        print("nanoGPT was not measured: give a checkout of it with --nanogpt PATH\n")
+        print("nanoGPT was not measured: give a checkout with --nanogpt PATH\n")
         del columns["x nanoGPT's best"]
     contestants = line_up(options.nanogpt, recipe)
     line_ups = [contestants, without_dropout(contestants)] if options.plain else [contestants]

@@ -1,4 +1,4 @@
-"""What decode_speed.py measures of a trained model alone: the loss of each precision, and the cold start."""
+"""The part of decode_speed.py that needs a trained model: the loss of each precision, and the cold start."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from groundling.sample.quantize import Weights, with_rounded_weights
 log = logging.getLogger("groundling.benchmarks")
 
 NEW = 500
-"""Tokens, where guessing is measured; as `groundling sample` does by itself."""
+"""New tokens when measuring speculative decoding; the default of `groundling sample`."""
 COLD_STARTS = 3
 
 
@@ -25,7 +25,7 @@ def losses(path: Path, text: str | None) -> dict[str, float]:
 
     Args:
         path: the trained model.
-        text: what it was trained on; None: Tiny Shakespeare.
+        text: its training text; None: Tiny Shakespeare.
     """
     bundle = load_bundle(path)
     block_size = bundle.config.block_size
@@ -38,7 +38,7 @@ def losses(path: Path, text: str | None) -> dict[str, float]:
 
 
 def cold_starts(bundle: Path, prompt: str) -> list[float]:
-    """Seconds from starting `groundling sample` until the first text after the prompt is there."""
+    """Seconds from starting `groundling sample` until the first generated text."""
     log.info("cold starts")
     return [_cold_start(bundle, prompt) for _ in range(COLD_STARTS)]
 
@@ -52,7 +52,7 @@ def _cold_start(bundle: Path, prompt: str) -> float:
         while n_seen <= len(prompt.encode()):
             piece = os.read(process.stdout.fileno(), 4096)
             if not piece:
-                raise SystemExit(f"groundling sample ended with code {process.wait()} before it said anything")
+                raise SystemExit(f"groundling sample ended with code {process.wait()} before it printed any text")
             n_seen += len(piece)
         seconds = time.perf_counter() - start
         process.communicate()

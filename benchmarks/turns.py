@@ -1,7 +1,7 @@
-"""Contestants that take turns: each has a process of its own, which answers a line of JSON by another.
+"""Run contestants in turn, each in its own process that replies to lines of JSON.
 
-So none profits from another's threads, caches or allocator, and all meet the same moods of the machine. This file
-imports nothing that is installed, because a contestant may belong to another Python than ours.
+They share no threads, caches or allocator, and load on the machine affects all alike. This file imports the standard
+library only, because a contestant may run in another Python.
 """
 
 import json
@@ -14,22 +14,22 @@ from typing import Any
 
 
 def serve(answers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-    """The life of a contestant's process: `{"do": NAME, ...}` calls answers[NAME](...); it ends with its input."""
+    """Main loop of a contestant's process, until its input ends: `{"do": NAME, ...}` calls answers[NAME](...)."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # output of libraries goes to stderr
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(answers[request.pop("do")](**request)), file=replies, flush=True)
 
 
 class EndedError(SystemExit):
-    """A contestant's process ended before it answered."""
+    """A contestant's process exited before it replied."""
 
 
 class Worker:
     """A contestant in its own process: `with Worker(name, argv, environ) as worker: worker.ask("decode", new=8)`.
 
-    It makes itself ready on its own; the first answer is there when it is.
+    It loads in the background; the first reply waits for that.
     """
 
     def __init__(self, name: str, argv: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -46,14 +46,14 @@ class Worker:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.close()  # the end of its work
+            self._process.stdin.close()  # ends its main loop
         self._process.wait()
         self._process.stdout.close()
 
     def ask(self, what: str, **values: object) -> dict[str, Any]:
-        """Let it do something, and wait for its answer."""
+        """Send a request, and wait for its reply."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it is gone, which `_answer` tells
+        with suppress(BrokenPipeError):  # it has exited, which `_answer` reports
             self._process.stdin.write(json.dumps({"do": what, **values}) + "\n")
             self._process.stdin.flush()
         return self._answer()
@@ -62,5 +62,5 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise EndedError(f"{self.name}: its process ended with code {self._process.wait()}; see above why")
+            raise EndedError(f"{self.name}: its process exited with code {self._process.wait()}; see its output above")
         return dict(json.loads(line))

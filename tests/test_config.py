@@ -75,11 +75,11 @@ def preset(tmp_path):
     return write
 
 
-def test_nothing_said_is_the_defaults():
+def test_no_flags_give_the_defaults():
     assert parsed() == Car()
 
 
-def test_a_preset_stands_above_the_defaults_and_a_flag_above_it(preset):
+def test_a_preset_overrides_defaults_and_a_flag_overrides_it(preset):
     path = preset('n_wheels = 3\nname = "Trike"\nloud = false\n[engine]\npower = 2.5\nquiet = true\ngears = [5, 1]\n')
     trike = Car(n_wheels=3, name="Trike", loud=False, engine=Engine(power=2.5, quiet=True, gears=(5, 1)))
     assert parsed(path) == trike
@@ -112,7 +112,7 @@ def test_none_is_absent(preset):
         ("stray", "stray"),
     ],
 )
-def test_a_wrong_flag_is_one_line_that_says_what_came_and_what_to_do(words, said, encoding, monkeypatch):
+def test_a_wrong_flag_is_one_line_with_the_value_and_the_fix(words, said, encoding, monkeypatch):
     """Where the terminal is not UTF-8, tyro draws its frames of other signs."""
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     with pytest.raises(ConfigError, match=said) as refused:
@@ -156,7 +156,7 @@ def test_a_preset_with_a_byte_order_mark_is_read_as_without(tmp_path):
     assert parsed(str(tmp_path / "marked.toml")) == parsed(str(tmp_path / "plain.toml"))
 
 
-def test_a_preset_that_is_not_there_or_not_text(tmp_path):
+def test_a_missing_or_binary_preset(tmp_path):
     with pytest.raises(ConfigError, match=r"no preset 'x\.toml'; give the path .*shakespeare_char\.toml"):
         parsed("x.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
@@ -225,12 +225,12 @@ cars = st.builds(
 @example(Car(name="--loud", owner="-1", garage=Path("--n-wheels"), extras=("", "x y")))
 @example(Car(name="-", top_speed=-1e-300, n_wheels=-3))
 @example(Car(name="p.toml", owner="", engine=Engine(gears=(-1, -2))))
-def test_a_config_comes_back_from_plain_data_and_from_toml_as_it_was(car):
+def test_a_config_round_trips_through_plain_data_and_toml(car):
     assert from_dict(Car, to_dict(car)) == car
     assert from_dict(Car, tomllib.loads(to_toml(car))) == car
 
 
-def test_plain_data_with_a_key_that_is_not_there_is_refused():
+def test_plain_data_with_an_unknown_key_is_refused():
     with pytest.raises(ConfigError, match="n_doors") as refused:
         from_dict(Car, {"n_doors": 3})
     assert "--help" not in str(refused.value), "no command is called Car"
@@ -238,7 +238,7 @@ def test_plain_data_with_a_key_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
-def test_no_setting_is_without_end_or_not_a_number(preset, value):
+def test_no_setting_is_infinite_or_nan(preset, value):
     """`not x > 0` refuses NaN, `x <= 0` does not: each config would have to remember."""
     with pytest.raises(ConfigError, match=r"^top_speed is -?(nan|inf); give a finite number"):
         parsed("--top-speed", value)

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GPT", "Bundle", "GPTConfig", "generate", "load_bundle", "stream"]
 
-# Imported when first asked for: `groundling --help` must not wait for torch.
-_HOMES = {
+# Imported on first access: `groundling --help` must not import torch.
+_MODULES = {
     "Bundle": "groundling.bundle",
     "GPT": "groundling.model.gpt",
     "GPTConfig": "groundling.model.config",
@@ -50,9 +50,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'groundling' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

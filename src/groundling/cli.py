@@ -84,7 +84,7 @@ def _explained(argv: Sequence[str]) -> int:
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("groundling: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except output.OutputEnded:
         return 0
 

@@ -21,7 +21,7 @@ from groundling.storage import files
 
 C = TypeVar("C")
 MAX_TOML = 1 << 20
-"""Bytes of a preset; those of the package have a few hundred."""
+"""Largest preset in bytes."""
 
 
 def parse(
@@ -201,12 +201,12 @@ def _path(_: type, value: Any) -> Path:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, on one line and shortened."""
+    """Format a value for a message: on one line, shortened."""
     text = ascii(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def completed(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_new_defaults(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add fields that are newer than the stored `values` of a config, at their defaults.
 
     The default of a new field is the behaviour before it existed. Values that are invalid now are returned unchanged.
@@ -218,7 +218,7 @@ def completed(config_class: type[C], values: Mapping[str, Any]) -> Mapping[str, 
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Fields in which two configs (or their `to_dict`s) differ, one line each."""
+    """Fields in which two configs (or their `to_dict`s) differ, as `name: old -> new`."""
     old, new = (value if isinstance(value, dict) else to_dict(value) for value in (old, new))
     lines: list[str] = []
     for key in dict.fromkeys([*old, *new]):

@@ -6,8 +6,8 @@ non-zero code; any other exception is a bug and shows its traceback.
 
 from collections.abc import Collection
 
-MAX_SIGNS = 1500
-"""Longest message in characters; messages quote files and requests of any length."""
+MAX_CHARACTERS = 1500
+"""Maximum length of a message; messages quote files and requests of any length."""
 
 
 class GroundlingError(Exception):
@@ -50,15 +50,15 @@ class MissingExtraError(GroundlingError, ImportError):
 
 def legible(text: str) -> str:
     """Make text printable on one line: escape control characters and shorten long text in the middle."""
-    if len(text) > 4 * MAX_SIGNS:  # escapes only make it longer
-        n_left_out = len(text) - MAX_SIGNS
-        head, tail = (legible(part) for part in (text[: MAX_SIGNS - 500], text[-500:]))
-        return f"{head[: MAX_SIGNS - 500]} [{n_left_out:,} characters left out] {tail[-500:]}"
-    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-    n_left_out = len(shown) - MAX_SIGNS
+    if len(text) > 4 * MAX_CHARACTERS:  # cut before escaping, which only adds characters
+        n_left_out = len(text) - MAX_CHARACTERS
+        head, tail = (legible(part) for part in (text[: MAX_CHARACTERS - 500], text[-500:]))
+        return f"{head[: MAX_CHARACTERS - 500]} [{n_left_out:,} characters left out] {tail[-500:]}"
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    n_left_out = len(shown) - MAX_CHARACTERS
     if n_left_out <= 0:
         return shown
-    return f"{shown[: MAX_SIGNS - 500]} [{n_left_out:,} characters left out] {shown[-500:]}"
+    return f"{shown[: MAX_CHARACTERS - 500]} [{n_left_out:,} characters left out] {shown[-500:]}"
 
 
 def require(condition: bool, message: str) -> None:
@@ -72,7 +72,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def near_name(name: str, known: Collection[str], listing: str) -> str:
-    """A hint for an unknown name: the closest known name, or `listing` followed by all of them."""
+    """Hint for an unknown name: the closest known name, or `listing` followed by all of them."""
     import difflib  # needed only for errors
 
     near = difflib.get_close_matches(name, known, n=1)

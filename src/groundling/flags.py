@@ -20,13 +20,18 @@ EMPTY_PATH = 'it is empty; give a path ("." is this folder)'
 
 
 def parse_flags(config_class: type[C], flags: list[str], prog: str, description: str, default: C | None = None) -> C:
-    """Parse with tyro; its boxed error message becomes one line."""
+    """Parse flags with tyro.
+
+    Raises:
+        ConfigError: tyro rejects them; its boxed message becomes one line.
+        SystemExit: after `--help`, with 0.
+    """
     import tyro
 
-    complaint = io.StringIO()
-    below: dict[str, Any] = {} if default is None else {"default": default}
+    stderr = io.StringIO()
+    defaults: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(stderr):
             config: C = tyro.cli(
                 config_class,
                 prog=prog,
@@ -34,17 +39,17 @@ def parse_flags(config_class: type[C], flags: list[str], prog: str, description:
                 args=_with_values(config_class, flags),
                 config=(tyro.conf.HelptextFromCommentsOff,),
                 registry=_with_real_paths(),
-                **below,
+                **defaults,
             )
             return config
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
+        raise ConfigError(f"{_one_line(stderr.getvalue())}; see {prog} --help") from None
 
 
 def _with_real_paths() -> Any:
-    """Make tyro refuse an empty path, which Python takes for the current folder."""
+    """A tyro registry that rejects empty paths, which Python reads as the current folder."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     def make(words: list[str]) -> Path:
@@ -90,15 +95,15 @@ def _with_values(config_class: type, words: list[str]) -> list[str]:
     return written
 
 
-def _one_line(framed: str) -> str:
+def _one_line(boxed: str) -> str:
     """Extract the first part of tyro's boxed message (Unicode or ASCII), and the flag it suggests."""
-    body = "\n".join(line.strip("\u2502 ") for line in framed.strip().splitlines()[1:])  # the first is the title
+    body = "\n".join(line.strip("\u2502 ") for line in boxed.strip().splitlines()[1:])  # the first is the title
     parts = (" ".join(part.split()) for part in re.split("[\u2500-]{4,}", body))
-    said, *more = [part for part in parts if part] or [" ".join(framed.split())]
+    message, *more = [part for part in parts if part] or [" ".join(boxed.split())]
     near = re.findall(r"--[\w.-]+", next((part for part in more if part.startswith("Perhaps you meant")), ""))
-    if missing := re.match(r"Missing value for argument '(--[\w.-]+)'", said):
-        return f"{said.rstrip('.')}; a value that begins with a hyphen is written {missing[1]}=VALUE"
-    return f"{said.rstrip('.')}; did you mean {near[0]}?" if near else said.rstrip(".")
+    if missing := re.match(r"Missing value for argument '(--[\w.-]+)'", message):
+        return f"{message.rstrip('.')}; a value that begins with a hyphen is written {missing[1]}=VALUE"
+    return f"{message.rstrip('.')}; did you mean {near[0]}?" if near else message.rstrip(".")
 
 
 def any_text() -> Any:

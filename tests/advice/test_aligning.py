@@ -173,7 +173,7 @@ def test_examples_over_ranks(advised, monkeypatch):
 @follows(
     "{} holds stages made with {}, and now it is {}; choose another --out-dir",
     "{} has rankings of an earlier model's replies; move it elsewhere",
-    "\nall stages in {} s; talk with one: groundling chat {}",
+    "\nall stages in {} s; chat with one: groundling chat {}",
 )
 def test_a_small_chatgpt(advised, talker, tmp_path, monkeypatch, capfd):
     """That its stages run is shown in tests/align/test_chatgpt.py; here they only end well."""
@@ -210,9 +210,9 @@ def judge(talker, tmp_path):
 
 
 @follows(
-    "{} is no reward model (it has no {}); `groundling reward` makes one",
-    "the reward model {} reads other ids, or less of them, than the policy writes; give one of the policy's family "
-    "with --value-from",
+    "{} is not a reward model (it has no {}); `groundling reward` trains one",
+    "the reward model {} has another chat template or tokenizer than the policy, or a shorter context; "
+    "give one of the policy's family with --value-from",
     "there is no reward function {}: {}; give MODULE:FUNCTION",
 )
 def test_what_judges(advised, talker, judge, conversations, tmp_path, monkeypatch):
@@ -250,7 +250,7 @@ def ranked(number):
 
 @follows(
     "{} is not a finished run of a stage (no readable {}); run the stage first",
-    "no example is left to learn from; see the counts above for where they went",
+    "no example is left to train on; the counts above say why",
     "{} has {} runs, and seeds are {}; give one run, or one for each",
 )
 def test_stages_that_others_need(advised, talker, conversations, tmp_path):
@@ -277,7 +277,7 @@ def test_models_of_another_family(advised, talker):
     advised.done()
 
 
-@follows("the user of this process has no name; give one: --rater NAME")
+@follows("this process has no user name; give a rater name: --rater NAME")
 def test_a_rater_without_a_name(advised, tmp_path, monkeypatch):
     def nobody():
         raise OSError("no name")
@@ -299,7 +299,7 @@ def test_blocks_to_keep(advised, talker):
 
 
 @follows(
-    "{} positions came, but this model knows only {}; pass idx[:, -{}:]",
+    "got {} positions, but this model has only {}; pass idx[:, -{}:]",
     "n_embd={} cannot be shared by n_head={} heads; choose a multiple",
     "the bias of lm_head cannot be folded into the final norm (it misses by {}); with vocab_size {} and n_embd {}, "
     "make n_embd at least vocab_size",
@@ -318,9 +318,9 @@ def test_rungs(advised):
 
 @pytest.mark.slow
 @follows(
-    "{} exists already; it was left alone, choose another name",
-    "there is nothing to measure; give --rules or --classifier",
-    "{} is a classifier of version {}, and this groundling knows {}; train it anew",
+    "{} already exists and was not changed; choose another name",
+    "there is nothing to evaluate; give --rules or --classifier",
+    "{} is a classifier of version {}, and this groundling reads {}; train it again",
     "{}: write [[rule]], not [rule]",
     "{} may match more than {} characters; bound it: {0,50} in place of *",
 )

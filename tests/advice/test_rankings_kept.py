@@ -81,7 +81,7 @@ def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
 
 @follows(
     "another program has been writing to it for {} s; end it, or try again",
-    "{}; choose a folder that is there and that you can write to",
+    "{}; choose an existing folder that you can write to",
     "the disk is full; free some room and run again",
 )
 def test_rankings_that_cannot_be_written(advised, tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_rankings_that_cannot_be_written(advised, tmp_path, monkeypatch):
             def full(self, begin):
                 raise Full("database or disk is full")
 
-            patch.setattr(Database, "_between", full)
+            patch.setattr(Database, "_within", full)
             advised.raises(lambda: rankings.add(judged("k3")))
         rankings.add(judged("k3"))
         advised.done(rankings.get("k3") is not None)

@@ -107,17 +107,17 @@ LATIN = {"Content-Type": "application/json; charset=latin-1"}
 GZIP = {**JSON, "Content-Encoding": "gzip"}
 ASKED = json.dumps(COMPLETION).encode()
 BODIES = {
-    "Content-Encoding is {}; send the body as it is, or packed once by gzip": (
+    "Content-Encoding is {}; send the body uncompressed, or compressed once with gzip": (
         (zlib.compress(ASKED), {**JSON, "Content-Encoding": "deflate"}),
         [(ASKED, JSON), (gzip.compress(ASKED), GZIP)],
     ),
     "the body is in {}, and byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), LATIN), [(ASKED, JSON)]),
     "the body is not UTF-8: byte {} is 0x{}; send JSON in UTF-8": (('{"é'.encode("latin-1"), JSON), [(ASKED, JSON)]),
-    "the body has more than {} bytes when it is unpacked; send less": (
+    "the body has more than {} bytes when decompressed; send less": (
         (gzip.compress(b" " * 20_001), GZIP),
         [(gzip.compress(ASKED), GZIP)],
     ),
-    "the body is gzip that was cut off; send all of it": (
+    "the gzip body is truncated; send all of it": (
         (gzip.compress(ASKED)[:-1], GZIP),
         [(gzip.compress(ASKED), GZIP)],
     ),

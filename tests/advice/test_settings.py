@@ -39,8 +39,8 @@ SETTINGS = [
         "ppo b --reward r --replies 9 --minibatches 2",
         ["ppo b --reward r --replies 8 --minibatches 2", "ppo b --reward r --replies 9 --minibatches 3"],
     ),
-    ("seeds are {}; give at least one, and none twice", "chatgpt b --seeds 1 1", ["chatgpt b --seeds 1 2"]),
-    ("seeds are {}; give at least one, and none twice", "align-report sft --seeds 3 3", ["align-report sft --seeds 3"]),
+    ("seeds are {}; give at least one, all different", "chatgpt b --seeds 1 1", ["chatgpt b --seeds 1 2"]),
+    ("seeds are {}; give at least one, all different", "align-report sft --seeds 3 3", ["align-report sft --seeds 3"]),
     (
         "give either --candidates FILE or --bundles A B --prompts FILE",
         "rank a.sqlite",
@@ -52,7 +52,7 @@ SETTINGS = [
         ["rank a.sqlite --bundles x y --prompts p.jsonl"],
     ),
     (
-        "a rater needs a name; leave --rater away to take the user's",
+        "rater is empty; give a name, or leave --rater out to use the user name",
         "rank a.sqlite --candidates c.jsonl --rater=",
         ["rank a.sqlite --candidates c.jsonl"],
     ),
@@ -93,7 +93,7 @@ SETTINGS = [
     ),
     ("no model was given; groundling serve RUN_OR_BUNDLE", "serve", ["serve runs/mine", "serve a=runs/mine"]),
     (
-        "cors_origins cannot be *; name the origins whose pages may call",
+        "cors_origins cannot be *; name the allowed origins",
         "serve b --cors-origins *",
         ["serve b --cors-origins https://pages.example"],
     ),
@@ -163,8 +163,8 @@ LATER = [
     "micro_batch_size {} does not divide the {} sequences of a rank's step; change one",
     "a judge's noise must be a number of at least 0, not {}; choose one",
     "mps has no float64; take --runtime.dtype float32, or --runtime.device cpu",
-    "{} lets other machines in, and no key is set; give --api-key-file, or listen on 127.0.0.1",
-    "{} holds no key; write one a line",
+    "{} is reachable from other machines, and no key is set; give --api-key-file, or listen on 127.0.0.1",
+    "{} holds no key; write one per line",
 ]
 FOLLOWED.update(LATER)
 

@@ -269,7 +269,7 @@ def test_a_damaged_checkpoint_is_not_the_only_one(advised, a_run, tmp_path):
 
 @pytest.mark.slow
 @follows(
-    "the speedrun was stopped as asked in {}; {}; --overwrite starts it again",
+    "the speedrun was stopped as asked in {}; {}; start again with --overwrite",
     "{} is there already; remove it (--overwrite), or choose another --out-dir",
     "{} holds a run of `groundling pretrain`; choose another --out-dir",
 )
@@ -305,7 +305,7 @@ def test_speedruns(advised, preset, tmp_path, monkeypatch, a_run):
 def test_a_lost_rank(advised, a_run):
     """torchrun itself restarts ranks in tests/faults/test_f19_killed_rank.py."""
     advised.hears(f"rank 0 lost the connection to another rank (x), whose own message tells why; "
-                  f"{resuming.AFTER_A_LOST_RANK}")  # fmt: skip
+                  f"{resuming.LOST_RANK_ADVICE}")  # fmt: skip
     advised.works("pretrain", "--resume", "if-present", "--out-dir", a_run, "--steps", "7")
 
 

@@ -53,7 +53,7 @@ def test_the_report_has_a_row_for_every_way_to_reply(folder: Path) -> None:
     assert set(figures["replies"][0]) == {"prompt", *kl, "GRPO without KL"}
 
 
-def test_the_page_stands_alone(folder: Path) -> None:
+def test_the_page_is_self_contained(folder: Path) -> None:
     page = (folder / "all/report/index.html").read_text("utf-8")
     sources_of = re.findall(r"(?:src|href)='([^']*)'", page)
     assert len(sources_of) == 8, "frontier, over-optimisation, fine-tuning, rater, calibration, DPO, GRPO, PPO"
@@ -67,7 +67,7 @@ def test_the_page_stands_alone(folder: Path) -> None:
     ]
 
 
-def test_the_report_shows_what_the_rater_did(folder: Path) -> None:
+def test_the_report_shows_the_rater(folder: Path) -> None:
     """The smoke run's noise is 0.2: near gaps are tossed up, and of wide ones nearly all are got right."""
     figures = json.loads((folder / "all/report/report.json").read_text("utf-8"))
     rater, courses, over = (figures[name] for name in ("rater", "courses", "over_optimisation"))
@@ -83,7 +83,7 @@ def test_the_report_shows_what_the_rater_did(folder: Path) -> None:
     assert {name: len(runs) for name, runs in courses.items()} == {"sft": 1, "dpo": 2, "grpo": 2, "ppo": 2}
 
 
-def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_stages_are_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that left no checkpoint is; those after it go on from what it leaves."""
     (folder / "all/ppo-2/summary.json").write_text('{"ended": "asked to stop"}', "utf-8")
     before = {name: (folder / f"all/{name}/metrics.jsonl").stat().st_mtime_ns for name in ("sft", "ppo-1", "ppo-2")}
@@ -94,7 +94,7 @@ def test_what_has_finished_is_not_run_again(folder: Path, capsys: pytest.Capture
     assert capsys.readouterr().err.count("already done") == 3 + 2 * 3 + 1 + 3 - 1
 
 
-def test_an_interrupted_stage_goes_on_where_it_was(
+def test_an_interrupted_stage_is_resumed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """To the weights that it had when nobody interrupted it."""
@@ -118,7 +118,7 @@ def test_an_interrupted_stage_goes_on_where_it_was(
     assert (run / "bundle/model.safetensors").read_bytes() == before
 
 
-def test_stages_of_another_recipe_are_not_mixed_with_these(folder: Path) -> None:
+def test_stages_of_another_recipe_are_refused(folder: Path) -> None:
     argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--gold", "verse", "--smoke"]
     with pytest.raises(ConfigError, match="choose another --out-dir"):
         pipeline.main(argv)
@@ -132,7 +132,7 @@ def test_stages_of_another_recipe_are_not_mixed_with_these(folder: Path) -> None
         (["--gold", "cold"], "cold"),
     ],
 )
-def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
+def test_requirements_of_late_stages_are_checked_first(
     folder: Path, tmp_path: Path, flags: list[str], complaint: str
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
@@ -142,7 +142,7 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_conversations_of_ones_own_go_to_every_stage(tmp_path: Path) -> None:
+def test_custom_conversations_reach_every_stage(tmp_path: Path) -> None:
     argv = ["base", "--data.path", "chats.jsonl", "--data.max-reply", "40", "--max-new-tokens", "77"]
     config = parse(pipeline.ChatgptConfig, argv, "groundling chatgpt")
     found = {step.verb: to_argv(step.config) for step in pipeline.steps(config)}
@@ -163,7 +163,7 @@ def test_rankings_of_an_earlier_model_are_not_added_to(folder: Path, tmp_path: P
     assert kept.read_bytes() == (folder / "all/rankings.sqlite").read_bytes()
 
 
-def test_what_follows_a_stage_that_runs_again_runs_again_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_after_a_repeated_stage_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "all/reward/summary.json").unlink()
     argv = [str(folder / "base"), "--out-dir", str(folder / "all"), "--seeds", "1", "2", "--smoke"]
     assert pipeline.main(argv) == 0
@@ -192,10 +192,10 @@ def test_rankings_are_refused_before_anything_runs(folder: Path, capsys: pytest.
         (["--best-of", "1"], "the best of one"),
         (["--seeds", "1", "1"], "none twice"),
         (["--gold", "wram"], "did you mean 'warm'"),
-        (["--reward", "SFT"], "no reward model"),
+        (["--reward", "SFT"], "is not a reward model"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path, flags: list[str], complaint: str) -> None:
+def test_incomparable_models_are_refused(folder: Path, tmp_path: Path, flags: list[str], complaint: str) -> None:
     flags = [str(folder / "all/sft") if flag == "SFT" else flag for flag in flags]
     argv = [str(folder / "all/sft"), "--reward", str(folder / "all/reward"), "--out-dir", str(tmp_path / "r"), *flags]
     with pytest.raises((ConfigError, CheckpointError), match=re.escape(complaint)):

@@ -19,7 +19,7 @@ def test_a_tie_is_half_a_win() -> None:
 
 
 @pytest.mark.slow
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_has_its_nominal_coverage() -> None:
     """Coins of probability 0.7: 95 % of intervals hold it, give or take."""
     generator, covered = np.random.Generator(np.random.Philox(key=1)), 0
     for _ in range(60):
@@ -28,7 +28,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert covered >= 52
 
 
-def test_what_a_seed_has_in_common_widens_the_interval() -> None:
+def test_correlation_within_seeds_widens_the_interval() -> None:
     """Three seeds that differ are three observations, however many prompts each has."""
     agreeing = interval([[0.0, 1.0] * 50] * 3)
     apart = interval([[0.0] * 100, [1.0] * 100, [0.5] * 100])
@@ -41,7 +41,7 @@ def test_the_same_values_give_the_same_interval() -> None:
     assert interval([[1.0, 1.0]]) == (1.0, 1.0)
 
 
-def test_the_price_of_the_best_of_n() -> None:
+def test_the_kl_of_best_of_n() -> None:
     assert best_of_kl(1) == 0
     assert best_of_kl(16) == pytest.approx(math.log(16) - 15 / 16)
 

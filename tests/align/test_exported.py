@@ -20,7 +20,7 @@ FAMILIES = {"GPT-2": {}, "Qwen3, padded": {**LLAMA, "qk_norm": True, "tie_weight
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_stages_model_comes_back_from_its_export(family: str, tmp_path: Path) -> None:
+def test_every_stages_model_survives_export_and_import(family: str, tmp_path: Path) -> None:
     write_base(tmp_path / "base", **FAMILIES[family])
     chats = ["--data.path", str(write_conversations(tmp_path / "chats.jsonl", n=40))]
     rankings = ["--rankings", str(write_rankings(tmp_path / "rankings.sqlite", n=40))]
@@ -59,7 +59,7 @@ def came_back(bundle: Bundle, source: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_a_reward_model_is_not_exported_as_one_that_speaks(form: str, tmp_path: Path, capfd: Any) -> None:
+def test_a_reward_model_is_not_exported_as_a_language_model(form: str, tmp_path: Path, capfd: Any) -> None:
     write_base(tmp_path / "base")
     rankings = str(write_rankings(tmp_path / "rankings.sqlite", n=20))
     chats = ["--data.path", str(write_conversations(tmp_path / "chats.jsonl", n=20)), "--epochs", "1"]

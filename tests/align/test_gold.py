@@ -52,7 +52,7 @@ def test_a_line_counts_when_some_way_of_saying_it_makes_ten():
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n \t\n"])
 @pytest.mark.parametrize("name", MEASURES)
-def test_of_no_text_there_is_nothing_to_say(name, text):
+def test_an_empty_text_has_measure_0(name, text):
     assert MEASURES[name](text) == 0.0
 
 

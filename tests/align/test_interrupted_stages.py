@@ -305,7 +305,7 @@ HOSTILE_ROUNDS = (
 )
 
 
-def test_a_round_that_others_made_is_whole_or_refused(in_a_round, tmp_path):
+def test_a_foreign_round_is_complete_or_refused(in_a_round, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(in_a_round, run)
     (saved,) = (run / "checkpoints").glob("step-*")
@@ -319,7 +319,7 @@ def test_a_round_that_others_made_is_whole_or_refused(in_a_round, tmp_path):
         assert saved.is_dir()
 
 
-def test_a_place_in_the_examples_that_others_made_is_refused(begun, tmp_path, monkeypatch):
+def test_an_invalid_data_position_is_refused(begun, tmp_path, monkeypatch):
     run = tmp_path / "run"
     stopped_at("dpo", begun, run, 40, monkeypatch)
     (saved,) = (run / "checkpoints").glob("step-*")
@@ -369,7 +369,7 @@ def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(in_a_round, tmp_
         ([], ConfigError, "already holds a run; resume it .--resume."),
     ],
 )
-def test_another_stage_is_not_gone_on_with(in_a_round, begun, tmp_path, flags, error, complaint):
+def test_another_stage_is_not_resumed(in_a_round, begun, tmp_path, flags, error, complaint):
     run = tmp_path / "run"
     shutil.copytree(in_a_round, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -379,7 +379,7 @@ def test_another_stage_is_not_gone_on_with(in_a_round, begun, tmp_path, flags, e
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}, "nothing is lost"
 
 
-def test_other_models_and_other_examples_are_noticed_wherever_they_lie(in_a_round, begun, tmp_path, unbroken):
+def test_changed_models_and_examples_are_refused(in_a_round, begun, tmp_path, unbroken):
     run = tmp_path / "run"
     shutil.copytree(in_a_round, run)
     write_conversations(tmp_path / "other.jsonl", n=60)
@@ -393,7 +393,7 @@ def test_other_models_and_other_examples_are_noticed_wherever_they_lie(in_a_roun
     assert outcome(run) == outcome(unbroken["ppo"])
 
 
-def test_a_damaged_checkpoint_is_passed_over(begun, tmp_path, unbroken, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_skipped(begun, tmp_path, unbroken, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patches:
         at_moment(patches, 250, kill)
@@ -413,7 +413,7 @@ def test_a_damaged_checkpoint_is_passed_over(begun, tmp_path, unbroken, monkeypa
     assert outcome(run) == outcome(unbroken["dpo"])
 
 
-def test_where_nothing_can_be_gone_on_with(begun, tmp_path, in_a_round):
+def test_without_a_checkpoint_resume_is_refused(begun, tmp_path, in_a_round):
     with pytest.raises(CheckpointError, match="holds no run to resume; start it without --resume"):
         dpo.main(["--resume", "--out-dir", str(tmp_path / "none")])
     run = tmp_path / "run"
@@ -431,7 +431,7 @@ def summary_of(run: Path) -> dict:
     return {name: value for name, value in summary.items() if name not in ("wall_s", "seconds", "config")}
 
 
-def test_a_stage_that_was_stopped_before_its_first_step_goes_on(begun, tmp_path, unbroken, monkeypatch):
+def test_a_stage_stopped_before_its_first_step_is_resumed(begun, tmp_path, unbroken, monkeypatch):
     """Of some ranks only one may have been asked."""
     run, asked = tmp_path / "run", Stage.asked_to_stop
 
@@ -467,7 +467,7 @@ def test_a_short_stage_that_was_killed_between_its_model_and_its_summary(
         assert summary_of(run)["reason"] == "the KL went beyond 1e-06"
 
 
-def test_a_signal_after_the_last_step_ends_what_would_follow(begun, tmp_path, unbroken, monkeypatch):
+def test_a_signal_after_the_last_step_stops_the_pipeline(begun, tmp_path, unbroken, monkeypatch):
     """The stage itself has finished."""
     run, finish = tmp_path / "run", Stage.finish
 
@@ -482,7 +482,7 @@ def test_a_signal_after_the_last_step_ends_what_would_follow(begun, tmp_path, un
     assert dpo.main(["--resume", "--out-dir", str(run)]) == 0
 
 
-def test_what_is_left_of_a_finished_stage_is_removed_by_one_process(tmp_path, unbroken):
+def test_one_rank_removes_the_leftovers_of_a_finished_stage(tmp_path, unbroken):
     run = tmp_path / "run"
     shutil.copytree(unbroken["sft"], run)
     (run / "checkpoints/step-00000001").mkdir(parents=True)
@@ -577,7 +577,7 @@ SPOIL = {
 
 
 @pytest.mark.parametrize("name", SPOIL)
-def test_what_a_checkpoint_says_is_checked(in_a_round, begun, tmp_path, monkeypatch, name):
+def test_the_content_of_a_checkpoint_is_validated(in_a_round, begun, tmp_path, monkeypatch, name):
     """One whose manifest fits it, but made by somebody else: an error of one line, and nothing is lost."""
     run = tmp_path / "run"
     if name == "ppo":
@@ -603,7 +603,7 @@ def test_what_a_checkpoint_says_is_checked(in_a_round, begun, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_two_ranks_that_were_killed_go_on(begun, tmp_path):
+def test_two_killed_ranks_are_resumed(begun, tmp_path):
     """With dropout: each has its own random generator."""
     argv = [*arguments(begun, "sft", tmp_path / "run")[:3], *FAST, "--log-every", "1", *STAGES["sft"][2]]
     argv += ["--save-every", "2", "--resume", "if-present", "--n-replies", "0"]
@@ -649,7 +649,7 @@ def judgements(file: Path) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("interruption", [Killed, KeyboardInterrupt])
-def test_simulated_rankings_are_kept_as_they_come(begun, tmp_path, monkeypatch, capsys, interruption):
+def test_simulated_rankings_are_committed_as_they_are_made(begun, tmp_path, monkeypatch, capsys, interruption):
     """And made only once: three interruptions, and then all are those of the unbroken command."""
     monkeypatch.setattr(simulate, "COMMIT_S", 0.0 if interruption is Killed else 1e9)
     whole, broken = tmp_path / "whole.sqlite", tmp_path / "broken.sqlite"
@@ -682,7 +682,7 @@ def test_simulated_rankings_are_kept_as_they_come(begun, tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_goes_on(begun, tmp_path, unbroken):
+def test_a_killed_process_is_resumed(begun, tmp_path, unbroken):
     """By SIGKILL, at five moments of its own."""
     run, draw = tmp_path / "run", random.Random(5)
     argv = [sys.executable, "-m", "groundling", "ppo", *arguments(begun, "ppo", run), "--save-every", "1"]

@@ -25,7 +25,7 @@ def share_of_wins(judge: SimulatedRater, a: str, b: str, others: tuple[str, ...]
 
 @pytest.mark.parametrize(("gap", "noise"), [(0.5, 1.0), (1.0, 0.5), (-0.3, 0.2)])
 @pytest.mark.parametrize("others", [(), ("0.4", "-1")], ids=["a pair", "two of four"])
-def test_wins_come_as_often_as_the_sigmoid_says(gap, noise, others):
+def test_win_rates_follow_the_sigmoid(gap, noise, others):
     judge = SimulatedRater(value, noise, seed=5)
     expected = 1 / (1 + math.exp(-gap / noise))
     assert judge.probability(str(gap), "0") == pytest.approx(expected)
@@ -33,7 +33,7 @@ def test_wins_come_as_often_as_the_sigmoid_says(gap, noise, others):
     assert share_of_wins(judge, str(gap), "0", others) == pytest.approx(expected, abs=four_sigma)
 
 
-def test_a_member_of_a_tie_wins_as_often_as_if_it_stood_alone():
+def test_a_tied_candidate_wins_as_often_as_alone():
     judge = SimulatedRater(value, 1.0, seed=5)
     expected = 1 / (1 + math.exp(-0.5))
     assert share_of_wins(judge, "0.5", "0", ("0.5", "0.5")) == pytest.approx(expected, abs=0.032)
@@ -55,7 +55,7 @@ def test_near_equals_are_chained_so_that_a_tie_holds_both_ways():
         assert sorted(sorted(order[place] for place in group) for group in groups) == [[0, 1, 2], [3]]
 
 
-def test_answers_do_not_depend_on_what_was_judged_before():
+def test_answers_do_not_depend_on_earlier_ones():
     candidates = ["0", "0.1", "0.2"]
     forwards = {prompt: SimulatedRater(value, 1.0, 7).rank(prompt, candidates) for prompt in range(50)}
     judge = SimulatedRater(value, 1.0, 7)
@@ -75,7 +75,7 @@ def test_without_noise_the_judge_follows_the_measure():
     assert [judge.probability("2", "1"), judge.probability("1", "2"), judge.probability("1", "1")] == [1, 0, 0.5]
 
 
-def test_nobody_beats_the_ceiling_and_who_knows_the_measure_reaches_it():
+def test_the_measure_reaches_the_ceiling_and_nothing_exceeds_it():
     judge = SimulatedRater(value, 0.5, seed=2)
     pairs = [(str(a / 4), str(b / 4)) for a, b in itertools.permutations(range(5), 2)] * 200
     answers = [judge.rank(number, pair)[0] == (0,) for number, pair in enumerate(pairs)]
@@ -95,6 +95,6 @@ def test_large_gaps_do_not_overflow():
 
 
 @pytest.mark.parametrize("noise", [-1.0, math.nan, math.inf])
-def test_a_noise_that_cannot_be_is_refused(noise):
+def test_an_invalid_noise_is_refused(noise):
     with pytest.raises(ConfigError, match="noise must be"):
         SimulatedRater(value, noise, seed=0)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from stagekit import FAST, write_base
 
 from groundling.align.chat_vocab import with_chat
-from groundling.align.preferences.encoding import NOTHING, Ranked, ranked_rows
+from groundling.align.preferences.encoding import ZERO_REWARD, Ranked, ranked_rows
 from groundling.align.reward import train as reward
 from groundling.align.reward.model import load_reward_model, pack_replies, rewards_of, scores_of
 from groundling.align.reward.train import RewardObjective, pair_batches
@@ -68,7 +68,7 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     path = write(tmp_path / "rows.jsonl", rows)
     answers, left_out = ranked_rows(path, bundle, 48)
     assert left_out.line() == ""
-    assert [answer.pairs for answer in answers] == [[(0, NOTHING, 1.0)], [(NOTHING, 0, 1.0)]]
+    assert [answer.pairs for answer in answers] == [[(0, ZERO_REWARD, 1.0)], [(ZERO_REWARD, 0, 1.0)]]
     model = reward.RewardModel(bundle.model)
     torch.nn.init.normal_(model.head_weight)
     (batch,) = pair_batches(answers, Packer(48, 8))
@@ -81,7 +81,7 @@ def test_the_loss_of_labels_is_that_of_logistic_regression(base, tmp_path):
     assert not math.isclose(scores_N[0].item(), scores_N[1].item())
 
 
-def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
+def test_unusable_rows_are_counted(base, tmp_path):
     bundle = with_chat(load_bundle(base))
     rows = [
         {"prompt": "ab", "chosen": "e", "rejected": "e"},
@@ -92,11 +92,11 @@ def test_what_cannot_be_learned_from_is_counted(base, tmp_path):
     ]
     answers, left_out = ranked_rows(write(tmp_path / "rows.jsonl", rows), bundle, 48)
     assert [type(answer) for answer in answers] == [Ranked]
-    assert left_out.silent == 3
+    assert left_out.undecided == 3
     assert "1 cannot be encoded (first" in left_out.line()
 
 
-def test_swapped_files_are_called_what_they_are(base, tmp_path):
+def test_swapped_files_are_identified(base, tmp_path):
     from groundling.align.preferences.store import Rankings
 
     database, rows = tmp_path / "rankings.sqlite", pairs(tmp_path / "rows.jsonl")

@@ -41,7 +41,7 @@ def test_the_settings_of_each_step_are_those_of_the_recipe_of_command_lines(numb
         assert parse(type(step.config), words[len(verb) :], "x") == step.config
 
 
-def test_the_command_of_a_step_does_what_the_step_does() -> None:
+def test_the_printed_command_equals_the_step() -> None:
     for step in steps(ChatgptConfig(path="a b/base", out_dir=Path("o ut"), seeds=(3,), context=128)):
         words = shlex.split(step.command())[1 + len(step.verb.split()) :]
         assert parse(type(step.config), words, "x") == step.config
@@ -77,7 +77,7 @@ def test_steps_depend_on_the_steps_whose_output_they_read() -> None:
     }
 
 
-def test_a_resumed_step_takes_what_the_recipe_leaves_open_from_its_run(tmp_path: Path, monkeypatch) -> None:
+def test_a_resumed_step_takes_unset_settings_from_its_run(tmp_path: Path, monkeypatch) -> None:
     """A default may have changed since the run began."""
     step = steps(ChatgptConfig(path="base", out_dir=tmp_path, seeds=(1,)))[0]
     monkeypatch.setattr(type(step), "has_good_checkpoint", lambda self: True)

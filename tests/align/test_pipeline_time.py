@@ -6,16 +6,16 @@ import pytest
 from stagekit import write_base, write_conversations, write_rankings
 
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import read_asked
+from groundling.align.data import read_prompt_splits
 from groundling.align.pipeline import chatgpt as pipeline
-from groundling.align.pipeline.time_estimate import N_DIALOGUES, REFERENCE, SECONDS, Clock, Speed, measure, name_of
+from groundling.align.pipeline.time_estimate import N_DIALOGUES, REFERENCE, SECONDS, Clock, Speed, measure, step_key
 from groundling.bundle import load_bundle
 from groundling.system.runtime import RuntimeConfig
 
-ALL = [name_of(step.verb, step.output) for step in pipeline.steps(pipeline.ChatgptConfig(path="base"))]
+ALL = [step_key(step.verb, step.output) for step in pipeline.steps(pipeline.ChatgptConfig(path="base"))]
 
 
-def test_it_takes_as_long_as_it_took_where_it_was_measured():
+def test_the_estimate_equals_the_reference_on_its_machine():
     assert Clock(ALL, REFERENCE).seconds_left == pytest.approx(1_070, abs=100)
     twice = Speed(2 * REFERENCE.training, 2 * REFERENCE.decoding)
     assert Clock(ALL, twice).seconds_left == pytest.approx(2 * Clock(ALL, REFERENCE).seconds_left)
@@ -38,10 +38,10 @@ def test_stages_that_take_longer_correct_it():
 
 
 def test_the_scale_is_that_of_the_dialogues():
-    assert len(read_asked(pipeline.ChatgptConfig(path="base").data).train) == N_DIALOGUES
+    assert len(read_prompt_splits(pipeline.ChatgptConfig(path="base").data).train) == N_DIALOGUES
 
 
-def test_a_model_is_tried_and_left_as_it_was(tmp_path):
+def test_measuring_leaves_the_model_unchanged(tmp_path):
     bundle = with_chat(load_bundle(write_base(tmp_path / "base")))
     before = {name: tensor.clone() for name, tensor in bundle.model.state_dict().items()}
     speed = measure(bundle, RuntimeConfig(device="cpu"))
@@ -51,7 +51,7 @@ def test_a_model_is_tried_and_left_as_it_was(tmp_path):
     assert all(parameter.grad is None for parameter in bundle.model.parameters())
 
 
-def test_it_is_said_first_and_after_each_stage(tmp_path, monkeypatch, capsys):
+def test_the_estimate_is_logged_first_and_after_each_stage(tmp_path, monkeypatch, capsys):
     real = pipeline.steps
     quick = lambda config: [dataclasses.replace(step, run=lambda config: 0) for step in real(config)]  # noqa: E731
     monkeypatch.setattr(pipeline, "steps", quick)
@@ -65,7 +65,7 @@ def test_it_is_said_first_and_after_each_stage(tmp_path, monkeypatch, capsys):
     assert lines[-1].endswith("about 0 s left for all")
 
 
-def test_what_is_made_anew_is_known_after_a_kill(tmp_path, monkeypatch):
+def test_steps_to_repeat_are_known_after_a_kill(tmp_path, monkeypatch):
     """Stages that follow one which runs again are not done, though that one has finished when the kill comes."""
     out, ran = tmp_path / "out", []
     argv = [str(write_base(tmp_path / "base")), "--out-dir", str(out), "--max-new-tokens", "8", "--seeds", "1"]

@@ -47,7 +47,7 @@ def kept(tmp_path):
     return read
 
 
-def test_an_answer_names_the_candidate_that_stood_at_its_place(ask, kept):
+def test_an_answer_names_the_candidate_shown_at_its_position(ask, kept):
     screen = ask(rows(12), ["1"] * 12)
     items = kept()
     assert [item.choice for item in items] == [choice_of_best(item.shown[0], 2) for item in items]
@@ -58,13 +58,13 @@ def test_an_answer_names_the_candidate_that_stood_at_its_place(ask, kept):
     assert {item.rater for item in items} == {"ann"}
 
 
-def test_nobody_sees_who_wrote_a_reply(ask):
+def test_model_names_are_not_shown(ask):
     screen = ask(rows(3, 4), ["1", "2", "t"])
     assert "reply 3 to 2" in screen
     assert not [model for model in MODELS if model in screen]
 
 
-def test_ties_and_skips_are_kept_and_are_no_preferences(ask, kept, tmp_path):
+def test_ties_and_skips_are_stored_without_preferences(ask, kept, tmp_path):
     ask(rows(3, 3), ["t", "s", "3"])
     tie, skip, best = kept()
     assert (tie.choice, skip.choice, best.choice) == (tie_of(3), SKIP, ((best.shown[2],),))
@@ -74,14 +74,14 @@ def test_ties_and_skips_are_kept_and_are_no_preferences(ask, kept, tmp_path):
         assert len(list(rankings.pairs())) == 2
 
 
-def test_a_whole_order_can_be_given(ask, kept):
+def test_a_full_ranking_can_be_entered(ask, kept):
     ask(rows(1, 4), ["3142"])
     (item,) = kept()
     assert item.choice == tuple((item.shown[place],) for place in (2, 0, 3, 1))
 
 
 @pytest.mark.parametrize("line", ["", "3", "0", "11", "x", "1 2", "tt", "-1", "²", "1\x1b[2J"])
-def test_what_is_no_answer_is_asked_again_and_keeps_nothing(line, ask, kept):
+def test_an_invalid_answer_is_asked_again_and_not_stored(line, ask, kept):
     screen = ask(rows(1), [line, "2"])
     assert screen.count("best?") == 2
     assert "is not an answer" in screen
@@ -90,7 +90,7 @@ def test_what_is_no_answer_is_asked_again_and_keeps_nothing(line, ask, kept):
 
 
 @pytest.mark.parametrize("leave", [["q"], []], ids=["q", "the end of the input"])
-def test_who_leaves_and_comes_back_is_asked_the_rest(leave, ask, kept):
+def test_a_returning_rater_gets_the_remaining_questions(leave, ask, kept):
     screen = ask(rows(5), ["1", "s", *leave])
     assert "2 answers stored" in screen
     assert "3 questions left" in screen
@@ -101,7 +101,7 @@ def test_who_leaves_and_comes_back_is_asked_the_rest(leave, ask, kept):
     assert [item.messages[0].content for item in kept()] == [f"prompt {n}" for n in range(5)]
 
 
-def test_each_rater_is_asked_and_has_an_order_of_their_own(ask, kept):
+def test_each_rater_gets_all_questions_in_a_different_order(ask, kept):
     ask(rows(12), ["1"] * 12)
     ask(rows(12), ["1"] * 12, rater="bob")
     orders = [[item.shown for item in kept() if item.rater == rater] for rater in ("ann", "bob")]
@@ -109,26 +109,26 @@ def test_each_rater_is_asked_and_has_an_order_of_their_own(ask, kept):
     assert orders[0] != orders[1]
 
 
-def test_a_question_that_has_changed_is_another_question(ask, kept):
+def test_a_changed_question_is_a_new_question(ask, kept):
     ask(rows(1), ["1"])
     changed = [row | {"prompt": "another"} for row in rows(1)]
     ask(changed, ["1"])
     assert len(kept()) == 2
 
 
-def test_a_question_that_stands_twice_in_the_file_is_asked_once(ask, kept):
+def test_a_duplicate_question_is_asked_once(ask, kept):
     screen = ask([*rows(2), *rows(2)], ["1"] * 4)
     assert "2 questions for ann" in screen
     assert len(kept()) == 2
 
 
-def test_between_equal_replies_there_is_nothing_to_choose(ask, kept):
+def test_equal_replies_are_skipped(ask, kept):
     same = {"prompt": "p", "candidates": [{"text": "x", "model": "a"}, {"text": "x", "model": "b"}]}
     assert "nothing to choose" in ask([same, *rows(1)], ["1"])
     assert [item.messages[0].content for item in kept()] == ["prompt 0"]
 
 
-def test_a_reply_cannot_obey_itself_onto_the_screen(ask):
+def test_control_characters_of_a_reply_are_escaped(ask):
     evil = [{"text": "\x1b[2Jgone\r\x08", "model": "a"}, {"text": "line\nline", "model": "b"}]
     screen = ask([{"prompt": "p\x07", "candidates": evil}], ["1"])
     assert "<U+001B>[2Jgone<U+000D><U+0008>" in screen
@@ -149,7 +149,7 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_question_is_named_by_its_line_before_anything_is_asked(name, ask, tmp_path):
+def test_an_invalid_question_is_named_by_line_before_any_is_asked(name, ask, tmp_path):
     row, complaint = BAD_ROWS[name]
     with pytest.raises(DataError, match=rf"questions\.jsonl:2: .*{complaint}"):
         ask([*rows(1), row], ["1", "1"])
@@ -164,7 +164,7 @@ def test_a_bad_question_is_named_by_its_line_before_anything_is_asked(name, ask,
         (["--bundles", "b"], "come together"),
         (["--candidates", "a", "--prompts", "c"], "come together"),
         (["--bundles", "b", "--prompts", "c", "--n-candidates", "5"], "from 2 to 4, not 5"),
-        (["--candidates", "a", "--rater", ""], "a rater needs a name"),
+        (["--candidates", "a", "--rater", ""], "rater is empty; give a name"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, complaint, tmp_path):
@@ -173,7 +173,7 @@ def test_flags_that_do_not_go_together_are_refused(flags, complaint, tmp_path):
     assert not (tmp_path / "r.db").exists()
 
 
-def test_models_reply_in_turns_as_they_are_asked_and_never_twice(tmp_path, monkeypatch, capsys, kept):
+def test_models_reply_in_rotation_on_demand_and_once(tmp_path, monkeypatch, capsys, kept):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "one"}\n{"prompt": "two"}\n{"prompt": "three"}\n')
     asked = []
@@ -228,7 +228,7 @@ def two_raters(tmp_path):
     return str(tmp_path / "r.db")
 
 
-def test_stats_say_who_agrees_and_who_is_better(two_raters, capsys, monkeypatch):
+def test_stats_show_agreement_and_model_scores(two_raters, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert rankings_cli.main(["stats", two_raters]) == 0
     said = capsys.readouterr().out
@@ -245,7 +245,7 @@ def test_stats_of_an_empty_file_are_short(tmp_path, capsys):
     assert capsys.readouterr().out == "0 judgements of 0 prompts by 0 raters; 0 ties, 0 skips\n"
 
 
-def test_export_and_import_carry_all_to_another_file(two_raters, tmp_path, capsys):
+def test_export_and_import_copy_all_judgements(two_raters, tmp_path, capsys):
     out, other = str(tmp_path / "new" / "all.jsonl"), str(tmp_path / "other.db")
     assert rankings_cli.main(["export", two_raters, out]) == 0
     assert rankings_cli.main(["import", other, out]) == 0
@@ -259,7 +259,7 @@ def test_export_and_import_carry_all_to_another_file(two_raters, tmp_path, capsy
 
 
 @pytest.mark.parametrize("command", [["export", "no.db", "out.jsonl"], ["stats", "no.db"]])
-def test_what_only_reads_makes_no_file(command, tmp_path, monkeypatch):
+def test_reading_commands_create_no_file(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"there are no rankings at no\.db"):
         rankings_cli.main(command)

@@ -30,7 +30,7 @@ from groundling.evals.statistics import clustered, wilson
 from groundling.text.chat.messages import Message
 
 
-def test_cases_that_come_in_groups_are_not_taken_for_so_many():
+def test_clustered_cases_count_as_fewer():
     """40 prompts of 30 pairs that have much in common: the interval holds the truth as often as it says."""
     draw, held, naive = np.random.default_rng(0), 0, 0
     for _ in range(200):
@@ -44,7 +44,7 @@ def test_cases_that_come_in_groups_are_not_taken_for_so_many():
     assert naive < 150
 
 
-def test_the_interval_of_cases_that_have_nothing_in_common_is_wilsons():
+def test_the_interval_of_independent_cases_is_wilsons():
     wins = [True] * 70 + [False] * 30
     assert clustered(wins, range(100)) == pytest.approx(wilson(70, 100), abs=0.002)
     assert clustered([True] * 60, [1, 2, 3] * 20) == wilson(3, 3), "three groups that all agree are three cases"
@@ -85,7 +85,7 @@ def judgements(draw):
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(judgements(), max_size=8, unique_by=lambda item: item.key))
-def test_what_was_put_in_comes_out_of_the_store_and_of_its_export(tmp_path, items):
+def test_judgements_round_trip_through_store_and_export(tmp_path, items):
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     with Rankings(folder / "a") as rankings:
         assert [rankings.add(item) for item in items] == [True] * len(items)
@@ -99,7 +99,7 @@ def test_what_was_put_in_comes_out_of_the_store_and_of_its_export(tmp_path, item
     assert (folder / "a.jsonl").read_bytes() == (folder / "b.jsonl").read_bytes()
 
 
-def test_iteration_goes_past_one_piece_and_sees_what_comes_meanwhile(path):
+def test_iteration_pages_and_sees_concurrent_writes(path):
     with Rankings(path) as rankings:
         rankings.add_all(judgement(str(number)) for number in range(450))
         seen = []
@@ -144,7 +144,7 @@ def said(item):
         (SKIP, 4, []),
     ],
 )
-def test_a_choice_means_what_was_said_and_no_more(choice, n, expected):
+def test_a_choice_implies_only_stated_preferences(choice, n, expected):
     found = [f"{better}{'=' if tie else '>'}{worse}" for better, worse, tie in said(judgement(choice=choice, n=n))]
     assert sorted(found) == sorted(expected)
 
@@ -179,7 +179,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_is_named_by_file_and_line_and_nothing_of_its_file_is_taken(name, path, tmp_path):
+def test_an_invalid_row_is_named_and_nothing_is_imported(name, path, tmp_path):
     change, complaint = BAD[name]
     file = tmp_path / "in.jsonl"
     file.write_text(f"{json.dumps(GOOD)}\n\n{json.dumps(GOOD | {'key': 'x'} | change)}\n")
@@ -206,7 +206,7 @@ def test_a_line_that_is_no_row_is_named(line, complaint, path, tmp_path):
         rankings.import_jsonl(tmp_path / "in.jsonl")
 
 
-def test_importing_again_changes_nothing_and_differences_are_counted(path, tmp_path):
+def test_importing_twice_changes_nothing_and_counts_differences(path, tmp_path):
     with Rankings(path) as rankings:
         rankings.add_all([judgement("1"), judgement("2", SKIP)])
         rankings.export_jsonl(tmp_path / "a.jsonl")
@@ -276,14 +276,14 @@ def with_bytes_that_are_no_text(path):
     [
         (not_a_database, "is not a database; an SQLite file of rankings is expected"),
         (of_another_program, "is an SQLite file of another program"),
-        (a_newer_one, "has version 2 of its schema, .* knows up to 1; .*a newer one, which reads it"),
+        (a_newer_one, "has version 2 of its schema, .* knows up to 1; .*the newer version that wrote it"),
         (with_a_zeroed_page, r"is damaged \("),
         (cut_short, r"is damaged \("),
         (with_a_row_that_means_nothing, r"is damaged \(row 1: .*groups of the numbers"),
         (with_bytes_that_are_no_text, r"is damaged \(.*decode"),
     ],
 )
-def test_a_file_that_is_not_what_it_has_to_be_is_named_in_one_line_and_left_alone(spoil, complaint, path):
+def test_a_foreign_file_is_refused_in_one_line_and_unchanged(spoil, complaint, path):
     spoil(path)
     before = path.read_bytes()
 
@@ -313,15 +313,15 @@ def test_damage_is_found_when_the_file_is_opened_wherever_it_is(path):
         Rankings(path)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(StorageError, match=r"cannot use .*r\.sqlite: unable to open database file; choose a folder"):
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(StorageError, match=r"cannot use .*r\.sqlite: unable to open database file; choose an exist"):
         Rankings(tmp_path / "nowhere" / "r.sqlite")
     with pytest.raises(DataError, match="there are no rankings at"):
         Rankings(tmp_path / "r.sqlite", must_exist=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_older_schema_is_brought_forward_and_keeps_its_rows(path):
+def test_an_older_schema_is_migrated_with_its_rows(path):
     steps = [["CREATE TABLE t (a)"], ["ALTER TABLE t ADD COLUMN b DEFAULT 7"], ["UPDATE t SET b = b + 1"]]
     first = Database(path, steps[:1])
     with first.transaction() as db:
@@ -376,7 +376,7 @@ def test_a_kappa_does_not_depend_on_the_order_of_candidates():
 
 
 @pytest.mark.parametrize("choice", [tie_of(2), SKIP])
-def test_a_kappa_that_means_nothing_is_none(choice):
+def test_an_undefined_kappa_is_none(choice):
     """Two who only ever say "tie" agree, but would by chance; two who skip have said nothing."""
     (found,) = kappas([judgement("1", choice), judgement("2", choice, rater="bob")])
     assert found.kappa is None
@@ -448,7 +448,7 @@ def test_two_models_score_as_the_log_odds_of_their_wins():
     assert (found[0].high - found[0].low) / 2 == pytest.approx(1.96 * 0.5 / math.sqrt(fisher), rel=0.02)
 
 
-def test_an_undefeated_model_stays_finite_and_its_interval_says_how_little_is_known():
+def test_an_undefeated_model_has_a_finite_score_and_a_wide_interval():
     wins = [judgement(str(n), choice_of_best(0, 2)) for n in range(20)]
     best, worst = bradley_terry(comparison for item in wins for comparison in item.comparisons())
     assert (best.model, worst.model, best.n_comparisons) == ("a", "b", 20)
@@ -457,7 +457,7 @@ def test_an_undefeated_model_stays_finite_and_its_interval_says_how_little_is_kn
     assert best.high - best.low > 1
 
 
-def test_ties_draw_models_together_and_replies_of_one_model_say_nothing():
+def test_ties_pull_scores_together_and_same_model_pairs_are_ignored():
     rng = np.random.default_rng(3)
     plain, tied = (bradley_terry(games({"a": 1.0, "b": -1.0}, 400, rng, share)) for share in (0.0, 0.5))
     assert 0 < tied[0].score < plain[0].score
@@ -470,7 +470,7 @@ def test_ties_draw_models_together_and_replies_of_one_model_say_nothing():
     assert bradley_terry([]) == []
 
 
-def test_the_judges_rankings_go_through_the_store_and_give_the_measure_back(path):
+def test_rankings_of_the_simulated_rater_recover_the_measure(path):
     """The models' texts have measures 0, 1 and 2, the noise is 1: so the scores lie 1 apart."""
     judge = SimulatedRater(float, 1.0, seed=4)
     with Rankings(path) as rankings:

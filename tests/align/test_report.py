@@ -11,7 +11,7 @@ import pytest
 from groundling.align.report import page
 from groundling.align.report.collect import read_reward_accuracy
 from groundling.align.report.evaluate import ReplyMetrics
-from groundling.align.report.schema import BestOf, Course, Example, Rater, Report, RewardAccuracy, Row, to_dict
+from groundling.align.report.schema import BestOf, Example, PolicyRounds, Rater, Report, RewardAccuracy, Row, to_dict
 
 STORED = Path(__file__).with_name("report.json")
 """Written before the report was typed, and shortened."""
@@ -30,11 +30,12 @@ def report() -> Report:
         "rows": [row_from(row) for row in values["rows"]],
         "best_of": [BestOf(**each) for each in values["best_of"]],
         "without_kl": row_from(values["without_kl"]),
-        "over_optimisation": [Course(**each) for each in values["over_optimisation"]],
+        "over_optimisation": [PolicyRounds(**each) for each in values["over_optimisation"]],
         "calibration": msgspec.convert(values["calibration"], RewardAccuracy),
         "rater": msgspec.convert(values["rater"], Rater),
         "replies": [Example(each.pop("prompt"), each) for each in values["replies"]],
     }
+    values["training_records"] = values.pop("courses")
     return Report(**{**values, **typed})
 
 

@@ -14,7 +14,7 @@ from stagekit import FAST, e_share, write_base, write_conversations, write_ranki
 from groundling.align import dpo, sft
 from groundling.align.chat import Chat
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import ChatDataConfig, read_asked
+from groundling.align.data import ChatDataConfig, read_prompt_splits
 from groundling.align.preferences.judgement import Candidate, Judgement
 from groundling.align.preferences.store import Rankings
 from groundling.align.replies import ReplySampler
@@ -83,7 +83,7 @@ def test_fine_tuning_teaches_how_long_replies_are(folder):
     assert last["val_loss"] < first["val_loss"] - 0.3
 
 
-def test_one_conversation_learned_by_heart_comes_back_with_its_end(tmp_path):
+def test_an_overfitted_conversation_is_reproduced_with_its_end(tmp_path):
     """FAULTS row 24: a model that never learned its end goes on for ever."""
     row = {"messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "dead bee"}]}
     (tmp_path / "one.jsonl").write_text((json.dumps(row) + "\n") * 20, encoding="utf-8")
@@ -96,7 +96,7 @@ def test_one_conversation_learned_by_heart_comes_back_with_its_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters_learn_too_and_leave_the_known_words_alone(folder, tmp_path):
+def test_adapters_train_and_leave_known_embeddings_unchanged(folder, tmp_path):
     flags = ["--data.path", str(folder / "chats.jsonl"), "--epochs", "6", "--lora.rank", "4"]
     assert sft.main([str(folder / "base"), "--out-dir", str(tmp_path / "sft"), *flags, *FAST]) == 0
     before, after = load_bundle(folder / "base").model, load_bundle(tmp_path / "sft").model
@@ -107,7 +107,7 @@ def test_adapters_learn_too_and_leave_the_known_words_alone(folder, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_an_adapter_kept_apart_is_the_merged_model_to_the_last_bit(folder, tmp_path, tied, capsys):
+def test_a_separate_adapter_equals_the_merged_model_exactly(folder, tmp_path, tied, capsys):
     """And loads wherever a model does: here it is fine-tuned again, and exported in one piece."""
     base = write_base(tmp_path / "base", tie_weights=tied)
     flags = ["--data.path", str(folder / "chats.jsonl"), "--epochs", "1", "--lora.rank", "2", *FAST, "--n-replies", "0"]
@@ -128,7 +128,7 @@ def test_an_adapter_kept_apart_is_the_merged_model_to_the_last_bit(folder, tmp_p
     assert same_weights(load_bundle(tmp_path / "one").model, twice.model)
 
 
-def test_an_adapter_says_what_it_misses(folder, tmp_path):
+def test_an_adapter_names_its_missing_base(folder, tmp_path):
     base = write_base(tmp_path / "a" / "base")
     flags = ["--data.path", str(folder / "chats.jsonl"), "--epochs", "0.1", "--lora.rank", "2", "--n-replies", "0"]
     assert sft.main([str(base), "--out-dir", str(tmp_path / "a" / "kept"), *flags, *FAST, "--lora.keep"]) == 0
@@ -144,7 +144,7 @@ def test_an_adapter_says_what_it_misses(folder, tmp_path):
         load_bundle(tmp_path / "b" / "kept")
 
 
-def test_the_reward_model_learns_what_the_judge_likes(folder):
+def test_the_reward_model_learns_the_raters_preferences(folder):
     about = summary(folder / "reward")
     assert about["accuracy"] > 0.8
     assert about["accuracy_low"] < about["accuracy"] < about["accuracy_high"]
@@ -164,7 +164,7 @@ def answer(number: int, prompt: str, *texts: str) -> Judgement:
     )
 
 
-def test_a_prompt_is_learned_from_or_measured_by_whatever_was_replied_to_it(folder):
+def test_all_replies_to_a_prompt_are_in_one_split(folder):
     """Replies too long for the context, and prompts that are cut to make room, change nothing about whose they are."""
     bundle = with_chat(load_bundle(folder / "base"))
     long_prompt = "abc" * 15
@@ -179,7 +179,7 @@ def test_a_prompt_is_learned_from_or_measured_by_whatever_was_replied_to_it(fold
     assert len(train) + len(measured) == 40
 
 
-def test_answers_that_cannot_be_said_are_counted_and_the_others_learned_from(folder, tmp_path, capsys):
+def test_unencodable_answers_are_counted_and_the_others_used(folder, tmp_path, capsys):
     with Rankings(tmp_path / "r.sqlite") as rankings:
         rankings.add_all([answer(0, "abz", "e", "a"), *(answer(n, "abc" + "de"[n % 2] * n, "e", "a") for n in (1, 2))])
     flags = ["--rankings", str(tmp_path / "r.sqlite"), "--out-dir", str(tmp_path / "run"), "--epochs", "1", *FAST]
@@ -187,7 +187,7 @@ def test_answers_that_cannot_be_said_are_counted_and_the_others_learned_from(fol
     assert "1 cannot be encoded (first the answer k0: " in capsys.readouterr().err
 
 
-def test_where_the_measure_finds_no_difference_there_is_no_margin(folder, tmp_path):
+def test_without_gold_differences_there_is_no_margin(folder, tmp_path):
     """Rankings of people, and a measure that is 0 for all that they ranked."""
     with Rankings(tmp_path / "r.sqlite") as rankings:
         rankings.add_all([answer(n, "abcde"[n], "e", "a") for n in range(5)])
@@ -212,7 +212,7 @@ def test_preference_files_and_the_other_loss_move_the_policy_too(folder, tmp_pat
     assert share_of_e(tmp_path / "dpo") > share_of_e(folder / "sft") + 0.05
 
 
-def test_a_run_that_left_its_reference_too_far_stops_and_says_how_far(folder, tmp_path):
+def test_a_run_beyond_stop_kl_ends_with_the_reason(folder, tmp_path):
     flags = ["--data.path", str(folder / "chats.jsonl"), "--steps", "30", "--replies", "32", "--max-new-tokens", "12"]
     argv = [str(folder / "sft"), "--reward", "stagekit:reward", "--out-dir", str(tmp_path / "run"), *flags, *FAST]
     assert ppo.main([*argv, "--kl-coef", "0", "--stop-kl", "0.5", "--optim.lr", "3e-3"]) == 0
@@ -223,7 +223,7 @@ def test_a_run_that_left_its_reference_too_far_stops_and_says_how_far(folder, tm
     assert len(rows) < 30
 
 
-def test_the_price_of_a_nat_rises_while_the_policy_is_too_far_away(folder, tmp_path):
+def test_adaptive_kl_control_raises_the_coefficient(folder, tmp_path):
     flags = ["--data.path", str(folder / "chats.jsonl"), "--steps", "4", "--replies", "16", "--max-new-tokens", "12"]
     argv = [str(folder / "sft"), "--reward", "stagekit:reward", "--out-dir", str(tmp_path / "run"), *flags, *FAST]
     assert ppo.main([*argv, "--kl-control", "adaptive", "--target-kl", "1e-3", "--kl-coef", "0.1"]) == 0
@@ -233,7 +233,7 @@ def test_the_price_of_a_nat_rises_while_the_policy_is_too_far_away(folder, tmp_p
     assert prices[3] > prices[2] > prices[1]
 
 
-def test_preferences_move_the_policy_to_what_is_liked(folder, tmp_path):
+def test_dpo_moves_the_policy_to_the_chosen_replies(folder, tmp_path):
     argv = [str(folder / "sft"), "--rankings", str(folder / "rankings.sqlite"), "--out-dir", str(tmp_path / "dpo")]
     assert dpo.main([*argv, *FAST, "--epochs", "2", "--optim.lr", "3e-3"]) == 0
     first, last = (records(tmp_path / "dpo")[place] for place in (1, -1))
@@ -254,14 +254,14 @@ def test_the_first_ratio_is_one_in_bfloat16_too(folder, tmp_path, method):
     assert records(tmp_path / "run")[0]["kl"] == 0
 
 
-def test_a_reward_function_that_fails_is_told_from_a_bug_of_ours(folder, tmp_path):
+def test_a_failing_reward_function_is_a_user_error(folder, tmp_path):
     argv = [str(folder / "sft"), "--reward", "stagekit:failing", "--out-dir", str(tmp_path / "run"), *FAST]
     with pytest.raises(ConfigError, match=r"^stagekit:failing failed on the reply .*KeyError.*GROUNDLING_TRACEBACK=1"):
         grpo.main([*argv, "--data.path", str(folder / "chats.jsonl"), "--max-new-tokens", "12"])
 
 
 @pytest.mark.slow
-def test_a_reward_function_is_found_beside_the_one_who_asks(folder, tmp_path):
+def test_a_reward_function_is_found_in_the_current_folder(folder, tmp_path):
     """By the installed command, whose own folder is elsewhere; and it is given the user's last words, and no others."""
     rows = [("abc", "dd"), ("eee", "aa"), ("cab", "b")]
     messages = [
@@ -282,7 +282,7 @@ def test_a_reward_function_is_found_beside_the_one_who_asks(folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [grpo, ppo], ids=["grpo", "ppo"])
 @pytest.mark.parametrize("source", ["model", "function"])
-def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, source):
+def test_rewards_move_the_policy(folder, tmp_path, method, source):
     rewards = str(folder / "reward") if source == "model" else "stagekit:reward"
     name = method.__name__.rpartition(".")[2]
     argv = [str(folder / "sft"), "--reward", rewards, "--out-dir", str(tmp_path / name)]
@@ -300,7 +300,7 @@ def test_rewards_move_the_policy_to_what_is_rewarded(folder, tmp_path, method, s
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("method", [sft, grpo], ids=["sft", "grpo"])
-def test_a_stage_that_was_asked_to_stop_keeps_what_it_has_and_says_so(folder, tmp_path, monkeypatch, method, number):
+def test_a_stopped_stage_keeps_its_model_and_logs_how_to_resume(folder, tmp_path, monkeypatch, method, number):
     """After its first update; whoever started it sees by the exit code that it is not finished."""
     module = trainer if method is grpo else loop
     monkeypatch.setattr(module, "train_step", stop_after_one(module.train_step, number))
@@ -327,12 +327,12 @@ def stop_after_one(train_step, number):
 
 
 @pytest.mark.parametrize("name", ["asked.jsonl", "asked.txt"])
-def test_prompts_alone_are_enough_to_draw_from(folder, tmp_path, name):
+def test_a_file_of_prompts_is_enough_for_rollouts(folder, tmp_path, name):
     """What was never asked is never answered: the reward function sees the file's words and no others."""
     asked = ["abc", "eee", "cab", "dad"]
     lines = asked if name.endswith("txt") else [json.dumps({"prompt": each, "source": "here"}) for each in asked]
     (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    seen = read_asked(ChatDataConfig(path=tmp_path / name))
+    seen = read_prompt_splits(ChatDataConfig(path=tmp_path / name))
     assert [[messages[-1].content for messages in part] for part in (seen.train, seen.val)] == [asked[:3], asked[3:]]
     flags = ["--data.path", str(tmp_path / name), "--steps", "1", "--replies", "16", "--max-new-tokens", "12", *FAST]
     flags += ["--reward", "stagekit:reward", "--out-dir", str(tmp_path / "grpo")]
@@ -341,19 +341,19 @@ def test_prompts_alone_are_enough_to_draw_from(folder, tmp_path, name):
         sft.main([str(folder / "base"), "--data.path", str(tmp_path / name), "--out-dir", str(tmp_path / "s"), *FAST])
 
 
-def test_what_the_training_split_asks_is_not_measured_by(tmp_path):
+def test_training_prompts_are_not_used_for_evaluation(tmp_path):
     rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]} for text in "abca"]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "val.jsonl").write_text('{"prompt": "b"}\n{"prompt": "e"}\n{"prompt": "e"}\n', encoding="utf-8")
     (tmp_path / "train.jsonl").write_text('{"prompt": "b"}\n{"prompt": "c"}\n', encoding="utf-8")
-    asked = read_asked(ChatDataConfig(path=tmp_path / "chats.jsonl"))
+    asked = read_prompt_splits(ChatDataConfig(path=tmp_path / "chats.jsonl"))
     assert ([each[-1].content for each in asked.train], asked.val) == (["a", "b", "c"], [])
-    asked = read_asked(ChatDataConfig(path=tmp_path / "train.jsonl", val_path=tmp_path / "val.jsonl"))
+    asked = read_prompt_splits(ChatDataConfig(path=tmp_path / "train.jsonl", val_path=tmp_path / "val.jsonl"))
     assert [each[-1].content for each in asked.val] == ["e"]
 
 
 @pytest.mark.slow
-def test_what_is_not_utf_8_does_not_end_a_conversation(folder, tmp_path):
+def test_invalid_utf_8_does_not_end_a_conversation(folder, tmp_path):
     command = [sys.executable, "-m", "groundling", "chat", str(folder / "sft")]
     environment = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(command, input=b"ab\xe9\nabc\n", capture_output=True, env=environment, check=False)
@@ -381,15 +381,15 @@ TALK = ("--reward", "stagekit:reward", "--data.path", "CHATS", "--max-new-tokens
         (dpo, ["BASE", "--rankings", "RANKINGS"], "is a base model, not a chat model"),
         (dpo, ["SFT"], "either --rankings or --preferences"),
         (dpo, ["SFT", "--rankings", "nowhere.sqlite"], "nowhere.sqlite"),
-        (grpo, ["SFT", "--reward", "SFT"], "no reward model"),
+        (grpo, ["SFT", "--reward", "SFT"], "is not a reward model"),
         (grpo, ["SFT", "--reward", "stagekit:nothing"], "no reward function"),
         (grpo, ["SFT", "--reward", "stagekit:reward", "--group", "7"], "not a multiple"),
         (grpo, ["REWARD", "--reward", "REWARD"], "reward model: it scores"),
         (dpo, ["REWARD", "--rankings", "RANKINGS"], "reward model: it scores"),
         (sft, ["REWARD"], "reward model: it scores"),
         (sft, ["BASE", "--epochs", "inf"], "epochs is inf"),
-        (grpo, ["SFT", *TALK, "41"], "it can be 40 at most"),
-        (ppo, ["SFT", *TALK, "12", "--value-from", "OTHER"], "reads other ids"),
+        (grpo, ["SFT", *TALK, "41"], "it can be at most 40"),
+        (ppo, ["SFT", *TALK, "12", "--value-from", "OTHER"], "has another chat template"),
         (ppo, ["SFT", "--reward", "nowhere"], "nowhere"),
         (sft, ["BASE", "--data.path", "nowhere.jsonl"], "nowhere.jsonl"),
         (sft, ["BASE", "--lora.alpha", "2"], "needs lora.rank"),
@@ -397,7 +397,7 @@ TALK = ("--reward", "stagekit:reward", "--data.path", "CHATS", "--max-new-tokens
         (reward, ["SFT", "--rankings", "RANKINGS", "--gold", "beauty"], "beauty"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line_and_changes_nothing(folder, tmp_path, method, flags, complaint):
+def test_invalid_settings_are_refused_in_one_line_and_change_nothing(folder, tmp_path, method, flags, complaint):
     names = {"BASE": folder / "base", "SFT": folder / "sft", "RANKINGS": folder / "rankings.sqlite"}
     names |= {"REWARD": folder / "reward", "OTHER": folder / "shorter", "CHATS": folder / "chats.jsonl"}
     argv = [str(names.get(flag, flag)) for flag in flags]
@@ -410,6 +410,6 @@ def test_what_cannot_be_is_refused_in_one_line_and_changes_nothing(folder, tmp_p
     assert kept.read_text(encoding="utf-8") == "precious"
 
 
-def test_an_earlier_run_is_not_written_over(folder):
+def test_an_earlier_run_is_not_overwritten(folder):
     with pytest.raises(ConfigError, match="already holds a run"):
         sft.main([str(folder / "base"), "--out-dir", str(folder / "sft"), "--data.path", str(folder / "chats.jsonl")])

@@ -23,7 +23,7 @@ def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[s
     ("int8", "code", "said"),
     [
         (0.0, 1, "NOT AHEAD: 11M, Groundling int8, tokens/s, 1 stream of 128: no token within the time; give a larger"),
-        (2.5, 0, "compiled code is ahead of PyTorch in all of it"),
+        (2.5, 0, "compiled code is ahead of PyTorch in all jobs"),
         (1.0, 1, "NOT AHEAD: 11M, Groundling int8, tokens/s, 1 stream of 128: 1.00 times PyTorch's speed"),
     ],
 )
@@ -81,7 +81,7 @@ def tiny_race(tmp_path_factory) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-def test_train_speed_prints_ours_and_says_that_nanogpt_is_missing(tiny_race):
+def test_train_speed_prints_ours_and_reports_missing_nanogpt(tiny_race):
     said, whole = tiny_race
     assert "nanoGPT was not measured" in said
     assert "x nanoGPT's best" not in said
@@ -110,7 +110,7 @@ def test_train_speed_writes_the_keys_that_its_readme_describes(tiny_race):
 
 
 @pytest.mark.slow
-def test_train_speeds_figures_follow_from_what_was_measured(tiny_race):
+def test_train_speeds_figures_follow_from_its_measurements(tiny_race):
     _, whole = tiny_race
     for record in (record for race in whole["races"] for record in race):
         assert len(record["seconds"]) == len(record["losses"]) == len(record["peaks_flops_per_s"]) == 2
@@ -139,7 +139,7 @@ def test_every_contestant_trains_the_same(tiny_race):
         (("--micro-batch-size", "7"), "--micro-batch-size 7 does not divide the batch of 64"),
     ],
 )
-def test_train_speed_refuses_in_a_line(words, says):
+def test_train_speed_refuses_invalid_options_in_one_line(words, says):
     done = run("train_speed.py", *words)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -147,7 +147,7 @@ def test_train_speed_refuses_in_a_line(words, says):
 
 
 @pytest.mark.slow
-def test_ladder_seeds_prints_a_row_for_each_rung_and_tells_a_rung_that_is_too_far(tmp_path):
+def test_ladder_seeds_prints_a_row_per_rung_and_fails_if_one_is_too_far(tmp_path):
     out = tmp_path / "ladder.json"
     done = run("ladder_seeds.py", "--steps", "20", "--seeds", "1", "--json", str(out))
     assert done.returncode == 1, done.stderr  # after 20 steps no rung is where the lecture's ended
@@ -170,7 +170,7 @@ def tiny_decoding(tmp_path_factory, story, finished_run) -> tuple[str, dict]:
 
 
 @pytest.mark.slow
-def test_decode_speed_prints_all_it_measured_and_says_who_is_missing(tiny_decoding):
+def test_decode_speed_prints_all_measurements_and_names_missing_contestants(tiny_decoding):
     said, whole = tiny_decoding
     assert "nanoGPT was not measured: give a checkout" in said
     assert "llama.cpp was not measured: give a Python" in said
@@ -198,7 +198,7 @@ def test_decode_speed_writes_the_keys_that_its_readme_describes(tiny_decoding):
 
 
 @pytest.mark.slow
-def test_decode_speeds_figures_follow_from_what_was_measured(tiny_decoding):
+def test_decode_speeds_figures_follow_from_its_measurements(tiny_decoding):
     _, whole = tiny_decoding
     assert len(whole["decoding"]) == 5 * 4  # contestants and jobs
     for record in whole["decoding"]:
@@ -217,7 +217,7 @@ def test_decode_speeds_figures_follow_from_what_was_measured(tiny_decoding):
 
 
 @pytest.mark.slow
-def test_decode_speed_counts_the_bytes_that_a_token_reads(tiny_decoding):
+def test_decode_speed_counts_the_bytes_read_per_token(tiny_decoding):
     """12 C^2 and V C weights, and the keys and values (C each) of the 1 + 4 tokens that stand before one of eight."""
     _, whole = tiny_decoding
     weights, keys = 12 * 32**2 + 65 * 32, 2 * 32 * 5
@@ -235,7 +235,7 @@ def test_decode_speed_counts_the_bytes_that_a_token_reads(tiny_decoding):
 
 
 @pytest.mark.slow
-def test_decode_speed_judges_what_it_measured_and_nothing_else(tiny_decoding):
+def test_decode_speed_evaluates_only_measured_targets(tiny_decoding):
     said, whole = tiny_decoding
     speeds = {(r["name"], r["new"], r["batch"]): r["tokens_per_s"] for r in whole["decoding"]}
     bars = {bar["bar"]: bar for bar in whole["bars"]}
@@ -254,7 +254,7 @@ def test_decode_speed_judges_what_it_measured_and_nothing_else(tiny_decoding):
 
 
 @pytest.mark.slow
-def test_decode_speeds_draft_that_is_the_model_guesses_right(tiny_decoding):
+def test_a_draft_equal_to_the_model_is_always_accepted(tiny_decoding):
     _, whole = tiny_decoding
     plain, _, drafted = whole["guessing"]
     assert plain["right_share"] is None
@@ -262,7 +262,7 @@ def test_decode_speeds_draft_that_is_the_model_guesses_right(tiny_decoding):
 
 
 @pytest.mark.slow
-def test_decode_speed_stops_a_job_whose_time_is_up(tmp_path):
+def test_decode_speed_stops_a_job_at_its_time_limit(tmp_path):
     out = tmp_path / "speed.json"
     words = ("--sizes", "tiny", "--rounds", "1", "--new", "20000", "--batches", "1", "--budget", "0.01")
     done = run("decode_speed.py", *words, "--json", str(out))
@@ -284,7 +284,7 @@ def test_decode_speed_stops_a_job_whose_time_is_up(tmp_path):
         (("--new", "1"), "--new must be at least 2"),
     ],
 )
-def test_decode_speed_refuses_in_a_line(words, says):
+def test_decode_speed_refuses_invalid_options_in_one_line(words, says):
     done = run("decode_speed.py", *words)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -42,7 +42,7 @@ def called(capsys, *words: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def test_help_is_there_in_less_than_three_tenths_of_a_second():
+def test_help_takes_less_than_three_tenths_of_a_second():
     """Of the processor's time, whatever else the machine does; the best of five."""
     seconds = []
     for _ in range(5):
@@ -54,7 +54,7 @@ def test_help_is_there_in_less_than_three_tenths_of_a_second():
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], [], ["no-such-verb"], ["data", "--help"]], ids=str)
-def test_what_does_no_computing_does_not_import_torch(words):
+def test_verbs_that_compute_nothing_do_not_import_torch(words):
     code = (
         "import sys, groundling; from groundling.cli import main; main(sys.argv[1:]);"
         "sys.exit(next((name for name in ('torch', 'numpy', 'matplotlib') if name in sys.modules), None))"
@@ -82,7 +82,7 @@ def test_python_m_groundling_is_the_same_command():
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
-def test_every_verb_tells_its_options_with_types_and_defaults(words, capsys, monkeypatch):
+def test_every_verb_lists_its_options_with_types_and_defaults(words, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "79")
     code, out, err = called(capsys, *words, "--help")
     assert (code, err) == (0, "")
@@ -168,7 +168,7 @@ def test_an_error_in_a_process_of_its_own_and_its_traceback_on_request(tmp_path)
     assert "ConfigError" in more.stderr
 
 
-def test_ctrl_c_is_said_in_a_word(capsys, monkeypatch):
+def test_ctrl_c_is_reported_in_one_line(capsys, monkeypatch):
     monkeypatch.setitem(cli.VERBS, "wait", cli.Verb("test_cli_waits", ""))
     waits = type(sys)("test_cli_waits")
 
@@ -186,7 +186,7 @@ PIPED = [["--help"], ["data", "list"], ["data", "--help"], ["pretrain", "--help"
 @pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("words", PIPED, ids=" ".join)
-def test_a_reader_that_has_seen_enough_is_no_error(words, unbuffered):
+def test_a_closed_output_pipe_is_not_an_error(words, unbuffered):
     """`| head -0` closes its end at once; the process hears of it only when it writes, or at its end."""
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -196,7 +196,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(words, unbuffered):
     assert said == "", process.returncode
 
 
-def test_the_public_names_are_there_and_no_others():
+def test_the_public_names_are_exactly_these():
     assert set(groundling.__all__) <= set(dir(groundling))
     for name in groundling.__all__:
         assert getattr(groundling, name).__name__ == name

@@ -43,7 +43,7 @@ class Uniform(nn.Module):
         return self.bias.expand(*idx_BT.shape, 7)
 
 
-def test_who_knows_nothing_pays_ln_v():
+def test_uniform_logits_have_loss_ln_v():
     assert whole_split_loss(Uniform(), TOKENS, 6) == pytest.approx(math.log(7), rel=1e-6)
     assert random_batches_loss(Uniform(), TOKENS, 6, n_batches=3) == pytest.approx(math.log(7), rel=1e-6)
 
@@ -60,7 +60,7 @@ def test_it_is_the_mean_over_all_targets_in_consecutive_windows(model):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_how_it_is_cut_changes_nothing(model, batch_size):
+def test_the_batch_size_changes_nothing(model, batch_size):
     expected = whole_split_loss(model, TOKENS, 6)
     assert mean_loss(model, whole_split(TOKENS, 6, batch_size)) == pytest.approx(expected, rel=1e-12)
 
@@ -87,7 +87,7 @@ def test_random_batches_are_those_of_their_seed(model):
     assert one == again != other
 
 
-def test_the_training_loss_is_the_mean_over_random_windows_of_its_own(model):
+def test_the_training_loss_is_the_mean_over_its_own_random_windows(model):
     generator = torch.get_rng_state()
     loss = train_loss_estimate(model, TOKENS, 6, n_windows=10)
     assert loss == train_loss_estimate(model, TOKENS, 6, n_windows=10)
@@ -106,7 +106,7 @@ def test_the_training_loss_is_not_estimated_on_the_windows_that_a_run_draws():
     assert [own(n) for n in range(5)] != [drawn(n) for n in range(5)]
 
 
-def test_the_training_loss_costs_no_more_than_so_many_windows():
+def test_the_training_loss_uses_a_limited_number_of_windows():
     shapes = []
 
     class Counting(Uniform):
@@ -119,7 +119,7 @@ def test_the_training_loss_costs_no_more_than_so_many_windows():
     assert max(n * length for n, length in shapes) <= TOKENS_AT_ONCE
 
 
-def test_it_computes_in_the_precision_that_was_asked_for(model):
+def test_it_uses_the_requested_precision(model):
     seen = []
     model.float().register_forward_hook(lambda *parts: seen.append(parts[-1].dtype))
     loss = whole_split_loss(model, TOKENS, 6, lambda: torch.autocast("cpu", torch.bfloat16))
@@ -127,7 +127,7 @@ def test_it_computes_in_the_precision_that_was_asked_for(model):
     assert loss == pytest.approx(whole_split_loss(model, TOKENS, 6), rel=1e-2)
 
 
-def test_it_can_be_given_up_and_leaves_the_model_as_it_was(model):
+def test_an_interrupted_evaluation_restores_the_model(model):
     n_asked = 0
 
     def at_the_second_batch() -> bool:
@@ -141,13 +141,13 @@ def test_it_can_be_given_up_and_leaves_the_model_as_it_was(model):
     assert model.training
 
 
-def test_an_error_leaves_the_model_as_it_was(model):
+def test_an_error_restores_the_model(model):
     too_long = torch.zeros(1, 7, dtype=torch.long)
     with pytest.raises(ValueError, match="positions"):
         mean_loss(model, [Batch(too_long, too_long, 7)])
     assert model.training
 
 
-def test_nothing_to_measure_is_0(model):
+def test_without_targets_the_loss_is_0(model):
     idx_BT = torch.zeros(1, 6, dtype=torch.long)
     assert mean_loss(model, [Batch(idx_BT, torch.full_like(idx_BT, IGNORE), 0)]) == 0.0

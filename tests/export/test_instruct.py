@@ -294,7 +294,7 @@ def test_the_room_that_is_advised_is_that_of_its_template(folders, tmp_path, cap
     assert f"give {least} to 160" in capsys.readouterr().err
     assert main([*argv, str(least)]) == 0
     assert main(["chatgpt", smol, "--out-dir", str(tmp_path / "all"), "--max-new-tokens", "150"]) == 2
-    assert f"needs {least} at least; it can be {160 - least} at most" in capsys.readouterr().err
+    assert f"needs at least {least}; it can be at most {160 - least}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["text", "named", "by name"])
@@ -482,6 +482,6 @@ def test_replies_that_are_drawn_end_and_are_judged_by_their_words(folders, kind)
     sampler = ReplySampler(bundle, max_new_tokens=30)
     asked = bundle.chat.prompt(messages_of(None, ["before", "so", "a\nb"]), bundle.tokenizer)
     ((reply,),) = sampler.reply([asked], seed=1)
-    assert (reply.ended, reply.said[-1], reply.text) == (True, bundle.chat.end, "Yes")
+    assert (reply.ended, reply.ids[-1], reply.text) == (True, bundle.chat.end, "Yes")
     from_function(lambda prompt, words: seen.append((prompt, words)) or 1.0, bundle)([reply])
     assert seen == [("a\nb", "Yes")]

@@ -149,7 +149,7 @@ def test_a_checkpoint_without_one_of_its_parts_would_be_noticed(
     ids=["never", "often, with samples", "always"],
 )
 @pytest.mark.parametrize("decay", [None, 0.9], ids=["plain", "averaged"])
-def test_how_often_we_look_changes_nothing(tiny, tmp_path, often, decay, last_tensors):
+def test_the_evaluation_interval_changes_nothing(tiny, tmp_path, often, decay, last_tensors):
     tiny.pretrain(tmp_path / "usual", average_decay=decay)
     tiny.pretrain(tmp_path / "other", **often, average_decay=decay)
     assert equal(last_tensors(tmp_path / "usual"), last_tensors(tmp_path / "other"))

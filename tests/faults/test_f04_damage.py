@@ -39,7 +39,7 @@ def test_these_are_all_the_files(newest):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGE, ids=["flip", "cut", "append", "delete"])
-def test_each_damage_to_each_file_is_named_and_passed_over(a_copy, newest, name, damage, capsys):
+def test_each_damage_to_each_file_is_named_and_skipped(a_copy, newest, name, damage, capsys):
     damage(newest / name)
     with pytest.raises(CheckpointError, match=name) as caught:
         check_manifest(newest)
@@ -70,7 +70,7 @@ def test_all_of_the_manifest_counts(newest):
 
 
 @pytest.mark.parametrize("name", ["training.safetensors", MANIFEST])
-def test_the_run_goes_on_from_the_one_before_to_the_same_end(
+def test_the_run_resumes_from_the_previous_checkpoint_to_the_same_end(
     tiny, a_copy, newest, text, name, last_bytes, losses, capsys
 ):
     flip_a_bit(newest / name)
@@ -85,7 +85,7 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_end(
     assert losses(a_copy) == losses(a_copy.parent / "unbroken")
 
 
-def test_a_damaged_later_one_takes_no_good_ones_place(tiny, a_copy, newest, text):
+def test_a_damaged_later_checkpoint_replaces_no_intact_one(tiny, a_copy, newest, text):
     """It has a higher step and a better loss than any; what is saved after the resume is kept all the same."""
     change_facts(newest, {"val_loss": 0.0})
     flip_a_bit(newest / "training.safetensors")
@@ -117,7 +117,7 @@ def test_a_damaged_best_one_is_not_what_a_run_leaves(tiny, a_copy, newest, text,
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=["flip", "cut", "append", "delete"])
-def test_without_any_good_one_the_run_is_not_silently_begun_anew(tiny, a_copy, text, damage, snapshot):
+def test_without_an_intact_checkpoint_the_run_is_not_silently_restarted(tiny, a_copy, text, damage, snapshot):
     for checkpoint in Checkpoints(a_copy / "checkpoints").finished():
         damage(checkpoint / "state.json")
     before = snapshot(a_copy)

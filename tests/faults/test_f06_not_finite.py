@@ -88,7 +88,7 @@ def score(prompt, reply):
 """
 
 
-def test_a_stage_keeps_what_it_had_learned_and_says_where_it_stopped(model, monkeypatch):
+def test_a_failed_stage_keeps_its_model_and_names_the_step(model, monkeypatch):
     """Rewards that float32 cannot hold, from the second round on: the first round's policy is there, and is finite."""
     (model / "wild_f06.py").write_text(REWARD, encoding="utf-8")
     monkeypatch.chdir(model)

@@ -77,7 +77,7 @@ def test_a_second_signal_ends_it_at_once(tiny, tmp_path, wait_for, steps_recorde
 
 
 @pytest.mark.slow
-def test_a_signal_before_the_first_step_saves_nothing_and_says_so(tiny, tmp_path, long_text, wait_for):
+def test_a_signal_before_the_first_step_saves_nothing(tiny, tmp_path, long_text, wait_for):
     """The lock is taken before the text is prepared; from there on a signal is noted."""
     run = tmp_path / "run"
     config = tiny.config(run, data=long_text)

@@ -68,7 +68,9 @@ def test_overwriting_leaves_nothing_of_the_old_run(tiny, a_copy, text):
     ],
     ids=["micro-batches", "memory", "prompt", "sink"],
 )
-def test_what_cannot_work_is_refused_before_the_old_run_goes(settings, said, tiny, a_copy, text, snapshot, monkeypatch):
+def test_invalid_settings_are_refused_before_the_old_run_is_removed(
+    settings, said, tiny, a_copy, text, snapshot, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "wandb", None)
     before = snapshot(a_copy)
     with pytest.raises(GroundlingError, match=said):
@@ -76,7 +78,7 @@ def test_what_cannot_work_is_refused_before_the_old_run_goes(settings, said, tin
     assert snapshot(a_copy) == before
 
 
-def test_a_run_does_not_move_in_with_a_speedrun(tiny, a_copy, text, snapshot):
+def test_a_run_does_not_share_a_folder_with_a_speedrun(tiny, a_copy, text, snapshot):
     (a_copy / "speedrun.json").write_text("[]", encoding="utf-8")
     before = snapshot(a_copy)
     for overwrite in (False, True):
@@ -97,7 +99,7 @@ def test_another_runs_checkpoints_are_never_removed(tiny, a_copy, finished_run, 
     assert len(ids) == 2
 
 
-def test_resume_if_present_starts_what_is_not_there_and_goes_on_with_what_is(tiny, tmp_path, last_bytes, capsys):
+def test_resume_if_present_starts_or_resumes(tiny, tmp_path, last_bytes, capsys):
     tiny.pretrain(tmp_path / "unbroken", steps=12)
     first = tiny.pretrain(tmp_path / "run", steps=7, resume="if-present")
     second = tiny.pretrain(tmp_path / "run", steps=12, resume="if-present")
@@ -106,7 +108,7 @@ def test_resume_if_present_starts_what_is_not_there_and_goes_on_with_what_is(tin
     assert last_bytes(tmp_path / "run") == last_bytes(tmp_path / "unbroken")
 
 
-def test_resume_if_present_starts_anew_where_a_run_ended_before_its_first_checkpoint(tiny, a_copy, text):
+def test_resume_if_present_restarts_a_run_without_checkpoints(tiny, a_copy, text):
     """What a process leaves that is killed in its first steps: settings, a record, half a checkpoint."""
     for name in ("summary.json", "checkpoints", "bundle"):
         path = a_copy / name
@@ -118,7 +120,7 @@ def test_resume_if_present_starts_anew_where_a_run_ended_before_its_first_checkp
 
 
 @pytest.mark.parametrize("left", ["a damaged checkpoint", "one without its manifest", "a model without checkpoints"])
-def test_resume_if_present_never_begins_anew_over_something_that_may_be_missed(tiny, a_copy, text, left, snapshot):
+def test_resume_if_present_never_removes_a_model_or_a_damaged_checkpoint(tiny, a_copy, text, left, snapshot):
     for checkpoint in (a_copy / "checkpoints").glob("step-*"):
         if left == "a damaged checkpoint":
             (checkpoint / "training.safetensors").write_bytes(b"")
@@ -132,7 +134,7 @@ def test_resume_if_present_never_begins_anew_over_something_that_may_be_missed(t
     assert snapshot(a_copy) == before
 
 
-def test_what_no_resumption_can_go_on_from_is_not_said_to_be_resumable(tiny, a_copy, text):
+def test_resume_is_only_advised_if_there_is_a_checkpoint(tiny, a_copy, text):
     """Else one message says --resume, and the other says without --resume."""
     shutil.rmtree(a_copy / "checkpoints")
     with pytest.raises(ConfigError, match=r"already holds a run; remove it \(--overwrite\)"):

@@ -91,7 +91,7 @@ def test_what_does_not_change_the_mathematics_may_change(tiny, a_copy, text, cha
     ],
     ids=str,
 )
-def test_learning_rates_decay_schedule_and_steps_may_change_and_what_changed_is_said(
+def test_learning_rates_decay_schedule_and_steps_may_change_and_changes_are_logged(
     tiny, a_copy, text, changes, said, capsys
 ):
     tiny.pretrain(a_copy, resume=True, data=text, **{"steps": 13, **changes})
@@ -103,7 +103,7 @@ def test_learning_rates_decay_schedule_and_steps_may_change_and_what_changed_is_
         assert read_state(newest)["config"][name].items() >= value.items(), "the next resumption compares with these"
 
 
-def test_nothing_changed_and_nothing_is_said_of_it(tiny, a_copy, text, capsys):
+def test_without_changes_nothing_is_logged(tiny, a_copy, text, capsys):
     tiny.pretrain(a_copy, resume=True, data=text, steps=10)
     assert not [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed")]
 
@@ -126,7 +126,7 @@ def test_fewer_steps_than_were_made_are_refused(tiny, a_copy, text, steps, snaps
     assert snapshot(a_copy) == before
 
 
-def test_a_run_from_before_a_setting_was_there_goes_on(tiny, a_copy, text, facts_of):
+def test_a_run_from_before_a_new_setting_is_resumed(tiny, a_copy, text, facts_of):
     newest = Checkpoints(a_copy / "checkpoints").finished()[-1]
     facts, record = facts_of(newest), read_state(newest)
     del record["config"]["teacher"], record["config"]["zero_init"], record["config"]["optim"]["muon_neuron_beta"]
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_format_is_not_guessed_at(tiny, a_copy, text, fa
     assert snapshot(a_copy) == before
 
 
-def test_a_checkpoint_says_whose_it_is(a_copy):
+def test_a_checkpoint_holds_its_run_id(a_copy):
     record = read_state(Checkpoints(a_copy / "checkpoints").finished()[-1])
     assert {"run_id", "config", "tokenizer", "data_fingerprint", "torch", "world_size", "format"} <= record.keys()
     assert record["config"]["model"]["vocab_size"] == 10, "as resolved, not as asked"

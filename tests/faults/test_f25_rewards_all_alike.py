@@ -56,7 +56,7 @@ def test_rewards_that_are_all_alike_never_give_ppo_nan(folder):
 
 
 @pytest.mark.parametrize("method", [grpo, ppo], ids=["grpo", "ppo"])
-def test_what_matters_is_written_down_and_begins_at_the_reference(folder, method):
+def test_metrics_are_recorded_and_start_at_the_reference(folder, method):
     rows = learn(method, "--reward", "test_f25_rewards_all_alike:how_often_a", "--steps", "8", "--optim.lr", "1e-2",
                  "--kl-coef", "0")  # fmt: skip
     assert (rows[0]["kl"], rows[0]["first_ratio_off"]) == (0, 0)

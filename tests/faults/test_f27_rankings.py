@@ -22,7 +22,7 @@ ITEM = Judgement(
 )
 
 
-def test_the_same_key_twice_is_one_row_and_the_first_word_counts(tmp_path):
+def test_the_same_key_twice_is_one_row_and_the_first_answer_counts(tmp_path):
     with Rankings(tmp_path / "r.db") as rankings:
         assert rankings.add(ITEM)
         assert not rankings.add(ITEM)
@@ -34,7 +34,7 @@ def test_the_same_key_twice_is_one_row_and_the_first_word_counts(tmp_path):
     assert counts == [(1,), (3,)]
 
 
-def test_of_many_who_send_the_same_key_at_once_one_is_told_that_it_was_new(tmp_path):
+def test_concurrent_writes_of_one_key_insert_once(tmp_path):
     with Rankings(tmp_path / "r.db") as one, Rankings(tmp_path / "r.db") as two, ThreadPoolExecutor(8) as pool:
         told = list(pool.map(lambda number: (one, two)[number % 2].add(ITEM), range(16)))
         assert sorted(told) == [False] * 15 + [True]
@@ -42,7 +42,7 @@ def test_of_many_who_send_the_same_key_at_once_one_is_told_that_it_was_new(tmp_p
 
 
 @pytest.mark.parametrize("choice", [tie_of(3), SKIP], ids=["tie", "skip"])
-def test_a_tie_and_a_skip_are_kept_and_are_no_preference(tmp_path, choice):
+def test_a_tie_and_a_skip_are_stored_without_a_preference(tmp_path, choice):
     item = dataclasses.replace(ITEM, choice=choice)
     with Rankings(tmp_path / "r.db") as rankings:
         rankings.add(item)
@@ -56,7 +56,7 @@ def test_a_tie_within_a_ranking_is_no_preference_either(tmp_path):
         assert [(pair.better.text, pair.worse.text) for pair in rankings.pairs()] == [("b", "a"), ("b", "c")]
 
 
-def test_the_best_of_three_says_nothing_about_the_others(tmp_path):
+def test_the_best_of_three_implies_no_order_of_the_others(tmp_path):
     with Rankings(tmp_path / "r.db") as rankings:
         rankings.add(ITEM)
         (said,) = rankings
@@ -69,6 +69,6 @@ def test_the_best_of_three_says_nothing_about_the_others(tmp_path):
 @pytest.mark.parametrize(
     "stale", [{"choice": ((3,),)}, {"shown": (0, 1)}, {"shown": (0, 1, 1)}, {"choice": ((0, 0),)}, {"rater": ""}]
 )
-def test_an_answer_to_what_was_not_asked_is_refused(stale):
+def test_an_answer_to_an_unknown_question_is_refused(stale):
     with pytest.raises(DataError, match="judgement 'k': "):
         dataclasses.replace(ITEM, **stale)

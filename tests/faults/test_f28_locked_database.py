@@ -63,7 +63,7 @@ def pragma(path, name):
         db.close()
 
 
-def test_whatever_was_acknowledged_is_there_after_kill_9(tmp_path):
+def test_acknowledged_writes_survive_kill_9(tmp_path):
     """Eight threads here and eight in a process that is killed while it writes."""
     path = tmp_path / "r.db"
     acknowledged: list[str] = []
@@ -94,7 +94,7 @@ def test_whatever_was_acknowledged_is_there_after_kill_9(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_open_a_new_file_at_once_all_get_their_rows_in(tmp_path):
+def test_concurrent_first_openers_all_write_their_rows(tmp_path):
     writers = [start_writer(tmp_path / "r.db", 5) for _ in range(6)]
     outputs = [writer.communicate(timeout=100)[0].splitlines() for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 6
@@ -104,7 +104,7 @@ def test_processes_that_open_a_new_file_at_once_all_get_their_rows_in(tmp_path):
 
 
 @pytest.mark.slow
-def test_who_opens_a_new_file_waits_for_another_that_is_making_it(tmp_path):
+def test_opening_waits_for_a_concurrent_creation(tmp_path):
     """For the step to a write-ahead log SQLite itself does not wait: it says "locked" at once."""
     other = sqlite3.connect(tmp_path / "r.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
@@ -145,7 +145,7 @@ def test_a_writer_waits_for_its_turn(holder):
     assert time.monotonic() - began > 0.5
 
 
-def test_a_writer_that_has_waited_long_enough_says_so_in_one_line_and_keeps_nothing(tmp_path, holder, monkeypatch):
+def test_a_writer_times_out_in_one_line_and_stores_nothing(tmp_path, holder, monkeypatch):
     _, other = holder
     monkeypatch.setattr(database, "BUSY_S", 0.3)
     with Rankings(tmp_path / "r.db") as impatient:

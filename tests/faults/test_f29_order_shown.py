@@ -28,7 +28,7 @@ def rated(tmp_path_factory):
     return folder / "r.db"
 
 
-def test_every_reply_stands_at_every_place_equally_often(rated):
+def test_positions_of_replies_are_uniform(rated):
     with Rankings(rated) as rankings:
         orders = [item.shown for item in rankings]
     assert len(orders) == N
@@ -40,7 +40,7 @@ def test_every_reply_stands_at_every_place_equally_often(rated):
     assert len(set(orders)) == 24
 
 
-def test_one_who_always_takes_the_first_prefers_no_reply_and_is_found_out(rated):
+def test_a_rater_who_always_picks_the_first_shows_as_position_bias(rated):
     with Rankings(rated) as rankings:
         items = list(rankings)
     wins = [sum(item.choice[0] == (candidate,) for item in items) for candidate in range(4)]

@@ -25,7 +25,7 @@ def gone(server: Served) -> bool:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_stream_that_is_closed_ends(server: Served, n: int) -> None:
+def test_a_closed_stream_stops_decoding(server: Served, n: int) -> None:
     aborted = server.metric("groundling_aborted_total")
     stream = server.open_stream({**LONG, "n": n})
     assert stream.recv(200).startswith(b"HTTP/1.1 200")
@@ -38,7 +38,7 @@ def test_a_stream_that_is_closed_ends(server: Served, n: int) -> None:
     assert server.metric("groundling_tokens_total") == written
 
 
-def test_a_whole_answer_that_nobody_waits_for_ends(server: Served) -> None:
+def test_a_closed_request_stops_decoding(server: Served) -> None:
     aborted = server.metric("groundling_aborted_total")
     body = json.dumps(LONG).encode()
     sock = socket.create_connection(("127.0.0.1", server.port))
@@ -50,7 +50,7 @@ def test_a_whole_answer_that_nobody_waits_for_ends(server: Served) -> None:
     assert server.metric("groundling_aborted_total") == aborted + 1
 
 
-def test_who_waits_in_the_queue_can_leave_too(server: Served) -> None:
+def test_a_waiting_client_can_disconnect(server: Served) -> None:
     streams = [server.open_stream({**LONG, "n": 8}) for _ in range(4)]
     wait_until(lambda: server.metric("groundling_queue") == 16)
     for stream in reversed(streams):
@@ -58,7 +58,7 @@ def test_who_waits_in_the_queue_can_leave_too(server: Served) -> None:
     wait_until(lambda: gone(server), 2.0)
 
 
-def test_who_leaves_after_the_head_of_a_stream_loses_the_place_in_the_queue(server: Served) -> None:
+def test_disconnecting_after_the_head_frees_the_place_in_the_queue(server: Served) -> None:
     """Nothing is unread then, so that its kernel says nothing but that no more will come."""
     writers = [server.open_stream({**LONG, "n": 8}) for _ in range(2)]
     wait_until(lambda: server.metric("groundling_active") == 16)
@@ -80,7 +80,7 @@ def _told(sock: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-def test_who_closes_his_side_is_answered(server: Served, version: str) -> None:
+def test_a_half_closed_connection_gets_its_response(server: Served, version: str) -> None:
     """As by `nc -N`: whole, streamed, and also when the answer takes long enough for the connection to be tried."""
     for streamed, n_tokens in ((False, 2), (False, 10_000), (True, 5000)):
         body = json.dumps({**LONG, "max_tokens": n_tokens, "stream": streamed, "ignore_eos": True}).encode()
@@ -120,7 +120,7 @@ class Fickle(SampleRequest):
         pass
 
 
-def test_no_place_is_lost_however_late_somebody_leaves(models) -> None:
+def test_no_place_is_leaked_by_a_late_disconnect(models) -> None:
     async def leave() -> Load:
         engine, config = Engine(load_bundle(models["base"]).model), SamplingConfig(max_new_tokens=100_000)
         worker = Worker(1, 10)

@@ -11,7 +11,7 @@ from servekit import Served, wait_until
 pytestmark = pytest.mark.slow
 
 
-def test_health_is_told_at_once_under_full_load(server: Served) -> None:
+def test_health_responds_at_once_under_full_load(server: Served) -> None:
     streams = [server.open_stream({"model": "base", "prompt": "a", "max_tokens": 90_000, "n": 4}) for _ in range(4)]
     try:
         wait_until(lambda: server.metric("groundling_active") == 16)

@@ -53,7 +53,7 @@ def test_null_means_the_default(server: Served, absent: str) -> None:
         ("logprobs", {"n": 80, "max_tokens": 290, "logprobs": 20, "echo": True}),
     ],
 )
-def test_what_could_never_be_served_is_refused(server: Served, field: str, changes: dict) -> None:
+def test_requests_that_can_never_be_served_are_refused(server: Served, field: str, changes: dict) -> None:
     """A 429 would have it come again for ever."""
     status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", **changes})
     assert (status, answer["error"]["param"]) == (400, field)
@@ -63,7 +63,7 @@ def test_what_could_never_be_served_is_refused(server: Served, field: str, chang
     ("field", "said"),
     [("suffix", "is not supported here; leave it out"), ("tools", "are not supported here; leave them out")],
 )
-def test_what_is_not_supported_is_said_to_be(server: Served, field: str, said: str) -> None:
+def test_unsupported_fields_are_named(server: Served, field: str, said: str) -> None:
     status, answer, _ = server.ask("POST", "/v1/completions", {"model": "base", "prompt": "a", field: "x"})
     assert status == 400
     assert answer["error"]["message"] == f"{field} {said}"

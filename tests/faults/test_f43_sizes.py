@@ -30,13 +30,13 @@ def test_a_prompt_beyond_the_context(server: Served) -> None:
 @pytest.mark.parametrize(
     "messages", [[], None, {}, "hello", [TALK] * 10_001, [{}], [[TALK]]], ids=lambda m: str(m)[:20]
 )
-def test_conversations_that_are_none(server: Served, messages: object) -> None:
+def test_invalid_conversations(server: Served, messages: object) -> None:
     status, answer, _ = server.ask("POST", CHAT, {"model": "talker", "messages": messages})
     assert (status, answer["error"]["param"].split(".")[0]) == (400, "messages")
 
 
 @pytest.mark.parametrize("deep", ["[" * 100_000, '{"a":' * 100_000, "[" * 50_000 + "]" * 50_000])
-def test_json_that_is_deep(server: Served, deep: str) -> None:
+def test_deeply_nested_json(server: Served, deep: str) -> None:
     assert server.ask("POST", CHAT, raw=deep.encode())[0] == 400
     nested = b'{"model": "base", "prompt": "a", "logit_bias": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001
     assert server.ask("POST", "/v1/completions", raw=nested)[0] == 400

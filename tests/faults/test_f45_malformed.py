@@ -30,7 +30,7 @@ BODIES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("body", BODIES, ids=str)
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_a_body_that_is_no_request(server: Served, path: str, body: bytes) -> None:
+def test_an_invalid_body(server: Served, path: str, body: bytes) -> None:
     status, answer, _ = server.ask("POST", path, raw=body)
     assert status in (400, 404)
     assert set(answer["error"]) == {"message", "type", "param", "code"}
@@ -39,7 +39,7 @@ def test_a_body_that_is_no_request(server: Served, path: str, body: bytes) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-def test_another_kind_of_body(server: Served, kind: str) -> None:
+def test_another_content_type(server: Served, kind: str) -> None:
     body = b'{"model": "base", "prompt": "a"}'
     status, answer, _ = server.ask("POST", "/v1/completions", raw=body, headers={"Content-Type": kind})
     assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")
@@ -47,14 +47,14 @@ def test_another_kind_of_body(server: Served, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/completions", 405), ("GET", "/nothing", 404)])
-def test_another_way(server: Served, method: str, path: str, status: int) -> None:
+def test_another_method(server: Served, method: str, path: str, status: int) -> None:
     found, answer, _ = server.ask(method, path)
     assert found == status
     assert answer["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.slow
-def test_what_is_told_and_logged_of_a_request_is_short(server: Served) -> None:
+def test_quotes_of_a_request_are_short(server: Served) -> None:
     method = "A" * 5000
     status, answer, headers = server.ask(method, "/" + "b" * 5000)
     assert status == 404
@@ -66,7 +66,7 @@ def test_what_is_told_and_logged_of_a_request_is_short(server: Served) -> None:
     assert len(str(logged[0])) < 300
 
 
-def test_a_bug_is_an_answer_like_any_other(tmp_path) -> None:
+def test_a_bug_is_a_json_error(tmp_path) -> None:
     """It has a name, the headers that all have, and is counted as what it is."""
     server = ServerState(ServeConfig(paths=(str(tmp_path / "nothing"),), safety="off", rankings=tmp_path / "r.sqlite"))
     app, path = create_app(server, EventLog((tmp_path / "log").open("w"))), "/v1/bug"

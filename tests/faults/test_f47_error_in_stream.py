@@ -66,7 +66,7 @@ def test_the_stream_ends_with_an_error(models, tmp_path, step: int, slow_s: floa
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 6])
-def test_a_whole_answer_is_an_error(models, tmp_path, step: int) -> None:
+def test_a_response_that_is_not_streamed_is_an_error(models, tmp_path, step: int) -> None:
     with failing_at(step, models, tmp_path) as client:
         answer = client.post("/v1/completions", json=BODY)
         assert answer.status_code == 500
@@ -76,7 +76,7 @@ def test_a_whole_answer_is_an_error(models, tmp_path, step: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 20], ids=["decoding", "some wait"])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_who_is_out_of_time_is_told_so(models, tmp_path, streamed: bool, n: int) -> None:
+def test_a_request_past_its_deadline_gets_an_error(models, tmp_path, streamed: bool, n: int) -> None:
     """What was cut off by the clock is not a text that has reached its length."""
     with server_of(models, tmp_path, timeout_s=0.8, max_tokens=100_000) as (server, client):
         body = {**BODY, "max_tokens": 25_000, "n": n, "stream": streamed}
@@ -93,7 +93,7 @@ def test_who_is_out_of_time_is_told_so(models, tmp_path, streamed: bool, n: int)
         assert client.post("/v1/completions", json=BODY).status_code == 200
 
 
-def test_who_is_out_of_time_before_his_prompt_is_read_is_told_so(models, tmp_path) -> None:
+def test_a_deadline_before_the_prompt_is_read_gets_an_error(models, tmp_path) -> None:
     with server_of(models, tmp_path, timeout_s=0.5) as (server, client):
         busy = client.portal.start_task_soon(server.worker.call, lambda: time.sleep(1))
         body = {"model": "base", "prompt": ["a", "b"] * 10, "max_tokens": 0, "echo": True, "logprobs": 1}
@@ -106,7 +106,7 @@ def test_who_is_out_of_time_before_his_prompt_is_read_is_told_so(models, tmp_pat
         assert client.post("/v1/completions", json=BODY).status_code == 200
 
 
-def test_a_decoder_that_dies_leaves_nobody_waiting(models, tmp_path) -> None:
+def test_a_dead_decoder_leaves_no_client_waiting(models, tmp_path) -> None:
     with server_of(models, tmp_path) as (server, client):
 
         def fail(*_):

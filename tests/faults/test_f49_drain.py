@@ -33,7 +33,7 @@ def begin(server: Served, body: dict):
 
 
 @pytest.mark.slow
-def test_what_was_begun_is_ended(models) -> None:
+def test_running_requests_finish(models) -> None:
     with serving(models["base"], "--safety", "off") as server:
         sock = begin(server, LONG)
         server.process.send_signal(signal.SIGTERM)
@@ -50,7 +50,7 @@ def test_what_was_begun_is_ended(models) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", [False, True], ids=["the time is up", "a second signal"])
-def test_what_does_not_end_in_time_is_told_so(models, second: bool) -> None:
+def test_requests_past_the_drain_deadline_get_an_error(models, second: bool) -> None:
     words = ("--max-tokens", 1_000_000, "--drain-s", 30 if second else 1, "--safety", "off")
     with serving(models["base"], *words) as server:
         sock = begin(server, {**LONG, "max_tokens": 900_000})
@@ -79,7 +79,7 @@ console()
 
 
 @pytest.mark.slow
-def test_nobody_waits_for_a_model_that_is_being_loaded(models) -> None:
+def test_shutdown_does_not_wait_for_a_loading_model(models) -> None:
     """A thread inside PyTorch cannot be broken off, and aborts an interpreter that ends around it."""
     command = [sys.executable, "-c", LOADS_FOR_EVER, str(models["base"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -98,7 +98,7 @@ def test_nobody_waits_for_a_model_that_is_being_loaded(models) -> None:
 
 
 @pytest.mark.slow
-def test_asked_to_stop_while_models_are_loaded_it_leaves_well(models) -> None:
+def test_a_stop_while_loading_exits_cleanly(models) -> None:
     with serving(*models.values(), *(f"more{n}={models['base']}" for n in range(5)), ready=False) as server:
         assert server.ask("GET", "/ready")[0] == 503
         server.process.send_signal(signal.SIGTERM)

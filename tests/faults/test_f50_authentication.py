@@ -84,7 +84,7 @@ def test_a_body_is_read_after_the_key(guarded: Served, what: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(OPEN - {"/static/{name}"}))
-def test_what_is_open_holds_nothing_of_anybody(guarded: Served, path: str) -> None:
+def test_open_routes_hold_no_user_data(guarded: Served, path: str) -> None:
     assert guarded.ask("GET", path)[0] == 200
 
 
@@ -113,7 +113,7 @@ def test_only_a_whole_key_opens(guarded: Served, header: str, status: int) -> No
     "path", ["//v1/models", "/v1//models", "/V1/models", "/v1/models/", "/v1/../v1/models", "/%76%31/models"]
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_no_spelling_goes_around_it(guarded: Served, path: str, method: str) -> None:
+def test_no_spelling_bypasses_the_key(guarded: Served, path: str, method: str) -> None:
     assert guarded.ask(method, path)[0] in (401, 404, 405)
 
 
@@ -133,7 +133,7 @@ def test_a_name_that_is_not_ours_is_refused(server: Served, host: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
-def test_others_are_let_in_by_a_key_only(models, host: str, tmp_path, monkeypatch) -> None:
+def test_other_machines_need_a_key(models, host: str, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("GROUNDLING_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="no key is set"):
         ServeConfig(paths=("a",), host=host).require_safe()

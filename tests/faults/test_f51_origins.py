@@ -22,7 +22,7 @@ BODY = {"model": "base", "prompt": "a", "max_tokens": 1}
         "http://localhost.evil.example",
     ],
 )
-def test_a_foreign_page_may_not(server: Served, origin: str) -> None:
+def test_a_foreign_origin_is_refused(server: Served, origin: str) -> None:
     status, answer, headers = server.ask("POST", "/v1/completions", BODY, headers={"Origin": origin})
     assert (status, answer["error"]["code"]) == (403, "origin_not_allowed")
     assert "access-control-allow-origin" not in headers
@@ -35,12 +35,12 @@ def test_a_foreign_page_may_not(server: Served, origin: str) -> None:
     assert "access-control-allow-origin" not in headers
 
 
-def test_our_own_page_may(server: Served) -> None:
+def test_the_servers_own_origin_is_accepted(server: Served) -> None:
     own = {"Origin": f"http://127.0.0.1:{server.port}"}
     assert server.ask("POST", "/v1/completions", BODY, headers=own)[0] == 200
 
 
-def test_an_origin_that_was_named_may(models) -> None:
+def test_an_allowed_origin_is_accepted(models) -> None:
     named = {"Origin": "https://friend.example"}
     with serving(models["base"], "--cors-origins", "https://friend.example", "--safety", "off") as server:
         status, _, headers = server.ask("POST", "/v1/completions", BODY, headers=named)

@@ -40,7 +40,7 @@ def test_nothing_private_is_logged(models) -> None:
     assert all({"id", "status", "ms", "model", "prompt_tokens"} <= set(line) for line in done)
 
 
-def test_text_is_logged_when_that_is_asked_for(models) -> None:
+def test_text_is_logged_with_log_text(models) -> None:
     words = ("--log-text", "--safety", "off")
     with serving(models["talker"], models["base"], *words, environment={"GROUNDLING_API_KEY": KEY}) as server:
         said = ask_all(server)

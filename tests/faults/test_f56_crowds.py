@@ -9,7 +9,7 @@ from servekit import Served
 pytestmark = pytest.mark.slow
 
 
-def test_a_crowd_changes_nobody_s_text(server: Served) -> None:
+def test_concurrent_clients_do_not_change_a_text(server: Served) -> None:
     prompts = ["the king", "the ki", "fool", "of love", "the king and", "a", "so well", "did"]
     bodies = [
         {

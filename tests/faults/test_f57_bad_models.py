@@ -47,7 +47,7 @@ def test_a_damaged_model_is_not_served(models, tmp_path, damage) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_ends_in_one_line(words, code, expected) -> None:
+def test_invalid_settings_end_in_one_line(words, code, expected) -> None:
     found, said = last_line(*words)
     assert found == code, said
     assert said.startswith("groundling: error: ")
@@ -63,7 +63,7 @@ def test_a_port_that_is_taken(models) -> None:
 
 
 @pytest.mark.slow
-def test_until_all_is_there_nothing_is_served(models) -> None:
+def test_nothing_is_served_until_all_models_are_loaded(models) -> None:
     with serving(*models.values(), ready=False) as server:
         status, answer, _ = server.ask("GET", "/ready")
         if status == 503:

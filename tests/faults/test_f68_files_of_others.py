@@ -27,7 +27,7 @@ from groundling.data.text_files import TextFiles
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, StorageError
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.serve.runs.curves import last_values, read_news
+from groundling.serve.runs.curves import last_values, read_delta
 from groundling.serve.runs.folders import RunFolder, find_runs, ladder_of, run_info
 from groundling.storage import atomic, download, files
 from groundling.storage.manifest import MANIFEST
@@ -152,7 +152,7 @@ def test_the_records_of_a_run_that_is_watched(tmp_path, monkeypatch):
             run = RunFolder("run", folder)
             with in_time():
                 told = run_info(run)
-                assert read_news(folder / "metrics.jsonl", 0).n_rows == (name != "metrics.jsonl")
+                assert read_delta(folder / "metrics.jsonl", 0).n_rows == (name != "metrics.jsonl")
                 assert bool(last_values(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
                 assert bool(ladder_of(run)) == (name != "ladder.json")
                 assert len(read_records(folder / "metrics.jsonl")) == (name != "metrics.jsonl")
@@ -177,7 +177,7 @@ def test_no_word_of_a_run_that_cannot_be_sent_is_told(tmp_path):
     (tmp_path / "runs" / "itself").symlink_to("itself")
     runs = find_runs(tmp_path / "runs", {"served": tmp_path / "runs" / "itself"})
     assert list(runs) == ["run"]
-    news = read_news(folder / "metrics.jsonl", 0)
+    news = read_delta(folder / "metrics.jsonl", 0)
     told = [run_info(runs["run"]), ladder_of(runs["run"]), news.samples, news.points()]
     json.dumps(told, ensure_ascii=False, allow_nan=False).encode("utf-8")
     assert news.points() == {"loss": ([1], [2])}

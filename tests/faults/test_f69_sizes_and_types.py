@@ -104,9 +104,9 @@ def test_what_a_run_goes_on_from_is_of_its_type_and_shape(tiny, tmp_path):
     generator = next(name for name in tensors if name.startswith("generator|"))
     count = moment.replace("|exp_avg", "|step")
     attacks = [
-        ({moment: None}, "the optimizer's memory of"),
-        ({count: None}, "the optimizer's memory of"),
-        ({moment.replace("exp_avg", "momentum"): tensors[moment].clone()}, "the optimizer's memory of"),
+        ({moment: None}, "the optimizer's state of"),
+        ({count: None}, "the optimizer's state of"),
+        ({moment.replace("exp_avg", "momentum"): tensors[moment].clone()}, "the optimizer's state of"),
         ({moment: tensors[moment].to(torch.float64)}, "the optimizer's exp_avg of"),
         ({moment: tensors[moment].to(torch.int32)}, f"{moment} is of type I32, expected F32"),
         ({moment: tensors[moment].to(torch.complex64)}, f"{moment} is of type C64"),

@@ -68,7 +68,7 @@ def trajectory(optimizer: str, choices: dict, teacher_weight: float) -> list[flo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_losses_of_twenty_steps_are_those_that_are_kept(kind):
+def test_the_losses_of_twenty_steps_match_the_stored_ones(kind):
     losses = trajectory(*KINDS[kind])
     assert losses[-1] < losses[0] - 0.1, "a trajectory that learns nothing keeps nothing"
     kept = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}

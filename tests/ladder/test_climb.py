@@ -88,7 +88,7 @@ def test_it_is_the_lectures_own_loop(name, corpus):
         torch.testing.assert_close(ours, lecture, rtol=5e-6, atol=1e-6, msg=tensor)
 
 
-def test_a_seed_is_a_result_and_the_threads_are_given_back(corpus):
+def test_a_seed_determines_the_result_and_the_threads_are_restored(corpus):
     torch.set_num_threads(2)
     try:
         one, again, other = (train_rung("s3", steps=3, seed=seed, corpus=corpus) for seed in (1, 1, 2))
@@ -124,7 +124,7 @@ def test_the_record_has_these_fields_and_the_chart_is_a_png(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_side_by_side_is_as_alone(corpus, story, monkeypatch, capfd):
+def test_parallel_equals_sequential(corpus, story, monkeypatch, capfd):
     monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
     alone = {name: train_rung(name, steps=20, seed=5, corpus=corpus) for name in ("s1", "s3", "s7")}
     drawn = torch.get_rng_state()
@@ -178,7 +178,7 @@ def test_an_error_in_a_worker_is_an_error_here(work, jobs, error, said, capfd):
     assert capfd.readouterr().err == "", "said once, by whoever catches it"
 
 
-def test_the_workers_end_when_nobody_waits_for_them():
+def test_the_workers_end_when_the_caller_stops_waiting():
     results = side_by_side(abs, [-1, -2, -3], 2)
     next(results)
     assert len(multiprocessing.active_children()) == 2
@@ -275,13 +275,13 @@ def test_which_rungs():
         (["show", "s0"], "s0"),
     ],
 )
-def test_what_cannot_be_climbed(words, said):
+def test_invalid_settings(words, said):
     with pytest.raises(ConfigError, match=said) as refused:
         climb.main(words)
     assert "\n" not in str(refused.value)
 
 
-def test_a_rung_that_is_not_there(corpus):
+def test_an_unknown_rung(corpus):
     with pytest.raises(ConfigError, match="'s0'"):
         train_rung("s0", corpus=corpus)
     assert parse(LadderConfig, [], "groundling ladder") == LadderConfig()

@@ -86,7 +86,7 @@ def assert_same(one, other):
     [(0.0, ""), (3600.0, ""), pytest.param(0.0, "g++", marks=pytest.mark.slow)],
     ids=["a checkpoint at each step", "only when stopped", "dropout compiled"],
 )
-def test_stopped_twice_and_resumed_is_not_stopped(save_every_s, compiler, corpus, tmp_path, monkeypatch):
+def test_stopped_twice_and_resumed_equals_uninterrupted(save_every_s, compiler, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "find_compiler", lambda: compiler)
     whole = train_rung("s8", steps=STEPS, corpus=corpus, run=LongRun(folder=tmp_path / "whole"))
     run = LongRun(folder=tmp_path / "pieces", save_every_s=save_every_s)
@@ -109,7 +109,7 @@ def test_recorded_or_not_the_weights_are_the_same(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_crash_costs_what_came_after_the_last_checkpoint(corpus, tmp_path):
+def test_a_crash_loses_only_the_steps_after_the_last_checkpoint(corpus, tmp_path):
     """As after `kill -9`: nothing more is saved. The record's lines after the checkpoint go."""
 
     class Crash(BaseException):
@@ -128,7 +128,7 @@ def test_a_crash_costs_what_came_after_the_last_checkpoint(corpus, tmp_path):
     assert_same(train_rung("s8", steps=STEPS, corpus=corpus, run=dataclasses.replace(run, resume=True)), whole)
 
 
-def test_what_a_run_leaves_is_read_by_the_other_verbs(corpus, tmp_path, capsys):
+def test_other_verbs_read_the_run_folder(corpus, tmp_path, capsys):
     run = LongRun(folder=tmp_path / "run")
     result = train_rung("s8", steps=STEPS, corpus=corpus, run=run)
     assert [step for step, _ in result.losses] == list(range(1, STEPS + 1))
@@ -156,7 +156,7 @@ def test_what_a_run_leaves_is_read_by_the_other_verbs(corpus, tmp_path, capsys):
         ({"resume": True, "folder": "empty"}, 1, CheckpointError, "no finished checkpoint to resume from"),
     ],
 )
-def test_a_run_is_neither_lost_nor_mixed(changes, seed, error, said, corpus, tmp_path):
+def test_an_existing_run_is_neither_overwritten_nor_mixed(changes, seed, error, said, corpus, tmp_path):
     run = LongRun(folder=tmp_path / "run")
     train_rung("s8", steps=2, seed=1, corpus=corpus, run=run)
     kept = {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
@@ -170,7 +170,7 @@ def test_a_run_is_neither_lost_nor_mixed(changes, seed, error, said, corpus, tmp
 
 
 @pytest.mark.slow
-def test_the_verb_goes_on_where_it_was_stopped(story, tmp_path, monkeypatch, capsys):
+def test_the_verb_resumes(story, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GROUNDLING_CACHE", str(story.parent / "cache"))
     monkeypatch.setattr(climb, "DataConfig", lambda: corpora.DataConfig(path=str(story)))
     tmp_path /= "the user's"

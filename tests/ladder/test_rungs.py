@@ -155,7 +155,7 @@ def test_the_table_has_the_lectures_settings() -> None:
     assert losses == [2.5, None, 2.4, 2.28, 2.24, 2.08, 2.06, 1.48, 1.48]
 
 
-def test_a_rung_that_is_not_there() -> None:
+def test_an_unknown_rung() -> None:
     with pytest.raises(ConfigError, match=r"'s10'.*s1, s2, .*s9"):
         find_rung("s10")
 

@@ -72,6 +72,6 @@ def test_help_lists_the_rungs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("argv", [[], ["s0"], ["s1", "s2"], ["S1"]], ids=" ".join)
-def test_what_is_not_one_rung_is_refused_with_the_list(argv: list[str]) -> None:
+def test_anything_but_one_rung_is_refused_with_the_list(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"s1, s2, s3, s4, s5, s6, s7, s8, s9"):
         show.main(argv)

@@ -24,9 +24,9 @@ from groundling.align.rl.ppo import (
     ValueObjective,
     explained_variance,
     generalized_advantages,
-    priced,
+    token_rewards,
 )
-from groundling.align.rl.rollout import policy_batches, rewards_of_different, scored_by, whitened
+from groundling.align.rl.rollout import deduplicated_rewards, policy_batches, reply_logprobs, whitened
 from groundling.align.rl.rounds import Round
 from groundling.align.sft import SftObjective, sft_batches
 from groundling.data.examples.encoding import Encoded
@@ -87,7 +87,7 @@ def test_the_target_of_a_sequences_last_position_is_none() -> None:
     assert rows.packing.collect(rows.idx_BT)[2].tolist() == [6]
 
 
-def test_fine_tuning_learns_what_the_assistant_said_and_nothing_else(gpt: GPT) -> None:
+def test_fine_tuning_trains_on_assistant_tokens_only(gpt: GPT) -> None:
     """Packed, the loss is the sum of the sequences' own, each over what was said."""
     examples = [Encoded([*a, *b], [False] * len(a) + [True] * len(b)) for a, b in sequences(9)]
     objective = SftObjective(gpt, plainly)
@@ -121,7 +121,7 @@ def test_how_a_batch_is_cut_into_rows_changes_no_update() -> None:
         torch.testing.assert_close(weights, after[0][1], rtol=1e-7, atol=1e-10)
 
 
-def test_a_batch_in_which_nothing_was_said_changes_nothing(gpt: GPT) -> None:
+def test_a_batch_without_reply_tokens_changes_nothing(gpt: GPT) -> None:
     before = [p.clone() for p in gpt.parameters()]
     batches = sft_batches([Encoded([1, 2, 3], [False] * 3)], Packer(T, 2))
     stats = train_step(SftObjective(gpt, plainly), batches, Optimizers(gpt, OptimConfig(weight_decay=0.0)))
@@ -146,11 +146,11 @@ def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
     pairs = [*shared, ([7], [1, 2]), ([7], [3]), ([1, 2, 3], [5, 5]), ([1, 2], [10])]
     assert packed_size(pairs, T) < sum(len(prompt) + len(said) for prompt, said in pairs)
     policy, scored = Policy(gpt, V, plainly), score_rows(pairs, T)
-    values = scored.said_only(policy.score(scored))
+    values = scored.reply_values(policy.score(scored))
     for pair, found in zip(pairs, values, strict=True):
         alone = score_rows([pair], T)
-        torch.testing.assert_close(found, alone.said_only(policy.score(alone))[0], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(scored.spread_said(values), policy.score(scored).float())
+        torch.testing.assert_close(found, alone.reply_values(policy.score(alone))[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scored.spread_reply_values(values), policy.score(scored).float())
     for n_rows in (1, 2):
         groups = [group for group, _ in Packer(T, n_rows).group_exchanges(pairs)]
         assert [i for group in groups for i in group] == list(range(len(pairs)))
@@ -161,8 +161,8 @@ def test_replies_that_share_a_prompt_are_scored_as_alone(gpt: GPT) -> None:
 def test_the_first_ratio_is_one(gpt: GPT, n_rows: int) -> None:
     policy = Policy(gpt, V, plainly)
     replies = [Reply(prompt, said, True, "") for prompt, said in sequences(10, seed=2)]
-    old = scored_by(policy, replies, Packer(T, 3))
-    round_ = Round(replies, [0.0] * 10, old, old, [torch.ones(len(r.said)) for r in replies])
+    old = reply_logprobs(policy, replies, Packer(T, 3))
+    round_ = Round(replies, [0.0] * 10, old, old, [torch.ones(len(r.ids)) for r in replies])
     objective = ClippedObjective(policy, 0.2)
     for batch in policy_batches(round_, range(10), Packer(T, n_rows)):
         loss = objective(batch)
@@ -171,11 +171,11 @@ def test_the_first_ratio_is_one(gpt: GPT, n_rows: int) -> None:
     assert round_.kl() == 0
 
 
-def test_beyond_the_clip_there_is_nothing_to_gain(gpt: GPT) -> None:
+def test_beyond_the_clip_the_gradient_is_zero(gpt: GPT) -> None:
     """The gradient is zero where the ratio left the clip in the advantage's direction, and not where it went astray."""
     policy = Policy(gpt, V, plainly)
     reply = Reply([1, 2], [3, 4, 5], True, "")
-    now = scored_by(policy, [reply], Packer(T, 4))
+    now = reply_logprobs(policy, [reply], Packer(T, 4))
     for shift, advantage, moves in ((-1.0, 1.0, False), (-1.0, -1.0, True), (1.0, -1.0, False), (1.0, 1.0, True)):
         old = [now[0] + shift]  # the ratio is exp(-shift)
         round_ = Round([reply], [0.0], old, old, [torch.full((3,), advantage)])
@@ -218,7 +218,7 @@ def test_advantages_are_those_of_the_sum_written_out(rewards: list[float], lambd
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_looking_all_the_way_ahead_is_what_comes_less_the_guess() -> None:
+def test_lambda_1_is_the_return_minus_the_value() -> None:
     rewards, values = torch.tensor([0.0, -1.0, 3.0]), torch.tensor([0.5, 0.2, 7.0])
     found = generalized_advantages(rewards, values, 1.0)
     torch.testing.assert_close(found, torch.tensor([2.0, 2.0, 3.0]) - values)
@@ -238,13 +238,13 @@ def test_moving_and_scaling_a_groups_rewards_changes_no_advantage(
 
 
 @pytest.mark.parametrize("divide_by_spread", [True, False])
-def test_rewards_that_differ_by_rounding_teach_nothing(divide_by_spread: bool) -> None:
+def test_rewards_that_differ_by_rounding_give_no_advantage(divide_by_spread: bool) -> None:
     """A policy that always says the same has scores that differ in their last bits, by their place in a batch."""
     noise = 1e-6 * torch.randn(8, generator=torch.Generator().manual_seed(0))
     assert group_advantages(0.3 + noise, 4, divide_by_spread=divide_by_spread).tolist() == [0] * 8
 
 
-def test_what_is_said_twice_is_worth_the_same() -> None:
+def test_equal_replies_get_equal_rewards() -> None:
     """And is asked about once."""
     replies = [Reply([1], [2, 3], True, "a"), Reply([1], [4], True, "b"), Reply([1], [2, 3], True, "a")]
     asked = list[Reply]()
@@ -253,38 +253,38 @@ def test_what_is_said_twice_is_worth_the_same() -> None:
         asked.extend(different)
         return [float(number) for number, _ in enumerate(different)]
 
-    assert rewards_of_different(rewards, replies) == [0, 1, 0]
+    assert deduplicated_rewards(rewards, replies) == [0, 1, 0]
     assert len(asked) == 2
     other_prompt = [replies[0], Reply([9], [2, 3], True, "a")]
-    assert rewards_of_different(rewards, other_prompt) == [0, 1]
+    assert deduplicated_rewards(rewards, other_prompt) == [0, 1]
 
 
-def test_leaving_the_reference_costs_and_the_reward_comes_last() -> None:
+def test_token_rewards_are_the_kl_penalty_and_a_final_reward() -> None:
     """Counted by hand: at 0.5 a nat, an id that gained 0.2 nats costs 0.1, and one that lost them brings as much."""
     new, old = torch.tensor([-1.0, -2.0]), torch.tensor([-1.2, -1.8])
-    torch.testing.assert_close(priced(3.0, new, old, 0.5), torch.tensor([-0.1, 3.1]))
+    torch.testing.assert_close(token_rewards(3.0, new, old, 0.5), torch.tensor([-0.1, 3.1]))
 
 
-def test_a_guess_is_pulled_no_further_than_the_clip(gpt: GPT) -> None:
+def test_a_value_is_updated_no_further_than_the_clip(gpt: GPT) -> None:
     """The larger of the two squares counts, so that a guess beyond the clip learns nothing by moving on."""
     model = RewardModel(gpt, scale=1.0)  # guesses 0 everywhere
     pairs = [([1, 2], [3, 4])]
     scored = score_rows(pairs, T)
 
     def loss(old: float, came: float) -> float:
-        rows = [scored.spread_said([torch.full((2,), value)]) for value in (old, came)]
+        rows = [scored.spread_reply_values([torch.full((2,), value)]) for value in (old, came)]
         return ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).item() / 2
 
     assert loss(0.0, 1.0) == pytest.approx(0.5 * 1.0)  # unmoved: both squares are 1
     assert loss(1.0, 0.5) == pytest.approx(0.5 * 0.25)  # moved from 1 to 0: near is 0.8, squares 0.25 and 0.09
     assert loss(1.0, 0.0) == pytest.approx(0.5 * 0.64)  # all is right, but the clip allows 0.8 only
     model.head_bias.grad = None
-    rows = [scored.spread_said([torch.full((2,), value)]) for value in (1.0, 0.0)]
+    rows = [scored.spread_reply_values([torch.full((2,), value)]) for value in (1.0, 0.0)]
     ValueObjective(model, 0.2, plainly)(ValueBatch(scored, *rows)).backward()
     assert float(model.head_bias.grad.abs()) == 0
 
 
-def test_explained_variance_is_one_for_all_and_zero_for_nothing() -> None:
+def test_explained_variance_is_1_for_perfect_values_and_0_for_constant_ones() -> None:
     came = torch.tensor([1.0, 2.0, 4.0])
     assert explained_variance(came + 5, came) == pytest.approx(1)  # a constant is not counted
     assert explained_variance(torch.zeros(3), came) == pytest.approx(0)
@@ -295,7 +295,7 @@ def test_explained_variance_is_one_for_all_and_zero_for_nothing() -> None:
 def test_the_kl_of_grpo_is_the_positive_estimate(gpt: GPT) -> None:
     """exp(gap) - gap - 1 of each id, gap = log p_ref - log p: zero and flat where both are one, and never negative."""
     policy, reply = Policy(gpt, V, plainly), Reply([1, 2], [3, 4, 5], True, "")
-    now = scored_by(policy, [reply], Packer(T, 4))
+    now = reply_logprobs(policy, [reply], Packer(T, 4))
     gaps = torch.tensor([0.3, -0.7, 0.0])
     round_ = Round([reply], [0.0], now, [now[0] + gaps], [torch.zeros(3)])
     (batch,) = policy_batches(round_, [0], Packer(T, 4))
@@ -305,7 +305,7 @@ def test_the_kl_of_grpo_is_the_positive_estimate(gpt: GPT) -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.floats(0, 0.99))
-def test_no_prompt_is_on_both_sides(numbers: list[int], part: float) -> None:
+def test_no_prompt_is_in_both_splits(numbers: list[int], part: float) -> None:
     asked = [(Message("user", str(number)),) for number in numbers]
     kept = held_out(asked, part)
     sides = [{messages for messages, is_kept in zip(asked, kept, strict=True) if is_kept == side} for side in (0, 1)]
@@ -314,7 +314,7 @@ def test_no_prompt_is_on_both_sides(numbers: list[int], part: float) -> None:
     assert bool(sides[1]) == (part > 0 and len(set(asked)) > 1)
 
 
-def test_rewards_that_are_all_equal_teach_nothing() -> None:
+def test_equal_rewards_give_no_advantage() -> None:
     assert group_advantages(torch.full((8,), 0.3), 4, divide_by_spread=True).tolist() == [0] * 8
     assert torch.cat(whitened([torch.full((3,), 2.0), torch.full((2,), 2.0)])).tolist() == [0] * 5
     assert whitened([torch.empty(0)])[0].tolist() == []
@@ -328,7 +328,7 @@ def test_bradley_terrys_gradient_is_that_of_finite_differences() -> None:
     assert float(tie) == pytest.approx(math.log(2))
 
 
-def test_a_reward_is_the_same_alone_and_in_a_crowd(gpt: GPT) -> None:
+def test_a_reward_does_not_depend_on_the_batch(gpt: GPT) -> None:
     model = RewardModel(gpt)
     with torch.no_grad():
         model.head_weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -342,7 +342,7 @@ def test_a_reward_is_the_same_alone_and_in_a_crowd(gpt: GPT) -> None:
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_merged_adapters_say_what_the_adapted_model_says(tie: bool) -> None:
+def test_merged_adapters_equal_the_adapted_model(tie: bool) -> None:
     torch.manual_seed(0)
     config = GPTConfig(n_layer=2, n_head=2, n_embd=16, block_size=T, vocab_size=V, tie_weights=tie)
     gpt = GPT(config).double()
@@ -364,7 +364,7 @@ def test_merged_adapters_say_what_the_adapted_model_says(tie: bool) -> None:
         assert torch.equal(merged["wte.weight"], merged["lm_head.weight"])
 
 
-def test_a_longer_vocabulary_says_the_same_of_the_known_ids(gpt: GPT) -> None:
+def test_a_longer_vocabulary_keeps_the_logits_of_known_ids(gpt: GPT) -> None:
     longer = with_rows(gpt, V, V + 4)
     idx = torch.randint(V, (2, T))
     torch.testing.assert_close(longer(idx)[..., :V], gpt(idx))
@@ -380,7 +380,7 @@ def _built(config: GPTConfig, state: dict[str, torch.Tensor]) -> GPT:
     return model
 
 
-def test_the_price_of_a_nat_is_turned_by_at_most_two_percent() -> None:
+def test_the_kl_coefficient_changes_by_at_most_two_percent() -> None:
     control = KlControl(0.1, target=6.0)
     for kl, factor in ((600.0, 1.02), (6.6, 1.01), (6.0, 1.0), (5.4, 0.99), (0.0, 0.98)):
         before = control.coef

@@ -75,7 +75,7 @@ def test_the_trick_is_four_ways_to_one_mean(mean: Callable[[Tensor], Tensor], T:
     torch.testing.assert_close(mean(x_BTC), trick.mean_by_loops(x_BTC), rtol=1e-12, atol=1e-12)
 
 
-def test_a_head_that_asks_nothing_takes_the_mean_of_the_past() -> None:
+def test_a_head_with_zero_queries_takes_the_mean_of_the_past() -> None:
     """Queries of zero make every score zero: attention with no data in it is the trick."""
     head = Head(n_embd=16, head_size=16, block_size=8)
     nn.init.zeros_(head.query.weight)
@@ -113,7 +113,7 @@ MULTI_HEADED = {
 
 
 @pytest.mark.parametrize("build", MULTI_HEADED.values(), ids=MULTI_HEADED.keys())
-def test_a_model_with_fused_heads_trains_as_the_one_that_is_written_down(build: Callable[[], nn.Module]) -> None:
+def test_a_model_with_fused_heads_trains_as_the_plain_one(build: Callable[[], nn.Module]) -> None:
     """The losses of ten steps of AdamW agree to 1e-9, in float64; in float32 the logits do to 1e-6."""
     plain = build()
     fused = fuse_heads(copy.deepcopy(plain))
@@ -209,7 +209,7 @@ def test_a_folded_bias_is_exact() -> None:
     torch.testing.assert_close(weight_VC @ fold_bias(weight_VC, bias_V), bias_V, rtol=0, atol=1e-12)
 
 
-def test_a_block_whose_halves_are_silent_passes_the_stream_unchanged() -> None:
+def test_a_block_with_zero_halves_is_the_identity() -> None:
     class Silence(nn.Module):
         def forward(self, x_BTC: Tensor) -> Tensor:
             return torch.zeros_like(x_BTC)

@@ -165,7 +165,7 @@ OFTEN = {
 
 
 @pytest.mark.slow
-def test_how_often_we_evaluate_sample_and_save_changes_nothing_to_the_bit(tiny_config, tmp_path):
+def test_the_intervals_of_evaluation_samples_and_checkpoints_change_no_bit(tiny_config, tmp_path):
     """Dropout is on: one number drawn from its generator by an evaluation or a sample would be seen."""
     for name, plan in OFTEN.items():
         pretrain(tiny_config(name, steps=9, **plan))
@@ -180,7 +180,7 @@ def test_how_often_we_evaluate_sample_and_save_changes_nothing_to_the_bit(tiny_c
 
 
 @pytest.mark.slow
-def test_averaged_weights_are_put_in_place_and_taken_away_without_a_trace(tiny_config, tmp_path):
+def test_swapping_in_averaged_weights_leaves_no_trace(tiny_config, tmp_path):
     for name, every in (("often", 1), ("once", 9)):
         pretrain(tiny_config(name, steps=9, eval_every=every, save_every=every, average_decay=0.9))
     often, once = (
@@ -195,7 +195,7 @@ def test_averaged_weights_are_put_in_place_and_taken_away_without_a_trace(tiny_c
     assert any(not torch.equal(once[f"weights|{key}"].double(), averaged[1][key]) for key in averaged[1])
 
 
-def test_a_batch_without_any_target_costs_nothing_and_moves_nothing():
+def test_a_batch_without_targets_has_loss_0_and_changes_nothing():
     torch.manual_seed(0)
     model = GPT(CONFIG)
     idx_BT = torch.randint(CONFIG.vocab_size, (3, 12))

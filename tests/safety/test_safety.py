@@ -183,7 +183,7 @@ HIDDEN = [
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([*HIDDEN, *SHOWN]), max_size=12, unique=True), st.integers(1, 5))
-def test_what_is_hidden_is_not_shown(safety: Safety, items: list[str], size: int) -> None:
+def test_redacted_text_is_not_shown(safety: Safety, items: list[str], size: int) -> None:
     text = ", ".join(items)
     segments, _ = judged(safety, [text[at : at + size] for at in range(0, len(text), size)])
     shown = "".join("|" if segment.redacted else segment.text for segment in segments).split(", ")
@@ -196,7 +196,7 @@ def test_what_is_hidden_is_not_shown(safety: Safety, items: list[str], size: int
 @given(st.lists(st.sampled_from([*HIDDEN, *SHOWN]), max_size=12, unique=True), st.integers(1, 5))
 @example(["(030) 123456 78", "4111 1111 1111 1111"], 1)
 @example(["12", "4111 1111 1111 1111", "12"], 1)
-def test_what_touches_hides_nothing_from_the_rules(each_safety: Safety, items: list[str], size: int) -> None:
+def test_adjacent_matches_are_all_found(each_safety: Safety, items: list[str], size: int) -> None:
     """Numbers side by side may be hidden together with what stands between them, but none is shown, not in part."""
     text = " ".join(items)
     segments, _ = judged(each_safety, [text[at : at + size] for at in range(0, len(text), size)])
@@ -243,7 +243,7 @@ def test_what_each_rule_finds(safety: Safety, text: str, shown: str, rules: list
     assert [finding.rule for finding in reply.findings] == rules
 
 
-def test_no_more_is_held_back_than_may_become_something(tmp_path: Path) -> None:
+def test_only_possible_matches_are_held_back(tmp_path: Path) -> None:
     """Of a pattern, as much as it matches at most; else the beginning of a word, an address or a number."""
     path = tmp_path / "rules.toml"
     path.write_text(RULES.replace("pattern = 'no\\. ?\\d{1,4}\\b'", "words = ['hi']"), encoding="utf-8")
@@ -257,7 +257,7 @@ def test_no_more_is_held_back_than_may_become_something(tmp_path: Path) -> None:
     assert held <= 2
 
 
-def test_a_prompt_is_looked_at_as_a_whole(safety: Safety) -> None:
+def test_a_prompt_is_checked_as_a_whole(safety: Safety) -> None:
     assert safety.check_prompt("I am Tom") == ("I am [name]", [safety.check_prompt("Tom")[1][0]])
     text, findings = safety.check_prompt("zounds")
     assert text == ""
@@ -266,7 +266,7 @@ def test_a_prompt_is_looked_at_as_a_whole(safety: Safety) -> None:
 
 
 @pytest.mark.slow
-def test_a_long_text_costs_no_more_a_character(tmp_path: Path) -> None:
+def test_the_cost_per_character_does_not_grow(tmp_path: Path) -> None:
     path = tmp_path / "rules.toml"
     path.write_text(RULES.replace("longest = 200", "longest = 10000000"), encoding="utf-8")
     safety = Safety.from_file(path)
@@ -283,7 +283,7 @@ def test_a_long_text_costs_no_more_a_character(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_rules_that_come_along_leave_shakespeare_alone() -> None:
+def test_the_default_rules_find_nothing_in_shakespeare() -> None:
     text = datasets.get("tiny_shakespeare").read_text("utf-8")
     reply = Safety.from_file().reply()
     segments = [segment for start in range(0, len(text), 997) for segment in reply.push(text[start : start + 997])]
@@ -314,7 +314,7 @@ def test_the_rules_that_come_along_leave_shakespeare_alone() -> None:
         ("[[rule", "cannot be read"),
     ],
 )
-def test_rules_that_are_none(tmp_path: Path, toml: str, complaint: str) -> None:
+def test_invalid_rules(tmp_path: Path, toml: str, complaint: str) -> None:
     path = tmp_path / "rules.toml"
     path.write_text(toml, encoding="utf-8")
     with pytest.raises(ConfigError, match=complaint) as caught:
@@ -322,13 +322,13 @@ def test_rules_that_are_none(tmp_path: Path, toml: str, complaint: str) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_a_segment_says_what_it_stands_for(safety: Safety) -> None:
+def test_a_segment_counts_its_raw_characters(safety: Safety) -> None:
     segments, _ = judged(safety, ["I am Tom."])
     assert "".join(segment.text for segment in segments if not segment.redacted) == "I am ."
     assert [segment for segment in segments if segment.redacted] == [Segment("[name]", 3, True)]
 
 
-def test_what_is_blocked_is_said_to_be_though_a_stop_string_comes_with_it() -> None:
+def test_a_block_is_reported_even_with_a_stop_string() -> None:
     """One token completes both."""
     tokenizer = GPT2Tokenizer()
     ids = tokenizer.encode("Well, zounds stop")
@@ -351,7 +351,7 @@ def test_what_is_blocked_is_said_to_be_though_a_stop_string_comes_with_it() -> N
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_what_one_rule_hides_switches_no_other_off(tmp_path, rule: str, text: str, shown: str, size: int) -> None:
+def test_a_redaction_disables_no_other_rule(tmp_path, rule: str, text: str, shown: str, size: int) -> None:
     mail = "[[rule]]\nname = 'mail'\nreason = 'an address'\naction = 'redact'\npersonal = 'email'\n"
     other = f"[[rule]]\nname = 'other'\nreason = 'other'\naction = 'block'\n{rule}\n"
     path = tmp_path / "rules.toml"
@@ -379,7 +379,7 @@ def test_one_letter_that_is_many_when_folded_is_found_as_one() -> None:
 
 
 @pytest.mark.parametrize("gap", [0, 10, 300, 5000])
-def test_a_word_is_found_wherever_it_stands(gap: int) -> None:
+def test_a_word_is_found_at_any_position(gap: int) -> None:
     """However much has to be folded until it comes, and however much is nothing when folded."""
     words = Words(["by my faith", "by"])
     text = "x " * gap + "by " + "\u200b " * gap + "my faith."
@@ -388,7 +388,7 @@ def test_a_word_is_found_wherever_it_stands(gap: int) -> None:
     assert words.first(text[:-4], 0) == (2 * gap, 2 * gap + 2)
 
 
-def test_what_is_hidden_again_and_again_costs_no_more_each_time(safety: Safety) -> None:
+def test_the_cost_per_redaction_does_not_grow(safety: Safety) -> None:
     """Sixteen times as much takes sixteen times as long, not 256 times."""
 
     def seconds(n: int) -> float:

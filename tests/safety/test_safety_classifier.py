@@ -41,7 +41,7 @@ def classifier(data: Path) -> Classifier:
 
 
 @pytest.mark.slow
-def test_it_learns_what_it_is_told(classifier: Classifier, data: Path) -> None:
+def test_it_learns_the_labels(classifier: Classifier, data: Path) -> None:
     known, held_out = split(read_labelled(data))
     assert not {one.text for one in known} & {one.text for one in held_out}
     assert len(held_out) > 40
@@ -52,7 +52,7 @@ def test_it_learns_what_it_is_told(classifier: Classifier, data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_says_what_scikit_learn_says(data: Path) -> None:
+def test_it_agrees_with_scikit_learn(data: Path) -> None:
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
 
@@ -60,7 +60,7 @@ def test_it_says_what_scikit_learn_says(data: Path) -> None:
     ours = train(labelled)
     matrix = np.zeros((len(labelled), N_BUCKETS))
     for number, one in enumerate(labelled):
-        buckets, values = features(one.text, ours.rarity)
+        buckets, values = features(one.text, ours.idf)
         matrix[number, buckets] = values
     theirs = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000, random_state=0)
     theirs.fit(csr_matrix(matrix), [one.unsafe for one in labelled])
@@ -69,7 +69,7 @@ def test_it_says_what_scikit_learn_says(data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_saved_is_what_comes_back(classifier: Classifier, tmp_path: Path) -> None:
+def test_save_and_load_round_trip(classifier: Classifier, tmp_path: Path) -> None:
     classifier.save(tmp_path / "kept")
     again = Classifier.load(tmp_path / "kept")
     assert again.probability("you dog") == classifier.probability("you dog")
@@ -89,7 +89,7 @@ def test_damage_is_noticed(classifier: Classifier, tmp_path: Path, name: str, da
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_a_sentence_is_judged_before_it_is_shown(classifier: Classifier, size: int) -> None:
+def test_a_sentence_is_classified_before_it_is_shown(classifier: Classifier, size: int) -> None:
     text = "Good morrow, sweet lady. Come now, you knave and villain! What is the matter, cousin?"
     reply = Safety([classifier.rule()]).reply()
     shown = ""
@@ -103,7 +103,7 @@ def test_a_sentence_is_judged_before_it_is_shown(classifier: Classifier, size: i
 
 
 @pytest.mark.slow
-def test_a_last_sentence_without_an_end_is_judged_too(classifier: Classifier) -> None:
+def test_an_unfinished_last_sentence_is_classified(classifier: Classifier) -> None:
     reply = Safety([classifier.rule()]).reply()
     shown = [*reply.push("Sweet lady. You villain, you slave and dog"), *reply.finish()]
     assert "".join(segment.text for segment in shown) == "Sweet lady."
@@ -141,22 +141,22 @@ def test_the_command_trains_and_measures(data: Path, tmp_path: Path, capsys: pyt
         ("no json", "data.jsonl:1"),
     ],
 )
-def test_lines_that_are_none(tmp_path: Path, text: str, complaint: str) -> None:
+def test_invalid_lines(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=complaint):
         read_labelled(path)
 
 
-def test_one_kind_of_text_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_label_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"text": f"line {n}", "label": "ok"}) + "\n" for n in range(30)))
     assert main(["safety", "train", str(path), "--out", str(tmp_path / "out")]) == 1
-    assert "0 texts of one kind" in capsys.readouterr().err
+    assert "only 0 training texts of one label" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_it_judges_without_scikit_learn(classifier: Classifier, tmp_path: Path) -> None:
+def test_it_classifies_without_scikit_learn(classifier: Classifier, tmp_path: Path) -> None:
     classifier.save(tmp_path / "kept")
     code = (
         "import sys; sys.modules['sklearn'] = sys.modules['scipy'] = None\n"

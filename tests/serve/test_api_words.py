@@ -204,8 +204,8 @@ def test_a_refusal_names_the_place(model, changes, place, words):
 @pytest.mark.parametrize(
     ("model", "changes", "message", "param"),
     [
-        (ChatRequest, {"top_logprobs": 1}, "top_logprobs goes with logprobs: true only", "top_logprobs"),
-        (ChatRequest, {"stream_options": {}}, "stream_options goes with stream: true only", "stream_options"),
+        (ChatRequest, {"top_logprobs": 1}, "top_logprobs requires logprobs: true", "top_logprobs"),
+        (ChatRequest, {"stream_options": {}}, "stream_options requires stream: true", "stream_options"),
         (XrayRequest, {"prompt": None}, "give either prompt or messages", None),
         (XrayRequest, {"messages": [USER]}, "give either prompt or messages", None),
     ],
@@ -219,7 +219,7 @@ def test_fields_that_do_not_go_together(model, changes, message, param):
     ("body", "came"),
     [([], "an empty array"), ([1], "an array"), ("x", "a string"), (5, "5"), (None, "null"), (False, "false")],
 )
-def test_a_body_that_is_no_object(body, came):
+def test_a_body_that_is_not_an_object(body, came):
     error = error_of(ChatRequest, body)
     assert (error.message, error.param) == (f"the body is {came}; it must be an object with model and messages", None)
 
@@ -243,7 +243,7 @@ def test_a_large_list_is_given_up_at_its_first_error(model, changes):
     assert error_of(model, {**VALID[model], **changes}).param.split(".")[0] in changes
 
 
-def test_names_that_a_client_made_up_are_cut():
+def test_names_from_a_client_are_truncated():
     error = error_of(CompletionRequest, {**VALID[CompletionRequest], "x" * 10_000: 1})
     assert len(error.param) == 200
     assert len(error.message) < 300

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from groundling.serve.app import create_app
 from groundling.serve.config import ServeConfig
 from groundling.serve.http import encodings
-from groundling.serve.http.encodings import unpacked
+from groundling.serve.http.encodings import decompressed
 from groundling.serve.http.errors import ApiError
 from groundling.serve.http.middleware import host_name
 from groundling.serve.state import ServerState
@@ -105,7 +105,7 @@ def test_a_gzip_body_is_read(client, name):
 def test_another_encoding_is_refused_by_name(client, name):
     status, error, headers = post(client, zlib.compress(READ), Content_Encoding=name)
     assert (status, error["code"]) == (415, "unsupported_encoding")
-    assert error["message"] == f"Content-Encoding is '{name}'; send the body as it is, or packed once by gzip"
+    assert error["message"] == f"Content-Encoding is '{name}'; send the body uncompressed, or compressed once with gzip"
     assert headers["accept-encoding"] == "gzip"
 
 
@@ -121,31 +121,31 @@ PACKED = gzip.compress(READ)
     ("raw", "status", "words"),
     [
         (READ, 400, "the body is not gzip, as Content-Encoding says"),
-        (PACKED[:-1], 400, "the body is gzip that was cut off; send all of it"),
-        (PACKED[:12], 400, "the body is gzip that was cut off; send all of it"),
+        (PACKED[:-1], 400, "the gzip body is truncated; send all of it"),
+        (PACKED[:12], 400, "the gzip body is truncated; send all of it"),
         (PACKED[:-5] + b"\xff" + PACKED[-4:], 400, "the body is not gzip"),
         (PACKED + b"more", 400, "the body is not gzip"),
         (gzip.compress(b'"caf\xe9"'), 400, "the body is not UTF-8: byte 4 is 0xE9"),
-        (gzip.compress(b" " * 30_001), 413, "the body has more than 30,000 bytes when it is unpacked; send less"),
-        (gzip.compress(b" " * 15_001) * 2, 413, "the body has more than 30,000 bytes when it is unpacked; send less"),
+        (gzip.compress(b" " * 30_001), 413, "the body has more than 30,000 bytes when decompressed; send less"),
+        (gzip.compress(b" " * 15_001) * 2, 413, "the body has more than 30,000 bytes when decompressed; send less"),
         (gzip.compress(b""), 400, "the body is empty"),
         (b"", 400, "the body is empty"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_gzip_body_that_is_none_or_too_large(client, raw, status, words):
+def test_an_invalid_or_too_large_gzip_body(client, raw, status, words):
     found, error, _ = post(client, raw, Content_Encoding="gzip")
     assert found == status
     assert error["message"].startswith(words)
 
 
-def test_what_just_fits_is_unpacked_and_a_bomb_is_not():
+def test_a_body_at_the_limit_is_decompressed_and_a_bomb_is_not():
     """A thousand times its size: only as much is unpacked as could be taken."""
-    assert unpacked(gzip.compress(b"a" * 10_000), 10_000) == b"a" * 10_000
+    assert decompressed(gzip.compress(b"a" * 10_000), 10_000) == b"a" * 10_000
     bomb = gzip.compress(b"\0" * 100_000_000)
     tracemalloc.start()
     with pytest.raises(ApiError, match="more than 10,000 bytes"):
-        unpacked(bomb, 10_000)
+        decompressed(bomb, 10_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
@@ -164,7 +164,7 @@ def test_the_address_has_words_too(client):
         assert (error["message"], error["param"]) == told
 
 
-def test_many_small_members_are_unpacked_in_linear_time(monkeypatch):
+def test_many_small_members_are_decompressed_in_linear_time(monkeypatch):
     """What is handed to zlib is counted: all that is left, again for each member, was the square."""
     make, read = zlib.decompressobj, []
 
@@ -183,7 +183,7 @@ def test_many_small_members_are_unpacked_in_linear_time(monkeypatch):
     work = []
     for n in (1000, 2000):
         read.clear()
-        assert unpacked(gzip.compress(b"a") * n, 10_000) == b"a" * n
+        assert decompressed(gzip.compress(b"a") * n, 10_000) == b"a" * n
         work.append(sum(read))
     assert work[1] < 2.2 * work[0]
 
@@ -196,7 +196,7 @@ def test_many_small_members_are_unpacked_in_linear_time(monkeypatch):
         ("GET", "/v1/completions", 405, "method_not_allowed", "POST"),
     ],
 )
-def test_an_address_that_is_none_is_told_where_the_api_is(client, method, path, status, code, allowed):
+def test_an_unknown_path_is_pointed_to_the_api(client, method, path, status, code, allowed):
     """Most often `/v1` is missing in a client's base URL."""
     answer = client.request(method, path, content=READ, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.headers.get("allow")) == (status, allowed)
@@ -264,7 +264,7 @@ def test_names_of_the_host(app, path, host, status):
 
 
 @pytest.mark.parametrize("host", ["[", "[x", "a]:b", "\\", "a b"])
-def test_a_host_that_is_none_breaks_nothing(app, host):
+def test_an_invalid_host_breaks_nothing(app, host):
     """Where any name is taken, its address cannot be put together."""
     assert asyncio.run(call(app, "/health", [(b"host", host.encode())], "DELETE")) == 405
 

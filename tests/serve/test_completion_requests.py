@@ -186,7 +186,7 @@ def test_the_safety_stage_changes_or_blocks_prompts(state):
 # What is refused
 
 
-def test_a_model_that_is_not_there_or_cannot_chat(state):
+def test_an_unknown_model_or_a_base_model(state):
     assert refused(completion, state, model="nobody")[0] == (404, "model_not_found", "model")
     assert refused(chat, state, model="base")[0] == (400, "not_a_chat_model", "model")
 
@@ -216,7 +216,7 @@ def test_ids_and_characters_that_the_model_does_not_know(state):
     assert refused(chat, state, messages=unknown)[0] == (400, "invalid_value", "messages.1.content")
 
 
-def test_turns_that_are_no_conversation(state):
+def test_messages_out_of_turn(state):
     assistant = {"role": "assistant", "content": "a"}
     assert refused(chat, state, messages=[USER, USER])[0] == (400, "invalid_value", "messages.1.role")
     where, message = refused(chat, state, messages=[USER, assistant])
@@ -224,7 +224,7 @@ def test_turns_that_are_no_conversation(state):
     assert "the last message must be the user's" in message
 
 
-def test_more_than_the_server_gives(state):
+def test_more_tokens_than_the_server_allows(state):
     assert refused(completion, state, max_tokens=101)[0] == (400, "invalid_value", "max_tokens")
     assert refused(chat, state, max_completion_tokens=101)[0] == (400, "invalid_value", "max_completion_tokens")
     assert refused(completion, state, n=9)[0] == (400, "too_many_texts", "n")
@@ -254,7 +254,7 @@ def test_biases_that_leave_nothing_or_name_no_token(state):
     assert refused(completion, state, logit_bias={"a": 1.0})[0] == (400, "invalid_value", "logit_bias")
 
 
-def test_a_text_that_there_is_no_memory_for(state, monkeypatch):
+def test_a_request_without_enough_memory(state, monkeypatch):
     monkeypatch.setattr(slots, "UNASKED_BYTES", 0)
     monkeypatch.setattr(state.memory, "_memory", lambda _: Memory(0, 16 * 2 * 8 * 4))
     completion(state, prompt="abc", max_tokens=10)
@@ -265,6 +265,6 @@ def test_a_text_that_there_is_no_memory_for(state, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, "1"])
-def test_numbers_that_are_none_never_get_here(state, value):
+def test_invalid_numbers_are_refused_earlier(state, value):
     with pytest.raises(ValidationError):
         completion(state, temperature=value)

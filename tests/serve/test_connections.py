@@ -75,7 +75,7 @@ async def body_of(reader: asyncio.StreamReader) -> int:
     return n_bytes
 
 
-def test_a_connection_that_is_still_sent_an_answer_does_not_make_room() -> None:
+def test_a_connection_with_an_unsent_response_is_not_closed_for_room() -> None:
     """All that it has not taken would be lost."""
 
     async def use() -> None:
@@ -94,7 +94,7 @@ def test_a_connection_that_is_still_sent_an_answer_does_not_make_room() -> None:
     asyncio.run(use())
 
 
-def test_an_answer_is_sent_to_its_end_though_more_came_than_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_is_complete_despite_unread_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_protocol, "LINGER_S", 0.05)
 
     async def use() -> None:

@@ -68,7 +68,7 @@ async def _read(stream: TokenStream, interval_s: float) -> tuple[dict[int, list[
 @pytest.mark.parametrize("interval_s", [0, 0.001, 0.02])
 @pytest.mark.parametrize("pause_s", [0, 0.0005, 0.003])
 @in_a_loop
-async def test_every_token_comes_however_threads_take_turns(interval_s: float, pause_s: float) -> None:
+async def test_every_token_arrives_under_any_interleaving(interval_s: float, pause_s: float) -> None:
     for seed in range(20):
         thread = Thread()
         stream = thread.stream()
@@ -81,7 +81,7 @@ async def test_every_token_comes_however_threads_take_turns(interval_s: float, p
 
 
 @in_a_loop
-async def test_who_rests_is_not_woken_for_each_token_but_for_the_last() -> None:
+async def test_a_sleeping_reader_is_woken_for_the_last_token_only() -> None:
     """At an endless pace: the first tokens come at once, and the rest when all is there."""
     thread = Thread()
     stream = thread.stream()
@@ -100,7 +100,7 @@ async def test_who_rests_is_not_woken_for_each_token_but_for_the_last() -> None:
 
 
 @in_a_loop
-async def test_what_came_before_an_error_is_read_and_then_the_error() -> None:
+async def test_tokens_before_an_error_are_read_first() -> None:
     thread = Thread()
     stream = thread.stream()
     stream.put([TokenBatch(0, [Token(5)], True)])
@@ -114,7 +114,7 @@ async def test_what_came_before_an_error_is_read_and_then_the_error() -> None:
 
 
 @in_a_loop
-async def test_an_error_wakes_who_rests_and_comes_too_late_when_all_has_come() -> None:
+async def test_an_error_wakes_a_sleeping_reader_unless_the_stream_is_complete() -> None:
     thread = Thread()
     stream = thread.stream()
     stream.put([TokenBatch(0, [Token(5)], False)])
@@ -131,7 +131,7 @@ async def test_an_error_wakes_who_rests_and_comes_too_late_when_all_has_come() -
 
 
 @in_a_loop
-async def test_who_leaves_early_stops_all_samples() -> None:
+async def test_an_early_exit_cancels_all_samples() -> None:
     thread = Thread()
     stream = thread.stream()
     stream.put([TokenBatch(0, [Token(5)], False)])

@@ -57,7 +57,7 @@ def test_a_server_of_a_long_window_takes_memory_as_it_is_used(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_loaded_has_no_address(tmp_path: Path) -> None:
+def test_no_address_is_printed_if_a_model_fails_to_load(tmp_path: Path) -> None:
     folder = talker(tmp_path / "m", n_layer=1, n_head=1, block_size=64)
     command = [sys.executable, "-m", "groundling", "serve", str(folder), "--port", "0", "--context", "65"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -76,7 +76,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         yield found
 
 
-def test_what_can_never_fit_is_said_in_one_line(small: House) -> None:
+def test_a_request_that_can_never_fit_is_refused_in_one_line(small: House) -> None:
     body = {"model": "m", "prompt": "a", "max_tokens": 1500}
     answer = small.client.post("/v1/completions", json=body)
     assert answer.status_code == 400
@@ -85,14 +85,14 @@ def test_what_can_never_fit_is_said_in_one_line(small: House) -> None:
     assert small.client.post("/v1/completions", json={**body, "max_tokens": 900}).status_code == 200
 
 
-def test_a_reply_whose_length_nobody_asked_for_is_as_long_as_there_is_memory_for(small: House) -> None:
+def test_a_reply_without_max_tokens_is_limited_by_memory(small: House) -> None:
     never = {str(RoleTokens.after(len(LETTERS)).end): -100}
     body = {"model": "m", "messages": TALK, "logit_bias": never}
     usage = small.client.post("/v1/chat/completions", json=body).json()["usage"]
     assert 975 <= usage["total_tokens"] <= 1000
 
 
-def test_texts_wait_for_memory_and_all_are_written(small: House) -> None:
+def test_requests_wait_for_memory_and_all_finish(small: House) -> None:
     body = {"model": "m", "prompt": ["a", "b", "c", "d"], "max_tokens": 600, "temperature": 0}
     answer = small.client.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
@@ -101,7 +101,7 @@ def test_texts_wait_for_memory_and_all_are_written(small: House) -> None:
     assert [choice["finish_reason"] for choice in answer.json()["choices"]] == ["length"] * 4
 
 
-def test_memory_that_went_while_a_text_waited_ends_that_text_alone(small: House) -> None:
+def test_memory_lost_while_waiting_ends_only_that_request(small: House) -> None:
     memory, before = small.server.memory, small.server.memory._memory
     body = {"model": "m", "prompt": "a", "max_tokens": 600, "temperature": 0}
     known = small.client.post("/v1/completions", json=body).json()["choices"]

@@ -93,9 +93,7 @@ def test_a_streamed_completion_is_the_whole_one(client: openai.OpenAI, way: dict
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_the_server_says_what_the_library_says(
-    client: openai.OpenAI, models: dict[str, Path], temperature: float
-) -> None:
+def test_the_server_equals_the_library(client: openai.OpenAI, models: dict[str, Path], temperature: float) -> None:
     said = client.completions.create(
         model="base", prompt="Who?", max_tokens=150, seed=9, temperature=temperature, stop=["zz"]
     )
@@ -132,7 +130,7 @@ def test_a_stop_string_is_not_part_of_the_text(client: openai.OpenAI) -> None:
     assert cut.finish_reason == "stop"
 
 
-def test_what_a_token_was_worth_is_told_and_no_more_than_the_text(client: openai.OpenAI) -> None:
+def test_logprobs_cover_exactly_the_text(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="talker", messages=[TALK], max_tokens=100, seed=2, stop=["e"], logprobs=True, top_logprobs=3
     )
@@ -146,7 +144,7 @@ def test_what_a_token_was_worth_is_told_and_no_more_than_the_text(client: openai
         assert bytes(entry.bytes).decode() == entry.token
 
 
-def test_the_probabilities_of_a_prompt_can_be_asked_for_alone(client: openai.OpenAI) -> None:
+def test_prompt_logprobs_can_be_requested_alone(client: openai.OpenAI) -> None:
     """So do harnesses that rate given answers: echo, and no new token."""
     answer = client.completions.create(model="base", prompt="Who is there?", max_tokens=0, echo=True, logprobs=1)
     choice = answer.choices[0]
@@ -157,7 +155,7 @@ def test_the_probabilities_of_a_prompt_can_be_asked_for_alone(client: openai.Ope
     assert answer.usage.completion_tokens == 0
 
 
-def test_offsets_say_where_in_the_text_a_token_stands(models: dict[str, Path], tmp_path: Path) -> None:
+def test_offsets_are_positions_in_the_text(models: dict[str, Path], tmp_path: Path) -> None:
     """Also of tokens that are a part of a character, and after what was hidden; and the one that came is told of."""
     rules = tmp_path / "rules.toml"
     rules.write_text("[[rule]]\nname='the'\nreason='the'\naction='redact'\nwhere=['reply']\npattern='e'\n")
@@ -219,7 +217,7 @@ def test_a_bias_forbids_or_decides(client: openai.OpenAI) -> None:
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_is_refused_by_name(
+def test_invalid_values_are_refused_by_name(
     client: openai.OpenAI, kind: type[openai.APIStatusError], field: str, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -243,16 +241,14 @@ def test_what_cannot_be_is_refused_by_name(
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_prompt_that_cannot_be_is_named_by_its_place(
-    client: openai.OpenAI, param: str, prompt: Any, words: str
-) -> None:
+def test_an_invalid_prompt_is_named_by_position(client: openai.OpenAI, param: str, prompt: Any, words: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="base", prompt=prompt, max_tokens=2)
     assert caught.value.param == param
     assert caught.value.body["message"].startswith(words)
 
 
-def test_a_client_that_packs_its_requests_is_served(server: Served, client: openai.OpenAI) -> None:
+def test_a_client_that_compresses_requests_is_served(server: Served, client: openai.OpenAI) -> None:
     """As many gateways and SDKs do, with bodies beyond some size."""
     asked = {"model": "base", "prompt": "Who?", "max_tokens": 9, "seed": 4}
     data = gzip.compress(json.dumps(asked).encode())
@@ -286,6 +282,6 @@ def test_http_1_0_without_a_host_is_answered(server: Served) -> None:
         assert events(body)[-1] == "[DONE]" if stream else json.loads(body)["usage"]["completion_tokens"] == 5
 
 
-def test_who_was_never_taught_to_answer_says_so(client: openai.OpenAI) -> None:
+def test_a_base_model_refuses_chat_requests(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="is a base model, not a chat model"):
         client.chat.completions.create(model="base", messages=[TALK])

@@ -108,7 +108,7 @@ def refusal(told: tuple[int, Any]) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-def test_a_question_does_not_tell_who_replies(bench: Served) -> None:
+def test_a_question_hides_the_models(bench: Served) -> None:
     for n in (2, 3, 4):
         question = ask(bench, n=n)
         assert set(question) == {"question", "messages", "replies"}
@@ -134,7 +134,7 @@ def test_a_question_does_not_tell_who_replies(bench: Served) -> None:
     ],
     ids=str,
 )
-def test_what_is_kept_is_what_was_chosen_on_the_screen(bench: Served, choice: Any, told: Any) -> None:
+def test_the_stored_choice_is_the_one_on_the_screen(bench: Served, choice: Any, told: Any) -> None:
     """Places on the screen become candidates: whichever order they were shown in, the texts are the right ones."""
     for _ in range(4):
         question = ask(bench, n=3)
@@ -165,7 +165,7 @@ def test_the_best_of_two_is_better_than_the_other(bench: Served) -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_that_comes_twice_is_there_once(bench: Served) -> None:
+def test_a_repeated_answer_is_stored_once(bench: Served) -> None:
     question, key = ask(bench), os.urandom(16).hex()
     before = bench.ask("GET", URL)[1]["judgements"]
     first = answer(bench, question, {"best": 2}, key=key)
@@ -182,7 +182,7 @@ def test_an_answer_that_comes_twice_is_there_once(bench: Served) -> None:
 
 
 @pytest.mark.slow
-def test_of_many_answers_to_one_question_one_is_kept(bench: Served) -> None:
+def test_one_of_several_answers_to_a_question_is_stored(bench: Served) -> None:
     question = ask(bench)
     before = bench.ask("GET", URL)[1]["judgements"]
     with ThreadPoolExecutor(8) as pool:
@@ -192,7 +192,7 @@ def test_of_many_answers_to_one_question_one_is_kept(bench: Served) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_not_asked_cannot_be_answered(bench: Served) -> None:
+def test_an_unknown_question_cannot_be_answered(bench: Served) -> None:
     question = ask(bench)
     assert refusal(answer(bench, {"question": "x" * 24}, "skip")) == (404, "no_question")
     assert refusal(answer(bench, question, "skip", rater="bob")) == (409, "not_yours")
@@ -233,7 +233,7 @@ def test_each_rater_goes_through_all_prompts_and_sees_what_others_saw(bench: Ser
 
 
 @pytest.mark.slow
-def test_a_prompt_of_the_raters_own_is_replied_to(bench: Served) -> None:
+def test_a_custom_prompt_gets_replies(bench: Served) -> None:
     question = ask(bench, prompt="What+news?")
     assert question["messages"] == [{"role": "user", "content": "What news?"}]
     status, told, _ = bench.ask("GET", f"{URL}/next?rater=ann&prompt={'long' * 30}")
@@ -253,7 +253,7 @@ def test_the_export_is_that_of_the_command(bench: Served, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_was_said_to_be_kept_outlives_the_server(words: tuple[object, ...], tmp_path: Path) -> None:
+def test_an_acknowledged_answer_survives_a_kill(words: tuple[object, ...], tmp_path: Path) -> None:
     """Eight raters at once, and SIGKILL in the middle: each answer that was acknowledged is there, and whole."""
     kept: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
@@ -289,7 +289,7 @@ def test_what_was_said_to_be_kept_outlives_the_server(words: tuple[object, ...],
 
 
 @pytest.mark.slow
-def test_a_file_that_is_none_is_told_in_one_line(words: tuple[object, ...], tmp_path: Path) -> None:
+def test_an_invalid_file_is_reported_in_one_line(words: tuple[object, ...], tmp_path: Path) -> None:
     (tmp_path / "kept.sqlite").write_bytes(b"this is no database" * 100)
     with serving(*words) as server:
         for method, path in (("GET", URL), ("GET", f"{URL}/export"), ("GET", f"{URL}/next?rater=ann")):
@@ -315,7 +315,7 @@ def cast(reply: ReplyFn = by_seed, n: int = 2) -> list[RankedModel]:
 TWO = cast()
 
 
-def test_each_reply_is_as_often_in_each_place() -> None:
+def test_positions_of_replies_are_uniform() -> None:
     """And each order of four comes as often as another, by chance: 1,000 questions, 24 orders, 41.7 of each."""
     found = QuestionQueue()
 
@@ -330,7 +330,7 @@ def test_each_reply_is_as_often_in_each_place() -> None:
     assert sum((count - 1000 / 24) ** 2 / (1000 / 24) for count in orders.values()) < 60  # chi square, 23 degrees
 
 
-def test_questions_are_forgotten_when_they_are_old_or_many() -> None:
+def test_old_or_excess_questions_are_dropped() -> None:
     now = [0.0]
     found = QuestionQueue(lambda: now[0])
     first = asyncio.run(found.ask("ann", 2, PROMPTS, TWO, Counter()))
@@ -344,7 +344,7 @@ def test_questions_are_forgotten_when_they_are_old_or_many() -> None:
     assert all(found.get(each.token) is not None for each in many)
 
 
-def test_questions_that_are_open_or_coming_are_not_asked_again() -> None:
+def test_open_questions_are_not_asked_again() -> None:
     """A page asks for the next one while this one is read."""
     found = QuestionQueue()
 
@@ -355,7 +355,7 @@ def test_questions_that_are_open_or_coming_are_not_asked_again() -> None:
     assert len(asyncio.run(at_once())) == len(PROMPTS)
 
 
-def test_what_is_always_answered_alike_or_not_at_all_is_passed_over() -> None:
+def test_prompts_with_equal_or_blocked_replies_are_skipped() -> None:
     async def reply(messages: Any, seed: int) -> str | None:
         if messages == PROMPTS[0]:
             raise ApiError(400, "too long", "context_length_exceeded")
@@ -370,7 +370,7 @@ def test_what_is_always_answered_alike_or_not_at_all_is_passed_over() -> None:
 
 @pytest.mark.parametrize("said", ["aye", None])
 @pytest.mark.parametrize("n_prompts", [1, 5])
-def test_replies_are_written_three_times_for_one_question_and_no_more(said: str | None, n_prompts: int) -> None:
+def test_at_most_three_attempts_per_question(said: str | None, n_prompts: int) -> None:
     seeds = []
 
     async def reply(messages: Any, seed: int) -> str | None:
@@ -382,7 +382,7 @@ def test_replies_are_written_three_times_for_one_question_and_no_more(said: str 
     assert len(set(seeds)) == len(seeds) == 3 * 4
 
 
-def test_a_prompt_is_tried_again_by_other_draws() -> None:
+def test_a_prompt_is_retried_with_other_seeds() -> None:
     """Of one's own prompt there is only one."""
     n_said = 0
 
@@ -407,7 +407,7 @@ def test_each_pair_of_models_is_compared() -> None:
         assert sorted(Counter(each.name for each in playing).values()) == counts
 
 
-def test_a_busy_house_is_told_as_it_is() -> None:
+def test_errors_of_a_busy_server_are_passed_on() -> None:
     async def reply(messages: Any, seed: int) -> str | None:
         raise ApiError(429, "full", "queue_full")
 
@@ -415,7 +415,7 @@ def test_a_busy_house_is_told_as_it_is() -> None:
         asyncio.run(QuestionQueue().ask("ann", 2, PROMPTS, cast(reply), Counter()))
 
 
-def test_what_is_asked_by_default_was_said_where_models_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_prompts_come_from_the_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of the plays is what the stages are measured on: nobody's answers may come from there."""
     speeches = [f"{'AB'[n % 2]}:\nLine {n}.\n" for n in range(100)]
     (tmp_path / "plays.txt").write_text("\n".join(speeches))
@@ -426,7 +426,7 @@ def test_what_is_asked_by_default_was_said_where_models_learn(tmp_path: Path, mo
     assert not set(prompts.get()) & set(map(tuple, held_out))
 
 
-def test_the_tally_is_that_of_the_rankings(tmp_path: Path) -> None:
+def test_the_counts_match_the_rankings(tmp_path: Path) -> None:
     """Also when another program writes to the file, and without reading it anew for what came from here."""
     choices = [((0,), (1,)), ((0, 1, 2),), (), ((1,),), ((0, 2), (1,)), ((2,), (0, 1))]
     rows = [judgement(key=f"key {n}", choice=choice, n=3, prompt=f"p {n % 4}") for n, choice in enumerate(choices)]
@@ -451,7 +451,7 @@ def test_the_tally_is_that_of_the_rankings(tmp_path: Path) -> None:
     book.close()
 
 
-def test_no_file_is_made_before_there_is_something_to_keep(tmp_path: Path) -> None:
+def test_no_file_is_created_before_the_first_answer(tmp_path: Path) -> None:
     path = tmp_path / "runs/of/mine/kept.sqlite"
     book = RankingCache(path)
     row = judgement(key="key 1")
@@ -465,7 +465,7 @@ def test_no_file_is_made_before_there_is_something_to_keep(tmp_path: Path) -> No
     book.close()
 
 
-def test_all_who_keep_or_read_rankings_mean_the_same_file() -> None:
+def test_all_verbs_have_the_same_default_file() -> None:
     ours = ServeConfig(paths=("x",)).rankings
     assert ours == RewardConfig(path="x").rankings == SimulateConfig(path="x").rankings
 
@@ -486,7 +486,7 @@ def rules(tmp_path: Path, text: str) -> Safety:
 
 
 @pytest.mark.slow
-def test_replies_and_prompts_of_ones_own_go_past_the_safety_stage(house: House, tmp_path: Path) -> None:
+def test_replies_and_custom_prompts_pass_the_safety_stage(house: House, tmp_path: Path) -> None:
     def get(**query: str) -> tuple[int, Any]:
         answer = house.client.get(f"{URL}/next", params={"rater": "ann", **query})
         return answer.status_code, answer.json()
@@ -518,7 +518,7 @@ def test_replies_and_prompts_of_ones_own_go_past_the_safety_stage(house: House, 
 
 
 @pytest.mark.slow
-def test_who_leaves_is_not_replied_to(house: House) -> None:
+def test_a_disconnected_client_cancels_its_question(house: House) -> None:
     async def act(go_on: threading.Event) -> None:
         now = asyncio.Event()
         leaving = asyncio.ensure_future(house.leave(now, "GET", f"{URL}/next?rater=ann&n=4"))
@@ -536,7 +536,7 @@ def test_who_leaves_is_not_replied_to(house: House) -> None:
 
 
 @pytest.mark.slow
-def test_a_question_that_was_begun_is_put_also_when_the_server_drains(house: House) -> None:
+def test_a_question_in_progress_finishes_while_draining(house: House) -> None:
     async def act(go_on: threading.Event) -> None:
         transport = httpx.ASGITransport(house.client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
@@ -568,7 +568,7 @@ def test_the_time_for_one_question_is_that_of_a_request(house: House) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_a_foreign_page_cannot_have_replies_written(house: House, site: str) -> None:
+def test_a_foreign_page_cannot_request_replies(house: House, site: str) -> None:
     """An image's address is asked for without an origin."""
     headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": "image"}
     answer = house.client.get(f"{URL}/next?rater=ann", headers=headers)
@@ -578,7 +578,7 @@ def test_a_foreign_page_cannot_have_replies_written(house: House, site: str) -> 
 
 
 @pytest.mark.slow
-def test_a_friends_page_can_have_replies_written(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+def test_an_allowed_origin_can_request_replies(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
     friend = "https://friend.example"
     with house_of(tmp_path, models["talker"], prompts=prompts, cors_origins=(friend,)) as house:
         for origin, status in ((friend, 200), ("https://evil.example", 403)):
@@ -606,7 +606,7 @@ def test_progress_counts_prompts_and_not_answers(house: House) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_reward_model_is_not_served(models: dict[str, Path], tmp_path: Path) -> None:
     bundle = load_bundle(models["talker"])
     head = {"weight": torch.zeros(1, bundle.config.n_embd)}
     save_bundle(tmp_path / "judge/bundle", bundle.model, bundle.tokenizer, chat=bundle.chat, head=head)
@@ -617,7 +617,7 @@ def test_a_model_that_judges_is_not_served(models: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_too_few_rankings_are_not_learned_from(words: tuple[object, ...]) -> None:
+def test_too_few_rankings_are_refused_for_training(words: tuple[object, ...]) -> None:
     with serving(*words) as server:
         answer(server, ask(server), {"best": 1})
         status, told, _ = server.ask("POST", f"{URL}/train", {})
@@ -658,7 +658,7 @@ def test_a_reward_model_is_trained_one_at_a_time(words: tuple[object, ...], tmp_
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_tells_why(words: tuple[object, ...], tmp_path: Path) -> None:
+def test_a_failed_training_reports_its_error(words: tuple[object, ...], tmp_path: Path) -> None:
     write_rankings(tmp_path / "kept.sqlite", n=20)
     (tmp_path / "runs").write_text("not a folder")
     with serving(*words) as server:

@@ -22,7 +22,7 @@ from groundling.serve.runs.curves import (
     DownsampledSeries,
     MetricsDelta,
     last_values,
-    read_news,
+    read_delta,
 )
 from groundling.serve.runs.folders import RunFolder, find_runs, ladder_of, run_info
 from groundling.train.pretrain import pretrain
@@ -73,7 +73,7 @@ def test_pieces_add_up_to_the_whole(tmp_path_factory: pytest.TempPathFactory, cu
     after, mark, found = 0, None, []
     for cut in sorted({min(cut, len(data)) for cut in cuts} | {len(data)}):
         path.write_bytes(data[:cut])
-        news = read_news(path, after, mark)
+        news = read_delta(path, after, mark)
         assert not news.restarted
         after, mark = news.after, news.mark
         found += list(zip(*news.points().get("loss", ([], [])), strict=True))
@@ -82,35 +82,35 @@ def test_pieces_add_up_to_the_whole(tmp_path_factory: pytest.TempPathFactory, cu
     assert after == len(data)
 
 
-def test_a_last_line_that_is_not_whole_waits(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_waits(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(line(1, loss=1) + '{"step": 2, "lo')
-    first = read_news(path, 0)
+    first = read_delta(path, 0)
     assert (steps_of(first), first.after) == ([1], len(line(1, loss=1)))
     path.write_text(line(1, loss=1) + line(2, loss=2))
-    assert steps_of(read_news(path, first.after, first.mark)) == [2]
+    assert steps_of(read_delta(path, first.after, first.mark)) == [2]
 
 
-def test_a_file_that_was_begun_anew_is_told_apart(tmp_path: Path) -> None:
+def test_a_replaced_file_is_detected(tmp_path: Path) -> None:
     """Shorter, as long, or longer; and one that a run was resumed in goes on as if nothing had been."""
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(line(step, loss=step) for step in range(10)))
-    seen = read_news(path, 0)
+    seen = read_delta(path, 0)
     for n in (3, 10, 30):
         path.write_text("".join(line(step, loss=step + 0.5) for step in range(n)))
-        news = read_news(path, seen.after, seen.mark)
+        news = read_delta(path, seen.after, seen.mark)
         assert news.restarted
         assert steps_of(news) == list(range(n))
-    assert read_news(path, path.stat().st_size + 1).restarted, "too short, also where a client bears no mark"
+    assert read_delta(path, path.stat().st_size + 1).restarted, "too short, also where a client bears no mark"
     path.unlink()
-    gone = read_news(path, seen.after, seen.mark)
+    gone = read_delta(path, seen.after, seen.mark)
     assert (gone.restarted, gone.after, gone.series) == (True, 0, {})
     path.write_text("".join(line(step, loss=step) for step in range(15)))
-    resumed = read_news(path, seen.after, seen.mark)
+    resumed = read_delta(path, seen.after, seen.mark)
     assert (resumed.restarted, steps_of(resumed)) == (False, list(range(10, 15)))
 
 
-def test_no_number_that_a_page_cannot_show_comes_through(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_dropped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         line(1, loss=math.nan)
@@ -118,7 +118,7 @@ def test_no_number_that_a_page_cannot_show_comes_through(tmp_path: Path) -> None
         + line(3, loss=1.5)
         + '{"step": NaN, "loss": 1}\n'
     )
-    news = read_news(path, 0)
+    news = read_delta(path, 0)
     assert news.points() == {"loss": ([3], [1.5])}
     assert news.n_not_finite == 2
 
@@ -126,15 +126,15 @@ def test_no_number_that_a_page_cannot_show_comes_through(tmp_path: Path) -> None
 def test_samples_come_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(line(step, sample=f"<b>{step}</b>" * 2000) for step in range(50)))
-    news = read_news(path, 0)
+    news = read_delta(path, 0)
     assert [sample["step"] for sample in news.samples] == list(range(50 - MAX_SAMPLES, 50))
     assert all(len(sample["text"]) == 4000 for sample in news.samples)
 
 
-def test_what_a_run_says_while_it_learns_is_told(tiny_config) -> None:
+def test_records_of_a_live_run_are_returned(tiny_config) -> None:
     config = tiny_config(sample_every=3, sample_prompt="the king")
     pretrain(config)
-    first, last = read_news(config.out_dir / "metrics.jsonl", 0).samples
+    first, last = read_delta(config.out_dir / "metrics.jsonl", 0).samples
     assert (first["step"], last["step"]) == (3, 6)
     assert first["text"].startswith("the king")
     assert len(last["text"]) == len("the king") + config.sample_tokens
@@ -191,7 +191,7 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     after, mark, n_rows, n_answers, more, points = 0, None, 0, 0, True, []
     while more:
-        news = read_news(path, after, mark, most_bytes=8 << 20)
+        news = read_delta(path, after, mark, most_bytes=8 << 20)
         assert len(news.series) <= MAX_SERIES
         points = news.points().get("loss", ([], []))[0] or points
         assert len(points) <= MAX_POINTS
@@ -266,7 +266,7 @@ def test_a_run_is_live_while_its_process_is(tmp_path: Path) -> None:
     assert run_info(run)["state"] == "broken off"
 
 
-def test_of_a_ladder_only_what_it_is_made_of_is_told(tmp_path: Path) -> None:
+def test_only_known_fields_of_a_ladder_are_returned(tmp_path: Path) -> None:
     good = {
         "rung": "s1",
         "adds": "a table",
@@ -330,7 +330,7 @@ WAYS_OUT = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS_OUT)
-def test_no_word_of_a_client_becomes_a_path(house: Served, name: str) -> None:
+def test_names_from_clients_never_become_paths(house: Served, name: str) -> None:
     for what in ("metrics", "ladder"):
         connection = http.client.HTTPConnection("127.0.0.1", house.port)
         connection.request("GET", f"{URL}/{name}/{what}")

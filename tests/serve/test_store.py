@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
 from rankingkit import judgement
 
 
-def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkeypatch):
+def test_the_store_refuses_calls_it_cannot_make_in_time(tmp_path, monkeypatch):
     """Few wait, none for long; what was not begun in time is not done, and what may yet be done is said to be."""
     monkeypatch.setattr(serving_store, "GRACE_S", 0.1)
     began, go_on, done = threading.Event(), threading.Event(), []
@@ -43,12 +43,12 @@ def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkey
         return caught.value
 
     async def use() -> None:
-        store, patient = Store(tmp_path / "r.db", patience_s=0.3), Store(tmp_path / "r.db", patience_s=60)
+        store, patient = Store(tmp_path / "r.db", timeout_s=0.3), Store(tmp_path / "r.db", timeout_s=60)
         first = asyncio.create_task(refused(lambda: store.call(hold)))
         await asyncio.to_thread(began.wait)
         others = [asyncio.create_task(refused(lambda: store.call(done.append))) for _ in range(MAX_WAITING - 1)]
         await asyncio.sleep(0)
-        assert f"{MAX_WAITING} requests wait" in (await refused(lambda: store.call(done.append))).message
+        assert f"{MAX_WAITING} requests are waiting" in (await refused(lambda: store.call(done.append))).message
         assert (await first).code == MAYBE_DONE
         assert {(await other).code for other in others} == {"rankings_busy"}
         go_on.set()
@@ -70,7 +70,7 @@ def test_the_store_of_a_server_refuses_what_cannot_be_done_soon(tmp_path, monkey
     asyncio.run(use())
 
 
-def test_a_file_that_cannot_be_there_is_no_bug_of_the_server(tmp_path):
+def test_an_impossible_path_is_not_an_internal_error(tmp_path):
     (tmp_path / "a file").touch()
 
     async def use() -> None:
@@ -111,7 +111,7 @@ def test_a_server_that_drains_waits_for_an_export_that_is_read_slowly(tmp_path):
 
 
 @pytest.mark.slow
-def test_while_the_file_is_locked_the_server_answers_all_else(models, tmp_path):
+def test_a_locked_file_blocks_no_other_request(models, tmp_path):
     """47 requests wait for the file: texts are written before the first gives up, and each is told to return."""
     url, path = "/v1/groundling/rankings", tmp_path / "r.db"
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"Speak, {n}."}) + "\n" for n in range(9)))

@@ -66,7 +66,7 @@ def test_thoughts_and_words_are_shown_apart(name, cuts):
     assert "".join(SYMBOLS[token.id] for token in found.tokens if token.id > 0) in words
 
 
-def test_thoughts_that_are_cut_are_thoughts():
+def test_truncated_thoughts_are_thoughts():
     ids = ids_of("hm", "yes")[:3]
     found = shown_of(ids)
     assert (found.thoughts, found.text, found.finish_reason) == ("h", "", "length")

@@ -136,7 +136,7 @@ def test_clients_take_turns_and_each_keeps_its_order(gpt, n_slots):
     run(worker, act)
 
 
-def test_a_client_that_comes_later_does_not_wait_for_all_of_another_s(gpt):
+def test_a_later_client_does_not_wait_for_all_samples_of_another(gpt):
     worker, engine = Worker(1, 10), engine_of(gpt)
     admitted, step = watch_admissions(engine), engine.step
     streams = [submit(worker, engine, "greedy", *(sample([i], 2, i) for i in range(3)))]
@@ -197,7 +197,7 @@ def test_a_sample_that_waits_for_a_prefix_is_not_being_decoded(gpt):
     run(worker, act)
 
 
-def test_a_model_that_takes_nothing_now_does_not_hold_up_another(gpt):
+def test_a_full_model_does_not_block_another(gpt):
     """Its samples wait in their order, also behind the one that was refused, and keep their turns."""
     worker, full, free = Worker(4, 10), engine_of(gpt), engine_of(gpt)
     admitted, try_add = watch_admissions(full, free), full.try_add
@@ -262,7 +262,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again(gpt):
     assert worker.load == (3, 0)
 
 
-def test_a_request_whose_time_is_up_ends_with_an_error_and_not_as_if_it_were_complete(gpt):
+def test_an_expired_request_ends_with_an_error(gpt):
     worker, engine = Worker(1, 10), engine_of(gpt)
     late = submit(worker, engine, "late", sample([1]), timeout_s=-1)
     good = submit(worker, engine, "good", sample([2]))
@@ -363,7 +363,7 @@ def test_a_model_that_fails_to_take_a_request_ends_that_and_its_running_ones(gpt
     run(worker, act)
 
 
-def test_a_thread_that_dies_tells_all_who_wait(gpt):
+def test_a_dead_thread_fails_all_waiting_requests(gpt):
     worker, engine = Worker(1, 10), engine_of(gpt)
     error = RuntimeError("secret inside")
     engine.new_request = failing(error)  # type: ignore[method-assign]
@@ -399,7 +399,7 @@ def test_a_call_runs_in_the_thread_and_passes_its_error_on(gpt):
     run(worker, act)
 
 
-def test_stopping_ends_what_runs_and_what_waits_and_takes_nothing_new(gpt):
+def test_stopping_ends_running_and_waiting_requests_and_refuses_new_ones(gpt):
     worker, engine = Worker(1, 10), engine_of(gpt)
     streams = [submit(worker, engine, "one", sample([i], 100_000)) for i in range(2)]
 

@@ -36,7 +36,7 @@ def triangle(packed: str, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["base", "pairs"])
-def test_what_is_told_is_what_the_model_does(server: Served, models, name: str) -> None:
+def test_the_response_matches_the_model(server: Served, models, name: str) -> None:
     status, answer, _ = server.ask("POST", PATH, {"model": name, "prompt": "the king and"})
     assert status == 200
     bundle = load_bundle(models[name])
@@ -87,20 +87,20 @@ def test_a_conversation_is_shown_with_its_structure(server: Served) -> None:
     ],
     ids=lambda value: json.dumps(value)[:50] if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_looked_through_is_refused(
+def test_texts_that_cannot_be_analyzed_are_refused(
     server: Served, body: dict, status: int, code: str, param: str | None
 ) -> None:
     found, answer, _ = server.ask("POST", PATH, body)
     assert (found, answer["error"]["code"], answer["error"]["param"]) == (status, code, param)
 
 
-def test_an_empty_text_stands_for_a_line_s_beginning(server: Served) -> None:
+def test_an_empty_text_is_the_beginning_of_a_line(server: Served) -> None:
     _, answer, _ = server.ask("POST", PATH, {"model": "base", "prompt": ""})
     assert [answer["pieces"][str(id)] for id in answer["tokens"]] == ["\n"]
 
 
 @pytest.mark.slow
-def test_the_checkpoints_of_a_run_can_be_looked_through(finished_run, tmp_path) -> None:
+def test_the_checkpoints_of_a_run_can_be_analyzed(finished_run, tmp_path) -> None:
     words = ("--safety", "off", "--rankings", tmp_path / "r.sqlite")
     with serving(f"tale={finished_run}", *words) as server:
         _, listed, _ = server.ask("GET", "/v1/groundling/checkpoints?model=tale")
@@ -140,28 +140,28 @@ def test_a_checkpoint_that_has_changed_is_read_again(finished_run, tmp_path) -> 
         assert next_of("6") == third
 
 
-def test_nothing_is_asked_of_the_model_once_it_was_looked_through(models) -> None:
+def test_the_response_is_built_without_the_model(models) -> None:
     """What comes of it is worked out in another thread, in which a GPU's model has no business."""
     bundle = load_bundle(models["talker"])
     ids = bundle.tokenizer.encode("Who?")
     nobody = replace(bundle, model=None)
     told = json.loads(
-        xray._answer("talker", None, nobody, ids, trace_forward(bundle.model, ids), score_heads(bundle.model, 60))
+        xray._response("talker", None, nobody, ids, trace_forward(bundle.model, ids), score_heads(bundle.model, 60))
     )
     assert told["tokens"] == ids
 
 
 def test_the_heads_of_a_model_are_scored_once(models, monkeypatch) -> None:
     calls = counted(monkeypatch, xray, "score_heads")
-    glass, bundle = xray._HeadScoreCache(), load_bundle(models["base"])
-    first, second = glass.look(bundle, [1, 2]), glass.look(bundle, [3])
+    inspector, bundle = xray._Inspector(), load_bundle(models["base"])
+    first, second = inspector.look(bundle, [1, 2]), inspector.look(bundle, [3])
     assert calls.total() == 1
     assert first[1] is second[1] is not None
-    glass.look(load_bundle(models["base"]), [1])
+    inspector.look(load_bundle(models["base"]), [1])
     assert calls.total() == 2
 
 
-def test_a_checkpoint_that_many_ask_for_is_loaded_once(finished_run, models, monkeypatch) -> None:
+def test_concurrent_requests_load_a_checkpoint_once(finished_run, models, monkeypatch) -> None:
     calls = counted(monkeypatch, checkpoints, "load_bundle")
     server = ServerState(ServeConfig(paths=("x",), device="cpu"))
     served = server.load("tale", finished_run)
@@ -199,12 +199,12 @@ def house(models, tmp_path) -> Iterator[House]:
 BODY = {"model": "base", "prompt": "the king"}
 
 
-def test_two_are_looked_through_at_once_and_few_may_wait(house: House) -> None:
+def test_two_requests_run_at_once_and_few_may_wait(house: House) -> None:
 
     async def act(go_on: threading.Event) -> None:
         transport = httpx.ASGITransport(house.client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            many = [asyncio.ensure_future(http.post(PATH, json=BODY)) for _ in range(xray.AT_ONCE + xray.MAY_WAIT)]
+            many = [asyncio.ensure_future(http.post(PATH, json=BODY)) for _ in range(xray.AT_ONCE + xray.MAX_WAITING)]
             await comes_to_hold(lambda: house.server.n_open == len(many) and len(house.server.worker._calls) > 1)
             assert len(house.server.worker._calls) == xray.AT_ONCE
             refused = await http.post(PATH, json=BODY)
@@ -217,7 +217,7 @@ def test_two_are_looked_through_at_once_and_few_may_wait(house: House) -> None:
     house.held(act)
 
 
-def test_who_leaves_is_not_looked_for(house: House) -> None:
+def test_a_disconnected_client_cancels_its_analysis(house: House) -> None:
     """His place is free when what cannot be broken off has ended; if he waited for one, nothing is done at all."""
     server, n_read = house.server, 0
 
@@ -243,5 +243,5 @@ def test_who_leaves_is_not_looked_for(house: House) -> None:
     assert 'groundling_aborted_total{reason="disconnect"} 5.0' in server.metrics.text().decode()
 
 
-def test_a_model_that_is_no_run_has_no_checkpoints(server: Served) -> None:
+def test_a_plain_bundle_has_no_checkpoints(server: Served) -> None:
     assert server.ask("GET", "/v1/groundling/checkpoints?model=base")[1]["checkpoints"] == []

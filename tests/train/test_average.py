@@ -38,7 +38,7 @@ def test_the_mean_is_the_formulas(decay):
     assert average.n_updates == 40
 
 
-def test_inside_the_block_it_is_the_mean_and_after_it_the_weights_to_the_bit():
+def test_in_place_swaps_in_the_mean_and_restores_the_weights_exactly():
     torch.manual_seed(0)
     model = nn.Linear(3, 3)
     average = WeightAverage(model, 0.9)
@@ -55,7 +55,7 @@ def test_inside_the_block_it_is_the_mean_and_after_it_the_weights_to_the_bit():
     assert torch.equal(model.weight, plain)
 
 
-def test_the_mean_is_its_own_copy_and_wants_no_gradient():
+def test_the_mean_is_a_copy_without_gradients():
     model = two_numbers()
     average = WeightAverage(model, 0.9)
     with torch.no_grad():

@@ -56,7 +56,7 @@ def fresh_compiler(tmp_path, monkeypatch):
 @pytest.mark.slow
 @compiled_only
 @pytest.mark.parametrize("n_layer", [2, 12])
-def test_all_blocks_share_one_compilation_and_learn_what_plain_code_learns(n_layer, fresh_compiler):
+def test_blocks_share_one_compilation_and_train_as_uncompiled(n_layer, fresh_compiler):
     """Twelve are more than the compiler would compile one by one before it gives up."""
     plain, model = make(n_layer), make(n_layer)
     objective = Objective(model)
@@ -87,7 +87,7 @@ def test_a_window_of_several_blocks_of_rows_compiles_to_the_same(changes, fresh_
 
 @pytest.mark.slow
 @compiled_only
-def test_evaluation_and_sampling_are_left_alone(fresh_compiler):
+def test_evaluation_and_sampling_stay_uncompiled(fresh_compiler):
     model = make(dropout=0.3)
     objective = Objective(model)
     compile_objective(objective, picked())
@@ -129,7 +129,7 @@ def test_where_compilation_fails_the_blocks_go_on_with_the_fused_kernel(fresh_co
     notes.clear()
 
 
-def test_nothing_changes_where_nothing_is_compiled():
+def test_nothing_changes_without_compilation():
     model = make()
     before = copy.copy(model.h[0].__dict__)
     compile_objective(Objective(model), picked(compile="off"))

@@ -55,7 +55,7 @@ def test_it_leaves_no_trace(model, picked):
     assert model.training
 
 
-def test_memory_is_that_of_weights_and_of_what_the_backward_pass_keeps(model, picked):
+def test_memory_is_weights_and_saved_activations(model, picked):
     of_weights = 16 * model.n_parameters()
     one, two = (memory_bytes(model, picked, rows) - of_weights for rows in (1, 2))
     assert two == 2 * one > 0

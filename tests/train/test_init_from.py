@@ -104,7 +104,7 @@ def test_a_run_begins_with_the_weights_the_tokenizer_and_the_chat_of_any_bundle(
 
 
 @pytest.mark.slow
-def test_a_run_and_its_checkpoint_are_bundles_too_and_what_is_learned_is_learned(finished_run, beginning):
+def test_a_run_or_its_checkpoint_can_be_the_bundle_and_training_continues(finished_run, beginning):
     for number, source in enumerate((finished_run, finished_run / "checkpoints" / "step-00000006")):
         config = beginning(source, f"run-{number}", optim=OptimConfig(lr=1e-3))
         pretrain(config)
@@ -155,9 +155,7 @@ def test_a_reward_model_is_refused(initial, beginning):
         pretrain(beginning(source))
 
 
-def test_on_the_command_line_the_model_is_the_bundles_and_a_flag_that_says_otherwise_is_refused(
-    initial, story, tmp_path
-):
+def test_the_model_is_the_bundles_and_a_conflicting_flag_is_refused(initial, story, tmp_path):
     source = initial("letters")
     words = ["--init-from", str(source), "--data.path", str(story), "--out-dir", str(tmp_path / "run")]
     assert parse_arguments(words).model == load_bundle(source).config
@@ -173,7 +171,7 @@ def test_on_the_command_line_the_model_is_the_bundles_and_a_flag_that_says_other
 
 
 @pytest.mark.slow
-def test_a_resumed_run_needs_the_bundle_no_more(initial, beginning):
+def test_a_resumed_run_does_not_need_the_bundle(initial, beginning):
     """Its checkpoint has all of it; stopped and resumed is not stopped, bit for bit."""
     source = initial("chat")
     whole = beginning(source, "whole", steps=4, optim=OptimConfig(lr=1e-2))
@@ -194,9 +192,7 @@ def test_its_run_toml_repeats_it(initial, beginning, tmp_path):
     assert equal(weights(config.out_dir), weights(tmp_path / "again"))
 
 
-def test_any_text_what_the_characters_do_not_cover_is_named_and_the_advice_works(
-    initial, tmp_path, monkeypatch, capsys
-):
+def test_unknown_characters_are_named_and_the_advice_works(initial, tmp_path, monkeypatch, capsys):
     source = initial("letters")
     text = tmp_path / "other.txt"
     text.write_text("the K\N{LATIN SMALL LETTER O WITH DIAERESIS}nig of love\n" * 60, encoding="utf-8")

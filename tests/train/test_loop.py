@@ -47,7 +47,7 @@ class Diary(Callback):
         self.factors.append(stats.lr_factor)
 
 
-def test_it_looks_before_each_update_and_after_the_last():
+def test_callbacks_run_before_each_update_and_after_the_last():
     diary, state = Diary(), new_state()
     assert train(state, n_steps=3, schedule=SCHEDULE, callbacks=[diary]) == "finished"
     assert diary.lines == ["before 0", "after 1", "before 1", "after 2", "before 2", "after 3", "before 3"]
@@ -56,7 +56,7 @@ def test_it_looks_before_each_update_and_after_the_last():
     assert 0 < state.progress.train_s < 60
 
 
-def test_it_stops_when_a_callback_wants_to_and_says_why():
+def test_a_callback_can_end_training_with_a_reason():
     diary, state = Diary(last=2), new_state()
     assert train(state, n_steps=9, schedule=SCHEDULE, callbacks=[diary]) == "enough"
     assert state.progress.step == 2
@@ -122,7 +122,7 @@ def test_the_lowest_loss_is_remembered_with_its_step():
     assert (progress.best_val_loss, progress.best_step, progress.n_evals_since_best) == (1.0, 4, 0)
 
 
-def test_a_loss_that_is_not_a_number_is_never_the_best():
+def test_a_nan_loss_is_never_the_best():
     progress = Progress(step=1)
     progress.record_evaluation(math.nan)
     assert (progress.best_val_loss, progress.best_step) == (math.inf, None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from groundling.train.optim import muon
-from groundling.train.optim.muon import Muon, _squares, even_out, orthogonalize
+from groundling.train.optim.muon import Muon, _squares, normalize_neurons, orthogonalize
 
 SHAPES = [(3, 24, 24), (2, 16, 48), (2, 48, 16), (1, 5, 7)]
 BAND = {5: (0.87, 1.13), 4: (0.43, 1.57), 3: (0.18, 1.87)}
@@ -45,7 +45,7 @@ def test_each_iteration_brings_them_nearer():
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_directions_stay_what_they_were(shape):
+def test_orthogonalization_keeps_the_singular_vectors(shape):
     """u s v becomes u f(s) v: seen in the bases of u and v it is diagonal."""
     x_NRC = matrices(shape)
     u_NRK, _, v_NKC = torch.linalg.svd(x_NRC, full_matrices=False)
@@ -111,7 +111,7 @@ def test_queries_keys_and_values_in_one_matrix_are_three_matrices(dim):
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (7, 5)], ids=str)
-def test_the_update_as_its_paper_says_it(shape):
+def test_the_update_matches_the_paper(shape):
     """Nesterov's momentum, the orthogonal matrix of it, sqrt(max(1, rows / columns)), decay apart from it all."""
     lr, momentum, decay = 0.1, 0.9, 0.2
     (weight,) = randoms(shape, seed=0)
@@ -143,7 +143,7 @@ def test_plain_muon_with_its_polynomial_is_torchs(shape, monkeypatch):
     assert (ours - theirs).norm() < 0.02 * moved
 
 
-def test_no_gradient_and_a_gradient_of_zero_move_nothing():
+def test_missing_and_zero_gradients_change_nothing():
     (weight,) = randoms((6, 6), seed=0)
     assert torch.equal(updated([weight], [[torch.zeros(6, 6, dtype=torch.float64)]])[0], weight)
     parameter = torch.nn.Parameter(weight.clone())
@@ -163,12 +163,12 @@ def test_products_in_bfloat16_leave_the_weights_in_float32():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 12, 5), (2, 5, 12)], ids=str)
-def test_without_a_memory_all_neurons_of_an_update_get_the_same_length(shape):
+def test_in_the_first_step_all_neurons_get_the_same_norm(shape):
     updates_NRC = torch.stack(randoms(*[shape[1:]] * shape[0], seed=0))
     before = updates_NRC.norm(dim=(1, 2))
     over = -1 if shape[1] >= shape[2] else -2
     neurons = updates_NRC.norm(dim=over, keepdim=True)
-    even_out(updates_NRC, [torch.zeros_like(neurons[0]) for _ in range(shape[0])], beta=0.0)
+    normalize_neurons(updates_NRC, [torch.zeros_like(neurons[0]) for _ in range(shape[0])], beta=0.0)
     after = updates_NRC.norm(dim=over)
     assert neurons.std() > 0.1
     torch.testing.assert_close(after, after.mean(1, keepdim=True).expand_as(after))
@@ -176,7 +176,7 @@ def test_without_a_memory_all_neurons_of_an_update_get_the_same_length(shape):
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8), (12, 5), (5, 12)], ids=str)
-def test_neurons_are_evened_out_square_by_square(shape):
+def test_neurons_are_normalized_per_square(shape):
     """A matrix of squares, and the squares as matrices of their own: the same weights after three steps."""
     (weight,) = randoms(shape, seed=0)
     gradients = [randoms(shape, seed=step) for step in (1, 2, 3)]
@@ -187,10 +187,10 @@ def test_neurons_are_evened_out_square_by_square(shape):
     assert not torch.allclose(whole, updated([weight], gradients)[0], atol=1e-4), "it has to matter"
 
 
-def test_the_neurons_lengths_of_earlier_steps_are_remembered():
+def test_neuron_norms_are_averaged_over_steps():
     variance = torch.zeros(4, 1)
     first, second = torch.rand(1, 4, 4), torch.rand(1, 4, 4)
     expected = 0.75 * 0.25 * first.square().sum(-1) + 0.25 * second.square().sum(-1)
-    even_out(first.clone(), [variance], beta=0.75)
-    even_out(second.clone(), [variance], beta=0.75)
+    normalize_neurons(first.clone(), [variance], beta=0.75)
+    normalize_neurons(second.clone(), [variance], beta=0.75)
     torch.testing.assert_close(variance.flatten(), expected.flatten())

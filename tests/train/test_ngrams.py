@@ -46,7 +46,7 @@ def test_every_row_is_a_distribution():
     torch.testing.assert_close(probs_NV.sum(1), torch.ones(len(TEXT)))
 
 
-def test_a_token_that_stands_once_is_not_known_to_its_own_place():
+def test_a_token_that_occurs_once_does_not_predict_itself():
     ids_N = torch.zeros(100, dtype=torch.long)
     ids_N[50] = 3
     probs_NV = leave_one_out(ids_N, V, order=3, smoothing=1.0)

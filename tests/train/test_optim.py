@@ -29,7 +29,7 @@ def named(model: nn.Module, muon: bool) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
-def test_adamw_decays_matrices_and_tables_and_nothing_else(tie_weights):
+def test_adamw_decays_matrices_and_embeddings_only(tie_weights):
     model = make_gpt(tie_weights=tie_weights)
     matrices, decayed, others = named(model, muon=False)
     assert not matrices
@@ -49,7 +49,7 @@ def test_muon_takes_the_matrices_inside_the_blocks_and_leaves_the_tables(tie_wei
     assert others == named(model, muon=False)[2]
 
 
-def test_a_frozen_parameter_is_nobodys():
+def test_a_frozen_parameter_has_no_optimizer():
     model = make_gpt()
     model.wte.weight.requires_grad_(False)
     assert "wte.weight" not in set.union(*named(model, muon=True))
@@ -101,7 +101,7 @@ def test_the_factor_is_of_both_optimizers_highest_rates():
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_what_it_remembers_comes_back_by_name_to_the_bit(kind):
+def test_its_state_is_restored_by_name_exactly(kind):
     unbroken = make_gpt()
     optimizers = Optimizers(unbroken, OptimConfig(kind=kind))
     for step in range(3):
@@ -126,13 +126,13 @@ def test_what_it_remembers_comes_back_by_name_to_the_bit(kind):
     assert all(torch.equal(a, b) for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True))
 
 
-def test_a_memory_of_another_model_is_refused():
+def test_state_of_another_model_is_refused():
     optimizers = Optimizers(make_gpt(), OptimConfig())
     with pytest.raises(CheckpointError, match=r"'h\.9\.attn\.c_attn\.weight'"):
         optimizers.load_state_tensors({"h.9.attn.c_attn.weight|exp_avg": torch.zeros(1)})
 
 
-def test_gradients_are_forgotten():
+def test_gradients_are_cleared():
     model = make_gpt()
     give_gradients(model, 0)
     Optimizers(model, OptimConfig(kind="muon")).zero_grad()
@@ -155,6 +155,6 @@ def test_gradients_are_forgotten():
     ],
     ids=str,
 )
-def test_what_cannot_work_is_refused(bad):
+def test_invalid_settings_are_refused(bad):
     with pytest.raises(ConfigError):
         OptimConfig(**bad)

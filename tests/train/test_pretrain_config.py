@@ -57,7 +57,7 @@ def parsed(*words: str) -> PretrainConfig:
         "stray",
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(bad):
+def test_invalid_settings_are_refused_in_one_line(bad):
     with pytest.raises(ConfigError) as refused:
         parsed(*bad.split())
     assert "\n" not in str(refused.value)
@@ -79,7 +79,7 @@ def test_what_cannot_work_is_refused_in_one_line(bad):
         ("--resume if-present --no-resume", False),
     ],
 )
-def test_resume_stands_alone_or_takes_a_word(words, meant):
+def test_resume_is_a_bare_flag_or_takes_a_value(words, meant):
     config = parsed(*words.split())
     assert config.resume is meant or config.resume == meant
     assert config.steps == (7 if "7" in words else PretrainConfig.steps)
@@ -97,7 +97,7 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused_before_training(tiny_confi
         pretrain(tiny_config(micro_batch_size=3))
 
 
-def test_a_device_that_is_not_there_is_refused_before_the_folder_is_made(tiny_config):
+def test_a_missing_device_is_refused_before_the_folder_is_created(tiny_config):
     config = tiny_config(runtime={"device": "mps"})
     with pytest.raises(ConfigError, match="'mps' is not there"):
         pretrain(config)
@@ -147,7 +147,7 @@ def test_no_two_presets_write_into_one_folder():
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
-def test_a_flag_stands_above_a_preset(path):
+def test_a_flag_overrides_a_preset(path):
     config = parsed(path.name, "--steps", "7", "--optim.lr", "0.125", "--model.n-layer", "1")
     assert (config.steps, config.optim.lr, config.model.n_layer) == (7, 0.125, 1)
     assert config.model.block_size == load_preset(path.name).get("model", {}).get("block_size", 256)

@@ -39,9 +39,7 @@ def test_the_shapes(kind, expected):
     decay=st.floats(0, 1),
     n_steps=st.integers(1, 60),
 )
-def test_it_rises_then_never_rises_again_and_stays_between_the_last_rate_and_the_highest(
-    kind, warmup, final, decay, n_steps
-):
+def test_it_warms_up_then_never_rises_and_stays_in_range(kind, warmup, final, decay, n_steps):
     schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, final_fraction=final, decay_fraction=decay)
     factors = [schedule.factor(step, n_steps) for step in range(n_steps)]
     rising, falling = factors[:warmup], factors[warmup:]
@@ -57,7 +55,7 @@ def test_it_rises_then_never_rises_again_and_stays_between_the_last_rate_and_the
 @pytest.mark.parametrize(
     "bad", [{"warmup_steps": -1}, {"final_fraction": 1.1}, {"final_fraction": -0.1}, {"decay_fraction": 2.0}], ids=str
 )
-def test_what_cannot_work_is_refused(bad):
+def test_invalid_settings_are_refused(bad):
     (name,) = bad
     with pytest.raises(ConfigError, match=name):
         ScheduleConfig(**bad)

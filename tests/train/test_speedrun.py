@@ -114,16 +114,16 @@ def test_teachers_are_trained_first_and_belong_to_the_cost(preset, tmp_path, cap
         ({"weight": 1.0, "models": ("runs/a",)}, "tiny.toml has teacher.models, whose cost is not known"),
     ],
 )
-def test_teachers_that_cannot_be_are_refused_before_anything_is_run(how, said, preset, tmp_path, capfd):
+def test_invalid_teachers_are_refused_before_any_run(how, said, preset, tmp_path, capfd):
     path, _ = preset(teacher=TeacherConfig(**how))
     assert cli.main(["speedrun", str(path), f"--out-dir={tmp_path / 'out'}"]) == 2
     assert re.search(said, capfd.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_with_teachers_takes_one_seed_unless_told():
-    assert Recipes.of("speedrun").usual_seeds == (1337, 1338, 1339)
-    assert Recipes.of("best").usual_seeds == (1337,)
+def test_a_recipe_with_teachers_defaults_to_one_seed():
+    assert Recipes.of("speedrun").default_seeds == (1337, 1338, 1339)
+    assert Recipes.of("best").default_seeds == (1337,)
 
 
 def test_no_two_seeds_share_a_teacher(tmp_path):
@@ -132,7 +132,7 @@ def test_no_two_seeds_share_a_teacher(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_there_stays_unless_it_may_be_overwritten(preset, tmp_path, capfd):
+def test_existing_files_are_kept_without_overwrite(preset, tmp_path, capfd):
     path, config = preset()
     out = tmp_path / "out"
     words = ["speedrun", str(path), "--seeds=5", f"--out-dir={out}", "--no-cold"]
@@ -156,7 +156,7 @@ def test_what_is_there_stays_unless_it_may_be_overwritten(preset, tmp_path, capf
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_says_why_and_ends_the_speedrun(preset, tmp_path, capfd):
+def test_a_failed_run_ends_the_speedrun_with_its_error(preset, tmp_path, capfd):
     path, config = preset()
     path.write_text(path.read_text("utf-8").replace(str(config.data.path), "nothing.txt"), encoding="utf-8")
     assert cli.main(["speedrun", f"--preset={path}", f"--out-dir={tmp_path / 'out'}"]) == 1
@@ -168,7 +168,7 @@ def test_a_run_that_fails_says_why_and_ends_the_speedrun(preset, tmp_path, capfd
 
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_signal_ends_the_run_in_its_own_way_and_a_second_at_once(times, preset, tmp_path):
+def test_a_signal_stops_the_run_gracefully_and_a_second_at_once(times, preset, tmp_path):
     path, _ = preset(steps=100_000, eval_every=None, save_every=None, patience=None)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "groundling", "speedrun", f"--preset={path}", f"--out-dir={out}"]
@@ -189,7 +189,7 @@ def test_a_signal_ends_the_run_in_its_own_way_and_a_second_at_once(times, preset
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_that_came_too_late_for_one_run_starts_no_other(number, code):
+def test_after_a_late_signal_no_other_run_starts(number, code):
     """The run itself ends well: it was saving already, or Ctrl-C went to us alone."""
     threading.Timer(0.3, lambda: os.kill(os.getpid(), number)).start()
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1)"
@@ -207,7 +207,7 @@ def test_a_signal_that_came_too_late_for_one_run_starts_no_other(number, code):
         (["--sedes", "1"], "did you mean --seeds"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_run(words, said, tmp_path, capsys):
+def test_invalid_recipes_are_refused_before_any_run(words, said, tmp_path, capsys):
     assert cli.main(["speedrun", *words, f"--out-dir={tmp_path / 'out'}"]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

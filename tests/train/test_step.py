@@ -37,7 +37,7 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def test_it_reports_nats_per_target_and_the_gradients_length(model):
+def test_it_reports_nats_per_target_and_the_gradient_norm(model):
     whole = batch()
     mean = loss_sum(model(whole.idx_BT), whole.targets_BT) / 24
     mean.backward()
@@ -49,7 +49,7 @@ def test_it_reports_nats_per_target_and_the_gradients_length(model):
 
 
 @pytest.mark.parametrize("part", [0.25, 4.0])
-def test_a_gradient_is_clipped_to_the_greatest_length_and_never_made_longer(model, part):
+def test_a_gradient_is_clipped_to_the_maximum_norm_and_never_scaled_up(model, part):
     optimizers = Optimizers(model, OptimConfig())
     free = train_step(Objective(model), [batch()], optimizers, lr_factor=0.0)
     as_it_came = gradient(model)
@@ -77,7 +77,7 @@ def infinite_gradient(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("loss", [infinite_loss, infinite_gradient])
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-def test_what_is_not_finite_changes_no_weight_and_no_memory(model, loss, max_norm, kind):
+def test_a_non_finite_step_changes_no_weight_and_no_optimizer_state(model, loss, max_norm, kind):
     optimizers = Optimizers(model, OptimConfig(kind=kind), torch.float64)
     train_step(Objective(model), [batch()], optimizers)
     before = weights(model)
@@ -91,7 +91,7 @@ def test_what_is_not_finite_changes_no_weight_and_no_memory(model, loss, max_nor
     assert not torch.equal(weights(model)[0], before[0])
 
 
-def test_the_forward_pass_is_in_the_precision_that_was_asked_for_and_the_loss_is_not(model):
+def test_the_forward_pass_uses_autocast_and_the_loss_does_not(model):
     model = model.float()
     seen = []
 

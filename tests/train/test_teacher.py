@@ -124,7 +124,7 @@ def test_a_text_shorter_than_a_window_can_be_taught(finished_run, corpus):
 
 
 @pytest.mark.slow
-def test_a_run_learns_what_its_teacher_says(finished_run, tiny_config):
+def test_a_run_trains_on_its_teacher(finished_run, tiny_config):
     """Taught by the other model alone, a student comes nearer to it than one that the text teaches."""
 
     def distance(run):
@@ -143,7 +143,7 @@ def test_a_run_learns_what_its_teacher_says(finished_run, tiny_config):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_teachers_it_began_with(finished_run, tiny_config, tmp_path):
+def test_a_resumed_run_keeps_its_teachers(finished_run, tiny_config, tmp_path):
     model = tmp_path / "teacher"
     shutil.copytree(finished_run / "bundle", model)
     taught = tiny_config("taught", steps=3, teacher=TeacherConfig(weight=1.0, models=(str(model),)))
@@ -163,7 +163,7 @@ def test_a_run_goes_on_with_the_teachers_it_began_with(finished_run, tiny_config
     assert weights[0] == weights[1]
 
 
-def test_a_teacher_that_is_not_there_costs_nothing(finished_run, tiny_config, tmp_path):
+def test_a_missing_teacher_overwrites_nothing(finished_run, tiny_config, tmp_path):
     """The run that would be overwritten stays as it is."""
     config = tiny_config("run")
     pretrain(config)
@@ -180,7 +180,7 @@ def test_a_teacher_that_is_not_there_costs_nothing(finished_run, tiny_config, tm
 
 
 @pytest.mark.slow
-def test_a_teacher_of_another_alphabet_is_refused(finished_run, tiny_config, tmp_path):
+def test_a_teacher_with_another_tokenizer_is_refused(finished_run, tiny_config, tmp_path):
     text = tmp_path / "other.txt"
     text.write_text("quite another alphabet: 0123456789. " * 200, encoding="utf-8")
     other = dataclasses.replace(tiny_config("other"), data=DataConfig(path=str(text)))

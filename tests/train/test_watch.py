@@ -29,7 +29,7 @@ def days(every: int | None, n_steps: int = 10) -> list[int]:
     return [step for step in range(n_steps + 1) if Every(every, n_steps).due(step)]
 
 
-def test_things_are_due_every_so_often_and_at_the_end_but_never_before_the_first_step():
+def test_callbacks_are_due_at_intervals_and_at_the_end_but_not_at_step_0():
     assert days(None) == []
     assert days(1) == list(range(1, 11))
     assert days(4) == [4, 8, 10]
@@ -107,7 +107,7 @@ def test_no_share_of_a_peak_is_above_all_of_it(tiny_config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_progress_it_stops_after_so_many_evaluations_and_leaves_the_best(tiny_config, capsys):
+def test_early_stopping_ends_after_patience_and_keeps_the_best(tiny_config, capsys):
     """A learning rate that throws the weights about: after the first evaluations it only gets worse."""
     config = tiny_config(
         steps=60, eval_every=2, save_every=None, patience=3, optim=OptimConfig(lr=3.0), schedule=AT_ONCE
@@ -122,7 +122,7 @@ def test_without_progress_it_stops_after_so_many_evaluations_and_leaves_the_best
     assert "no better validation loss in 3 evaluations" in capsys.readouterr().err
 
 
-def test_a_run_that_diverges_says_where_and_keeps_what_it_saved(tiny_config, capsys):
+def test_a_diverging_run_names_the_step_and_keeps_its_checkpoints(tiny_config, capsys):
     config = tiny_config(steps=50, eval_every=None, save_every=1, optim=OptimConfig(lr=1e38), schedule=AT_ONCE)
     with pytest.raises(TrainingError, match=r"stopped at step \d+: .*try lower learning rates, .*--optim.lr 1e\+37"):
         pretrain(config)
@@ -143,7 +143,7 @@ def test_the_bundle_of_a_run_is_its_best_checkpoint(tiny_config):
     assert kept == sorted({f"step-{best:08d}", "step-00000008"})
 
 
-def test_samples_go_to_people_and_begin_with_the_prompt(tiny_config, capsys):
+def test_samples_are_logged_and_begin_with_the_prompt(tiny_config, capsys):
     pretrain(tiny_config(steps=2, eval_every=None, save_every=None, sample_every=1, sample_prompt="the king"))
     samples = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the king")]
     assert len(samples) == 2
@@ -154,7 +154,7 @@ def samples(config) -> list[tuple[int, str]]:
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_says_each_sample_once_and_as_if_it_had_never_stopped(tiny_config, monkeypatch, capsys):
+def test_a_resumed_run_logs_each_sample_once(tiny_config, monkeypatch, capsys):
     """Stopped by a signal just where a sample is due: it is neither lost nor said twice."""
     often = {"eval_every": None, "save_every": 4, "sample_every": 2}
     whole, pieces = tiny_config("whole", steps=8, **often), tiny_config("pieces", steps=8, **often)

@@ -1,4 +1,4 @@
-"""The command line of a stage: a resumed stage takes its own settings where no flags are given."""
+"""The command line of a stage: a resumed stage uses its own settings unless flags override them."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from groundling.align.stage import StageConfig
 from groundling.config import parse
 from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic
-from groundling.train.arguments import own_settings, peek
+from groundling.train.arguments import peek, read_run_settings
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -28,7 +28,7 @@ def parse_stage(config_class: type[C], argv: Sequence[str], prog: str) -> C:
         return parse(config_class, argv, prog)
     _require_stage(seen.out_dir, prog.split()[-1])
     try:
-        base = own_settings(config_class, seen.out_dir)
+        base = read_run_settings(config_class, seen.out_dir)
     except ConfigError as error:
         try:
             return parse(config_class, argv, prog)  # the checkpoint tells whether these are the run's settings

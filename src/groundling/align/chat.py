@@ -28,7 +28,7 @@ from groundling.text.tokenizer import require_unicode
 
 log = logging.getLogger(__name__)
 
-HELP = "/new starts another conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
+HELP = "/new starts a new conversation, /quit or Ctrl-D exits, Ctrl-C stops a reply"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Chat:
         self._engine = Engine(bundle.model, decode, n_ids=bundle.n_ids, end_ids=bundle.end_ids)
         self._sampling = sampling
         thoughts = bundle.chat.thinking
-        self._instead = [] if thoughts is None or thinking else to_ids(thoughts.nothing, bundle.tokenizer)
+        self._empty_thoughts = [] if thoughts is None or thinking else to_ids(thoughts.nothing, bundle.tokenizer)
         self._n_replies = 0
         self.begin()
 
@@ -89,39 +89,39 @@ class Chat:
         Raises:
             DataError: the tokenizer cannot encode the message; the conversation is unchanged.
         """
-        asked = [*self.messages, Message("user", words)]
-        pieces = self._speak(self._prompt(asked), self._n_replies)
+        messages = [*self.messages, Message("user", words)]
+        pieces = self._generate(self._prompt(messages), self._n_replies)
         self._n_replies += 1
-        return self._kept(asked, pieces)
+        return self._recorded(messages, pieces)
 
     def one_reply(self, messages: Sequence[Message], seed: int) -> str:
-        """The reply to a conversation of its own, independent of this one.
+        """The complete reply to another conversation; this one is unchanged.
 
         Raises:
             DataError: the tokenizer cannot encode it.
         """
-        return "".join(self._speak(self._prompt(messages), seed))
+        return "".join(self._generate(self._prompt(messages), seed))
 
-    def _kept(self, asked: list[Message], pieces: Generator[str, None, None]) -> Iterator[str]:
-        """Pass on the pieces of a reply, then append it to the conversation."""
-        said: list[str] = []
+    def _recorded(self, messages: list[Message], pieces: Generator[str, None, None]) -> Iterator[str]:
+        """Yield the pieces of a reply, then append it to the conversation."""
+        text: list[str] = []
         try:
             for piece in pieces:
-                said.append(piece)
+                text.append(piece)
                 yield piece
         finally:
             pieces.close()
-            self.messages = [*asked, Message("assistant", "".join(said))]
+            self.messages = [*messages, Message("assistant", "".join(text))]
 
-    def _prompt(self, asked: Sequence[Message]) -> list[int]:
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
         bundle, counts = self._bundle, EncodingCounts()
         room = bundle.config.block_size - min(self._sampling.max_new_tokens, bundle.config.block_size // 2)
-        prompt = encode_chat_prompt(asked, self._chat, bundle.tokenizer, room - len(self._instead), counts)
+        prompt = encode_chat_prompt(messages, self._chat, bundle.tokenizer, room - len(self._empty_thoughts), counts)
         if prompt is None:
             raise DataError(counts.first_unknown or "there is nothing to reply to")
-        return prompt + self._instead
+        return prompt + self._empty_thoughts
 
-    def _speak(self, prompt: list[int], number: int) -> Generator[str, None, None]:
+    def _generate(self, prompt: list[int], number: int) -> Generator[str, None, None]:
         request = self._engine.new_request(prompt, self._sampling, row_generator(self._sampling.seed, number))
         decoder = ReplyDecoder(self._chat, self._bundle.tokenizer)
         with closing(run_all(self._engine, [request])) as outputs:
@@ -142,9 +142,9 @@ def main(argv: list[str]) -> int:
     bundle = load_chat_bundle(config.path, pick_device(config.device), context=config.context)
     chat = Chat(bundle, config.sampling, config.decode, config.system, config.thinking)
     is_terminal = sys.stdin.isatty()
-    if isinstance(sys.stdin, io.TextIOWrapper):  # what is piped in is UTF-8 whatever the locale is, as for `sample`
+    if isinstance(sys.stdin, io.TextIOWrapper):  # piped input is UTF-8 in any locale, as for `sample`
         encoding = sys.stdin.encoding if is_terminal else "utf-8-sig"
-        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")  # a wrong line is told of, and the next read
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")  # report an invalid line and continue
     if is_terminal:
         log.info(HELP)
     while True:

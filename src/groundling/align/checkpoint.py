@@ -29,11 +29,11 @@ from groundling.storage.tensors import read_tensors
 from groundling.system import distributed
 from groundling.train.checkpoints.folder import CheckpointFolder, Count, Seconds, fitting
 from groundling.train.checkpoints.tensors import generator_tensors, restore_generators
-from groundling.train.resuming import NEVER_SAID, changes
+from groundling.train.resuming import COMMAND_SETTINGS, changes
 
 FORMAT = 1
 MAY_CHANGE = (
-    *NEVER_SAID,
+    *COMMAND_SETTINGS,
     "path",
     "epochs",
     "steps",

@@ -45,7 +45,7 @@ class Conversations:
     train: list[Encoded]
     val: list[Encoded]
     counts: tuple[EncodingCounts, EncodingCounts]
-    asked: "Asked"
+    prompts: "PromptSplits"
 
     def lines(self) -> list[str]:
         """How many examples of each split were kept, and why others were not."""
@@ -53,28 +53,28 @@ class Conversations:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Prompts as messages, without duplicates."""
+class PromptSplits:
+    """The prompts of both splits as messages, without duplicates."""
 
     train: list[Messages]
     val: list[Messages]
-    """None of them is in `train`."""
+    """Disjoint from `train`."""
 
     @classmethod
-    def of(cls, train: Sequence[Messages], val: Sequence[Messages]) -> "Asked":
+    def of(cls, train: Sequence[Messages], val: Sequence[Messages]) -> "PromptSplits":
         """Remove duplicates from both splits."""
         known = dict.fromkeys(train)
         return cls(list(known), [messages for messages in dict.fromkeys(val) if messages not in known])
 
 
-def fit_prompt(asked: Sequence[Messages], bundle: ChatBundle, max_ids: int) -> dict[tuple[int, ...], Messages]:
+def encode_prompts(prompts: Sequence[Messages], bundle: ChatBundle, max_ids: int) -> dict[tuple[int, ...], Messages]:
     """Encode prompts in at most `max_ids` ids, without duplicates: ids -> messages.
 
     Raises:
         DataError: no prompt is left.
     """
     counts, found = EncodingCounts(), dict[tuple[int, ...], Messages]()
-    for messages in asked:
+    for messages in prompts:
         ids = encode_chat_prompt(messages, bundle.chat, bundle.tokenizer, max_ids, counts)
         if ids is not None:
             found.setdefault(tuple(ids), messages)
@@ -97,7 +97,7 @@ def prompt_room(block_size: int, max_new_tokens: int, least: int) -> int:
     require(
         max_new_tokens <= block_size - least,
         f"max_new_tokens is {max_new_tokens}, and the model's context has {block_size} positions, of which a prompt "
-        f"needs {least} at least; it can be {block_size - least} at most",
+        f"needs at least {least}; it can be at most {block_size - least}",
     )
     return block_size - max_new_tokens
 
@@ -118,24 +118,24 @@ def prepare_conversations(config: ChatDataConfig, bundle: ChatBundle, max_ids: i
                 examples += [] if example is None else [example]
                 progress.advance(1)
     if not encoded[0]:
-        raise DataError(f"no conversation is left to learn from: {counts[0].line()}")
-    return Conversations(encoded[0], encoded[1], counts, Asked.of(prompts(train), prompts(val)))
+        raise DataError(f"no conversation is left to train on: {counts[0].line()}")
+    return Conversations(encoded[0], encoded[1], counts, PromptSplits.of(prompts(train), prompts(val)))
 
 
-def read_asked(config: ChatDataConfig) -> Asked:
+def read_prompt_splits(config: ChatDataConfig) -> PromptSplits:
     """Read the prompts of both splits, from conversations or from files of prompts.
 
     Raises:
         DataError: a file cannot be read, or holds no prompt.
     """
     if config.path is None or not holds_prompts(config.path):
-        return Asked.of(*(prompts(part) for part in _read(config)))
+        return PromptSplits.of(*(prompts(part) for part in _read(config)))
     train = read_prompts(config.path)
     if config.val_path is None:
-        return Asked.of(*_cut(train, config.path, "prompts"))
+        return PromptSplits.of(*_cut(train, config.path, "prompts"))
     if holds_prompts(config.val_path):
-        return Asked.of(train, read_prompts(config.val_path))
-    return Asked.of(train, prompts(read_conversations(config.val_path)))
+        return PromptSplits.of(train, read_prompts(config.val_path))
+    return PromptSplits.of(train, prompts(read_conversations(config.val_path)))
 
 
 def _read(config: ChatDataConfig) -> tuple[list[Conversation], list[Conversation]]:
@@ -153,7 +153,7 @@ def _cut(rows: list[T], path: Path, what: str) -> tuple[list[T], list[T]]:
     """Split off the last tenth for validation."""
     n_val = max(1, len(rows) // 10)
     if len(rows) < 2:
-        raise DataError(f"{path} has {len(rows)} {what}; one is kept to measure by, so 2 are needed")
+        raise DataError(f"{path} has {len(rows)} {what}; one is held out for validation, so 2 are needed")
     return rows[:-n_val], rows[-n_val:]
 
 
@@ -176,14 +176,14 @@ def split(examples: Sequence[E], part: float) -> tuple[list[E], list[E]]:
     return train, [example for example, is_kept in zip(examples, kept, strict=True) if is_kept]
 
 
-def held_out(asked: Sequence[Messages], part: float) -> list[bool]:
+def held_out(prompts: Sequence[Messages], part: float) -> list[bool]:
     """Whether each example is held out: those of the last distinct prompts, so that no prompt is in both splits.
 
     Args:
-        asked: the prompt of each example.
+        prompts: the prompt of each example.
         part: share of the prompts; unless 0, at least one of two, and at most half of them.
     """
-    prompts = list(dict.fromkeys(asked))
-    n = min(len(prompts) // 2, max(1, round(part * len(prompts)))) if part else 0
-    kept = set(prompts[len(prompts) - n :])
-    return [messages in kept for messages in asked]
+    distinct = list(dict.fromkeys(prompts))
+    n = min(len(distinct) // 2, max(1, round(part * len(distinct)))) if part else 0
+    kept = set(distinct[len(distinct) - n :])
+    return [messages in kept for messages in prompts]

@@ -149,7 +149,7 @@ def dpo(config: DpoConfig) -> int:
     """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: any of its kinds.
+        GroundlingError: any subclass.
     """
     with open_stage(config, "dpo") as stage:
         if stage.has_finished():
@@ -159,10 +159,10 @@ def dpo(config: DpoConfig) -> int:
         pairs, counts = _read_pairs(config, bundle, packer.max_length)
         log.info(f"pairs       {counts}")
         if not pairs:
-            raise DataError(f"there is no pair to learn from: {counts}")
+            raise DataError(f"there is no pair to train on: {counts}")
         policy = Policy(bundle.model, bundle.n_ids, stage.picked.autocast)
-        earlier = stage.look_back([base_at(config.path).sha256], pairs)
-        pairs = with_reference(policy, pairs, packer) if earlier is None else as_scored(pairs, earlier)
+        earlier = stage.find_checkpoint([base_at(config.path).sha256], pairs)
+        pairs = with_reference(policy, pairs, packer) if earlier is None else restore_reference(pairs, earlier)
         train, measured = split(pairs, config.held_out)
         feed = ExampleFeed(
             len(train),
@@ -184,19 +184,19 @@ def pairs_from_rankings(
 ) -> tuple[list[Pair], str]:
     """Up to `most` pairs per answer, those furthest apart in rank first, and a line about what was kept."""
     pairs: list[Pair] = []
-    counts, n_silent = EncodingCounts(), 0
+    counts, n_without = EncodingCounts(), 0
     for judgement in judgements:
         place = {id(judgement.candidates[n]): rank for rank, group in enumerate(judgement.choice) for n in group}
         last = len(judgement.choice)
         found = [comparison for comparison in judgement.comparisons() if not comparison.tie]
         found.sort(key=lambda c: place.get(id(c.better), last) - place.get(id(c.worse), last))
-        n_silent += not found
+        n_without += not found
         for better, worse in [(comparison.better.text, comparison.worse.text) for comparison in found[:most]]:
             preference = Preference(judgement.messages, better, worse, f"the answer {judgement.key}")
             if (encoded := encode_preference(preference, bundle.chat, bundle.tokenizer, max_ids, counts)) is not None:
                 pairs.append(_as_pair(encoded, preference))
-    silent = f"; {n_silent:,} answers prefer nothing" if n_silent else ""
-    return pairs, counts.line() + silent
+    without = f"; {n_without:,} answers without a preference" if n_without else ""
+    return pairs, counts.line() + without
 
 
 def _as_pair(encoded: EncodedPair, preference: Preference) -> Pair:
@@ -234,7 +234,7 @@ def with_reference(policy: Policy, pairs: Sequence[Pair], packer: Packer) -> lis
     return done
 
 
-def as_scored(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
+def restore_reference(pairs: Sequence[Pair], snapshot: Snapshot) -> list[Pair]:
     """The pairs with their reference log-probabilities from a checkpoint.
 
     Raises:
@@ -261,7 +261,7 @@ def dpo_batches(pairs: Sequence[Pair], packer: Packer) -> list[DpoBatch]:
 def _batch(pairs: Sequence[Pair], width: int) -> DpoBatch:
     sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
     reference = [value for pair in pairs for value in pair.reference]
-    lengths = [float(len(said)) for _, said in sides]
+    lengths = [float(len(reply)) for _, reply in sides]
     return DpoBatch(score_rows(sides, width), torch.tensor(reference), torch.tensor(lengths), len(pairs))
 
 

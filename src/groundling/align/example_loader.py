@@ -9,12 +9,12 @@ from groundling.errors import DataError, require
 from groundling.system import distributed
 
 
-class ShuffledNumbers:
-    """The numbers below n in shuffled epochs.
+class ShuffledIndices:
+    """The indices below n in shuffled epochs.
 
     Args:
-        n: how many.
-        seed: of the order.
+        n: number of examples.
+        seed: seed of the order.
         purpose: separates the shuffles of one run; see `counted_generator`.
     """
 
@@ -23,7 +23,7 @@ class ShuffledNumbers:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __call__(self, place: int) -> int:
-        """The number at an index counted over all epochs."""
+        """The index at a position counted over all epochs."""
         epoch, inside = divmod(place, self.n)
         if epoch != self._epoch:
             generator = counted_generator(self._seed, self._purpose, epoch)
@@ -35,10 +35,10 @@ class ExampleFeed:
     """Steps of `batch_size` examples; each rank makes micro-batches of its share.
 
     Args:
-        n_examples: how many.
+        n_examples: number of examples.
         batch_size: examples per step, over all ranks.
         make: indices of examples -> at least one micro-batch.
-        seed: of the order.
+        seed: seed of the order.
 
     Raises:
         ConfigError: the batch does not divide over the ranks.
@@ -49,14 +49,14 @@ class ExampleFeed:
         self, n_examples: int, batch_size: int, make: Callable[[list[int]], Sequence[MicroBatch]], seed: int
     ) -> None:
         if n_examples == 0:
-            raise DataError("no example is left to learn from; see the counts above for where they went")
+            raise DataError("no example is left to train on; the counts above say why")
         size = distributed.world_size()
         require(
             batch_size % size == 0,
             f"batch_size {batch_size} does not divide over {size} ranks; make it a multiple of {size}",
         )
         self._batch_size, self._make = batch_size, make
-        self._example = ShuffledNumbers(n_examples, seed, purpose=2)
+        self._example = ShuffledIndices(n_examples, seed, purpose=2)
         self._next = 0
 
     def next_step(self) -> Sequence[MicroBatch]:
@@ -67,7 +67,7 @@ class ExampleFeed:
         return self._make([self._example(number) for number in range(first, first + share)])
 
     def n_steps(self, epochs: float) -> int:
-        """Number of steps in `epochs` epochs, rounded."""
+        """Number of steps in `epochs` epochs, rounded; at least 1."""
         return max(1, round(self._example.n * epochs / self._batch_size))
 
     def state_dict(self) -> dict[str, int]:

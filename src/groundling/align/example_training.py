@@ -40,9 +40,9 @@ def learn(
 ) -> tuple[str, dict[str, float]]:
     """Train `model` through `objective`; return why training ended and the figures of the trained model.
 
-    Begins the stage, or resumes it from the checkpoint that `Stage.look_back` found. Checkpoints also hold the tensors
-    `keep`. There are no figures for a stage that was stopped or that failed: the last ones were measured before
-    training. A stage that failed keeps the weights of its last good step, and `Stage.finish` raises the error.
+    Begins the stage, or resumes it from the checkpoint that `Stage.find_checkpoint` found. Checkpoints also hold the
+    tensors `keep`. A stage that was stopped or failed has no figures: the last ones were measured before training. A
+    failed stage keeps the weights of its last good step, and `Stage.finish` raises the error.
     """
     picked, n_steps = stage.picked, feed.n_steps(config.epochs)
     for module in model.modules():
@@ -59,8 +59,10 @@ def learn(
             feed.load_state_dict(facts.batches)
             state.progress = Progress(snapshot.step, facts.n_tokens, facts.train_s)
             if facts.batches != {"next_sample": snapshot.step * config.batch_size}:
-                raise CheckpointError(f"its examples continue at {facts.batches}, not after its {snapshot.step} steps")
-    stage.begin(state.progress.step, made_again=lambda record: "loss" not in record)
+                raise CheckpointError(
+                    f"its data position is {facts.batches}, which does not match its {snapshot.step} steps"
+                )
+    stage.begin(state.progress.step, rewritten=lambda record: "loss" not in record)
     evaluation = EvaluateAtBothEnds(stage, n_steps, evaluate)
     callbacks = [
         StopOnSignal(stage),
@@ -92,15 +94,15 @@ class EvaluateAtBothEnds(Callback):
     """Evaluate before the first step and after the last.
 
     Args:
-        stage: where the figures are recorded.
-        n_steps: of the whole stage.
-        evaluate: returns the figures of the model as it is.
+        stage: records the figures.
+        n_steps: steps of the whole stage.
+        evaluate: returns the figures of the current model.
     """
 
     def __init__(self, stage: Stage, n_steps: int, evaluate: Callable[[], dict[str, float]]) -> None:
         self._stage, self._n_steps, self._evaluate = stage, n_steps, evaluate
         self.figures: dict[str, float] = {}
-        """Of the last evaluation."""
+        """Figures of the last evaluation."""
 
     def before_step(self, state: TrainState) -> str | None:
         step = state.progress.step

@@ -1,8 +1,8 @@
 """Log-probabilities of replies under a policy, recomputed by the training forward pass.
 
 Decoding rounds differently (bfloat16 weights, another order of sums), which would distort ratios of new to old
-probabilities. So replies are scored again, packed in the very rows of the update: the first ratio is 1 (a law in the
-tests).
+probabilities. So replies are scored again, packed into the same rows as in the update: the first ratio is 1 (a law in
+the tests).
 
 Shapes: B rows, T positions, N positions that predict a reply's id, V vocabulary.
 """
@@ -33,14 +33,14 @@ class Scored:
     targets_BT: Tensor
     """The next id of a reply, or IGNORE."""
     owners_BT: Tensor
-    """Number of the reply that a position belongs to; n_replies for padding."""
+    """Index of the reply that a position belongs to; n_replies for padding."""
     n_replies: int
     packing: Packing
-    """Of replies, each with the id before it."""
+    """Layout of the replies, each with the id before it."""
 
     @property
-    def n_said(self) -> int:
-        """Ids of all replies."""
+    def n_reply_tokens(self) -> int:
+        """Number of ids of all replies."""
         return int((self.targets_BT != IGNORE).sum())
 
     def to(self, device: torch.device) -> "Scored":
@@ -55,16 +55,16 @@ class Scored:
 
     def sums(self, values_BT: Tensor) -> Tensor:
         """Sum values over the ids of each reply (n_replies)."""
-        said_BT = torch.where(self.targets_BT != IGNORE, values_BT, 0)
+        reply_BT = torch.where(self.targets_BT != IGNORE, values_BT, 0)
         totals = values_BT.new_zeros(self.n_replies + 1)
-        return totals.index_add(0, self.owners_BT.flatten(), said_BT.flatten())[: self.n_replies]
+        return totals.index_add(0, self.owners_BT.flatten(), reply_BT.flatten())[: self.n_replies]
 
-    def said_only(self, rows_BT: Tensor) -> list[Tensor]:
-        """Values at the ids of each reply."""
+    def reply_values(self, rows_BT: Tensor) -> list[Tensor]:
+        """The values at each reply's ids."""
         return [values[:-1] for values in self.packing.collect(rows_BT)]
 
-    def spread_said(self, values: Sequence[Tensor]) -> Tensor:
-        """The inverse of `said_only` (BT); 0 elsewhere."""
+    def spread_reply_values(self, values: Sequence[Tensor]) -> Tensor:
+        """The inverse of `reply_values` (BT); 0 elsewhere."""
         return self.packing.spread(values, 0.0, torch.float32)
 
 
@@ -78,7 +78,7 @@ def score_rows(exchanges: Sequence[Exchange], width: int) -> Scored:
 
 def exchanges_of(replies: Sequence[Reply]) -> list[Exchange]:
     """Prompts and replies as ids."""
-    return [(reply.prompt, reply.said) for reply in replies]
+    return [(reply.prompt, reply.ids) for reply in replies]
 
 
 def scored_groups(replies: Sequence[Reply], packer: Packer) -> Iterator[tuple[list[int], Scored]]:
@@ -88,12 +88,12 @@ def scored_groups(replies: Sequence[Reply], packer: Packer) -> Iterator[tuple[li
         yield group, score_rows([exchanges[number] for number in group], width)
 
 
-def said_values(replies: Sequence[Reply], packer: Packer, values_of: Callable[[Scored], Tensor]) -> list[Tensor]:
+def values_at_replies(replies: Sequence[Reply], packer: Packer, values_of: Callable[[Scored], Tensor]) -> list[Tensor]:
     """Evaluate `values_of` (-> BT, on the CPU) and return the values at each reply's ids."""
     values: list[Tensor] = [torch.empty(0)] * len(replies)
     for group, scored in scored_groups(replies, packer):
-        for number, said in zip(group, scored.said_only(values_of(scored)), strict=True):
-            values[number] = said.clone()
+        for number, each in zip(group, scored.reply_values(values_of(scored)), strict=True):
+            values[number] = each.clone()
     return values
 
 
@@ -104,7 +104,7 @@ class Policy(nn.Module):
         model: the GPT.
         n_reply_ids: only ids below this are sampled.
         autocast: makes the context of the forward pass.
-        temperature: of sampling.
+        temperature: sampling temperature.
     """
 
     def __init__(
@@ -117,17 +117,17 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.n_reply_ids, self.autocast, self.temperature = model, n_reply_ids, autocast, temperature
 
-    def logits(self, idx_BT: Tensor, layout: Layout, said_BT: Tensor) -> Tensor:
-        """Sampling logits at the positions in `said_BT`, in float32 (NV)."""
+    def logits(self, idx_BT: Tensor, layout: Layout, is_reply_BT: Tensor) -> Tensor:
+        """Sampling logits at the positions in `is_reply_BT`, in float32 (NV)."""
         with self.autocast():
-            logits_NV = logits_at(self.model, idx_BT, layout, said_BT)[..., : self.n_reply_ids]
+            logits_NV = logits_at(self.model, idx_BT, layout, is_reply_BT)[..., : self.n_reply_ids]
         return at_least_float32(logits_NV) / self.temperature
 
     def forward(self, idx_BT: Tensor, layout: Layout, targets_BT: Tensor) -> Tensor:
         """Log-probability of each target (BT); 0 for IGNORE."""
-        said_BT = targets_BT != IGNORE
-        logprobs_N = token_logprobs(self.logits(idx_BT, layout, said_BT), targets_BT[said_BT])
-        return logprobs_N.new_zeros(targets_BT.shape).index_put((said_BT,), logprobs_N)
+        is_reply_BT = targets_BT != IGNORE
+        logprobs_N = token_logprobs(self.logits(idx_BT, layout, is_reply_BT), targets_BT[is_reply_BT])
+        return logprobs_N.new_zeros(targets_BT.shape).index_put((is_reply_BT,), logprobs_N)
 
     @torch.inference_mode()
     def score(self, scored: Scored) -> Tensor:

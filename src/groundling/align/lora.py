@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685).
 
-W stays as it is and B A is learned beside it; everything that reads `linear.weight` sees W + (alpha / rank) B A, so
-decoding, exporting and inspecting need to know nothing of adapters. What is saved is the sum, or the adapter alone.
+W is frozen and B A is trained; everything that reads `linear.weight` sees W + (alpha / rank) B A, so decoding, export
+and inspection need no code for adapters. Either the sum is saved, or the adapter alone.
 
 Why not peft: it depends on transformers and accelerate, for what `torch.nn.utils.parametrize` does in a few lines.
 """
@@ -34,7 +34,7 @@ class LoraConfig:
         require(self.rank is None or self.rank >= 1, f"lora.rank is {self.rank}; it must be at least 1, or None")
         require(self.alpha is None or self.alpha > 0, f"lora.alpha is {self.alpha}; it must be positive, or None")
         require(self.alpha is None or self.rank is not None, "lora.alpha needs lora.rank")
-        require(self.rank is not None or not self.keep, "lora.keep needs lora.rank: a model of its own has no adapter")
+        require(self.rank is not None or not self.keep, "lora.keep needs lora.rank: without it there is no adapter")
 
     def scale(self) -> float:
         """Factor of B A."""

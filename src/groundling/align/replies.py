@@ -1,7 +1,7 @@
 """Batched sampling of replies, for rankings, rewards and evaluation.
 
-Replies are sampled without filters at the temperature at which they are scored later, so that training sees the
-distribution that was sampled.
+Replies are sampled without filters, at the temperature at which they are scored later, so that training uses the
+sampling distribution.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ class Reply:
     """A sampled reply."""
 
     prompt: list[int]
-    said: list[int]
+    ids: list[int]
     """Ids of the reply; the last is the end token, if it ended."""
     ended: bool
     text: str
@@ -41,7 +41,7 @@ class ReplySampler:
     Args:
         bundle: the model, in evaluation mode. If its weights change, make a new sampler.
         max_new_tokens: length limit of a reply.
-        temperature: of sampling.
+        temperature: sampling temperature.
         decode: settings of the decoding engine.
     """
 
@@ -75,7 +75,7 @@ class ReplySampler:
 
         Args:
             prompts: (number, ids); the replies depend on the number.
-            seed: of all replies.
+            seed: seed of all replies.
             each: replies per prompt.
             stop: checked after each decoding step; True ends the stream.
         """
@@ -96,14 +96,14 @@ class ReplySampler:
                 if stop is not None and stop():
                     return
 
-    def reply_of(self, prompt: list[int], said: list[int]) -> Reply:
+    def reply_of(self, prompt: list[int], ids: list[int]) -> Reply:
         """A reply from known ids."""
-        return self._reply([*prompt, *said], len(prompt))
+        return self._reply([*prompt, *ids], len(prompt))
 
     def _reply(self, tokens: list[int], n_prompt: int) -> Reply:
-        said = tokens[n_prompt:]
-        ended = bool(said) and said[-1] in self._engine.end_ids
-        return Reply(tokens[:n_prompt], said, ended, self._bundle.decode_reply(said))
+        ids = tokens[n_prompt:]
+        ended = bool(ids) and ids[-1] in self._engine.end_ids
+        return Reply(tokens[:n_prompt], ids, ended, self._bundle.decode_reply(ids))
 
 
 def reproducible_sampler(bundle: ChatBundle, *, max_new_tokens: int, temperature: float = 1.0) -> ReplySampler:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from groundling.align.arguments import parse_stage
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import ChatDataConfig, Conversations, fit_prompt, prepare_conversations
+from groundling.align.data import ChatDataConfig, Conversations, encode_prompts, prepare_conversations
 from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
 from groundling.align.lora import LoraConfig, adapt, adapter_of, merged_state
@@ -86,10 +86,10 @@ class SftObjective(nn.Module):
 
     def forward(self, batch: SftBatch) -> Tensor:
         """The loss of a batch."""
-        said_BT = batch.targets_BT != IGNORE
+        is_reply_BT = batch.targets_BT != IGNORE
         with self.autocast():
-            logits_NV = logits_at(self.model, batch.idx_BT, batch.layout, said_BT)
-        return loss_sum(logits_NV, batch.targets_BT[said_BT])
+            logits_NV = logits_at(self.model, batch.idx_BT, batch.layout, is_reply_BT)
+        return loss_sum(logits_NV, batch.targets_BT[is_reply_BT])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -101,7 +101,7 @@ def sft(config: SftConfig) -> int:
     """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: any of its kinds.
+        GroundlingError: any subclass.
     """
     with open_stage(config, "sft") as stage:
         if stage.has_finished():
@@ -115,7 +115,7 @@ def sft(config: SftConfig) -> int:
             log.info(line)
         adapt(bundle.model, config.lora, bundle.tokenizer.vocab_size, config.seed)
         feed = conversation_feed(data.train, packer, config)
-        stage.look_back([base.sha256], data.train)
+        stage.find_checkpoint([base.sha256], data.train)
         objective = SftObjective(bundle.model, stage.picked.autocast)
         measure = _SftMetrics(config, stage, bundle, sft_batches(data.val, packer), data, objective)
         ended, figures = learn(stage, config, bundle.model, objective, feed, measure)
@@ -125,7 +125,7 @@ def sft(config: SftConfig) -> int:
 
 
 def conversation_feed(examples: Sequence[Encoded], packer: Packer, config: ExamplesConfig) -> ExampleFeed:
-    """Steps of packed conversations."""
+    """A feed of packed conversations."""
 
     def make(numbers: list[int]) -> list[SftBatch]:
         return sft_batches([examples[number] for number in numbers], packer)
@@ -161,8 +161,8 @@ class _SftMetrics:
         block_size = bundle.config.block_size
         self._batches = batches
         room = block_size - min(REPLY_TOKENS, block_size // 2)
-        asked = data.asked.val[: config.n_replies]
-        self._prompts = [list(ids) for ids in fit_prompt(asked, bundle, room)] if asked else []
+        prompts = data.prompts.val[: config.n_replies]
+        self._prompts = [list(ids) for ids in encode_prompts(prompts, bundle, room)] if prompts else []
 
     @torch.inference_mode()
     def __call__(self) -> dict[str, float]:
@@ -175,7 +175,7 @@ class _SftMetrics:
             sampler = ReplySampler(self._bundle, max_new_tokens=REPLY_TOKENS)
             replies = [reply for (reply,) in sampler.reply(self._prompts, self._config.seed)]
             figures["replies_ended"] = sum(reply.ended for reply in replies) / len(replies)
-            figures["reply_tokens"] = sum(len(reply.said) for reply in replies) / len(replies)
+            figures["reply_tokens"] = sum(len(reply.ids) for reply in replies) / len(replies)
         return figures
 
 

@@ -112,7 +112,7 @@ class Stage:
         self.run, self.config, self.name = run, run.config, run.name
         self.stop, self.picked = run.stop, run.picked
         self.failure: TrainingError | None = None
-        """Why training could not continue; what was learned before is kept."""
+        """Why training could not continue; the model of the last good step is kept."""
         self.found: Found | None = None
         """The checkpoint to resume from."""
         self._checkpoints = StageCheckpoints(run.folder, run.picked.device)
@@ -138,11 +138,11 @@ class Stage:
             )
         log.info(f"{folder} has finished; nothing to do")
         if distributed.is_first():
-            atomic.remove(self._checkpoints.folder)  # it may have been killed while it removed them
+            atomic.remove(self._checkpoints.folder)  # a killed process may have left some
             atomic.sweep_temporaries(folder)
         return True
 
-    def look_back(self, *learns_from: Iterable[Any]) -> Snapshot | None:
+    def find_checkpoint(self, *learns_from: Iterable[Any]) -> Snapshot | None:
         """Find the checkpoint of a stage that is resumed; None for a new one. All ranks call this before `begin`.
 
         Args:
@@ -161,9 +161,9 @@ class Stage:
             log.info(f"changed     {'; '.join(found.changed)}")
         return found.snapshot
 
-    def begin(self, step: int = 0, made_again: Callable[[Record], bool] = lambda _: False) -> None:
+    def begin(self, step: int = 0, rewritten: Callable[[Record], bool] = lambda _: False) -> None:
         """Open the metrics; see `Run.begin`."""
-        self.run.begin(step, made_again=made_again)
+        self.run.begin(step, rewritten=rewritten)
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a checkpoint. All ranks call this together."""
@@ -182,14 +182,14 @@ class Stage:
         return self.run.asked_to_stop()
 
     def fail(self, step: int, error: TrainingError) -> str:
-        """Note a failure, which `finish` raises once the model is saved; return the reason of the end."""
+        """Record a failure, which `finish` raises once the model is saved; return the reason for the end."""
         reason = f"{self.name} stopped at step {step}: {error}"
         kept, rates = f"{reason}; the model so far is in {self.config.out_dir}", lower_rates(self.config)
         if self._checkpoints.finished():
-            way_on = f"resume from its last checkpoint with lower learning rates: {self._way_on()} {rates}"
+            advice = f"resume from its last checkpoint with lower learning rates: {self._resume_command()} {rates}"
         else:
-            way_on = f"try again with lower learning rates, for example: {rates} --overwrite"
-        self.failure = TrainingError(f"{kept}; {way_on}")
+            advice = f"try again with lower learning rates, for example: {rates} --overwrite"
+        self.failure = TrainingError(f"{kept}; {advice}")
         return reason
 
     def finish(self, reason: str, figures: dict[str, Any]) -> int:
@@ -202,13 +202,13 @@ class Stage:
         if self.failure is not None:
             raise self.failure
         if summary.exit_code:
-            log.info(f"{self.name} stopped as asked; resume with: {self._way_on()}")
+            log.info(f"{self.name} stopped as asked; resume with: {self._resume_command()}")
             return summary.exit_code
         if distributed.is_first():
             atomic.remove(self._checkpoints.folder)
-        return self.stop.exit_code  # a signal after the last step ends what would follow this stage
+        return self.stop.exit_code  # a signal after the last step stops the stages that would follow
 
-    def _way_on(self) -> str:
+    def _resume_command(self) -> str:
         return f"groundling {self.name} --resume --out-dir {shlex.quote(str(self.config.out_dir))}"
 
 

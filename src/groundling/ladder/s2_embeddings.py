@@ -35,7 +35,7 @@ class EmbeddingModel(nn.Module):
         T = idx_BT.shape[1]
         if self.block_size < T:
             raise ValueError(
-                f"{T} positions came, but this model knows only {self.block_size}; pass idx[:, -{self.block_size}:]"
+                f"got {T} positions, but this model has only {self.block_size}; pass idx[:, -{self.block_size}:]"
             )
         position_TC = self.position_embedding(torch.arange(T, device=idx_BT.device))
         x_BTC = self.token_embedding(idx_BT) + position_TC  # broadcast over the batch

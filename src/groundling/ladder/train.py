@@ -76,7 +76,7 @@ class LadderConfig:
 
 
 @contextmanager
-def _same_threads_afterwards() -> Iterator[None]:
+def _restore_threads() -> Iterator[None]:
     n_threads = torch.get_num_threads()
     try:
         yield
@@ -84,7 +84,7 @@ def _same_threads_afterwards() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-@_same_threads_afterwards()
+@_restore_threads()
 def train_rung(
     name: str, *, steps: int | None = None, seed: int = 1337, corpus: Corpus | None = None, run: LongRun | None = None
 ) -> RungResult:

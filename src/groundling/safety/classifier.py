@@ -43,19 +43,19 @@ Floats = npt.NDArray[np.float64]
 class Classifier:
     """Logistic regression on hashed n-grams.
 
-    `worth` (weights) and `rarity` (inverse document frequencies) have N_BUCKETS values. A text is unsafe if its
+    `weights` and `idf` (inverse document frequencies) have N_BUCKETS values. A text is unsafe if its
     probability is at least `threshold`.
     """
 
-    worth: Floats
-    rarity: Floats
+    weights: Floats
+    idf: Floats
     bias: float
     threshold: float
 
     def probability(self, text: str) -> float:
         """Probability that a text is unsafe."""
-        buckets, values = features(text, self.rarity)
-        return float(1 / (1 + np.exp(-(values @ self.worth[buckets] + self.bias))))
+        buckets, values = features(text, self.idf)
+        return float(1 / (1 + np.exp(-(values @ self.weights[buckets] + self.bias))))
 
     def is_unsafe(self, text: str) -> bool:
         """Whether a text is unsafe; an empty one never is."""
@@ -73,8 +73,8 @@ class Classifier:
             StorageError: the folder exists, or cannot be written.
         """
         if os.path.lexists(folder):
-            raise StorageError(f"{folder} exists already; it was left alone, choose another name")
-        arrays = {"worth": self.worth, "rarity": self.rarity}
+            raise StorageError(f"{folder} already exists and was not changed; choose another name")
+        arrays = {"worth": self.weights, "rarity": self.idf}  # names of format 1
         facts = {"version": VERSION, "bias": self.bias, "threshold": self.threshold}
         with atomic.new_folder(folder) as temporary:
             atomic.write_bytes(temporary / WEIGHTS, safetensors.numpy.save(arrays))
@@ -92,8 +92,8 @@ class Classifier:
         facts = read_json_object(folder / FACTS)
         if facts.get("version") != VERSION:
             raise CheckpointError(
-                f"{folder} is a classifier of version {facts.get('version')}, and this groundling knows {VERSION}; "
-                "train it anew"
+                f"{folder} is a classifier of version {facts.get('version')}, and this groundling reads {VERSION}; "
+                "train it again"
             )
         try:
             with files.held(folder / WEIGHTS) as (file, _):
@@ -103,10 +103,10 @@ class Classifier:
                     raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
             return cls(arrays["worth"], arrays["rarity"], float(facts["bias"]), float(facts["threshold"]))
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{folder} is not a whole classifier: {error}") from error
+            raise CheckpointError(f"{folder} is not a valid classifier: {error}") from error
 
 
-def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.int64], Floats]:
+def features(text: str, idf: Floats | None = None) -> tuple[npt.NDArray[np.int64], Floats]:
     """The sparse feature vector of a text, normalised to length 1: buckets and values."""
     plain = f" {folded(text)} "
     counts = Counter(
@@ -116,13 +116,13 @@ def features(text: str, rarity: Floats | None = None) -> tuple[npt.NDArray[np.in
     )
     buckets = np.fromiter(sorted(counts), dtype=np.int64, count=len(counts))
     values = np.log1p(np.array([counts[bucket] for bucket in buckets], dtype=np.float64))
-    if rarity is not None:
-        values *= rarity[buckets]
+    if idf is not None:
+        values *= idf[buckets]
     length = float(np.sqrt((values**2).sum()))
     return buckets, values / length if length else values
 
 
-class Judged(NamedTuple):
+class UnsafeSentence(NamedTuple):
     """Position of an unsafe sentence."""
 
     start: int
@@ -141,7 +141,7 @@ class Sentences:
         self._classifier = classifier
         self._raw, self._n_seen = "", 0  # not yet classified; unredacted, unlike the text passed in
         self._begin = 0
-        self._found: Judged | None = None
+        self._found: UnsafeSentence | None = None
         self._ended = False
 
     def first(self, text: str, start: int) -> Span | None:
@@ -168,7 +168,7 @@ class Sentences:
         self._begin -= n
         self._n_seen -= n
         if self._found is not None:
-            self._found = Judged(self._found.start - n, self._found.end - n)
+            self._found = UnsafeSentence(self._found.start - n, self._found.end - n)
 
     def _take(self, text: str) -> None:
         if self._n_seen < len(text):
@@ -187,7 +187,7 @@ class Sentences:
                     break
                 end = len(self._raw)
             if self._classifier.is_unsafe(self._raw[at:end]):
-                self._found = Judged(self._begin + at, self._begin + end)
+                self._found = UnsafeSentence(self._begin + at, self._begin + end)
             at = end
         self._raw, self._begin = self._raw[at:], self._begin + at
 

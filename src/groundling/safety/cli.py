@@ -55,17 +55,17 @@ def main(argv: list[str]) -> int:
 
 def _train(argv: list[str]) -> int:
     config = parse(TrainConfig, argv, "groundling safety train")
-    require(not config.out.exists(), f"{config.out} exists already; it was left alone, choose another name")
-    known, held_out = split(read_labelled(config.data))
-    classifier = train(known, config.seed)
+    require(not config.out.exists(), f"{config.out} already exists and was not changed; choose another name")
+    training, held_out = split(read_labelled(config.data))
+    classifier = train(training, config.seed)
     classifier.save(config.out)
-    print(f"learned from {_told(known)}; threshold {classifier.threshold:.3f}; kept in {config.out}")
-    said = [classifier.is_unsafe(one.text) for one in held_out]
-    _show(f"held out: {_told(held_out)}", Confusion.of(said, [one.unsafe for one in held_out]))
+    print(f"trained on {_summary(training)}; threshold {classifier.threshold:.3f}; saved to {config.out}")
+    predicted = [classifier.is_unsafe(one.text) for one in held_out]
+    _show(f"held out: {_summary(held_out)}", Confusion.of(predicted, [one.unsafe for one in held_out]))
     return 0
 
 
-def _told(labelled: Sequence[Labelled]) -> str:
+def _summary(labelled: Sequence[Labelled]) -> str:
     n_unsafe = sum(one.unsafe for one in labelled)
     return f"{len(labelled)} texts, {n_unsafe} of them unsafe"
 
@@ -74,25 +74,25 @@ def _test(argv: list[str]) -> int:
     config = parse(TestConfig, argv, "groundling safety test")
     safety = load_safety(config.rules, config.classifier)
     if safety is None:
-        raise ConfigError("there is nothing to measure; give --rules or --classifier")
+        raise ConfigError("there is nothing to evaluate; give --rules or --classifier")
     labelled = read_labelled(config.data)
     by_rule: dict[str, Counter[bool]] = {}
-    said = []
+    predicted = []
     for one in labelled:
-        judge = safety.reply()
-        judge.push(one.text)
-        judge.finish()
-        said.append(bool(judge.findings))
-        for name in {finding.rule for finding in judge.findings}:
+        reply_filter = safety.reply()
+        reply_filter.push(one.text)
+        reply_filter.finish()
+        predicted.append(bool(reply_filter.findings))
+        for name in {finding.rule for finding in reply_filter.findings}:
             by_rule.setdefault(name, Counter())[one.unsafe] += 1
-    confusion = Confusion.of(said, [one.unsafe for one in labelled])
+    confusion = Confusion.of(predicted, [one.unsafe for one in labelled])
     if config.json:
         rules = {name: {"right": found[True], "wrong": found[False]} for name, found in by_rule.items()}
         print(json.dumps({"texts": len(labelled), **confusion.to_json(), "rules": rules}))
         return 0
-    _show(_told(labelled), confusion)
+    _show(_summary(labelled), confusion)
     for name, found in sorted(by_rule.items()):
-        print(f"  {name}: found {found[True]} rightly, {found[False]} wrongly")
+        print(f"  {name}: {found[True]} correct, {found[False]} wrong")
     return 0
 
 
@@ -101,6 +101,6 @@ def _show(what: str, found: Confusion) -> None:
     print(what)
     print(f"  precision {facts['precision']:.3f}, recall {facts['recall']:.3f}, F1 {facts['f1']:.3f}")
     print(
-        f"  stopped {found.hits} rightly and {found.false_alarms} wrongly; let through {found.passes} rightly and "
-        f"{found.misses} wrongly"
+        f"  flagged: {found.hits} correct, {found.false_alarms} wrong; passed: {found.passes} correct, "
+        f"{found.misses} wrong"
     )

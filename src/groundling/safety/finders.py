@@ -3,7 +3,7 @@
 from typing import NamedTuple, Protocol
 
 LONGEST_MATCH = 500
-"""Maximum characters of a match: as many may have to be held back."""
+"""Maximum characters of a match, which is also the most that is held back."""
 CONTEXT = 16
 """Characters before a position that finders may read."""
 

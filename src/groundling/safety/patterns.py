@@ -111,8 +111,8 @@ class Pattern:
         except UnicodeEncodeError:
             raise ConfigError(f"{self._name} has half a character; write it whole") from None
         except re2.error as error:
-            said = error.args[0] if error.args else ""
-            reason = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
+            message = error.args[0] if error.args else ""
+            reason = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
         if reason.endswith("operator: (?P") and "(?P=" in pattern:  # RE2 cuts the operator off
             reason += "="
         for kind, what in _HELP:

@@ -1,7 +1,7 @@
 """Rules of the safety filter, and their TOML format.
 
-A rule's finder returns its first match, and where at the end of the text a match may still begin. With these two,
-`stream.py` filters streamed text exactly as if it had come whole.
+A rule's finder returns its first match, and the position from which on a match may still begin. With these two,
+`stream.py` filters streamed text exactly as if it were complete.
 """
 
 import re
@@ -229,7 +229,7 @@ def _rules(given: Mapping[str, Any]) -> Iterator[Rule]:
     require(isinstance(mark, str), "mark must be a text")
     finder = _finder(kind, given[kind])
     if kind in ("longest", "repetition"):
-        require(action == "block", f"{kind} can only block: it is about all that follows")
+        require(action == "block", f"{kind} can only block: it matches all text that follows")
     yield Rule(str(name), str(reason), action, tuple(where), mark, finder)  # type: ignore[arg-type]
 
 

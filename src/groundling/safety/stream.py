@@ -2,7 +2,7 @@
 
 Every action is reported with its rule and reason. Blocked or redacted text is never shown, not even in part: the filter
 holds back the end of a stream while it could be the beginning of a match. Results do not depend on how the text was cut
-into pieces. The rules are readable, and no guarantee.
+into pieces. The rules are simple, and no guarantee.
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,9 +72,9 @@ class Safety:
 
     def check_prompt(self, text: str) -> tuple[str, list[Finding]]:
         """The filtered prompt, and the findings. If one blocks, do not run the model."""
-        judge = ReplyFilter(self._rules, "prompt")
-        shown = [*judge.push(text), *judge.finish()]
-        return "".join(segment.text for segment in shown), judge.findings
+        prompt_filter = ReplyFilter(self._rules, "prompt")
+        shown = [*prompt_filter.push(text), *prompt_filter.finish()]
+        return "".join(segment.text for segment in shown), prompt_filter.findings
 
     def reply(self) -> "ReplyFilter":
         """A filter for one reply."""
@@ -84,7 +84,7 @@ class Safety:
 class ReplyFilter:
     """Filters one streamed text.
 
-    `findings` so far; once `blocked`, nothing more is shown.
+    `findings` are those so far; once `blocked`, nothing more is shown.
     """
 
     def __init__(self, rules: Sequence[Rule], where: Where) -> None:
@@ -103,7 +103,7 @@ class ReplyFilter:
             if self.blocked:
                 break
             self._text += text[at : at + PIECE]
-            segments += self._settle(ended=False)
+            segments += self._process(ended=False)
         return segments
 
     def finish(self) -> list[Segment]:
@@ -113,13 +113,13 @@ class ReplyFilter:
         for _, finder in self._finders:
             if hasattr(finder, "end"):
                 finder.end(self._text)
-        return self._settle(ended=True)
+        return self._process(ended=True)
 
-    def _settle(self, *, ended: bool) -> list[Segment]:
+    def _process(self, *, ended: bool) -> list[Segment]:
         """Process everything that more text cannot change."""
         segments: list[Segment] = []
         while not self.blocked:
-            decided, finds = self._look()
+            decided, finds = self._search()
             undecided = len(self._text) + 1 if ended else decided
             # The first match; of several, the longest; of these, the first rule's.
             first = self._carried or min(finds, key=lambda find: (find.start, -find.end), default=None)
@@ -139,8 +139,8 @@ class ReplyFilter:
         self._forget()
         return segments
 
-    def _look(self) -> tuple[int, list[Find]]:
-        """Up to which place more text changes nothing, and what each rule finds first."""
+    def _search(self) -> tuple[int, list[Find]]:
+        """The position up to which more text changes nothing, and the first match of each rule."""
         decided, finds = len(self._text), []
         for number, (rule, finder) in enumerate(self._finders):
             until = finder.undecided(self._text, self._place)

@@ -39,9 +39,9 @@ class Confusion:
     passes: int
 
     @classmethod
-    def of(cls, said: Iterable[bool], true: Iterable[bool]) -> "Confusion":
+    def of(cls, predicted: Iterable[bool], actual: Iterable[bool]) -> "Confusion":
         """Count predictions against labels."""
-        pairs = Counter(zip(said, true, strict=True))
+        pairs = Counter(zip(predicted, actual, strict=True))
         return cls(pairs[True, True], pairs[True, False], pairs[False, True], pairs[False, False])
 
     @property
@@ -103,12 +103,12 @@ def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
     truth = np.array([one.unsafe for one in labelled])
     fewest = int(min(truth.sum(), len(truth) - truth.sum())) if len(truth) else 0
     if fewest < HELD_OUT:
-        raise DataError(f"there are {fewest} texts of one kind to learn from; at least {HELD_OUT} of each are needed")
+        raise DataError(f"there are only {fewest} training texts of one label; at least {HELD_OUT} of each are needed")
     csr_matrix = optional_import("scipy.sparse", "safety").csr_matrix
     linear_model = optional_import("sklearn.linear_model", "safety", "scikit-learn")
     model_selection = optional_import("sklearn.model_selection", "safety", "scikit-learn")
-    rarity = _rarity([one.text for one in labelled])
-    found = [features(one.text, rarity) for one in labelled]
+    idf = _idf([one.text for one in labelled])
+    found = [features(one.text, idf) for one in labelled]
     ends = np.cumsum([0, *(len(buckets) for buckets, _ in found)])
     parts = (np.concatenate([values for _, values in found]), np.concatenate([buckets for buckets, _ in found]), ends)
     matrix = csr_matrix(parts, shape=(len(found), N_BUCKETS))
@@ -117,20 +117,20 @@ def train(labelled: Sequence[Labelled], seed: int = 0) -> Classifier:
     unseen = model_selection.cross_val_predict(model, matrix, truth, cv=folds, method="predict_proba")[:, 1]
     model.fit(matrix, truth)
     return Classifier(
-        worth=np.asarray(model.coef_[0], dtype=np.float64),
-        rarity=rarity,
+        weights=np.asarray(model.coef_[0], dtype=np.float64),
+        idf=idf,
         bias=float(model.intercept_[0]),
         threshold=_best_threshold(unseen, truth),
     )
 
 
-def _rarity(texts: Sequence[str]) -> Floats:
-    """Smoothed inverse document frequency of each bucket."""
+def _idf(texts: Sequence[str]) -> Floats:
+    """Smoothed inverse document frequency (IDF) of each bucket."""
     n_texts = np.zeros(N_BUCKETS)
     for text in texts:
         n_texts[features(text)[0]] += 1
-    rarity: Floats = np.log((1 + len(texts)) / (1 + n_texts)) + 1
-    return rarity
+    idf: Floats = np.log((1 + len(texts)) / (1 + n_texts)) + 1
+    return idf
 
 
 def _best_threshold(probabilities: Floats, truth: npt.NDArray[np.bool_]) -> float:

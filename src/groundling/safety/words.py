@@ -41,7 +41,7 @@ class Words:
         return other
 
     def _begin(self) -> None:
-        self._gone, self._n_seen = 0, 0  # characters of the whole text that were dropped, and folded
+        self._n_dropped, self._n_seen = 0, 0  # characters of the whole text that were dropped, and folded
         self._folded = ""
         self._places: list[int] = []  # position in the whole text of each folded character
         self._after_space = False
@@ -49,43 +49,43 @@ class Words:
     def first(self, text: str, start: int) -> Span | None:
         """See `Finder`. Of words that begin at one position, the longest."""
         self._take(text)
-        for match in self._start.finditer(self._folded, bisect_left(self._places, self._gone + start)):
+        for match in self._start.finditer(self._folded, bisect_left(self._places, self._n_dropped + start)):
             begin = match.start()
             for length in self._lengths:
                 end = begin + length
                 if self._folded[begin:end] in self._words and end <= len(self._folded) and not self._is_word(end):
-                    return Span(self._places[begin] - self._gone, self._end(end, text))
+                    return Span(self._places[begin] - self._n_dropped, self._end(end, text))
         return None
 
     def _end(self, end: int, text: str) -> int:
         """End of a word in the text, including combining marks after it, and never within a character."""
-        after = self._places[end] - self._gone if end < len(self._places) else len(text)
-        return max(after, self._places[end - 1] - self._gone + 1)  # a character may fold to several
+        after = self._places[end] - self._n_dropped if end < len(self._places) else len(text)
+        return max(after, self._places[end - 1] - self._n_dropped + 1)  # a character may fold to several
 
     def undecided(self, text: str, start: int) -> int:
         """See `Finder`."""
         self._take(text)
-        least = self._gone + start
+        least = self._n_dropped + start
         for n in range(min(self._longest, len(self._folded)), 0, -1):
             at = len(self._folded) - n
             if self._places[at] >= least and self._folded[at:] in self._beginnings and not self._is_word(at - 1):
-                return self._places[at] - self._gone
+                return self._places[at] - self._n_dropped
         return len(text)
 
     def forget(self, n: int) -> None:
         """See `Finder`."""
-        self._gone += n
-        n_folded = bisect_left(self._places, self._gone) - 1  # keep one as left context
+        self._n_dropped += n
+        n_folded = bisect_left(self._places, self._n_dropped) - 1  # keep one as left context
         if n_folded >= TRIMMED:
             self._folded, self._places = self._folded[n_folded:], self._places[n_folded:]
 
     def hidden(self, end: int) -> None:
         """See `Finder`."""
-        at = bisect_left(self._places, self._gone + end)
+        at = bisect_left(self._places, self._n_dropped + end)
         if at == len(self._places):
             self._after_space = True
         self._folded = " " + self._folded[at:]
-        self._places = [self._gone + end - 1, *self._places[at:]]
+        self._places = [self._n_dropped + end - 1, *self._places[at:]]
 
     def _is_word(self, at: int) -> bool:
         """Whether there is a folded character at this index, and it can be part of a word."""
@@ -95,16 +95,16 @@ class Words:
 
     def _take(self, text: str) -> None:
         """Fold new characters."""
-        n_known = self._n_seen - self._gone
+        n_known = self._n_seen - self._n_dropped
         if n_known > len(text):  # another text
             self._begin()
             n_known = 0
         if n_known == len(text):
             return
-        pieces, places, self._after_space = _folded(text[n_known:], self._gone + n_known, self._after_space)
+        pieces, places, self._after_space = _folded(text[n_known:], self._n_dropped + n_known, self._after_space)
         self._folded += pieces
         self._places += places
-        self._n_seen = self._gone + len(text)
+        self._n_seen = self._n_dropped + len(text)
 
 
 def folded(text: str) -> str:

@@ -21,10 +21,10 @@ from groundling.serve.completions import requests as completion_requests
 from groundling.serve.completions.completion import Completion
 from groundling.serve.completions.requests import ParsedRequest
 from groundling.serve.completions.schema import ChatRequest, CompletionRequest
-from groundling.serve.http.auth import lock, require_api_key
-from groundling.serve.http.bodies import BodyLimit, Locks
+from groundling.serve.http.auth import key_checker, require_api_key
+from groundling.serve.http.bodies import BodyLimit, RequireKey
 from groundling.serve.http.errors import ApiError, in_time
-from groundling.serve.http.middleware import Origins, RequestLog, error_response
+from groundling.serve.http.middleware import HostAndOriginCheck, RequestLog, error_response
 from groundling.serve.http.responses import EventStream, Gone, as_json, unless_gone
 from groundling.serve.http.validation import explain, unreadable
 from groundling.serve.ranking import routes as rankings
@@ -68,15 +68,15 @@ def create_app(server: ServerState, log: EventLog) -> FastAPI:
     require_key = Depends(require_api_key(server.config.keys()))
     app.include_router(_open_routes(server))
     app.include_router(pages.router())
-    ours = [module.router(server) for module in (xray, rankings, runs)]
-    for routes in (_keyed_routes(app, server), _v1(server, log), *ours):
+    own_routes = [module.router(server) for module in (xray, rankings, runs)]
+    for routes in (_keyed_routes(app, server), _v1(server, log), *own_routes):
         app.include_router(routes, dependencies=[require_key])
     _explain_errors(app)
     config = server.config
-    app.add_middleware(BodyLimit, most_bytes=config.max_body_bytes, timeout_s=config.receive_timeout_s)
-    app.add_middleware(Locks, check=lock(config.keys()))
-    app.add_middleware(Origins, hosts=config.hosts(), allowed=config.cors_origins)
-    app.add_middleware(RequestLog, when_over=_record_request(server, log), when_failed=_log_exception(log))
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.receive_timeout_s)
+    app.add_middleware(RequireKey, check=key_checker(config.keys()))
+    app.add_middleware(HostAndOriginCheck, hosts=config.hosts(), allowed=config.cors_origins)
+    app.add_middleware(RequestLog, on_end=_record_request(server, log), on_exception=_log_exception(log))
     return app
 
 
@@ -97,7 +97,7 @@ def _lifespan(server: ServerState, log: EventLog) -> Callable[[FastAPI], Any]:
 
 
 async def _load(server: ServerState, log: EventLog) -> None:
-    """Load all models in order; after an error, serve none."""
+    """Load all models in order; if one fails, serve none."""
     try:
         for name, path in server.wanted.items():
             served = await server.worker.call(lambda name=name, path=path: server.load(name, path))  # type: ignore[misc]
@@ -191,7 +191,7 @@ def _v1(server: ServerState, log: EventLog) -> APIRouter:
 async def _respond(
     server: ServerState, log: EventLog, parsing: Coroutine[Any, Any, ParsedRequest], request: Request, streamed: bool
 ) -> Response:
-    """Parse and decode a request until its client leaves."""
+    """Parse and decode a request; cancel it if its client disconnects."""
     notes, until = request.scope["notes"], time.monotonic() + server.config.timeout_s
     server.n_open += 1
 
@@ -212,7 +212,7 @@ async def _respond(
             aborted(error.code)
         raise
 
-    def over(reason: str | None) -> None:
+    def finish(reason: str | None) -> None:
         completion.close()
         server.n_open -= 1
         if reason is not None:
@@ -223,7 +223,7 @@ async def _respond(
             log.write("text", id=notes["id"], prompts=completion.prompts(), replies=completion.replies())
 
     if streamed:
-        return EventStream(completion.chunks(), server.config.send_timeout_s, over)
+        return EventStream(completion.chunks(), server.config.send_timeout_s, finish)
     reason: str | None = "error"
     try:
         data = await unless_gone(request.receive, completion.response())
@@ -236,24 +236,24 @@ async def _respond(
         reason = error.code
         raise
     finally:
-        over(reason)
+        finish(reason)
 
 
 def _explain_errors(app: FastAPI) -> None:
     """Return every error in OpenAI's format."""
 
-    async def ours(_: Request, error: Exception) -> Response:
+    async def api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         return error_response(error)
 
-    async def users(_: Request, error: Exception) -> Response:
+    async def user_error(_: Request, error: Exception) -> Response:
         return error_response(ApiError(400, " ".join(str(error).split()), "invalid_value"))
 
-    async def wrong_body(request: Request, error: Exception) -> Response:
+    async def invalid_request(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         return error_response(explain(error, request.scope.get("endpoint")))
 
-    async def of_http(request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.__cause__ is not None:
             return error_response(ApiError(error.status_code, unreadable(error.__cause__), "invalid_json"))
@@ -261,18 +261,18 @@ def _explain_errors(app: FastAPI) -> None:
         wanted = f"{request.method[:20]} {request.scope['path'][:100]}"
         message = f"there is no {wanted}; the API is under /v1, and /openapi.json describes it"
         code = "method_not_allowed" if error.status_code == 405 else "not_found"
-        answer = error_response(ApiError(error.status_code, message, code))
-        answer.headers.update(error.headers or {})
-        return answer
+        response = error_response(ApiError(error.status_code, message, code))
+        response.headers.update(error.headers or {})
+        return response
 
-    app.add_exception_handler(ApiError, ours)
-    app.add_exception_handler(GroundlingError, users)
-    app.add_exception_handler(RequestValidationError, wrong_body)
-    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(GroundlingError, user_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, http_error)
 
 
 def _record_request(server: ServerState, log: EventLog) -> Callable[[Scope, int, float], None]:
-    def over(scope: Scope, status: int, seconds: float) -> None:
+    def record(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         server.metrics.requests.labels(route, str(status)).inc()
         server.metrics.seconds.observe(seconds)
@@ -280,12 +280,12 @@ def _record_request(server: ServerState, log: EventLog) -> Callable[[Scope, int,
             facts = {"method": scope["method"][:20], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
             log.write("request", **facts, **scope["notes"])
 
-    return over
+    return record
 
 
 def _log_exception(log: EventLog) -> Callable[[Scope, Exception], ApiError]:
     def failed(scope: Scope, error: Exception) -> ApiError:
         log.write("bug", "error", id=scope["notes"]["id"], traceback="".join(traceback.format_exception(error)))
-        return ApiError(500, "the server failed; its log says how", "internal_error")
+        return ApiError(500, "internal error; the server's log has the details", "internal_error")
 
     return failed

@@ -81,7 +81,7 @@ class ServeConfig:
         for name in ("timeout_s", "receive_timeout_s", "send_timeout_s"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
         require(self.drain_s >= 0, f"drain_s is {self.drain_s}; it must be at least 0")
-        require("*" not in self.cors_origins, "cors_origins cannot be *; name the origins whose pages may call")
+        require("*" not in self.cors_origins, "cors_origins cannot be *; name the allowed origins")
 
     def keys(self) -> tuple[str, ...]:
         """All API keys; empty: no key is required.
@@ -96,7 +96,7 @@ class ServeConfig:
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"the keys in {self.api_key_file} cannot be read: {error}") from error
             found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-            require(bool(found), f"{self.api_key_file} holds no key; write one a line")
+            require(bool(found), f"{self.api_key_file} holds no key; write one per line")
             keys += found
         for key in keys:
             usable = len(key) >= 8 and key.isascii() and key.isprintable() and " " not in key
@@ -111,7 +111,8 @@ class ServeConfig:
         """
         require(
             self.is_local() or bool(self.keys()),
-            f"{self.host} lets other machines in, and no key is set; give --api-key-file, or listen on 127.0.0.1",
+            f"{self.host} is reachable from other machines, and no key is set; "
+            "give --api-key-file, or listen on 127.0.0.1",
         )
 
     def is_local(self) -> bool:

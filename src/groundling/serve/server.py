@@ -1,4 +1,4 @@
-"""Shutdown.
+"""The uvicorn server with graceful shutdown.
 
 After SIGTERM the server drains: running requests are completed, new ones get 503, and after `drain_s` the rest is ended
 with an error. A second signal ends it at once. Either way it exits with 0.
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
         """Drain; at the second signal, stop."""
         del frame
         if self._until is None:
-            self._server.leaves_loading = self._server.state is State.LOADING
+            self._server.stopped_while_loading = self._server.state is State.LOADING
             self._server.state = State.DRAINING
             quick = sig == signal.SIGINT and not self._server.n_open
             self._until = time.monotonic() + (0 if quick else self._server.config.drain_s)

@@ -104,7 +104,7 @@ class Registry:
         """Names in the order of the command line."""
         return list(self._served)
 
-    def chatting(self) -> list[str]:
+    def chat_models(self) -> list[str]:
         """Names of the chat models."""
         return [name for name, served in self._served.items() if served.is_chat_model]
 
@@ -138,7 +138,7 @@ class ServerState:
         """Filters prompts and replies; None: off."""
         self.n_open = 0
         """Running requests, which draining waits for."""
-        self.leaves_loading = False
+        self.stopped_while_loading = False
         """Whether the server was stopped while it loaded models."""
         self.failure: Exception | None = None
         """Why the models could not be loaded."""
@@ -166,14 +166,14 @@ class ServerState:
 
     async def stop(self) -> None:
         """Stop the decoding thread."""
-        await self.worker.stop(LEAVE_S if self.leaves_loading else STOP_S)
+        await self.worker.stop(LEAVE_S if self.stopped_while_loading else STOP_S)
 
     def _contexts(self) -> dict[str, int | None]:
         """Context length of each model by name; None: the model's own."""
         return dict(zip(self.wanted, contexts(list(self.wanted.values()), self.config.context), strict=True))
 
     def _engine(self, bundle: Bundle) -> Engine:
-        """With one backend from the first token on: equal requests get equal responses."""
+        """An engine with a fixed backend, so that equal requests get equal responses."""
         decode = deterministic_decode(bundle.model, DecodeConfig(weights=self.config.weights), self.config.slots)
         slots, n_ids = self.config.slots, bundle.n_ids
         return Engine(bundle.model, decode, slots, n_ids, end_ids=bundle.end_ids, memory=self.memory)
@@ -185,12 +185,12 @@ class ServerState:
             ApiError: 503: it is loading or shutting down.
         """
         if self.state is State.LOADING:
-            raise not_ready("the models are being loaded; ask /ready when that is done")
+            raise not_ready("the models are loading; retry when /ready returns 200")
         if self.state is not State.READY:
             raise draining()
 
-    async def attended(self, request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
-        """Respond with the JSON that `work` returns; cancel the work if the client leaves. Draining waits for it."""
+    async def respond_with(self, request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
+        """Respond with the JSON that `work` returns; cancel it if the client disconnects. Draining waits for it."""
         with self.counted():
             try:
                 return Response(await unless_gone(request.receive, work), media_type="application/json")
@@ -219,9 +219,7 @@ class ServerState:
         self.metrics.count(findings)
         for finding in findings:
             if finding.action == "block":
-                message = (
-                    f"the safety stage blocks this prompt (rule {finding.rule!r}: {finding.reason}); ask otherwise"
-                )
+                message = f"the safety stage blocks this prompt (rule {finding.rule!r}: {finding.reason}); rephrase it"
                 raise ApiError(400, message, "content_filter", "prompt")
         return delta
 

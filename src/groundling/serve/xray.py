@@ -38,7 +38,7 @@ from groundling.storage.manifest import read_manifest
 T = TypeVar("T")
 AT_ONCE = 2
 """Concurrent requests."""
-MAY_WAIT = 6
+MAX_WAITING = 6
 """Queued requests."""
 MAX_TOKENS = 256
 MAX_BYTES = 1_500_000
@@ -68,7 +68,7 @@ class XrayRequest(Body):
 def router(server: ServerState) -> APIRouter:
     """Return the routes of the X-ray."""
     routes = APIRouter(prefix="/v1/groundling", tags=["groundling"])
-    room, shelf, glass = _ConcurrencyLimit(), CheckpointCache(), _HeadScoreCache()
+    limit, checkpoint_cache, inspector = _ConcurrencyLimit(), CheckpointCache(), _Inspector()
 
     @routes.get("/checkpoints")
     async def checkpoints(model: str) -> dict[str, Any]:
@@ -78,20 +78,20 @@ def router(server: ServerState) -> APIRouter:
         found = await run_in_threadpool(_checkpoints, served)
         return {"model": model, "checkpoints": found}
 
-    async def seen(body: XrayRequest, served: Served) -> bytes:
-        async with room.place():
-            bundle = await shelf.get(served, body.checkpoint)
+    async def analyze(body: XrayRequest, served: Served) -> bytes:
+        async with limit.place():
+            bundle = await checkpoint_cache.get(served, body.checkpoint)
             ids = await run_in_threadpool(_ids, body, bundle)
             _check_size(ids, bundle, "messages" if body.prompt is None else "prompt")
-            what = await run_to_end(server.worker.call(lambda: glass.look(bundle, ids)))
-            return await run_in_threadpool(_answer, served.name, body.checkpoint, bundle, ids, *what)
+            found = await run_to_end(server.worker.call(lambda: inspector.look(bundle, ids)))
+            return await run_in_threadpool(_response, served.name, body.checkpoint, bundle, ids, *found)
 
     @routes.post("/xray", response_class=Response, responses={200: {"content": {"application/json": {}}}})
     async def xray(body: XrayRequest, request: Request) -> Response:
         """Analyze a text: attention, and predictions at each layer."""
         server.require_ready()
         served = server.models.get(body.model)
-        return await server.attended(request, seen(body, served))
+        return await server.respond_with(request, analyze(body, served))
 
     return routes
 
@@ -101,7 +101,7 @@ class _ConcurrencyLimit:
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
-        self._n_here = 0
+        self._n_held = 0
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -110,18 +110,18 @@ class _ConcurrencyLimit:
         Raises:
             ApiError: 429: the queue is full.
         """
-        if self._n_here >= AT_ONCE + MAY_WAIT:
-            message = f"{self._n_here} texts are being analyzed or waiting, and there is no room for more; try later"
+        if self._n_held >= AT_ONCE + MAX_WAITING:
+            message = f"{self._n_held} texts are being analyzed or waiting, and there is no room for more; try later"
             raise ApiError(429, message, "queue_full", retry_after_s=1)
-        self._n_here += 1
+        self._n_held += 1
         try:
             async with self._places:
                 yield
         finally:
-            self._n_here -= 1
+            self._n_held -= 1
 
 
-class _HeadScoreCache:
+class _Inspector:
     """Inspects models in the model thread; caches the head scores, which do not depend on the text."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ def _check_size(ids: Sequence[int], bundle: Bundle, param: str) -> None:
         raise ApiError(400, message, "context_length_exceeded", param)
 
 
-def _answer(
+def _response(
     name: str, checkpoint: str | None, bundle: Bundle, ids: list[int], seen: ForwardTrace, scores: HeadScores | None
 ) -> bytes:
     next_ids = seen.logits_V.topk(min(N_NEXT, len(seen.logits_V))).indices.tolist()

@@ -57,16 +57,16 @@ class JsonlSink:
 
     Args:
         path: the file.
-        resumed_at: step of the checkpoint, up to which records are kept; None: a new run.
-        made_again: whether the resumed run writes a record of that step again, so that it is dropped.
+        resumed_at: the checkpoint's step, up to which records are kept; None: a new run.
+        rewritten: which records of that very step to drop as well, because the resumed run writes them again.
     """
 
     def __init__(
-        self, path: Path, resumed_at: int | None = None, made_again: Callable[[Record], bool] = lambda _: False
+        self, path: Path, resumed_at: int | None = None, rewritten: Callable[[Record], bool] = lambda _: False
     ) -> None:
         self.path = path
         earlier = [] if resumed_at is None else _read_or_keep(path)
-        kept = [r for r in earlier if r["step"] <= resumed_at and not (r["step"] == resumed_at and made_again(r))]
+        kept = [r for r in earlier if r["step"] <= resumed_at and not (r["step"] == resumed_at and rewritten(r))]
         atomic.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.sampled_at = max((record["step"] for record in kept if "sample" in record), default=0)
         """Step of the last sample that was kept, so that a resumed run does not draw it again; 0: none."""

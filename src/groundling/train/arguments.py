@@ -30,7 +30,7 @@ def parse_arguments(argv: Sequence[str]) -> PretrainConfig:
     named = first if first is not None and first.endswith(".toml") else None
     if first is not None and named is None:
         raise ConfigError(f"{first} is not a preset, a TOML file; if it is a text, give --data.path before it")
-    if named is None and seen.resume and (own := own_settings(PretrainConfig, seen.out_dir)) is not None:
+    if named is None and seen.resume and (own := read_run_settings(PretrainConfig, seen.out_dir)) is not None:
         return parse(PretrainConfig, argv, "groundling pretrain", base=own)
     init_from = seen.init_from or (None if named is None else load_preset(named).get("init_from"))
     if init_from in (None, "", "None"):
@@ -39,11 +39,11 @@ def parse_arguments(argv: Sequence[str]) -> PretrainConfig:
     return parse(PretrainConfig, argv, "groundling pretrain", base=base)
 
 
-def own_settings(config_class: type[C], run: Path) -> C | None:
-    """The settings in a run's `run.toml`; None where there is no such file.
+def read_run_settings(config_class: type[C], run: Path) -> C | None:
+    """Read a run's `run.toml`; None if there is no such file.
 
     Raises:
-        ConfigError: the file cannot be read, or holds other settings than these.
+        ConfigError: the file cannot be read, or does not hold a config of this class.
     """
     file = run / "run.toml"
     if not os.path.lexists(file):

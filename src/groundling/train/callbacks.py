@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Every:
-    """The steps at which something is due: every `interval` steps and after the last one; None: never."""
+    """A schedule: due every `interval` steps and after the last one; None: never."""
 
     interval: int | None
     n_steps: int
@@ -37,12 +37,12 @@ class Every:
 
 
 class Stoppable(Protocol):
-    """A run."""
+    """The part of `Run` that `StopOnSignal` needs."""
 
     stop: StopRequest
 
     def asked_to_stop(self) -> bool:
-        """Whether some rank received a signal."""
+        """Whether any rank received a signal."""
 
 
 class StopOnSignal(Callback):
@@ -62,11 +62,11 @@ class Evaluate(Callback):
     """Measure the validation loss, unless a resumed step was evaluated before. A signal interrupts it.
 
     Args:
-        every: when.
-        metrics: where the losses are recorded.
+        every: when to evaluate.
+        metrics: records the losses.
         val_tokens: the validation split; all of it is evaluated.
         train_tokens: the training split, whose loss is estimated too; None: no estimate.
-        picked: precision.
+        picked: runtime, for its precision.
         stop: set by signals.
     """
 
@@ -111,7 +111,7 @@ class Evaluate(Callback):
         )
 
     def _train_loss(self, model: nn.Module, train_tokens: Tokens) -> float:
-        """On as many windows as the validation split has, within bounds, so that it costs as much."""
+        """Estimate on as many windows as the validation split has, up to a limit, so that both cost the same."""
         block_size = _block_size(model)
         n_windows = math.ceil((len(self._val_tokens) - 1) / block_size)
         return train_loss_estimate(
@@ -123,10 +123,10 @@ class Save(Callback):
     """Write checkpoints: when due, and when training ends early.
 
     Args:
-        every: when.
-        save: writes one; all ranks call it together.
-        saved_at: the step that needs no checkpoint: 0, or the step of the checkpoint that the run resumed from.
-        every_s: also after so many seconds; for one rank only.
+        every: when to save.
+        save: writes a checkpoint; all ranks call it together.
+        saved_at: a step that needs no checkpoint: 0, or the step of the checkpoint that the run resumed from.
+        every_s: also save after this many seconds; single rank only.
     """
 
     def __init__(
@@ -160,9 +160,9 @@ class Sample(Callback):
     """Show and record generated text. Only the first rank samples.
 
     Args:
-        every: when.
-        metrics: where it is recorded; a resumed step is not sampled twice.
-        generate: returns a text by the model, which is in evaluation mode.
+        every: when to sample.
+        metrics: records the text; a resumed step is not sampled twice.
+        generate: samples a text; called with the model in evaluation mode.
     """
 
     def __init__(self, every: Every, metrics: MetricsWriter, generate: Callable[[], str]) -> None:
@@ -197,15 +197,15 @@ class Throughput:
     """Model FLOP utilisation: tokens per second as a share of the machine's peak.
 
     Args:
-        flops_per_token: of training.
-        peak: of matrix products, FLOP/s over all ranks.
+        flops_per_token: FLOPs of training on one token.
+        peak: FLOP/s of matrix products over all ranks.
     """
 
     def __init__(self, flops_per_token: float, peak: Peak) -> None:
         self._flops_per_token, self._peak = flops_per_token, peak
 
     def utilisation(self, tokens_per_s: float) -> float:
-        """From 0 to 1."""
+        """Utilisation from 0 to 1 at this speed."""
         return round(self._peak.share(tokens_per_s * self._flops_per_token), 4)
 
 
@@ -213,11 +213,11 @@ class Record(Callback):
     """Record loss, speed and memory.
 
     Args:
-        every: when; the first step is recorded too.
-        metrics: where.
-        throughput: of the model.
-        device: whose memory.
-        state: where the run starts.
+        every: when to record; the first step is recorded too.
+        metrics: where to record.
+        throughput: computes the utilisation.
+        device: whose peak memory is recorded.
+        state: the state at the start of the run.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Record(Callback):
 
 
 def final_figures(state: TrainState, throughput: Throughput, device: torch.device) -> dict[str, Any]:
-    """The figures of a language model's run in `summary.json`; None for what was not measured."""
+    """Final figures of a language model's run for `summary.json`; None: not measured."""
     progress = state.progress
     speed = progress.n_tokens / progress.train_s if progress.train_s else None
     return {
@@ -274,5 +274,5 @@ def _memory_mb(device: torch.device) -> float:
 
 
 def _block_size(model: nn.Module) -> int:
-    """T of a model; all of ours have it."""
+    """The model's context length; every model here has the attribute."""
     return int(model.block_size)  # type: ignore[arg-type]

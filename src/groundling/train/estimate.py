@@ -105,11 +105,11 @@ def require_memory(model: GPT, picked: Runtime, micro_batch_size: int) -> None:
     Raises:
         ConfigError: the estimate, a lower bound, exceeds the memory.
     """
-    needed, there = memory_bytes(model, picked, micro_batch_size), memory.memory_total_bytes()
+    needed, total = memory_bytes(model, picked, micro_batch_size), memory.memory_total_bytes()
     require(
-        picked.device.type != "cpu" or not there or needed <= there,
+        picked.device.type != "cpu" or not total or needed <= total,
         f"{micro_batch_size:,} sequences at once need about {needed / 1e9:,.0f} GB of memory and this machine has "
-        f"{there / 1e9:,.0f}; cut the batch with --micro-batch-size, or take a smaller model",
+        f"{total / 1e9:,.0f}; cut the batch with --micro-batch-size, or take a smaller model",
     )
 
 

@@ -14,8 +14,8 @@ from groundling.train.settings import PretrainConfig
 
 MODEL_MAY_DIFFER = ("dropout", "attention_dropout", "block_size")
 """Model settings that may differ from the bundle's; block_size only downwards."""
-TOKENIZER_MAY_SAY = ("unknown", "replacement")
-"""Tokenizer settings that may be given: how a character tokenizer treats unknown characters depends on the text."""
+TOKENIZER_MAY_DIFFER = ("unknown", "replacement")
+"""Tokenizer settings that may differ from the bundle's: how to treat unknown characters depends on the text."""
 POSITIONS = "positions.wpe.weight"
 
 
@@ -52,7 +52,7 @@ def _require_agreement(config: PretrainConfig, model: GPTConfig, bundle: Bundle)
     wrong = [line for line in differences(theirs, model, "model.") if not line.startswith(may)]
     if model.block_size > theirs.block_size:
         wrong.append(f"model.block_size: {theirs.block_size} -> {model.block_size}")
-    may = tuple(f"data.tokenizer.{name}:" for name in TOKENIZER_MAY_SAY)
+    may = tuple(f"data.tokenizer.{name}:" for name in TOKENIZER_MAY_DIFFER)
     asked = differences(TokenizerConfig(), config.data.tokenizer, "data.tokenizer.")
     wrong += [line for line in asked if not line.startswith(may)]
     if wrong:

@@ -9,19 +9,19 @@ from groundling.train.state import TrainState
 from groundling.train.step import StepStats, train_step
 
 FINISHED = "finished"
-"""Reason of a training that made all its steps."""
+"""The reason that `train` returns after all steps."""
 
 
 class Callback(Protocol):
-    """Work around the updates: evaluation, checkpoints, metrics. It must not change the training itself.
+    """Work between updates: evaluation, checkpoints, metrics. It must not change the training itself.
 
     Subclasses override what they need.
     """
 
     def before_step(self, state: TrainState) -> str | None:  # noqa: ARG002
-        """Called before each update and once after the last. Return a reason to end training, None to go on.
+        """Called before each update and once after the last. Return a reason to end training, or None to continue.
 
-        After a reason, the callbacks that follow in the list are skipped.
+        If a callback returns a reason, the callbacks after it are skipped.
         """
         return None
 
@@ -42,7 +42,7 @@ def train(
     max_norm: float | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> str:
-    """Train until `n_steps` updates are made in all or a callback ends it; return "finished" or the callback's reason.
+    """Train until the run has made `n_steps` updates or a callback ends it; return "finished" or the callback's reason.
 
     Raises:
         TrainingError: a loss or gradient is not finite; the weights are those of the last good step.

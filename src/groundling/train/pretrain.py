@@ -70,7 +70,7 @@ def pretrain(config: PretrainConfig) -> RunSummary:
     """Train as the config says, alone or as one of torchrun's ranks.
 
     Raises:
-        GroundlingError: one of its kinds, in one line; earlier checkpoints are intact.
+        GroundlingError: any subclass; earlier checkpoints are intact.
     """
     with open_run(config, "pretrain") as run:
         run.show_progress(config.steps)
@@ -115,7 +115,8 @@ def pretrain(config: PretrainConfig) -> RunSummary:
 
         # Train
         metrics = run.begin(
-            state.progress.step, views=lambda: optional_sinks(config.sinks, run.folder, facts.config, facts.run_id)
+            state.progress.step,
+            extra_sinks=lambda: optional_sinks(config.sinks, run.folder, facts.config, facts.run_id),
         )
         every, throughput = partial(Every, n_steps=config.steps), Throughput(model.flops_per_token(), Peak(peak))
         train_tokens = corpus.train.ids if config.estimate_train_loss else None
@@ -166,7 +167,7 @@ def _find_teachers(config: PretrainConfig, corpus: Corpus) -> list[Path]:
 
 
 def _require_workable(config: PretrainConfig, corpus: Corpus) -> None:
-    """Check now what would else fail after an earlier run was removed, or after hours of training."""
+    """Check in advance what would otherwise fail after an earlier run was removed, or after hours of training."""
     _batches(config, corpus, teacher=None)
     if distributed.is_first():
         require_packages(config.sinks)
@@ -189,7 +190,7 @@ def _build_model(config: PretrainConfig, corpus: Corpus, initial: Bundle | None)
 
 
 def _pick_runtime(run: Run[PretrainConfig], model: GPT, record: dict[str, Any] | None) -> Runtime:
-    """Whether to compile depends on the work of the whole run; a resumed run does as it did before."""
+    """Whether to compile depends on the work of the whole run; a resumed run keeps its earlier choice."""
     if record is not None:
         worth_compiling = bool(record["compiled"])
     else:
@@ -203,7 +204,7 @@ def _pick_runtime(run: Run[PretrainConfig], model: GPT, record: dict[str, Any] |
 def _facts(
     run: Run[PretrainConfig], model: GPT, corpus: Corpus, teachers: Sequence[Path], record: dict[str, Any] | None
 ) -> RunFacts:
-    """What identifies the run. For a resumed run, checks that the config is the checkpoint's."""
+    """Facts that identify the run. For a resumed run, checks that the config matches the checkpoint's."""
     fingerprint = corpus.fingerprint
     if teachers:
         weights = [base_at(teacher).sha256 for teacher in teachers]
@@ -268,7 +269,7 @@ def _advice_on_failure(config: PretrainConfig, state: TrainState) -> Iterator[No
     except TrainingError as error:
         raise TrainingError(
             f"stopped at step {state.progress.step + 1}: {error}; the checkpoints are as they were; "
-            f"try lower learning rates, for example: {resuming.way_on(config)}"
+            f"try lower learning rates, for example: {resuming.retry_command(config)}"
         ) from error
 
 

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from groundling.config import completed, differences
+from groundling.config import differences, with_new_defaults
 from groundling.errors import CheckpointError, ConfigError
 from groundling.system import distributed
 from groundling.train import run_folder
 from groundling.train.optim.optimizers import OptimConfig
 from groundling.train.settings import MAY_CHANGE, PretrainConfig
 
-NEVER_SAID = ("out_dir", "resume", "overwrite")
+COMMAND_SETTINGS = ("out_dir", "resume", "overwrite")
 """Settings of the command, not of the run; their changes are not reported."""
-MAX_SAID = 20
+MAX_LISTED = 20
 """Settings named in one error message."""
-AFTER_A_LOST_RANK = (
+LOST_RANK_ADVICE = (
     "the checkpoints are intact: resume with --resume if-present, which torchrun --max-restarts 1 then does by itself"
 )
 
@@ -31,13 +31,13 @@ class Resumable(Protocol):
 
     @property
     def resume(self) -> bool | Literal["if-present"]:
-        """Whether to resume; "if-present": where there is something to resume."""
+        """Whether to resume; "if-present": resume if there is a checkpoint, else start a new run."""
 
 
 R = TypeVar("R", bound=Resumable)
 
 
-def decided(config: R) -> R:
+def resolve_resume(config: R) -> R:
     """Resolve `resume="if-present"` to true or false. All ranks call this together and get the first rank's answer.
 
     Start a new run, and remove the folder's contents, if it holds neither a checkpoint nor a model. Never remove a
@@ -97,15 +97,15 @@ def changes(
         may_change: the settings that may differ.
 
     Returns:
-        The differences, without those of `NEVER_SAID`; and those not in `may_change`, as one text ("": none).
+        The differences except in `COMMAND_SETTINGS`; and those not in `may_change`, as one text ("": none).
     """
-    lines = differences(completed(config_class, earlier), now)
+    lines = differences(with_new_defaults(config_class, earlier), now)
     refused = [line for line in lines if not _is_about(line, may_change)]
-    more = [f"and {len(refused) - MAX_SAID:,} more"] if len(refused) > MAX_SAID else []
-    return [line for line in lines if not _is_about(line, NEVER_SAID)], "; ".join([*refused[:MAX_SAID], *more])
+    more = [f"and {len(refused) - MAX_LISTED:,} more"] if len(refused) > MAX_LISTED else []
+    return [line for line in lines if not _is_about(line, COMMAND_SETTINGS)], "; ".join([*refused[:MAX_LISTED], *more])
 
 
-def way_on(config: PretrainConfig) -> str:
+def retry_command(config: PretrainConfig) -> str:
     """The command that resumes a run, or starts it again, at a tenth of its learning rates."""
     where = shlex.quote(str(config.out_dir))
     return f"groundling pretrain --resume if-present --out-dir {where} {lower_rates(config)}"

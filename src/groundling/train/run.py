@@ -1,4 +1,4 @@
-"""The run harness of pretraining, the stages of alignment and long rungs: everything around a run but the training.
+"""The run harness of pretraining, the stages of alignment and long rungs: everything in a run except the training.
 
 with open_run(config, "sft") as run:    # ranks, signals, lock, device
     ...                                 # build; restore the checkpoint of `run.find_checkpoint()`
@@ -27,14 +27,14 @@ from groundling.system.runtime import Runtime, RuntimeConfig, make_deterministic
 from groundling.system.signals import ASKED_TO_STOP, SIGTERM_EXIT_CODE, StopRequest, stop_on_signals
 from groundling.train import run_folder
 from groundling.train.checkpoints.folder import CheckpointFolder
-from groundling.train.resuming import AFTER_A_LOST_RANK, Resumable, decided
+from groundling.train.resuming import LOST_RANK_ADVICE, Resumable, resolve_resume
 from groundling.train.run_folder import RunSummary
 
 log = logging.getLogger(__name__)
 
 
 class RunConfig(Resumable, Protocol):
-    """A config, a dataclass, that `open_run` takes."""
+    """The config of a run: a dataclass with these fields."""
 
     @property
     def overwrite(self) -> bool:
@@ -56,7 +56,7 @@ class Run(Generic[C]):
         name: the verb.
         stop: set by signals.
         stack: closed when the run ends.
-        started: when, by `time.perf_counter`.
+        started: start time, by `time.perf_counter`.
     """
 
     picked: Runtime
@@ -71,7 +71,7 @@ class Run(Generic[C]):
         self._console: ConsoleSink | None = None
 
     def show_progress(self, n_steps: int, first_step: int = 0, plain_every_s: float = math.inf) -> None:
-        """Show a progress bar, or lines where there is no terminal; see `ConsoleSink`. Only the first rank does."""
+        """Show a progress bar, or lines if there is no terminal, on the first rank; see `ConsoleSink`."""
         if distributed.is_first():
             self._console = ConsoleSink(n_steps, first_step, plain_every_s)
             self._stack.callback(self._console.close)
@@ -109,45 +109,45 @@ class Run(Generic[C]):
         self,
         step: int = 0,
         *,
-        made_again: Callable[[Record], bool] = lambda _: False,
-        views: Callable[[], Sequence[Sink]] = list,
+        rewritten: Callable[[Record], bool] = lambda _: False,
+        extra_sinks: Callable[[], Sequence[Sink]] = list,
         preset: bool = True,
     ) -> MetricsWriter:
-        """Open metrics.jsonl and write run.toml and env.json, once nothing can be refused any more.
+        """Open metrics.jsonl and write run.toml and env.json. Call it after all checks of the config.
 
         A new run first removes an earlier one in the folder. All ranks call this together.
 
         Args:
             step: of the checkpoint, for a resumed run.
-            made_again: which records of that step the run will write again.
-            views: makes further sinks.
+            rewritten: which records of that step the run will write again.
+            extra_sinks: makes the sinks besides metrics.jsonl and the console.
             preset: write run.toml.
         """
         if distributed.is_first():
             if not self.config.resume:
                 self._stack.enter_context(run_folder.new_run(self.folder, self.stop))
-            more = views()  # may lack a package: before anything is written
+            more = extra_sinks()  # before anything is written, because a package may be missing
             atomic.remove(self.folder / run_folder.SUMMARY)
             if preset:
                 atomic.write_text(self.folder / "run.toml", to_toml(self._own_config()))
             about = {"stage": self.name, "run_id": self.run_id}
             atomic.write_json(self.folder / "env.json", {**about, **hardware.environment(), **self.picked.reasons})
-            record = JsonlSink(self.folder / "metrics.jsonl", step if self.config.resume else None, made_again)
+            record = JsonlSink(self.folder / "metrics.jsonl", step if self.config.resume else None, rewritten)
             self._stack.callback(self.metrics.close)
             self.metrics.sinks = [record, *([self._console] if self._console else []), *more]
         distributed.barrier()
         return self.metrics
 
     def asked_to_stop(self) -> bool:
-        """Whether some rank received a signal to stop; all ranks call this together and get the same answer."""
+        """Whether any rank received a signal to stop; all ranks call this together and get the same answer."""
         return distributed.any_rank(bool(self.stop), self.picked.device)
 
     def wall_s(self) -> float:
-        """Seconds since the call, summed over resumptions."""
+        """Seconds since the run was opened, summed over resumptions."""
         return time.perf_counter() - self._started
 
     def settings(self) -> dict[str, Any]:
-        """The config as plain data, without how the command was given."""
+        """The config as plain data, without the flags `resume` and `overwrite`."""
         return to_dict(self._own_config())
 
     def finish(
@@ -193,10 +193,10 @@ def open_run(config: C, name: str) -> Iterator[Run[C]]:
     device = runtime.pick_device(config.runtime.device)
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
-        stack.enter_context(distributed.process_group(device, advice=AFTER_A_LOST_RANK))
+        stack.enter_context(distributed.process_group(device, advice=LOST_RANK_ADVICE))
         if distributed.is_first():
             stack.enter_context(run_folder.locked(config.out_dir))
-        config = decided(config)
+        config = resolve_resume(config)
         if distributed.is_first() and not config.resume:
             run_folder.require_room(config.out_dir, overwrite=config.overwrite)
         distributed.barrier()

@@ -55,9 +55,9 @@ class RunSummary:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """The content of a run's `summary.json`; empty where none can be read.
+    """The content of a run's `summary.json`; empty if it cannot be read.
 
-    Stages of earlier versions wrote `ended` for `reason`.
+    Stages of earlier versions wrote `ended` in place of `reason`.
     """
     try:
         summary: Any = atomic.read_json(run / SUMMARY, MAX_SUMMARY)
@@ -72,7 +72,7 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the run's lock. It is released with the process, however that ends.
+    """Hold the run's lock. It is released when the process ends, even if it is killed.
 
     A folder that was made for the lock, and got nothing else, is removed at the end: its run was refused.
 
@@ -154,7 +154,7 @@ def make_room(run: Path) -> None:
 
 @contextmanager
 def new_run(run: Path, stop: StopRequest) -> Iterator[None]:
-    """Remove the run in the folder, and at the end what a new one wrote if a signal ended it before its first step."""
+    """Remove the run in the folder; at the end, remove the new run if a signal ended it before its first step."""
     make_room(run)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Everything that changes while a model is trained, which is what a checkpoint holds."""
+"""The training state: everything that changes during training and is saved in checkpoints."""
 
 import math
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class Progress:
     """Evaluations since then."""
 
     def record_evaluation(self, val_loss: float, train_loss: float | None = None) -> None:
-        """Note the losses of an evaluation at the current step."""
+        """Record the losses of an evaluation at the current step."""
         self.val_loss, self.train_loss, self.evaluated_step = val_loss, train_loss, self.step
         if val_loss < self.best_val_loss:
             self.best_val_loss, self.best_step, self.n_evals_since_best = val_loss, self.step, 0
@@ -51,9 +51,9 @@ class TrainState:
     """A model in training."""
 
     model: nn.Module
-    """The model itself."""
+    """The plain model."""
     objective: nn.Module
-    """The same model with its loss, possibly compiled and wrapped in DDP."""
+    """The model with its loss, possibly compiled and wrapped in DDP."""
     optimizers: Optimizers
     batches: Feed
     average: WeightAverage | None = None

@@ -34,7 +34,7 @@ class StepStats:
 
 
 class Objective(nn.Module):
-    """A model and its loss, as a module from a batch to a number: what DDP wraps and `train_step` calls.
+    """A model and its loss as one module, from a batch to a scalar. DDP wraps it and `train_step` calls it.
 
     Args:
         model: token ids in, logits out.
@@ -79,7 +79,7 @@ def train_step(
     The cut into micro-batches changes memory and not the result, except for dropout, which draws for each of them.
 
     Args:
-        objective: a micro-batch -> its loss, summed over its targets; perhaps wrapped in DDP.
+        objective: a micro-batch -> its loss, summed over its targets; possibly wrapped in DDP.
         micro_batches: this rank's part of the batch.
         optimizers: of the trained parameters.
         lr_factor: factor of the learning rates.
@@ -105,7 +105,7 @@ def train_step(
     length = grad_norm.item()
     if not (math.isfinite(mean) and math.isfinite(length)):
         optimizers.zero_grad()
-        raise TrainingError(f"the loss is {mean} and the gradient's length {length}: no weight was changed")
+        raise TrainingError(f"the loss is {mean} and the gradient norm {length}: no weight was changed")
     if max_norm is not None and length > max_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, grad_norm)
     optimizers.step(lr_factor)

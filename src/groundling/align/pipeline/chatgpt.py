@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from groundling.align.chat_vocab import with_chat
-from groundling.align.data import prompt_room, read_asked
+from groundling.align.data import prompt_room, read_prompt_splits
 from groundling.align.pipeline.command_line import changed_fields, flags
 from groundling.align.pipeline.recipe import ChatgptConfig, steps
 from groundling.align.pipeline.step import RANK, PipelineStep, has_rankings
-from groundling.align.pipeline.time_estimate import N_DIALOGUES, Clock, measure, name_of
+from groundling.align.pipeline.time_estimate import N_DIALOGUES, Clock, measure, step_key
 from groundling.bundle import load_bundle
 from groundling.bundle.context import contexts
 from groundling.bundle.layout import find_bundle, read_chat, read_config, require_language_model
@@ -42,7 +42,7 @@ def chatgpt(config: ChatgptConfig) -> int:
     """Run the steps that are not done; return the exit code of the last one that ran.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any subclass.
     """
     _require_trainable(config)
     _require_same_recipe(config)
@@ -64,13 +64,13 @@ def chatgpt(config: ChatgptConfig) -> int:
         if clock is not None:
             clock.end(time.perf_counter() - begun)
             log.info(f"{step.verb} done in {time.perf_counter() - begun:.0f} s; {_left(clock)}")
-    log.info(f"\nall stages in {time.perf_counter() - started:.0f} s; talk with one: "
+    log.info(f"\nall stages in {time.perf_counter() - started:.0f} s; chat with one: "
         f"groundling chat {shlex.quote(str(config.out_dir / f'ppo-{config.seeds[0]}'))}")  # fmt: skip
     return 0
 
 
 def _require_trainable(config: ChatgptConfig) -> None:
-    """Check before the first step what a later one would refuse.
+    """Check before the first step what later steps require.
 
     Raises:
         GroundlingError: the model cannot chat, or its context is too short.
@@ -84,14 +84,14 @@ def _require_trainable(config: ChatgptConfig) -> None:
 
 
 def _clock(config: ChatgptConfig, missing: Steps) -> Clock | None:
-    """Estimate the time for all steps and print it; None for a smoke test, which is too short to need one."""
+    """Estimate the time for all steps and log it; None for a smoke test, which is too short to need one."""
     if config.smoke:
         return None
     bundle = with_chat(load_bundle(config.path, context=config.context))
     scale = 1.0
     if config.data.path is not None:
-        scale = len(read_asked(config.data).train) / N_DIALOGUES
-    clock = Clock([name_of(step.verb, step.output) for step in missing], measure(bundle, RuntimeConfig()), scale)
+        scale = len(read_prompt_splits(config.data).train) / N_DIALOGUES
+    clock = Clock([step_key(step.verb, step.output) for step in missing], measure(bundle, RuntimeConfig()), scale)
     stages_left = f"{len(missing)} {'stage' if len(missing) == 1 else 'stages'}"
     log.info(f"{stages_left}; {_left(clock)} on this machine, by a short trial of training and decoding")
     return clock
@@ -102,7 +102,7 @@ def _left(clock: Clock) -> str:
 
 
 def steps_to_run(all_steps: Steps) -> list[PipelineStep[Any]]:
-    """Steps that are not done, and those whose inputs will be made again.
+    """Steps that are not done, or whose inputs will change.
 
     Raises:
         ConfigError: there are rankings of a model that will be trained again.

@@ -27,7 +27,7 @@ from groundling.train.optim.optimizers import OptimConfig
 
 BETAS = (0.9, 0.95)
 UNSET = "unset"
-"""Stands for paths in a recipe: `steps` sets them."""
+"""Placeholder for paths in a recipe; `steps` sets them."""
 
 
 def adamw(lr: float, weight_decay: float = 0.0) -> OptimConfig:
@@ -60,14 +60,14 @@ class ChatgptConfig:
         require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         measure_by_name(self.gold)
         require(
-            len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, and none twice"
+            len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, all different"
         )
         require(min(self.seeds) >= 0, f"seeds are {self.seeds}; they must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatgptRecipe:
-    """Settings of each step but for paths, data, seeds and reply lengths. docs/log.md tells how they were found."""
+    """Settings of each step except paths, data, seeds and reply lengths. docs/log.md records how they were tuned."""
 
     sft: SftConfig = field(default_factory=lambda: SftConfig(path=UNSET))
     rankings: SimulateConfig = field(
@@ -99,8 +99,8 @@ class ChatgptRecipe:
     )
     """A reward model that is easy to over-optimise.
 
-    Lines of ten syllables are longer than most. With one block it can only add up the tokens' values, so it learns that
-    long is good, but not where to stop.
+    Lines of ten syllables are longer than most. With one block it can only sum values of tokens, so it learns to reward
+    length, without a limit.
     """
     report: ReportConfig = field(default_factory=lambda: ReportConfig(path=UNSET))
 

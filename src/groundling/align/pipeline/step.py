@@ -17,7 +17,7 @@ from groundling.errors import CheckpointError, ConfigError
 from groundling.storage import atomic
 from groundling.system.signals import ASKED_TO_STOP
 from groundling.train import run_folder
-from groundling.train.arguments import own_settings
+from groundling.train.arguments import read_run_settings
 from groundling.train.checkpoints.folder import CheckpointFolder
 
 C = TypeVar("C")
@@ -48,10 +48,10 @@ class PipelineStep(Generic[C]):
         if not self.has_good_checkpoint() or self.has_failed():
             return dataclasses.replace(self.config, overwrite=True)
         config = dataclasses.replace(self.config, resume=True)
-        try:  # like `groundling VERB --resume`: what the recipe leaves at its default comes from the run
-            return from_dict(type(config), changed_fields(config), own_settings(type(config), self.output))
+        try:  # like `groundling VERB --resume`: settings that the recipe leaves at their defaults come from the run
+            return from_dict(type(config), changed_fields(config), read_run_settings(type(config), self.output))
         except ConfigError:
-            return config  # its checkpoint tells whether these are the run's settings
+            return config  # resuming checks the settings against the checkpoint
 
     def has_good_checkpoint(self) -> bool:
         """Whether its folder holds an intact checkpoint."""
@@ -62,7 +62,7 @@ class PipelineStep(Generic[C]):
         return True
 
     def forget(self) -> None:
-        """Remove what marks a training stage as done or resumable, before its inputs are made again.
+        """Remove the files that mark a training stage as done or resumable, because its inputs will change.
 
         Raises:
             CheckpointError: another process uses its folder.
@@ -74,7 +74,7 @@ class PipelineStep(Generic[C]):
             atomic.remove(self.output / CHECKPOINTS)
 
     def has_failed(self) -> bool:
-        """Whether its loss or gradient was not finite; resuming would lead there again."""
+        """Whether its loss or gradient was not finite; resuming would fail again."""
         return bool(run_folder.read_summary(self.output).get("failed", False))
 
     def is_done(self) -> bool:
@@ -87,7 +87,7 @@ class PipelineStep(Generic[C]):
         return summary.get("reason") not in (None, ASKED_TO_STOP) and not summary.get("failed", True)
 
     def command(self) -> str:
-        """The command line that does the same, for people."""
+        """The equivalent command line, to print."""
         return f"groundling {self.verb} {shlex.join(to_argv(self.config))}"
 
 

@@ -21,7 +21,7 @@ from groundling.system.runtime import RuntimeConfig
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that a model takes on a machine."""
+    """Seconds that a model takes for two small workloads on a machine."""
 
     training: float
     """16 rows of 48 tokens, forward and backward."""
@@ -48,10 +48,10 @@ SECONDS: Mapping[str, tuple[float, float]] = {
     "over-optimised": (24, 48),
     "align-report": (12, 92),
 }
-"""Seconds of training and of decoding per step there (2026-11-28), by the name of its output or its verb."""
+"""Seconds of training and of decoding per step on that machine (2026-11-28), by the name of its output or its verb."""
 
 
-def name_of(verb: str, output: Path) -> str:
+def step_key(verb: str, output: Path) -> str:
     """The key of a step in SECONDS: the name of its output, else its verb."""
     return output.name if output.name in SECONDS else verb
 
@@ -67,7 +67,7 @@ class Clock:
 
     Args:
         names: keys in SECONDS of the steps to run.
-        speed: this model's on this machine.
+        speed: measured speed of this model on this machine.
         scale: size of the data relative to Tiny Shakespeare's dialogues.
     """
 
@@ -103,12 +103,12 @@ def measure(bundle: Bundle, config: RuntimeConfig) -> Speed:
     length = min(48, bundle.config.block_size)
     idx = [[(7 * row + column) % bundle.n_ids for column in range(length)] for row in range(16)]
     rows = pack(idx, length)
-    said_BT = torch.ones(rows.idx_BT.shape, dtype=torch.bool, device=picked.device)
+    all_BT = torch.ones(rows.idx_BT.shape, dtype=torch.bool, device=picked.device)
     targets_N = torch.zeros(rows.idx_BT.numel(), dtype=torch.long)
 
     def learn() -> None:
         with picked.autocast():
-            logits_NV = logits_at(model, rows.idx_BT.to(picked.device), rows.layout.to(picked.device), said_BT)
+            logits_NV = logits_at(model, rows.idx_BT.to(picked.device), rows.layout.to(picked.device), all_BT)
         torch.autograd.backward(loss_sum(logits_NV, targets_N.to(picked.device)))
         model.zero_grad(set_to_none=True)
 

@@ -1,7 +1,7 @@
 """Statistics of judgements: inter-rater agreement, position bias and model scores."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import combinations
 from typing import NamedTuple
 
@@ -25,23 +25,19 @@ class Score(NamedTuple):
 
 def kappas(judgements: Iterable[Judgement]) -> list[Kappa]:
     """Cohen's kappa of every two raters, over the pairs of replies that both compared."""
-    said: dict[str, dict[Question, int]] = {}
+    by_rater: dict[str, dict[Question, int]] = {}
     for judgement in judgements:
-        answers = said.setdefault(judgement.rater, {})
+        answers = by_rater.setdefault(judgement.rater, {})
         for comparison in judgement.comparisons():
-            question, answer = _asked(comparison)
+            question, answer = _question_and_answer(comparison)
             answers.setdefault(question, answer)  # if a rater compared a pair twice, the first answer counts
     return [
-        cohens_kappa(pair, [(said[pair[0]][question], said[pair[1]][question]) for question in _shared(said, pair)])
-        for pair in combinations(sorted(said), 2)
+        cohens_kappa((a, b), [(answer, by_rater[b][q]) for q, answer in by_rater[a].items() if q in by_rater[b]])
+        for a, b in combinations(sorted(by_rater), 2)
     ]
 
 
-def _shared(said: Mapping[str, Mapping[Question, int]], raters: tuple[str, str]) -> list[Question]:
-    return [question for question in said[raters[0]] if question in said[raters[1]]]
-
-
-def _asked(comparison: Comparison) -> tuple[Question, int]:
+def _question_and_answer(comparison: Comparison) -> tuple[Question, int]:
     """The question with its texts sorted, and the answer: 1 if the first is better, -1 the second, 0 for a tie."""
     better, worse = comparison.better.text, comparison.worse.text
     sign = 0 if comparison.tie or better == worse else (1 if better < worse else -1)

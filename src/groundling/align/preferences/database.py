@@ -28,22 +28,22 @@ class Database:
     Args:
         path: the file; created if missing.
         migrations: statements that bring schema version n to n + 1; missing ones are run.
-        patience_s: timeout for locks of other processes; None: BUSY_S.
+        timeout_s: timeout for locks of other processes; None: BUSY_S.
 
     Raises:
         DataError: the file is damaged, belongs to another program, or has a newer schema.
         StorageError: it cannot be opened or written.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], patience_s: float | None = None) -> None:
+    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], timeout_s: float | None = None) -> None:
         self.path, self._migrations = path, migrations
-        self._patience_s = BUSY_S if patience_s is None else patience_s
+        self._timeout_s = BUSY_S if timeout_s is None else timeout_s
         self._lock = threading.RLock()
-        with self._clear_errors():
+        with self._translated_errors():
             # `isolation_level=None`: no implicit transactions.
-            self._db = sqlite3.connect(path, timeout=self._patience_s, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False)
         try:
-            with self._clear_errors():
+            with self._translated_errors():
                 self._prepare()
         except BaseException:
             self._db.close()
@@ -54,27 +54,28 @@ class Database:
         with self._lock:
             self._db.close()
 
-    def wait_at_most(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Change the timeout for locks of other processes."""
-        with self._lock, self._clear_errors():
-            self._patience_s = seconds
+        with self._lock, self._translated_errors():
+            self._timeout_s = seconds
             self._db.execute(f"PRAGMA busy_timeout = {max(1, round(1000 * seconds))}")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A read transaction: a consistent snapshot of the file."""
-        with self._lock, self._clear_errors(), self._between("BEGIN"):
+        with self._lock, self._translated_errors(), self._within("BEGIN"):
             yield self._db
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: atomic, and durable when the block ends."""
         # Lock for writing at once: upgrading a read transaction can fail without waiting.
-        with self._lock, self._clear_errors(), self._between("BEGIN IMMEDIATE"):
+        with self._lock, self._translated_errors(), self._within("BEGIN IMMEDIATE"):
             yield self._db
 
     @contextmanager
-    def _between(self, begin: str) -> Iterator[None]:
+    def _within(self, begin: str) -> Iterator[None]:
+        """Run the block in a transaction started with `begin`; roll back on any exception."""
         self._db.execute(begin)
         try:
             yield
@@ -88,7 +89,7 @@ class Database:
         """Check the file's owner and integrity, and migrate its schema."""
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.execute("PRAGMA synchronous = FULL")
-        with self._between("BEGIN"):
+        with self._within("BEGIN"):
             version = self._version()
         self._switch_to_wal()
         if version < len(self._migrations):
@@ -106,19 +107,19 @@ class Database:
         if version > len(self._migrations):
             raise DataError(
                 f"{self.path} has version {version} of its schema, and this groundling knows up to "
-                f"{len(self._migrations)}; it was written by a newer one, which reads it"
+                f"{len(self._migrations)}; open it with the newer version that wrote it"
             )
         return version
 
     def _switch_to_wal(self) -> None:
         """Enable the write-ahead log. SQLite's busy timeout does not cover this step, so retry here."""
-        until = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + self._timeout_s
         while self._value("PRAGMA journal_mode") != "wal":
             try:
                 if self._value("PRAGMA journal_mode = WAL") != "wal":
                     raise StorageError(f"{self.path} cannot have a write-ahead log there; put it on a local disk")
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
 
@@ -135,11 +136,11 @@ class Database:
 
     def damaged(self, reason: str) -> str:
         """Error message for a damaged file."""
-        said = " ".join(reason.split())  # SQLite's text may have several lines
-        return f"{self.path} is damaged ({said}); restore it from a copy, or import an export into a new file"
+        reason = " ".join(reason.split())  # SQLite's text may have several lines
+        return f"{self.path} is damaged ({reason}); restore it from a copy, or import an export into a new file"
 
     @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         """Convert SQLite's errors to one-line errors."""
         try:
             yield
@@ -148,7 +149,7 @@ class Database:
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                reason = f"another program has been writing to it for {self._patience_s:.3g} s; end it, or try again"
+                reason = f"another program has been writing to it for {self._timeout_s:.3g} s; end it, or try again"
             elif code == sqlite3.SQLITE_NOTADB and not _begins_as_database(self.path):
                 raise DataError(f"{self.path} {not_a_database(self.path)}") from error
             elif code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or "decode" in str(error):
@@ -156,7 +157,7 @@ class Database:
             elif code == sqlite3.SQLITE_FULL:
                 reason = "the disk is full; free some room and run again"
             elif code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
-                reason = f"{error}; choose a folder that is there and that you can write to"
+                reason = f"{error}; choose an existing folder that you can write to"
             else:
                 raise
             raise StorageError(f"cannot use {self.path}: {reason}") from error

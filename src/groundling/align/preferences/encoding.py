@@ -17,7 +17,7 @@ from groundling.errors import DataError
 from groundling.model.packing import Exchange
 from groundling.system.progress import Progress
 
-NOTHING = -1
+ZERO_REWARD = -1
 """Index that stands for a reward of 0, with which labelled replies are compared."""
 
 
@@ -31,29 +31,29 @@ class Ranked:
     """Prompt and reply of each; an empty reply in place of one that is too long."""
     texts: list[str]
     pairs: list[tuple[int, int, float]]
-    """(a, b, target probability that a is preferred): 1, or 0.5 for a tie. Either index may be `NOTHING`."""
+    """(a, b, target probability that a is preferred): 1, or 0.5 for a tie. Either index may be `ZERO_REWARD`."""
 
 
 @dataclass
 class LeftOut:
     """Counts of judgements that cannot be used."""
 
-    silent: int = 0
-    """Without a preference between two replies that fit into the context."""
+    undecided: int = 0
+    """Judgements without a preference between two replies that fit into the context."""
     unknown: int = 0
-    """With text that the tokenizer cannot encode."""
+    """Judgements with text that the tokenizer cannot encode."""
     first_unknown: str = ""
 
     def note(self, where: str, error: DataError) -> None:
-        """Count one that the tokenizer cannot encode."""
+        """Count a judgement that the tokenizer cannot encode."""
         self.unknown += 1
         self.first_unknown = self.first_unknown or f"{where}: {error}"
 
     def line(self) -> str:
         """The counts that are not 0, to append to a log line."""
-        silent = f"; {self.silent:,} said nothing about two replies that fit" if self.silent else ""
+        undecided = f"; {self.undecided:,} without a preference between replies that fit" if self.undecided else ""
         unknown = f"; {self.unknown:,} cannot be encoded (first {self.first_unknown})" if self.unknown else ""
-        return silent + unknown
+        return undecided + unknown
 
 
 def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) -> tuple[list[Ranked], LeftOut]:
@@ -76,7 +76,7 @@ def ranked(judgements: Iterable[Judgement], bundle: ChatBundle, max_ids: int) ->
             nothing = (bundle.chat.opening_ids("assistant", bundle.tokenizer), [bundle.chat.end])
             answers.append(Ranked(judgement.messages, [each or nothing for each in sequences], texts, pairs))
         else:
-            left_out.silent += 1
+            left_out.undecided += 1
     return answers, left_out
 
 
@@ -103,7 +103,7 @@ def ranked_rows(path: Path, bundle: ChatBundle, max_ids: int) -> tuple[list[Rank
     rows: list[tuple[str, Messages, list[str], list[tuple[int, int, float]]]] = []
     if holds_labels(path):
         for labelled in read_labelled(path):
-            pairs = [(0, NOTHING, 1.0)] if labelled.is_good else [(NOTHING, 0, 1.0)]
+            pairs = [(0, ZERO_REWARD, 1.0)] if labelled.is_good else [(ZERO_REWARD, 0, 1.0)]
             rows.append((labelled.where, labelled.prompt, [labelled.reply], pairs))
     else:
         for each in read_preferences(path):
@@ -121,7 +121,7 @@ def ranked_rows(path: Path, bundle: ChatBundle, max_ids: int) -> tuple[list[Rank
             if pairs and all(sequences) and all(text.strip() for text in texts):
                 answers.append(Ranked(prompt, [each for each in sequences if each], texts, pairs))
             else:
-                left_out.silent += 1
+                left_out.undecided += 1
     return answers, left_out
 
 

@@ -76,9 +76,9 @@ class Judgement:
         _require(
             sorted(self.shown) == numbers, f"{where}: shown must be {numbers} in some order, not {list(self.shown)}"
         )
-        said = [number for group in self.choice for number in group]
+        named = [number for group in self.choice for number in group]
         _require(
-            set(said) <= set(numbers) and len(set(said)) == len(said) and all(self.choice),
+            set(named) <= set(numbers) and len(set(named)) == len(named) and all(self.choice),
             f"{where}: a choice is groups of the numbers {numbers}, each once at most, not {_listed(self.choice)}",
         )
         _require(_is_utc(self.time), f"{where}: the time must be UTC in ISO 8601, not {self.time!r}")
@@ -214,8 +214,8 @@ def now_utc() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def name_of(value: Any) -> str:
-    """A short hash of plain data."""
+def short_hash(value: Any) -> str:
+    """A hash of plain data, in 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -1,6 +1,6 @@
 """`groundling rankings simulate`: sample replies of a model, and rank them by a simulated rater.
 
-The store gets what a person's rankings would hold, texts and an order, but not the measure.
+The store holds what a person's rankings would: texts and an order, but not the measure.
 """
 
 import logging
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import tyro
 
-from groundling.align.data import ChatDataConfig, fit_prompt, prompt_room, read_asked
-from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Judgement, name_of, now_utc
+from groundling.align.data import ChatDataConfig, encode_prompts, prompt_room, read_prompt_splits
+from groundling.align.preferences.judgement import MAX_CANDIDATES, Candidate, Judgement, now_utc, short_hash
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater, named_generator
 from groundling.align.preferences.store import Rankings
@@ -80,17 +80,17 @@ def simulate(config: SimulateConfig) -> int:
     Rankings are committed as they are made, and a repeated command makes only those that are missing.
 
     Raises:
-        GroundlingError: any of its kinds.
+        GroundlingError: any subclass.
     """
     started = time.perf_counter()
     bundle = load_chat_bundle(config.path, context=config.context)
     least = least_ids(bundle.chat, bundle.tokenizer)
     room = prompt_room(bundle.config.block_size, config.max_new_tokens, least)
-    asked = fit_prompt(read_asked(config.data).train[: config.prompts], bundle, room)
+    prompts = encode_prompts(read_prompt_splits(config.data).train[: config.prompts], bundle, room)
     sampler = reproducible_sampler(bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     judge = SimulatedRater(measure_by_name(config.gold), config.noise, config.seed)
     judge.measure("")  # fail early if its package is missing
-    questions = _questions(config, base_at(config.path).sha256, asked)
+    questions = _questions(config, base_at(config.path).sha256, prompts)
     atomic.make_folder(config.rankings.parent)
     with Rankings(config.rankings) as rankings:
         left = [question for question in questions if question.key not in rankings]
@@ -117,12 +117,12 @@ class Question:
     """Key of the ranking: a hash of the model and all settings, known before sampling."""
 
 
-def _questions(config: SimulateConfig, model: str, asked: Mapping[tuple[int, ...], Messages]) -> list[Question]:
+def _questions(config: SimulateConfig, model: str, prompts: Mapping[tuple[int, ...], Messages]) -> list[Question]:
     settings = [_rater(config), config.seed, config.noise, config.candidates, config.temperature]
     settings += [config.max_new_tokens, config.context, model]
     return [
-        Question(number, list(ids), messages, name_of([*settings, number, ids]))
-        for number, (ids, messages) in enumerate(asked.items())
+        Question(number, list(ids), messages, short_hash([*settings, number, ids]))
+        for number, (ids, messages) in enumerate(prompts.items())
     ]
 
 
@@ -134,7 +134,7 @@ def _rank(
     rankings: Rankings,
     progress: Progress,
 ) -> int:
-    """Sample and rank; commit every `COMMIT_S` seconds and on Ctrl-C."""
+    """Sample and rank; commit every `COMMIT_S` seconds and on Ctrl-C. Return the number of new rankings."""
     by_number = {question.number: question for question in questions}
     ready, n_new, kept_at = list[Judgement](), 0, time.monotonic()
     prompts = ((question.number, question.ids) for question in questions)

@@ -21,7 +21,7 @@ SAME = 1e-9
 
 
 def named_generator(*names: int | str) -> np.random.Generator:
-    """A generator seeded by names, independent of other draws."""
+    """A generator seeded by a hash of names, independent of other generators."""
     key = hashlib.sha256(json.dumps(names).encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
 
@@ -65,8 +65,8 @@ class SimulatedRater:
         golds = [self.measure(candidate) for candidate in candidates]
         noise = named_generator("judge", self.seed, prompt).gumbel(size=len(golds))
         groups = equal_groups(golds)
-        worth = [golds[group[0]] + self.noise * float(noise[group[0]]) for group in groups]
-        return tuple(groups[place] for place in sorted(range(len(groups)), key=lambda place: -worth[place]))
+        scores = [golds[group[0]] + self.noise * float(noise[group[0]]) for group in groups]
+        return tuple(groups[place] for place in sorted(range(len(groups)), key=lambda place: -scores[place]))
 
     def ceiling(self, pairs: Iterable[tuple[str, str]]) -> float:
         """Best possible accuracy on these pairs: that of the noise-free measure.

@@ -71,18 +71,18 @@ class Rankings:
     Args:
         path: the file; created if missing.
         must_exist: raise DataError if the file is missing.
-        patience_s: timeout for locks of other processes; None: BUSY_S.
+        timeout_s: timeout for locks of other processes; None: BUSY_S.
 
     Raises:
         DataError: the file is damaged, is not a file of rankings, or has a newer version.
         StorageError: it cannot be opened or written.
     """
 
-    def __init__(self, path: Path | str, *, must_exist: bool = False, patience_s: float | None = None) -> None:
+    def __init__(self, path: Path | str, *, must_exist: bool = False, timeout_s: float | None = None) -> None:
         self.path = Path(path)
         if must_exist and not self.path.is_file():
             raise DataError(f"there are no rankings at {self.path}; `groundling rank` collects some")
-        self._file = Database(self.path, MIGRATIONS, patience_s)
+        self._file = Database(self.path, MIGRATIONS, timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -94,9 +94,9 @@ class Rankings:
         """Close the file."""
         self._file.close()
 
-    def wait_at_most(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Change the timeout for locks of other processes."""
-        self._file.wait_at_most(seconds)
+        self._file.set_timeout(seconds)
 
     def add(self, judgement: Judgement) -> bool:
         """Store a judgement durably; return False, without a change, if its key exists.

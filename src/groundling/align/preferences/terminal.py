@@ -25,8 +25,8 @@ from groundling.align.preferences.judgement import (
     choice_of_best,
     messages_from_json,
     messages_to_json,
-    name_of,
     now_utc,
+    short_hash,
     tie_of,
 )
 from groundling.align.preferences.simulated_rater import named_generator
@@ -40,7 +40,7 @@ from groundling.sample.sampler import SamplingConfig
 from groundling.system.output import put
 from groundling.text.chat.messages import Message
 
-AT_MOST = 4
+MAX_SHOWN = 4
 """Candidates that a person can compare at once."""
 
 ReplyFn = Callable[[Path, Sequence[Message], int], str]
@@ -78,8 +78,11 @@ class RankConfig:
             "give either --candidates FILE or --bundles A B --prompts FILE",
         )
         require(bool(self.bundles) == (self.prompts is not None), "--bundles and --prompts come together")
-        require(2 <= self.n_candidates <= AT_MOST, f"n_candidates must be from 2 to {AT_MOST}, not {self.n_candidates}")
-        require(self.rater != "", "a rater needs a name; leave --rater away to take the user's")
+        require(
+            2 <= self.n_candidates <= MAX_SHOWN,
+            f"n_candidates must be from 2 to {MAX_SHOWN}, not {self.n_candidates}",
+        )
+        require(self.rater != "", "rater is empty; give a name, or leave --rater out to use the user name")
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Question:
     """A prompt with a function that returns its replies, sampled on demand."""
 
     name: str
-    """Hash of all that determines the replies."""
+    """Hash of everything that determines the replies."""
     messages: tuple[Message, ...]
     candidates: Callable[[], tuple[Candidate, ...]]
 
@@ -110,7 +113,7 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        raise ConfigError("the user of this process has no name; give one: --rater NAME") from None
+        raise ConfigError("this process has no user name; give a rater name: --rater NAME") from None
 
 
 def _question_of_file(value: Any, where: str) -> Question:
@@ -119,9 +122,9 @@ def _question_of_file(value: Any, where: str) -> Question:
     messages = messages_from_json(value["prompt"], where)
     candidates = candidates_from_json(value["candidates"], where)
     check_question(messages, candidates, where)
-    if len(candidates) > AT_MOST:
-        raise DataError(f"{where}: there are {len(candidates)} candidates; the terminal shows {AT_MOST} at most")
-    return Question(name_of(value), messages, lambda: candidates)
+    if len(candidates) > MAX_SHOWN:
+        raise DataError(f"{where}: there are {len(candidates)} candidates; the terminal shows {MAX_SHOWN} at most")
+    return Question(short_hash(value), messages, lambda: candidates)
 
 
 def _reply_fn(chosen: RankConfig) -> ReplyFn:
@@ -147,7 +150,7 @@ def _questions_for_models(chosen: RankConfig, reply: ReplyFn) -> list[Question]:
 
 def name_and_seeds(messages: Sequence[Message], models: Sequence[str], seed: int) -> tuple[str, list[int]]:
     """Name of a question and the seed of each model's reply, independent of the rater."""
-    name = name_of([messages_to_json(messages), list(models), seed])
+    name = short_hash([messages_to_json(messages), list(models), seed])
     return name, [int(draw) for draw in named_generator("replies", name).integers(2**32, size=len(models))]
 
 
@@ -165,7 +168,7 @@ def _question_for_models(messages: tuple[Message, ...], bundles: Sequence[Path],
 
 def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed: int) -> int:
     """Ask the questions that this rater has not answered."""
-    key_of = {question.name: name_of(["rank", rater, question.name]) for question in questions}
+    key_of = {question.name: short_hash(["rank", rater, question.name]) for question in questions}
     left = [question for question in questions if key_of[question.name] not in rankings]
     print(f"{len(questions)} questions for {rater}, {len(questions) - len(left)} already answered")
     n_answered = 0
@@ -188,13 +191,13 @@ def _ask_all(questions: Sequence[Question], rankings: Rankings, rater: str, seed
 
 
 def _on_screen(messages: Sequence[Message], texts: Sequence[str]) -> str:
-    said = [f"{message.role}: {_visible(message.content)}" for message in messages]
-    return "\n".join([*said, *(f"\n({place}) {_visible(text)}" for place, text in enumerate(texts, 1))])
+    lines = [f"{message.role}: {_visible(message.content)}" for message in messages]
+    return "\n".join([*lines, *(f"\n({place}) {_visible(text)}" for place, text in enumerate(texts, 1))])
 
 
 def _visible(text: str) -> str:
-    """Escape control characters, with which a reply could hide another."""
-    return "".join(sign if sign == "\n" or sign.isprintable() else f"<U+{ord(sign):04X}>" for sign in text)
+    """Escape control characters, with which a reply could overwrite another on the screen."""
+    return "".join(char if char == "\n" or char.isprintable() else f"<U+{ord(char):04X}>" for char in text)
 
 
 def _ask(shown: Sequence[int]) -> Choice | None:
@@ -203,7 +206,7 @@ def _ask(shown: Sequence[int]) -> Choice | None:
         word = line.strip().lower()
         if word == "q":
             return None
-        choice = understood(word, shown)
+        choice = parse_answer(word, shown)
         if choice is not None:
             return choice
         print(f"{_visible(word)!r} is not an answer")
@@ -221,7 +224,7 @@ def _lines(question: str) -> Iterator[str]:
             yield "?"
 
 
-def understood(word: str, shown: Sequence[int]) -> Choice | None:
+def parse_answer(word: str, shown: Sequence[int]) -> Choice | None:
     """Parse an answer; None if it is invalid.
 
     Args:
@@ -237,4 +240,4 @@ def understood(word: str, shown: Sequence[int]) -> Choice | None:
         return None
     if len(word) == 1:
         return choice_of_best(places[word], len(shown))
-    return tuple((places[sign],) for sign in word)
+    return tuple((places[digit],) for digit in word)

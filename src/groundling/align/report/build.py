@@ -1,7 +1,7 @@
-"""`groundling align-report`: compare the stages on prompts that none was trained on.
+"""`groundling align-report`: compare the stages on held-out prompts.
 
-Replies of every model are sampled anew with several seeds, and compared by the gold measure with the fine-tuned
-model's. Best-of-n sampling is the baseline: the reward model picks one of n replies of the fine-tuned model.
+Replies of every model are sampled with several seeds, and compared with the fine-tuned model's by the gold measure.
+Best-of-n sampling is the baseline: the reward model picks one of n replies of the fine-tuned model.
 """
 
 import logging
@@ -13,10 +13,10 @@ from pathlib import Path
 from groundling.align.report import page
 from groundling.align.report.collect import (
     compare_rater,
-    read_course,
-    read_courses,
+    read_policy_rounds,
     read_reward_accuracy,
     read_stage_summary,
+    read_training_records,
     training_seconds,
 )
 from groundling.align.report.config import ReportConfig
@@ -41,7 +41,7 @@ def align_report(config: ReportConfig) -> int:
     """Write the report; return the exit code.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any subclass.
     """
     atomic.make_folder(config.out_dir)
     report = build_report(config)
@@ -55,12 +55,12 @@ def build_report(config: ReportConfig) -> Report:
     """Evaluate all models, and collect what their runs recorded.
 
     Raises:
-        GroundlingError: one of its kinds, in one line.
+        GroundlingError: any subclass.
     """
     started = time.perf_counter()
     runs = [(folder, read_stage_summary(folder)) for folder in config.runs]
     unpenalised = [] if config.unpenalised is None else [(config.unpenalised, read_stage_summary(config.unpenalised))]
-    over_optimisation = [read_course(folder) for folder in (*dict(unpenalised), *config.over_optimised)]
+    over_optimisation = [read_policy_rounds(folder) for folder in (*dict(unpenalised), *config.over_optimised)]
     evaluator = PolicyEvaluator(config)
     found = [evaluator.base(config.base)] if config.base is not None else []
     found += evaluator.fine_tuned(training_seconds(Path(config.path)))
@@ -80,7 +80,7 @@ def build_report(config: ReportConfig) -> Report:
         over_optimisation=over_optimisation,
         calibration=read_reward_accuracy(Path(config.reward)),
         rater=None if config.rankings is None else compare_rater(config),
-        courses=read_courses([Path(config.path), *config.runs]),
+        training_records=read_training_records([Path(config.path), *config.runs]),
         replies=_examples(evaluator, [*found, *without_kl]),
         wall_s=round(time.perf_counter() - started, 1),
     )

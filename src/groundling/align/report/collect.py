@@ -12,14 +12,14 @@ from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SAME
 from groundling.align.preferences.store import Rankings
 from groundling.align.report.config import ReportConfig
-from groundling.align.report.schema import Course, PreferenceBin, Rater, Record, RewardAccuracy
+from groundling.align.report.schema import PolicyRounds, PreferenceBin, Rater, Record, RewardAccuracy
 from groundling.errors import CheckpointError
 from groundling.system.metrics import read_records
 from groundling.train import run_folder
 
 
 def read_stage_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a stage that has ended.
+    """summary.json of a finished stage.
 
     Raises:
         CheckpointError: the folder has none that can be read.
@@ -44,16 +44,16 @@ def read_rounds(folder: Path) -> list[Record]:
     return [record for record in read_records(folder / "metrics.jsonl") if "kl" in record]
 
 
-def read_courses(folders: Sequence[Path]) -> dict[str, list[list[Record]]]:
+def read_training_records(folders: Sequence[Path]) -> dict[str, list[list[Record]]]:
     """Training records by stage and run."""
-    courses: dict[str, list[list[Record]]] = {}
+    records_by_stage: dict[str, list[list[Record]]] = {}
     for folder in folders:
         if records := read_records(folder / "metrics.jsonl"):
-            courses.setdefault(str(read_stage_summary(folder)["stage"]), []).append(records)
-    return courses
+            records_by_stage.setdefault(str(read_stage_summary(folder)["stage"]), []).append(records)
+    return records_by_stage
 
 
-def read_course(folder: Path) -> Course:
+def read_policy_rounds(folder: Path) -> PolicyRounds:
     """The rounds of a policy that was trained with --gold.
 
     Raises:
@@ -63,7 +63,7 @@ def read_course(folder: Path) -> Course:
         gold = read_stage_summary(folder)["config"]["gold"]
     except KeyError as error:
         raise CheckpointError(f"{folder} does not say which measure it was run with ({error})") from error
-    return Course(gold, read_rounds(folder))
+    return PolicyRounds(gold, read_rounds(folder))
 
 
 def read_reward_accuracy(folder: Path) -> RewardAccuracy | None:
@@ -75,7 +75,7 @@ def read_reward_accuracy(folder: Path) -> RewardAccuracy | None:
 
 
 def compare_rater(config: ReportConfig, max_judgements: int = 300, n_bins: int = 12) -> Rater:
-    """Compare rankings with the gold measure: how often the rater prefers the higher reply, by the gap of the two."""
+    """Compare rankings with the gold measure: how often the rater prefers the reply with the higher measure, by gap."""
     assert config.rankings is not None
     measure = lru_cache(maxsize=None)(measure_by_name(config.gold))
     with Rankings(config.rankings, must_exist=True) as rankings:

@@ -50,7 +50,7 @@ class ReportConfig:
         for name in ("prompts", "max_new_tokens"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(
-            len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, and none twice"
+            len(set(self.seeds)) == len(self.seeds) > 0, f"seeds are {self.seeds}; give at least one, all different"
         )
-        require(all(n >= 2 for n in self.best_of), f"best_of is {self.best_of}; the best of one is that one")
+        require(all(n >= 2 for n in self.best_of), f"best_of is {self.best_of}; each n must be at least 2")
         measure_by_name(self.gold)

@@ -89,7 +89,7 @@ def evaluate_replies(
         win_seeds=[_mean(each) for each in won_SP],
         proxy=_mean([value for each in proxy_SP for value in each]),
         kl=kl,
-        length=_mean([len(reply.said) for reply in replies]),
+        length=_mean([len(reply.ids) for reply in replies]),
         ended=_mean([float(reply.ended) for reply in replies]),
         distinct_1=_mean([distinct([reply.text for reply in each], 1) for each in replies_SP]),
         distinct_2=_mean([distinct([reply.text for reply in each], 2) for each in replies_SP]),

@@ -4,26 +4,26 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from groundling.align.report.schema import CalibrationBin, Course, Rater, Record, Report
+from groundling.align.report.schema import CalibrationBin, PolicyRounds, Rater, Record, Report
 from groundling.system.plotting import save_figure, subplots
 
 Records = Sequence[Record]
 
 
 def draw_all(folder: Path, report: Report) -> list[tuple[Path, str]]:
-    """Draw all figures that there is data for; return their files and captions.
+    """Draw all figures for which there is data; return their files and captions.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         StorageError: a file could not be written.
     """
-    courses, reward, rater = report.courses, report.calibration, report.rater
+    records, reward, rater = report.training_records, report.calibration, report.rater
     figures = [(draw_frontier(folder / "frontier.png", report), "Gold measure against KL")]
-    if runs := [course for course in report.over_optimisation if course.rounds]:
+    if runs := [run for run in report.over_optimisation if run.rounds]:
         figures.append((draw_over_optimisation(folder / "over_optimisation.png", runs),
                         "Reward and gold measure of policies trained without a KL penalty"))  # fmt: skip
-    if courses.get("sft"):
-        figures.append((draw_fine_tuning(folder / "fine_tuning.png", courses["sft"][0]),
+    if records.get("sft"):
+        figures.append((draw_fine_tuning(folder / "fine_tuning.png", records["sft"][0]),
                         "Fine-tuning: loss on assistant tokens, and replies that end by themselves"))  # fmt: skip
     if rater and rater.preferred:
         figures.append((draw_rater(folder / "rater.png", rater, report.gold),
@@ -31,13 +31,13 @@ def draw_all(folder: Path, report: Report) -> list[tuple[Path, str]]:
     if reward and reward.calibration:
         figures.append((draw_calibration(folder / "calibration.png", reward.calibration),
                         "Calibration of the reward model"))  # fmt: skip
-    if courses.get("dpo"):
-        figures.append((draw_dpo(folder / "dpo.png", courses["dpo"]),
+    if records.get("dpo"):
+        figures.append((draw_dpo(folder / "dpo.png", records["dpo"]),
                         "DPO: training loss, and accuracy on held-out pairs; one line per seed"))  # fmt: skip
     figures += [
-        (draw_rounds(folder / f"{name}.png", courses[name], report.gold),
+        (draw_rounds(folder / f"{name}.png", records[name], report.gold),
          f"{name.upper()}, round by round; one line per seed")
-        for name in ("grpo", "ppo") if courses.get(name)
+        for name in ("grpo", "ppo") if records.get(name)
     ]  # fmt: skip
     return figures
 
@@ -148,19 +148,19 @@ def draw_frontier(path: Path, report: Report) -> Path:
     return path
 
 
-def draw_over_optimisation(path: Path, courses: Sequence[Course]) -> Path:
+def draw_over_optimisation(path: Path, runs: Sequence[PolicyRounds]) -> Path:
     """Reward and gold measure against KL in runs without a KL penalty (after arXiv:2210.10760, figure 1)."""
-    figure, (panels,) = subplots(1, len(courses), figsize=(5.6 * len(courses), 4.2), squeeze=False)
-    for axes, course in zip(panels, courses, strict=True):
-        nats = [max(0.0, each["kl"]) ** 0.5 for each in course.rounds]
-        axes.plot(nats, [each["reward"] for each in course.rounds], color="C3", label="reward model (left)")
+    figure, (panels,) = subplots(1, len(runs), figsize=(5.6 * len(runs), 4.2), squeeze=False)
+    for axes, run in zip(panels, runs, strict=True):
+        nats = [max(0.0, each["kl"]) ** 0.5 for each in run.rounds]
+        axes.plot(nats, [each["reward"] for each in run.rounds], color="C3", label="reward model (left)")
         axes.set_xlabel("square root of the KL, nats per reply")
         axes.set_ylabel("reward")
         other = axes.twinx()
-        golds = [(x, each["gold"]) for x, each in zip(nats, course.rounds, strict=True) if "gold" in each]
+        golds = [(x, each["gold"]) for x, each in zip(nats, run.rounds, strict=True) if "gold" in each]
         if golds:
             other.plot(*zip(*golds, strict=True), color="C0", label="gold measure (right)")
-        other.set_ylabel(course.gold)
+        other.set_ylabel(run.gold)
         handles = [*axes.get_lines(), *other.get_lines()]
         names = [handle.get_label() for handle in handles]
         # Above the axes: with two scales, no corner is sure to be empty.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from groundling.align.chat_vocab import reads_the_same, with_chat
-from groundling.align.data import fit_prompt, prompt_room, read_asked
+from groundling.align.data import encode_prompts, prompt_room, read_prompt_splits
 from groundling.align.logprobs import Policy, exchanges_of
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.replies import Reply, reproducible_sampler
@@ -16,8 +16,8 @@ from groundling.align.report.config import ReportConfig
 from groundling.align.report.evaluate import best_of_kl, best_of_n, evaluate_replies
 from groundling.align.report.schema import BestOf, Row
 from groundling.align.reward.model import load_reward_model, scores_of
-from groundling.align.rl.rollout import scored_by
-from groundling.align.rl.rounds import nats_a_reply
+from groundling.align.rl.rollout import reply_logprobs
+from groundling.align.rl.rounds import nats_per_reply
 from groundling.bundle import Bundle, ChatBundle, load_bundle, load_chat_bundle
 from groundling.bundle.context import contexts
 from groundling.data.examples.encoding import least_ids
@@ -26,7 +26,7 @@ from groundling.model.packer import Packer
 from groundling.system.progress import Progress
 
 BASELINE_SEED_OFFSET = 1_000_003
-"""Added to the seeds of the baseline replies, so that the fine-tuned model is not compared with the same replies."""
+"""Added to the seeds of the baseline replies, so that the fine-tuned model is not compared with its own replies."""
 
 
 class Evaluated(NamedTuple):
@@ -52,7 +52,7 @@ class PolicyEvaluator:
         require_same_ids(its_bundle, self.sft, config.reward)
         least = least_ids(self.sft.chat, self.sft.tokenizer)
         room = prompt_room(self.sft.config.block_size, config.max_new_tokens, least)
-        prompts = fit_prompt(read_asked(config.data).val, self.sft, room)
+        prompts = encode_prompts(read_prompt_splits(config.data).val, self.sft, room)
         self.prompts = [list(ids) for ids in prompts][: config.prompts]
         self.reference = self._policy(self.sft)
         self.baseline_S = [
@@ -70,7 +70,7 @@ class PolicyEvaluator:
         return " / ".join(message.content for message in self.sft.decode_chat(ids) if message.content)
 
     def base(self, path: str) -> Evaluated:
-        """The model before fine-tuning. Without KL: it has never seen a chat, so that would mean nothing."""
+        """The model before fine-tuning. It has no KL, which is meaningless for a model that knows no chat template."""
         bundle = with_chat(load_bundle(path, context=self._context(path)))
         require_same_ids(bundle, self.sft, path)
         replies_S = [[reply for (reply,) in self._sample(bundle, seed, 1)] for seed in self.config.seeds]
@@ -127,7 +127,7 @@ class PolicyEvaluator:
         seconds: float | None,
         trajectories: list[list[tuple[float, float]]] | None = None,
     ) -> Evaluated:
-        with Progress(f"judging {name}"):
+        with Progress(f"evaluating {name}"):
             rewards_S = [self._rewards(replies) for replies in replies_S]
             metrics = evaluate_replies(replies_S, self.baseline_S, self.measure, rewards_S, kl)
         return Evaluated(Row(name, metrics, seconds, trajectories or []), replies_S[0])
@@ -147,9 +147,9 @@ class PolicyEvaluator:
 
     def _kl(self, bundle: ChatBundle, replies: Sequence[Reply]) -> float:
         packer = Packer(self.sft.config.block_size, max_rows=16)
-        new = scored_by(self._policy(bundle), replies, packer)
-        old = scored_by(self.reference, replies, packer)
-        return nats_a_reply(new, old)
+        new = reply_logprobs(self._policy(bundle), replies, packer)
+        old = reply_logprobs(self.reference, replies, packer)
+        return nats_per_reply(new, old)
 
     @staticmethod
     def _policy(bundle: ChatBundle) -> Policy:

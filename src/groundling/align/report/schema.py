@@ -34,7 +34,7 @@ class BestOf:
 
 
 @dataclass(frozen=True)
-class Course:
+class PolicyRounds:
     """Rounds of a policy's training."""
 
     gold: str
@@ -113,10 +113,10 @@ class Report:
     best_of: list[BestOf]
     without_kl: Row | None
     """A policy trained without a KL penalty."""
-    over_optimisation: list[Course]
+    over_optimisation: list[PolicyRounds]
     calibration: RewardAccuracy | None
     rater: Rater | None
-    courses: dict[str, list[list[Record]]]
+    training_records: dict[str, list[list[Record]]]
     """Training records by stage and run."""
     replies: list[Example]
     wall_s: float
@@ -137,10 +137,10 @@ def to_dict(report: Report) -> dict[str, Any]:
         ],
         "best_of": [asdict(each) for each in report.best_of],
         "without_kl": None if without_kl is None else {"name": without_kl.name, **asdict(without_kl.metrics)},
-        "over_optimisation": [asdict(course) for course in report.over_optimisation],
+        "over_optimisation": [asdict(run) for run in report.over_optimisation],
         "calibration": calibration and {key: value for key, value in measured.items() if value is not None},
         "rater": report.rater and asdict(report.rater),
-        "courses": report.courses,
+        "courses": report.training_records,
         "replies": [{"prompt": example.prompt, **example.replies} for example in report.replies],
         "wall_s": report.wall_s,
     }

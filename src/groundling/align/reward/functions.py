@@ -21,7 +21,7 @@ from groundling.text.chat.reading import last_words
 
 
 def make_rewards(name: str, bundle: ChatBundle, picked: Runtime) -> Rewards:
-    """Make the rewards that a setting names: a reward model's folder, or MODULE:FUNCTION.
+    """Make the rewards named by a setting: a reward model's folder, or MODULE:FUNCTION.
 
     Raises:
         ConfigError: there is no such function, or the reward model's vocabulary or context does not fit the policy.
@@ -31,7 +31,9 @@ def make_rewards(name: str, bundle: ChatBundle, picked: Runtime) -> Rewards:
         return from_function(_imported(name), bundle, name)
     model, theirs = load_reward_model(name, picked.device)
     if not reads_the_same(theirs, bundle):
-        raise ConfigError(f"the reward model {name} reads other ids, or less of them, than the policy writes")
+        raise ConfigError(
+            f"the reward model {name} has another chat template or tokenizer than the policy, or a shorter context"
+        )
     return lambda replies: scores_of(model, exchanges_of(replies), picked.autocast)
 
 
@@ -88,5 +90,5 @@ def _imported(name: str) -> Callable[[str, str], float]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"there is no reward function {name}: {error}; give MODULE:FUNCTION") from error
     if not callable(function):
-        raise ConfigError(f"{name} is a {type(function).__name__}, and not a function of (prompt, reply)")
+        raise ConfigError(f"{name} is a {type(function).__name__}, not a function of (prompt, reply)")
     return function  # type: ignore[no-any-return]

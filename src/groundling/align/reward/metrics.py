@@ -14,14 +14,14 @@ class RewardMetrics:
     """Accuracy on held-out pairs, compared with the ceiling that the rater's noise sets."""
 
     def __init__(
-        self, stage: Stage, model: RewardModel, answers: Sequence[Ranked], judge: SimulatedRater | None
+        self, stage: Stage, model: RewardModel, answers: Sequence[Ranked], rater: SimulatedRater | None
     ) -> None:
         self._stage, self._model, self._answers = stage, model, answers
         self._pairs = [
             (number, a, b) for number, answer in enumerate(answers) for a, b, win in answer.pairs if win == 1
         ]
         texts = [(answers[n].texts[a], answers[n].texts[b]) for n, a, b in self._pairs]
-        self._ceiling = judge.ceiling(texts) if judge is not None and texts else None
+        self._ceiling = rater.ceiling(texts) if rater is not None and texts else None
         self.calibration: list[dict[str, float]] = []
 
     def __call__(self) -> dict[str, float]:
@@ -29,7 +29,8 @@ class RewardMetrics:
             return {}
         flat = [each for answer in self._answers for each in answer.sequences]
         scores = iter(scores_of(self._model, flat, self._stage.picked.autocast))
-        by_answer = [[*(next(scores) for _ in answer.sequences), 0.0] for answer in self._answers]  # NOTHING is last
+        # The last score of an answer is ZERO_REWARD.
+        by_answer = [[*(next(scores) for _ in answer.sequences), 0.0] for answer in self._answers]
         gaps = [by_answer[n][a] - by_answer[n][b] for n, a, b in self._pairs]
         right = [gap > 0 for gap in gaps]  # equal scores count as wrong
         accuracy = sum(right) / len(gaps)
@@ -38,7 +39,7 @@ class RewardMetrics:
         figures["val_loss"] = sum(math.log1p(math.exp(-abs(gap))) + max(0.0, -gap) for gap in gaps) / len(gaps)
         if self._ceiling is not None:
             figures["ceiling"] = self._ceiling
-            if self._ceiling > 0.5:  # else the measure cannot tell the pairs apart
+            if self._ceiling > 0.5:  # else all pairs are ties under the measure
                 figures["of_the_margin"] = (accuracy - 0.5) / (self._ceiling - 0.5)
         self.calibration = calibration(gaps)
         return figures

@@ -92,7 +92,7 @@ def load_reward_model(path: Path | str, device: torch.device | str = "cpu") -> t
     bundle = load_bundle(path, device)
     file = find_bundle(path) / HEAD
     if not os.path.lexists(file):
-        raise CheckpointError(f"{path} is no reward model (it has no {HEAD}); `groundling reward` makes one")
+        raise CheckpointError(f"{path} is not a reward model (it has no {HEAD}); `groundling reward` trains one")
     head, model = read_tensors(file), RewardModel(bundle.model)
     expected = {"weight": model.head_weight.shape, "bias": model.head_bias.shape}
     if {name: tensor.shape for name, tensor in head.items()} != expected:
@@ -108,7 +108,7 @@ def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
 
     Args:
         scores_BT: score of each position.
-        owners_BT: number of the reply that a position belongs to; `n_replies` for none.
+        owners_BT: index of the reply that a position belongs to; `n_replies` for none.
         n_replies: N.
     """
     totals = scores_BT.new_zeros(n_replies + 1)
@@ -116,10 +116,10 @@ def rewards_of(scores_BT: Tensor, owners_BT: Tensor, n_replies: int) -> Tensor:
 
 
 def pack_replies(exchanges: Sequence[Exchange], width: int) -> tuple[Rows, Tensor]:
-    """Pack prompts and replies; return the rows, and the number of the reply at each of its ids (BT)."""
+    """Pack prompts and replies; return the rows, and the index of the reply at each position (BT), N for none."""
     rows = pack_exchanges(exchanges, width)
     n = len(exchanges)
-    owners = [[n] + [i] * len(said) for i, (_, said) in enumerate(exchanges)]
+    owners = [[n] + [i] * len(reply) for i, (_, reply) in enumerate(exchanges)]
     return rows, rows.packing.spread(owners, n, torch.long)
 
 

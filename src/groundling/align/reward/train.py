@@ -24,7 +24,7 @@ from groundling.align.chat_vocab import with_chat
 from groundling.align.data import split
 from groundling.align.example_loader import ExampleFeed
 from groundling.align.example_training import learn
-from groundling.align.preferences.encoding import NOTHING, LeftOut, Ranked, ranked, ranked_rows
+from groundling.align.preferences.encoding import ZERO_REWARD, LeftOut, Ranked, ranked, ranked_rows
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.preferences.simulated_rater import SimulatedRater
 from groundling.align.preferences.store import Rankings
@@ -119,7 +119,7 @@ class RewardObjective(nn.Module):
         """The loss of a batch."""
         with self.autocast():
             scores_BT = self.model(batch.idx_BT, batch.layout)
-        # The last score, 0, is what a labelled reply is compared with.
+        # The last score is ZERO_REWARD, with which labelled replies are compared.
         scores_N = F.pad(rewards_of(scores_BT, batch.owners_BT, batch.n_replies), (0, 1))
         return (batch.weights_P * bradley_terry(scores_N, batch.pairs_P2, batch.wins_P)).sum()
 
@@ -139,7 +139,7 @@ def reward(config: RewardConfig) -> int:
     """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: any of its kinds.
+        GroundlingError: any subclass.
     """
     with open_stage(config, "reward") as stage:
         if stage.has_finished():
@@ -148,9 +148,9 @@ def reward(config: RewardConfig) -> int:
         packer = Packer(config.longest(bundle), config.micro_batch_rows)
         answers, left_out = _read(config, bundle, packer.max_length)
         if not answers:
-            raise DataError(f"{config.preferences or config.rankings} has nothing to learn from{left_out.line()}")
+            raise DataError(f"{config.preferences or config.rankings} has no preference to train on{left_out.line()}")
         train, measured = split_by_prompt(answers, config.held_out)
-        log.info(f"answers     {len(train):,} to learn from, {len(measured):,} to measure by{left_out.line()}")
+        log.info(f"answers     {len(train):,} for training, {len(measured):,} for evaluation{left_out.line()}")
         n_layer = bundle.config.n_layer if config.n_layer is None else config.n_layer
         model = RewardModel(first_blocks(bundle.model, n_layer))
 
@@ -158,10 +158,10 @@ def reward(config: RewardConfig) -> int:
             return pair_batches([train[i] for i in numbers], packer)
 
         feed = ExampleFeed(len(train), config.batch_size, make, config.seed)
-        stage.look_back([base_at(config.path).sha256], train)
+        stage.find_checkpoint([base_at(config.path).sha256], train)
         objective = RewardObjective(model, stage.picked.autocast)
-        judge = None if config.gold is None else SimulatedRater(measure_by_name(config.gold), config.gold_noise, 0)
-        measure = RewardMetrics(stage, model, measured, judge)
+        rater = None if config.gold is None else SimulatedRater(measure_by_name(config.gold), config.gold_noise, 0)
+        measure = RewardMetrics(stage, model, measured, rater)
         ended, figures = learn(stage, config, model, objective, feed, measure)
         if distributed.is_first():
             _normalize(model, train, stage)
@@ -180,12 +180,12 @@ def split_by_prompt(answers: Sequence[Ranked], part: float) -> tuple[list[Ranked
     """Split answers into training and held-out ones, so that no prompt is in both.
 
     Raises:
-        DataError: there are not two prompts.
+        DataError: there are fewer than two prompts.
     """
     n_prompts = len({answer.messages for answer in answers})
     if n_prompts < 2:
         raise DataError(
-            f"there are answers for {n_prompts} prompts; training needs at least 2, and some hundreds for good results"
+            f"there are answers for {n_prompts} prompts; training needs at least 2, and hundreds for a useful model"
         )
     return split(answers, part)
 
@@ -202,7 +202,7 @@ def _pair_batch(answers: Sequence[Ranked], width: int) -> PairBatch:
     pairs, wins, weights, first = [], [], [], 0
     for answer in answers:
         for a, b, win in answer.pairs:
-            pairs.append(tuple(len(sequences) if each == NOTHING else first + each for each in (a, b)))
+            pairs.append(tuple(len(sequences) if each == ZERO_REWARD else first + each for each in (a, b)))
             wins.append(win)
             weights.append(1 / len(answer.pairs))
         first += len(answer.sequences)
@@ -224,4 +224,4 @@ def _normalize(model: RewardModel, answers: Sequence[Ranked], stage: Stage, most
     mean, spread = scores.mean(), scores.std().clamp(min=1e-6)
     model.head_weight.div_(spread)
     model.head_bias.div_(spread)
-    log.info(f"rewards     mean {mean:.3f}, spread {spread:.3f} before they were scaled")
+    log.info(f"rewards     mean {mean:.3f}, standard deviation {spread:.3f} before scaling")

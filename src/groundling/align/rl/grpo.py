@@ -35,20 +35,20 @@ class GrpoConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.group >= 2, f"group is {self.group}; comparing needs at least 2")
+        require(self.group >= 2, f"group is {self.group}; it must be at least 2")
         require(
             self.replies % self.group == 0,
             f"replies {self.replies} is not a multiple of group {self.group}; change one",
         )
         require(
             self.minibatches <= self.replies // self.group,
-            f"minibatches is {self.minibatches}, and a round has {self.replies // self.group} groups; fewer of them, "
-            "or more replies",
+            f"minibatches is {self.minibatches}, and a round has {self.replies // self.group} groups; "
+            "there must be fewer minibatches, or more replies",
         )
 
 
 MIN_SPREAD = 1e-4
-"""Smaller differences of rewards are rounding errors and count as none."""
+"""Smaller standard deviations of rewards are rounding errors and count as 0."""
 
 
 def group_advantages(rewards: Tensor, group: int, *, divide_by_spread: bool) -> Tensor:
@@ -70,7 +70,7 @@ def grpo(config: GrpoConfig) -> int:
     """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: any of its kinds.
+        GroundlingError: any subclass.
     """
     return optimise(config, "grpo", _Grpo)
 
@@ -83,6 +83,6 @@ class _Grpo(PolicyTrainer[GrpoConfig]):
         rewards = torch.tensor(round_.rewards)
         advantages = group_advantages(rewards, self.config.group, divide_by_spread=self.config.divide_by_spread)
         round_.advantages = [
-            torch.full((len(reply.said),), float(advantage))
+            torch.full((len(reply.ids),), float(advantage))
             for reply, advantage in zip(round_.replies, advantages, strict=True)
         ]

@@ -24,8 +24,8 @@ class PolicyBatch:
 
     @property
     def n_targets(self) -> int:
-        """Ids of all replies."""
-        return self.scored.n_said
+        """Number of ids of all replies."""
+        return self.scored.n_reply_tokens
 
     def to(self, device: torch.device) -> "PolicyBatch":
         """Copy to another device."""
@@ -33,7 +33,7 @@ class PolicyBatch:
         return PolicyBatch(self.scored.to(device), *rest)
 
 
-class Seen(TypedDict):
+class CallMetrics(TypedDict):
     """Metrics of one call of the objective: sums over ids."""
 
     n: float
@@ -48,7 +48,7 @@ class ClippedObjective(nn.Module):
     """PPO's clipped loss (arXiv:1707.06347, equation 7) plus GRPO's KL term, summed over the replies' ids.
 
     Args:
-        policy: the trained policy.
+        policy: the policy being trained.
         clip: clip range of the ratio.
         kl_coef: weight of the KL to the reference, estimated per id, unbiased and positive (Schulman 2020, "k3"); 0 if
             the KL is part of the rewards.
@@ -57,19 +57,19 @@ class ClippedObjective(nn.Module):
     def __init__(self, policy: Policy, clip: float, kl_coef: float = 0.0) -> None:
         super().__init__()
         self.policy, self.clip, self.kl_coef = policy, clip, kl_coef
-        self.seen: list[Seen] = []
+        self.seen: list[CallMetrics] = []
         """Metrics of the calls since the last `pop_metrics`."""
 
     def forward(self, batch: PolicyBatch) -> Tensor:
         """The loss of a batch."""
         scored = batch.scored
-        said_BT = scored.targets_BT != IGNORE
-        logits_NV = self.policy.logits(scored.idx_BT, scored.layout, said_BT)
-        new_N = token_logprobs(logits_NV, scored.targets_BT[said_BT])
-        log_ratio_N = new_N - batch.old_BT[said_BT]
-        loss_N = clipped_loss(log_ratio_N, batch.advantages_BT[said_BT], self.clip)
+        is_reply_BT = scored.targets_BT != IGNORE
+        logits_NV = self.policy.logits(scored.idx_BT, scored.layout, is_reply_BT)
+        new_N = token_logprobs(logits_NV, scored.targets_BT[is_reply_BT])
+        log_ratio_N = new_N - batch.old_BT[is_reply_BT]
+        loss_N = clipped_loss(log_ratio_N, batch.advantages_BT[is_reply_BT], self.clip)
         if self.kl_coef:
-            gap_N = batch.reference_BT[said_BT] - new_N
+            gap_N = batch.reference_BT[is_reply_BT] - new_N
             loss_N = loss_N + self.kl_coef * (gap_N.exp() - gap_N - 1)
         with torch.no_grad():
             off_N = log_ratio_N.exp() - 1

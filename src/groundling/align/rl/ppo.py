@@ -1,8 +1,8 @@
 """`groundling ppo`: proximal policy optimisation against a reward model, as in InstructGPT (arXiv:2203.02155, 3.5).
 
-Each id of a reply is an action. It costs kl_coef times its log-probability's gain on the reference; the last id gets
-the reward. A value model, initialised from the reward model, predicts the return at each position, and advantages are
-computed by GAE (arXiv:1506.02438). Rewards are not normalised; advantages are whitened over all ids of a round.
+Each id of a reply is an action. Its reward is -kl_coef times its log-probability relative to the reference; the last id
+also gets the reply's reward. A value model, initialised from the reward model, predicts the return at each position;
+advantages are computed by GAE (arXiv:1506.02438). Rewards are not normalised; advantages are whitened over a round.
 
 Shapes: B rows, T positions, N replies.
 """
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from groundling.align.arguments import parse_stage
 from groundling.align.chat_vocab import reads_the_same
-from groundling.align.logprobs import Scored, said_values
+from groundling.align.logprobs import Scored, values_at_replies
 from groundling.align.replies import Reply
 from groundling.align.reward.functions import is_function, reward_fingerprint
 from groundling.align.reward.model import RewardModel, load_reward_model
 from groundling.align.rl.rollout import RolloutConfig, RolloutSampler, packed_values, whitened
-from groundling.align.rl.rounds import Round, laid_end_to_end, values_of_each
+from groundling.align.rl.rounds import Round, concatenated, read_values
 from groundling.align.rl.trainer import PolicyTrainer, optimise
 from groundling.align.stage import Stage
 from groundling.bundle import ChatBundle
@@ -75,8 +75,8 @@ class ValueBatch:
 
     @property
     def n_targets(self) -> int:
-        """Ids of all replies."""
-        return self.scored.n_said
+        """Number of ids of all replies."""
+        return self.scored.n_reply_tokens
 
     def to(self, device: torch.device) -> "ValueBatch":
         """Copy to another device."""
@@ -100,7 +100,7 @@ class ValueObjective(nn.Module):
         return 0.5 * (loss_BT * (scored.targets_BT != IGNORE)).sum()
 
 
-def priced(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -> Tensor:
+def token_rewards(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -> Tensor:
     """Reward of each id of a reply: minus its KL penalty, plus the reply's reward at the last id."""
     rewards = -kl_coef * (logprobs - reference)
     rewards[-1] += reward
@@ -108,15 +108,17 @@ def priced(reward: float, logprobs: Tensor, reference: Tensor, kl_coef: float) -
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, lambda_: float) -> Tensor:
-    """GAE of one reply without discounting: advantage t = sum over k of lambda^k delta (t + k), where
-    delta t = reward t + value (t + 1) - value t, and the value after the end is 0.
+    """GAE of one reply without discounting (arXiv:1506.02438, equation 16).
+
+    The advantage at t is the sum over k of lambda^k delta(t + k), where delta(t) = reward(t) + value(t + 1) - value(t)
+    and the value after the end is 0.
     """
-    after = torch.cat([values[1:], values.new_zeros(1)])
-    deltas = (rewards + after - values).tolist()
-    advantages, ahead = [0.0] * len(deltas), 0.0
+    next_values = torch.cat([values[1:], values.new_zeros(1)])
+    deltas = (rewards + next_values - values).tolist()
+    advantages, advantage = [0.0] * len(deltas), 0.0
     for t in range(len(deltas) - 1, -1, -1):
-        ahead = deltas[t] + lambda_ * ahead
-        advantages[t] = ahead
+        advantage = deltas[t] + lambda_ * advantage
+        advantages[t] = advantage
     return torch.tensor(advantages)
 
 
@@ -141,7 +143,7 @@ def ppo(config: PpoConfig) -> int:
     """Run the stage; return the exit code.
 
     Raises:
-        GroundlingError: any of its kinds.
+        GroundlingError: any subclass.
     """
     return optimise(config, "ppo", _Ppo)
 
@@ -150,11 +152,13 @@ def _value_model(config: PpoConfig, bundle: ChatBundle, stage: Stage) -> RewardM
     source = config.value_from or (None if is_function(config.reward) else config.reward)
     if source is None:
         return RewardModel(copy.deepcopy(bundle.model), scale=1.0)
-    # The trunk is kept; the head, which predicts a return instead of a reward, starts at zero.
+    # Keep the trunk. The head starts at zero: it predicts a return instead of a reward.
     model, theirs = load_reward_model(source, stage.picked.device)
     if not reads_the_same(theirs, bundle):
-        raise ConfigError(f"the reward model {source} reads other ids, or less of them, than the policy writes; "
-                          "give one of the policy's family with --value-from")  # fmt: skip
+        raise ConfigError(
+            f"the reward model {source} has another chat template or tokenizer than the policy, or a shorter context; "
+            "give one of the policy's family with --value-from"
+        )
     return RewardModel(model.gpt, scale=1.0)
 
 
@@ -165,30 +169,30 @@ class _Ppo(PolicyTrainer[PpoConfig]):
         self.value_objective = ValueObjective(self.values, config.value_clip, stage.picked.autocast)
         self.value_optimizers = Optimizers(self.values, config.value_optim, stage.picked.compute_dtype)
         self.kl = KlControl(config.kl_coef, config.target_kl if config.kl_control == "adaptive" else None)
-        self.guessed, self.came = list[Tensor](), list[Tensor]()
+        self.old_values, self.returns = list[Tensor](), list[Tensor]()
         """Old values and returns of the current round."""
 
     def compute_advantages(self, round_: Round) -> None:
-        self.guessed = self._guesses(round_.replies)
+        self.old_values = self._predict_values(round_.replies)
         advantages = []
         for number, reward in enumerate(round_.rewards):
-            rewards = priced(reward, round_.logprobs[number], round_.reference[number], self.kl.coef)
-            advantages.append(generalized_advantages(rewards, self.guessed[number], self.config.gae_lambda))
+            rewards = token_rewards(reward, round_.logprobs[number], round_.reference[number], self.kl.coef)
+            advantages.append(generalized_advantages(rewards, self.old_values[number], self.config.gae_lambda))
         round_.advantages = whitened(advantages)
-        self.came = [a + v for a, v in zip(advantages, self.guessed, strict=True)]
+        self.returns = [a + v for a, v in zip(advantages, self.old_values, strict=True)]
 
     @torch.inference_mode()
-    def _guesses(self, replies: Sequence[Reply]) -> list[Tensor]:
+    def _predict_values(self, replies: Sequence[Reply]) -> list[Tensor]:
         def values_of(scored: Scored) -> Tensor:
             there = scored.to(self.stage.picked.device)
             with self.stage.picked.autocast():
                 values_BT: Tensor = self.values(there.idx_BT, there.layout)
             return values_BT.cpu()
 
-        return said_values(replies, self.packer, values_of)
+        return values_at_replies(replies, self.packer, values_of)
 
-    def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
-        values = (self.guessed, self.came)
+    def update_other_models(self, round_: Round, numbers: Sequence[int], step: int) -> None:
+        values = (self.old_values, self.returns)
         packed = packed_values(round_.replies, values, numbers, self.packer)
         batches = [ValueBatch(scored, *rows) for scored, rows in packed]
         self.update(self.value_objective, batches, self.value_optimizers, step)
@@ -201,7 +205,7 @@ class _Ppo(PolicyTrainer[PpoConfig]):
         tensors = learned_tensors(self.values, self.value_optimizers, "values|")
         if self.round is None:
             return tensors
-        return tensors | laid_end_to_end("guessed", self.guessed) | laid_end_to_end("came", self.came)
+        return tensors | concatenated("guessed", self.old_values) | concatenated("came", self.returns)
 
     def other_facts(self) -> dict[str, Any]:
         return {"kl_coef": self.kl.coef}
@@ -212,18 +216,18 @@ class _Ppo(PolicyTrainer[PpoConfig]):
         if not 0 <= self.kl.coef < math.inf:
             raise CheckpointError(f"its kl_coef is {self.kl.coef}")
         if self.round is not None:
-            lengths = [len(reply.said) for reply in self.round.replies]
-            self.guessed, self.came = (values_of_each(tensors, name, lengths) for name in ("guessed", "came"))
+            lengths = [len(reply.ids) for reply in self.round.replies]
+            self.old_values, self.returns = (read_values(tensors, name, lengths) for name in ("guessed", "came"))
 
-    def more_figures(self) -> dict[str, float]:
-        explained = explained_variance(torch.cat(self.guessed), torch.cat(self.came))
+    def other_figures(self) -> dict[str, float]:
+        explained = explained_variance(torch.cat(self.old_values), torch.cat(self.returns))
         return {"kl_coef": self.kl.coef, "explained_variance": explained}
 
     def end_round(self, round_: Round) -> None:
         self.kl.update(round_.kl())
 
 
-def explained_variance(guesses: Tensor, came: Tensor) -> float:
+def explained_variance(values: Tensor, returns: Tensor) -> float:
     """Share of the returns' variance that the values explain: 1 all, 0 none, or no variance."""
-    variance = came.var(unbiased=False)
-    return float(1 - (came - guesses).var(unbiased=False) / variance) if variance > 1e-12 else 0.0
+    variance = returns.var(unbiased=False)
+    return float(1 - (returns - values).var(unbiased=False) / variance) if variance > 1e-12 else 0.0

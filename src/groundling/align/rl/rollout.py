@@ -12,12 +12,12 @@ import tyro
 from torch import Tensor
 
 from groundling.align.data import ChatDataConfig
-from groundling.align.example_loader import ShuffledNumbers
-from groundling.align.logprobs import Policy, Scored, said_values, scored_groups
+from groundling.align.example_loader import ShuffledIndices
+from groundling.align.logprobs import Policy, Scored, scored_groups, values_at_replies
 from groundling.align.preferences.measures import measure_by_name
 from groundling.align.replies import Reply, ReplySampler, Rewards, reproducible_sampler
 from groundling.align.rl.objective import PolicyBatch
-from groundling.align.rl.rounds import Round, exchanges_in, values_of_each
+from groundling.align.rl.rounds import Round, exchanges_in, read_values
 from groundling.align.stage import StageConfig, progress_of_first
 from groundling.bundle import ChatBundle
 from groundling.data.batches import counted_generator
@@ -92,12 +92,19 @@ def packed_values(
     numbers: Sequence[int],
     packer: Packer,
 ) -> Iterator[tuple[Scored, list[Tensor]]]:
-    """Pack some replies, and several values of each of their ids with them (BT)."""
+    """Pack some replies into micro-batches, each with several values per id (BT).
+
+    Args:
+        replies: all replies of a round.
+        values: of each kind, one tensor per reply with a value per id.
+        numbers: indices of the replies to pack.
+        packer: cuts them into micro-batches.
+    """
     for group, scored in scored_groups([replies[number] for number in numbers], packer):
-        yield scored, [scored.spread_said([each[numbers[place]] for place in group]) for each in values]
+        yield scored, [scored.spread_reply_values([each[numbers[place]] for place in group]) for each in values]
 
 
-def scored_by(
+def reply_logprobs(
     policy: Policy,
     replies: Sequence[Reply],
     packer: Packer,
@@ -106,15 +113,15 @@ def scored_by(
     """Log-probability of each id of each reply.
 
     Args:
-        policy: that scores them.
-        replies: N.
+        policy: scores the replies.
+        replies: the replies.
         packer: cuts them into micro-batches.
         parts: indices of replies that are packed together; None: all. In bfloat16 the last bits depend on the shapes
             of a batch.
     """
     values: list[Tensor] = [torch.empty(0)] * len(replies)
     for part in [range(len(replies))] if parts is None else parts:
-        found = said_values([replies[number] for number in part], packer, policy.score)
+        found = values_at_replies([replies[number] for number in part], packer, policy.score)
         for number, each in zip(part, found, strict=True):
             values[number] = each
     return values
@@ -126,8 +133,8 @@ class RolloutSampler:
     Args:
         config: settings.
         bundle: the policy.
-        prompts: as ids, to choose from.
-        rewards: of replies.
+        prompts: prompts to sample from, as ids.
+        rewards: scores replies.
         packer: cuts replies into micro-batches, here and in the updates.
     """
 
@@ -136,7 +143,7 @@ class RolloutSampler:
     ) -> None:
         self._config, self._bundle, self._prompts, self._rewards = config, bundle, prompts, rewards
         self.packer = packer
-        self._order = ShuffledNumbers(len(prompts), config.seed, purpose=3)
+        self._order = ShuffledIndices(len(prompts), config.seed, purpose=3)
 
     def draw(
         self, policy: Policy, reference: Policy, step: int, each: int, stop: Callable[[], bool] | None = None
@@ -155,11 +162,11 @@ class RolloutSampler:
             return None
         rewards = [
             value if reply.ended else config.no_end
-            for reply, value in zip(replies, rewards_of_different(self._rewards, replies), strict=True)
+            for reply, value in zip(replies, deduplicated_rewards(self._rewards, replies), strict=True)
         ]
-        # Packed as the first pass will pack them: its first ratio is 1 to the last bit, whatever the precision.
+        # Packed as in the first pass of the update, so that the first ratio is exactly 1 in any precision.
         parts = minibatches_of(len(replies), config.minibatches, config.seed, step, 0, each)
-        old, base = (scored_by(each, replies, self.packer, parts) for each in (policy, reference))
+        old, base = (reply_logprobs(each, replies, self.packer, parts) for each in (policy, reference))
         return Round(replies, rewards, old, base)
 
     def round_of(self, tensors: dict[str, Tensor]) -> Round:
@@ -171,8 +178,8 @@ class RolloutSampler:
         config, bundle, sampler = self._config, self._bundle, self._sampler()
         limits = (config.replies, bundle.config.vocab_size, bundle.n_ids, self.packer.max_length)
         replies = [sampler.reply_of(*each) for each in exchanges_in(tensors, *limits)]
-        lengths = [len(reply.said) for reply in replies]
-        known = (values_of_each(tensors, name, lengths) for name in ("logprobs", "reference", "advantages"))
+        lengths = [len(reply.ids) for reply in replies]
+        known = (read_values(tensors, name, lengths) for name in ("logprobs", "reference", "advantages"))
         return Round(replies, tensors["rewards"].double().flatten().tolist(), *known)
 
     def _sampler(self) -> ReplySampler:
@@ -180,20 +187,20 @@ class RolloutSampler:
         return reproducible_sampler(self._bundle, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
 
-def rewards_of_different(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:
+def deduplicated_rewards(rewards: Rewards, replies: Sequence[Reply]) -> list[float]:
     """Rewards of replies, with equal replies scored once.
 
     A score's last bits depend on its place in the batch, and GRPO would amplify such differences.
     """
-    keys = [(tuple(reply.prompt), tuple(reply.said)) for reply in replies]
+    keys = [(tuple(reply.prompt), tuple(reply.ids)) for reply in replies]
     different = dict(zip(keys, replies, strict=True))
     value_of = dict(zip(different, rewards(list(different.values())), strict=True))
     return [value_of[key] for key in keys]
 
 
-def minibatches_of(n: int, count: int, seed: int, step: int, number: int, each: int = 1) -> list[list[int]]:
+def minibatches_of(n: int, count: int, seed: int, step: int, epoch: int, each: int = 1) -> list[list[int]]:
     """Shuffle the indices of a round's replies and cut them into `count` parts; replies to one prompt stay together."""
-    generator = counted_generator(seed, purpose=4, number=step, part=number)
+    generator = counted_generator(seed, purpose=4, number=step, part=epoch)
     parts = np.array_split(generator.permutation(n // each), count)
     return [[place * each + i for place in part.tolist() for i in range(each)] for part in parts]
 

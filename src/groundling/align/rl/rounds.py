@@ -27,23 +27,23 @@ class Round:
 
     def kl(self) -> float:
         """Estimated KL of the policy to the reference, in nats per reply."""
-        return nats_a_reply(self.logprobs, self.reference)
+        return nats_per_reply(self.logprobs, self.reference)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint, restored by `RolloutSampler.round_of`."""
         exchanges = exchanges_of(self.replies)
         return {
-            **laid_end_to_end("prompt", [torch.tensor(prompt) for prompt, _ in exchanges]),
-            **laid_end_to_end("said", [torch.tensor(said) for _, said in exchanges]),
+            **concatenated("prompt", [torch.tensor(prompt) for prompt, _ in exchanges]),
+            **concatenated("said", [torch.tensor(reply) for _, reply in exchanges]),
             "rewards": torch.tensor(self.rewards, dtype=torch.float64),
-            **laid_end_to_end("logprobs", self.logprobs),
-            **laid_end_to_end("reference", self.reference),
-            **laid_end_to_end("advantages", self.advantages),
+            **concatenated("logprobs", self.logprobs),
+            **concatenated("reference", self.reference),
+            **concatenated("advantages", self.advantages),
         }
 
 
-def laid_end_to_end(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Vectors of different lengths as two tensors: their values, concatenated, and their lengths.
+def concatenated(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Store vectors of different lengths as two tensors: their concatenation, and their lengths.
 
     A checkpoint holds floating-point tensors only; integers are exact in float64.
     """
@@ -51,16 +51,16 @@ def laid_end_to_end(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
     return {name: numbers if numbers.is_floating_point() else numbers.double(), f"{name}.lengths": lengths}
 
 
-def of_each(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
-    """The inverse of `laid_end_to_end`.
+def split_values(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
+    """The inverse of `concatenated`.
 
     Raises:
-        CheckpointError: values and lengths do not fit.
+        CheckpointError: values and lengths do not match.
     """
     numbers, lengths = tensors[name], tensors[f"{name}.lengths"]
     is_right = numbers.dim() == lengths.dim() == 1 and are_whole(lengths, len(numbers) + 1)
     if not is_right or int(lengths.sum()) != len(numbers):
-        raise CheckpointError(f"its {name} has {tuple(numbers.shape)} numbers, and its lengths say otherwise")
+        raise CheckpointError(f"its {name} has {tuple(numbers.shape)} numbers, and its lengths do not match")
     return [part.clone() for part in torch.split(numbers, lengths.long().tolist())]
 
 
@@ -69,15 +69,15 @@ def are_whole(numbers: Tensor, end: int) -> bool:
     return bool(((numbers >= 0) & (numbers < end) & (numbers == numbers.floor())).all())
 
 
-def values_of_each(tensors: dict[str, Tensor], name: str, said_lengths: Sequence[int]) -> list[Tensor]:
-    """`of_each`, with one finite value per id of each reply.
+def read_values(tensors: dict[str, Tensor], name: str, lengths: Sequence[int]) -> list[Tensor]:
+    """`split_values`, with one finite value per id of each reply.
 
     Raises:
         CheckpointError: a value is missing or not finite.
     """
-    values = of_each(tensors, name)
-    if [len(each) for each in values] != list(said_lengths) or not bool(tensors[name].isfinite().all()):
-        raise CheckpointError(f"its {name} is not a finite number for each id that was said")
+    values = split_values(tensors, name)
+    if [len(each) for each in values] != list(lengths) or not bool(tensors[name].isfinite().all()):
+        raise CheckpointError(f"its {name} is not one finite number for each id of the replies")
     return values
 
 
@@ -91,19 +91,19 @@ def exchanges_in(
     """
     for name, n in (("prompt", n_ids), ("said", n_reply_ids)):
         if not are_whole(tensors[name], n):
-            raise CheckpointError(f"its {name} has other numbers than ids from 0 to {n - 1:,}")
-    prompts, said = ([part.long().tolist() for part in of_each(tensors, name)] for name in ("prompt", "said"))
-    if not len(prompts) == len(said) == tensors["rewards"].numel() == n_replies:
-        raise CheckpointError(f"its round has {len(said):,} replies, and a round of this stage {n_replies:,}")
+            raise CheckpointError(f"its {name} has numbers that are not ids from 0 to {n - 1:,}")
+    prompts, replies = ([part.long().tolist() for part in split_values(tensors, name)] for name in ("prompt", "said"))
+    if not len(prompts) == len(replies) == tensors["rewards"].numel() == n_replies:
+        raise CheckpointError(f"its round has {len(replies):,} replies, and a round of this stage {n_replies:,}")
     if not bool(tensors["rewards"].isfinite().all()):
         raise CheckpointError("its round has a reward that is not finite")
-    exchanges = list(zip(prompts, said, strict=True))
-    if not all(prompt and words and len(prompt) + len(words) <= max_length for prompt, words in exchanges):
+    exchanges = list(zip(prompts, replies, strict=True))
+    if not all(prompt and reply and len(prompt) + len(reply) <= max_length for prompt, reply in exchanges):
         raise CheckpointError(f"its round has a reply that is empty, or longer than {max_length:,} ids with its prompt")
     return exchanges
 
 
-def nats_a_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
+def nats_per_reply(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
     """Estimated KL of policy `new` to `old`, in nats per reply, from both log-probabilities of replies by `new`."""
     return math.fsum(float((ours - theirs).sum()) for ours, theirs in zip(new, old, strict=True)) / len(new)
 
@@ -120,6 +120,6 @@ def figures_of(round_: Round, started: float, gold: str | None = None) -> dict[s
         "reward": math.fsum(round_.rewards) / n,
         "kl": round_.kl(),
         "replies_ended": sum(reply.ended for reply in round_.replies) / n,
-        "length": sum(len(reply.said) for reply in round_.replies) / n,
+        "length": sum(len(reply.ids) for reply in round_.replies) / n,
         "seconds": round(time.perf_counter() - started, 2),
     }

@@ -10,10 +10,10 @@ import msgspec
 from torch import Tensor
 
 from groundling.align.checkpoint import Snapshot, require_steps_left, restoring
-from groundling.align.data import fit_prompt, prompt_room, read_asked
+from groundling.align.data import encode_prompts, prompt_room, read_prompt_splits
 from groundling.align.logprobs import Policy
 from groundling.align.reward.functions import make_rewards, reward_fingerprint
-from groundling.align.rl.objective import ClippedObjective, Seen
+from groundling.align.rl.objective import CallMetrics, ClippedObjective
 from groundling.align.rl.rollout import RolloutConfig, RolloutSampler, minibatches_of, policy_batches
 from groundling.align.rl.rounds import Round, figures_of
 from groundling.align.stage import Stage, open_stage
@@ -78,10 +78,10 @@ class PolicyTrainer(ABC, Generic[C]):
         """Fingerprints of all models that training depends on, except the initial one."""
         return [reward_fingerprint(self.config.reward)]
 
-    def learn_besides(self, round_: Round, numbers: Sequence[int], step: int) -> None:
+    def update_other_models(self, round_: Round, numbers: Sequence[int], step: int) -> None:
         """Train other models on a minibatch of replies."""
 
-    def more_figures(self) -> dict[str, float]:
+    def other_figures(self) -> dict[str, float]:
         """More metrics of a round."""
         return {}
 
@@ -106,8 +106,8 @@ class PolicyTrainer(ABC, Generic[C]):
         with restoring(self.stage.found) as snapshot:
             tensors, facts = snapshot.tensors, snapshot.facts
             restore_learned(self.policy.model, self.optimizers, tensors, "policy|")
-            self.step, self.n_updates = divmod(snapshot.step, self._updates_a_round())
-            self.objective.seen = msgspec.convert(facts["seen"], list[Seen])
+            self.step, self.n_updates = divmod(snapshot.step, self._updates_per_round())
+            self.objective.seen = msgspec.convert(facts["seen"], list[CallMetrics])
             self.figures = msgspec.convert(facts["figures"], dict[str, float])
             drawn = with_prefix(tensors, "round|")
             if drawn or self.n_updates:
@@ -117,7 +117,7 @@ class PolicyTrainer(ABC, Generic[C]):
         return self.step
 
     def run(self) -> tuple[str, dict[str, Any]]:
-        """Run the remaining rounds; return the reason of the end and the metrics of the last round."""
+        """Run the remaining rounds; return the reason for the end and the metrics of the last round."""
         while self.step < self.config.steps:
             started = time.perf_counter()
             if self.stage.asked_to_stop() or (self.round is None and not self._draw()):
@@ -126,14 +126,14 @@ class PolicyTrainer(ABC, Generic[C]):
             assert round_ is not None
             if limit is not None and round_.kl() > limit:
                 self._save()
-                self._record(figures_of(round_, started, self.config.gold))  # of the policy that is kept
+                self._record(figures_of(round_, started, self.config.gold))  # metrics of the policy that is saved
                 return f"the KL went beyond {limit}", self.figures
             try:
                 if not self._learn_from(round_):
                     return self._stop(), self.figures
             except TrainingError as error:
                 return self.stage.fail(self.step + 1, error), self.figures
-            seen = {**self.objective.pop_metrics(), **self.more_figures()}
+            seen = {**self.objective.pop_metrics(), **self.other_figures()}
             self._record({**figures_of(round_, started, self.config.gold), **seen})
             self.end_round(round_)
             self.step, self.round, self.n_updates = self.step + 1, None, 0
@@ -147,7 +147,7 @@ class PolicyTrainer(ABC, Generic[C]):
 
     def _draw(self) -> bool:
         """Sample and score a round; False if a signal interrupted it."""
-        # With several ranks, all sample the same replies; one that stopped early would leave the others waiting.
+        # With several ranks, all sample the same replies; if one stopped early, the others would wait forever.
         stop = (lambda: bool(self.stage.stop)) if distributed.world_size() == 1 else None
         round_ = self.sampler.draw(self.policy, self.reference, self.step, self.each, stop)
         if round_ is None:
@@ -159,18 +159,18 @@ class PolicyTrainer(ABC, Generic[C]):
     def _learn_from(self, round_: Round) -> bool:
         """Make the remaining updates of a round; False if a signal interrupted them."""
         config = self.config
-        for update in range(self.n_updates, self._updates_a_round()):
+        for update in range(self.n_updates, self._updates_per_round()):
             if update and self.stage.asked_to_stop():
                 return False
-            number, place = divmod(update, config.minibatches)
-            parts = minibatches_of(len(round_.replies), config.minibatches, config.seed, self.step, number, self.each)
+            epoch, place = divmod(update, config.minibatches)
+            parts = minibatches_of(len(round_.replies), config.minibatches, config.seed, self.step, epoch, self.each)
             batches = policy_batches(round_, parts[place], self.packer)
             self.update(self.objective, batches, self.optimizers, self.step)
-            self.learn_besides(round_, parts[place], self.step)
+            self.update_other_models(round_, parts[place], self.step)
             self.n_updates = update + 1
         return True
 
-    def _updates_a_round(self) -> int:
+    def _updates_per_round(self) -> int:
         return self.config.passes * self.config.minibatches
 
     def _stop(self) -> str:
@@ -182,10 +182,10 @@ class PolicyTrainer(ABC, Generic[C]):
         if self.round is not None:
             tensors |= {f"round|{name}": tensor for name, tensor in self.round.tensors().items()}
         facts = {"seen": self.objective.seen, "figures": self.figures, **self.other_facts()}
-        self.stage.save(Snapshot(self.step * self._updates_a_round() + self.n_updates, tensors, facts))
+        self.stage.save(Snapshot(self.step * self._updates_per_round() + self.n_updates, tensors, facts))
 
     def update(self, objective: Any, batches: Sequence[MicroBatch], optimizers: Optimizers, step: int) -> None:
-        """One optimizer step at the learning rate of a round."""
+        """Make one optimizer step at the learning rate of a round."""
         config = self.config
         factor = config.schedule.factor(step, config.steps)
         train_step(objective, batches, optimizers, lr_factor=factor, max_norm=config.grad_clip)
@@ -195,7 +195,7 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, ChatBundle, Rollout
     """Run a PPO or GRPO stage; return the exit code.
 
     Raises:
-        GroundlingError: any of its kinds.
+        GroundlingError: any subclass.
     """
     with open_stage(config, name) as stage:
         if stage.has_finished():
@@ -205,10 +205,10 @@ def optimise(config: C, name: str, make: Callable[[C, Stage, ChatBundle, Rollout
         least = least_ids(bundle.chat, bundle.tokenizer)
         packer = Packer(config.longest(bundle), config.micro_batch_rows)
         room = prompt_room(packer.max_length, config.max_new_tokens, least)
-        asked = fit_prompt(read_asked(config.data).train, bundle, room)
-        prompts = [list(ids) for ids in asked]
+        encoded = encode_prompts(read_prompt_splits(config.data).train, bundle, room)
+        prompts = [list(ids) for ids in encoded]
         trainer = make(config, stage, bundle, RolloutSampler(config, bundle, prompts, rewards, packer))
-        stage.look_back([base_at(config.path).sha256, *trainer.models()], prompts)
+        stage.find_checkpoint([base_at(config.path).sha256, *trainer.models()], prompts)
         stage.begin(trainer.resume())
         ended, figures = trainer.run()
         if distributed.is_first():

@@ -8,8 +8,8 @@ from rich.table import Table
 from torch import nn
 
 NOTE = (
-    "val_loss covers the whole validation split. random batches and training loss are estimates on 200 random batches "
-    "of the validation and the training split, as in the lecture."
+    "val_loss is over the whole validation split. The lecture estimates its losses on 200 random batches, "
+    "as val_loss_random_batches and train_loss_random_batches do."
 )
 RECORDED = (
     "rung",

@@ -35,7 +35,7 @@ class Completion:
     Args:
         server: the server.
         parsed: the request.
-        client: takes turns with other clients in the queue.
+        client: key for taking turns in the queue.
         timeout_s: time limit.
 
     Raises:
@@ -71,10 +71,10 @@ class Completion:
         return Choice(bundle.tokenizer, parsed.config.stop, parsed.config.end_ids, filter, thoughts)
 
     async def deltas(self) -> AsyncIterator[list[tuple[int, ChoiceDelta]]]:
-        """Yield what is new in each choice, until all have ended.
+        """Yield the new parts of the choices, until all have ended.
 
         Raises:
-            ApiError: the model failed, or the time is up.
+            ApiError: the model failed, or the time limit is exceeded.
         """
         if before := self._before_decoding():
             yield before
@@ -110,7 +110,7 @@ class Completion:
             self._stream.cancel()
 
     def _before_decoding(self) -> list[tuple[int, ChoiceDelta]]:
-        """Echoes of prompts, and what the safety stage found in them."""
+        """Echoes of prompts, and the safety stage's findings in them."""
         deltas = []
         for number in range(len(self._parsed.prompts) * self._parsed.n):
             prompt = self._parsed.prompts[number // self._parsed.n]
@@ -207,10 +207,10 @@ async def generate_reply(
         name: of the model.
         messages: the conversation; the last message is the user's.
         seed: of the reply.
-        client: takes turns with other clients in the queue.
+        client: key for taking turns in the queue.
 
     Raises:
-        ApiError: the model is no chat model, the conversation does not fit, the queue is full, or decoding failed.
+        ApiError: the model is not a chat model, the conversation does not fit, the queue is full, or decoding failed.
     """
     served = server.models.get(name)
     bundle = served.bundle

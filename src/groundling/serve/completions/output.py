@@ -1,4 +1,4 @@
-"""Tokens to the text that a client gets: detokenized, up to a stop string, filtered by the safety stage.
+"""Tokens to the text of a response: detokenized, cut at stop strings, filtered by the safety stage.
 
 Log-probabilities of a token are released with its text, so they never reveal text that is held back or redacted. The
 deltas add up to the same output however the tokens arrive.
@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "length", "content_filter"]
 
 @dataclass
 class ChoiceDelta:
-    """What is new in a choice."""
+    """The new part of a choice."""
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)

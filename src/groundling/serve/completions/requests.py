@@ -252,7 +252,7 @@ def _too_long(n: int, served: Served, param: str) -> ApiError:
 def _limit(server: ServerState, asked: int | None, default: int, field: str) -> int:
     most = server.config.max_tokens
     if asked is not None and asked > most:
-        raise ApiError(400, f"{field} is {asked}; this server gives {most} at most", "invalid_value", field)
+        raise ApiError(400, f"{field} is {asked}; the limit of this server is {most}", "invalid_value", field)
     return default if asked is None else asked
 
 

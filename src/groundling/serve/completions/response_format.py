@@ -22,11 +22,11 @@ class ResponseFormat(Protocol):
         ...
 
     def first_chunk(self, number: int) -> dict[str, Any] | None:
-        """A chunk to send before a choice has any text; None: none."""
+        """A chunk to send before a choice has any text, or None."""
         ...
 
     def chunk(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """A choice with what is new."""
+        """The new part of a choice."""
         ...
 
     def envelope(self, choices: list[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ChatCompletionFormat(_Envelope):
         return self._choice(number, ChoiceDelta(), {"delta": {"role": "assistant", "content": ""}}, empty=True)
 
     def chunk(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """A choice with what is new."""
+        """The new part of a choice."""
         text = {"content": delta.text} if delta.text else {}
         return self._choice(number, delta, {"delta": {**_thoughts(delta), **text}})
 
@@ -131,7 +131,7 @@ class CompletionFormat(_Envelope):
         return None
 
     def chunk(self, number: int, delta: ChoiceDelta) -> dict[str, Any]:
-        """A choice with what is new."""
+        """The new part of a choice."""
         return self.choice(number, delta)
 
     def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Sampling(Body):
     @model_validator(mode="after")
     def _check_stream(self) -> "Sampling":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options goes with stream: true only")
+            raise ValueError("stream_options requires stream: true")
         return self
 
     def sampling(self, max_new_tokens: int, logprobs: int | None, end_ids: tuple[int, ...]) -> SamplingConfig:
@@ -185,7 +185,7 @@ class ChatRequest(Sampling):
     @model_validator(mode="after")
     def _check_logprobs(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs goes with logprobs: true only")
+            raise ValueError("top_logprobs requires logprobs: true")
         return self
 
 
@@ -193,7 +193,7 @@ def biases(given: dict[str, float]) -> dict[int, float]:
     """Biases by id.
 
     Raises:
-        ValueError: a key is no id.
+        ValueError: a key is not a token id.
     """
     if wrong := [name for name in given if not (name.isascii() and name.isdecimal() and len(name) < 10)]:
         raise ValueError(f"logit_bias has {wrong[0][:40]!r}; it maps token ids to numbers")

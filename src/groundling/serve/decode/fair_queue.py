@@ -24,7 +24,7 @@ class FairQueue:
         self._clients.setdefault(client, deque()).extend(samples)
 
     def first(self, blocked: Container[Engine]) -> Waiting | None:
-        """The sample whose turn it is, except those of `blocked` engines; None: there is no other."""
+        """The next sample, skipping those of `blocked` engines; None: there is none."""
         for samples in self._clients.values():
             for stream, sample in samples:
                 if stream.engine not in blocked:
@@ -32,7 +32,7 @@ class FairQueue:
         return None
 
     def remove(self, waiting: Waiting) -> None:
-        """Remove a sample that had its turn: its client's next turn comes after those of all others."""
+        """Remove a sample that got a slot; its client moves to the end of the order."""
         client = waiting[0].client
         samples = self._clients[client]
         samples.remove(waiting)
@@ -42,7 +42,7 @@ class FairQueue:
             del self._clients[client]
 
     def pop_if(self, is_over: Callable[[TokenStream, SampleRequest], bool]) -> list[Waiting]:
-        """Remove the samples for which `is_over` holds, without taking anybody's turn; return them."""
+        """Remove and return the samples for which `is_over` holds; the order of the clients stays."""
         over: list[Waiting] = []
         for client, samples in list(self._clients.items()):
             left = deque[Waiting]()

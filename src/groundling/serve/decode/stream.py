@@ -18,7 +18,7 @@ from groundling.sample.sampler import SamplingConfig, Token
 from groundling.serve.http.errors import ApiError
 
 FLUSH_INTERVAL_S = 0.05
-"""Readers empty their inboxes this often: sending tokens one by one would cost more than decoding them."""
+"""How often readers empty their inboxes: sending tokens one by one would cost more than decoding them."""
 
 
 class TokenBatch(NamedTuple):
@@ -75,7 +75,7 @@ class TokenStream:
             interval_s: pause between two yields; the first tokens come at once. 0: none.
 
         Raises:
-            ApiError: the model failed, or the time is up.
+            ApiError: the model failed, or the time limit is exceeded.
         """
         try:
             while self._n_left > 0 or self._inbox:
@@ -105,7 +105,7 @@ class TokenStream:
                 timer.cancel()
 
     def is_over(self, sample: SampleRequest, now: float) -> bool:
-        """Whether a sample of this stream is cancelled, or its time is up."""
+        """Whether a sample of this stream is cancelled or past its deadline."""
         return sample.cancelled or now > self.deadline
 
     def notify(self) -> None:

@@ -1,7 +1,7 @@
 """One thread owns all models and decodes for all clients, step by step.
 
 Requests come from the event loop and wait in a bounded queue in which clients take turns. Before each step the thread
-drops requests whose client has left or whose time is up. See stream.py for the way of the tokens back.
+drops requests that are cancelled or past their deadline. Tokens go back through stream.py.
 """
 
 import asyncio
@@ -190,7 +190,7 @@ class Worker:
                 self._step(engine)
 
     def _drop_cancelled(self) -> None:
-        """End samples that are cancelled or whose time is up."""
+        """End samples that are cancelled or past their deadline."""
         now = time.monotonic()
         gone = [(stream, sample) for stream, sample in self._active.values() if stream.is_over(sample, now)]
         for stream, sample in gone:

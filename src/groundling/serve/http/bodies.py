@@ -7,13 +7,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from groundling.serve.http.encodings import check_encodings, check_text, unpacked
+from groundling.serve.http.encodings import check_encodings, check_text, decompressed
 from groundling.serve.http.errors import ApiError
 from groundling.serve.http.middleware import WITH_BODY, closing_response
 
 
-class Locks:
-    """Refuses requests with a body but no valid key before the body is read.
+class RequireKey:
+    """Rejects requests with a body but no valid key before the body is read.
 
     Args:
         app: the next application.
@@ -39,12 +39,12 @@ class BodyLimit:
 
     Args:
         app: the next application; it receives the body in one message.
-        most_bytes: largest body.
-        timeout_s: time limit for a client to send it.
+        max_bytes: size limit of a body.
+        timeout_s: time limit for receiving it.
     """
 
-    def __init__(self, app: ASGIApp, most_bytes: int, timeout_s: float) -> None:
-        self._app, self._most_bytes, self._timeout_s = app, most_bytes, timeout_s
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: forward the request, or refuse it."""
@@ -54,14 +54,14 @@ class BodyLimit:
         headers = Headers(scope=scope)
         try:
             self._check(headers)
-            is_packed = check_encodings(headers)
+            is_gzip = check_encodings(headers)
             async with asyncio.timeout(self._timeout_s):
                 body = await self._read(receive)
-            if is_packed and body:
-                body = await run_in_threadpool(unpacked, body, self._most_bytes)
+            if is_gzip and body:
+                body = await run_in_threadpool(decompressed, body, self._max_bytes)
             check_text(body or b"", headers)
         except TimeoutError:
-            error = ApiError(408, f"the body did not come within {self._timeout_s:g} s", "request_timeout")
+            error = ApiError(408, f"the body did not arrive within {self._timeout_s:g} s", "request_timeout")
             await closing_response(error)(scope, receive, send)
             return
         except ApiError as error:
@@ -69,23 +69,23 @@ class BodyLimit:
             return
         if body is None:  # client disconnected
             return
-        waiting = [body]
+        unread = [body]
 
         async def replay() -> Message:
-            if waiting:
-                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
             return await receive()
 
         await self._app(scope, replay, send)
 
     def _check(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self._most_bytes:
+        if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            came = f"is {kind[:100]!r}" if kind else "is missing"
-            raise ApiError(415, f"Content-Type {came}; send application/json", "unsupported_media_type")
+            problem = f"is {kind[:100]!r}" if kind else "is missing"
+            raise ApiError(415, f"Content-Type {problem}; send application/json", "unsupported_media_type")
 
     async def _read(self, receive: Receive) -> bytes | None:
         pieces, n_bytes = [], 0
@@ -95,10 +95,10 @@ class BodyLimit:
                 return None
             pieces.append(message.get("body", b""))
             n_bytes += len(pieces[-1])
-            if n_bytes > self._most_bytes:
+            if n_bytes > self._max_bytes:
                 raise self._too_large()
             if not message.get("more_body", False):
                 return b"".join(pieces)
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body has more than {self._most_bytes:,} bytes; send less", "request_too_large")
+        return ApiError(413, f"the body has more than {self._max_bytes:,} bytes; send less", "request_too_large")

@@ -15,43 +15,43 @@ UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
 def check_encodings(headers: Headers) -> bool:
-    """Whether the headers say gzip.
+    """Whether the body is compressed with gzip, according to the headers.
 
     Raises:
         ApiError: 415: another encoding, or more than one.
     """
     given = ", ".join(headers.getlist("content-encoding"))
-    packings = [word for word in (part.strip().lower() for part in given.split(",")) if word not in ("", "identity")]
-    if len(packings) > 1 or not set(packings) <= set(GZIP):
-        message = f"Content-Encoding is {given[:100]!r}; send the body as it is, or packed once by gzip"
+    encodings = [word for word in (part.strip().lower() for part in given.split(",")) if word not in ("", "identity")]
+    if len(encodings) > 1 or not set(encodings) <= set(GZIP):
+        message = f"Content-Encoding is {given[:100]!r}; send the body uncompressed, or compressed once with gzip"
         raise ApiError(415, message, "unsupported_encoding")
-    return bool(packings)
+    return bool(encodings)
 
 
-def unpacked(body: bytes, most_bytes: int) -> bytes:
-    """Decompress a gzip body; never more than `most_bytes`.
+def decompressed(body: bytes, max_bytes: int) -> bytes:
+    """Decompress a gzip body; never more than `max_bytes`.
 
     Raises:
         ApiError: 400: invalid or truncated gzip; 413: too large.
     """
     pieces: list[bytes] = []
-    room, place = most_bytes, 0
+    room, place = max_bytes, 0
     while place < len(body):  # members are concatenated (RFC 1952, 2.2)
         reader = zlib.decompressobj(wbits=31)
         while not reader.eof:
-            packed = body[place : place + READ_AT_ONCE]
-            if not packed:
-                raise ApiError(400, "the body is gzip that was cut off; send all of it", "invalid_encoding")
+            compressed = body[place : place + READ_AT_ONCE]
+            if not compressed:
+                raise ApiError(400, "the gzip body is truncated; send all of it", "invalid_encoding")
             try:
-                pieces.append(reader.decompress(packed, room + 1))
+                pieces.append(reader.decompress(compressed, room + 1))
             except zlib.error as error:
                 message = f"the body is not gzip, as Content-Encoding says: {error}"
                 raise ApiError(400, message, "invalid_encoding") from None
             room -= len(pieces[-1])
             if room < 0:
-                message = f"the body has more than {most_bytes:,} bytes when it is unpacked; send less"
+                message = f"the body has more than {max_bytes:,} bytes when decompressed; send less"
                 raise ApiError(413, message, "request_too_large")
-            place += len(packed) - len(reader.unused_data)
+            place += len(compressed) - len(reader.unused_data)
         while body[place : place + 1] == b"\0":  # padding
             place += 1
     return b"".join(pieces)

@@ -13,10 +13,10 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        message: one line: what came, what was expected, what to do.
+        message: one line: what was received, what was expected, what to do.
         code: machine-readable name.
         param: the request's field at fault.
-        retry_after_s: of the Retry-After header.
+        retry_after_s: value of the Retry-After header.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ApiError(Exception):
 
 
 def not_ready(message: str) -> ApiError:
-    """503: not now, but soon."""
+    """503: not ready yet; retry soon."""
     return ApiError(503, message, "not_ready", retry_after_s=2)
 
 
@@ -58,7 +58,7 @@ def draining() -> ApiError:
 
 def deadline_exceeded() -> ApiError:
     """503: the request took longer than `timeout_s`."""
-    return ApiError(503, "the time for this request is up", "deadline_exceeded", retry_after_s=1)
+    return ApiError(503, "the request exceeded its time limit", "deadline_exceeded", retry_after_s=1)
 
 
 def no_memory(error: Exception) -> ApiError:

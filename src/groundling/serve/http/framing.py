@@ -15,9 +15,9 @@ from groundling.serve.http.middleware import HEADER_BYTES
 FAULTS = re.compile(
     rb"(?P<lf>(?<!\r)\n)|(?P<cr>\r(?!\n|\Z))|(?P<fold>\n[ \t])|(?P<control>[\x00-\x08\x0b\x0c\x0e-\x1f\x7f])"
 )
-SAID = {
+DESCRIPTIONS = {
     "lf": "a line ends in LF without CR",
-    "cr": "a CR stands without LF",
+    "cr": "a CR is not followed by LF",
     "fold": "a header is folded over two lines",
 }
 VERSION = re.compile(rb" HTTP/([0-9]\.[0-9])$")
@@ -83,7 +83,7 @@ def _refuse_faults(data: bytearray, start: int, end: int) -> None:
     found = FAULTS.search(data, start, end)
     if found is not None:
         kind = found.lastgroup or ""
-        raise h11.LocalProtocolError(SAID.get(kind, f"illegal byte 0x{found[0][0]:02X} in the headers"))
+        raise h11.LocalProtocolError(DESCRIPTIONS.get(kind, f"illegal byte 0x{found[0][0]:02X} in the headers"))
 
 
 def _check_head(lines: Sequence[bytes]) -> None:
@@ -96,6 +96,6 @@ def _check_head(lines: Sequence[bytes]) -> None:
     names = {line.partition(b":")[0].lower() for line in lines[1:]}
     if b"transfer-encoding" in names:
         if b"content-length" in names:
-            raise h11.LocalProtocolError("Content-Length and Transfer-Encoding came together")
+            raise h11.LocalProtocolError("both Content-Length and Transfer-Encoding are set")
         if version is not None and version[1] == b"1.0":
-            raise h11.LocalProtocolError("Transfer-Encoding came with HTTP/1.0, which has none")
+            raise h11.LocalProtocolError("HTTP/1.0 does not support Transfer-Encoding")

@@ -35,8 +35,8 @@ PROBES = ("/health", "/ready")
 WITH_BODY = ("POST", "PUT", "PATCH")
 ALLOWED_HEADERS = ("Authorization", "Content-Encoding", "Content-Type")
 """Request headers that allowed origins may set."""
-CLIENTS_OWN = "x-stainless-"
-"""Prefix of the headers in which OpenAI's client describes itself."""
+CLIENT_HEADER_PREFIX = "x-stainless-"
+"""Prefix of the headers that OpenAI's client adds to describe itself."""
 HEADER_BYTES = 16_384
 """Largest request head."""
 
@@ -58,17 +58,17 @@ class RequestLog:
 
     Args:
         app: the next application; its unhandled exceptions become error responses.
-        when_over: called with a request's status and duration in seconds.
-        when_failed: called with an unhandled exception; returns the error to send.
+        on_end: called with a request's status and duration in seconds.
+        on_exception: called with an unhandled exception; returns the error to send.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        when_over: Callable[[Scope, int, float], None],
-        when_failed: Callable[[Scope, Exception], ApiError],
+        on_end: Callable[[Scope, int, float], None],
+        on_exception: Callable[[Scope, Exception], ApiError],
     ) -> None:
-        self._app, self._when_over, self._when_failed = app, when_over, when_failed
+        self._app, self._on_end, self._on_exception = app, on_end, on_exception
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: forward the request."""
@@ -94,18 +94,18 @@ class RequestLog:
         try:
             await self._app(scope, receive, with_headers)
         except Exception as error:
-            answer = self._when_failed(scope, error)
+            answer = self._on_exception(scope, error)
             if status:  # the response has begun
                 raise
             await error_response(answer)(scope, receive, with_headers)
         finally:
-            self._when_over(scope, status, time.monotonic() - began)
+            self._on_end(scope, status, time.monotonic() - began)
 
 
-class Origins:
-    """Refuses requests with an unknown Host (DNS rebinding), and changes from other sites' pages (CSRF).
+class HostAndOriginCheck:
+    """Rejects requests with an unknown Host (DNS rebinding), and state changes from other sites' pages (CSRF).
 
-    Requests without a Host (HTTP/1.0) pass: every browser sends one.
+    Requests without a Host (HTTP/1.0) are accepted: every browser sends one.
 
     Why not Starlette's TrustedHostMiddleware and CORSMiddleware: they answer in plain text, not in OpenAI's error
     format, cannot exempt probes, read no IPv6 host, and cannot allow request headers by prefix.
@@ -137,25 +137,25 @@ class Origins:
             return
         n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if n_bytes > HEADER_BYTES:
-            message = f"the headers have {n_bytes:,} bytes, and {HEADER_BYTES:,} are read at most"
+            message = f"the headers have {n_bytes:,} bytes, and the limit is {HEADER_BYTES:,}"
             await closing_response(ApiError(431, message, "headers_too_large"))(scope, receive, send)
             return
         foreign = origin is not None and not self._is_own(origin, host)
-        may = origin is not None and origin.lower() in self._allowed
-        if foreign and not may and scope["method"] in CHANGING:
+        is_allowed = origin is not None and origin.lower() in self._allowed
+        if foreign and not is_allowed and scope["method"] in CHANGING:
             message = "a page of another site may not do this; allow its origin with --cors-origins"
             await closing_response(ApiError(403, message, "origin_not_allowed"))(scope, receive, send)
             return
-        if not (foreign and may):
+        if not (foreign and is_allowed):
             await self._app(scope, receive, send)
             return
         assert origin is not None
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             answer = Response(status_code=204, headers=_cors(origin))
             answer.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
-            asked = headers.get("access-control-request-headers", "").split(",")
-            told = [name for name in map(str.strip, asked) if name.lower().startswith(CLIENTS_OWN)]
-            answer.headers["Access-Control-Allow-Headers"] = ", ".join([*ALLOWED_HEADERS, *told])
+            requested = headers.get("access-control-request-headers", "").split(",")
+            from_client = [name for name in map(str.strip, requested) if name.lower().startswith(CLIENT_HEADER_PREFIX)]
+            answer.headers["Access-Control-Allow-Headers"] = ", ".join([*ALLOWED_HEADERS, *from_client])
             await answer(scope, receive, send)
             return
 

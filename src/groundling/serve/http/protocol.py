@@ -29,9 +29,9 @@ GRACE_S = 1.0
 """An unread stream ends itself with an error first; the connection is reset this much later."""
 
 LINGER_S = 5.0
-"""How long to read a connection whose response came before the end of its request."""
+"""How long to read a connection whose response was sent before the end of its request."""
 
-LOOK_S = 0.2
+PROBE_CHECK_S = 0.2
 """Interval of checks whether the client of a half-closed connection has left."""
 
 FIRST_PROBE_S = 0.1
@@ -56,14 +56,14 @@ class Limited(H11Protocol):
     lingers = False
     """Whether the last response is written, and further data is dropped."""
     _drops = False
-    """Whether data came after the last request."""
+    """Whether data arrived after the last request."""
     _half_closed = False
     """Whether the client has closed its sending side."""
     _timer: asyncio.TimerHandle | None = None
     _waits_for: type[h11.IDLE] | type[h11.SEND_BODY] | None = None
     _idle_since = 0.0
     _send_timer: asyncio.TimerHandle | None = None
-    _look_timer: asyncio.TimerHandle | None = None
+    _probe_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -92,13 +92,13 @@ class Limited(H11Protocol):
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            self.cycle.transport = Outlet(self.transport, self.end_answer, lambda: self.lingers)
+            self.cycle.transport = Outlet(self.transport, self.end_response, lambda: self.lingers)
             self.scope["extensions"] = {}
             if self._half_closed:
                 self._probe(FIRST_PROBE_S)
         if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) < HIGH_WATER_LIMIT:
             self.flow.resume_reading()  # to notice that the client leaves
-        if self._half_closed and not self._awaits_answer():
+        if self._half_closed and not self._awaits_response():
             self.transport.close()
 
     def _should_upgrade(self) -> bool:
@@ -107,7 +107,7 @@ class Limited(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection open for the response to a complete request."""
         is_first, self._half_closed = not self._half_closed, True
-        if not self._awaits_answer():
+        if not self._awaits_response():
             return False
         if is_first:
             self._probe(FIRST_PROBE_S)
@@ -116,31 +116,31 @@ class Limited(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         self._unwatch_sending()
-        if self._look_timer is not None:
-            self._look_timer.cancel()
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         super().connection_lost(exc)
 
     # Half-closed connections
 
-    def _awaits_answer(self) -> bool:
+    def _awaits_response(self) -> bool:
         """Whether a complete request waits for its response; an incomplete one is refused."""
         if self.lingers or self.transport.is_closing():
             return False
         state = self.conn.their_state
         if state is h11.IDLE and self.conn.trailing_data[0]:
             self.refuse("the connection was closed in the middle of the headers")
-        elif state is h11.SEND_BODY and not self._is_answered():
+        elif state is h11.SEND_BODY and not self._has_responded():
             self.refuse("the connection was closed in the middle of the body")
-        return state not in (h11.IDLE, h11.SEND_BODY, h11.ERROR) and not self._is_answered()
+        return state not in (h11.IDLE, h11.SEND_BODY, h11.ERROR) and not self._has_responded()
 
-    def _is_answered(self) -> bool:
+    def _has_responded(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _probe(self, wait_s: float, *, waited_s: float = 0.0) -> None:
         """Probe a half-closed connection, and reset it when its client has left."""
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-        if self.transport.is_closing() or self._is_answered():
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+        if self.transport.is_closing() or self._has_responded():
             return
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.abort()
@@ -148,8 +148,8 @@ class Limited(H11Protocol):
         if waited_s >= wait_s:
             self._send_filler()
             wait_s, waited_s = 3 * wait_s, 0.0
-        next_s = min(LOOK_S, wait_s - waited_s)
-        self._look_timer = self.loop.call_later(next_s, lambda: self._probe(wait_s, waited_s=waited_s + next_s))
+        next_s = min(PROBE_CHECK_S, wait_s - waited_s)
+        self._probe_timer = self.loop.call_later(next_s, lambda: self._probe(wait_s, waited_s=waited_s + next_s))
 
     def _send_filler(self) -> None:
         filler = cast(dict[str, Any], self.cycle.scope["extensions"]).get("filler")
@@ -158,14 +158,14 @@ class Limited(H11Protocol):
         elif filler and not self.transport.get_write_buffer_size():
             self.transport.write(self.conn.send(h11.Data(data=filler)))
 
-    # How a connection ends
+    # Closing
 
-    def end_answer(self) -> None:
+    def end_response(self) -> None:
         """Close the connection after a response, or in the middle of one."""
-        more_came = self._drops or self.flow.read_paused or self.conn.trailing_data[0]
-        if not self._is_answered():
+        has_unread = self._drops or self.flow.read_paused or self.conn.trailing_data[0]
+        if not self._has_responded():
             reset(self.transport)
-        elif self.conn.their_state is h11.SEND_BODY or more_came:
+        elif self.conn.their_state is h11.SEND_BODY or has_unread:
             self._linger()
         else:
             self.transport.close()
@@ -188,7 +188,7 @@ class Limited(H11Protocol):
         self._timer = self.loop.call_later(LINGER_S, self._end_linger)
 
     def _end_linger(self) -> None:
-        if self.transport.get_write_buffer_size():  # still being sent; `_look_at_sending` watches it
+        if self.transport.get_write_buffer_size():  # still being sent; `_check_sending` watches it
             self._timer = self.loop.call_later(LINGER_S, self._end_linger)
         else:
             self.transport.abort()
@@ -202,11 +202,11 @@ class Limited(H11Protocol):
     def refuse(self, message: str, status: int = 400) -> None:
         """Send an error, and close the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another response has begun
-            self._linger() if self._is_answered() else reset(self.transport)
+            self._linger() if self._has_responded() else reset(self.transport)
             return
         is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
         outlet = self.transport
-        if not self._is_answered():  # nothing else will respond
+        if not self._has_responded():  # nothing else will respond
             outlet, self.cycle.disconnected = self.cycle.transport, True
             self.cycle.message_event.set()
         body = as_json(ApiError(status, message, "bad_request").body())
@@ -234,14 +234,14 @@ class Limited(H11Protocol):
 
     def _watch_sending(self) -> None:
         n_left = self.transport.get_write_buffer_size()
-        self._send_timer = self.loop.call_later(self.limits[1] + GRACE_S, self._look_at_sending, n_left)
+        self._send_timer = self.loop.call_later(self.limits[1] + GRACE_S, self._check_sending, n_left)
 
     def _unwatch_sending(self) -> None:
         if self._send_timer is not None:
             self._send_timer.cancel()
             self._send_timer = None
 
-    def _look_at_sending(self, n_before: int) -> None:
+    def _check_sending(self, n_before: int) -> None:
         """Reset if nothing was sent since the last check: a close would keep waiting."""
         if self.transport.get_write_buffer_size() < n_before:
             self._watch_sending()
@@ -256,7 +256,7 @@ class Limited(H11Protocol):
             self._watch()
 
     def _make_room(self) -> bool:
-        """Close the connection that is idle for longest, if any; first those whose responses are sent."""
+        """Close the longest idle connection, if any; first those whose responses are sent."""
         idle = [one for one in cast("set[Limited]", self.connections) if one._is_idle()]
         for one in sorted(idle, key=lambda one: (one.transport.get_write_buffer_size() > 0, one._idle_since))[:1]:
             one.transport.abort()
@@ -276,7 +276,7 @@ class Limited(H11Protocol):
         if self.lingers:
             return
         state = self.conn.their_state
-        waits_for = state if state is h11.IDLE or (state is h11.SEND_BODY and self._is_answered()) else None
+        waits_for = state if state is h11.IDLE or (state is h11.SEND_BODY and self._has_responded()) else None
         if waits_for is self._waits_for:
             return
         self._unwatch()

@@ -1,4 +1,4 @@
-"""Responses that end when the client leaves: complete ones, and streams of server-sent events."""
+"""Responses that end when the client disconnects: complete ones, and streams of server-sent events."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ COMMENT = b":\n\n"
 
 
 class Gone(Exception):  # noqa: N818  # not an error: control flow
-    """The client has left; `reason` says how."""
+    """The client has disconnected or stopped reading; `reason` says which."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -25,10 +25,10 @@ class Gone(Exception):  # noqa: N818  # not an error: control flow
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, and cancel it when the client leaves.
+    """Await `work`, and cancel it when the client disconnects.
 
     Raises:
-        Gone: the client has left.
+        Gone: the client has disconnected.
     """
     task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
     try:
@@ -56,7 +56,7 @@ class EventStream(Response):
     Args:
         chunks: lists of chunks to send.
         send_timeout_s: how long a client may leave data unread.
-        when_over: called with the reason for an early end, or None.
+        on_end: called with the reason for an early end, or None.
     """
 
     media_type = "text/event-stream"
@@ -65,11 +65,11 @@ class EventStream(Response):
         self,
         chunks: AsyncIterator[list[dict[str, Any]]],
         send_timeout_s: float,
-        when_over: Callable[[str | None], None],
+        on_end: Callable[[str | None], None],
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._chunks, self._send_timeout_s, self._when_over = chunks, send_timeout_s, when_over
+        self._chunks, self._send_timeout_s, self._on_end = chunks, send_timeout_s, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: send the events."""
@@ -81,7 +81,7 @@ class EventStream(Response):
         except Gone as gone:
             reason = gone.reason
         finally:
-            self._when_over(reason)
+            self._on_end(reason)
 
     async def _pump(self, send: Send) -> str | None:
         reason = None

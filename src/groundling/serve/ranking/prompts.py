@@ -35,7 +35,7 @@ class Prompts:
         return len(self._known) or None
 
     def n_among(self, answered: "Counter[Messages]") -> int:
-        """How many of the prompts are among the answered ones; before they are loaded, all answered ones count."""
+        """How many of the prompts are among the answered ones; before they are loaded, the number of answered ones."""
         return len(answered.keys() & self._known.keys() if self._known else answered)
 
     def get(self) -> Sequence[Messages]:

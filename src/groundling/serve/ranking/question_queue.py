@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from groundling.align.preferences.judgement import Candidate, messages_to_json, name_of
+from groundling.align.preferences.judgement import Candidate, messages_to_json, short_hash
 from groundling.align.preferences.simulated_rater import named_generator
 from groundling.align.preferences.terminal import name_and_seeds
 from groundling.serve.http.errors import ApiError
@@ -173,7 +173,7 @@ def turns(messages: Messages, n: int, models: Sequence[RankedModel], n_before: i
 
     Depends only on the prompt and on how often it was asked before, so it is equal for all raters.
     """
-    order = named_generator("turns", name_of(messages_to_json(messages)), n_before).permutation(len(models))
+    order = named_generator("turns", short_hash(messages_to_json(messages)), n_before).permutation(len(models))
     return [models[order[place % len(models)]] for place in range(n)]
 
 

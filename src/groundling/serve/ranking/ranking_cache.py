@@ -69,9 +69,9 @@ class RankingCache:
         self.path = path
         self._lock = threading.Lock()
         self._rankings: Rankings | None = None
-        self._patience_s = BUSY_S
-        self._tally = RankingSummary()
-        self._seen: tuple[object, ...] | None = None
+        self._timeout_s = BUSY_S
+        self._summary = RankingSummary()
+        self._counted_stamp: tuple[object, ...] | None = None
 
     def close(self) -> None:
         """Close the file."""
@@ -80,27 +80,27 @@ class RankingCache:
                 self._rankings.close()
                 self._rankings = None
 
-    def wait_at_most(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Set the timeout for locks of other processes."""
-        self._patience_s = seconds
+        self._timeout_s = seconds
         if self._rankings is not None:
-            self._rankings.wait_at_most(seconds)
+            self._rankings.set_timeout(seconds)
 
     def get(self, key: str) -> Judgement | None:
         """The judgement of this key."""
-        rankings = self._if_there()
+        rankings = self._open_if_exists()
         return None if rankings is None else rankings.get(key)
 
     def keep(self, judgement: Judgement) -> Judgement:
-        """Store a judgement on disk; return the one stored under its key, which may be older."""
-        if self._if_there() is None:
+        """Store a judgement on disk, unless its key exists; return the judgement stored under its key."""
+        if self._open_if_exists() is None:
             atomic.make_folder(self.path.parent)
         rankings = self._open()
         with self._lock:
-            tally = self._current()
+            summary = self._current()
             if rankings.add(judgement):
-                tally.add(judgement)
-                self._seen = self._signs()
+                summary.add(judgement)
+                self._counted_stamp = self._file_stamp()
                 return judgement
         kept = rankings.get(judgement.key)
         assert kept is not None
@@ -108,52 +108,52 @@ class RankingCache:
 
     def counts(self, rater: str | None) -> tuple[dict[str, int], int]:
         """Counts for the page, and the number of prompts with a preference."""
-        self._if_there()
+        self._open_if_exists()
         with self._lock:
-            tally = self._current()
-            found = {name: getattr(tally, name) for name in ("judgements", "ties", "skips", "pairs", "useful")}
-            found |= {"raters": len(tally.answered), "prompts": len(tally.prompts)}
+            summary = self._current()
+            found = {name: getattr(summary, name) for name in ("judgements", "ties", "skips", "pairs", "useful")}
+            found |= {"raters": len(summary.answered), "prompts": len(summary.prompts)}
             if rater is not None:
-                found["by_you"] = tally.answered[rater].total() if rater in tally.answered else 0
-            return found, sum(n > 0 for n in tally.prompts.values())
+                found["by_you"] = summary.answered[rater].total() if rater in summary.answered else 0
+            return found, sum(n > 0 for n in summary.prompts.values())
 
     def answered(self, rater: str) -> "Counter[Messages]":
         """How often a rater has answered each prompt."""
-        self._if_there()
+        self._open_if_exists()
         with self._lock:
             found = self._current().answered
             return Counter(found[rater]) if rater in found else Counter()
 
     def __iter__(self) -> Iterator[Judgement]:
         """All judgements in insertion order."""
-        return iter(self._if_there() or ())
+        return iter(self._open_if_exists() or ())
 
     def after(self, last: int) -> list[tuple[int, Judgement]]:
         """The next few hundred numbered judgements after this number; [] at the end."""
-        rankings = self._if_there()
+        rankings = self._open_if_exists()
         return [] if rankings is None else rankings.after(last)
 
-    def _if_there(self) -> Rankings | None:
+    def _open_if_exists(self) -> Rankings | None:
         """The open file, if it exists."""
         return self._open() if self._rankings is not None or self.path.exists() else None
 
     def _open(self) -> Rankings:
         with self._lock:
             if self._rankings is None:
-                self._rankings = Rankings(self.path, patience_s=self._patience_s)
+                self._rankings = Rankings(self.path, timeout_s=self._timeout_s)
             return self._rankings
 
     def _current(self) -> RankingSummary:
         """The counts, updated if another process has written."""
-        signs = self._signs()
-        if self._rankings is not None and signs != self._seen:
-            self._tally = RankingSummary()
+        stamp = self._file_stamp()
+        if self._rankings is not None and stamp != self._counted_stamp:
+            self._summary = RankingSummary()
             for judgement in self._rankings:
-                self._tally.add(judgement)
-            self._seen = signs
-        return self._tally
+                self._summary.add(judgement)
+            self._counted_stamp = stamp
+        return self._summary
 
-    def _signs(self) -> tuple[object, ...]:
+    def _file_stamp(self) -> tuple[object, ...]:
         """Changes when the file or its write-ahead log is written to."""
         found: list[object] = []
         for path in (self.path, Path(f"{self.path}-wal")):

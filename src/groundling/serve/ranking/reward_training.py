@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from groundling.serve.http.errors import ApiError
-from groundling.serve.runs.curves import read_news
+from groundling.serve.runs.curves import read_delta
 
 MIN_PAIRS = 10
 MIN_PROMPTS = 5
 BATCH_SIZE = 8
 MAX_STEPS = 200
-"""Finishes in minutes: a step of a small model takes less than a second."""
+"""For a training of minutes: a step of a small model takes less than a second."""
 MAX_EPOCHS = 4.0
 STOP_S = 10.0
 TAIL_BYTES = 8192
@@ -29,8 +29,8 @@ def require_enough(n_pairs: int, n_prompts: int) -> None:
     if n_pairs < MIN_PAIRS or n_prompts < MIN_PROMPTS:
         raise ApiError(
             409,
-            f"there are {n_pairs} preferences, of {n_prompts} prompts; learning needs {MIN_PAIRS} at least, of "
-            f"{MIN_PROMPTS} prompts, and some hundreds to be any good: rank some more",
+            f"there are {n_pairs} preferences on {n_prompts} prompts; training needs at least {MIN_PAIRS} on "
+            f"{MIN_PROMPTS} prompts, and hundreds for a useful model: rank more replies",
             "too_few_rankings",
         )
 
@@ -113,8 +113,8 @@ class RewardTraining:
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         """Keep the end of its output until it exits."""
         assert process.stderr is not None
-        while said := await process.stderr.read(TAIL_BYTES):
-            self._tail = (self._tail + said)[-TAIL_BYTES:]
+        while output := await process.stderr.read(TAIL_BYTES):
+            self._tail = (self._tail + output)[-TAIL_BYTES:]
         code = await process.wait()
         self._ended = time.monotonic()
         if self._state == "running":
@@ -131,7 +131,7 @@ class RewardTraining:
         facts["seconds"] = round(max(0.0, end - self._began), 1)
         if self._state == "failed":
             facts["error"] = _last_line(self._tail)
-        series = read_news(self._folder / "metrics.jsonl", 0).points()
+        series = read_delta(self._folder / "metrics.jsonl", 0).points()
         last = {name: values[-1] for name, (_, values) in series.items() if values}
         facts |= {name: last.get(name) for name in ("loss", "accuracy")}
         if "loss" in series:
@@ -152,6 +152,6 @@ def _free_folder(runs: Path) -> Path:
     return runs / f"reward-{number}"
 
 
-def _last_line(said: bytes) -> str:
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("groundling: error: ")[:1000] if lines else "it ended without a word"
+def _last_line(output: bytes) -> str:
+    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("groundling: error: ")[:1000] if lines else "it ended without an error message"

@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from groundling.align.preferences.judgement import SKIP, Choice, Judgement, choice_of_best, now_utc, tie_of
-from groundling.align.preferences.terminal import AT_MOST
+from groundling.align.preferences.terminal import MAX_SHOWN
 from groundling.serve.completions.completion import generate_reply
 from groundling.serve.completions.schema import Body, whole
 from groundling.serve.http.errors import ApiError, in_time
@@ -26,9 +26,9 @@ from groundling.serve.state import ServerState
 from groundling.text.chat.messages import Message
 
 Rater = Annotated[str, Field(min_length=1, max_length=100)]
-Place = Annotated[int, Field(ge=1, le=AT_MOST), BeforeValidator(whole)]
+Place = Annotated[int, Field(ge=1, le=MAX_SHOWN), BeforeValidator(whole)]
 Groups = Annotated[
-    list[Annotated[list[Place], Field(min_length=1, max_length=AT_MOST)]], Field(min_length=1, max_length=AT_MOST)
+    list[Annotated[list[Place], Field(min_length=1, max_length=MAX_SHOWN)]], Field(min_length=1, max_length=MAX_SHOWN)
 ]
 
 
@@ -91,13 +91,13 @@ def router(server: ServerState) -> APIRouter:
     async def ask(
         request: Request,
         rater: Annotated[str, Query(min_length=1, max_length=100)],
-        n: Annotated[int, Query(ge=2, le=AT_MOST)] = 2,
+        n: Annotated[int, Query(ge=2, le=MAX_SHOWN)] = 2,
         prompt: Annotated[str | None, Query(min_length=1, max_length=4000)] = None,
     ) -> Response:
         """Get a question: a prompt and replies, without the models' names."""
         server.require_ready()
         asking = asked(request.state.client, rater, n, prompt)
-        return await server.attended(request, in_time(asking, server.config.timeout_s))
+        return await server.respond_with(request, in_time(asking, server.config.timeout_s))
 
     @routes.post("")
     async def keep(answer: Answer) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def router(server: ServerState) -> APIRouter:
         known = await store.call(lambda cache: cache.get(answer.key), until)
         if known is None:
             known = await _keep_new(store, question, answer, until)
-        return _told(_same(known, question, answer))
+        return _response(_same(known, question, answer))
 
     @routes.get("")
     async def count(rater: Annotated[str | None, Query(min_length=1, max_length=100)] = None) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def router(server: ServerState) -> APIRouter:
         if rater is not None:
             answered = await store.call(lambda cache: cache.answered(rater), until)
             counts["prompts_by_you"] = prompts.n_among(answered)
-        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": server.models.chatting()}
+        facts = {"prompts_from": prompts.source, "to_ask": prompts.n_known, "models": server.models.chat_models()}
         return {**counts, **facts, "least_pairs": MIN_PAIRS}
 
     @routes.get("/export", response_class=Response, responses={200: {"content": {"application/x-ndjson": {}}}})
@@ -136,7 +136,7 @@ def _add_training(routes: APIRouter, server: ServerState, store: Store, training
     async def train(request: TrainRequest) -> dict[str, Any]:
         """Train a reward model on the answers."""
         server.require_ready()
-        served = server.models.get(request.model or _chatting(server)[0])
+        served = server.models.get(request.model or _chat_models(server)[0])
         if not served.is_chat_model:
             raise ApiError(
                 409, f"{served.name} is a base model, not a chat model; start from a chat model", "not_a_chat_model"
@@ -163,24 +163,24 @@ def _require_own_page(allowed: Sequence[str]) -> Callable[[Request], Awaitable[N
 
     The request of an <img> has no Origin, but browsers send Sec-Fetch-Site.
     """
-    friends = {origin.lower().rstrip("/") for origin in allowed}
+    origins = {origin.lower().rstrip("/") for origin in allowed}
 
     async def require(request: Request) -> None:
         is_foreign = request.headers.get("sec-fetch-site", "none").lower() in ("cross-site", "same-site")
-        if is_foreign and request.headers.get("origin", "").lower() not in friends:
+        if is_foreign and request.headers.get("origin", "").lower() not in origins:
             message = "a page of another site may not do this; allow its origin with --cors-origins"
             raise ApiError(403, message, "origin_not_allowed")
 
     return require
 
 
-def _chatting(server: ServerState) -> list[str]:
+def _chat_models(server: ServerState) -> list[str]:
     """Names of the chat models.
 
     Raises:
         ApiError: 409: no served model is a chat model.
     """
-    found = server.models.chatting()
+    found = server.models.chat_models()
     if not found:
         raise ApiError(409, "no served model is a chat model; serve one that `groundling sft` made", "no_speaker")
     return found
@@ -189,7 +189,7 @@ def _chatting(server: ServerState) -> list[str]:
 def _ranked_models(server: ServerState, client: str) -> list[RankedModel]:
     """The chat models, decoding in turns with other clients."""
     reply = partial(generate_reply, server, client=client)
-    return [RankedModel(name, partial(reply, name)) for name in _chatting(server)]
+    return [RankedModel(name, partial(reply, name)) for name in _chat_models(server)]
 
 
 async def _keep_new(store: Store, question: Question | None, answer: Answer, until: float) -> Judgement:
@@ -199,7 +199,7 @@ async def _keep_new(store: Store, question: Question | None, answer: Answer, unt
         ApiError: 404, 409: no such question, another rater's, or answered.
     """
     if question is None:
-        raise ApiError(404, "this question is not known, or too old; ask for another one", "no_question", "question")
+        raise ApiError(404, "this question is unknown or expired; ask for another one", "no_question", "question")
     if question.rater != answer.rater:
         raise ApiError(409, "this question was put to another rater; ask for one of your own", "not_yours", "rater")
     if question.key not in (None, answer.key):
@@ -209,7 +209,7 @@ async def _keep_new(store: Store, question: Question | None, answer: Answer, unt
         messages=question.messages,
         candidates=question.candidates,
         shown=question.shown,
-        choice=_meant(answer, question.shown),
+        choice=_to_choice(answer, question.shown),
         rater=answer.rater,
         time=now_utc(),
     )
@@ -228,7 +228,7 @@ def _same(known: Judgement, question: Question | None, answer: Answer) -> Judgem
     Raises:
         ApiError: 409: another answer has this key.
     """
-    same = known.rater == answer.rater and known.choice == _meant(answer, known.shown)
+    same = known.rater == answer.rater and known.choice == _to_choice(answer, known.shown)
     if question is not None:
         asked = (question.messages, question.candidates, question.shown)
         same = same and asked == (known.messages, known.candidates, known.shown)
@@ -237,7 +237,7 @@ def _same(known: Judgement, question: Question | None, answer: Answer) -> Judgem
     return known
 
 
-def _meant(answer: Answer, shown: tuple[int, ...]) -> Choice:
+def _to_choice(answer: Answer, shown: tuple[int, ...]) -> Choice:
     """Translate places to candidate numbers.
 
     Raises:
@@ -253,11 +253,11 @@ def _meant(answer: Answer, shown: tuple[int, ...]) -> Choice:
         raise ApiError(400, message, "invalid_value", "choice")
     if isinstance(choice, Best):
         return choice_of_best(shown[choice.best - 1], len(shown))
-    meant = tuple(tuple(sorted(shown[place - 1] for place in group)) for group in groups)
-    return choice_of_best(meant[0][0], len(shown)) if len(meant) == len(meant[0]) == 1 else meant
+    ranked = tuple(tuple(sorted(shown[place - 1] for place in group)) for group in groups)
+    return choice_of_best(ranked[0][0], len(shown)) if len(ranked) == len(ranked[0]) == 1 else ranked
 
 
-def _told(kept: Judgement) -> dict[str, Any]:
+def _response(kept: Judgement) -> dict[str, Any]:
     """The response for a stored answer, with the models' names."""
     place_of = {number: place for place, number in enumerate(kept.shown, 1)}
     named = {SKIP: "skip", tie_of(len(kept.candidates)): "tie"}
@@ -273,13 +273,13 @@ class _Export(StreamingResponse):
     Args:
         lines: to send.
         counted: context manager entered while sending.
-        **how: of any response.
+        **options: of any response.
     """
 
     def __init__(
-        self, lines: AsyncIterator[str], counted: Callable[[], AbstractContextManager[None]], **how: Any
+        self, lines: AsyncIterator[str], counted: Callable[[], AbstractContextManager[None]], **options: Any
     ) -> None:
-        super().__init__(lines, **how)
+        super().__init__(lines, **options)
         self._counted = counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -34,24 +34,24 @@ class Store:
 
     Args:
         path: the file.
-        patience_s: how long a call may wait in the queue and for locks together.
+        timeout_s: how long a call may wait in the queue and for locks together.
         counted: context manager entered during a call, so that draining waits for it.
     """
 
     def __init__(
         self,
         path: Path,
-        patience_s: float = BUSY_S,
+        timeout_s: float = BUSY_S,
         counted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._path, self._patience_s, self._counted = path, patience_s, counted
+        self._path, self._timeout_s, self._counted = path, timeout_s, counted
         self._cache = RankingCache(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rankings")
         self._n_waiting = 0
 
     def deadline(self) -> float:
         """Deadline of a call made now, or of several that belong together."""
-        return time.monotonic() + self._patience_s
+        return time.monotonic() + self._timeout_s
 
     async def call(self, work: Callable[[RankingCache], T], until: float | None = None) -> T:
         """Run a function of the rankings in the thread.
@@ -65,13 +65,13 @@ class Store:
                 MAYBE_DONE, the work has begun and may still take effect.
         """
         if self._n_waiting >= MAX_WAITING:
-            raise self._busy(f"{self._n_waiting} requests wait for them")
+            raise self._busy(f"{self._n_waiting} requests are waiting")
         loop = asyncio.get_running_loop()
         if until is None:
             until = self.deadline()
         future = self._thread.submit(self._in_time, work, until)
         self._n_waiting += 1
-        # Counted until the thread is done with it, even if the caller has gone.
+        # Counted until the thread has finished, even if the caller has disconnected.
         future.add_done_callback(lambda _: self._is_over(loop))
         try:
             with self._counted():
@@ -79,8 +79,8 @@ class Store:
                     return await asyncio.wrap_future(future)
         except TimeoutError:
             if future.cancel():  # not begun
-                raise self._busy("they have been locked since this was asked") from None
-            raise self._busy("what was asked is under way", MAYBE_DONE) from None
+                raise self._busy("another program holds the lock") from None
+            raise self._busy("the request is still in progress", MAYBE_DONE) from None
         except (DataError, StorageError, OSError) as error:  # OSError: something else is in the file's place
             raise ApiError(503, str(error), "rankings_unusable", retry_after_s=RETRY_S) from error
 
@@ -95,8 +95,8 @@ class Store:
         """Run the work with the time left; called in the thread."""
         left_s = until - time.monotonic()
         if left_s <= 0:
-            raise self._busy("they have been locked since this was asked")
-        self._cache.wait_at_most(left_s)
+            raise self._busy("another program holds the lock")
+        self._cache.set_timeout(left_s)
         return work(self._cache)
 
     def _busy(self, why: str, code: str = "rankings_busy") -> ApiError:

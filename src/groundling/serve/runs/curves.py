@@ -51,7 +51,7 @@ class DownsampledSeries:
 
     def __init__(self, most: int = MAX_POINTS) -> None:
         self._most, self._stride, self._n = most, 1, 0
-        self._stretches: list[Bin] = []
+        self._bins: list[Bin] = []
         self._last: Point | None = None
 
     @property
@@ -64,18 +64,18 @@ class DownsampledSeries:
         point = self._last = (self._n, step, value)
         one = Bin(point, point, step, value, 1)
         if self._n % self._stride == 0:
-            self._stretches.append(one)
+            self._bins.append(one)
         else:
-            self._stretches[-1] = self._stretches[-1].joined(one)
+            self._bins[-1] = self._bins[-1].joined(one)
         self._n += 1
-        while len(self._stretches) > (self._most - 1) // (1 if self._stride == 1 else 2):
-            pairs = [self._stretches[i : i + 2] for i in range(0, len(self._stretches), 2)]
-            self._stretches = [pair[0].joined(pair[1]) if len(pair) == 2 else pair[0] for pair in pairs]
+        while len(self._bins) > (self._most - 1) // (1 if self._stride == 1 else 2):
+            pairs = [self._bins[i : i + 2] for i in range(0, len(self._bins), 2)]
+            self._bins = [pair[0].joined(pair[1]) if len(pair) == 2 else pair[0] for pair in pairs]
             self._stride *= 2
 
     def points(self) -> tuple[list[float], list[float]]:
         """Steps and values in order; the newest is always included."""
-        found = {point for stretch in self._stretches for point in (stretch.low, stretch.high)}
+        found = {point for bin_ in self._bins for point in (bin_.low, bin_.high)}
         if self._last is not None:
             found.add(self._last)
         ordered = sorted(found)
@@ -83,7 +83,7 @@ class DownsampledSeries:
 
     def means(self) -> tuple[list[float], list[float], list[int]]:
         """Last step, mean and number of values of each bin."""
-        rows = [(stretch.last_step, stretch.total / stretch.n, stretch.n) for stretch in self._stretches]
+        rows = [(bin_.last_step, bin_.total / bin_.n, bin_.n) for bin_ in self._bins]
         return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
 
@@ -106,7 +106,7 @@ class MetricsDelta:
 
     def points(self) -> dict[str, tuple[list[float], list[float]]]:
         """Each series as steps and values."""
-        return {name: thinned.points() for name, thinned in self.series.items()}
+        return {name: series.points() for name, series in self.series.items()}
 
     def take(self, row: Record) -> None:
         """Take one record; only numbers that a page can show become points."""
@@ -140,7 +140,7 @@ def printable(value: Any, most: int) -> str:
     return str(value)[:most].encode("utf-8", "replace").decode()
 
 
-def read_news(path: Path, after: int, mark: str | None = None, most_bytes: int = MAX_BYTES) -> MetricsDelta:
+def read_delta(path: Path, after: int, mark: str | None = None, most_bytes: int = MAX_BYTES) -> MetricsDelta:
     """Read the records of a file after the byte `after`.
 
     Args:

@@ -24,7 +24,7 @@ MAX_JSON = 1 << 20
 TEXTS = {"rung": 100, "adds": 1000, "sample": 4000}
 """Text fields of a rung, and their maximum lengths."""
 NUMBERS = ("parameters", "val_loss", "val_loss_random_batches", "lecture_val_loss", "seconds")
-CLOSED = (CHECKPOINTS, "bundle", "bundle.previous", "tensorboard")
+SKIPPED = (CHECKPOINTS, "bundle", "bundle.previous", "tensorboard")
 """Subfolders of a run that are not scanned."""
 
 
@@ -72,7 +72,7 @@ def _folders(root: Path) -> list[Path]:
             except OSError:  # missing or not readable
                 continue
             for name in inside:
-                if name.startswith(".") or name in CLOSED or not _is_printable(name):
+                if name.startswith(".") or name in SKIPPED or not _is_printable(name):
                     continue
                 n_seen += 1
                 if n_seen > MAX_FOLDERS or len(found) >= MAX_RUNS:
@@ -89,7 +89,7 @@ def _has_records(path: Path) -> bool:
 
 
 def _is_printable(name: str) -> bool:
-    return name.isprintable() and len(name) <= 200 and not any("\ud800" <= sign <= "\udfff" for sign in name)
+    return name.isprintable() and len(name) <= 200 and not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -6,7 +6,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query
 
 from groundling.serve.http.errors import ApiError
-from groundling.serve.runs.curves import DownsampledSeries, read_news
+from groundling.serve.runs.curves import DownsampledSeries, read_delta
 from groundling.serve.runs.folders import METRICS, RunFolder, find_runs, ladder_of, run_info
 from groundling.serve.state import ServerState
 
@@ -63,7 +63,7 @@ def router(server: ServerState) -> APIRouter:
 
 
 def _metrics(run: RunFolder, after: int, mark: str | None) -> dict[str, Any]:
-    delta = read_news(run.path / METRICS, after, mark)
+    delta = read_delta(run.path / METRICS, after, mark)
     return {
         "name": run.name,
         "next": delta.after,
@@ -72,14 +72,14 @@ def _metrics(run: RunFolder, after: int, mark: str | None) -> dict[str, Any]:
         "more": delta.more,
         "rows": delta.n_rows,
         "not_finite": delta.n_not_finite,
-        "series": {name: _series(thinned) for name, thinned in delta.series.items()},
+        "series": {name: _series(series) for name, series in delta.series.items()},
         "samples": delta.samples,
     }
 
 
-def _series(thinned: DownsampledSeries) -> dict[str, Any]:
-    steps, values = thinned.points()
+def _series(series: DownsampledSeries) -> dict[str, Any]:
+    steps, values = series.points()
     found: dict[str, Any] = {"step": steps, "value": values}
-    if not thinned.is_whole:
-        found["mean"] = dict(zip(("step", "value", "n"), thinned.means(), strict=True))
+    if not series.is_whole:
+        found["mean"] = dict(zip(("step", "value", "n"), series.means(), strict=True))
     return found

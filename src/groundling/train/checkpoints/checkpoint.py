@@ -126,8 +126,8 @@ class Checkpoints(CheckpointFolder):
     def _update(self, progress: Progress, run_id: str) -> bool:
         """If this step is saved already, add the validation loss measured since; return whether it is saved.
 
-        A run that was interrupted in an evaluation resumes with that evaluation. Rewriting the folder would leave a
-        moment without a checkpoint.
+        A run interrupted during an evaluation resumes with that evaluation. The folder is not rewritten, because that
+        would leave the step without a checkpoint for a moment.
         """
         manifest = self.has(progress.step, run_id)
         if manifest is None:

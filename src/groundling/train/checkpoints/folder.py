@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints. Each is written atomically, and old ones are removed only after new ones."""
+"""The folder of a run's checkpoints. Each is written atomically, and old ones are removed only after new ones exist."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, whatever they hold.
+    """The checkpoints of one run, independent of their content.
 
     Args:
         folder: `RUN/checkpoints`.
@@ -31,7 +31,7 @@ class CheckpointFolder:
         self.folder, self.keep = folder, keep
 
     def path_of(self, step: int) -> Path:
-        """Path of the checkpoint of a step."""
+        """The path for the checkpoint of a step."""
         return self.folder / f"step-{step:08d}"
 
     def finished(self) -> list[Path]:

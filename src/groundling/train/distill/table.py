@@ -70,7 +70,7 @@ class TeacherConfig:
 
 
 class TableTeacher:
-    """Looks up precomputed distributions.
+    """A teacher that looks up precomputed distributions.
 
     Args:
         table_NV: the distribution of each token of the training text.
@@ -165,12 +165,12 @@ def _add_predictions(
     T, V = min(block_size, len(ids_N) - 1), sum_NV.shape[1]
     again = T // 4
     starts = [*range(0, len(ids_N) - 1 - T, T - again), len(ids_N) - 1 - T]
-    told = 0  # tokens up to this one have been predicted
+    n_done = 0  # the last token predicted so far
     at_once = max(1, min(TOKENS_AT_ONCE, MAX_SCORES // V) // T)
     for first in range(0, len(starts), at_once):
         some = starts[first : first + at_once]
         logits_BTV = model(torch.stack([ids_N[start : start + T] for start in some]))
         probs_BTV = logits_BTV[..., :V].float().div(temperature).softmax(-1).cpu()
         for start, probs_TV in zip(some, probs_BTV, strict=True):
-            sum_NV[told + 1 : start + T + 1] += probs_TV[told - start :]
-            told = start + T
+            sum_NV[n_done + 1 : start + T + 1] += probs_TV[n_done - start :]
+            n_done = start + T

@@ -1,8 +1,8 @@
-"""Muon: momentum with orthogonalised updates (Jordan et al. 2024).
+"""Muon: momentum with orthogonalized updates (Jordan et al. 2024).
 
-Every direction of a weight matrix then moves at the same speed. Only for matrices inside the blocks; embeddings, the
-output projection, norms and biases use AdamW. Not torch.optim.Muon: this one adds NorMuon and Polar Express, and
-orthogonalises all squares of one size in one batched product.
+Orthogonalization gives all directions of a weight matrix the same step size. It is used for matrices inside the blocks
+only; embeddings, the output projection, norms and biases use AdamW. Unlike torch.optim.Muon, this one has NorMuon and
+Polar Express, and orthogonalizes all squares of one size in one batched product.
 """
 
 from collections import defaultdict
@@ -51,10 +51,10 @@ class Muon(torch.optim.Optimizer):
         lr: the size of an update's singular values, times sqrt(max(1, rows / columns)).
         momentum: decay of the gradients' running mean.
         weight_decay: multiplied by lr.
-        iterations: of the orthogonalisation.
+        iterations: polynomials per orthogonalization.
         neuron_beta: decay of each neuron's second moment, by which NorMuon (arXiv:2510.05491) normalises the neurons
             of a matrix; None: plain Muon.
-        dtype: of the matrix products.
+        dtype: precision of the matrix products.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.iterations, self.neuron_beta, self.dtype = iterations, neuron_beta, dtype
 
-    def fresh(self, weight: Tensor) -> dict[str, Tensor]:
+    def initial_state(self, weight: Tensor) -> dict[str, Tensor]:
         """The state of a weight before its first step."""
-        memory = {"momentum": torch.zeros_like(weight)}
+        state = {"momentum": torch.zeros_like(weight)}
         if self.neuron_beta is not None:
-            memory["variance"] = _zeros_for_neurons(weight)
-        return memory
+            state["variance"] = _zeros_for_neurons(weight)
+        return state
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
                     torch.lerp(piece.gradient, piece.momentum, group["momentum"], out=direction)  # Nesterov's
                 updates_NRC = orthogonalize(directions_NRC, self.iterations)
                 if self.neuron_beta is not None:
-                    even_out(
+                    normalize_neurons(
                         updates_NRC,
                         [piece.variance for piece in pieces if piece.variance is not None],
                         self.neuron_beta,
@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
                 continue
             state = self.state[weight]
             if "momentum" not in state:
-                state.update(self.fresh(weight))
+                state.update(self.initial_state(weight))
             state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             if group["weight_decay"]:
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -125,7 +125,7 @@ class _Piece(NamedTuple):
     variance: Tensor | None
 
 
-def even_out(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
+def normalize_neurons(updates_NRC: Tensor, variances: list[Tensor], beta: float) -> None:
     """Divide each neuron's update by the root of its running mean square; each matrix keeps its norm (NorMuon).
 
     A neuron is a row, or a column of a matrix that is wider than high. The running means start at zero; this bias

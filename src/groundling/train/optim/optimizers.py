@@ -87,13 +87,13 @@ class Optimizers:
             )
         for part in self._parts:
             for group in part.param_groups:
-                group["highest_lr"] = group["lr"]
+                group["peak_lr"] = group["lr"]
 
     def step(self, lr_factor: float) -> None:
-        """Make one update at `lr_factor` times the highest learning rates."""
+        """Make one update at `lr_factor` times the peak learning rates."""
         for part in self._parts:
             for group in part.param_groups:
-                group["lr"] = group["highest_lr"] * lr_factor
+                group["lr"] = group["peak_lr"] * lr_factor
             part.step()
 
     def zero_grad(self) -> None:
@@ -126,27 +126,27 @@ class Optimizers:
         for key, value in tensors.items():
             name, _, what = key.rpartition("|")
             if name not in owners:
-                raise CheckpointError(f"the optimizer's state is for {name!r}, which this model has not got")
+                raise CheckpointError(f"the optimizer's state is for {name!r}, which this model does not have")
             found[name][what] = value
-        for name, memory in found.items():
+        for name, state in found.items():
             part, parameter = owners[name]
-            _require_whole(part, parameter, name, memory)
-            for what, value in memory.items():
+            _require_whole(part, parameter, name, state)
+            for what, value in state.items():
                 device = "cpu" if what == "step" and parameter.device.type == "cpu" else parameter.device
                 part.state[parameter][what] = value.to(device)
 
 
-def _require_whole(part: torch.optim.Optimizer, parameter: Tensor, name: str, memory: dict[str, Tensor]) -> None:
-    """Check that the state of a parameter has the keys, shapes and types the optimizer itself makes."""
+def _require_whole(part: torch.optim.Optimizer, parameter: Tensor, name: str, state: dict[str, Tensor]) -> None:
+    """Check that the state of a parameter has the keys, shapes and types that the optimizer itself creates."""
     like = torch.empty_like(parameter, device="meta")
     adam = {"step": torch.empty((), dtype=torch.float32, device="meta"), "exp_avg": like, "exp_avg_sq": like}
-    expected = part.fresh(like) if isinstance(part, Muon) else adam
-    if memory.keys() != expected.keys():
+    expected = part.initial_state(like) if isinstance(part, Muon) else adam
+    if state.keys() != expected.keys():
         raise CheckpointError(
-            f"the optimizer's memory of {name!r} is {', '.join(sorted(memory))}; expected {', '.join(sorted(expected))}"
+            f"the optimizer's state of {name!r} is {', '.join(sorted(state))}; expected {', '.join(sorted(expected))}"
         )
     for what, wanted in expected.items():
-        kinds = [(each.dtype, tuple(each.shape)) for each in (memory[what], wanted)]
+        kinds = [(each.dtype, tuple(each.shape)) for each in (state[what], wanted)]
         if kinds[0] != kinds[1]:
             raise CheckpointError(f"the optimizer's {what} of {name!r} is {kinds[0]}, expected {kinds[1]}")
 

@@ -26,7 +26,7 @@ class ScheduleConfig:
             require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be in [0, 1]")
 
     def factor(self, step: int, n_steps: int) -> float:
-        """The factor for the update that makes step `step` (from 0) of `n_steps`."""
+        """The factor for update number `step` (from 0) of `n_steps`."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         done = min(1.0, (step - self.warmup_steps) / max(1, n_steps - self.warmup_steps))

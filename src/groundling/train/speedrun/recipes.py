@@ -37,7 +37,11 @@ class Recipes:
 
     @classmethod
     def of(cls, preset: str) -> "Recipes":
-        """Read all of them; raise ConfigError for what cannot work before anything runs."""
+        """Read a recipe and its teachers' recipes.
+
+        Raises:
+            ConfigError: they cannot be read, or do not fit together.
+        """
         preset = _file_name(preset)
         by_preset = {preset: _read(preset)}
         for name in dict.fromkeys(map(_file_name, by_preset[preset].teacher.recipes)):
@@ -62,8 +66,8 @@ class Recipes:
         return [_file_name(name) for name in self.by_preset[self.preset].teacher.recipes]
 
     @property
-    def usual_seeds(self) -> tuple[int, ...]:
-        """Three; one with teachers, which make a run an hour of work."""
+    def default_seeds(self) -> tuple[int, ...]:
+        """Three seeds; one if there are teachers, with which a run takes an hour."""
         return (1337,) if self.teachers else (1337, 1338, 1339)
 
     def jobs(self, seed: int, out_dir: Path) -> list[Job]:

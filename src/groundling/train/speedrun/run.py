@@ -79,7 +79,7 @@ def speedrun(config: SpeedrunConfig) -> int:
         TrainingError: a run failed; it has printed its own message.
     """
     recipes = Recipes.of(config.preset)
-    seeds = config.seeds or recipes.usual_seeds
+    seeds = config.seeds or recipes.default_seeds
     out_dir = config.out_dir or Path("runs") / Path(recipes.preset).stem
     report = out_dir / REPORT
     with run_folder.locked(out_dir):
@@ -121,26 +121,26 @@ def _make_room(out_dir: Path, *, overwrite: bool) -> None:
 def _run_in_a_process(command: list[str], *, cold: bool) -> tuple[float, int]:
     """Run a command; return its seconds and its exit code.
 
-    A signal to stop is passed on to the command. If it comes too late to stop it, the code still reports the signal.
+    SIGTERM and SIGINT stop the command. If a signal arrives too late to stop it, the code still reports the signal.
     """
     with _compiler_cache(cold=cold) as environment:
         start = time.perf_counter()
         process: subprocess.Popen[bytes] | None = None
-        came: list[int] = []
+        received: list[int] = []
         early: list[int] = []  # received before the process was started
 
-        def pass_on(number: int, _: object) -> None:
-            came.append(number)
+        def forward(number: int, _: object) -> None:
+            received.append(number)
             early.append(number) if process is None else process.send_signal(number)
 
-        # SIGTERM is passed on; Ctrl-C reaches the process directly, from the terminal.
-        with handled_by(sigterm=pass_on, sigint=lambda number, _: came.append(number)):
+        # SIGTERM is forwarded; Ctrl-C reaches the process directly, from the terminal.
+        with handled_by(sigterm=forward, sigint=lambda number, _: received.append(number)):
             process = subprocess.Popen(command, env=environment)
             for number in early:
                 process.send_signal(number)
             code = process.wait()
         code = 128 - code if code < 0 else code
-        return time.perf_counter() - start, code or (128 + came[0] if came else 0)
+        return time.perf_counter() - start, code or (128 + received[0] if received else 0)
 
 
 @contextmanager
@@ -155,10 +155,10 @@ def _compiler_cache(*, cold: bool) -> Iterator[dict[str, str]]:
 
 def _unfinished(run: str, code: int, report: Path) -> int:
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        done = f"the seeds that were done before are in {report}" if report.exists() else "no seed was done"
-        log.info(f"the speedrun was stopped as asked in {run}; {done}; --overwrite starts it again")
+        done = f"the finished seeds are in {report}" if report.exists() else "no seed has finished"
+        log.info(f"the speedrun was stopped as asked in {run}; {done}; start again with --overwrite")
         return code
-    raise TrainingError(f"{run} ended with exit code {code}; its own message is above")
+    raise TrainingError(f"{run} ended with exit code {code}; its output is above")
 
 
 def _leave_bundle(source: Path, target: Path) -> None:
