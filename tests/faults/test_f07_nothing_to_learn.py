@@ -64,6 +64,6 @@ def test_rows_without_a_reply_are_left_out_and_the_others_learned(learn, tmp_pat
 
 
 def test_nothing_but_such_rows_is_told_in_one_line(learn):
-    with pytest.raises(DataError, match=r"no conversation is left to train on: 0 of 3 .* 3 left out as empty") as error:
+    with pytest.raises(DataError, match=r"no conversation is left to train on: 0 of 3 .* 3 dropped as empty") as error:
         learn([row("a", "")] * 3)
     assert "\n" not in str(error.value)
