@@ -82,7 +82,7 @@ def test_what_was_measured_once_is_believed(timings, monkeypatch, model, notes):
     kept = {shape_key(CONFIG, "float32", 1): slower, shape_key(CONFIG, "bfloat16", 1): faster}
     timings.write_text(json.dumps(kept), encoding="utf-8")
     assert not Engine(model).is_native
-    assert notes == ["decoding with PyTorch, 3.0 times as fast here as compiled code"]
+    assert notes == ["decoding with PyTorch, 3.0 times as fast here as the native decoder"]
     assert Engine(model, DecodeConfig(weights="bfloat16")).is_native
     assert len(notes) == 1
 
