@@ -5,13 +5,16 @@ Linux kills a process that runs out of memory without raising an error, so large
 
 import ctypes
 import os
-import resource
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+with suppress(ImportError):  # Windows
+    import resource
 
 CGROUPS = Path("/sys/fs/cgroup")
 NO_LIMIT = 1 << 60
@@ -78,7 +81,9 @@ def _control_groups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"))
 
 
 def _own_limit() -> Iterator[Memory]:
-    """Limit of the address space (`ulimit -v`), if set."""
+    """Limit of the address space (`ulimit -v`), if set; only Linux says how much of it is used."""
+    if sys.platform != "linux":
+        return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
@@ -122,9 +127,11 @@ def _windows_memory() -> Memory | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory of this process: allocated GPU memory on cuda, else resident set size."""
+    """Peak memory of this process: allocated GPU memory on cuda, else resident set size; 0 if unknown (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -10,6 +10,7 @@ worker's exit code; and its workers react to Ctrl-C until an initializer has run
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -98,6 +99,9 @@ def _ignore_sigint() -> Iterator[None]:
     A terminal sends Ctrl-C to all processes of a command. The parent handles it and ends its workers; each worker would
     only add a traceback.
     """
+    if sys.platform == "win32":  # which has no signal masks
+        yield
+        return
     resource_tracker.ensure_running()  # its start unblocks SIGINT, so start it first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
