@@ -189,8 +189,8 @@ def test_rankings_are_refused_before_anything_runs(folder: Path, capsys: pytest.
     [
         (["--runs", "nowhere"], "nowhere is no finished run"),
         (["--max-new-tokens", "160"], "max_new_tokens is 160"),
-        (["--best-of", "1"], "the best of one"),
-        (["--seeds", "1", "1"], "none twice"),
+        (["--best-of", "1"], "each n must be at least 2"),
+        (["--seeds", "1", "1"], "all different"),
         (["--gold", "wram"], "did you mean 'warm'"),
         (["--reward", "SFT"], "is not a reward model"),
     ],
