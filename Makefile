@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# PyTorch has no hash, because its CPU build comes from another place than its CUDA build.
+# PyTorch has no hash here, because its CPU and CUDA builds have different ones.
 INSTALL = $(PIP) --require-hashes --no-deps --requirement $(1) && $(PIP) --constraint constraints.txt torch && \
 	$(PIP) --no-deps --no-build-isolation --editable .
 # The tests start many processes; where this is set, each compiles the package anew.
@@ -53,7 +53,7 @@ lock: $(BIN)/python
 	$(COMPILE) --extra align --extra plot --extra text --constraint requirements-dev.lock --output-file requirements.lock
 	$(NVIDIA) requirements.lock requirements-dev.lock
 
-# Known holes in what the locks pin.
+# Check the locked packages for known vulnerabilities.
 audit: $(VENV)/.ready-dev
 	$(PIP) pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements-dev.lock
@@ -61,13 +61,13 @@ audit: $(VENV)/.ready-dev
 env: $(VENV)/.ready
 env-dev: $(VENV)/.ready-dev
 
-# A finished run is not trained again; an interrupted one starts anew, for its time is part of what it reports.
+# A finished run is not trained again. An interrupted one starts over, because its time is part of the report.
 shakespeare: $(VENV)/.ready
 	@if test -f $(RUN)/speedrun.json; then cat $(RUN)/speedrun.json && echo; \
 		else $(BIN)/groundling speedrun --seeds 1337 --out-dir $(RUN) --overwrite; fi
 	@$(BIN)/groundling sample $(RUN) --prompt "ROMEO:" --max-new-tokens 400
 
-# The model that it starts from takes 5 minutes, and is kept. What has finished is not done again.
+# The base model takes 5 minutes and is kept. Finished stages are not repeated.
 chatgpt: $(VENV)/.ready
 	@test -d $(CHATGPT)/base/bundle || $(BIN)/groundling pretrain configs/shakespeare_bpe.toml \
 		--data.tokenizer.vocab-size 4096 --steps 900 --out-dir $(CHATGPT)/base --overwrite
@@ -94,7 +94,7 @@ test: lint docs browser
 native-check:
 	sh tests/sample/native/check.sh
 
-# Hostile files and requests, for as long as wanted; a failure names its seed.
+# Hostile files and requests for SECONDS; a failure names its seed.
 SECONDS := 600
 SEED := 1
 fuzz: $(VENV)/.ready-dev
@@ -105,7 +105,7 @@ coverage: $(VENV)/.ready-dev browser
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
 
 # The pages are tested by Debian's Chromium, and by axe-core, which comes from npm. Only what is missing is installed:
-# a Node.js of another source brings its own npm, which Debian's package of that name cannot stand beside.
+# a Node.js from elsewhere brings its own npm, which conflicts with Debian's package.
 browser:
 	@missing="$$(for tool in chromium npm; do command -v $$tool >/dev/null || echo $$tool; done)"; \
 	if test -n "$$missing"; then \

@@ -33,7 +33,12 @@ def slower(records: Sequence[Record]) -> list[str]:
     torch_speeds = {decode_report.title(r): r["tokens_per_s"] for r in records if r["name"] == TORCH}
     found = []
     for record in records:
-        ratio = record["tokens_per_s"] / torch_speeds[decode_report.title(record)]
-        if record["name"] != TORCH and ratio <= 1:
-            found.append(f"{record['name']}, {decode_report.title(record)}: {ratio:.2f} times PyTorch's speed")
+        title, torch_speed = decode_report.title(record), torch_speeds[decode_report.title(record)]
+        if record["name"] == TORCH:
+            continue
+        if torch_speed == 0 or record["tokens_per_s"] == 0:
+            found.append(f"{record['name']}, {title}: no token within the time; give a larger --budget")
+        elif record["tokens_per_s"] <= torch_speed:
+            ratio = record["tokens_per_s"] / torch_speed
+            found.append(f"{record['name']}, {title}: {ratio:.2f} times PyTorch's speed")
     return found

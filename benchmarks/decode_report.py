@@ -71,6 +71,8 @@ def title(record: Record) -> str:
 
 def figure(record: Record) -> str:
     """The table cell of a record: milliseconds to the first token, or tokens per second."""
+    if record["tokens_per_s"] == 0:
+        return "none*"
     if record["new"] == 1:
         return f"{1e3 / record['tokens_per_s']:.1f}"
     share = "" if record["bandwidth_share"] is None else f" ({record['bandwidth_share']:.0%})"
@@ -100,7 +102,7 @@ def ratios(records: Sequence[Record], job: str) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name, (precision, peers) in PEERS.items():
         theirs = [speeds[peer] for peer in peers if peer in speeds]
-        found[name] = speeds[f"Groundling {precision}"] / max(theirs) if theirs else None
+        found[name] = speeds[f"Groundling {precision}"] / max(theirs) if theirs and max(theirs) > 0 else None
     return found
 
 

@@ -72,9 +72,9 @@ def _draw_trick(figure: Figure, data: dict[str, Any]) -> None:
 
 def _draw_s1(figure: Figure, data: dict[str, Any]) -> None:
     learned, counted, curve = figure.subplots(1, 3, width_ratios=(1.15, 1.15, 1))
-    _heat(learned, np.sqrt(data["s1"]["learned"]), LETTERS, "P(next | present), trained table", None)
-    _heat(counted, np.sqrt(data["s1"]["counted"]), LETTERS, "the same, by counting pairs", None)
-    learned.set(ylabel="present character", xlabel="next character")
+    _heat(learned, np.sqrt(data["s1"]["learned"]), LETTERS, "P(next | current), trained table", None)
+    _heat(counted, np.sqrt(data["s1"]["counted"]), LETTERS, "the same, counted pairs", None)
+    learned.set(ylabel="current character", xlabel="next character")
     counted.set(xlabel="next character", yticks=[])
     _curves(curve, data, "s1")
     curve.set_ylim(2.2, 5)
@@ -199,11 +199,11 @@ def _draw_s9(figure: Figure, data: dict[str, Any]) -> None:
     for number, (role, colour) in enumerate((("query", "#aed6f1"), ("key", "#f9e79f"), ("value", "#abebc6"))):
         for head in range(6):
             matrices.add_patch(Rectangle((number * 1.25, head * 0.8), 1.0, 0.5, fc=colour, ec="black", lw=0.8))
-        matrices.add_patch(Rectangle((5.3, 0.2 + number * 1.4), 2.4, 1.4, fc=colour, ec="black", lw=0.8))
+        matrices.add_patch(Rectangle((5.3, 3.0 - number * 1.4), 2.4, 1.4, fc=colour, ec="black", lw=0.8))
         matrices.text(number * 1.25 + 0.5, 4.65, role, ha="center", fontsize=8)
-        matrices.text(6.5, 0.9 + number * 1.4, f"{role}, 6 heads", ha="center", va="center", fontsize=7)
+        matrices.text(6.5, 3.7 - number * 1.4, f"{role}, 6 heads", ha="center", va="center", fontsize=7)
     matrices.annotate("", (5.1, 2.3), (3.8, 2.3), arrowprops={"arrowstyle": "->", "lw": 1.4})
-    matrices.text(1.75, -0.55, "s8: 18 products a block", ha="center", fontsize=9)
+    matrices.text(1.75, -0.55, "s8: 18 products per block", ha="center", fontsize=9)
     matrices.text(6.5, -0.55, "GPT: one, c_attn", ha="center", fontsize=9)
     matrices.set(xlim=(-0.2, 8), ylim=(-0.9, 5.1))
     matrices.axis("off")

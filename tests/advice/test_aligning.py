@@ -93,12 +93,12 @@ def stopped(talker, conversations, tmp_path, monkeypatch):
 
 @follows(
     "groundling {} --resume --out-dir {}",
-    "{} stopped as asked; go on: {}",
+    "{} stopped as asked; resume with: {}",
     "{} has finished, and these settings are new: {}; start it again with --overwrite, or choose another --out-dir",
     "{} holds a run of {}; choose another --out-dir",
     "{} holds a run of {}; resume it with groundling {}",
     "{} holds no run to resume; start it without --resume",
-    "{} is a stage that was interrupted before it left a model; go on with it: the same command, and --resume",
+    "{} is a stage that was interrupted before it saved a model; continue it: the same command with --resume",
 )
 def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd):
     words, stop = stopped
@@ -108,7 +108,7 @@ def test_a_stage_that_was_interrupted(advised, stopped, talker, tmp_path, capfd)
     (tmp_path / "sft" / "bundle").rename(tmp_path / "aside")
     advised.refused("sample", tmp_path / "sft")
     advised.refused("dpo", "--resume", "--out-dir", tmp_path / "sft")
-    command = shlex.split(said.rpartition("go on: groundling ")[2])
+    command = shlex.split(said.rpartition("resume with: groundling ")[2])
     assert command[0] == "sft"
     advised.works(*command)
     advised.works(*words, "--resume")
@@ -249,7 +249,7 @@ def ranked(number):
 
 
 @follows(
-    "{} is no finished run of a stage (no readable {}); run the stage first",
+    "{} is not a finished run of a stage (no readable {}); run the stage first",
     "no example is left to train on; the counts above say why",
     "{} has {} runs, and seeds are {}; give one run, or one for each",
 )
@@ -262,7 +262,7 @@ def test_stages_that_others_need(advised, talker, conversations, tmp_path):
     unknown = tmp_path / "u.jsonl"
     unknown.write_text(conversations.read_text(encoding="utf-8").replace("cde", "XYZ"), encoding="utf-8")
     said = advised.refused(*words, "--data.path", unknown, "--overwrite")
-    advised.done("the tokenizer cannot say them" in said)  # the counts
+    advised.done("the tokenizer cannot encode them" in said)  # the counts
     seeds = parsed(["align-report", "sft", "--runs", "a", "b"]).seeds
     advised.hears(f"ppo has 2 runs, and seeds are {len(seeds)}; give one run, or one for each")
     advised.done(parsed(["align-report", "sft", "--runs", "a", "b", "c"]).runs and len(seeds) == 3)

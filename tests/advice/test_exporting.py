@@ -94,8 +94,8 @@ def test_a_gpt2_that_llama_cpp_computes_otherwise(advised, bundle, tmp_path):
 
 
 OF_TOKENIZERS = {
-    "a {} tokenizer cannot be exported to GGUF: llama.cpp's has no bytes for what it has not seen, not even for a "
-    "line's end; train with --data.tokenizer.kind bpe, or export to Hugging Face": lambda text: train_sentencepiece(
+    "a {} tokenizer cannot be exported to GGUF: llama.cpp's has no bytes for unknown characters, not even for a "
+    "newline; train with --data.tokenizer.kind bpe, or export to Hugging Face": lambda text: train_sentencepiece(
         [text], "unigram", 300
     ),
     "this character tokenizer cannot be exported to GGUF: {} of its {} characters are more than one byte in UTF-8 "
@@ -205,7 +205,7 @@ def test_where_an_import_goes(advised, theirs, bundle, tmp_path):
     advised.works(*words, tmp_path / "third")
 
 
-@follows("talk with it: groundling chat {}")
+@follows("chat with it: groundling chat {}")
 def test_an_import_that_chats(advised, bundle, tmp_path, monkeypatch):
     ours = load_bundle(bundle(dataclasses.replace(SMALL, block_size=32)))
     model = GPT(dataclasses.replace(ours.config, vocab_size=LETTERS.vocab_size + 4))

@@ -49,7 +49,7 @@ def test_a_text_from_a_pipe(advised, tokenizer_train, story, tmp_path):
     advised.works(*tokenizer_train(story))
 
 
-@follows("{}: at byte offset {} {}stand {}; mend the file, or use --data.errors replace to put U+FFFD there")
+@follows("{}: at byte offset {} {}there are {}; fix the file, or use --data.errors replace to put U+FFFD there")
 def test_bytes_that_are_no_text(advised, tokenizer_train, story, tmp_path):
     text = tmp_path / "flawed.txt"
     text.write_bytes(story.read_bytes() + b"\xff\n")
@@ -120,7 +120,7 @@ def test_examples_are_not_told_of_a_flag_that_they_have_not(advised, tmp_path, f
     advised.works("data", "inspect", "none", prompts)
 
 
-@follows("the text at {} changed while it was read; run again when it is at rest")
+@follows("the text at {} changed while it was read; run again when nothing writes to it")
 def test_a_text_that_changes(advised, tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("abc", encoding="utf-8")
@@ -151,7 +151,7 @@ def test_a_text_that_is_too_short(advised, tmp_path, story):
     advised.works("pretrain", *words, "--data.path", short)
 
 
-@follows("no data set {}; {} (your own text is given by its path: --data.path my.txt)")
+@follows("no data set {}; {} (for your own text, give its path: --data.path my.txt)")
 def test_a_data_set_that_is_not_known(advised, tokenizer_train, story, tmp_path, monkeypatch):
     advised.refused("tokenizer", "train", "--out-dir", tmp_path / "t", "--data.name", "tiny")
     monkeypatch.chdir(tmp_path)
@@ -160,9 +160,9 @@ def test_a_data_set_that_is_not_known(advised, tokenizer_train, story, tmp_path,
 
 
 @follows(
-    "{} could not be fetched: {}. Run again when the network is there, or put the file at {}",
-    "GPT-2's vocabulary could not be fetched, not by tiktoken and not by {}; run again when the network is there, or "
-    "put OpenAI's encoder.json at {}",
+    "{} could not be fetched: {}. Run again when the network is available, or put the file at {}",
+    "GPT-2's vocabulary could not be fetched, neither by tiktoken nor by {}; run again when the network is available, "
+    "or put OpenAI's encoder.json at {}",
 )
 def test_files_that_cannot_be_fetched(advised, monkeypatch, tmp_path):
     import dataclasses
@@ -266,9 +266,9 @@ def test_too_few_ids(advised):
 
 
 @follows(
-    "token id {} (number {}) is outside the tokenizer's vocabulary of {}; only ids 0 to {} mean something, so mask "
+    "token id {} (number {}) is outside the tokenizer's vocabulary of {}; only ids 0 to {} have text, so mask "
     "the others before sampling",
-    "{} at position {} is not a Unicode character; the text was not read as UTF-8, so look at where it comes from",
+    "{} at position {} is not a Unicode character; the text was not decoded as UTF-8; check where it comes from",
 )
 def test_ids_and_texts_from_elsewhere(advised):
     letters = CharTokenizer("abc")

@@ -75,7 +75,7 @@ def test_memory_that_went_meanwhile(advised, tmp_path, room, monkeypatch):
 
 
 @follows(
-    "there is not enough memory to read on: {}; decode fewer texts at a time, ask for fewer new tokens, or load the "
+    "there is not enough memory to continue: {}; decode fewer texts at a time, ask for fewer new tokens, or load the "
     "model with a smaller --context"
 )
 def test_memory_that_the_system_refuses(advised, tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def test_memory_that_the_system_refuses(advised, tmp_path, monkeypatch):
     advised.works(*words, "60", "--num-samples", "3", "--context", "16")
 
 
-@follows("the weights of {} take {} GB, and {} GB of memory are free; end other programs, or take a smaller model")
+@follows("the weights of {} take {} GB, and {} GB of memory are free; close other programs, or use a smaller model")
 def test_a_model_beyond_the_memory(advised, tmp_path, monkeypatch):
     large, small = saved(tmp_path / "large", n_layer=3), saved(tmp_path / "small")
     words = ("--prompt", "a", "--max-new-tokens", "2")
@@ -120,7 +120,7 @@ def test_contexts(advised, tmp_path):
         advised.works(*words, length)
 
 
-@follows("if memory was short, look at fewer characters: train_chars")
+@follows("if memory ran out, train on fewer characters: train_chars")
 def test_a_trainer_that_the_system_ends(advised, story, tmp_path, monkeypatch):
     """As the kernel ends a process when memory is short: here one that is sent more than 20,000 bytes."""
     checked = trainers._START.replace("main()", (

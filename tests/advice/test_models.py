@@ -44,8 +44,8 @@ def test_a_folder_of_transformers(advised, a_run, tmp_path):
 
 @follows(
     "{} exists and is not a bundle; it was left alone, choose another name",
-    "{} is an adapter of {}, which is not there; put it there again",
-    "{} is a reward model: it scores replies and generates none; give the model whose replies it scores",
+    "{} is an adapter of {}, which does not exist; restore that model",
+    "{} is a reward model: it scores replies and does not generate any; give the model whose replies it scores",
 )
 def test_bundles(advised, a_run, tmp_path):
     bundle = load_bundle(a_run)
@@ -68,7 +68,7 @@ def test_bundles(advised, a_run, tmp_path):
     advised.works("sample", a_run, "--prompt", "the", *SAY)
 
 
-@follows("{} is a base model, not a chat model; `groundling sft {}` makes one of it")
+@follows("{} is a base model, not a chat model; fine-tune it with `groundling sft {}`")
 def test_a_model_that_does_not_answer(advised, a_run, tmp_path, monkeypatch):
     import io
 

@@ -86,7 +86,7 @@ def test_what_is_packed_otherwise(advised, learned, tmp_path, story):
     advised.works(*learned(tmp_path / "folder"))
 
 
-@follows("unpack it first, and then what is in it")
+@follows("unpack it first, then its contents")
 def test_an_archive_that_is_packed(advised, learned, tmp_path, story):
     packed = bz2.compress(story.read_bytes())
     assert "python" not in advised.refused(*learned(written(tmp_path / "a.txt.gz", gzip.compress(packed))))
@@ -123,7 +123,7 @@ ROWS = {
 @pytest.mark.parametrize("ending", ROWS)
 @follows(
     "write its text to a file and give that: python -X utf8 -c {} > {}{}",
-    " (to learn the file as it stands, let its name end in .txt)",
+    " (to train on the file unchanged, let its name end in .txt)",
 )
 def test_a_table(advised, learned, tmp_path, told, ending):
     """And a file of the user's that has the name already stays."""
@@ -131,7 +131,7 @@ def test_a_table(advised, learned, tmp_path, told, ending):
     table = written(tmp_path / name, ROWS[ending].encode())
     Path(f"{AWKWARD}.txt").write_text("mine", encoding="utf-8")
     said = advised.refused(*learned(table))
-    told(said.partition("give that: ")[2].rpartition(" (to learn")[0])
+    told(said.partition("give that: ")[2].rpartition(" (to train")[0])
     assert Path(f"{AWKWARD}-new.txt").read_text(encoding="utf-8") == "".join(row[COLUMN] + "\n" for row in LINES)
     assert Path(f"{AWKWARD}.txt").read_text(encoding="utf-8") == "mine"
     advised.works(*learned(f"{AWKWARD}-new.txt"))

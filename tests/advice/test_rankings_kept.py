@@ -43,7 +43,7 @@ def test_half_a_character(advised):
     "{} is damaged ({}); restore it from a copy, or import an export into a new file",
     "{} is an SQLite file of another program; choose another path",
     "cannot write {}: it is a device or a pipe; give the name of a file and run again",
-    "{} is what is read; choose another name to write to",
+    "{} is the input; choose another name for the output",
 )
 def test_files_of_rankings(advised, tmp_path, monkeypatch, capfd):
     import io

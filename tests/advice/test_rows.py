@@ -25,7 +25,7 @@ PREFERENCES = [
         [{**PAIR, "chosen": CHATTED[1:]}, {"chosen": CHATTED, "rejected": [CHATTED[0], FOOL]}],
     ),
     (
-        "{}: there is {} and no prompt; call what the replies are to 'prompt'",
+        "{}: there is {} and no prompt; rename it to 'prompt'",
         {"query": "who", "chosen": "king", "rejected": "fool"},
         [PAIR],
     ),
@@ -40,7 +40,7 @@ PREFERENCES = [
         [{"prompt": "who is", "chosen": "king", "rejected": "fool"}],
     ),
     (
-        "{}: chosen and rejected do not share what the human says; give a prompt of their own",
+        "{}: chosen and rejected do not share the human's turn; give them a prompt",
         {"chosen": "\n\nHuman: who\n\nAssistant: king", "rejected": "\n\nHuman: what\n\nAssistant: fool"},
         [PAIR],
     ),
@@ -72,7 +72,7 @@ def test_rows_with_more_than_texts(advised, tmp_path):
     advised.done(read_conversations(file))
 
 
-@follows("write it into the user's words, or remove the key")
+@follows("put it into the user's message, or remove the key")
 def test_a_context_beside_a_prompt(advised, tmp_path):
     file = tmp_path / "c.jsonl"
     row = {"prompt": "who", "completion": "king"}
@@ -86,9 +86,9 @@ def test_a_context_beside_a_prompt(advised, tmp_path):
     advised.done(read(row))
 
 
-@follows("a conversation has no room in {} ids; it needs {} at least")
+@follows("a conversation does not fit into {} ids; it needs at least {}")
 def test_a_context_that_is_too_short(advised, tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_text(json.dumps({"messages": CHATTED}), encoding="utf-8")
     said = advised.refused("data", "inspect", "none", file, "--block-size", "2")
-    advised.works("data", "inspect", "none", file, "--block-size", said.split()[-3])
+    advised.works("data", "inspect", "none", file, "--block-size", said.split()[-1])

@@ -59,7 +59,7 @@ REQUESTS = {
         {**COMPLETION, "n": 80, "max_tokens": 4096, "logprobs": 5},
         {**COMPLETION, "n": 2, "max_tokens": 2, "logprobs": 5},
     ),
-    "the text has {} tokens, and {} can be looked through; shorten it": (
+    "the text has {} tokens, and the X-ray shows at most {}; shorten it": (
         XRAY,
         {"model": "base", "prompt": "Who " * 100},
         {"model": "base", "prompt": "Who"},

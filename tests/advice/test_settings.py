@@ -99,7 +99,7 @@ SETTINGS = [
     ),
     ("rungs is empty; name some, for example s3,s4", "ladder --rungs=", ["ladder --rungs s3,s4"]),
     (
-        "resume goes on with a run and overwrite removes it; choose one",
+        "resume continues a run and overwrite removes it; choose one",
         "pretrain --resume --overwrite",
         ["pretrain --resume", "pretrain --overwrite"],
     ),
@@ -161,7 +161,7 @@ def test_what_is_refused_is_accepted_when_said_as_advised(template, refused, adv
 LATER = [
     "batch_size {} does not divide over {} ranks; make it a multiple of {}",
     "micro_batch_size {} does not divide the {} sequences of a rank's step; change one",
-    "a judge's noise has to be a number of at least 0, not {}; choose one",
+    "a judge's noise must be a number of at least 0, not {}; choose one",
     "mps has no float64; take --runtime.dtype float32, or --runtime.device cpu",
     "{} is reachable from other machines, and no key is set; give --api-key-file, or listen on 127.0.0.1",
     "{} holds no key; write one per line",

@@ -137,7 +137,7 @@ def test_a_run_that_diverges(advised, preset, begun, kind, tmp_path):
 
 @follows(
     "stopped as asked before the first step; there is nothing to save, run it again",
-    "stopped as asked after {}; go on: {}",
+    "stopped as asked after {}; resume with: {}",
     "groundling pretrain --resume if-present --out-dir {}",
 )
 def test_a_run_that_was_stopped(advised, preset, tmp_path, monkeypatch, capfd):
@@ -189,7 +189,7 @@ def test_a_batch_beyond_the_memory(advised, preset, monkeypatch):
 
 
 @follows(
-    "teacher.recipes ({}): these models have to be trained first; `groundling speedrun` with this preset does it, "
+    "teacher.recipes ({}): these models must be trained first; `groundling speedrun` with this preset trains them, "
     "or name trained ones with --teacher.models"
 )
 def test_a_recipe_with_teachers(advised, preset, finished_run):
@@ -217,7 +217,7 @@ def test_a_teacher_that_would_need_too_much(advised, preset, monkeypatch):
 
 @pytest.mark.slow
 @follows(
-    "a run that begins with {} takes its model and its tokenizer, and these settings differ: {}; leave them out, or "
+    "a run that starts from {} takes its model and its tokenizer, and these settings differ: {}; leave them out, or "
     "leave init_from out to train a new model"
 )
 def test_a_run_that_begins_with_a_bundle(advised, preset, finished_run, story, tmp_path):
@@ -228,7 +228,7 @@ def test_a_run_that_begins_with_a_bundle(advised, preset, finished_run, story, t
     advised.works("pretrain", *fast, "--overwrite", "--model.n-layer", "3", "--model.block-size", "16")
 
 
-@follows("{} of {} are damaged; --resume passes them over", "resuming from {}", "passed over: {}")
+@follows("{} of {} are damaged; --resume skips them", "resuming from {}", "skipped: {}")
 def test_damaged_checkpoints(advised, a_run):
     newest = sorted((a_run / "checkpoints").glob("step-*"))[-1]
     (newest / "training.safetensors").write_bytes(b"")
@@ -236,7 +236,7 @@ def test_damaged_checkpoints(advised, a_run):
     advised.works("pretrain", "--resume", "--out-dir", a_run)
 
 
-@follows("{} holds no finished checkpoint and no bundle; give the folder of one, or of a run")
+@follows("{} holds neither a finished checkpoint nor a bundle; give the folder of one, or of a run")
 def test_nothing_to_verify(advised, a_run, tmp_path):
     advised.refused("verify-checkpoint", tmp_path)
     for place in (a_run, a_run / "bundle", a_run / "checkpoints" / "step-00000006"):
@@ -299,8 +299,7 @@ def test_speedruns(advised, preset, tmp_path, monkeypatch, a_run):
 
 
 @follows(
-    "the saved checkpoints are intact; resume with --resume if-present, "
-    "with which torchrun --max-restarts 1 restarts automatically",
+    "the checkpoints are intact: resume with --resume if-present, which torchrun --max-restarts 1 then does by itself",
     "rank {} lost the connection to another rank ({}), whose own message tells why; {}",
 )
 def test_a_lost_rank(advised, a_run):

@@ -187,7 +187,7 @@ def test_rankings_are_refused_before_anything_runs(folder: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--runs", "nowhere"], "nowhere is no finished run"),
+        (["--runs", "nowhere"], "nowhere is not a finished run"),
         (["--max-new-tokens", "160"], "max_new_tokens is 160"),
         (["--best-of", "1"], "each n must be at least 2"),
         (["--seeds", "1", "1"], "all different"),

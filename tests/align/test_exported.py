@@ -67,5 +67,5 @@ def test_a_reward_model_is_not_exported_as_a_language_model(form: str, tmp_path:
     words = ["--out-dir", str(tmp_path / "reward"), "--rankings", rankings, "--epochs", "1"]
     assert main(["reward", str(tmp_path / "sft"), *words, *FAST]) == 0
     assert main(["export", form, str(tmp_path / "reward"), str(tmp_path / "out")]) == 2
-    assert "is a reward model: it scores replies and generates none" in capfd.readouterr().err
+    assert "is a reward model: it scores replies and does not generate any" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

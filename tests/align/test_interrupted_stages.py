@@ -170,13 +170,13 @@ def test_the_folder_knows_the_command(begun, tmp_path, unbroken, monkeypatch, ca
     """What a stopped stage says is enough to go on with it."""
     stopped_at("grpo", begun, tmp_path / "run", 50, monkeypatch)
     said = capsys.readouterr().err
-    assert f"go on: groundling grpo --resume --out-dir {tmp_path / 'run'}" in said
+    assert f"resume with: groundling grpo --resume --out-dir {tmp_path / 'run'}" in said
     assert load_bundle(tmp_path / "run").chat is not None, "what it has learned so far"
     assert grpo.main(["--resume", "--out-dir", str(tmp_path / "run")]) == 0
     assert outcome(tmp_path / "run") == outcome(unbroken["grpo"])
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert grpo.main(["--resume", "--out-dir", str(tmp_path / "run")]) == 0
-    assert "has finished; there is nothing left to do" in capsys.readouterr().err
+    assert "has finished; nothing to do" in capsys.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -403,11 +403,11 @@ def test_a_damaged_checkpoint_is_skipped(begun, tmp_path, unbroken, monkeypatch,
     older, newer = StageCheckpoints(run, torch.device("cpu")).finished()
     with (newer / "training.safetensors").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(CheckpointError, match=f"{run} is a stage that was interrupted before it left a model"):
+    with pytest.raises(CheckpointError, match=f"{run} is a stage that was interrupted before it saved a model"):
         find_bundle(run)
     assert dpo.main(["--resume", "--out-dir", str(run)]) == 0
     said = capsys.readouterr().err
-    assert f"passed over: {newer}" in said
+    assert f"skipped: {newer}" in said
     assert f"resuming from {older}" in said
     assert "scoring" not in said, "what the reference gives the pairs is known"
     assert outcome(run) == outcome(unbroken["dpo"])
@@ -622,7 +622,7 @@ def test_two_killed_ranks_are_resumed(begun, tmp_path):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     done = run(tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("has finished; there is nothing left to do") == 1
+    assert done.stderr.count("has finished; nothing to do") == 1
 
 
 def test_lower_rates_are_taken_on_resume(in_a_round, tmp_path, unbroken, capsys):

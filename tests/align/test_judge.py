@@ -96,5 +96,5 @@ def test_large_gaps_do_not_overflow():
 
 @pytest.mark.parametrize("noise", [-1.0, math.nan, math.inf])
 def test_an_invalid_noise_is_refused(noise):
-    with pytest.raises(ConfigError, match="noise has to be"):
+    with pytest.raises(ConfigError, match="noise must be"):
         SimulatedRater(value, noise, seed=0)

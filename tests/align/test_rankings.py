@@ -152,13 +152,13 @@ def test_a_choice_implies_only_stated_preferences(choice, n, expected):
 GOOD = judgement().to_json()
 BAD = {
     "no key": ({"key": ""}, "a key and a rater need a name"),
-    "a number for a rater": ({"rater": 3}, "rater has to be a text, not 3"),
+    "a number for a rater": ({"rater": 3}, "rater must be a text, not 3"),
     "one candidate": ({"candidates": GOOD["candidates"][:1]}, "a choice needs 2 at least"),
     "a candidate without model": ({"candidates": [{"text": "a"}] * 2}, "candidates are a list of"),
     "a true seed": ({"candidates": [{"text": "a", "model": "m", "seed": True}] * 2}, "candidates are a list of"),
     "a huge seed": ({"candidates": [{"text": "a", "model": "m", "seed": 2**63}] * 2}, "candidates are a list of"),
     "half a character": ({"candidates": [{"text": "\ud800", "model": "m"}] * 2}, "lone surrogate"),
-    "shown twice": ({"shown": [0, 0]}, r"shown has to be \[0, 1\] in some order"),
+    "shown twice": ({"shown": [0, 0]}, r"shown must be \[0, 1\] in some order"),
     "true is no number": ({"shown": [False, True]}, "whole numbers"),
     "chosen twice": ({"choice": [[0], [0]]}, "each once at most"),
     "chosen from nowhere": ({"choice": [[2]]}, r"groups of the numbers \[0, 1\]"),
@@ -168,7 +168,7 @@ BAD = {
     "no conversation": ({"messages": []}, "there are no messages"),
     "the assistant last": (
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-        "the last message has to be the user's",
+        "the last message must be the user's",
     ),
     "an unknown role": ({"messages": [{"role": "king", "content": "a"}]}, "a conversation is"),
     "no time zone": ({"time": "2026-01-02T03:04:05"}, "UTC in ISO 8601"),
@@ -195,7 +195,7 @@ def test_an_invalid_row_is_named_and_nothing_is_imported(name, path, tmp_path):
     [
         (b"{", ":2: not JSON"),
         (b"[" * 100_000, ":2: it is nested too deeply"),
-        (b'"\xff"', "byte offset [0-9]+ stand bytes that are not UTF-8"),
+        (b'"\xff"', "byte offset [0-9]+ there are bytes that are not UTF-8"),
         (b"[]", ":2: this is an array, an object is expected"),
         (b"{}", ":2: a judgement has the fields key, messages, candidates, shown, choice, rater, time"),
     ],

@@ -136,7 +136,7 @@ def test_an_adapter_names_its_missing_base(folder, tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     assert same_weights(load_bundle(tmp_path / "b" / "kept").model, before), "moved together"
     (tmp_path / "b" / "base").rename(tmp_path / "b" / "gone")
-    with pytest.raises(CheckpointError, match="which is not there"):
+    with pytest.raises(CheckpointError, match="which does not exist"):
         load_bundle(tmp_path / "b" / "kept")
     other = GPT(load_bundle(tmp_path / "b" / "gone").config)
     save_bundle(tmp_path / "b" / "base", other, load_bundle(tmp_path / "b" / "gone").tokenizer)

@@ -34,7 +34,7 @@ def test_it_encodes_and_decodes_as_its_template(model, tmp_path):
 
 def test_a_base_model_and_a_reward_model_are_refused(model, tmp_path):
     save_bundle(tmp_path / "base", model, TOKENIZER)
-    with pytest.raises(ConfigError, match="base is a base model, not a chat model; `groundling sft"):
+    with pytest.raises(ConfigError, match="base is a base model, not a chat model; fine-tune it with `groundling sft"):
         load_chat_bundle(tmp_path / "base")
     with pytest.raises(ConfigError, match="a base model, not a chat model"):
         require_chat_model(load_bundle(tmp_path / "base"), "here")

@@ -241,7 +241,7 @@ def test_a_damaged_cache_is_made_again_with_a_word(name, damage, tmp_path, own_c
         victim.write_bytes(data[:-3])  # its last byte is only a newline
     assert text_of(prepare(own(path), 8)) == LINES * 20
     assert prepare(own(path), 8).fingerprint == first.fingerprint
-    assert "made again" in capsys.readouterr().err
+    assert "prepared again" in capsys.readouterr().err
 
 
 def test_what_a_crash_left_behind_is_swept(tmp_path, own_cache):

@@ -51,7 +51,7 @@ def test_without_colours_brackets_hold_what_is_learned(talk, capsys):
     assert main(["inspect", "none", str(talk)]) == 0
     out = capsys.readouterr().out
     assert "<user>who?<U+001B><end>\n<assistant>[<user>[me]<end>]\n" in out
-    assert "1 of 2 examples kept; 1 left out as empty" in out
+    assert "1 of 2 examples kept; 1 dropped as empty" in out
     assert "\x1b" not in out
 
 
@@ -71,7 +71,7 @@ def test_of_a_pair_both_replies_are_shown(tmp_path, capsys):
     assert main(["inspect", "none", str(path)]) == 0
     out = capsys.readouterr().out
     assert "chosen:\n<user>who?<end>\n<assistant>[me.<end>]\nrejected:\n<user>who?<end>\n<assistant>[you.<end>]" in out
-    assert "1 of 2 examples kept; 1 left out as both replies are the same" in out
+    assert "1 of 2 examples kept; 1 dropped because both replies are the same" in out
 
 
 def test_a_bundle_gives_its_tokenizer_and_its_context(tmp_path, talk, capsys):
@@ -83,7 +83,7 @@ def test_a_bundle_gives_its_tokenizer_and_its_context(tmp_path, talk, capsys):
     other = CharTokenizer.from_text("abc")
     save_bundle(tmp_path / "other", GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=3)), other)
     assert main(["inspect", str(tmp_path / "other"), str(talk)]) == 0
-    assert "0 of 2 examples kept; 1 left out as empty; 1 left out as the tokenizer cannot" in capsys.readouterr().out
+    assert "0 of 2 examples kept; 1 dropped as empty; 1 dropped because the tokenizer cannot" in capsys.readouterr().out
 
 
 def test_colours_mark_what_is_learned():

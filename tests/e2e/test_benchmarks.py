@@ -22,6 +22,7 @@ def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("int8", "code", "said"),
     [
+        (0.0, 1, "NOT AHEAD: 11M, Groundling int8, tokens/s, 1 stream of 128: no token within the time; give a larger"),
         (2.5, 0, "compiled code is ahead of PyTorch in all jobs"),
         (1.0, 1, "NOT AHEAD: 11M, Groundling int8, tokens/s, 1 stream of 128: 1.00 times PyTorch's speed"),
     ],
@@ -35,6 +36,8 @@ def test_the_check_fails_where_compiled_code_is_not_ahead(tmp_path, monkeypatch,
     records = [{**job, "name": name, "tokens_per_s": speed} for name, speed in speeds.items()]
     assert decode_check.check(["11M"], lambda size: records) == code
     assert said in capsys.readouterr().out
+    nothing = [{**record, "tokens_per_s": 0.0} for record in records]
+    assert decode_check.check(["11M"], lambda size: nothing) == 1
     monkeypatch.setenv("CXX", "/bin/false")
     monkeypatch.setenv("GROUNDLING_CACHE", str(tmp_path))
     assert decode_check.check(["11M"], lambda size: pytest.fail("there is nothing to measure")) == 1

@@ -129,7 +129,7 @@ ERRORS = [
     (["sample", "nowhere", "--prompt", "-a"], 2, "a value that begins with a hyphen is written --prompt=VALUE"),
     (["sample", "nowhere", "--prompt=-a"], 1, "there is no nowhere"),
     (["plot", "nowhere"], 1, "nowhere has no records of losses"),
-    (["verify-checkpoint", "nowhere"], 1, "nowhere holds no finished checkpoint and no bundle"),
+    (["verify-checkpoint", "nowhere"], 1, "nowhere holds neither a finished checkpoint nor a bundle"),
     (["data", "get", "tiny_shakespear"], 1, "did you mean 'tiny_shakespeare'?"),
     (["data", "fetch"], 2, "groundling data has no command 'fetch'; it has: list, get"),
     (["ladder", "--rungs", "s0"], 2, "no rung 's0'"),

@@ -274,7 +274,7 @@ def test_a_check_is_made_to_its_end_for_nobody(run, things, tmp_path, kind):
         (base / file.name).write_bytes(file.read_bytes() + b" " * (file.suffix == ".safetensors"))
     code, _, said = run(kind, ["verify-checkpoint", base])
     assert code == 1
-    assert said == "groundling: error: 1 of 1 are damaged; --resume passes them over\n"
+    assert said == "groundling: error: 1 of 1 are damaged; --resume skips them\n"
 
 
 @pytest.mark.parametrize("kind", ["closed", "gone", "full"])

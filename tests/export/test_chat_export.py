@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from groundling.align.chat import Chat
 from groundling.bundle import load_bundle
 from groundling.cli import main
-from groundling.export.chat_template.escapes import KEPT, PUT_IN
+from groundling.export.chat_template.escapes import INSERTED, LITERAL
 from groundling.export.hf_tokenizer import tokenizer_spec
 from groundling.sample.sampler import SamplingConfig
 from groundling.text.bpe import AddedToken, BPETokenizer
@@ -45,8 +45,8 @@ HOSTILE = [
     "|",
     "<unk>",
     "<0x41>",
-    KEPT,
-    PUT_IN,
+    LITERAL,
+    INSERTED,
     "\ufdd0",
     "\ufdd1",
 ]
@@ -101,7 +101,7 @@ def test_a_special_token_of_that_text_keeps_its_id(tmp_path):
 
 @pytest.mark.parametrize("said", [{"role": "tool", "content": "a"}, {"role": "user", "content": ["a"]}])
 def test_the_template_refuses_what_is_no_message(folders, said):
-    with pytest.raises(Exception, match=r"no role is called tool|the content of a message has to be text"):
+    with pytest.raises(Exception, match=r"no role is called tool|the content of a message must be text"):
         folders["bpe"][2].apply_chat_template([said])
 
 
@@ -157,7 +157,7 @@ def test_a_model_that_chats_comes_back_as_it_was(tmp_path, capsys, story, kind, 
     assert main(["export", "hf", str(save(bundle, tmp_path / "b")), str(out)]) == 0
     capsys.readouterr()
     assert main(["import", "hf", str(out), str(tmp_path / "back")]) == 0
-    assert (f"{n_spare} more in the model that mean nothing" in capsys.readouterr().out) == bool(n_spare)
+    assert (f"{n_spare} unused ids in the model" in capsys.readouterr().out) == bool(n_spare)
     assert_equal(load_bundle(tmp_path / "back"), bundle)
     for part in (AutoModelForCausalLM, AutoTokenizer):
         part.from_pretrained(out).save_pretrained(tmp_path / "again")

@@ -350,7 +350,7 @@ def test_all_ends_of_an_imported_tokenizer_are_named_as_far_as_a_file_can(tokeni
         assert main(argv) == 0
         values = said(gguf.GGUFReader(tmp_path / "m.gguf"))
         assert [values.get(key) for key in keys] == [None if at is None else ends[at] for at in expected]
-        left_out = f"llama.cpp may go on after '<|halt{ends[3]}|>'"
+        left_out = f"llama.cpp may continue after '<|halt{ends[3]}|>'"
         assert (left_out in capsys.readouterr().out) == (n == 4)
 
 

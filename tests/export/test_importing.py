@@ -189,25 +189,25 @@ REFUSED_CONFIGS = [
     ("GPT2", {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn is True"),
     ("GPT2", {"add_cross_attention": True}, "add_cross_attention is True"),
     ("GPT2", {"activation_function": "gelu"}, "activation_function is 'gelu'; our model has only gelu_new, relu"),
-    ("GPT2", {"n_embd": None}, "n_embd is None; it has to be a whole number"),
-    ("GPT2", {"n_layer": "2"}, "n_layer is '2'; it has to be a whole number"),
+    ("GPT2", {"n_embd": None}, "n_embd is None; it must be a whole number"),
+    ("GPT2", {"n_layer": "2"}, "n_layer is '2'; it must be a whole number"),
     ("GPT2", {"n_head": 5}, "n_embd 33 is not a multiple of n_head 5"),
-    ("GPT2", {"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'; it has to be a number"),
-    ("GPT2", {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; it has to be true or false"),
+    ("GPT2", {"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'; it must be a number"),
+    ("GPT2", {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; it must be true or false"),
     ("GPT2", {"n_embd": 10**5, "n_head": 1}, "does not fit its config"),
-    ("GPT2", {"n_embd": 2**40, "n_head": 1}, "it has to be a whole number of at most 10,000,000"),
+    ("GPT2", {"n_embd": 2**40, "n_head": 1}, "it must be a whole number of at most 10,000,000"),
     ("GPT2", {"n_layer": 10**5}, "100,000 layers are more than the 10,000"),
     ("Llama", {"layer_types": 5, "rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
     ("Llama", {"layer_types": ["sliding_attention"]}, "layer_types has sliding_attention"),
-    ("Llama", {"rope_theta": float("inf"), "rope_parameters": None}, "rope_theta is inf; it has to be a number"),
+    ("Llama", {"rope_theta": float("inf"), "rope_parameters": None}, "rope_theta is inf; it must be a number"),
     ("Llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; our model has only silu"),
     ("Llama", {"attention_bias": True}, "attention_bias is True and mlp_bias False; our one `bias` is for both"),
     ("Llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is of type 'linear'"),
     ("Llama", {"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters is of type 'llama3'"),
     ("Llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is of type 'yarn'"),
     ("Llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "our rotary angles turn whole heads"),
-    ("Llama", {"rope_parameters": {"rope_theta": "high"}}, "it has to be a number"),
-    ("Llama", {"rope_parameters": [1]}, "rope_parameters is [1]; it has to be an object"),
+    ("Llama", {"rope_parameters": {"rope_theta": "high"}}, "it must be a number"),
+    ("Llama", {"rope_parameters": [1]}, "rope_parameters is [1]; it must be an object"),
     ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ("Llama", {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
     ("Qwen3", {"attention_bias": True}, "attention_bias is True; our model is built for False only"),
@@ -276,7 +276,7 @@ def cut(folder):
 
 BROKEN = [
     (change_weights(transformer__ln_f__bias=None), "transformer.ln_f.bias is missing, expected (33,)"),
-    (change_weights(transformer__ln_g=torch.ones(2)), "transformer.ln_g is there, and the model has no such tensor"),
+    (change_weights(transformer__ln_g=torch.ones(2)), "transformer.ln_g is unexpected: the model has no such tensor"),
     (
         change_weights(transformer__h__0__mlp__c_fc__weight=torch.ones(132, 33)),
         "transformer.h.0.mlp.c_fc.weight is (132, 33), expected (33, 132)",
@@ -484,6 +484,6 @@ def test_it_says_what_it_made(folders, tmp_path, characters, capsys):
     n_parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folders / "GPT2").parameters())
     assert said[0] == (
         f"{tmp_path / 'b'}: GPT2LMHeadModel, {n_parameters:,} parameters, the char tokenizer with "
-        f"{CHARACTERS.vocab_size} ids and {53 - CHARACTERS.vocab_size} more in the model that mean nothing"
+        f"{CHARACTERS.vocab_size} ids, and {53 - CHARACTERS.vocab_size} unused ids in the model"
     )
     assert said[1] == f"sample from it: groundling sample {tmp_path / 'b'}"

@@ -58,10 +58,10 @@ def test_a_crash_at_any_operation_of_a_save_leaves_the_old_or_the_new(tiny, tmp_
         checkpoints = Checkpoints(run / "checkpoints", keep=1)
         torch.set_rng_state(dropout)
         crashed = crash_at(number, lambda checkpoints=checkpoints: tiny.save(checkpoints, states[10]))
-        found, passed_over = find_resumable(run)
+        found, skipped = find_resumable(run)
         step = int(found.name.removeprefix("step-"))
         assert step in (5, 10)
-        assert passed_over == [], "nothing half-written has a checkpoint's name"
+        assert skipped == [], "nothing half-written has a checkpoint's name"
         assert not list(run.rglob(".tmp-*")), "what the crash left was swept"
         fresh = tiny.state(77, decay=decay)
         torch.manual_seed(99)

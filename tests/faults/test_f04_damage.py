@@ -44,9 +44,9 @@ def test_each_damage_to_each_file_is_named_and_skipped(a_copy, newest, name, dam
     with pytest.raises(CheckpointError, match=name) as caught:
         check_manifest(newest)
     assert "\n" not in str(caught.value)
-    path, passed_over = find_resumable(a_copy)
+    path, skipped = find_resumable(a_copy)
     assert path.name == "step-00000005"
-    assert passed_over == [str(caught.value)]
+    assert skipped == [str(caught.value)]
     assert main(["verify-checkpoint", str(a_copy)]) == 1
     out, err = capsys.readouterr()
     assert f"BAD   {caught.value}" in out
@@ -77,7 +77,7 @@ def test_the_run_resumes_from_the_previous_checkpoint_to_the_same_end(
     summary = tiny.pretrain(a_copy, resume=True, steps=15, data=text)
     assert summary.figures["steps"] == 15
     said = capsys.readouterr().err
-    assert f"passed over: {newest / name} is damaged" in said
+    assert f"skipped: {newest / name} is damaged" in said
     assert f"resuming from {newest.with_name('step-00000005')}" in said
     check_manifest(newest)  # written anew
     tiny.pretrain(a_copy.parent / "unbroken", steps=15, data=text)
@@ -90,9 +90,9 @@ def test_a_damaged_later_checkpoint_replaces_no_intact_one(tiny, a_copy, newest,
     change_facts(newest, {"val_loss": 0.0})
     flip_a_bit(newest / "training.safetensors")
     tiny.pretrain(a_copy, resume=True, steps=7, data=text, save_every=1, eval_every=1, keep_checkpoints=1)
-    path, passed_over = find_resumable(a_copy)
+    path, skipped = find_resumable(a_copy)
     assert path.name == "step-00000007"
-    assert len(passed_over) == 1
+    assert len(skipped) == 1
 
 
 def test_a_damaged_old_one_does_not_stop_the_run(tiny, a_copy, newest, text):
@@ -111,7 +111,7 @@ def test_a_damaged_best_one_is_not_what_a_run_leaves(tiny, a_copy, newest, text,
     with pytest.raises(CheckpointError, match=r"step-00000005/bundle/model.safetensors is damaged"):
         load_bundle(old)
     assert tiny.pretrain(a_copy, resume=True, steps=12, data=text).reason == "finished"
-    assert f"passed over: {old / 'bundle/model.safetensors'} is damaged" in capsys.readouterr().err
+    assert f"skipped: {old / 'bundle/model.safetensors'} is damaged" in capsys.readouterr().err
     assert read_manifest(a_copy / "bundle")["checkpoint"] in ("step-00000010", "step-00000012")
     load_bundle(a_copy)
 
@@ -149,5 +149,5 @@ def test_a_damaged_record_stops_no_run(tiny, tmp_path, last_bytes, capsys):
     (folder / "env.json").write_bytes(b"[" * 9999)
     capsys.readouterr()
     tiny.pretrain(folder, resume=True)
-    assert f"{metrics}: passed over 1 damaged line\n" in capsys.readouterr().err
+    assert f"{metrics}: skipped 1 damaged line\n" in capsys.readouterr().err
     assert last_bytes(folder) == last_bytes(tmp_path / "whole")

@@ -43,7 +43,7 @@ def require_finite(run: Path) -> None:
 
 def test_a_hundred_rows_that_are_too_long_are_shortened_and_the_epoch_ends(learn, tmp_path):
     about, said = learn([row("ab" * 200, "ba" * 200)] * 100 + [row("a", "b")] * 4, "--epochs", "2")
-    assert "104 of 104 examples kept; 100 lost the front of the user's words; 100 lost the end of the reply" in said
+    assert "104 of 104 examples kept; 100 lost the start of the user's message; 100 lost the end of the reply" in said
     assert about["reason"] == "finished"
     assert 0 < about["val_loss"] < 10
     require_finite(tmp_path / "run")
@@ -58,12 +58,12 @@ def test_rows_without_a_reply_are_left_out_and_the_others_learned(learn, tmp_pat
         row("b", "a"),
     ]
     about, said = learn(rows, "--epochs", "4")
-    assert "2 of 5 examples kept; 3 left out as empty" in said
+    assert "2 of 5 examples kept; 3 dropped as empty" in said
     assert about["reason"] == "finished"
     require_finite(tmp_path / "run")
 
 
 def test_nothing_but_such_rows_is_told_in_one_line(learn):
-    with pytest.raises(DataError, match=r"no conversation is left to train on: 0 of 3 .* 3 left out as empty") as error:
+    with pytest.raises(DataError, match=r"no conversation is left to train on: 0 of 3 .* 3 dropped as empty") as error:
         learn([row("a", "")] * 3)
     assert "\n" not in str(error.value)

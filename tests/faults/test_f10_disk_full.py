@@ -53,8 +53,8 @@ def test_wherever_the_disk_is_full_the_old_checkpoint_stays(tiny, tmp_path, code
         assert "\n" not in message
         assert message.startswith("cannot write ")
         assert message.endswith("and run again")
-        found, passed_over = checkpoints.newest_good()
-        assert passed_over == []
+        found, skipped = checkpoints.newest_good()
+        assert skipped == []
         kept = [path.name for path in checkpoints.folder.iterdir() if path.name != "LATEST"]
         if found == old:
             assert kept == [old.name], "nothing half-written stays"

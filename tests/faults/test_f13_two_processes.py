@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from groundling.errors import CheckpointError
+from groundling.errors import CheckpointError, DataError
 from groundling.train import run_folder
 
 
@@ -55,3 +55,19 @@ def test_an_error_in_the_run_frees_the_folder(tmp_path):
         raise RuntimeError("oh")
     with run_folder.locked(tmp_path):
         pass
+
+
+def test_a_refused_run_leaves_no_folder_that_it_made(tiny, tmp_path):
+    with pytest.raises(DataError, match="there is no text at"):
+        tiny.pretrain(tmp_path / "new", data={"path": str(tmp_path / "none.txt")})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_was_there_or_is_used_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "used"):
+        with run_folder.locked(tmp_path / name):
+            if name == "used":
+                (tmp_path / name / "file").touch()
+    assert (tmp_path / "mine").is_dir()
+    assert (tmp_path / "used" / "file").is_file()

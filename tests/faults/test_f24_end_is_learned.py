@@ -16,7 +16,7 @@ USER, REPLY = Message("user", "ab"), Message("assistant", "ba")
 @pytest.mark.parametrize("n_turns", [1, 2, 5])
 def test_each_reply_teaches_its_end_and_no_prompt_does(n_turns):
     encoded = encode_conversation(Conversation((USER, REPLY) * n_turns), CHAT, TOKENIZER, 999, EncodingCounts())
-    ends = [learned for id, learned in zip(encoded.ids, encoded.said, strict=True) if id == CHAT.end]
+    ends = [learned for id, learned in zip(encoded.ids, encoded.loss_mask, strict=True) if id == CHAT.end]
     assert ends == [False, True] * n_turns
 
 
@@ -24,7 +24,7 @@ def test_the_mask_to_the_letter():
     """user a b end assistant b a end: learned are b, a and the end."""
     encoded = encode_conversation(Conversation((USER, REPLY)), CHAT, TOKENIZER, 999, EncodingCounts())
     assert encoded.ids == [4, 0, 1, 2, 5, 1, 0, 2]
-    assert encoded.said == [False, False, False, False, False, True, True, True]
+    assert encoded.loss_mask == [False, False, False, False, False, True, True, True]
 
 
 def test_a_reply_cut_short_teaches_no_end():
@@ -32,7 +32,7 @@ def test_a_reply_cut_short_teaches_no_end():
     encoded = encode_conversation(Conversation((USER, Message("assistant", "b" * 99))), CHAT, TOKENIZER, 40, counts)
     assert len(encoded.ids) == 40
     assert encoded.ids.count(CHAT.end) == 1
-    assert encoded.said[-1]
+    assert encoded.loss_mask[-1]
     assert encoded.ids[-1] != CHAT.end
     assert counts.n_cut == 1
 

@@ -142,7 +142,7 @@ def test_prepare_counts_and_says_so(path, tmp_path, monkeypatch, capsys):
     for _ in range(2):  # also when it is found in the cache
         corpus = prepare(DataConfig(path=str(path), errors="replace"), 8)
         assert corpus.replaced == 100
-        assert "100 flaws of the text were replaced" in capsys.readouterr().err
+        assert "100 decoding errors in the text were replaced" in capsys.readouterr().err
     with pytest.raises(DataError, match="byte offset 2 "):
         prepare(DataConfig(path=str(path)), 8)
 

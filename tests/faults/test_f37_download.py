@@ -13,7 +13,7 @@ from groundling.errors import DataError
 from groundling.storage import download
 
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = download.Patience(timeout_s=0.5, attempts=3, first_pause_s=0.01, total_pause_s=3)
+QUICK = download.RetryPolicy(timeout_s=0.5, attempts=3, first_pause_s=0.01, total_pause_s=3)
 HTML = b"<!DOCTYPE html><html><body>Sign in to go on</body></html>".ljust(635)
 
 
@@ -28,8 +28,8 @@ def target(tmp_path):
     return tmp_path / "input.txt"
 
 
-def get(server, target, patience=QUICK):
-    download.download(server.url, target, SHA256, len(CONTENT), patience)
+def get(server, target, retry=QUICK):
+    download.download(server.url, target, SHA256, len(CONTENT), retry)
 
 
 def part_of(target):
@@ -93,7 +93,7 @@ def test_a_range_that_cannot_be_had_begins_again(server, target):
 @pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "application/octet-stream"])
 def test_an_html_page_is_called_so(server, target, content_type):
     server.script = [body(HTML, content_type)]
-    with pytest.raises(DataError, match="an HTML page came"):
+    with pytest.raises(DataError, match="got an HTML page"):
         get(server, target)
     assert list(target.parent.iterdir()) == []
 
@@ -127,7 +127,7 @@ def test_pauses_double(server, target):
     server.script = [refuse(503)]
     begin = time.monotonic()
     with pytest.raises(DataError, match="HTTP 503"):
-        get(server, target, download.Patience(attempts=4, first_pause_s=0.1))
+        get(server, target, download.RetryPolicy(attempts=4, first_pause_s=0.1))
     assert 0.7 <= time.monotonic() - begin < 60
     assert len(server.ranges) == 4
 
@@ -161,7 +161,7 @@ def test_a_refusal_is_not_repeated(server, target, status):
 
 def test_a_server_that_hangs_is_left(server, target):
     server.script = [hang, whole]
-    get(server, target, download.Patience(timeout_s=0.2, first_pause_s=0.01))
+    get(server, target, download.RetryPolicy(timeout_s=0.2, first_pause_s=0.01))
     assert len(server.ranges) == 2
 
 

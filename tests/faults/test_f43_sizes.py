@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from prockit import resident_bytes
 from servekit import TALK, Served
 
 pytestmark = pytest.mark.slow
@@ -41,14 +42,9 @@ def test_deeply_nested_json(server: Served, deep: str) -> None:
     assert server.ask("POST", "/v1/completions", raw=nested)[0] == 400
 
 
-def _memory_kb(server: Served) -> int:
-    with open(f"/proc/{server.process.pid}/status") as file:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-
-
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_of_20_mb(server: Served, chunked: bool) -> None:
-    before = _memory_kb(server)
+    before = resident_bytes(server.process.pid)
     n_told = 0
     for _ in range(3):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
@@ -69,7 +65,7 @@ def test_a_body_of_20_mb(server: Served, chunked: bool) -> None:
             n_told += 1
         connection.close()
     assert n_told > 0
-    assert _memory_kb(server) - before < 30_000
+    assert resident_bytes(server.process.pid) - before < 30_000_000
     assert server.ask("GET", "/health")[0] == 200
 
 

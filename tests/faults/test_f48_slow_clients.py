@@ -5,9 +5,7 @@ import contextlib
 import json
 import socket
 import time
-from contextlib import suppress
 from http import HTTPStatus
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -16,6 +14,7 @@ from uvicorn.server import ServerState
 from groundling.serve.cli import listen
 from groundling.serve.config import ServeConfig
 from groundling.serve.http.protocol import protocol_for
+from prockit import n_sockets
 from servekit import Served, serving, wait_until
 
 
@@ -40,19 +39,7 @@ def _is_closed(sock: socket.socket) -> bool:
 
 def _n_sockets_at_rest(server: Served) -> int:
     time.sleep(0.2)  # the last answer's connection may still be open
-    return _n_sockets(server)
-
-
-def _n_sockets(server: Served) -> int:
-    links = list[str]()
-    for file in _files(server):
-        with suppress(FileNotFoundError):  # closed meanwhile
-            links.append(str(file.readlink()))
-    return sum(link.startswith("socket:") for link in links)
-
-
-def _files(server: Served) -> list[Path]:
-    return list(Path(f"/proc/{server.process.pid}/fd").iterdir())
+    return n_sockets(server.process.pid)
 
 
 @pytest.mark.slow
@@ -71,7 +58,7 @@ def test_a_client_that_never_reads_is_disconnected(impatient: Served, streamed: 
     sock.sendall(head.encode() + b"\r\n\r\n" + body)
     wait_until(lambda: impatient.metric("groundling_active") == 8)
     wait_until(lambda: impatient.metric("groundling_active") == 0, 60)
-    wait_until(lambda: _n_sockets(impatient) == n_before)
+    wait_until(lambda: n_sockets(impatient.process.pid) == n_before)
     if streamed:
         assert impatient.metric("groundling_aborted_total") == aborted + 1
         assert "slow_reader" in [line.get("aborted") for line in impatient.log()]
@@ -93,7 +80,7 @@ def test_a_reader_of_a_byte_at_a_time_loses_the_connection_with_the_stream(impat
     while impatient.metric("groundling_aborted_total") == aborted:
         assert time.monotonic() < until
         assert sock.recv(1)
-    wait_until(lambda: _n_sockets(impatient) == n_before)
+    wait_until(lambda: n_sockets(impatient.process.pid) == n_before)
     with pytest.raises(ConnectionResetError):  # noqa: PT012  # the kernel, too, has let go of what was not read
         while sock.recv(1 << 16):
             pass

@@ -10,12 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from groundling.system.progress import Progress
 from groundling.text import trainers
+from prockit import children, is_alive
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +29,11 @@ def long_text(tmp_path_factory):
     return path
 
 
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def wait_until(holds, what):
     until = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < until, f"{what} did not come"
         time.sleep(0.02)
-
-
-def is_alive(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def heed_ctrl_c():
@@ -52,7 +42,6 @@ def heed_ctrl_c():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
 @pytest.mark.parametrize(
     ("words", "number", "code", "said"),
     [
@@ -92,7 +81,7 @@ def test_training_a_tokenizer_ends_when_it_is_told_to(tmp_path, long_text, words
 
 def test_a_trainer_that_dies_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(trainers, "_START", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(trainers.TrainingError, match=r"was ended by signal 9; if memory was short") as error:
+    with pytest.raises(trainers.TrainingError, match=r"was ended by signal 9; if memory ran out") as error:
         trainers.train("bpe", ["a b"], 300)
     assert "\n" not in str(error.value)
 

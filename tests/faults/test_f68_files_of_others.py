@@ -343,7 +343,7 @@ def test_a_record_that_cannot_be_read_is_kept_beside_the_one_of_a_run_that_goes_
     assert (kept := tmp_path / "metrics.jsonl.unread-1").read_text() == lines
     assert [record["step"] for record in read_records(path)] == [51]
     why = "all that could not be read (File name too long)"
-    assert f"{path}: passed over {why}; the whole file is kept as {kept}" in capsys.readouterr().err
+    assert f"{path}: skipped {why}; the whole file is kept as {kept}" in capsys.readouterr().err
     for number in (2, 3):
         path.write_text(lines)
         monkeypatch.setattr(metrics, "MAX_BYTES", 300)

@@ -17,7 +17,7 @@ from groundling.bundle.adapter import Adapter, base_at
 from groundling.bundle.layout import find_bundle
 from groundling.errors import CheckpointError, ConfigError, GroundlingError, legible
 from groundling.export.hf_folder import read_model
-from groundling.export.hf_speech import read_speech
+from groundling.export.hf_speech import read_tokenizer_and_chat
 from groundling.export.nanogpt import read_checkpoint
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
@@ -205,7 +205,7 @@ def test_a_preset_asks_for_what_no_machine_has(tiny, tmp_path, monkeypatch):
     for sizes, said in (
         ({"n_embd": 10**6, "n_head": 1}, "take a smaller model"),
         ({"n_layer": 10**6}, "n_layer is 1,000,000; it must be at most 10,000"),
-        ({"n_hidden": 2**62}, "sizes that no machine has"),
+        ({"n_hidden": 2**62}, "sizes that no machine can hold"),
     ):
         with pytest.raises(ConfigError, match=said):
             tiny.pretrain(tmp_path / "run", model=dataclasses.replace(tiny.config(tmp_path).model, **sizes))
@@ -233,7 +233,7 @@ def test_an_adapter_does_not_fit_by_being_spread(folder, tmp_path):
         save_adapter(tmp_path / "a", Adapter({name: (a, b)}, {}, 0.5), base_at(folder), base)
         assert "adapter" in refused(load_bundle, tmp_path / "a")
     save_adapter(tmp_path / "a", Adapter({}, {"wte.weight": torch.tensor(1.0)}, 0.5), base_at(folder), base)
-    assert "each is a matrix" in refused(load_bundle, tmp_path / "a")
+    assert "each must be a matrix" in refused(load_bundle, tmp_path / "a")
     sealed(tmp_path / "a", scale=float("inf"))
     assert "has the scale inf" in refused(load_bundle, tmp_path / "a")
 
@@ -387,12 +387,14 @@ def test_a_folder_of_transformers_is_checked_before_it_is_built(foreign):
         kept = (foreign / name).read_bytes()
         (foreign / name).write_text(text)
         refused(
-            read_speech if name == "tokenizer.json" else read_model, foreign, *([False] * (name == "tokenizer.json"))
+            read_tokenizer_and_chat if name == "tokenizer.json" else read_model,
+            foreign,
+            *([False] * (name == "tokenizer.json")),
         )
         (foreign / name).write_bytes(kept)
     bpe = {"type": "BPE", "vocab": {"a": 0, "b": 2**31}, "merges": []}
     (foreign / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": bpe}))
-    assert "it has the id 2,147,483,648" in refused(read_speech, foreign, False)
+    assert "it has the id 2,147,483,648" in refused(read_tokenizer_and_chat, foreign, False)
     for name in ("config.json", "model.safetensors"):
         kept = (foreign / name).read_bytes()
         for target in ("/dev/zero", name):

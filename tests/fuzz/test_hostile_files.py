@@ -29,7 +29,7 @@ from groundling.errors import GroundlingError
 from groundling.export.families import GPT2
 from groundling.export.hf import export_hf
 from groundling.export.hf_folder import read_model
-from groundling.export.hf_speech import read_speech
+from groundling.export.hf_speech import read_tokenizer_and_chat
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
 from groundling.system.runtime import RuntimeConfig
@@ -147,7 +147,7 @@ def make_foreign(folder: Path) -> None:
 
 def read_foreign(folder: Path) -> None:
     family, config, weights = read_model(folder / "theirs")
-    tokenizer, _, _ = read_speech(folder / "theirs", family is GPT2)
+    tokenizer, _, _ = read_tokenizer_and_chat(folder / "theirs", family is GPT2)
     assert sum(tensor.numel() for tensor in weights.values()) > 0
     assert config.vocab_size > 0
     tokenizer.decode(tokenizer.encode("to be"))

@@ -17,6 +17,7 @@ import pytest
 from httpfuzz import BODIES, KEY, QUERIES, Attack, json_attack, raw_attack
 
 from groundling.serve.http.middleware import SECURITY
+from prockit import n_sockets, resident_bytes
 from servekit import Served, serving
 
 pytestmark = pytest.mark.slow
@@ -114,21 +115,11 @@ def check(answer: Answer) -> None:
         assert "Traceback" not in error["message"]
 
 
-def memory(server: Served) -> float:
-    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
-    return 1024.0 * int(status.split("VmRSS:")[1].split()[0])
-
-
-def n_connections(server: Served) -> int:
-    files = Path(f"/proc/{server.process.pid}/fd").iterdir()
-    return sum(os.path.realpath(file).startswith(f"/proc/{server.process.pid}/fd/socket") for file in files)
-
-
 def comes_to_rest(server: Served, n_before: int) -> None:
     """No connection is left, nothing is written or waits, and nothing was a bug."""
     until = time.monotonic() + MAX_WAIT_S
-    while n_connections(server) > n_before:
-        assert time.monotonic() < until, f"{n_connections(server) - n_before} connections are left"
+    while n_sockets(server.process.pid) > n_before:
+        assert time.monotonic() < until, f"{n_sockets(server.process.pid) - n_before} connections are left"
         time.sleep(0.05)
     _, text, _ = server.ask("GET", "/metrics", headers=AUTHORIZED)
     assert re.search(rb"^groundling_active(\{[^}]*\})? 0\.0$", text, re.MULTILINE)
@@ -142,7 +133,7 @@ def comes_to_rest(server: Served, n_before: int) -> None:
 def test_a_request_is_answered_or_refused_and_nothing_is_left(attacked: Served, level: str) -> None:
     assert attacked.ask("GET", "/ready")[0] == 200
     time.sleep(0.3)  # until the connection of this is closed
-    n_before, grown_from = n_connections(attacked), 0.0
+    n_before, grown_from = n_sockets(attacked.process.pid), 0.0
     until, seed, statuses = time.monotonic() + SECONDS / len(LEVELS), FIRST_SEED, set[int]()
     while time.monotonic() < until if SECONDS else seed < FIRST_SEED + N_SEEDS[level]:
         attack = LEVELS[level](seed)
@@ -158,10 +149,11 @@ def test_a_request_is_answered_or_refused_and_nothing_is_left(attacked: Served, 
             raise
         seed += 1
         if seed == FIRST_SEED + N_WARM:
-            grown_from = memory(attacked)
+            grown_from = resident_bytes(attacked.process.pid)
     comes_to_rest(attacked, n_before)
     assert attacked.ask("GET", "/health")[0] == 200
-    assert not grown_from or memory(attacked) - grown_from < MAX_GROWN, f"{memory(attacked) - grown_from:,.0f} bytes"
+    grown = resident_bytes(attacked.process.pid) - grown_from if grown_from else 0.0
+    assert grown < MAX_GROWN, f"{grown:,.0f} bytes"
     assert SECONDS or {200, 400, 401 if level == "raw" else 404} <= statuses
 
 

@@ -67,7 +67,7 @@ def sequences(n: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
 def test_packed_sequences_neither_overlap_nor_get_lost(lengths: list[int]) -> None:
     packing = plan(lengths, T)
     taken = torch.zeros(packing.shape)
-    for (row, start), length in zip(packing.seats, lengths, strict=True):
+    for (row, start), length in zip(packing.placements, lengths, strict=True):
         taken[row, start : start + length] += 1
     assert taken.max() == 1
     assert taken.sum() == sum(lengths)
@@ -98,11 +98,11 @@ def test_fine_tuning_trains_on_assistant_tokens_only(gpt: GPT) -> None:
         logprobs_TV = gpt(torch.tensor([example.ids]))[0].log_softmax(-1)
         alone -= sum(
             logprobs_TV[place - 1, id].item()
-            for place, (id, said) in enumerate(zip(example.ids, example.said, strict=True))
+            for place, (id, said) in enumerate(zip(example.ids, example.loss_mask, strict=True))
             if said
         )
     assert together == pytest.approx(alone, rel=1e-10)
-    assert sum(batch.n_targets for batch in batches) == sum(sum(example.said) for example in examples)
+    assert sum(batch.n_targets for batch in batches) == sum(sum(example.loss_mask) for example in examples)
 
 
 def test_how_a_batch_is_cut_into_rows_changes_no_update() -> None:

@@ -43,17 +43,17 @@ def uneven_batch(seed: int, taught: bool) -> Batch:
     idx_BT, targets_BT = torch.randint(CONFIG.vocab_size, (2, 8, 12), generator=generator).unbind()
     for row, n in enumerate((12, 0, 5, 1, 12, 7, 3, 10)):
         targets_BT[row, n:] = IGNORE
-    hints_BTV = torch.rand(8, 12, CONFIG.vocab_size, generator=generator, dtype=torch.float64)
-    return as_batch(idx_BT, targets_BT, hints_BTV / hints_BTV.sum(-1, keepdim=True) if taught else None)
+    teacher_probs_BTV = torch.rand(8, 12, CONFIG.vocab_size, generator=generator, dtype=torch.float64)
+    return as_batch(idx_BT, targets_BT, teacher_probs_BTV / teacher_probs_BTV.sum(-1, keepdim=True) if taught else None)
 
 
-def as_batch(idx_BT: torch.Tensor, targets_BT: torch.Tensor, hints_BTV: torch.Tensor | None = None) -> Batch:
-    return Batch(idx_BT, targets_BT, int((targets_BT != IGNORE).sum()), hints_BTV)
+def as_batch(idx_BT: torch.Tensor, targets_BT: torch.Tensor, teacher_probs_BTV: torch.Tensor | None = None) -> Batch:
+    return Batch(idx_BT, targets_BT, int((targets_BT != IGNORE).sum()), teacher_probs_BTV)
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    hints_BTV = batch.hints_BTV
-    return as_batch(batch.idx_BT[rows], batch.targets_BT[rows], None if hints_BTV is None else hints_BTV[rows])
+    probs_BTV = batch.teacher_probs_BTV
+    return as_batch(batch.idx_BT[rows], batch.targets_BT[rows], None if probs_BTV is None else probs_BTV[rows])
 
 
 def cut_up(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
@@ -87,7 +87,7 @@ def require_same(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 KINDS = [("adamw", False), ("adamw", True), ("muon", False), ("muon", True)]
-"""Optimizer, and whether a teacher gives hints."""
+"""Optimizer, and whether a teacher gives distributions."""
 
 
 @pytest.mark.parametrize(("kind", "taught"), KINDS)

@@ -1,7 +1,6 @@
 """Keys and values: memory that follows use, and never changes what is kept in it."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from groundling.model import cache as cache_module
 from groundling.model.cache import KVCache
 from groundling.model.config import GPTConfig
+from prockit import resident_bytes
 
 CONFIG = GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=16, block_size=5000, vocab_size=11, position="rotary")
 
@@ -75,7 +75,7 @@ def test_memory_is_taken_when_it_is_promised_and_goes_back_at_once():
     """The system is asked how much is left: pages that are promised and never written to would not count."""
 
     def resident() -> int:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(os.getpid())
 
     wide = GPTConfig(n_layer=2, n_head=1, n_embd=1024, block_size=16_384, vocab_size=11)
     before, cache = resident(), KVCache(wide, 16)

@@ -79,18 +79,18 @@ def test_the_sum_is_in_float32_or_better():
 
 def test_a_teacher_who_expects_what_stands_there_changes_nothing():
     logits_BTV, targets_BT = torch.randn(2, 3, 5), torch.tensor([[1, 4, 0], [2, 2, IGNORE]])
-    hints_BTV = torch.nn.functional.one_hot(targets_BT.clamp(min=0), 5).float()
+    teacher_probs_BTV = torch.nn.functional.one_hot(targets_BT.clamp(min=0), 5).float()
     torch.testing.assert_close(
-        distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), loss_sum(logits_BTV, targets_BT)
+        distillation_loss_sum(logits_BTV, targets_BT, teacher_probs_BTV, 0.3), loss_sum(logits_BTV, targets_BT)
     )
 
 
 def test_with_a_teacher_the_loss_is_the_cross_entropy_with_the_mixture():
     logits_BTV, targets_BT = torch.randn(2, 3, 5), torch.randint(5, (2, 3))
-    hints_BTV = torch.rand(2, 3, 5).softmax(-1)
-    mixture_BTV = 0.7 * torch.nn.functional.one_hot(targets_BT, 5) + 0.3 * hints_BTV
+    teacher_probs_BTV = torch.rand(2, 3, 5).softmax(-1)
+    mixture_BTV = 0.7 * torch.nn.functional.one_hot(targets_BT, 5) + 0.3 * teacher_probs_BTV
     expected = torch.nn.functional.cross_entropy(logits_BTV.mT, mixture_BTV.mT, reduction="sum")
-    torch.testing.assert_close(distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.3), expected)
+    torch.testing.assert_close(distillation_loss_sum(logits_BTV, targets_BT, teacher_probs_BTV, 0.3), expected)
     torch.testing.assert_close(
-        distillation_loss_sum(logits_BTV, targets_BT, hints_BTV, 0.0), loss_sum(logits_BTV, targets_BT)
+        distillation_loss_sum(logits_BTV, targets_BT, teacher_probs_BTV, 0.0), loss_sum(logits_BTV, targets_BT)
     )

@@ -310,7 +310,7 @@ def test_the_default_rules_find_nothing_in_shakespeare() -> None:
         ("[[rule]]\nname = 'x'\nreason = 'y'\naction = 'block'\npattern = 'a(?=b)'", "looks ahead"),
         ("[[rule]]\nname = 'x'\nreason = 'y'\naction = 'block'\npattern = 'a{0,5}'", "nothing at all"),
         ("[[rule]]\nname = 'x'\nreason = 'y'\naction = 'block'\npattern = '('", "not a regular expression"),
-        ("[[rule]]\nreason = 'y'\naction = 'block'\nwords = ['a']", "name has to be"),
+        ("[[rule]]\nreason = 'y'\naction = 'block'\nwords = ['a']", "name must be"),
         ("[[rule", "cannot be read"),
     ],
 )

@@ -82,7 +82,7 @@ def test_what_was_measured_once_is_believed(timings, monkeypatch, model, notes):
     kept = {shape_key(CONFIG, "float32", 1): slower, shape_key(CONFIG, "bfloat16", 1): faster}
     timings.write_text(json.dumps(kept), encoding="utf-8")
     assert not Engine(model).is_native
-    assert notes == ["decoding with PyTorch, 3.0 times as fast here as compiled code"]
+    assert notes == ["decoding with PyTorch, 3.0 times as fast here as the native decoder"]
     assert Engine(model, DecodeConfig(weights="bfloat16")).is_native
     assert len(notes) == 1
 
@@ -157,7 +157,7 @@ def test_too_little_memory_to_measure_is_said_in_one_line(timings, monkeypatch, 
 
     monkeypatch.setattr(auto_runner, "measure", measure)
     for decode in (lambda: deterministic_decode(model, DecodeConfig()), lambda: Engine(model)):
-        with pytest.raises(ConfigError, match=f"not enough memory to read on: .*{str(error)[-20:]}"):
+        with pytest.raises(ConfigError, match=f"not enough memory to continue: .*{str(error)[-20:]}"):
             decode()
     monkeypatch.setattr(auto_runner, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):

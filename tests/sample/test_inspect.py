@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from groundling.model.config import GPTConfig
 from groundling.model.gpt import GPT
-from groundling.model.inspect import look, score_heads, weights_of
+from groundling.model.inspect import attention_weights, score_heads, trace_forward
 
 SIZES = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 32, "vocab_size": 20}
 FAMILIES = {
@@ -37,7 +37,7 @@ def model(request) -> GPT:
 
 
 def test_attention_is_a_distribution_over_the_past(model: GPT) -> None:
-    seen = look(model, IDS).attention_LHTS
+    seen = trace_forward(model, IDS).attention_LHTS
     assert seen.shape == (3, 4, len(IDS), len(IDS))
     torch.testing.assert_close(seen.sum(-1), torch.ones(3, 4, len(IDS)))
     assert seen.triu(1).abs().max() == 0
@@ -49,7 +49,7 @@ def test_the_weights_are_those_of_the_fused_kernel(model: GPT) -> None:
     attention = model.eval().h[1].attn
     x_BTC = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        weights_BHTS = weights_of(attention, x_BTC)
+        weights_BHTS = attention_weights(attention, x_BTC)
         n_kv, size = attention.n_kv_head, attention.head_size
         v_BHSD = attention.c_attn(x_BTC).view(2, 9, -1, size)[:, :, -n_kv:].transpose(1, 2)
         y_BHTD = weights_BHTS @ v_BHSD.repeat_interleave(attention.n_head // n_kv, 1)
@@ -58,7 +58,7 @@ def test_the_weights_are_those_of_the_fused_kernel(model: GPT) -> None:
 
 
 def test_the_last_lens_is_the_model_and_the_parts_make_the_stream(model: GPT) -> None:
-    seen = look(model, IDS)
+    seen = trace_forward(model, IDS)
     with torch.no_grad():
         logits_TV = model.eval()(torch.tensor([IDS]))[0]
     logprobs_TV = logits_TV.log_softmax(-1)
@@ -77,7 +77,7 @@ def test_the_last_lens_is_the_model_and_the_parts_make_the_stream(model: GPT) ->
 
 def test_ids_that_mean_nothing_are_not_told(model: GPT) -> None:
     ids = [3, 1, 4, 1, 19]
-    seen, whole = look(model, ids, n_ids=4), look(model, ids)
+    seen, whole = trace_forward(model, ids, n_ids=4), trace_forward(model, ids)
     assert torch.equal(seen.logits_V, whole.logits_V[:4])
     assert seen.likely_LTK.shape == (4, 5, 4)
     assert seen.likely_LTK.max() == 3
@@ -88,11 +88,11 @@ def test_ids_that_mean_nothing_are_not_told(model: GPT) -> None:
 
 
 def test_a_text_of_one_token_has_nothing_that_follows(model: GPT) -> None:
-    assert look(model, [7]).following_LT.shape == (4, 0)
+    assert trace_forward(model, [7]).following_LT.shape == (4, 0)
 
 
 def test_the_first_lens_knows_only_the_token_itself(model: GPT) -> None:
-    seen = look(model, IDS)
+    seen = trace_forward(model, IDS)
     first, how_likely = seen.likely_LTK[0], seen.likely_logprobs_LTK[0]
     if model.config.position == "rotary":
         assert torch.equal(how_likely[1], how_likely[3]), "two ones, before anything was read"
@@ -118,7 +118,7 @@ def test_no_more_than_one_layers_logits_are_held_at_once() -> None:
     """Of all 13 at once, GPT-2's would be 374 MB for 143 tokens."""
     model = GPT(GPTConfig(n_layer=6, n_head=1, n_embd=8, block_size=32, vocab_size=5000))
     with Watched() as watched:
-        seen = look(model, [1] * 32)
+        seen = trace_forward(model, [1] * 32)
     assert watched.most == 32 * 5000
     assert seen.logits_V.untyped_storage().nbytes() == 5000 * 4, "the last place does not keep the others alive"
 
@@ -128,7 +128,7 @@ def test_looking_leaves_no_trace(model: GPT) -> None:
     with torch.no_grad():
         before = model.eval()(torch.tensor([IDS]))
         model.train()
-        look(model, IDS)
+        trace_forward(model, IDS)
         assert model.training
         assert torch.equal(model.eval()(torch.tensor([IDS])), before)
     for module in model.modules():
@@ -138,7 +138,7 @@ def test_looking_leaves_no_trace(model: GPT) -> None:
 def test_an_error_leaves_no_trace_either(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.h[2].mlp, "forward", lambda x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        look(model, IDS)
+        trace_forward(model, IDS)
     for module in model.modules():
         assert not module._forward_hooks
 
@@ -146,7 +146,7 @@ def test_an_error_leaves_no_trace_either(model: GPT, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("n", [0, 33])
 def test_what_it_cannot_read_is_refused(model: GPT, n: int) -> None:
     with pytest.raises(ValueError, match="from 1 to 32"):
-        look(model, [1] * n)
+        trace_forward(model, [1] * n)
 
 
 def test_a_head_that_looks_at_the_token_before_is_found() -> None:
@@ -228,13 +228,13 @@ def test_a_context_of_three_is_too_short_to_score() -> None:
 
 
 def test_what_is_told_of_a_model_on_another_device_lies_in_memory(model: GPT) -> None:
-    here, heads_here = look(model, IDS, 18), score_heads(model, 18)
+    here, heads_here = trace_forward(model, IDS, 18), score_heads(model, 18)
     sent_there(model)
     with elsewhere():
         assert model.wte.weight.device == PLACE
         with pytest.raises(RuntimeError, match="same device"):
             model.wte.weight.sum(0) + torch.ones(32)
-        there, heads_there = look(model, IDS, 18), score_heads(model, 18)
+        there, heads_there = trace_forward(model, IDS, 18), score_heads(model, 18)
     for ours, theirs in ((here, there), (heads_here, heads_there)):
         for name, value in vars(ours).items():
             found = getattr(theirs, name)

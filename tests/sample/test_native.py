@@ -233,7 +233,7 @@ def test_an_unsupported_model_is_refused_only_with_native_on(model):
     class Other(torch.nn.Linear):
         block_size = 4
 
-    with pytest.raises(ConfigError, match="a Other is read as it is"):
+    with pytest.raises(ConfigError, match="a Other runs only with"):
         AutoRunner(Other(1, 1), 1, weights="int8")
 
 

@@ -1,6 +1,8 @@
 """Which compiled libraries are loaded: intact ones with the binary interface that Python expects."""
 
 import ctypes
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +94,52 @@ def test_after_a_mismatch_it_is_compiled_again_once(tmp_path, monkeypatch, chang
     assert copy.reason == f"the compiled library has {difference}; csrc/abi.h and abi.py do not match"
     copy._path.write_bytes(code)
     assert Compilation(tmp_path / "native").library() is not None
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 only")
+def test_a_library_for_another_processor_is_refused_before_its_instructions_kill_the_process(tmp_path, monkeypatch):
+    """No processor has both AMD's FMA4 and AVX-512."""
+    copy = copied_library(tmp_path)
+    command = [find_compiler(), "-std=c++20", "-shared", "-fPIC", "-pthread", "-march=x86-64", "-D__FMA4__"]
+    source = (build.CSRC / "decode.cpp").read_text("utf-8")
+    function = source[source.index("const char* missing_feature()") : source.index("int panel_lanes()")]
+    code = '#include "abi.h"\n#define __AVX512BF16__\n'
+    code += 'extern "C" { const AbiEntry* abi_layout() { return ABI_LAYOUT; }\n'
+    (tmp_path / "other.cpp").write_text(f"{code}{function}}}\n", encoding="utf-8")
+    monkeypatch.setenv("GROUNDLING_MARCH", "other")
+    paths = ["-I", str(build.CSRC), str(tmp_path / "other.cpp"), "-o", str(copy._path)]
+    subprocess.run([*command, *paths], check=True)
+    copy._checksum_path.write_text(" ".join(map(str, build.cksum(copy._path.read_bytes()))), encoding="ascii")
+    assert copy.library() is None
+    expected = (
+        r"this processor has no (fma4|avx512bf16), which GROUNDLING_MARCH=other uses; set it to an older processor"
+    )
+    assert re.match(expected, copy.reason)
+    assert copy._path.exists(), "compiling it again would not help"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX shell")
+def test_a_compiler_that_hangs_is_killed_with_its_children(tmp_path, monkeypatch):
+    """Even when the process that started it has ended."""
+    compiler, noted = tmp_path / "c++", tmp_path / "pids"
+    compiler.write_text(f"#!/bin/sh\nsleep 600 &\necho $$ $! > {noted}.part; mv {noted}.part {noted}; wait\n", "utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(build, "TIMEOUT_S", 1.0)
+    hanging = Compilation(tmp_path / "native")
+    assert hanging.wait() is None
+    assert hanging.reason.endswith("the compiler took more than 1 s")
+    pids = noted.read_text("utf-8").split()
+    until = time.monotonic() + 30
+    while any(is_running(int(pid)) for pid in pids):
+        assert time.monotonic() < until, "the compiler still runs"
+        time.sleep(0.02)
+    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".log"]
+
+
+def is_running(pid: int) -> bool:
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(found.strip()) and not found.startswith("Z")
 
 
 def test_windows_decodes_with_pytorch(monkeypatch):

@@ -50,8 +50,8 @@ READ = json.dumps({"model": "base", "prompt": "a", "dance": 1}).encode()
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "the body is empty; it has to be an object with model and prompt"),
-        (b"null", "the body is null; it has to be an object with model and prompt"),
+        (b"", "the body is empty; it must be an object with model and prompt"),
+        (b"null", "the body is null; it must be an object with model and prompt"),
         (b'{"a":}', "the body is not JSON: Expecting value, at character 5"),
         (b'{"a": "\n"}', "the body is not JSON: Invalid control character, at character 7"),
         (b'{"model": "caf\xe9"}', "the body is not UTF-8: byte 14 is 0xE9; send JSON in UTF-8"),
@@ -154,10 +154,10 @@ def test_a_body_at_the_limit_is_decompressed_and_a_bomb_is_not():
 def test_the_address_has_words_too(client):
     asked = {
         "": ("rater is missing; give it in the address: ?rater=...", "rater"),
-        "?rater=": ("rater is empty; it has to have at least 1 character", "rater"),
-        "?rater=a&n=x": ('n is "x"; it has to be an integer', "n"),
-        "?rater=a&n=" + "9" * 5000: (f'n is "{"9" * 40}"; it has to be an integer', "n"),
-        "?rater=a&n=9": ('n is "9"; it has to be less than or equal to 4', "n"),
+        "?rater=": ("rater is empty; it must have at least 1 character", "rater"),
+        "?rater=a&n=x": ('n is "x"; it must be an integer', "n"),
+        "?rater=a&n=" + "9" * 5000: (f'n is "{"9" * 40}"; it must be an integer', "n"),
+        "?rater=a&n=9": ('n is "9"; it must be less than or equal to 4', "n"),
     }
     for query, told in asked.items():
         error = client.get(f"/v1/groundling/rankings/next{query}").json()["error"]

@@ -1,6 +1,5 @@
 """A server of a model whose window takes gigabytes: it starts, answers, and takes memory as texts grow."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from groundling.serve.completions import requests as completion_requests
 from groundling.system.memory import Memory, memory_of
 from groundling.text.char import CharTokenizer
 from groundling.text.chat.role_tokens import RoleTokens
+from prockit import resident_bytes
 from servekit import LETTERS, serving
 
 WINDOW = {"n_layer": 28, "n_head": 16, "n_kv_head": 8, "head_size": 128, "block_size": 40_960, "position": "rotary"}
@@ -41,18 +41,14 @@ def talker(folder: Path, **sizes: Any) -> Path:
 def test_a_server_of_a_long_window_takes_memory_as_it_is_used(tmp_path: Path) -> None:
     folder = talker(tmp_path / "long", **WINDOW, n_hidden=32)
 
-    def resident() -> int:
-        fields = Path(f"/proc/{server.process.pid}/statm").read_text(encoding="ascii").split()
-        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-
     with serving(folder, "--safety", "off") as server:
-        before = resident()
+        before = resident_bytes(server.process.pid)
         assert before < 1_500_000_000
         body = {"model": "long", "messages": TALK, "max_tokens": 40, "temperature": 0}
         status, answer, _ = server.ask("POST", "/v1/chat/completions", body)
         assert status == 200, answer
         assert answer["usage"]["completion_tokens"] == 40
-        assert resident() - before < 200_000_000, "58 MB are for 256 positions"
+        assert resident_bytes(server.process.pid) - before < 200_000_000, "58 MB are for 256 positions"
         status, answer, _ = server.ask("GET", "/v1/models")
         assert answer["data"][0]["groundling"]["block_size"] == 40_960
     with serving(folder, "--safety", "off", "--context", "2048") as server:

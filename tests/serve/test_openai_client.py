@@ -230,8 +230,8 @@ def test_invalid_values_are_refused_by_name(
 @pytest.mark.parametrize(
     ("param", "prompt", "words"),
     [
-        ("prompt", [], "prompt is an empty array; it has to be a string, an array of strings,"),
-        ("prompt.1", [1, -1], "prompt.1 is -1; it has to be an integer from 0 to"),
+        ("prompt", [], "prompt is an empty array; it must be a string, an array of strings,"),
+        ("prompt.1", [1, -1], "prompt.1 is -1; it must be an integer from 0 to"),
         ("prompt.1", [1, 70_000], "prompt.1 is 70000; the model's tokens are 0 to"),
         ("prompt.1.0", [[1], [70_000]], "prompt.1.0 is 70000; the model's tokens are 0 to"),
         ("prompt.1", ["a", "Ж"], "prompt.1: the character 'Ж'"),

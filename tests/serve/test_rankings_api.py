@@ -44,6 +44,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "align"))
 from rankingkit import judgement
 from stagekit import write_rankings
 
+from prockit import children, is_alive
+
 URL = "/v1/groundling/rankings"
 NAMES = ("yorick", "ophelia")
 N_PROMPTS = 60
@@ -626,18 +628,6 @@ def test_too_few_rankings_are_refused_for_training(words: tuple[object, ...]) ->
         assert server.ask("POST", f"{URL}/train", {"model": "../yorick"})[0] == 404
 
 
-def children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found if b"child_process" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.slow
 def test_a_reward_model_is_trained_one_at_a_time(words: tuple[object, ...], tmp_path: Path) -> None:
     write_rankings(tmp_path / "kept.sqlite")
@@ -659,10 +649,10 @@ def test_a_reward_model_is_trained_one_at_a_time(words: tuple[object, ...], tmp_
         steps = [each["step"] or 0 for each in seen]
         assert steps == sorted(steps)
         assert (tmp_path / "runs/reward-1/bundle/config.json").is_file()
-        assert not children(server.process.pid)
+        assert not children(server.process.pid, "child_process")
         assert "reward-1" in [run["name"] for run in server.ask("GET", "/v1/groundling/runs")[1]["data"]]
         assert server.ask("POST", f"{URL}/train", {})[1]["run"] == "reward-2"
-        (child,) = children(server.process.pid)
+        (child,) = children(server.process.pid, "child_process")
         assert server.ask("DELETE", f"{URL}/train")[1]["state"] == "stopped"
         assert not is_alive(child)
 
@@ -706,8 +696,8 @@ def test_a_training_ends_with_the_server(words: tuple[object, ...], tmp_path: Pa
     write_rankings(tmp_path / "kept.sqlite", n=1500)
     with (serving if how is signal.SIGTERM else killed_at_the_end)(*words) as server:
         assert server.ask("POST", f"{URL}/train", {})[0] == 200
-        wait_until(lambda: children(server.process.pid))
-        (child,) = children(server.process.pid)
+        wait_until(lambda: children(server.process.pid, "child_process"))
+        (child,) = children(server.process.pid, "child_process")
         wait_until(lambda: (tmp_path / "runs/reward-1/metrics.jsonl").exists(), 60)
         server.process.send_signal(how)
         server.process.wait(30)

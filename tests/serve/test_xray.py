@@ -18,7 +18,7 @@ import torch
 from housekit import House, comes_to_hold, house_of
 
 from groundling.bundle import Bundle, load_bundle
-from groundling.model.inspect import look, score_heads
+from groundling.model.inspect import score_heads, trace_forward
 from groundling.serve import checkpoints, xray
 from groundling.serve.config import ServeConfig
 from groundling.serve.state import ServerState
@@ -41,7 +41,7 @@ def test_the_response_matches_the_model(server: Served, models, name: str) -> No
     assert status == 200
     bundle = load_bundle(models[name])
     ids = bundle.tokenizer.encode("the king and")
-    seen = look(bundle.model, ids)
+    seen = trace_forward(bundle.model, ids)
     assert answer["tokens"] == ids
     assert "".join(answer["pieces"][str(id)] for id in ids) == "the king and"
     for layer in range(2):
@@ -146,7 +146,7 @@ def test_the_response_is_built_without_the_model(models) -> None:
     ids = bundle.tokenizer.encode("Who?")
     nobody = replace(bundle, model=None)
     told = json.loads(
-        xray._response("talker", None, nobody, ids, look(bundle.model, ids), score_heads(bundle.model, 60))
+        xray._response("talker", None, nobody, ids, trace_forward(bundle.model, ids), score_heads(bundle.model, 60))
     )
     assert told["tokens"] == ids
 

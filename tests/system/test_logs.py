@@ -82,7 +82,7 @@ DAMAGED = [
 def test_what_is_no_record_is_passed_over_and_counted(path, tmp_path, capsys):
     path.write_bytes(b"".join(line + b"\n" for line in [*DAMAGED, b'{"step": 5}']))
     assert steps(path) == [5]
-    assert capsys.readouterr().err == f"{path}: passed over {len(DAMAGED)} damaged lines\n"
+    assert capsys.readouterr().err == f"{path}: skipped {len(DAMAGED)} damaged lines\n"
     assert read_records(tmp_path / "nothing") == []
 
 

@@ -28,12 +28,12 @@ def test_each_choice_says_its_reason():
 
 def test_what_is_asked_for_is_taken_and_said():
     reasons = picked(threads=1, dtype="bfloat16").reasons
-    assert reasons["allocator"] == "left alone, as asked"
-    assert reasons["compile"] == "off, as asked"
+    assert reasons["allocator"] == "unchanged, as requested"
+    assert reasons["compile"] == "off, as requested"
     assert reasons["threads"] == f"1 of {os.cpu_count()} cores"
     assert reasons["precision"].startswith("bfloat16 products")
     assert reasons["device"].startswith("cpu (")
-    assert reasons["device"].endswith("as asked")
+    assert reasons["device"].endswith("as requested")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_threads_are_set_for_the_process():
 def test_what_is_not_there_is_refused():
     assert runtime.pick_device("auto").type in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match=r"'cuda' is not there; this machine has: .*cpu"):
+        with pytest.raises(ConfigError, match=r"'cuda' is not available; this machine has: .*cpu"):
             runtime.pick_device("cuda")
-    with pytest.raises(ConfigError, match="'tpu' is not there"):
+    with pytest.raises(ConfigError, match="'tpu' is not available"):
         runtime.pick_device("tpu")
     with pytest.raises(ConfigError, match="threads is 0"):
         RuntimeConfig(threads=0)
@@ -91,7 +91,7 @@ def test_a_compiler_is_found_where_it_is(tmp_path, monkeypatch):
     assert runtime.find_compiler() == str(tmp_path / "my-compiler")
     assert picked(compile="auto").reasons["compile"] == f"on ({tmp_path / 'my-compiler'})"
     short = runtime.pick(RuntimeConfig(device="cpu", tune_allocator=False), worth_compiling=False)
-    assert (short.compile, short.reasons["compile"]) == (False, "off: the run is shorter than compiling for it")
+    assert (short.compile, short.reasons["compile"]) == (False, "off: the run is too short for compilation to pay off")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     without = picked(compile="on")
     assert not without.compile
@@ -180,9 +180,9 @@ def test_nothing_is_wrapped_where_nothing_is_compiled():
 def test_the_allocator_is_tuned_by_what_is_there(monkeypatch):
     code = "from groundling.system import runtime; print(runtime.tune_allocator())"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert answer.strip() in ("glibc, keeps freed memory (mallopt)", "left alone: only glibc's is tuned")
+    assert answer.strip() in ("glibc, keeps freed memory (mallopt)", "unchanged: only glibc's is tuned")
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
-    assert runtime.tune_allocator() == "left alone: LD_PRELOAD brings /usr/lib/libjemalloc.so.2"
+    assert runtime.tune_allocator() == "unchanged: LD_PRELOAD loads /usr/lib/libjemalloc.so.2"
 
 
 def test_the_plain_module_is_found_in_what_is_around_it():

@@ -50,8 +50,8 @@ def test_a_prompt_and_its_reply_are_the_conversation(messages, reply):
     whole = CHAT.render([*messages, Message("assistant", reply)], TOKENIZER)
     prompt = CHAT.prompt(messages, TOKENIZER)
     assert [*prompt, *TOKENIZER.encode(reply), CHAT.end] == whole.ids
-    assert whole.said[len(prompt) :] == [True] * (len(reply) + 1)
-    assert whole.said[len(prompt) - 1] is False
+    assert whole.loss_mask[len(prompt) :] == [True] * (len(reply) + 1)
+    assert whole.loss_mask[len(prompt) - 1] is False
 
 
 @pytest.mark.parametrize("vocab_size", [1, 65, 50257])

@@ -12,9 +12,9 @@ from groundling.bundle.layout import CHAT
 from groundling.data.examples.conversations import Conversation, Preference
 from groundling.data.examples.encoding import (
     EncodingCounts,
+    encode_chat_prompt,
     encode_conversation,
     encode_preference,
-    encode_prompt,
     least_ids,
 )
 from groundling.errors import CheckpointError, ConfigError, DataError
@@ -121,8 +121,8 @@ def test_a_prompt_and_its_reply_are_the_conversation(name, given, reply):
     whole = chat.render([*messages, Message("assistant", reply)], TOKENIZER)
     prompt, said = chat.prompt(messages, TOKENIZER), chat.reply(reply, TOKENIZER)
     assert [*prompt, *said] == whole.ids
-    assert whole.said[len(prompt) :] == [True] * len(said)
-    assert not whole.said[len(prompt) - 1]
+    assert whole.loss_mask[len(prompt) :] == [True] * len(said)
+    assert not whole.loss_mask[len(prompt) - 1]
     assert said[-1] == chat.end
     if chat.thinking is not None:
         without = chat.prompt(messages, TOKENIZER, thinking=False)
@@ -146,14 +146,14 @@ def test_learned_are_words_and_ends_of_replies(name, given):
 def test_examples_fit_and_lose_no_structure(name, given, room):
     chat, counts, messages = FORMATS[name], EncodingCounts(), messages_of(given)
     room += least_ids(chat, TOKENIZER)
-    prompt = encode_prompt([m for m in messages if m.role != "assistant"][-1:], chat, TOKENIZER, room, counts)
+    prompt = encode_chat_prompt([m for m in messages if m.role != "assistant"][-1:], chat, TOKENIZER, room, counts)
     if prompt is not None:
         assert len(prompt) <= room
         assert prompt[-10:] == chat.opening_ids("assistant", TOKENIZER)[-10:]
     encoded = encode_conversation(Conversation(tuple(messages)), chat, TOKENIZER, room, counts)
     if encoded is not None:
-        assert len(encoded.ids) == len(encoded.said) <= room
-        assert encoded.said[-1]
+        assert len(encoded.ids) == len(encoded.loss_mask) <= room
+        assert encoded.loss_mask[-1]
         assert encoded.ids.count(START) >= 2
         assert {message.role for message in messages_in(encoded.ids, chat, TOKENIZER)} >= {"user", "assistant"}
     pair = Preference((Message("user", "abc"),), "yes", "no")
@@ -166,8 +166,8 @@ def test_examples_fit_and_lose_no_structure(name, given, room):
 def test_a_context_without_room_is_refused_by_its_size():
     least = least_ids(CHATML, TOKENIZER)
     assert least > least_ids(RoleTokens.after(len(SYMBOLS)), TOKENIZER) == 8
-    with pytest.raises(ConfigError, match=f"it needs {least} at least"):
-        encode_prompt([Message("user", "a")], CHATML, TOKENIZER, least - 1, EncodingCounts())
+    with pytest.raises(ConfigError, match=f"it needs at least {least}"):
+        encode_chat_prompt([Message("user", "a")], CHATML, TOKENIZER, least - 1, EncodingCounts())
 
 
 @given(PIECES)

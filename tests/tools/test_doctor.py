@@ -47,7 +47,7 @@ def test_a_missing_extra_comes_with_its_whole_command(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda _: None)
     monkeypatch.setattr(doctor, "measure_decoding", lambda *_: 1.0)
     monkeypatch.setattr(doctor, "measure_training", lambda *_: 1.0)
-    monkeypatch.setattr(doctor, "describe_compiled_code", lambda _: "none")
+    monkeypatch.setattr(doctor, "describe_native_decoder", lambda _: "none")
     monkeypatch.setattr(doctor, "Engine", lambda *_: SimpleNamespace(is_native=False))
     monkeypatch.setattr(hardware, "measure_matmul_peak", lambda *_: 1e9)
     assert doctor.main(["--device", "cpu"]) == 0

@@ -38,14 +38,14 @@ def model() -> GPT:
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
     idx_BT, targets_BT = torch.randint(CONFIG.vocab_size, (2, 4, 6), generator=generator).unbind()
-    hints_BTV = torch.rand(4, 6, CONFIG.vocab_size, generator=generator, dtype=torch.float64).softmax(-1)
-    return Batch(idx_BT, targets_BT, 24, hints_BTV)
+    teacher_probs_BTV = torch.rand(4, 6, CONFIG.vocab_size, generator=generator, dtype=torch.float64).softmax(-1)
+    return Batch(idx_BT, targets_BT, 24, teacher_probs_BTV)
 
 
 @pytest.mark.parametrize(("fades", "weight"), [(True, 0.2), (False, 0.8)])
 def test_the_weight_of_a_step_follows_the_learning_rate_if_it_fades(model, batch, fades, weight):
     """From step 3 of 4 on, as in a resumed run: the learning rate is a quarter of the highest."""
-    expected = distillation_loss_sum(model(batch.idx_BT), batch.targets_BT, batch.hints_BTV, weight).item()
+    expected = distillation_loss_sum(model(batch.idx_BT), batch.targets_BT, batch.teacher_probs_BTV, weight).item()
     objective = DistillationObjective(model, 0.8)
     losses = []
 
@@ -60,6 +60,6 @@ def test_the_weight_of_a_step_follows_the_learning_rate_if_it_fades(model, batch
     assert losses == pytest.approx([expected / 24], rel=1e-12)
 
 
-def test_without_hints_the_loss_is_the_plain_one(model, batch):
-    plain = dataclasses.replace(batch, hints_BTV=None)
+def test_without_a_teachers_distributions_the_loss_is_the_plain_one(model, batch):
+    plain = dataclasses.replace(batch, teacher_probs_BTV=None)
     assert torch.equal(DistillationObjective(model, 0.8)(plain), Objective(model)(plain))

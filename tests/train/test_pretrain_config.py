@@ -99,7 +99,7 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused_before_training(tiny_confi
 
 def test_a_missing_device_is_refused_before_the_folder_is_created(tiny_config):
     config = tiny_config(runtime={"device": "mps"})
-    with pytest.raises(ConfigError, match="'mps' is not there"):
+    with pytest.raises(ConfigError, match="'mps' is not available"):
         pretrain(config)
     assert not config.out_dir.exists()
 

@@ -75,19 +75,19 @@ def test_without_models_counts_teach():
     assert torch.equal(table_NV, counts_NV[1:].half())
 
 
-def test_hints_stand_at_the_targets_of_their_batch():
+def test_distributions_stand_at_the_targets_of_their_batch():
     teacher = learn(TEXT, FIVE, TeacherConfig(order=3, smoothing=1.0), [], CPU)
     table_NV = leave_one_out(torch.from_numpy(TEXT.astype(np.int64)), 5, 3, 1.0).half()
     how = {"block_size": 8, "batch_size": 4, "micro_batch_size": 2, "seed": 3, "order": "epochs"}
     batches = Batches(TEXT, teacher=teacher, **how)
     places_of = Batches(np.arange(400, dtype=np.uint16), **how)
     for batch, places in zip(batches.next_step(), places_of.next_step(), strict=True):
-        assert torch.equal(batch.hints_BTV, table_NV[places.targets_BT])
-        assert batch.to(CPU).hints_BTV is batch.hints_BTV
+        assert torch.equal(batch.teacher_probs_BTV, table_NV[places.targets_BT])
+        assert batch.to(CPU).teacher_probs_BTV is batch.teacher_probs_BTV
 
 
-def test_without_a_teacher_there_are_no_hints():
-    assert Batches(TEXT, block_size=8, batch_size=2).next_step()[0].hints_BTV is None
+def test_without_a_teacher_there_are_no_distributions():
+    assert Batches(TEXT, block_size=8, batch_size=2).next_step()[0].teacher_probs_BTV is None
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_a_missing_teacher_overwrites_nothing(finished_run, tiny_config, tmp_pat
     with pytest.raises(CheckpointError, match=r"there is no .*nobody"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=taught))
     assert load_bundle(config.out_dir).config.n_embd == 16
-    with pytest.raises(ConfigError, match=r"\(speedrun\): these models have to be trained first; .groundling speedrun"):
+    with pytest.raises(ConfigError, match=r"\(speedrun\): these models must be trained first; .groundling speedrun"):
         pretrain(dataclasses.replace(config, overwrite=True, teacher=TeacherConfig(weight=1.0, recipes=("speedrun",))))
     assert load_bundle(config.out_dir).config.n_embd == 16
     models = (str(config.out_dir / ".." / config.out_dir.name / "bundle"),)

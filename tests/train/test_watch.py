@@ -126,8 +126,8 @@ def test_a_diverging_run_names_the_step_and_keeps_its_checkpoints(tiny_config, c
     config = tiny_config(steps=50, eval_every=None, save_every=1, optim=OptimConfig(lr=1e38), schedule=AT_ONCE)
     with pytest.raises(TrainingError, match=r"stopped at step \d+: .*try lower learning rates, .*--optim.lr 1e\+37"):
         pretrain(config)
-    path, passed_over = Checkpoints(config.out_dir / "checkpoints").newest_good()
-    assert passed_over == []
+    path, skipped = Checkpoints(config.out_dir / "checkpoints").newest_good()
+    assert skipped == []
     last = max(r["step"] for r in records(config))
     assert path.name == f"step-{last:08d}"
     assert not (config.out_dir / "summary.json").exists()

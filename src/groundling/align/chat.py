@@ -12,7 +12,7 @@ import tyro
 
 from groundling.bundle import ChatBundle, load_chat_bundle
 from groundling.config import parse
-from groundling.data.examples.encoding import EncodingCounts, encode_prompt
+from groundling.data.examples.encoding import EncodingCounts, encode_chat_prompt
 from groundling.errors import DataError
 from groundling.sample.engine import DecodeConfig, Engine
 from groundling.sample.request import row_generator
@@ -116,7 +116,7 @@ class Chat:
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
         bundle, counts = self._bundle, EncodingCounts()
         room = bundle.config.block_size - min(self._sampling.max_new_tokens, bundle.config.block_size // 2)
-        prompt = encode_prompt(messages, self._chat, bundle.tokenizer, room - len(self._empty_thoughts), counts)
+        prompt = encode_chat_prompt(messages, self._chat, bundle.tokenizer, room - len(self._empty_thoughts), counts)
         if prompt is None:
             raise DataError(counts.first_unknown or "there is nothing to reply to")
         return prompt + self._empty_thoughts

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from groundling.bundle import ChatBundle
 from groundling.data.examples.conversations import Conversation, holds_prompts, read_conversations, read_prompts
-from groundling.data.examples.encoding import Encoded, EncodingCounts, encode_conversation, encode_prompt
+from groundling.data.examples.encoding import Encoded, EncodingCounts, encode_chat_prompt, encode_conversation
 from groundling.data.examples.messages import Messages
 from groundling.data.examples.shakespeare import MAX_PROMPT, prompts, shakespeare_dialogues
 from groundling.errors import DataError, require
@@ -75,7 +75,7 @@ def encode_prompts(prompts: Sequence[Messages], bundle: ChatBundle, max_ids: int
     """
     counts, found = EncodingCounts(), dict[tuple[int, ...], Messages]()
     for messages in prompts:
-        ids = encode_prompt(messages, bundle.chat, bundle.tokenizer, max_ids, counts)
+        ids = encode_chat_prompt(messages, bundle.chat, bundle.tokenizer, max_ids, counts)
         if ids is not None:
             found.setdefault(tuple(ids), messages)
     if not found:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from groundling.bundle.adapter import Adapter, added
+from groundling.bundle.adapter import Adapter, add_low_rank
 from groundling.errors import require
 from groundling.model.gpt import GPT
 
@@ -54,7 +54,7 @@ class LowRank(nn.Module):
         self.scale = scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        return added(weight, self.a, self.b, self.scale)
+        return add_low_rank(weight, self.a, self.b, self.scale)
 
 
 class LearnedRows(nn.Module):

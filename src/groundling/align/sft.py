@@ -141,7 +141,7 @@ def sft_batches(examples: Sequence[Encoded], packer: Packer) -> list[SftBatch]:
 
 def _batch(examples: Sequence[Encoded], width: int) -> SftBatch:
     rows = pack([example.ids for example in examples], width)
-    targets_BT = rows.said_targets([example.said for example in examples])
+    targets_BT = rows.masked_targets([example.loss_mask for example in examples])
     return SftBatch(rows.idx_BT, rows.layout, targets_BT, int((targets_BT != IGNORE).sum()))
 
 

@@ -71,7 +71,7 @@ class StageConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and below 2**63")
-        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        require(not (self.resume and self.overwrite), "resume continues a run and overwrite removes it; choose one")
 
     def longest(self, bundle: ChatBundle) -> int:
         """Maximum tokens of an example.
@@ -136,7 +136,7 @@ class Stage:
                 f"{folder} has finished, and these settings are new: {'; '.join(changed)}; "
                 "start it again with --overwrite, or choose another --out-dir"
             )
-        log.info(f"{folder} has finished; there is nothing left to do")
+        log.info(f"{folder} has finished; nothing to do")
         if distributed.is_first():
             atomic.remove(self._checkpoints.folder)  # a killed process may have left some
             atomic.sweep_temporaries(folder)
@@ -202,7 +202,7 @@ class Stage:
         if self.failure is not None:
             raise self.failure
         if summary.exit_code:
-            log.info(f"{self.name} stopped as asked; go on: {self._resume_command()}")
+            log.info(f"{self.name} stopped as asked; resume with: {self._resume_command()}")
             return summary.exit_code
         if distributed.is_first():
             atomic.remove(self._checkpoints.folder)

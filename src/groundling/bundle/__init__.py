@@ -14,7 +14,7 @@ In reading order:
     layout.py   file names, selection of a checkpoint, checks
     weights.py  weights under plain names
     adapter.py  LoRA weights, and their base
-    writing.py  a bundle's folder and files, written
+    writing.py  atomic writing of a bundle's folder and files
     context.py  a model with a shorter context
     limits.py   layers and memory, checked before a model is built
 """
@@ -30,8 +30,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from groundling.bundle.adapter import Adapter, Base, base_at, place_of_base
-from groundling.bundle.context import cut_positions, narrowed
+from groundling.bundle.adapter import Adapter, Base, base_at, read_base_reference
+from groundling.bundle.context import cut_positions, limit_context
 from groundling.bundle.layout import (
     ADAPTER,
     CHAT,
@@ -72,7 +72,7 @@ class Bundle:
     model: GPT
     tokenizer: Tokenizer
     chat: ChatTemplate | None = None
-    """The chat template; None: a base model."""
+    """Chat template; None: a base model."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -81,22 +81,22 @@ class Bundle:
 
     @property
     def n_ids(self) -> int:
-        """Only ids below this are sampled; those above are padding, or start a message."""
+        """Only ids below this are sampled; the rest are padding or role tokens."""
         return self.tokenizer.vocab_size if self.chat is None else self.chat.n_reply_ids(self.tokenizer)
 
 
 @dataclass(frozen=True)
 class ChatBundle(Bundle):
-    """A bundle whose model has a chat template: a chat model, or a base model that is about to become one."""
+    """A bundle with a chat template: a chat model, or a base model at the start of fine-tuning."""
 
     chat: ChatTemplate = field()
 
     def encode_chat(self, messages: Sequence[Message], *, thinking: bool = True) -> list[int]:
-        """A conversation as a prompt, which ends where the assistant's reply begins.
+        """Encode a conversation as a prompt, which ends with the assistant's opening.
 
         Args:
             messages: the conversation.
-            thinking: whether a model that thinks before it replies may do so.
+            thinking: whether a reasoning model may reason.
 
         Raises:
             DataError: the tokenizer cannot encode it.
@@ -104,7 +104,7 @@ class ChatBundle(Bundle):
         return self.chat.prompt(messages, self.tokenizer, thinking=thinking)
 
     def encode_reply(self, text: str) -> list[int]:
-        """A reply as ids, with its end, to follow a prompt.
+        """Encode a reply that follows a prompt, with its end token.
 
         Raises:
             DataError: the tokenizer cannot encode it.
@@ -112,11 +112,11 @@ class ChatBundle(Bundle):
         return self.chat.reply(text, self.tokenizer)
 
     def decode_chat(self, ids: Sequence[int]) -> list[Message]:
-        """The messages of a prompt; the reply that it asks for is an empty one."""
+        """The messages of a prompt; the reply it opens is an empty message."""
         return messages_in(ids, self.chat, self.tokenizer)
 
     def decode_reply(self, ids: Sequence[int]) -> str:
-        """The text of a reply, without thoughts."""
+        """The text of a reply, without its reasoning."""
         return reply_text(ids, self.chat, self.tokenizer)
 
 
@@ -139,12 +139,12 @@ def save_bundle(
         head: weights of an additional head, such as a reward head.
 
     Raises:
-        CheckpointError: the folder holds something else than a bundle.
+        CheckpointError: the folder holds something other than a bundle.
         StorageError: it cannot be written; an existing bundle is unchanged.
     """
     gpt = unwrap(model)
     if not isinstance(gpt, GPT):
-        raise TypeError(f"a bundle holds a GPT, and this is a {type(gpt).__name__}")
+        raise TypeError(f"a bundle holds a GPT, not a {type(gpt).__name__}")
     with new_bundle(folder) as temporary:
         write_bundle_files(temporary, plain_state_dict(gpt), gpt.config, tokenizer)
         if chat is not None:
@@ -157,7 +157,7 @@ def save_bundle(
 def save_adapter(
     folder: Path, adapter: Adapter, base: Base, bundle: Bundle, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write LoRA weights; `load_bundle` adds them to their base with the bits of training.
+    """Write LoRA weights; `load_bundle` merges them into their base, bit-equal to training.
 
     The path of the base is relative to the adapter, so both may be moved together.
 
@@ -169,15 +169,15 @@ def save_adapter(
         extra: additional manifest entries.
 
     Raises:
-        CheckpointError: the folder holds something else than a bundle.
+        CheckpointError: the folder holds something other than a bundle.
         StorageError: it cannot be written; an existing bundle is unchanged.
     """
-    where, here = base.folder.resolve(), folder.resolve()
+    base_folder = base.folder.resolve()
     try:
-        place = Path(os.path.relpath(where, here)).as_posix()
+        path = Path(os.path.relpath(base_folder, folder.resolve())).as_posix()
     except ValueError:  # on another drive of Windows
-        place = where.as_posix()
-    note = {"base": place, "base_sha256": base.sha256, "scale": adapter.scale}
+        path = base_folder.as_posix()
+    note = {"base": path, "base_sha256": base.sha256, "scale": adapter.scale}
     with new_bundle(folder) as temporary:
         write_bundle_files(temporary, adapter.to_tensors(), bundle.config, bundle.tokenizer, ADAPTER)
         if bundle.chat is not None:
@@ -192,7 +192,9 @@ def load_bundle(
     checkpoint: str | int = "best",
     context: int | None = None,
 ) -> Bundle:
-    """Load a model for sampling, in evaluation mode. Leaves the global random generator alone.
+    """Load a model for sampling, in evaluation mode; a chat model as a `ChatBundle`.
+
+    Leaves the global random generator alone.
 
     Args:
         path: a bundle, a checkpoint, or the folder of a training run.
@@ -220,15 +222,16 @@ def load_bundle(
         )
     require_layers(folder, config)
     try:
-        outline = blank_gpt(config, "meta")  # allocates nothing, whatever sizes a damaged config has
+        outline = blank_gpt(config, "meta")  # allocates nothing, even if a damaged config has huge sizes
     except RuntimeError as error:
-        raise CheckpointError(f"{folder / CONFIG} asks for sizes that no machine has: {error}") from error
-    config = narrowed(config, context, path)
+        raise CheckpointError(f"{folder / CONFIG} has sizes that no machine can hold: {error}") from error
+    config = limit_context(config, context, path)
     weights = _read_adapted(folder, outline) if ADAPTER in listed else read_weights(folder / WEIGHTS, outline)
     require_memory(folder, config, outline)
     model = blank_gpt(config)
     model.load_state_dict(cut_positions(weights, config), strict=False)
-    return Bundle(config, model.to(device, dtype).eval(), tokenizer, chat)
+    model = model.to(device, dtype).eval()
+    return Bundle(config, model, tokenizer) if chat is None else ChatBundle(config, model, tokenizer, chat)
 
 
 def load_chat_bundle(
@@ -260,20 +263,20 @@ def require_chat_model(bundle: Bundle, path: Path | str) -> ChatBundle:
     """
     if bundle.chat is None:
         where = shlex.quote(str(path))
-        raise ConfigError(f"{path} is a base model, not a chat model; `groundling sft {where}` makes one of it")
+        raise ConfigError(f"{path} is a base model, not a chat model; fine-tune it with `groundling sft {where}`")
     return ChatBundle(bundle.config, bundle.model, bundle.tokenizer, bundle.chat)
 
 
 def _read_adapted(folder: Path, model: GPT) -> dict[str, Tensor]:
-    """Return an adapter's base with the adapter added: the weights of `model`."""
-    where, sha256, scale = place_of_base(folder)
+    """Merge an adapter into its base; return the weights of `model`."""
+    where, sha256, scale = read_base_reference(folder)
     if (base := base_at(where)).sha256 != sha256:
         raise CheckpointError(
-            f"{folder} is an adapter of another model than {where} holds now; "
-            f"the file with that one's weights has the SHA-256 {sha256}"
+            f"{folder} is an adapter of a different model than {where} holds now; "
+            f"the weights of its base have the SHA-256 {sha256}"
         )
     adapter = Adapter.from_tensors(read_tensors(folder / ADAPTER), scale)
-    before = load_bundle(base.folder).model
-    weights = adapter.applied_to(cut_positions(plain_state_dict(before), model.config), model.config.vocab_size)
+    base_model = load_bundle(base.folder).model
+    weights = adapter.applied_to(cut_positions(plain_state_dict(base_model), model.config), model.config.vocab_size)
     require_fit(weights, model, folder / ADAPTER)
     return weights

@@ -41,13 +41,13 @@ class Adapter:
         Raises:
             CheckpointError: a matrix is missing, or there are other tensors.
         """
-        names = {ending: {n.removesuffix(ending) for n in tensors if n.endswith(ending)} for ending in (A, B, ROWS)}
+        names = {suffix: {n.removesuffix(suffix) for n in tensors if n.endswith(suffix)} for suffix in (A, B, ROWS)}
         n_known = sum(map(len, names.values()))
         if names[A] != names[B] or n_known != len(tensors):
-            raise CheckpointError("these are not the tensors of an adapter: each weight has A and B, or rows")
+            raise CheckpointError("these are not the tensors of an adapter: each weight must have A and B, or rows")
         low_rank = {name: (tensors[name + A], tensors[name + B]) for name in sorted(names[A])}
         if any(matrix.dim() != 2 for matrix in tensors.values()):
-            raise CheckpointError("these are not the tensors of an adapter: each is a matrix")
+            raise CheckpointError("these are not the tensors of an adapter: each must be a matrix")
         return cls(low_rank, {name: tensors[name + ROWS] for name in sorted(names[ROWS])}, scale)
 
     def applied_to(self, weights: Mapping[str, Tensor], n_rows: int) -> dict[str, Tensor]:
@@ -70,14 +70,14 @@ class Adapter:
                         f"the adapter does not fit its model: {name} is {tuple(weights[name].shape)}, and B A is "
                         f"{b.size(0), a.size(1)}"
                     )
-                changed[name] = added(weights[name], a.to(weights[name]), b.to(weights[name]), self.scale)
+                changed[name] = add_low_rank(weights[name], a.to(weights[name]), b.to(weights[name]), self.scale)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the adapter does not fit its model: {str(error).splitlines()[0]}") from error
         return changed
 
 
-def added(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale B A. Training, merging and loading share these operations, and so have the same bits."""
+def add_low_rank(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale B A. Shared by training, merging and loading, so all three give the same bits."""
     return weight + scale * (b @ a)
 
 
@@ -87,7 +87,7 @@ class Base:
 
     folder: Path
     sha256: str
-    """Of its weights file."""
+    """SHA-256 of its weights file."""
 
 
 def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
@@ -101,15 +101,19 @@ def base_at(path: Path | str, checkpoint: str | int = "best") -> Base:
     return Base(folder, sha256s[ADAPTER if ADAPTER in sha256s else WEIGHTS])
 
 
-def place_of_base(folder: Path) -> tuple[Path, str, float]:
-    """Folder of an adapter's base, SHA-256 of the base's weights, and the adapter's scale."""
-    facts = read_manifest(folder)
-    place, sha256, scale = (facts.get(key) for key in ("base", "base_sha256", "scale"))
-    if not isinstance(place, str) or not isinstance(sha256, str) or not isinstance(scale, float):
-        raise CheckpointError(f"{folder / MANIFEST} does not say which model the adapter belongs to")
+def read_base_reference(folder: Path) -> tuple[Path, str, float]:
+    """Read from an adapter's manifest its base's folder, the SHA-256 of the base's weights, and the adapter's scale.
+
+    Raises:
+        CheckpointError: the manifest is damaged, or there is no such folder.
+    """
+    manifest = read_manifest(folder)
+    path, sha256, scale = (manifest.get(key) for key in ("base", "base_sha256", "scale"))
+    if not isinstance(path, str) or not isinstance(sha256, str) or not isinstance(scale, float):
+        raise CheckpointError(f"{folder / MANIFEST} does not name the adapter's base model")
     if not math.isfinite(scale):
-        raise CheckpointError(f"{folder / MANIFEST} has the scale {scale}, which is no finite number")
-    where = Path(os.path.normpath(folder.resolve() / place.replace("\0", "?")))
+        raise CheckpointError(f"{folder / MANIFEST} has the scale {scale}, which is not finite")
+    where = Path(os.path.normpath(folder.resolve() / path.replace("\0", "?")))
     if not where.is_dir():
-        raise CheckpointError(f"{folder} is an adapter of {where}, which is not there; put it there again")
+        raise CheckpointError(f"{folder} is an adapter of {where}, which does not exist; restore that model")
     return where, sha256, scale

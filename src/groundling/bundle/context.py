@@ -1,4 +1,4 @@
-"""Load a model with a shorter context than it was trained with, which takes less memory."""
+"""Shorten a model's context when loading it, to save memory."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ POSITIONS = "positions.wpe.weight"
 """The only tensor with one row per position."""
 
 
-def narrowed(config: GPTConfig, context: int | None, where: Path | str) -> GPTConfig:
+def limit_context(config: GPTConfig, context: int | None, where: Path | str) -> GPTConfig:
     """Return the config with a context of `context` tokens; None: unchanged.
 
     Args:
@@ -47,7 +47,7 @@ def contexts(paths: Sequence[Path | str], context: int | None) -> list[int | Non
         return [None] * len(paths)
     own = [read_config(path).block_size for path in paths]
     longest = max(range(len(own)), key=own.__getitem__)
-    narrowed(read_config(paths[longest]), context, paths[longest])
+    limit_context(read_config(paths[longest]), context, paths[longest])
     return [min(context, each) for each in own]
 
 

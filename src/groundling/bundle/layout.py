@@ -1,4 +1,4 @@
-"""A bundle's files on disk: names, choice of a run's checkpoint, checks against the manifest."""
+"""Layout of a bundle on disk: file names, selection of a checkpoint, checks against the manifest."""
 
 import math
 import os
@@ -18,16 +18,16 @@ from groundling.text.chat.template import ChatTemplate
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
 CHAT = "chat.json"
-"""The chat template; only in bundles of chat models."""
+"""Chat template; only in bundles of chat models."""
 HEAD = "head.safetensors"
-"""A head besides the language model's; only in bundles of reward models."""
+"""Reward head; only in bundles of reward models."""
 ADAPTER = "adapter.safetensors"
-"""In place of the weights, in the bundle of what fine-tuning changed."""
+"""LoRA weights, in place of WEIGHTS; only in adapters."""
 CHECKPOINTS = "checkpoints"
-"""Folder of a run's checkpoints, in the run folder."""
-LARGEST_LOSS = 1e300
-"""Bound for losses in manifests; an integer in JSON may exceed any float."""
-PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
+"""Folder of checkpoints in a run folder."""
+MAX_LOSS = 1e300
+"""Limit of losses in manifests; a JSON integer may exceed any float."""
+PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
 def read_config(path: Path | str) -> GPTConfig:
@@ -46,8 +46,8 @@ def read_config(path: Path | str) -> GPTConfig:
 def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
     """Find the folder of a bundle.
 
-    The best of a run is `RUN/bundle`; before training has ended, the checkpoint with the lowest validation loss, or
-    the newest if none was measured.
+    The best checkpoint of a finished run is `RUN/bundle`; of an unfinished one, the checkpoint with the lowest
+    validation loss, or the newest if none was measured.
 
     Args:
         path: a bundle, a checkpoint, or the folder of a training run.
@@ -58,18 +58,18 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
     """
     if path == "":  # Path("") is the current folder
         raise CheckpointError("the path of the model is empty; give the folder of a bundle, a checkpoint or a run")
-    path = _standing(Path(path))
+    path = _existing(Path(path))
     if path.is_file():
-        hint = "; a pickle is never opened here, because it can run code" if path.suffix in PICKLES else ""
+        hint = "; pickles are never opened, because they can run code" if path.suffix in PICKLE_SUFFIXES else ""
         raise CheckpointError(f"{path} is a file; give the folder of a bundle, a checkpoint or a run{hint}")
     if not path.is_dir():
         raise CheckpointError(f"there is no {path}; give the folder of a bundle, a checkpoint or a run")
-    inner, steps = _standing(path / "bundle"), model_checkpoints(path / CHECKPOINTS)
+    inner, steps = _existing(path / "bundle"), model_checkpoints(path / CHECKPOINTS)
     if steps and not looks_like_bundle(path) and not (checkpoint == "best" and inner.is_dir()):
-        return _choose(steps, str(checkpoint), path) / "bundle"
+        return _select(steps, str(checkpoint), path) / "bundle"
     if checkpoint != "best":
         raise CheckpointError(f"{path} has no checkpoints to choose {checkpoint!r} from; leave the choice out")
-    if _is_of_transformers(path):
+    if _is_transformers_folder(path):
         command = f"groundling import hf {shlex.quote(str(path))} OUT"
         raise CheckpointError(f"{path} is a model in the layout of transformers; import it: {command}")
     if looks_like_bundle(path):
@@ -78,7 +78,7 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
         return inner
     if finished_checkpoints(path / CHECKPOINTS):
         raise CheckpointError(
-            f"{path} is a stage that was interrupted before it left a model; go on with it: the same command, and "
+            f"{path} is a stage that was interrupted before it saved a model; continue it: the same command with "
             "--resume"
         )
     raise CheckpointError(
@@ -88,7 +88,7 @@ def find_bundle(path: Path | str, checkpoint: str | int = "best") -> Path:
 
 
 def require_language_model(path: Path | str) -> None:
-    """Check that the model at a path generates text: it is a base model or a chat model.
+    """Check that the model at a path is a base model or a chat model, which generates text.
 
     Raises:
         ConfigError: it is a reward model.
@@ -96,18 +96,19 @@ def require_language_model(path: Path | str) -> None:
     """
     if os.path.lexists(find_bundle(path) / HEAD):
         raise ConfigError(
-            f"{path} is a reward model: it scores replies and generates none; give the model whose replies it scores"
+            f"{path} is a reward model: it scores replies and does not generate any; "
+            "give the model whose replies it scores"
         )
 
 
 def finished_checkpoints(folder: Path) -> dict[int, Path]:
-    """Finished checkpoints as step -> folder, in order of steps."""
+    """Finished checkpoints as step -> folder, in ascending order."""
     found = {int(match[1]): path for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))}
     return {step: found[step] for step in sorted(found) if os.path.lexists(found[step] / MANIFEST)}
 
 
 def model_checkpoints(folder: Path) -> dict[int, Path]:
-    """Finished checkpoints with a bundle; those of alignment stages have none."""
+    """Finished checkpoints with a bundle; alignment stages save none in theirs."""
     return {step: path for step, path in finished_checkpoints(folder).items() if (path / "bundle").is_dir()}
 
 
@@ -131,13 +132,17 @@ def read_chat(folder: Path, config: GPTConfig) -> ChatTemplate | None:
 
 
 def check_files(folder: Path) -> dict[str, str]:
-    """Check a bundle's files against its manifest or its checkpoint's; return name -> SHA-256."""
+    """Check a bundle's files against its own or its checkpoint's manifest; return name -> SHA-256.
+
+    Raises:
+        CheckpointError: the manifest or a file is missing or damaged.
+    """
     own = os.path.lexists(folder / MANIFEST) or not os.path.lexists(folder.parent / MANIFEST)
     root, under = (folder, "") if own else (folder.parent, f"{folder.name}/")
     listed = check_manifest(root, under)["files"]
     for name in (CONFIG, ADAPTER if under + ADAPTER in listed else WEIGHTS, TOKENIZER):
         if under + name not in listed:
-            raise CheckpointError(f"{root / MANIFEST} does not list {under + name}; {folder} is not a whole bundle")
+            raise CheckpointError(f"{root / MANIFEST} does not list {under + name}; {folder} is not a complete bundle")
     return {name.removeprefix(under): entry["sha256"] for name, entry in listed.items()}
 
 
@@ -146,7 +151,7 @@ def looks_like_bundle(folder: Path) -> bool:
     return any((folder / name).exists() for name in FILES)
 
 
-def _is_of_transformers(folder: Path) -> bool:
+def _is_transformers_folder(folder: Path) -> bool:
     """Whether a folder's `config.json` is one of `transformers`."""
     if os.path.lexists(folder / MANIFEST):
         return False
@@ -156,18 +161,18 @@ def _is_of_transformers(folder: Path) -> bool:
         return False
 
 
-def previous_place(folder: Path) -> Path:
-    """Temporary name of a bundle that is being replaced."""
+def previous_path(folder: Path) -> Path:
+    """Temporary path of a bundle while it is being replaced."""
     return folder.with_name(folder.name + ".previous")
 
 
-def _standing(folder: Path) -> Path:
-    """The folder, or the old bundle that a crash during its replacement left behind."""
-    return previous_place(folder) if not folder.exists() and previous_place(folder).is_dir() else folder
+def _existing(folder: Path) -> Path:
+    """The folder, or the old bundle if a crash interrupted its replacement."""
+    return previous_path(folder) if not folder.exists() and previous_path(folder).is_dir() else folder
 
 
-def _choose(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:
-    """Choose the best checkpoint, the last, or that of a step."""
+def _select(steps: dict[int, Path], checkpoint: str, run: Path) -> Path:
+    """Select the best checkpoint, the last one, or that of a step."""
     if checkpoint == "last":
         return list(steps.values())[-1]
     if checkpoint == "best":
@@ -184,7 +189,7 @@ def val_loss_of(manifest: Mapping[str, Any]) -> float | None:
     value = manifest.get("val_loss")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if abs(value) < LARGEST_LOSS else None
+    return float(value) if abs(value) < MAX_LOSS else None
 
 
 def _rank(checkpoint: Path) -> float:

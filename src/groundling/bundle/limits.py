@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from groundling.bundle.adapter import place_of_base
+from groundling.bundle.adapter import read_base_reference
 from groundling.bundle.layout import ADAPTER, CONFIG, WEIGHTS, find_bundle
 from groundling.errors import CheckpointError, ConfigError
 from groundling.model.config import GPTConfig
@@ -12,9 +12,9 @@ from groundling.storage.tensors import tensor_names
 from groundling.system.memory import memory_of
 
 MAX_ADAPTERS = 20
-"""Maximum depth of adapters on adapters."""
-MAX_TABLES = 1 << 27
-"""Bytes of rotary tables allowed in addition to the size of the weights; no file contains them."""
+"""Maximum length of a chain of adapters on adapters."""
+MAX_TABLE_BYTES = 1 << 27
+"""Limit of the rotary tables beyond the size of the weights; no file bounds them."""
 
 
 def require_layers(folder: Path, config: GPTConfig) -> None:
@@ -25,10 +25,10 @@ def require_layers(folder: Path, config: GPTConfig) -> None:
     """
     seen = [folder.resolve()]
     while os.path.lexists(seen[-1] / ADAPTER):
-        base = find_bundle(place_of_base(seen[-1])[0]).resolve()
+        base = find_bundle(read_base_reference(seen[-1])[0]).resolve()
         if base in seen:
             raise CheckpointError(
-                f"{folder} is an adapter whose base is {base}, which is an adapter of it; no model is"
+                f"{folder} is an adapter of {base}, which is itself an adapter of it; there is no base model"
             )
         seen.append(base)
         if len(seen) > MAX_ADAPTERS + 1:
@@ -49,7 +49,7 @@ def require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
     """
     tables = 0 if config.position == "learned" else 4 * config.block_size * config.head_width()
     weights, known = 4 * outline.n_parameters(), memory_of()
-    if tables > MAX_TABLES + 4 * weights:
+    if tables > MAX_TABLE_BYTES + 4 * weights:
         raise ConfigError(
             f"{folder} has {weights / 1e6:,.1f} MB of weights, and a context of {config.block_size:,} tokens takes "
             f"tables of {tables / 1e6:,.1f} MB; give a shorter one with --context"
@@ -58,5 +58,5 @@ def require_memory(folder: Path, config: GPTConfig, outline: GPT) -> None:
     if known is not None and needed > known.free:
         raise ConfigError(
             f"the weights of {folder} take {needed / 1e9:,.1f} GB, and {known.free / 1e9:,.1f} GB of memory are free; "
-            "end other programs, or take a smaller model"
+            "close other programs, or use a smaller model"
         )

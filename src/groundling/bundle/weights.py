@@ -1,4 +1,4 @@
-"""Weights as safetensors: plain names, and strict checks of names and shapes."""
+"""Weights under the names of the unwrapped model, with strict checks of names and shapes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,23 +11,23 @@ from groundling.system.runtime import unwrap
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights under the names of the unwrapped model; a tied matrix once.
+    """A model's weights under the names of the unwrapped model; a tied matrix is included once.
 
-    `torch.compile` prefixes names with `_orig_mod.` and DDP with `module.`, which would tie a file to its wrapper.
-    Sharded tensors are gathered; all ranks must call this together.
+    Removes the prefixes of `torch.compile` (`_orig_mod.`) and DDP (`module.`), so any model can load the file. Sharded
+    tensors are gathered; all ranks must call this together.
     """
     state: dict[str, Tensor] = unwrap(model).state_dict(keep_vars=True)
     first_names: dict[int, str] = {}
     for name, tensor in state.items():
         first_names.setdefault(id(tensor), name)
-    # Blocks compiled one by one have the prefix in the middle of their names.
-    return {name.replace("_orig_mod.", ""): _whole(state[name].detach()) for name in first_names.values()}
+    # Blocks that are compiled individually have the prefix in the middle of their names.
+    return {name.replace("_orig_mod.", ""): _gathered(state[name].detach()) for name in first_names.values()}
 
 
 def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Read weights with exactly the names and shapes of `model`'s `plain_state_dict`.
+    """Read weights with exactly the names and shapes of `plain_state_dict(model)`.
 
-    Load them with `load_state_dict(..., strict=False)`, since a tied matrix is stored once.
+    Load them with `load_state_dict(..., strict=False)`, because a tied matrix is stored once.
 
     Raises:
         CheckpointError: the file is not safetensors, or does not fit the model.
@@ -38,7 +38,7 @@ def read_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
 
 
 def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> None:
-    """Check that weights have exactly the names and shapes of `model`'s `plain_state_dict`.
+    """Check that weights have exactly the names and shapes of `plain_state_dict(model)`.
 
     Raises:
         CheckpointError: they differ; `file` is named in the error.
@@ -55,7 +55,7 @@ def require_fit(weights: Mapping[str, Tensor], model: nn.Module, file: Path) -> 
         raise CheckpointError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _gathered(tensor: Tensor) -> Tensor:
     """The whole tensor, contiguous on this rank; a DTensor is gathered."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.contiguous()
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.contiguous()

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from groundling.bundle.layout import CONFIG, WEIGHTS, looks_like_bundle, previous_place
+from groundling.bundle.layout import CONFIG, WEIGHTS, looks_like_bundle, previous_path
 from groundling.errors import CheckpointError
 from groundling.model.config import GPTConfig
 from groundling.storage import atomic
@@ -18,16 +18,21 @@ from groundling.text.tokenizer import Tokenizer
 
 @contextmanager
 def new_bundle(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that then replaces a bundle."""
+    """Yield a temporary folder that replaces the bundle at `folder` if the block succeeds.
+
+    Raises:
+        CheckpointError: `folder` holds something other than a bundle.
+        StorageError: it cannot be written; an existing bundle is unchanged.
+    """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not looks_like_bundle(folder)):
         raise CheckpointError(f"{folder} exists and is not a bundle; it was left alone, choose another name")
-    previous = previous_place(folder)
+    previous = previous_path(folder)
     with atomic.new_folder(folder) as temporary:
         yield temporary
         if folder.exists():
             if previous.exists():
                 atomic.remove_tree(previous)
-            # A folder cannot be replaced in one step; meanwhile the old one is found under this name.
+            # A folder cannot be replaced in one step; `find_bundle` looks under this name in the meantime.
             atomic.replace(folder, previous)
     if previous.exists():
         atomic.remove_tree(previous)

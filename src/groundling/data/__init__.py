@@ -3,11 +3,11 @@
 In reading order:
 
     datasets.py       named data sets
-    folders.py        which files a path means
-    formats.py        files that are not plain text, and what to do about them
+    folders.py        text files of a path
+    formats.py        detection of files that are not plain text
     row_formats.py    JSON and tables where text is expected
     text_files.py     text files as one stream of characters
-    corpus.py         a text as two token files, cached
+    corpus.py         a tokenized text in two splits, cached
     token_file.py     the token file
     batches.py        seeded batches of windows
     examples/         conversations and preferences

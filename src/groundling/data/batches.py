@@ -1,7 +1,7 @@
-"""Seeded batches of token windows. Where a sample lies follows from the seed and the sample's number alone.
+"""Seeded batches of token windows.
 
-So the state is one number, resume is exact at any point, and the batch of a step is the same for any number of
-ranks: each takes its own part of it.
+The seed and a sample's number determine its window. So the state is one number, training resumes exactly at any step,
+and a step has the same batch for any number of ranks, each of which takes its own part.
 
 Shapes: B sequences, T block_size.
 """
@@ -21,10 +21,11 @@ from groundling.model.loss import IGNORE
 Tokens = npt.NDArray[np.unsignedinteger]
 Order = Literal["random", "epochs"]
 DRAWS_AT_ONCE = 1024
+"""Offsets drawn from one generator; a part of the order that seeds define."""
 
 
 class MicroBatch(Protocol):
-    """The input of an objective: a module that maps its kind of micro-batch to a loss summed over the targets."""
+    """The input of an objective, which returns its loss summed over the targets."""
 
     @property
     def n_targets(self) -> int:
@@ -37,42 +38,44 @@ class MicroBatch(Protocol):
 
 
 class Feed(Protocol):
-    """Where the steps of a training come from."""
+    """Source of the micro-batches of each training step."""
 
     def next_step(self) -> Sequence[MicroBatch]:
-        """The micro-batches of the next step that are this rank's."""
+        """This rank's micro-batches of the next step."""
         ...
 
     def state_dict(self) -> dict[str, int]:
-        """Where we are."""
+        """Position in the data."""
         ...
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Restore a position from `state_dict`."""
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, and for each position the id that comes next (or IGNORE)."""
+    """Windows of token ids and their targets: the next id at each position, or IGNORE."""
 
     idx_BT: Tensor
     targets_BT: Tensor
     n_targets: int
-    """How many targets count."""
-    hints_BTV: Tensor | None = None
-    """What a teacher expects at each target."""
+    """Number of targets other than IGNORE."""
+    teacher_probs_BTV: Tensor | None = None
+    """A teacher's distribution of each target, for distillation."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Copy to another device."""
         if device.type == "cpu":
             return self
-        hints_BTV = None if self.hints_BTV is None else self.hints_BTV.to(device)
-        return Batch(self.idx_BT.to(device, non_blocking=True), self.targets_BT.to(device), self.n_targets, hints_BTV)
+        teacher_probs_BTV = None if self.teacher_probs_BTV is None else self.teacher_probs_BTV.to(device)
+        return Batch(
+            self.idx_BT.to(device, non_blocking=True), self.targets_BT.to(device), self.n_targets, teacher_probs_BTV
+        )
 
 
 class RandomOffsets:
-    """Windows that start anywhere, drawn with replacement, as in the lecture."""
+    """Offsets of windows drawn at random with replacement, as in the lecture."""
 
     def __init__(self, n_tokens: int, block_size: int, seed: int, purpose: int = 0) -> None:
         self._n_starts = n_tokens - block_size
@@ -89,11 +92,11 @@ class RandomOffsets:
 
 
 class ShuffledEpochs:
-    """Windows side by side, each once an epoch, in a new order and from a new first offset in every epoch."""
+    """Offsets of adjacent windows, each once per epoch; every epoch has a new order and a new first offset."""
 
     def __init__(self, n_tokens: int, block_size: int, seed: int) -> None:
         self._block_size, self._seed = block_size, seed
-        # One window is given up, so that each epoch can start at another offset and meet other window borders.
+        # One window fewer than would fit, so each epoch can start at another offset and cut the text elsewhere.
         self.n_windows = max(1, (n_tokens - block_size) // block_size)
         self._n_shifts = min(block_size, n_tokens - self.n_windows * block_size)
         self._epoch, self._shift, self._order = -1, 0, np.empty(0, np.int64)
@@ -109,41 +112,44 @@ class ShuffledEpochs:
 
 
 def counted_generator(seed: int, purpose: int, number: int, part: int = 0) -> np.random.Generator:
-    """A counter-based generator (Philox, Salmon et al. 2011): its draws follow from its key and counter alone.
+    """A counter-based generator (Philox, Salmon et al. 2011): key and counter determine its draws.
 
-    Purposes in use: 0 and 1 here, 2 the order of examples, 3 of prompts, 4 of a round's replies (`align`), 5 the
-    windows on which the training loss is estimated (`evals`).
+    Purposes in use: 0 and 1 here; 2 order of examples, 3 order of prompts, 4 order of a round's replies (`align`);
+    5 windows for estimating the training loss (`evals`).
     """
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, part, purpose, number]))
 
 
 Teacher = Callable[[list[int], int], Tensor]
-"""(offsets of windows, block_size) -> the distributions of their targets, probs_BTV."""
+"""(offsets of windows, block_size) -> distributions of their targets, probs_BTV."""
 
 
 def windows(tokens: Tokens, offsets: list[int], block_size: int, teacher: Teacher | None = None) -> Batch:
-    """A batch of the windows that start at `offsets`; the target of each position is the token after it."""
-    places_BT = np.asarray(offsets)[:, None] + np.arange(block_size + 1)
-    tokens_BT = torch.from_numpy(np.asarray(tokens)[places_BT].astype(np.int64))
-    hints_BTV = None if teacher is None else teacher(offsets, block_size)
-    return Batch(tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), len(offsets) * block_size, hints_BTV)
+    """Make a batch of the windows that start at `offsets`; the target of each position is the next token."""
+    positions_BT = np.asarray(offsets)[:, None] + np.arange(block_size + 1)
+    tokens_BT = torch.from_numpy(np.asarray(tokens)[positions_BT].astype(np.int64))
+    teacher_probs_BTV = None if teacher is None else teacher(offsets, block_size)
+    return Batch(
+        tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), len(offsets) * block_size, teacher_probs_BTV
+    )
 
 
 class Batches:
-    """The batches of one run, from any of its steps on.
+    """Batches of a training run.
 
     Args:
         tokens: a one-dimensional array of token ids, memory-mapped or not.
         block_size: T.
-        batch_size: sequences a step, over all ranks.
+        batch_size: sequences per step, over all ranks.
         micro_batch_size: sequences in one forward pass on one rank.
         order: "random" offsets, or shuffled "epochs" without replacement.
-        seed: of the order.
-        rank, world_size: which part of each batch is ours.
-        teacher: gives the batches their hints.
+        seed: seed of the order.
+        rank: rank of this process, which selects its part of each batch.
+        world_size: number of ranks.
+        teacher: gives the distributions for distillation; None: none.
 
     Raises:
-        ConfigError: the sizes do not divide each other, or the text is too short for a window.
+        ConfigError: a size is not a multiple of another, or the text is too short for a window.
     """
 
     def __init__(
@@ -180,7 +186,7 @@ class Batches:
         self._next_sample = 0
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of the next step that are this rank's."""
+        """This rank's micro-batches of the next step."""
         first = self._next_sample + self._rank * self._share
         self._next_sample += self._batch_size
         starts = range(first, first + self._share, self._micro)
@@ -188,27 +194,28 @@ class Batches:
         return [windows(self._tokens, offsets, self._block_size, self._teacher) for offsets in groups]
 
     def state_dict(self) -> dict[str, int]:
-        """Where we are: the number of the next sample."""
+        """Number of the next sample."""
         return {"next_sample": self._next_sample}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where `state_dict` was taken, with any number of ranks."""
+        """Restore a position from `state_dict`, with any number of ranks."""
         self._next_sample = int(state["next_sample"])
 
 
 def whole_split(
     tokens: Tokens, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
-    """A split in consecutive windows: every token but the first is a target exactly once, on one of the ranks.
+    """Yield a split as consecutive windows: every token but the first is a target exactly once, on one rank.
 
-    The last window is filled up with IGNORE.
+    The last window is padded with IGNORE.
     """
     starts = range(0, len(tokens) - 1, block_size)
     groups = [starts[i : i + batch_size] for i in range(0, len(starts), batch_size)]
     for group in groups[rank::world_size]:
-        piece = np.asarray(tokens[group[0] : group[-1] + block_size + 1]).astype(np.int64)
+        tokens_N = np.asarray(tokens[group[0] : group[-1] + block_size + 1]).astype(np.int64)
         idx_N = np.zeros(len(group) * block_size, np.int64)
         targets_N = np.full(len(group) * block_size, IGNORE, np.int64)
-        idx_N[: len(piece) - 1], targets_N[: len(piece) - 1] = piece[:-1], piece[1:]
+        n_targets = len(tokens_N) - 1
+        idx_N[:n_targets], targets_N[:n_targets] = tokens_N[:-1], tokens_N[1:]
         shape = (len(group), block_size)
-        yield Batch(torch.from_numpy(idx_N.reshape(shape)), torch.from_numpy(targets_N.reshape(shape)), len(piece) - 1)
+        yield Batch(torch.from_numpy(idx_N.reshape(shape)), torch.from_numpy(targets_N.reshape(shape)), n_targets)

@@ -29,7 +29,7 @@ def _list(argv: list[str]) -> int:
     from rich.table import Table
 
     table = Table("name", "bytes", "here", show_lines=True)
-    table.add_column("what it is, licence, where from, sha256", overflow="fold")
+    table.add_column("description, licence, source, SHA-256", overflow="fold")
     for source in datasets.SOURCES.values():
         routes = [*source.urls, f"pip: the {source.package.form} of {source.package.requirement}"]
         facts = [source.title, source.licence, *routes, source.sha256]

@@ -62,10 +62,10 @@ class TextConfig:
     """Bytes that are not UTF-8: strict stops with their position, replace inserts U+FFFD and counts."""
 
     def __post_init__(self) -> None:
-        """Check what does not need the text."""
+        """Check the fields that do not depend on the text."""
         require(
             0.0 < self.val_fraction < 1.0,
-            f"data.val_fraction is {self.val_fraction}; it has to be above 0 and below 1, for example 0.1",
+            f"data.val_fraction is {self.val_fraction}; it must be above 0 and below 1, for example 0.1",
         )
         require(self.path != "", "data.path is empty; give a file, a folder or a glob, or leave it out")
 
@@ -76,7 +76,7 @@ class TextConfig:
             DataError: there is no such text.
         """
         found = Found([datasets.get(self.name)]) if self.path is None else find_files(self.path)
-        return TextFiles(found.paths, self.errors, passed_over=found.passed_over())
+        return TextFiles(found.paths, self.errors, skipped=found.skipped())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,8 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         StorageError: the token files cannot be written.
     """
     text = config.text_files()
-    if text.passed_over:
-        log.warning(f"groundling: passed over in {config.path}: {text.passed_over}")
+    if text.skipped:
+        log.warning(f"groundling: skipped in {config.path}: {text.skipped}")
     text.require_text()  # even if the same bytes are cached under another name
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = tokenizers.load_tokenizer(Path(config.tokenizer.path).expanduser())
@@ -145,7 +145,7 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
         tokenizer = for_text(tokenizer, config.tokenizer)
     home = atomic.cache_folder() / "tokens" / _key(config, text, tokenizer)
     atomic.make_folder(home)
-    with _alone(home / ".lock"):
+    with _locked(home / ".lock"):
         corpus = _open_if_sound(home / "corpus")
         if corpus is None:
             atomic.sweep_temporaries(home)
@@ -153,14 +153,14 @@ def prepare(config: DataConfig, block_size: int, tokenizer: Tokenizer | None = N
             corpus = _open(home / "corpus")
     _require_length(corpus.train_part.n_tokens, corpus.val_part.n_tokens, config, block_size)
     if corpus.replaced:
-        log.warning(f"groundling: {corpus.replaced:,} flaws of the text were replaced by U+FFFD")
+        log.warning(f"groundling: {corpus.replaced:,} decoding errors in the text were replaced by U+FFFD")
     for doubt in corpus.doubts:
         log.warning(f"groundling: {doubt}; it is read as plain text, syntax included")
     return corpus
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with Progress("waiting for another process that prepares this text"):
             stack.enter_context(atomic.locked(path))
@@ -169,25 +169,25 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _key(config: DataConfig, text: TextFiles, tokenizer: Tokenizer | None) -> str:
     """Return a SHA-256 of everything the token files depend on."""
-    how = to_dict(config.tokenizer) if tokenizer is None else tokenizers.fingerprint(tokenizer)
-    packings = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
+    tokenizer_key = to_dict(config.tokenizer) if tokenizer is None else tokenizers.fingerprint(tokenizer)
+    compressions = [path.suffix if path.suffix in (".gz", ".zst") else "" for path in text.paths]
     try:
-        with Progress("looking whether this text was prepared before", text.n_bytes) as progress:
+        with Progress("hashing the text, to find it in the cache", text.n_bytes) as progress:
             contents = [atomic.sha256_of(path, progress.advance, links=True) for path in text.paths]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
-    made_of = [FORMAT, contents, packings, config.errors, config.val_fraction, how]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    parts = [FORMAT, contents, compressions, config.errors, config.val_fraction, tokenizer_key]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _open_if_sound(folder: Path) -> Corpus | None:
     if not os.path.lexists(folder):
         return None
     try:
-        with Progress("checking the text that was prepared before"):
+        with Progress("verifying the cached text"):
             return _open(folder)
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
-        log.warning(f"groundling: the prepared text in {folder} is damaged and is made again ({error})")
+        log.warning(f"groundling: the cached text in {folder} is damaged and is prepared again ({error})")
         atomic.remove(folder)
         return None
 
@@ -205,7 +205,7 @@ def _open(folder: Path) -> Corpus:
         doubts=tuple(facts["doubts"]),
     )
     if corpus.fingerprint != _fingerprint(corpus.train, corpus.val, corpus.tokenizer):
-        raise DataError("its parts do not belong together")
+        raise DataError("its files do not belong together")
     return corpus
 
 

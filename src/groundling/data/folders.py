@@ -25,7 +25,7 @@ MAX_ENDINGS = 6
 
 @dataclass
 class Found:
-    """The files in a fixed order, and what was skipped."""
+    """Files in a fixed order, and counts of what was skipped."""
 
     paths: list[Path] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)
@@ -41,7 +41,7 @@ class Found:
     folders: int = 0
     """Folders that a glob matches."""
 
-    def passed_over(self) -> str | None:
+    def skipped(self) -> str | None:
         """Describe what was skipped; None if nothing was."""
         common = [f"{n} {ending or 'without an ending'}" for ending, n in self.endings.most_common(MAX_ENDINGS)]
         more = ", ..." if len(self.endings) > MAX_ENDINGS else ""
@@ -92,8 +92,8 @@ def _find(chosen: Path, path: str) -> Found:
 
 
 def _rest(found: Found) -> str:
-    passed_over = found.passed_over()
-    return f"; passed over: {passed_over}" if passed_over else ""
+    skipped = found.skipped()
+    return f"; skipped: {skipped}" if skipped else ""
 
 
 def _matching(pattern: str) -> Found:

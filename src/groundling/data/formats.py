@@ -133,7 +133,7 @@ JSON, TABLES = (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
 
 
 class Format(NamedTuple):
-    """What a file is, and what to do about it."""
+    """Name of a file's format, and advice on converting it."""
 
     name: str
     advice: str
@@ -231,7 +231,7 @@ def _advice(advice: str, path: Path) -> str:
     name = argument(path)
     is_inside = path.suffix.lower() in PACKED
     if is_inside and (advice in ("bz2", "lzma", "zipfile") or (advice == "tarfile" and path.suffix.lower() == ".zst")):
-        return "unpack it first, and then what is in it"
+        return "unpack it first, then its contents"
     if advice in ("bz2", "lzma"):
         out = new_file(f"{path.name.partition('.')[0] or 'text'}.txt")
         if ".tar" in path.suffixes or path.suffix.lower() in (".tbz", ".tbz2", ".txz"):

@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
         if parts and n_shown < chosen.n:
             n_shown += 1
             console.print(f"{example.where}", style="bold", markup=False, highlight=False)
-            for name, ids, said in parts:
-                shown = show(ids, said, chat, tokenizer, console.color_system is not None)
+            for name, ids, loss_mask in parts:
+                shown = show(ids, loss_mask, chat, tokenizer, console.color_system is not None)
                 console.print(Text.assemble(f"{name}:\n" if name else "", shown), soft_wrap=True)
             console.print()
     console.print(counts.line(), highlight=False, markup=False)
@@ -91,7 +91,7 @@ def _encode(
     """Sequences of an example as (name, ids, loss mask); empty if the example is dropped."""
     if isinstance(example, Conversation):
         encoded = encode_conversation(example, chat, tokenizer, max_ids, counts)
-        return [("", encoded.ids, encoded.said)] if encoded else []
+        return [("", encoded.ids, encoded.loss_mask)] if encoded else []
     pair = encode_preference(example, chat, tokenizer, max_ids, counts)
     if pair is None:
         return []
@@ -102,12 +102,12 @@ def _encode(
     ]
 
 
-def show(ids: list[int], said: list[bool], chat: ChatTemplate, tokenizer: Tokenizer, in_colour: bool) -> Text:
+def show(ids: list[int], loss_mask: list[bool], chat: ChatTemplate, tokenizer: Tokenizer, in_colour: bool) -> Text:
     """Render a sequence with one message a line; only role tokens can start a line.
 
     Args:
         ids: token ids of a conversation.
-        said: loss mask: the ids trained on.
+        loss_mask: True for each id trained on.
         chat: its chat template.
         tokenizer: decodes the rest.
         in_colour: mark trained tokens by colour instead of brackets.
@@ -115,7 +115,7 @@ def show(ids: list[int], said: list[bool], chat: ChatTemplate, tokenizer: Tokeni
     names = chat.names(tokenizer)
     openings = {f"<{names[first]}>" for role in ROLES if isinstance(first := chat.opening(role)[0], int)}
     shown = Text()
-    for is_trained, run in groupby(zip(ids, said, strict=True), key=lambda pair: pair[1]):
+    for is_trained, run in groupby(zip(ids, loss_mask, strict=True), key=lambda pair: pair[1]):
         parts = list(_parts([id for id, _ in run], names, tokenizer))
         if is_trained and not in_colour:
             parts = [("[", False), *parts, ("]", False)]

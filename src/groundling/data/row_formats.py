@@ -9,9 +9,9 @@ from groundling.data.formats import JSON, PACKED, TABLE, TABLES, Format, inner_s
 
 BEFORE = "\ufeff \t\r\n"
 """Characters to skip before the first one."""
-LONGEST_NAME = 100
+MAX_NAME_CHARS = 100
 """Maximum length of a column name."""
-AS_IT_STANDS = " (to learn the file as it stands, let its name end in .txt)"
+AS_IT_STANDS = " (to train on the file unchanged, let its name end in .txt)"
 
 
 def rows_format(path: Path, head: str) -> Format | None:
@@ -50,7 +50,7 @@ def _columns(head: str, delimiter: str) -> list[str]:
         first = next(csv.reader(io.StringIO(head, newline=""), delimiter=delimiter), [])
     except csv.Error:  # a field of many thousand characters
         return []
-    return first if max(map(len, first), default=0) <= LONGEST_NAME else []
+    return first if max(map(len, first), default=0) <= MAX_NAME_CHARS else []
 
 
 def _write_column(script: str, path: Path) -> str:
@@ -65,7 +65,7 @@ def _from_json(path: Path, head: str) -> str:
         return "it holds preferences: groundling dpo BUNDLE --preferences FILE learns from them, after groundling sft"
     if row.keys() & {"messages", "conversations", "instruction", "prompt"}:
         return "it holds conversations: groundling sft BUNDLE --data.path FILE learns from them, after pretraining"
-    texts = {name: value for name, value in row.items() if isinstance(value, str) and len(name) <= LONGEST_NAME}
+    texts = {name: value for name, value in row.items() if isinstance(value, str) and len(name) <= MAX_NAME_CHARS}
     if not texts and not isinstance(first, str):
         return f"write the texts in it to a .txt file, and give that{AS_IT_STANDS}"
     module = {".gz": "gzip", ".zst": "zstandard"}.get(path.suffix.lower(), "io")

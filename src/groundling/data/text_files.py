@@ -1,4 +1,4 @@
-"""Read text files as one stream of characters: UTF-8, plain or compressed; decoding errors are reported or counted.
+"""Read text files as one stream of characters: UTF-8, plain or compressed. Decoding errors raise or are counted.
 
 Files that are not text are refused for every setting of `errors`.
 """
@@ -40,7 +40,7 @@ class TextFiles:
         paths: the files.
         errors: what to do with bytes that are not UTF-8.
         expected: what the files should hold.
-        passed_over: description of what was skipped when the files were found.
+        skipped: description of what was skipped when the files were found.
 
     Attributes:
         replaced: number of decoding errors replaced by U+FFFD in the last reading; 0 with errors="strict".
@@ -53,15 +53,15 @@ class TextFiles:
         paths: Iterable[Path],
         errors: Errors = "strict",
         expected: Expected = "text",
-        passed_over: str | None = None,
+        skipped: str | None = None,
     ) -> None:
         self.paths, self.errors, self.expected = list(paths), errors, expected
-        self.passed_over = passed_over
+        self.skipped = skipped
         self.replaced = 0
         self.doubts: dict[Path, str] = {}
-        self._stamps = self._look()
+        self._stamps = self._sizes_and_times()
 
-    def _look(self) -> list[tuple[int, int]]:
+    def _sizes_and_times(self) -> list[tuple[int, int]]:
         try:
             return [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in self.paths)]
         except OSError as error:
@@ -78,8 +78,10 @@ class TextFiles:
         Raises:
             DataError: a file was written to.
         """
-        if self._look() != self._stamps:
-            raise DataError(f"the text at {self.paths[0]} changed while it was read; run again when it is at rest")
+        if self._sizes_and_times() != self._stamps:
+            raise DataError(
+                f"the text at {self.paths[0]} changed while it was read; run again when nothing writes to it"
+            )
 
     def require_text(self) -> None:
         """Check the head of each file.
@@ -167,8 +169,8 @@ class TextFiles:
         if flaw >= 0:
             where = "of the unpacked text " if path.suffix.lower() in formats.PACKED else ""
             raise DataError(
-                f"{path}: at byte offset {offset + flaw} {where}stand {reason}; "
-                "mend the file, or use --data.errors replace to put U+FFFD there"
+                f"{path}: at byte offset {offset + flaw} {where}there are {reason}; "
+                "fix the file, or use --data.errors replace to put U+FFFD there"
             )
         return text, used
 

@@ -71,7 +71,7 @@ def _show(argv: list[str]) -> int:
     is_named = chosen.folder.name == FILE_NAME
     tokenizer = load_tokenizer(_home_of_tokenizer(chosen.folder), links=is_named)
     console = Console()
-    console.print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids; from all over its pieces:", highlight=False)
+    console.print(f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids; a sample of its pieces:", highlight=False)
     step = max(1, tokenizer.vocab_size // N_PIECES_SHOWN)
     console.print(_coloured([tokenizer.piece(token) for token in range(0, tokenizer.vocab_size, step)], console))
     console.print(_cut(tokenizer, chosen.text, console))

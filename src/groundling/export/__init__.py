@@ -6,10 +6,10 @@ In reading order:
     families.py             the published family of a GPT, and its config.json
     weights.py              tensors under that family's names
     additions.py            special tokens added by an export
-    chat_template/          chat templates: written, rendered, recognised
+    chat_template/          chat templates: writing, rendering and recognising Jinja
     hf.py                   a folder for transformers
     hf_tokenizer.py         its tokenizer.json
-    export_note.py          additions for import to undo
+    export_note.py          a record of the additions, for import to undo
     gguf.py                 a GGUF file
     gguf_vocabulary.py      its tokenizer
     import_cli.py           `groundling import`

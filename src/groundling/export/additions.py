@@ -41,7 +41,7 @@ class Additions:
     texts: dict[str, int]
     """Text to id, ascending; ids continue the tokenizer's without a gap."""
     ends: tuple[int, ...]
-    """Ids that end a text or a turn, the one to write first. They may be the tokenizer's own."""
+    """Ids that end a text or a turn, the preferred one first. They may be the tokenizer's own."""
     end_is_known: bool
     """Whether the model was trained on them."""
     unknown: int | None
@@ -78,7 +78,7 @@ def additions_of(
         n_rows: number of embedding rows of the model.
         taken: texts of existing tokens; an added one gets another text.
         has_unknown: whether the target format requires an unknown token.
-        own_end: id of the tokenizer that ends a text although the tokenizer does not list it, if any.
+        own_end: id that ends a text but is not among the tokenizer's `end_ids`, if any.
     """
     first, end_is_known = tokenizer.vocab_size, True
     texts: dict[str, int] = {}
@@ -141,11 +141,11 @@ def rarest_token(bundle: Bundle) -> int:
 
 
 VOCABULARY_ROWS = ("wte.weight", "lm_head.weight")
-"""Return the matrices with one row per id; a tied one once."""
+"""Matrices with one row per id; a tied one is stored once."""
 
 
 def with_copies(weights: Mapping[str, Tensor], row: int, n_rows: int) -> dict[str, Tensor]:
-    """Append copies of one row to each matrix VC with one row per id.
+    """Append copies of one row to each matrix with one row per id (VC).
 
     Args:
         weights: from `plain_state_dict`.

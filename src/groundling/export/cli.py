@@ -49,9 +49,9 @@ def _hf(argv: list[str]) -> int:
     from groundling.export.hf import export_hf, is_export
 
     chosen = config.parse(Config, argv, "groundling export hf", "Export a folder for transformers and vLLM.")
-    bundle = _load_speaker(chosen, is_export)
+    bundle = _load_language_model(chosen, is_export)
     family = export_hf(bundle, chosen.out)
-    print(f"{chosen.out}: {family.architecture}, {_said(bundle)}")
+    print(f"{chosen.out}: {family.architecture}, {_summary(bundle)}")
     where = json.dumps(str(chosen.out), ensure_ascii=False)  # as Python spells it
     print(f"load it: transformers.AutoModelForCausalLM.from_pretrained({where})")
     if bundle.chat is not None:
@@ -64,16 +64,17 @@ def _gguf(argv: list[str]) -> int:
     from groundling.export.gguf_vocabulary import is_composing
 
     chosen = config.parse(Config, argv, "groundling export gguf", "Export a GGUF file for llama.cpp and Ollama.")
-    bundle = _load_speaker(chosen, is_export)
+    bundle = _load_language_model(chosen, is_export)
     atomic.make_folder(chosen.out.parent)
     export_gguf(bundle, chosen.out)
-    print(f"{chosen.out}: GGUF, {_said(bundle)}")
+    print(f"{chosen.out}: GGUF, {_summary(bundle)}")
     jinja = " --jinja" if bundle.chat is not None else ""
     print(f"run it: llama-cli -m {shlex.quote(str(chosen.out))}{jinja}")
     for id in bundle.end_ids[MAX_ENDS:]:
-        print(f"a file names {MAX_ENDS} ends at most: llama.cpp may go on after {bundle.tokenizer.piece(id)!r}")
+        name = bundle.tokenizer.piece(id)
+        print(f"a GGUF file holds at most {MAX_ENDS} end tokens: llama.cpp may continue after {name!r}")
     if bundle.tokenizer.kind == "bpe" and is_composing(bundle.tokenizer.to_json()["tokenizers"]):
-        print("its tokenizer normalises text to NFC and llama.cpp does not: only text that is NFC gets the same tokens")
+        print("its tokenizer normalises text to NFC and llama.cpp does not: only text in NFC gets the same tokens")
     return 0
 
 
@@ -89,11 +90,11 @@ def _bundle(argv: list[str]) -> int:
         bundle.chat,
         read_tensors(head) if os.path.lexists(head) else None,
     )
-    print(f"{chosen.out}: {_said(bundle)}")
+    print(f"{chosen.out}: {_summary(bundle)}")
     return 0
 
 
-def _load_speaker(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
+def _load_language_model(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
     """Load a bundle of a model that generates text.
 
     Raises:
@@ -116,11 +117,11 @@ def _load(chosen: Config, may_replace: Callable[[Path], bool]) -> Bundle:
             raise StorageError(f"{chosen.out} exists; choose another name, or --overwrite to replace an earlier export")
         if not may_replace(chosen.out):
             raise StorageError(f"{chosen.out} is not an earlier export, and was left alone; choose another name")
-        for read in (Path(chosen.path), find_bundle(chosen.path, chosen.checkpoint)):
-            atomic.require_apart(read, chosen.out)
+        for source in (Path(chosen.path), find_bundle(chosen.path, chosen.checkpoint)):
+            atomic.require_apart(source, chosen.out)
     return load_bundle(chosen.path, checkpoint=chosen.checkpoint, context=chosen.context)
 
 
-def _said(bundle: Bundle) -> str:
-    size, tokenizer = bundle.model.n_parameters(), bundle.tokenizer
-    return f"{size:,} parameters, the {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"
+def _summary(bundle: Bundle) -> str:
+    n_parameters, tokenizer = bundle.model.n_parameters(), bundle.tokenizer
+    return f"{n_parameters:,} parameters, the {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids"

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from groundling.errors import CheckpointError
 
-LARGEST = 10**7
+MAX_SIZE = 10**7
 """Maximum of a size; a larger model cannot be built."""
 
 
@@ -30,8 +30,8 @@ class ForeignConfig:
     def size(self, key: str, default: int | None = None) -> int:
         """Return an integer. Raises CheckpointError if it is missing without a default, or is something else."""
         value = self._get(key, default)
-        if type(value) is not int or abs(value) > LARGEST:
-            self._refuse(key, f"it has to be a whole number of at most {LARGEST:,}, or the model cannot be built")
+        if type(value) is not int or abs(value) > MAX_SIZE:
+            self._refuse(key, f"it must be a whole number of at most {MAX_SIZE:,}, or the model cannot be built")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -41,14 +41,14 @@ class ForeignConfig:
 
     def _finite(self, key: str, value: Any) -> float:
         if type(value) not in (int, float) or not abs(value) < 1e30:
-            self._refuse(key, "it has to be a number")
+            self._refuse(key, "it must be a number")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a boolean. Raises CheckpointError for anything else."""
         value = self._get(key, default)
         if type(value) is not bool:
-            self._refuse(key, "it has to be true or false")
+            self._refuse(key, "it must be true or false")
         return value
 
     def choice(self, key: str, default: str, known: Collection[str], synonyms: Mapping[str, str]) -> str:
@@ -75,7 +75,7 @@ class ForeignConfig:
         for key in ("rope_scaling", "rope_parameters"):
             rope = self._get(key, {})
             if not isinstance(rope, dict):
-                self._refuse(key, "it has to be an object")
+                self._refuse(key, "it must be an object")
             kind = rope.get("rope_type", rope.get("type", "default"))
             if kind != "default":
                 raise CheckpointError(

@@ -51,7 +51,7 @@ def family_of(config: GPTConfig) -> Family:
 
 
 def _against_gpt2(config: GPTConfig) -> list[str]:
-    """List what GPT-2 does not support. Absent biases are written as zeros."""
+    """List the options that GPT-2 does not support. Absent biases are written as zeros."""
     having = "with learned positions: no family has this; train with"
     width = config.n_head * config.head_width()
     problems = {
@@ -67,7 +67,7 @@ def _against_gpt2(config: GPTConfig) -> list[str]:
 
 
 def _against_llama(config: GPTConfig, family: Family) -> list[str]:
-    """List what Llama or Qwen3 does not support."""
+    """List the options that Llama or Qwen3 does not support."""
     having = "with rotary positions: no family has this; train with"
     problems = {
         f"norm layernorm {having} --model.norm rmsnorm": config.norm != "rmsnorm",
@@ -129,7 +129,7 @@ def _llama_keys(config: GPTConfig, family: Family) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,  # where transformers 4, and programs written for it, look
+        "rope_theta": config.rope_theta,  # read by transformers 4 and programs written for it
         "attention_bias": config.bias,
         "attention_dropout": config.attention_dropout,
         **({"mlp_bias": config.bias} if family is LLAMA else {}),

@@ -30,7 +30,7 @@ CUTS = {
 """Patterns known to llama.cpp, by name."""
 TAKES_WHOLE_WORDS = ("llama-bpe",)
 """Pre-tokenizers for which llama.cpp accepts a piece in the vocabulary without a path of merges."""
-NEVER_MET = f"{END_OF_TEXT} {END_OF_TEXT}"
+PLACEHOLDER_MERGE = f"{END_OF_TEXT} {END_OF_TEXT}"
 """A placeholder merge, because llama.cpp requires a non-empty array. Merging starts from single letters, so it never
 applies.
 """
@@ -56,7 +56,7 @@ class Vocabulary:
     scores: list[float]
     """Scores of "llama"; higher ones merge first."""
     ends: tuple[int, ...]
-    """Ids that end a text or a turn; the one to write first."""
+    """Ids that end a text or a turn, the preferred one first."""
     end_is_added: bool
     """Whether the model has no row for the end token."""
     never_drawn: list[int]
@@ -102,7 +102,7 @@ def vocabulary_of(tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> Voc
         model=own.model,
         pieces=[*own.pieces, *added.texts],
         types=[*own.types, *[CONTROL] * len(added.texts)],
-        merges=own.merges or [NEVER_MET],
+        merges=own.merges or [PLACEHOLDER_MERGE],
         scores=[*own.scores, *[0.0] * len(added.texts)],
         ends=added.ends,
         end_is_added=not added.end_is_known,
@@ -123,8 +123,8 @@ def _pieces_of(tokenizer: Tokenizer) -> _Pieces:
     if tokenizer.kind == "sp_bpe":
         return _sentencepiece_pairs(base64.b64decode(values["model"]))
     raise ConfigError(
-        f"a {tokenizer.kind} tokenizer cannot be exported to GGUF: llama.cpp's has no bytes for what it has not seen, "
-        "not even for a line's end; train with --data.tokenizer.kind bpe, or export to Hugging Face"
+        f"a {tokenizer.kind} tokenizer cannot be exported to GGUF: llama.cpp's has no bytes for unknown characters, "
+        "not even for a newline; train with --data.tokenizer.kind bpe, or export to Hugging Face"
     )
 
 

@@ -40,9 +40,9 @@ def find_folder(source: str) -> Path:
     try:
         return Path(hub.snapshot_download(source, allow_patterns=list(WANTED), token=False, etag_timeout=10))
     except Exception as error:  # errors of the library, its HTTP client and the system
-        said = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"there is no folder {source!r}, and it cannot be had from the Hugging Face hub ({said[:200]}); "
+            f"there is no folder {source!r}, and it cannot be had from the Hugging Face hub ({reason[:200]}); "
             "download it where the hub can be reached, and give its folder"
         ) from error
 
@@ -63,8 +63,10 @@ def read_model(folder: Path) -> tuple[Family, GPTConfig, dict[str, Tensor]]:
     if family is not GPT2 or config.bias:
         return family, config, weights
     # Our note says there are no biases: drop them, unless they were trained since.
-    bare = without_absent_biases(weights)
-    return (family, with_biases(config, family), weights) if bare is None else (family, config, bare)
+    without_biases = without_absent_biases(weights)
+    if without_biases is None:
+        return family, with_biases(config, family), weights
+    return family, config, without_biases
 
 
 def _without_added_rows(
@@ -100,7 +102,7 @@ def read_end_ids(folder: Path) -> list[int]:
         given = values.get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
         if not all(type(id) is int and id >= 0 for id in ids):
-            raise CheckpointError(f"{folder / name}: eos_token_id is {given!r}; it has to be an id, or a list of ids")
+            raise CheckpointError(f"{folder / name}: eos_token_id is {given!r}; it must be an id, or a list of ids")
         found += ids
     return list(dict.fromkeys(found))
 

@@ -17,8 +17,8 @@ from groundling.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 
-def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | None, str]:
-    """Return the tokenizer and the chat template of a folder, or the reason why its template is not supported.
+def read_tokenizer_and_chat(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | None, str]:
+    """Return a folder's tokenizer, its chat template if it has one, and why the template is not supported (or "").
 
     Args:
         folder: in the layout of `transformers`.
@@ -36,7 +36,7 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | 
     if note is not None and all(foreign.token_to_id(text) == id for text, id in note.texts.items()):
         return _read_own(folder, is_gpt2, end_ids, note)
     tokenizer = read_tokenizer(folder, is_gpt2, end_ids)
-    _say_what_is_lost(foreign, end_ids, tokenizer)
+    _log_lost_tokens(foreign, end_ids, tokenizer)
     added = {token.content: token.id for token in getattr(tokenizer, "added", ())} or tokenizer.special
     try:
         chat = read_chat(folder, tokenizer, added, lambda text: foreign.encode(text, add_special_tokens=False).ids)
@@ -48,8 +48,8 @@ def read_speech(folder: Path, is_gpt2: bool) -> tuple[Tokenizer, ChatTemplate | 
     return tokenizer, chat, ""
 
 
-def _say_what_is_lost(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer) -> None:
-    """Warn about begin and end tokens that are not supported here; rows without a token are never sampled."""
+def _log_lost_tokens(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer) -> None:
+    """Log begin and end tokens that are not supported here; ids without a token are never sampled."""
     first, plain = foreign.encode("a").ids[:1], foreign.encode("a", add_special_tokens=False).ids[:1]
     if first != plain:
         log.info(
@@ -58,7 +58,7 @@ def _say_what_is_lost(foreign: Any, end_ids: Sequence[int], tokenizer: Tokenizer
     for id in end_ids:
         if id < tokenizer.vocab_size and id not in tokenizer.end_ids:
             log.info(
-                f"eos_token_id has {id}, which is the ordinary token {tokenizer.piece(id)!r}; generation goes on there"
+                f"eos_token_id has {id}, the ordinary token {tokenizer.piece(id)!r}; generation continues after it"
             )
 
 

@@ -53,10 +53,10 @@ def with_additions(spec: Mapping[str, Any], additions: Additions, *, chats: bool
     Args:
         spec: from `tokenizer_spec`.
         additions: the tokens.
-        chats: whether our chat template is used, whose escapes the normaliser undoes.
+        chats: whether the normaliser must undo the escapes of our chat template.
     """
     model = dict(spec["model"])
-    if model["type"] == "WordLevel":  # its unknown token has to be in the vocabulary; no text matches the others
+    if model["type"] == "WordLevel":  # its unknown token must be in the vocabulary; no text matches the others
         model["vocab"] = {**model["vocab"], **additions.texts}
         if additions.unknown is not None:
             model["unk_token"] = additions.text_of(additions.unknown)

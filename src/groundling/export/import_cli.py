@@ -11,7 +11,7 @@ from torch import Tensor
 
 from groundling import config
 from groundling.bundle import save_bundle
-from groundling.bundle.context import cut_positions, narrowed
+from groundling.bundle.context import cut_positions, limit_context
 from groundling.errors import CheckpointError, StorageError, require
 from groundling.export.families import GPT2
 from groundling.model.config import GPTConfig
@@ -24,7 +24,7 @@ from groundling.text.serialize import FILE_NAME, load_tokenizer
 from groundling.text.tokenizer import Tokenizer
 
 FACT = "imported_from"
-"""Manifest entry that marks an imported bundle."""
+"""Manifest key that marks an imported bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _hf(argv: list[str]) -> int:
     from groundling.export.hf_folder import find_folder, read_model
-    from groundling.export.hf_speech import has_template, read_speech
+    from groundling.export.hf_speech import has_template, read_tokenizer_and_chat
 
     chosen = config.parse(HFConfig, argv, "groundling import hf")
     _require_room_for(chosen.out, chosen.overwrite)
@@ -92,17 +92,17 @@ def _hf(argv: list[str]) -> int:
         tokenizer, chat = _named_tokenizer(chosen.tokenizer), None
         why = "its chat template belongs to its own tokenizer" if has_template(folder) else ""
     else:
-        tokenizer, chat, why = read_speech(folder, family is GPT2)
-    gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
+        tokenizer, chat, why = read_tokenizer_and_chat(folder, family is GPT2)
+    gpt_config = limit_context(gpt_config, chosen.context, chosen.source)
     facts = {FACT: chosen.source, "architecture": family.architecture}
     _save(chosen.out, gpt_config, weights, tokenizer, facts, chat)
-    print(f"{chosen.out}: {family.architecture}, {_said(gpt_config, weights, tokenizer, chat)}")
+    print(f"{chosen.out}: {family.architecture}, {_summary(gpt_config, weights, tokenizer, chat)}")
     if chat is None:
         if why:
-            print(f"imported as a base model, which goes on with a text and does not chat: {why}")
+            print(f"imported as a base model, without chat: {why}")
         print(f"sample from it: groundling sample {shlex.quote(str(chosen.out))}")
     else:
-        print(f"talk with it: groundling chat {shlex.quote(str(chosen.out))}")
+        print(f"chat with it: groundling chat {shlex.quote(str(chosen.out))}")
     return 0
 
 
@@ -116,9 +116,9 @@ def _nanogpt(argv: list[str]) -> int:
         tokenizer: Tokenizer = tokenizer_of_text(chosen.text, gpt_config.vocab_size)
     else:
         tokenizer = _named_tokenizer(str(chosen.tokenizer))
-    gpt_config = narrowed(gpt_config, chosen.context, chosen.source)
+    gpt_config = limit_context(gpt_config, chosen.context, chosen.source)
     _save(chosen.out, gpt_config, weights, tokenizer, {FACT: str(chosen.source), "architecture": "nanoGPT"})
-    print(f"{chosen.out}: nanoGPT, {_said(gpt_config, weights, tokenizer)}; {GELU_NOTE}")
+    print(f"{chosen.out}: nanoGPT, {_summary(gpt_config, weights, tokenizer)}; {GELU_NOTE}")
     print(f"sample from it: groundling sample {shlex.quote(str(chosen.out))}")
     return 0
 
@@ -182,17 +182,17 @@ def _save(
             "they do not belong together, so give the folder as it was saved"
         )
     model = blank_gpt(gpt_config)
-    # A tied matrix is there once; everything else was checked by name and shape.
+    # Not strict, because a tied matrix is stored once; all names and shapes have been checked.
     model.load_state_dict(cut_positions(weights, gpt_config), strict=False)
     atomic.make_folder(out.parent)
     save_bundle(out, model, tokenizer, facts, chat)
 
 
-def _said(
+def _summary(
     gpt_config: GPTConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, chat: ChatTemplate | None = None
 ) -> str:
     size = sum(tensor.numel() for tensor in weights.values())
     structure = {id for id in (chat.special_ids() if chat else ()) if id >= tokenizer.vocab_size}
     spare = gpt_config.vocab_size - tokenizer.vocab_size - len(structure)
-    padded = f" and {spare:,} more in the model that mean nothing" if spare else ""
+    padded = f", and {spare:,} unused ids in the model" if spare else ""
     return f"{size:,} parameters, the {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} ids{padded}"

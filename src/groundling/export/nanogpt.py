@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from groundling.errors import CheckpointError, ConfigError, DataError
-from groundling.export.config_json import LARGEST
+from groundling.export.config_json import MAX_SIZE
 from groundling.export.families import GPT2
 from groundling.export.weights import to_ours
 from groundling.model.config import MAX_LAYERS, GPTConfig
@@ -33,7 +33,7 @@ def read_checkpoint(file: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     sizes, tensors = stored.get("model_args"), stored.get("model")
     if not isinstance(sizes, dict) or not isinstance(tensors, dict):
         raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: it has no 'model' with its 'model_args'")
-    if absent := [name for name in SIZES if type(sizes.get(name)) is not int or sizes[name] > LARGEST]:
+    if absent := [name for name in SIZES if type(sizes.get(name)) is not int or sizes[name] > MAX_SIZE]:
         raise CheckpointError(f"{file} is not a checkpoint of nanoGPT: its model_args have no {absent[0]}")
     if sizes["n_layer"] > MAX_LAYERS:
         raise CheckpointError(f"{file}: {sizes['n_layer']:,} layers are more than the {MAX_LAYERS:,} that are built")

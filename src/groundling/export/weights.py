@@ -31,7 +31,7 @@ LLAMA_MODULES = {
 """Module names of a block, and those outside the blocks. Ours stacks q, k and v."""
 TRANSPOSED = ("c_attn.weight", "c_fc.weight", "c_proj.weight")
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""Derived tables that older releases stored beside the weights."""
+"""Derived tables that older releases stored with the weights."""
 
 
 def their_names(name: str, family: Family) -> tuple[str, ...]:
@@ -105,7 +105,7 @@ def to_ours(
                 parts.append((part.T if turn else part).float())
         if len(parts) == len(names):
             ours[name] = torch.cat(parts).contiguous()
-    problems += [f"{name} is there, and the model has no such tensor" for name in sorted(left)]
+    problems += [f"{name} is unexpected: the model has no such tensor" for name in sorted(left)]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{where} does not fit its config: {'; '.join(problems[:3])}{more}")
@@ -129,7 +129,7 @@ def our_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     try:
         outline = blank_gpt(config, "meta")
     except RuntimeError as error:
-        raise CheckpointError(f"the config asks for sizes that no machine has: {error}") from error
+        raise CheckpointError(f"the config has sizes that no machine can hold: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in plain_state_dict(outline).items()}
 
 
@@ -154,7 +154,7 @@ def _rows(names: tuple[str, ...], shape: tuple[int, ...], config: GPTConfig) -> 
 
 
 def _full_name(name: str, family: Family) -> str:
-    """Whether the prefix is absent, as in files without an output matrix, such as GPT-2's first ones."""
+    """Add the family's prefix if it is missing, as in files without an output matrix, such as GPT-2's first ones."""
     return name if name.startswith((family.prefix, "lm_head.")) else family.prefix + name
 
 

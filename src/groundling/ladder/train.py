@@ -64,7 +64,7 @@ class LadderConfig:
         require(self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1, or None")
         at_once = self.at_once
         require(at_once is None or at_once >= 1, f"at_once is {at_once}; it must be at least 1, or None")
-        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        require(not (self.resume and self.overwrite), "resume continues a run and overwrite removes it; choose one")
         require(bool(self.names()), "rungs is empty; name some, for example s3,s4")
         for name in self.names():
             find_rung(name)

@@ -1,7 +1,7 @@
-"""KV cache: keys and values of past positions, so that a new token costs one position instead of the whole window.
+"""KV cache: keys and values of past positions, so a new token costs one position instead of a whole window.
 
-Memory is allocated on demand. Each slot has its own, which doubles when full, up to the slot's limit, and keeps its
-contents bit for bit. A window of ten thousand positions can take gigabytes, and most sequences use little of it.
+Memory is allocated on demand. Each slot doubles its own when full, up to its limit, and keeps its contents bit for
+bit. A window of ten thousand positions can take gigabytes, and most sequences use little of it.
 
 Shapes: L n_layer, N slots, B batch, H n_kv_head, S allocated or past positions, T new positions, D head_size; 2: keys,
 then values.
@@ -25,7 +25,7 @@ LINE_BYTES = 64
 """Cache line of the processor."""
 FIRST_POSITIONS = 256
 """First allocation of a slot; growing from less costs more than it saves."""
-PART = 16
+CAPACITY_STEP = 16
 """A slot's capacity is a multiple of this, so that each head starts at a cache line for any head size and dtype."""
 PIECE_BYTES = 1 << 25
 """Allocation size, rounded to whole layers. While a slot grows, one such piece exists twice."""
@@ -149,8 +149,8 @@ class KVCache:
         """
         own = self._slots[slot]
         if n_positions > own.capacity:
-            wished = max(2 * own.capacity, FIRST_POSITIONS)
-            self._move(own, _rounded(max(n_positions, min(wished, own.limit))))
+            grown = max(2 * own.capacity, FIRST_POSITIONS)
+            self._move(own, _rounded(max(n_positions, min(grown, own.limit))))
 
     def release(self, slot: int) -> None:
         """Free a slot's memory."""
@@ -248,7 +248,7 @@ def _causal_mask(length: int, n_new: int, device: torch.device) -> Tensor | None
 
 
 def _rounded(n_positions: int) -> int:
-    return -(-n_positions // PART) * PART
+    return -(-n_positions // CAPACITY_STEP) * CAPACITY_STEP
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""What new positions attend to besides themselves: the interface between a GPT and a KV cache or packed rows.
+"""What new positions attend to besides each other: the interface between a GPT and a KV cache or packed rows.
 
 Shapes: B batch, H n_kv_head, T new positions, S all positions attended to, D head_size.
 """

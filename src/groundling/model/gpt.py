@@ -23,8 +23,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_head, self.n_kv_head, self.head_size = config.n_head, config.kv_heads(), config.head_width()
-        n_heads_in_all = self.n_head + 2 * self.n_kv_head
-        self.c_attn = nn.Linear(config.n_embd, n_heads_in_all * self.head_size, bias=config.bias)
+        n_heads_qkv = self.n_head + 2 * self.n_kv_head
+        self.c_attn = nn.Linear(config.n_embd, n_heads_qkv * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.dropout = config.attention_dropout
         self.attend = fused_attention  # for training; compile_objective may replace it by a faster one for the device
@@ -135,7 +135,7 @@ class GPT(nn.Module):
     def flops_per_token(self) -> float:
         """FLOPs of the forward and backward pass per token (arXiv:2204.02311, appendix B).
 
-        6 per weight in a matrix product, and 12 C per layer and visible position, of which a causal model has half.
+        6 per weight in a matrix product, and 12 C per layer and position attended to: half of the context on average.
         """
         c = self.config
         looked_up = set() if c.tie_weights else {id(self.wte.weight)}

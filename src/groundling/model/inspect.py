@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from groundling.model.gpt import GPT, Block, CausalSelfAttention
 from groundling.model.numerics import at_least_float32
 
-LONGEST_REPEAT = 48
+MAX_REPEAT = 48
 """Length of the repeated random sequence that scores heads."""
 N_LIKELY = 5
 """Ids that the logit lens shows at each position."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """Internals of one forward pass over one sequence."""
+class ForwardTrace:
+    """Internals of one forward pass over one sequence, from `trace_forward`."""
 
     attention_LHTS: Tensor
     """Attention weights; rows sum to 1."""
@@ -59,7 +59,7 @@ class HeadScores:
     """To the first token, the attention sink of inactive heads."""
 
 
-def look(model: GPT, ids: Sequence[int], n_ids: int | None = None) -> Look:
+def trace_forward(model: GPT, ids: Sequence[int], n_ids: int | None = None) -> ForwardTrace:
     """Run a model on a sequence and record its internals.
 
     Args:
@@ -72,16 +72,16 @@ def look(model: GPT, ids: Sequence[int], n_ids: int | None = None) -> Look:
     """
     if not 1 <= len(ids) <= model.block_size:
         raise ValueError(f"{len(ids)} ids were given; this model reads from 1 to {model.block_size}")
-    seen = _Seen()
+    seen = _Recorded()
     with torch.inference_mode():
-        with _watching(model, seen):
+        with _recording(model, seen):
             logits_TV = _read(model, ids)[0, :, :n_ids]
         own, logits_V = _likely(logits_TV, ids), _on_cpu(logits_TV[-1].clone())
         del logits_TV
         # Layer by layer: with GPT-2's vocabulary, the logits of all layers would take a gigabyte.
         lens = [_likely(model.lm_head(model.ln_f(x_1TC))[0, :, :n_ids], ids) for x_1TC in seen.stream[:-1]]
         likely, logprobs, following = zip(*lens, own, strict=True)
-        return Look(
+        return ForwardTrace(
             torch.stack(seen.attention),
             torch.stack([_rms(x_1TC) for x_1TC in seen.stream]),
             torch.stack([_rms(x_1TC) for x_1TC in seen.from_attention]),
@@ -99,13 +99,13 @@ def score_heads(model: GPT, n_ids: int, seed: int = 0) -> HeadScores | None:
     Its ids are distinct, so that an induction head has one position to attend to. None: the context or the vocabulary
     is too small.
     """
-    n = min(model.block_size // 2, LONGEST_REPEAT, n_ids)
+    n = min(model.block_size // 2, MAX_REPEAT, n_ids)
     if n < 2:
         return None
     draw = torch.Generator().manual_seed(seed)
     once = torch.randperm(n_ids, generator=draw)[:n].tolist()
-    seen = _Seen()
-    with torch.inference_mode(), _watching(model, seen):
+    seen = _Recorded()
+    with torch.inference_mode(), _recording(model, seen):
         _read(model, once + once)
     attention_LHTS = torch.stack(seen.attention)
     again = torch.arange(n, 2 * n)
@@ -116,7 +116,7 @@ def score_heads(model: GPT, n_ids: int, seed: int = 0) -> HeadScores | None:
     )
 
 
-def weights_of(attention: CausalSelfAttention, x_BTC: Tensor) -> Tensor:
+def attention_weights(attention: CausalSelfAttention, x_BTC: Tensor) -> Tensor:
     """Attention weights of an attention module (BHTS), recomputed from its input."""
     B, T, _ = x_BTC.shape
     qkv_BTHD = attention.c_attn(x_BTC).view(B, T, -1, attention.head_size)
@@ -129,7 +129,7 @@ def weights_of(attention: CausalSelfAttention, x_BTC: Tensor) -> Tensor:
     return scores_BHTS.masked_fill(place_T[None, :] > place_T[:, None], -math.inf).softmax(-1)
 
 
-class _Seen:
+class _Recorded:
     def __init__(self) -> None:
         self.attention: list[Tensor] = []
         self.stream: list[Tensor] = []
@@ -138,12 +138,12 @@ class _Seen:
 
 
 @contextmanager
-def _watching(model: GPT, seen: _Seen) -> Iterator[None]:
+def _recording(model: GPT, seen: _Recorded) -> Iterator[None]:
     """Record into `seen` inside this block, with the model in evaluation mode."""
 
     def at_attention(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         assert isinstance(module, CausalSelfAttention)
-        seen.attention.append(_on_cpu(weights_of(module, inputs[0])[0]))
+        seen.attention.append(_on_cpu(attention_weights(module, inputs[0])[0]))
         seen.from_attention.append(output)
 
     def at_mlp(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -114,8 +114,8 @@ class Rotary(nn.Module):
         cos_HTP, sin_HTP = self.cos_TP[positions].unsqueeze(-3), self.sin_TP[positions].unsqueeze(-3)  # H = 1
         # Views have views as gradients; the gradient of `chunk` and `cat` pads.
         left_BHTP, right_BHTP = x_BHTD.reshape(*x_BHTD.shape[:-1], 2, -1).unbind(-2)
-        turned = (left_BHTP * cos_HTP - right_BHTP * sin_HTP, right_BHTP * cos_HTP + left_BHTP * sin_HTP)
-        return torch.stack(turned, dim=-2).flatten(-2).type_as(x_BHTD)
+        rotated = (left_BHTP * cos_HTP - right_BHTP * sin_HTP, right_BHTP * cos_HTP + left_BHTP * sin_HTP)
+        return torch.stack(rotated, dim=-2).flatten(-2).type_as(x_BHTD)
 
 
 def _rotary_tables(block_size: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:

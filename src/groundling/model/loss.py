@@ -22,19 +22,20 @@ def loss_sum(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def distillation_loss_sum(logits_BTV: Tensor, targets_BT: Tensor, hints_BTV: Tensor, weight: float) -> Tensor:
-    """Cross-entropy in nats with (1 - weight) target + weight hints, summed over the targets (arXiv:1503.02531).
+def distillation_loss_sum(logits_BTV: Tensor, targets_BT: Tensor, teacher_probs_BTV: Tensor, weight: float) -> Tensor:
+    """Cross-entropy in nats with (1 - weight) target + weight teacher_probs, summed over targets (arXiv:1503.02531).
 
     Args:
         logits_BTV: of the student.
         targets_BT: the next ids, or IGNORE.
-        hints_BTV: the teacher's distributions.
-        weight: of the hints.
+        teacher_probs_BTV: the teacher's distributions.
+        weight: of teacher_probs.
     """
     log_probs_BTV = at_least_float32(logits_BTV).log_softmax(-1)
     counted_BT1 = (targets_BT != IGNORE).unsqueeze(-1)
-    hinted = -(log_probs_BTV[..., : hints_BTV.size(-1)] * hints_BTV * counted_BT1).sum()  # the vocabulary may be padded
-    return (1 - weight) * loss_sum(logits_BTV, targets_BT) + weight * hinted
+    known_BTV = log_probs_BTV[..., : teacher_probs_BTV.size(-1)]  # the student's vocabulary may be padded
+    soft = -(known_BTV * teacher_probs_BTV * counted_BT1).sum()
+    return (1 - weight) * loss_sum(logits_BTV, targets_BT) + weight * soft
 
 
 def token_logprobs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

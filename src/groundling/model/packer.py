@@ -1,6 +1,6 @@
-"""Packer: which examples are packed into one micro-batch, and how wide its rows are.
+"""Group examples into micro-batches of packed rows, and choose the width of the rows.
 
-All groups keep the order of the examples, so that a step depends on nothing but the seed.
+Groups keep the order of the examples, so a step depends on the seed only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from itertools import groupby
 from groundling.model.packing import Exchange, groups_of_size, plan, prompt_trees, tree_size
 
 MIN_WIDTH = 256
-"""Least row width: attention over so few positions is cheap, and short examples leave less padding."""
+"""Minimum row width: attention over so few positions is cheap, and short examples leave less padding."""
 WIDTH_STEP = 64
 """Row widths are multiples of this."""
 EXAMPLES_ALIKE = 64
@@ -64,7 +64,7 @@ class Packer:
 
 
 def exchange_sizes(exchanges: Sequence[Exchange]) -> list[int]:
-    """Row width that each exchange asks for: room for its neighbours of the same prompt, up to twice the longest."""
+    """Row width for each exchange: room for its neighbours with the same prompt, up to twice the longest."""
     sizes: list[int] = []
     for prompt, group in groupby(exchanges, key=lambda exchange: exchange[0]):
         lengths = [len(reply) for _, reply in group]

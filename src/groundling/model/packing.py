@@ -1,4 +1,4 @@
-"""Packing: several sequences in one row, so that little of a batch is padding, and none attends to another.
+"""Packing: several sequences in one row, to reduce padding; none attends to another.
 
 A sequence of n ids takes n positions. The target of each position is the next id; the last one has no target, but its
 output may be scored. Replies to one prompt share it: the prompt is computed once, and each reply attends to it and
@@ -102,8 +102,8 @@ def _last(true_BT: Tensor, here_T: Tensor) -> Tensor:
     return torch.where(true_BT, here_T, 0).cummax(1).values
 
 
-class Seat(NamedTuple):
-    """First position of a sequence."""
+class Placement(NamedTuple):
+    """Row and first position of a sequence."""
 
     row: int
     start: int
@@ -111,9 +111,9 @@ class Seat(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each sequence is in packed rows."""
+    """Placement of sequences in packed rows."""
 
-    seats: list[Seat]
+    placements: list[Placement]
     lengths: list[int]
     shape: tuple[int, int]
 
@@ -126,7 +126,7 @@ class Packing:
             dtype: of the result.
         """
         rows_BT = torch.full(self.shape, fill, dtype=dtype)
-        for (row, start), length, each in zip(self.seats, self.lengths, values, strict=True):
+        for (row, start), length, each in zip(self.placements, self.lengths, values, strict=True):
             assert len(each) <= length
             rows_BT[row, start : start + len(each)] = torch.as_tensor(each, dtype=dtype)
         return rows_BT
@@ -134,7 +134,8 @@ class Packing:
     def collect(self, rows_BT: Tensor) -> list[Tensor]:
         """The values at each sequence's positions: the inverse of `spread`."""
         return [
-            rows_BT[row, start : start + length] for (row, start), length in zip(self.seats, self.lengths, strict=True)
+            rows_BT[row, start : start + length]
+            for (row, start), length in zip(self.placements, self.lengths, strict=True)
         ]
 
 
@@ -149,14 +150,14 @@ class Rows:
     """The next id of the same sequence, or IGNORE."""
     packing: Packing
 
-    def said_targets(self, said: Sequence[Sequence[bool]]) -> Tensor:
-        """The targets flagged in `said` (BT), IGNORE elsewhere.
+    def masked_targets(self, loss_masks: Sequence[Sequence[bool]]) -> Tensor:
+        """The targets that a loss mask includes (BT), IGNORE elsewhere.
 
         Args:
-            said: a flag for each id of each sequence.
+            loss_masks: of each sequence; True for each id to train on.
         """
-        said_BT = self.packing.spread([flags[1:] for flags in said], 0, torch.bool)
-        return torch.where(said_BT, self.targets_BT, IGNORE)
+        mask_BT = self.packing.spread([mask[1:] for mask in loss_masks], 0, torch.bool)
+        return torch.where(mask_BT, self.targets_BT, IGNORE)
 
 
 def plan(lengths: Sequence[int], width: int) -> Packing:
@@ -168,7 +169,7 @@ def plan(lengths: Sequence[int], width: int) -> Packing:
     if max(lengths, default=0) > width:
         raise ValueError(f"a sequence of {max(lengths)} ids does not fit into a row of {width}")
     taken: list[int] = []
-    seats = [Seat(0, 0)] * len(lengths)
+    placements = [Placement(0, 0)] * len(lengths)
     for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[number]
         fits = [row for row in range(len(taken)) if taken[row] + length <= width]
@@ -177,10 +178,10 @@ def plan(lengths: Sequence[int], width: int) -> Packing:
         else:
             row = len(taken)
             taken.append(0)
-        seats[number] = Seat(row, taken[row])
+        placements[number] = Placement(row, taken[row])
         taken[row] += length
     # A batch is no wider than its fullest row.
-    return Packing(seats, list(lengths), (len(taken), max(taken, default=0)))
+    return Packing(placements, list(lengths), (len(taken), max(taken, default=0)))
 
 
 def pack(sequences: Sequence[Sequence[int]], width: int) -> Rows:
@@ -190,7 +191,7 @@ def pack(sequences: Sequence[Sequence[int]], width: int) -> Rows:
         ValueError: a sequence is longer than `width`.
     """
     packing = plan([len(ids) for ids in sequences], width)
-    order = sorted(range(len(sequences)), key=packing.seats.__getitem__)
+    order = sorted(range(len(sequences)), key=packing.placements.__getitem__)
     number_of = {number: place for place, number in enumerate(order)}
     numbers = [[number_of[i]] * len(ids) for i, ids in enumerate(sequences)]
     sequences_BT = packing.spread(numbers, len(sequences), torch.long)
@@ -213,22 +214,22 @@ def pack_exchanges(exchanges: Sequence[Exchange], width: int) -> Rows:
     """
     trees = prompt_trees(exchanges, width)
     packing = plan([tree_size(exchanges, tree) for tree in trees], width)
-    seats = [Seat(0, 0)] * len(exchanges)
+    placements = [Placement(0, 0)] * len(exchanges)
     idx_BT = torch.zeros(packing.shape, dtype=torch.long)
     sequences_BT = torch.full(packing.shape, len(trees), dtype=torch.long)
     branches_BT = torch.zeros(packing.shape, dtype=torch.long)
-    for number, (tree, (row, start)) in enumerate(zip(trees, packing.seats, strict=True)):
+    for number, (tree, (row, start)) in enumerate(zip(trees, packing.placements, strict=True)):
         shared, place = exchanges[tree[0]][0][:-1], start
         parts = [shared] if shared else []
         for i in tree:
-            seats[i] = Seat(row, start + sum(map(len, parts)))
+            placements[i] = Placement(row, start + sum(map(len, parts)))
             prompt, reply = exchanges[i]
             parts.append([prompt[-1], *reply])
         for branch, ids in enumerate(parts):
             here = slice(place, place := place + len(ids))
             idx_BT[row, here] = torch.tensor(ids, dtype=torch.long)
             sequences_BT[row, here], branches_BT[row, here] = number, branch
-    replies = Packing(seats, [1 + len(reply) for _, reply in exchanges], packing.shape)
+    replies = Packing(placements, [1 + len(reply) for _, reply in exchanges], packing.shape)
     targets_BT = replies.spread([reply for _, reply in exchanges], IGNORE, torch.long)
     return Rows(idx_BT, Layout(sequences_BT, branches_BT), targets_BT, replies)
 

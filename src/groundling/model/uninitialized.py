@@ -1,4 +1,4 @@
-"""A GPT without initial weights, to be loaded from elsewhere or only measured."""
+"""A GPT with uninitialised weights, for loading them or for counting parameters."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ def blank_gpt(config: GPTConfig, device: torch.device | str = "cpu") -> GPT:
 
 
 def count_parameters(config: GPTConfig) -> int:
-    """Number of parameters of a GPT, from one and two layers; a tied matrix counts once.
+    """Number of parameters of a GPT, extrapolated from one and two layers; a tied matrix counts once.
 
     Raises:
         ConfigError: the sizes overflow.
@@ -33,7 +33,7 @@ def count_parameters(config: GPTConfig) -> int:
             blank_gpt(dataclasses.replace(config, n_layer=n, block_size=1), "meta").n_parameters() for n in (1, 2)
         )
     except RuntimeError as error:
-        raise ConfigError(f"these are sizes that no machine has: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"these are sizes that no machine can hold: {str(error).splitlines()[0]}") from error
     positions = (config.block_size - 1) * config.n_embd if config.position == "learned" else 0
     return one + positions + (config.n_layer - 1) * (two - one)
 

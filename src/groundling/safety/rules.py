@@ -218,7 +218,7 @@ def _rules(given: Mapping[str, Any]) -> Iterator[Rule]:
         require(key in KEYS, f"{key!r} is unknown; {near_name(key, KEYS, 'a rule has')}")
     name, reason, action = (given.get(key) for key in ("name", "reason", "action"))
     for key, value in (("name", name), ("reason", reason)):
-        require(isinstance(value, str) and bool(value.strip()), f"{key} has to be a text that says something")
+        require(isinstance(value, str) and bool(value.strip()), f"{key} must be a text that says something")
     require(action in get_args(Action), f"action is {action!r}; it must be one of: {', '.join(get_args(Action))}")
     where = given.get("where", list(get_args(Where)))
     places = isinstance(where, list) and bool(where) and all(one in get_args(Where) for one in where)
@@ -226,7 +226,7 @@ def _rules(given: Mapping[str, Any]) -> Iterator[Rule]:
     kinds = [kind for kind in KINDS if kind in given]
     require(len(kinds) == 1, f"a rule has one of {', '.join(KINDS)}; this one has {kinds or 'none'}")
     kind, mark = kinds[0], given.get("mark", f"[{name}]")
-    require(isinstance(mark, str), "mark has to be a text")
+    require(isinstance(mark, str), "mark must be a text")
     finder = _finder(kind, given[kind])
     if kind in ("longest", "repetition"):
         require(action == "block", f"{kind} can only block: it matches all text that follows")
@@ -235,12 +235,10 @@ def _rules(given: Mapping[str, Any]) -> Iterator[Rule]:
 
 def _finder(kind: str, value: Any) -> Callable[[], Finder]:
     if kind == "words":
-        require(
-            isinstance(value, list) and all(isinstance(one, str) for one in value), "words has to be a list of words"
-        )
+        require(isinstance(value, list) and all(isinstance(one, str) for one in value), "words must be a list of words")
         return Words(value).for_another_text
     if kind == "pattern":
-        require(isinstance(value, str), "pattern has to be a regular expression, as a text")
+        require(isinstance(value, str), "pattern must be a regular expression, as a text")
         pattern = Pattern(value)
         return lambda: pattern
     if kind == "personal":

@@ -22,7 +22,7 @@ class Words:
 
     def __init__(self, words: Sequence[str]) -> None:
         found = {folded(word).strip() for word in words}
-        require(bool(found) and all(found), "words have to be a list of words that are not empty")
+        require(bool(found) and all(found), "words must be a list of words that are not empty")
         self._longest = max(map(len, found))
         require(
             self._longest <= LONGEST_MATCH,

@@ -6,7 +6,7 @@ In reading order:
     filters.py      top-k, top-p and other filters of logits
     request.py      one request: tokens, random numbers, slot
     runner.py       the ModelRunner protocol, and the runner in PyTorch
-    auto_runner.py  PyTorch first, compiled code when it is ready and faster
+    auto_runner.py  PyTorch first, the native decoder when it is ready and faster
     native/         the decoding step in C++
     quantize.py     weights in bfloat16 and int8
     slots.py        admission of requests to slots, and their memory

@@ -1,4 +1,4 @@
-"""Choose the backend: PyTorch at once, compiled code when it is ready and faster."""
+"""Choose the backend: PyTorch at once, the native decoder when it is ready and faster."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ from groundling.model.cache import KVCache
 from groundling.model.gpt import GPT
 from groundling.sample.filters import exponential_race_of_few
 from groundling.sample.native.build import Compilation, Library
-from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, kept_or_measured, measure, shape_key
+from groundling.sample.native.comparison import PROMPT, STREAMS, Comparison, load_or_measure, measure, shape_key
 from groundling.sample.native.runner import NativeRunner, can_read
 from groundling.sample.quantize import Weights, with_rounded_weights
 from groundling.sample.runner import ModelRunner, TokenSpan, TorchRunner, WindowRunner, in_parts
@@ -45,7 +45,7 @@ def explain_out_of_memory() -> Iterator[None]:
             raise
         what = str(error).splitlines()[0] if str(error) else "none is left"
         raise ConfigError(
-            f"there is not enough memory to read on: {what}; decode fewer texts at a time, ask for fewer new "
+            f"there is not enough memory to continue: {what}; decode fewer texts at a time, ask for fewer new "
             "tokens, or load the model with a smaller --context"
         ) from error
 
@@ -57,7 +57,7 @@ def vocab_size(model: nn.Module) -> int | None:
 
 
 def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
-    """Whether compiled code can run this model here, and is faster than PyTorch. Waits for the compiler."""
+    """Whether the native decoder can run this model here, and is faster than PyTorch. Waits for the compiler."""
     plain = unwrap(model)
     if not (isinstance(plain, GPT) and can_read(plain)):
         return False
@@ -67,7 +67,7 @@ def native_is_faster(model: nn.Module, weights: Weights, n_slots: int) -> bool:
 
 
 def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation, library: Library) -> Comparison:
-    """Speed of compiled code and of PyTorch for models of this shape; measured once, then read from a file.
+    """Speed of the native decoder and of PyTorch for models of this shape; measured once, then read from a file.
 
     Raises:
         ConfigError: there is not enough memory to measure.
@@ -78,28 +78,28 @@ def compare(model: GPT, n_slots: int, weights: Weights, compilation: Compilation
         cache = KVCache(model.config, min(n_slots, STREAMS), dtype)
         for slot in range(cache.n_slots):  # memory for whole windows could take gigabytes
             cache.limit(slot, PROMPT)
-        with Progress("timing compiled code and PyTorch with this model, once"):
+        with Progress("timing the native decoder and PyTorch with this model, once"):
             native = NativeRunner(model, cache, weights, library, n_threads=1)
             return measure(native, TorchRunner(model, cache), model.config, n_slots)
 
     with explain_out_of_memory():
-        return kept_or_measured(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
+        return load_or_measure(compilation.timings, shape_key(model.config, weights, n_slots), measured_now)
 
 
 class AutoRunner:
     """A `ModelRunner` for any model.
 
-    Runs a GPT on the CPU by compiled code, if the library is there and faster here (`compare`). Without the library,
-    PyTorch runs it; after a second of decoding, the compiler is started in the background, and its code takes over when
-    it is ready. Both fill the same cache and agree to rounding. So nothing waits for the compiler, and short jobs never
-    start it. With bfloat16 weights the two round differently: then compiled code is used by the next AutoRunner only.
+    Runs a GPT on the CPU by the native decoder if its library is compiled and faster here (`compare`). Without the
+    library, PyTorch runs it; after a second of decoding, the compiler starts in the background, and the native decoder
+    takes over when it is ready. Both fill the same cache and agree to rounding. So nothing waits for the compiler, and
+    short jobs never start it. With bfloat16 weights the two round differently: only the next AutoRunner switches.
 
     Args:
         model: a GPT, plain, compiled or wrapped; or any module from `idx_BT` to `logits_BTV` with a `block_size`.
         n_slots: sequences it can hold.
         weights: precision of a GPT's matrices; float32: unchanged. Otherwise keys and values are bfloat16, and on
             other devices than the CPU so is the whole model.
-        native: "on" waits for the compiler; "off" never uses compiled code.
+        native: "on" waits for the compiler; "off" never uses the native decoder.
 
     Raises:
         ConfigError: a setting does not fit the model or the machine.
@@ -117,14 +117,14 @@ class AutoRunner:
         self._compiled: Callable[[Library], ModelRunner] | None = None
         self._compare: Callable[[Library], Comparison]
         self.cache: KVCache | None = None
-        """Keys and values of each slot; None for other modules than a GPT."""
+        """Keys and values of each slot; None for modules other than a GPT."""
         if isinstance(model, GPT):
             with explain_out_of_memory():  # the matrices are packed
                 self._runner = self._open(model, n_slots, weights, native)
         elif weights == "float32" and native != "on":
             self._runner = WindowRunner(model, n_slots)
         else:
-            raise ConfigError(f"a {type(model).__name__} is read as it is: weights float32, native auto or off")
+            raise ConfigError(f"a {type(model).__name__} runs only with weights float32, and native auto or off")
         self._seconds = 0.0
 
     @property
@@ -134,7 +134,7 @@ class AutoRunner:
 
     @property
     def is_native(self) -> bool:
-        """Whether compiled code runs the model by now."""
+        """Whether the native decoder runs the model by now."""
         return isinstance(self._runner, NativeRunner)
 
     def read(self, spans: Sequence[TokenSpan]) -> Tensor:
@@ -172,8 +172,8 @@ class AutoRunner:
         """Read at most `READ_AT_ONCE` positions at a time, to bound the memory for activations."""
         if self.cache is None or sum(len(span.ids) for span in spans) <= READ_AT_ONCE:
             return self._runner.read(spans)
-        for slot, place, ids, _ in spans:  # all at once, so that growing caches are not copied repeatedly
-            self.cache.reserve(slot, place + len(ids))
+        for slot, position, ids, _ in spans:  # all at once, so that growing caches are not copied repeatedly
+            self.cache.reserve(slot, position + len(ids))
         parts = in_parts(spans, READ_AT_ONCE)
         return torch.cat([scores for part, wanted in parts for scores in [self._runner.read(part)] if wanted])
 
@@ -190,7 +190,7 @@ class AutoRunner:
                 return NativeRunner(model, cache, weights, library, threads)
             require(native != "on", f"{compilation.reason}; leave native at auto, and PyTorch decodes")
             if library is None:
-                # With bfloat16 weights compiled code may round more, so do not switch in the middle of a text.
+                # With bfloat16 weights the native decoder may round more, so do not switch in the middle of a text.
                 self._takes_over = weights != "bfloat16"
                 self._compilation = compilation
                 self._compiled = lambda library: NativeRunner(model, cache, weights, library, threads)
@@ -203,14 +203,14 @@ class AutoRunner:
         return TorchRunner(rounded if own.device.type == "cpu" else rounded.to(torch.bfloat16), cache)
 
     def _prefers(self, library: Library) -> bool:
-        """Whether compiled code is faster; logs if it is not."""
+        """Whether the native decoder is faster; logs if it is not."""
         comparison = self._compare(library)
         if not comparison.prefers_native:
-            log.info(f"decoding with PyTorch, {1 / comparison.speedup:.1f} times as fast here as compiled code")
+            log.info(f"decoding with PyTorch, {1 / comparison.speedup:.1f} times as fast here as the native decoder")
         return comparison.prefers_native
 
     def _go_on_compiled(self, compilation: Compilation) -> None:
-        """Start the compiler, or switch to compiled code if it is ready."""
+        """Start the compiler, or switch to the native decoder if it is ready."""
         compilation.start()
         library = compilation.library()
         if library is None and not compilation.reason:

@@ -59,8 +59,8 @@ class DecodeConfig:
 def deterministic_decode(model: nn.Module, config: DecodeConfig, n_slots: int = STREAMS) -> DecodeConfig:
     """Fix the backend for the whole run so that results depend on the seed only.
 
-    "auto" switches to compiled code when the compiler has finished, and the two backends round differently. This waits
-    for the compiler and returns "on" or "off", whichever is faster here.
+    "auto" switches to the native decoder when the compiler has finished, and the two backends round differently. This
+    waits for the compiler and returns "on" or "off", whichever is faster here.
     """
     if config.native != "auto":
         return config
@@ -139,7 +139,7 @@ class Engine:
 
     @property
     def is_native(self) -> bool:
-        """Whether compiled code runs the model by now."""
+        """Whether the native decoder runs the model by now."""
         return self._runner.is_native
 
     @property

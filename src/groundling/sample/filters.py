@@ -105,8 +105,9 @@ def min_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def typical_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep the fewest tokens whose probabilities sum to `p`, those first whose surprisal is nearest to the entropy of
-    the distribution: locally typical sampling (arXiv:2202.00666).
+    """Keep the fewest tokens whose probabilities sum to `p`, by distance of their surprisal from the entropy.
+
+    This is locally typical sampling (arXiv:2202.00666).
     """
     if p >= 1:
         return logits_BV

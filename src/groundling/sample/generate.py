@@ -52,8 +52,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """Generate a completion of each prompt, and return the new ids without the end of text.
 
-    Completion i is what `generate_ids` gives with `row_generator(config.seed, first_row + i)`; it does not depend on
-    the others. The engine must be idle. Raises as `generate_ids` does; all requests are stopped then.
+    Completion i equals that of `generate_ids` with `row_generator(config.seed, first_row + i)`, whatever the other
+    prompts are. The engine must be idle. Raises as `generate_ids`; then all requests are stopped.
     """
     requests = [
         engine.new_request(prompt_T, config, row_generator(config.seed, row))
@@ -101,10 +101,10 @@ def stream(
 
     Args:
         bundle: the model and its tokenizer.
-        prompt: the text to continue; it is not repeated. An empty one stands for the beginning of a line: a newline
-            where the tokenizer has one, else token 0.
+        prompt: the text to continue; not part of the output. An empty one stands for the beginning of a line: a newline
+            if the tokenizer has one, else token 0.
         config: how to choose tokens; None: the defaults.
-        decode: how to run the model; None: in float32, by compiled code as soon as it is ready.
+        decode: how to run the model; None: in float32, by the native decoder as soon as it is ready.
 
     Raises:
         DataError: the tokenizer cannot encode the prompt.
@@ -139,7 +139,7 @@ def generate(
 
 
 class TextDelta(NamedTuple):
-    """What one step adds to one of several texts."""
+    """Text that one step adds to one of several completions."""
 
     number: int
     text: str
@@ -151,8 +151,8 @@ def stream_batch(
 ) -> Iterator[TextDelta]:
     """Generate several completions of one prompt together, and yield their text as it is decoded.
 
-    Each is what it would be alone, with `row_generator(config.seed, number)`. The engine must be idle, and is
-    busy until the iterator ends or is closed. Raises as `stream` does.
+    Each equals the completion generated alone with `row_generator(config.seed, number)`. The engine must be idle, and
+    is busy until the iterator ends or is closed. Raises as `stream`.
     """
     prompt_T = encode_prompt(tokenizer, prompt)
     engine.check(prompt_T, config)

@@ -40,7 +40,7 @@ def rounded(weight_NK: Tensor, weights: Weights) -> Tensor:
 
 @torch.no_grad()
 def with_rounded_weights(model: GPT, weights: Weights) -> GPT:
-    """A copy with rounded weights, for devices without compiled code and for measuring the cost in loss.
+    """A copy with rounded weights, for devices without the native decoder and for measuring the cost in loss.
 
     Shares all other tensors with `model`. A tied matrix is rounded as `lm_head` only.
     """

@@ -118,7 +118,7 @@ def require_ids(prompt: Sequence[int], config: SamplingConfig, vocab_size: int |
     """
     prompt = list(prompt)
     if not prompt:
-        raise ValueError("the prompt has no ids; a model needs at least one to go on from")
+        raise ValueError("the prompt has no ids; a model needs at least one to continue")
     if vocab_size is not None and not 0 <= min(prompt) <= max(prompt) < vocab_size:
         raise ValueError(
             f"the prompt has ids from {min(prompt)} to {max(prompt)}; the model knows 0 to {vocab_size - 1}"

@@ -25,7 +25,7 @@ class TokenSpan(NamedTuple):
     """The next ids of the sequence in a slot."""
 
     slot: int
-    place: int
+    position: int
     """Position of the first id in the window. Replaces what the slot holds from here on."""
     ids: Sequence[int]
     n_scored: int
@@ -56,12 +56,12 @@ def in_parts(spans: Sequence[TokenSpan], n_at_once: int) -> Iterator[tuple[list[
     """
     together: list[TokenSpan] = []
     n_together = 0
-    for slot, place, ids, n_scored in spans:
+    for slot, position, ids, n_scored in spans:
         n_before = max(0, len(ids) - max(n_at_once, n_scored))
         for first in range(0, n_before, n_at_once):
             some = ids[first : min(first + n_at_once, n_before)]
-            yield [TokenSpan(slot, place + first, some, 1)], False
-        last = TokenSpan(slot, place + n_before, ids[n_before:], n_scored)
+            yield [TokenSpan(slot, position + first, some, 1)], False
+        last = TokenSpan(slot, position + n_before, ids[n_before:], n_scored)
         if together and n_together + len(last.ids) > n_at_once:
             yield together, True
             together, n_together = [], 0
@@ -87,14 +87,14 @@ class TorchRunner:
         """See `ModelRunner`."""
         together = defaultdict(list)
         for number, span in enumerate(spans):
-            self.cache.reserve(span.slot, span.place + len(span.ids))
+            self.cache.reserve(span.slot, span.position + len(span.ids))
             width = max(self.ALIKE_POSITIONS, self.cache.capacity(span.slot))
-            together[len(span.ids), span.place if len(span.ids) > 1 else width].append(number)
+            together[len(span.ids), span.position if len(span.ids) > 1 else width].append(number)
         scores: list[Tensor] = [torch.empty(0)] * len(spans)
         for numbers in together.values():
             some = [spans[number] for number in numbers]
             n_scored = max(span.n_scored for span in some)
-            rows = self.cache.rows([span.slot for span in some], [span.place for span in some])
+            rows = self.cache.rows([span.slot for span in some], [span.position for span in some])
             idx_BT = torch.tensor([list(span.ids) for span in some], device=self._device)
             with evaluation_mode(self.model):
                 logits_BTV = at_least_float32(self._logits(idx_BT, rows, n_scored).cpu())
@@ -126,7 +126,7 @@ class WindowRunner:
         """See `ModelRunner`."""
         together = defaultdict(list)
         for number, span in enumerate(spans):
-            self._windows[span.slot][span.place :] = span.ids
+            self._windows[span.slot][span.position :] = span.ids
             together[len(self._windows[span.slot])].append(number)
         scores: list[Tensor] = [torch.empty(0)] * len(spans)
         for numbers in together.values():

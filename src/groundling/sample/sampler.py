@@ -1,4 +1,4 @@
-"""How the next token is chosen: the settings, and the function from logits and noise to ids.
+"""Choose the next token: the settings, and the function from logits and noise to ids.
 
 Shapes: B rows, each a position whose next token is chosen, V vocabulary.
 """

@@ -16,8 +16,8 @@ def run_all(engine: Engine, requests: Iterable[Request]) -> Generator[StepOutput
     slot yields one output without tokens. Closing the iterator, or an exception, stops all requests that are running.
 
     Args:
-        engine: with no other requests meanwhile.
-        requests: made by `engine.new_request`; may be a generator that looks at the outputs so far.
+        engine: has no other requests in the meantime.
+        requests: from `engine.new_request`; may be a generator that depends on the outputs so far.
 
     Raises:
         CheckpointError: the model's logits are not finite.

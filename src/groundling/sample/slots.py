@@ -12,7 +12,7 @@ from typing import NamedTuple
 from weakref import WeakSet
 
 from groundling.errors import ConfigError
-from groundling.model.cache import PART, KVCache
+from groundling.model.cache import CAPACITY_STEP, KVCache
 from groundling.sample.auto_runner import AutoRunner, explain_out_of_memory
 from groundling.sample.request import Request, Slot, common_length, most_positions, window_start
 from groundling.system.memory import Memory, memory_of, memory_total_bytes
@@ -34,7 +34,7 @@ class Admitted(NamedTuple):
 
 
 class NoMemoryError(ConfigError):
-    """A request can need more memory than there is, even when no other request is running."""
+    """A request can need more memory than is available, even when no other request is running."""
 
 
 class CacheMemory:
@@ -126,7 +126,7 @@ class SlotPool:
         if whole <= UNASKED_BYTES:
             return block_size
         n_positions = block_size * self._memory.most(self) // whole
-        return min(block_size, n_positions // PART * PART)
+        return min(block_size, n_positions // CAPACITY_STEP * CAPACITY_STEP)
 
     def has_room_for(self, n_bytes: int) -> bool:
         """Whether there is memory for `n_bytes` of something else; idle slots are released for it."""

@@ -101,7 +101,7 @@ class ModelDrafter:
     def __init__(self, draft: nn.Module, n_slots: int, n_vocab: int | None, n_ids: int | None, native: Native) -> None:
         known = vocab_size(draft)
         if n_vocab is None or n_ids is None or known is None or known < n_vocab:
-            raise ConfigError(f"a draft has to be a GPT that knows all ids of the model; it knows {known or 'none'}")
+            raise ConfigError(f"a draft must be a GPT that knows all ids of the model; it knows {known or 'none'}")
         self._runner, self._n_ids = AutoRunner(draft, n_slots, native=native), n_ids
         self._slots = [Slot(slot, self._runner.block_size) for slot in range(n_slots)]
         self._owners: list[Request | None] = [None] * n_slots

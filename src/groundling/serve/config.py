@@ -100,7 +100,7 @@ class ServeConfig:
             keys += found
         for key in keys:
             usable = len(key) >= 8 and key.isascii() and key.isprintable() and " " not in key
-            require(usable, "a key has to be 8 or more ASCII characters without spaces")
+            require(usable, "a key must be 8 or more ASCII characters without spaces")
         return tuple(dict.fromkeys(keys))
 
     def require_safe(self) -> None:

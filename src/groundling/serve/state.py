@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from groundling.bundle import Bundle, load_bundle
+from groundling.bundle import Bundle, ChatBundle, load_bundle
 from groundling.bundle.adapter import base_at
 from groundling.bundle.context import contexts
 from groundling.bundle.layout import CHECKPOINTS, find_bundle, model_checkpoints, require_language_model
@@ -63,11 +63,16 @@ class Served:
         """Ids that end a completion."""
         return self.bundle.end_ids
 
+    @property
+    def is_chat_model(self) -> bool:
+        """Whether the model has a chat template."""
+        return isinstance(self.bundle, ChatBundle)
+
     def card(self) -> dict[str, Any]:
         """The model object of /v1/models."""
         config = self.bundle.config
         facts = {
-            "chat": self.bundle.chat is not None,
+            "chat": self.is_chat_model,
             "n_params": sum(parameter.numel() for parameter in self.bundle.model.parameters()),
             "block_size": config.block_size,
             "vocab_size": config.vocab_size,
@@ -101,7 +106,7 @@ class Registry:
 
     def chat_models(self) -> list[str]:
         """Names of the chat models."""
-        return [name for name, served in self._served.items() if served.bundle.chat is not None]
+        return [name for name, served in self._served.items() if served.is_chat_model]
 
     def get(self, name: str) -> Served:
         """The model of this name.

@@ -21,11 +21,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from torch import Tensor
 
-from groundling.bundle import Bundle
+from groundling.bundle import Bundle, ChatBundle
 from groundling.bundle.layout import CHECKPOINTS, model_checkpoints, val_loss_of
 from groundling.errors import CheckpointError, DataError
 from groundling.model.gpt import GPT
-from groundling.model.inspect import HeadScores, Look, look, score_heads
+from groundling.model.inspect import ForwardTrace, HeadScores, score_heads, trace_forward
 from groundling.sample.generate import encode_prompt
 from groundling.serve.checkpoints import CheckpointCache, run_to_end
 from groundling.serve.completions.conversation import conversation, encoding_error
@@ -127,12 +127,12 @@ class _Inspector:
     def __init__(self) -> None:
         self._scores: WeakKeyDictionary[GPT, HeadScores | None] = WeakKeyDictionary()
 
-    def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[Look, HeadScores | None]:
+    def look(self, bundle: Bundle, ids: Sequence[int]) -> tuple[ForwardTrace, HeadScores | None]:
         """Return the internals for a text, and the scores of the heads."""
         model = bundle.model
         if model not in self._scores:
             self._scores[model] = score_heads(model, bundle.tokenizer.vocab_size)
-        return look(model, ids, bundle.n_ids), self._scores[model]
+        return trace_forward(model, ids, bundle.n_ids), self._scores[model]
 
 
 def _checkpoints(served: Served) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
             return encode_prompt(tokenizer, body.prompt)
         except DataError as error:
             raise ApiError(400, f"prompt: {error}", "invalid_value", "prompt") from error
-    if bundle.chat is None:
+    if not isinstance(bundle, ChatBundle):
         message = f"{body.model} is a base model, not a chat model; give a prompt"
         raise ApiError(400, message, "not_a_chat_model", "messages")
     assert body.messages is not None
@@ -160,7 +160,7 @@ def _ids(body: XrayRequest, bundle: Bundle) -> list[int]:
     try:
         if messages[-1].role == "assistant":  # include a final reply, without its end token
             return bundle.chat.render(messages, tokenizer).ids[:-1]
-        return bundle.chat.prompt(messages, tokenizer)
+        return bundle.encode_chat(messages)
     except DataError as error:
         raise encoding_error(messages, tokenizer, error) from error
 
@@ -169,7 +169,7 @@ def _check_size(ids: Sequence[int], bundle: Bundle, param: str) -> None:
     c, n = bundle.config, len(ids)
     most = min(MAX_TOKENS, c.block_size)
     if n > most:
-        message = f"the text has {n} tokens, and {most} can be looked through; shorten it"
+        message = f"the text has {n} tokens, and the X-ray shows at most {most}; shorten it"
         raise ApiError(400, message, "context_length_exceeded", param)
     if c.n_layer * c.n_head * n * (n + 1) // 2 > MAX_BYTES:
         message = f"{c.n_layer * c.n_head} heads over {n} tokens are more than a page can show; shorten the text"
@@ -177,7 +177,7 @@ def _check_size(ids: Sequence[int], bundle: Bundle, param: str) -> None:
 
 
 def _response(
-    name: str, checkpoint: str | None, bundle: Bundle, ids: list[int], seen: Look, scores: HeadScores | None
+    name: str, checkpoint: str | None, bundle: Bundle, ids: list[int], seen: ForwardTrace, scores: HeadScores | None
 ) -> bytes:
     next_ids = seen.logits_V.topk(min(N_NEXT, len(seen.logits_V))).indices.tolist()
     named = {*ids, *next_ids, *seen.likely_LTK.flatten().tolist()}

@@ -66,7 +66,7 @@ def _announce(operation: str, path: Path) -> None:
 
 @contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    """Convert errors of writing to a one-line StorageError."""
+    """Convert an error of writing to a one-line StorageError."""
     try:
         yield
     except (StorageError, filelock.Timeout):
@@ -162,7 +162,7 @@ def write_json(path: Path, value: Any) -> None:
 
 MAX_JSON = 256 << 20
 """Bytes; ten times the largest published tokenizers."""
-DEEPEST_JSON = 100
+MAX_JSON_DEPTH = 100
 """Levels of nesting; protects recursive code."""
 
 
@@ -170,8 +170,8 @@ def read_json(path: Path, most: int = MAX_JSON, *, links: bool = False) -> Any:
     """Read an untrusted JSON file: a regular file of bounded size, with or without a byte-order mark.
 
     Args:
-        path: of the file.
-        most: its largest size in bytes.
+        path: the file.
+        most: maximum size in bytes.
         links: see `files.open_regular`.
 
     Raises:
@@ -183,7 +183,7 @@ def read_json(path: Path, most: int = MAX_JSON, *, links: bool = False) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     level = [value]
-    for _ in range(DEEPEST_JSON):
+    for _ in range(MAX_JSON_DEPTH):
         below = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list)))
         level = [item for items in below for item in items if isinstance(item, (dict, list))]
         if not level:
@@ -248,21 +248,21 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder. It is renamed first, so a partly removed folder is never taken for a complete one."""
-    condemned = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}-{uuid.uuid4().hex[:8]}")
+    renamed = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}-{uuid.uuid4().hex[:8]}")
     with _clear_errors(path):
         if path.is_symlink():  # remove the link, not its target
             _announce("unlink", path)
             path.unlink()
             return
-        replace(path, condemned)
-        for file in sorted(condemned.rglob("*"), reverse=True):
+        replace(path, renamed)
+        for file in sorted(renamed.rglob("*"), reverse=True):
             _announce("unlink", file)
             file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
-        condemned.rmdir()
+        renamed.rmdir()
 
 
 def sweep_temporaries(folder: Path) -> list[str]:
-    """Remove what a crash left in `folder`; return the names. The caller must hold the folder's lock."""
+    """Remove temporary files that a crash left in `folder`; return their names. The caller must hold its lock."""
     leftovers = sorted(folder.glob(TEMPORARY_PREFIX + "*"))
     for leftover in leftovers:
         _announce("unlink", leftover)
@@ -289,7 +289,7 @@ def locked(path: Path, timeout_s: float = -1) -> Iterator[None]:
     """Hold a file lock, which is released when the process ends, however it ends.
 
     Args:
-        path: of the lock file, created if missing.
+        path: the lock file, created if missing.
         timeout_s: how long to wait for another process; -1: forever.
 
     Raises:
@@ -298,9 +298,8 @@ def locked(path: Path, timeout_s: float = -1) -> Iterator[None]:
     """
     lock = filelock.FileLock(path)
     with _clear_errors(path):
-        with suppress(
-            FileNotFoundError
-        ):  # filelock creates it; without locks on the disk, the new file itself is the lock
+        # filelock creates a missing file; on a disk without locks, the new file itself is the lock.
+        with suppress(FileNotFoundError):
             files.require_regular(path)
         lock.acquire(timeout=timeout_s)
     try:
@@ -330,7 +329,7 @@ def require_apart(source: Path, target: Path) -> None:
         StorageError: source and target are the same file.
     """
     if source.exists() and target.exists() and source.samefile(target):
-        raise StorageError(f"{target} is what is read; choose another name to write to")
+        raise StorageError(f"{target} is the input; choose another name for the output")
 
 
 def make_folder(path: Path) -> Path:

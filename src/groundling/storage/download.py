@@ -1,6 +1,6 @@
 """Verified, resumable downloads from a URL or from a package on PyPI.
 
-A file gets its final name only when its SHA-256 matches the pinned one. Until then it is `NAME.part`, which stays when
+A file gets its final name only when its SHA-256 matches the pinned one. Until then it is `NAME.part`, which is kept if
 the connection breaks, so the next attempt requests only the rest.
 
 Why not pooch or huggingface_hub: pooch does not resume, and huggingface_hub reads from its hub only.
@@ -30,18 +30,19 @@ from groundling.storage import atomic, files
 PIECE_BYTES = 1 << 16
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP status codes worth a retry."""
-HTML_CAME = "an HTML page came instead of the file"
+HTML_INSTEAD = "got an HTML page instead of the file"
+WRONG_PART = "the partial download does not belong to this file"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """Retry policy for one URL."""
 
     timeout_s: float = 4.0
-    """For connecting and for each read."""
+    """Timeout of connecting and of each read."""
     attempts: int = 3
     first_pause_s: float = 0.5
-    """Before the second attempt; doubles with each further one."""
+    """Pause before the second attempt; doubles with each further one."""
     total_pause_s: float = 10.0
     """Sum of all pauses, including `Retry-After`."""
 
@@ -63,23 +64,23 @@ class _TryAgainError(Exception):
         self.pause_s = pause_s
 
 
-def download(url: str, target: Path, sha256: str, n_bytes: int, patience: Patience | None = None) -> None:
+def download(url: str, target: Path, sha256: str, n_bytes: int, retry: RetryPolicy | None = None) -> None:
     """Download `url` to `target`, which appears only when complete and verified. The caller must hold a lock.
 
     Raises:
         DataError: the download failed, or the file is not the pinned one; the message says what was received.
         StorageError: the file could not be written.
     """
-    patience = patience or Patience()
+    retry = retry or RetryPolicy()
     part = target.with_name(f"{target.name}.part")
-    pause_s, left_s = patience.first_pause_s, patience.total_pause_s
-    for attempt in range(1, patience.attempts + 1):
+    pause_s, left_s = retry.first_pause_s, retry.total_pause_s
+    for attempt in range(1, retry.attempts + 1):
         try:
-            resumed = _receive(url, part, n_bytes, patience.timeout_s)
+            resumed = _receive(url, part, n_bytes, retry.timeout_s)
             return _accept(url, part, target, sha256, n_bytes, resumed)
         except _TryAgainError as failure:
             wait_s = max(pause_s, failure.pause_s)
-            if attempt == patience.attempts or wait_s > left_s:
+            if attempt == retry.attempts or wait_s > left_s:
                 asked = f", and asks to wait {failure.pause_s:.0f} s" if failure.pause_s > left_s else ""
                 raise DataError(f"{url}: {failure}{asked} (attempt {attempt})") from failure
             time.sleep(wait_s)
@@ -91,18 +92,18 @@ def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
     """Download the missing rest of `part`; return whether it was resumed."""
     if not files.is_regular(part):  # never write through a link
         files.remove(part)
-    have = part.stat().st_size if part.exists() else 0
-    if have >= n_bytes:
+    n_present = part.stat().st_size if part.exists() else 0
+    if n_present >= n_bytes:
         return True
     headers = {"User-Agent": "groundling", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    if n_present:
+        headers["Range"] = f"bytes={n_present}-"
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s) as answer:
             if "text/html" in answer.headers.get("Content-Type", ""):
-                raise DataError(f"{url}: {HTML_CAME}")
-            resumed = bool(have) and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-            begin = have if resumed else 0
+                raise DataError(f"{url}: {HTML_INSTEAD}")
+            resumed = bool(n_present) and answer.headers.get("Content-Range", "").startswith(f"bytes {n_present}-")
+            begin = n_present if resumed else 0
             received = begin
             with (files.open_to_append if resumed else files.open_to_replace)(part) as file:
                 # One byte too many is enough to know that this is another file.
@@ -111,7 +112,7 @@ def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
                     received += len(piece)
             promised = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
-        _explain(error, part)
+        _raise_for_status(error, part)
     except (OSError, http.client.HTTPException) as error:
         raise _TryAgainError(str(getattr(error, "reason", error)) or type(error).__name__) from error
     if received < n_bytes and (promised is None or received - begin < int(promised)):
@@ -119,11 +120,12 @@ def _receive(url: str, part: Path, n_bytes: int, timeout_s: float) -> bool:
     return resumed
 
 
-def _explain(error: urllib.error.HTTPError, part: Path) -> None:
+def _raise_for_status(error: urllib.error.HTTPError, part: Path) -> None:
+    """Raise `_TryAgainError` for a status worth a retry, otherwise DataError."""
     with error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             files.remove(part)
-            raise _TryAgainError("the part that was here does not belong to the file there") from error
+            raise _TryAgainError(WRONG_PART) from error
         if error.code in BUSY:
             raise _TryAgainError(
                 f"HTTP {error.code} {error.reason}", _retry_after_s(error.headers.get("Retry-After"))
@@ -145,8 +147,8 @@ def _retry_after_s(value: str | None) -> float:
 
 def _accept(url: str, part: Path, target: Path, sha256: str, n_bytes: int, resumed: bool) -> None:
     """Verify a complete `part` and give it its final name, or delete it."""
-    got_bytes, got = part.stat().st_size, atomic.sha256_of(part)
-    if got == sha256:
+    found_bytes, found = part.stat().st_size, atomic.sha256_of(part)
+    if found == sha256:
         with files.open_regular(part) as file:
             os.fsync(file.fileno())
         atomic.replace(part, target)
@@ -155,11 +157,11 @@ def _accept(url: str, part: Path, target: Path, sha256: str, n_bytes: int, resum
         begins = file.read(200).lstrip().lower()
     files.remove(part)
     if resumed:
-        raise _TryAgainError("the part that was here does not belong to the file there")
+        raise _TryAgainError(WRONG_PART)
     if begins.startswith((b"<!doctype html", b"<html")):
-        raise DataError(f"{url}: {HTML_CAME}")
-    size = f"{got_bytes:,} bytes" if got_bytes <= n_bytes else f"more than {n_bytes:,} bytes"
-    raise DataError(f"{url}: not the expected file: {size} with sha256 {got}, expected {n_bytes:,} with {sha256}")
+        raise DataError(f"{url}: {HTML_INSTEAD}")
+    size = f"{found_bytes:,} bytes" if found_bytes <= n_bytes else f"more than {n_bytes:,} bytes"
+    raise DataError(f"{url}: not the expected file: {size} with sha256 {found}, expected {n_bytes:,} with {sha256}")
 
 
 @contextmanager
@@ -205,7 +207,7 @@ def require_sha256(data: bytes, sha256: str, what: str) -> bytes:
     Raises:
         DataError: it does not.
     """
-    got = hashlib.sha256(data).hexdigest()
-    if got != sha256:
-        raise DataError(f"{what}: {len(data):,} bytes came with sha256 {got}, expected {sha256}")
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise DataError(f"{what}: got {len(data):,} bytes with sha256 {found}, expected {sha256}")
     return data

@@ -50,7 +50,7 @@ def open_regular(path: Path, *, links: bool = False, within: Path | None = None)
     """Open a regular file for reading. Anything else is neither opened nor waited for.
 
     Args:
-        path: of the file.
+        path: the file.
         links: whether the path may be a link.
         within: an ancestor folder; no folder between the two may be a link.
 

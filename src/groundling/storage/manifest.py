@@ -16,7 +16,7 @@ from groundling.storage import atomic, files
 
 MANIFEST = "manifest.json"
 MAX_FILES = 1000
-"""Most files in a manifest. A folder usually has about ten, and each is read."""
+"""Maximum number of files in a manifest; usually there are about ten, and each is read."""
 MAX_JSON = 16 << 20
 """Bytes of a JSON file such as a config, a manifest or the index of a large model."""
 COPY = "copy the folder with cp -rL"
@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not os.path.lexists(path):
-        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished, or not made by groundling")
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished, or not written by groundling")
     manifest = read_json_object(path)
     listed = manifest.get("files")
     is_list = isinstance(listed, dict) and len(listed) <= MAX_FILES and all(starmap(_is_entry, listed.items()))

@@ -3,7 +3,7 @@
 In reading order:
 
     runtime.py        device, precision, threads, allocator
-    compile.py        torch.compile, and going on without it
+    compile.py        torch.compile with a fallback to eager execution
     memory.py         total, free and used memory
     hardware.py       processor, environment, peak of matrix products
     distributed.py    ranks
@@ -14,7 +14,7 @@ In reading order:
     logs.py           log messages as lines for people or as JSON
     console.py        progress of a run, status lines, tables
     metrics.py        records of runs: JSON lines, TensorBoard, Weights & Biases
-    progress.py       a line now and then about long work
+    progress.py       progress lines for long work
     plotting.py       matplotlib
     optional.py       optional packages
 """

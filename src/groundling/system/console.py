@@ -21,9 +21,9 @@ class ConsoleSink:
     closed, log messages are printed above the bar.
 
     Args:
-        n_steps: of the whole run.
-        first_step: where it begins.
-        plain_every_s: without a terminal, also print a record that comes this many seconds after the last line.
+        n_steps: steps of the whole run.
+        first_step: step at which this process starts.
+        plain_every_s: without a terminal, also print a record if the last line is this many seconds old.
     """
 
     PLAIN_EVERY = 10

@@ -128,7 +128,7 @@ def gather_tensors(tensor: Tensor) -> list[Tensor]:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """The first rank runs the block, then the others do: what it wrote to disk, they find."""
+    """Run the block on the first rank, then on the others, which find the files it wrote."""
     if not is_first():
         barrier()
     yield

@@ -1,7 +1,7 @@
-"""Logging: notes for people as plain lines on stderr, or all events as JSON lines.
+"""Logging: plain lines on stderr for people, or events as JSON lines.
 
-Every module logs to `logging.getLogger(__name__)`. The command configures the logger "groundling"; as a library nothing
-is configured, so that only warnings are shown, by logging's last resort.
+Every module logs to `logging.getLogger(__name__)`. The commands configure the logger "groundling". The library
+configures nothing, so only warnings are shown, by logging's last resort.
 """
 
 import json
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 PACKAGE = "groundling"
 DECODER = "groundling.sample"
-"""Logs which backend decodes. Only the verbs that show one text as it is generated print that."""
+"""Logger of the decoding backend; printed only by verbs that show one text as it is generated."""
 FIGURES = {
     "val_loss": "validation loss {val_loss:.4f} (best {best_val_loss:.4f})",
     "train_loss": "training loss {train_loss:.4f}",
@@ -27,11 +27,11 @@ FIGURES = {
     "utilisation": "utilisation {utilisation:.0%}",
     "memory_mb": "{memory_mb:,.0f} MB",
 }
-"""The figures of pretraining that people see, in order, and their formats."""
+"""Figures of pretraining shown on the console, in order, and their formats."""
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints messages on stderr, as it is at that moment; under torchrun only on the first rank."""
+    """Prints messages on the current `sys.stderr`; under torchrun only on the first rank."""
 
     print_above_bar: Callable[[str], None] | None = None
     """Prints a line above the progress bar while one is shown."""
@@ -51,7 +51,7 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def console_logging() -> Iterator[None]:
-    """Print notes and warnings on stderr inside the block, and nowhere else."""
+    """Print messages from INFO up on stderr within the block, and nowhere else."""
     logger, decoder = logging.getLogger(PACKAGE), logging.getLogger(DECODER)
     before = logger.handlers, logger.level, logger.propagate, decoder.level
     logger.handlers, logger.propagate = [ConsoleHandler()], False
@@ -67,13 +67,15 @@ def console_logging() -> Iterator[None]:
 
 
 def show_decoder() -> None:
-    """Print which backend decodes, too."""
+    """Also print which backend decodes."""
     logging.getLogger(DECODER).setLevel(logging.INFO)
 
 
 class EventLog:
-    """Writes events as JSON lines. JSON escapes control characters, so input can neither forge a line nor move the
-    terminal's cursor."""
+    """Writes events as JSON lines.
+
+    JSON escapes control characters, so input can neither forge a line nor move the terminal's cursor.
+    """
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file

@@ -79,8 +79,6 @@ def _control_groups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"))
 
 def _own_limit() -> Iterator[Memory]:
     """Limit of the address space (`ulimit -v`), if set."""
-    import resource
-
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

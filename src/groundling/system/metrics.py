@@ -21,7 +21,7 @@ SinkName = Literal["tensorboard", "wandb"]
 
 
 class Sink(Protocol):
-    """Where records go."""
+    """A destination of records."""
 
     def write(self, record: Record) -> None:
         """Write one record."""
@@ -80,15 +80,15 @@ class JsonlSink:
 
 
 MAX_BYTES = 1 << 30
-"""Bytes read of a metrics file: some millions of records."""
+"""Maximum bytes read from a metrics file: a few million records."""
 MAX_LINE = 1 << 20
-"""Bytes of one record."""
+"""Maximum bytes of one record."""
 NUMBERS = ("step", "loss", "val_loss", "train_loss", "n_tokens", "train_s")
-"""Keys that must be numbers where a record has them."""
+"""Keys whose values must be numbers."""
 
 
 class RecordReader:
-    """Reads the records of a metrics file that may still grow. Reading it in pieces gives the same records as at once.
+    """Reads the records of a metrics file that may still grow, in any number of pieces.
 
     Args:
         file: open for reading bytes.
@@ -98,12 +98,12 @@ class RecordReader:
     def __init__(self, file: BinaryIO, position: int = 0) -> None:
         self._file = file
         self.position = position
-        """Where the next record begins."""
+        """Offset of the next record."""
         self.n_damaged = 0
         """Lines skipped because they hold no record."""
 
     def read(self, limit: int) -> Iterator[Record]:
-        """The records of the lines that begin before the byte `limit`. A last line without its end is left unread."""
+        """Yield the records of lines that begin before byte `limit`. An incomplete last line is left unread."""
         self._file.seek(self.position)
         while self.position < limit:
             line = self._file.readline(MAX_LINE)
@@ -119,7 +119,7 @@ class RecordReader:
                 yield record
 
     def unfinished(self) -> Record | None:
-        """The record of a last line without its end; None where it is cut."""
+        """The record of a last line without a newline; None if it is truncated."""
         self._file.seek(self.position)
         return parse_record(self._file.readline(MAX_LINE))
 
@@ -133,7 +133,7 @@ class RecordReader:
 
 
 def parse_record(line: bytes) -> Record | None:
-    """The record of one line; None where it is damaged."""
+    """Parse one line; None if it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5,000 digits, nested too deep
@@ -146,10 +146,10 @@ def parse_record(line: bytes) -> Record | None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a metrics file. Damaged lines are skipped with a warning, a last line that was cut without one."""
+    """Read a metrics file. Damaged lines are skipped with a warning; a truncated last line, without one."""
     records, unread = _read(path)
     if unread:
-        log.warning(f"{path}: passed over {unread}")
+        log.warning(f"{path}: skipped {unread}")
     return records
 
 
@@ -161,12 +161,12 @@ def _read_or_keep(path: Path) -> list[Record]:
         while os.path.lexists(kept := path.with_name(f"{path.name}.unread-{number}")):
             number += 1
         atomic.replace(path, kept)
-        log.warning(f"{path}: passed over {unread}; the whole file is kept as {kept}")
+        log.warning(f"{path}: skipped {unread}; the whole file is kept as {kept}")
     return records
 
 
 def _read(path: Path) -> tuple[list[Record], str]:
-    """The records of a file; and which part of it was not read, and why ("" if all of it was)."""
+    """Return a file's records, and a description of what could not be read ("" if nothing)."""
     records: list[Record] = []
     try:
         with files.open_regular(path) as file:
@@ -184,7 +184,7 @@ def _read(path: Path) -> tuple[list[Record], str]:
         return records, f"all that could not be read ({error.strerror})"
     if reader.n_damaged:
         lines = "line" if reader.n_damaged == 1 else "lines"
-        log.warning(f"{path}: passed over {reader.n_damaged:,} damaged {lines}")
+        log.warning(f"{path}: skipped {reader.n_damaged:,} damaged {lines}")
     return records, unread
 
 

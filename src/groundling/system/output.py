@@ -29,7 +29,7 @@ KEPT_HANDLERS = ("backslashreplace", "ignore", "namereplace", "replace", "xmlcha
 """Error handlers that never raise; if PYTHONIOENCODING selects one of them, it is kept."""
 UNBREAKABLE = "groundling-"
 """Name prefix of threads that cannot be interrupted; the process exits without waiting for them."""
-CLOSED = "this stream was closed from the start"
+CLOSED = "this stream was closed when the process started"
 
 
 class OutputEnded(Exception):  # noqa: N818  # like StopIteration: often no error
@@ -39,8 +39,8 @@ class OutputEnded(Exception):  # noqa: N818  # like StopIteration: often no erro
 class _SafeRaw(io.RawIOBase):
     """Forwards bytes to a raw stream until that fails, then drops them."""
 
-    def __init__(self, raw: io.RawIOBase | None, told: TextIO | None = None) -> None:
-        self._raw, self._told = raw, told
+    def __init__(self, raw: io.RawIOBase | None, error_stream: TextIO | None = None) -> None:
+        self._raw, self._error_stream = raw, error_stream
         self.name, self.mode = getattr(raw, "name", os.devnull), "wb"
         self.ended = raw is None
         self.failed = False
@@ -54,9 +54,8 @@ class _SafeRaw(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if self._raw is None:
             raise io.UnsupportedOperation(CLOSED)
-        return self._raw.seek(
-            offset, whence
-        )  # needed by UTF-16, which writes a byte-order mark only at the start of a file
+        # UTF-16 needs it to write a byte-order mark only at the start of a file.
+        return self._raw.seek(offset, whence)
 
     def isatty(self) -> bool:
         return self._raw is not None and self._raw.isatty()
@@ -86,10 +85,10 @@ class _SafeRaw(io.RawIOBase):
     def _end(self, error: Exception) -> None:
         self.ended = True
         self.failed = not _reader_left(error)
-        if self.failed and self._told is not None:
+        if self.failed and self._error_stream is not None:
             reason = getattr(error, "strerror", None) or error
-            print(f"groundling: error: standard output cannot be written: {reason}; send it elsewhere", file=self._told)
-            self._told.flush()
+            text = f"groundling: error: standard output cannot be written: {reason}; send it elsewhere"
+            print(text, file=self._error_stream, flush=True)
 
 
 def _reader_left(error: Exception) -> bool:
@@ -104,7 +103,7 @@ class Guard:
     def __init__(self, stdout: TextIO | None, stderr: TextIO) -> None:
         self._escaped, self._stderr = False, stderr
         codecs.register_error(ESCAPE, self._escape)
-        self.stream, self._raw = _safe(stdout, told=stderr, errors=ESCAPE)
+        self.stream, self._raw = _safe(stdout, error_stream=stderr, errors=ESCAPE)
 
     def _escape(self, error: UnicodeError) -> tuple[str | bytes, int]:
         self._escaped = True
@@ -128,7 +127,7 @@ class Guard:
 
 
 def _safe(
-    stream: TextIO | None, told: TextIO | None = None, errors: str | None = None
+    stream: TextIO | None, error_stream: TextIO | None = None, errors: str | None = None
 ) -> tuple[TextIO, _SafeRaw | None]:
     """Replace a stream by one that never raises. A stream that is not a file (a notebook's, a test's) is kept."""
     if stream is None:
@@ -141,15 +140,15 @@ def _safe(
         return stream, None
     with suppress(OSError, ValueError):
         stream.flush()
-    raw = _SafeRaw(inner, told)
-    made = io.TextIOWrapper(
+    raw = _SafeRaw(inner, error_stream)
+    safe = io.TextIOWrapper(
         cast(BinaryIO, raw) if inner is stream.buffer else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors=stream.errors if errors is None or stream.errors in KEPT_HANDLERS else errors,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-    return made, raw
+    return safe, raw
 
 
 def _raw_of(stream: TextIO) -> object:

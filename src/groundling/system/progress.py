@@ -8,7 +8,7 @@ from typing import Self
 
 FIRST_S = 2.0
 """Shorter work prints nothing."""
-LONGEST_S = 20.0
+MAX_INTERVAL_S = 20.0
 """The interval between lines doubles up to this."""
 
 
@@ -49,4 +49,4 @@ class Progress:
                 share = min(1.0, self.done / self.total)
                 part, left = f"{share:.0%}, ", f", about {seconds * (1 - share) / share:.0f} s left"
             print(f"groundling: {self.what}: {part}{seconds:.0f} s so far{left}", file=sys.stderr)
-            self._pause_s = min(LONGEST_S, 2 * self._pause_s)
+            self._pause_s = min(MAX_INTERVAL_S, 2 * self._pause_s)

@@ -64,11 +64,12 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: the device is not available.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kinds = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True))
+    available = [kind for kind, is_available in kinds if is_available]
     if name == "auto":
-        name = next(kind for kind, is_there in there.items() if is_there)
-    if not there.get(name, False):
-        raise ConfigError(f"device {name!r} is not there; this machine has: {', '.join(k for k in there if there[k])}")
+        name = available[0]
+    if name not in available:
+        raise ConfigError(f"device {name!r} is not available; this machine has: {', '.join(available)}")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
@@ -98,9 +99,9 @@ def tune_allocator() -> str:
     """
     preloaded = os.environ.get("LD_PRELOAD", "")
     if any(name in preloaded for name in ("jemalloc", "mimalloc", "tcmalloc")):
-        return f"left alone: LD_PRELOAD brings {preloaded}"
+        return f"unchanged: LD_PRELOAD loads {preloaded}"
     if platform.libc_ver()[0] != "glibc":
-        return "left alone: only glibc's is tuned"
+        return "unchanged: only glibc's is tuned"
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
     libc = ctypes.CDLL(None)
     done = libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1) and libc.mallopt(m_top_pad, 2**26)
@@ -118,11 +119,11 @@ def pick(config: RuntimeConfig, worth_compiling: bool = True) -> Runtime:
         ConfigError: a requested setting is not available.
     """
     reasons: dict[str, str] = {}
-    reasons["allocator"] = tune_allocator() if config.tune_allocator else "left alone, as asked"
+    reasons["allocator"] = tune_allocator() if config.tune_allocator else "unchanged, as requested"
     device = pick_device(config.device)
-    asked = "as asked" if config.device != "auto" else "the best one here"
+    choice = "as requested" if config.device != "auto" else "the best available"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    reasons["device"] = f"{device} ({name}), {asked}"
+    reasons["device"] = f"{device} ({name}), {choice}"
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     reasons["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
@@ -145,30 +146,30 @@ def _pick_dtype(
     support = bfloat16_support(device)
     if config.dtype == "float64":
         require(device.type != "mps", "mps has no float64; take --runtime.dtype float32, or --runtime.device cpu")
-        reasons["precision"] = "float64 throughout, as asked"
+        reasons["precision"] = "float64 throughout, as requested"
         return torch.float64, torch.float64
     if config.dtype == "auto":
         reasons["precision"] = (
             f"bfloat16 products ({support}), float32 weights" if support else "float32: bfloat16 is not faster here"
         )
         return (torch.bfloat16 if support else torch.float32), torch.float32
-    reasons["precision"] = f"{config.dtype} products, float32 weights, as asked"
+    reasons["precision"] = f"{config.dtype} products, float32 weights, as requested"
     return DTYPES[config.dtype], torch.float32
 
 
 def _pick_compile(config: RuntimeConfig, device: torch.device, worth_compiling: bool, reasons: dict[str, str]) -> bool:
     if config.compile == "off":
-        reasons["compile"] = "off, as asked"
+        reasons["compile"] = "off, as requested"
         return False
     if device.type == "mps":
-        reasons["compile"] = "off: not dependable on mps"
+        reasons["compile"] = "off: unreliable on mps"
         return False
     compiler = find_compiler() if device.type == "cpu" else "Triton"
     if not compiler:
         reasons["compile"] = "off: no C++ compiler was found (install g++ or clang++, or set CXX); training is slower"
         return False
     if config.compile == "auto" and not worth_compiling:
-        reasons["compile"] = "off: the run is shorter than compiling for it"
+        reasons["compile"] = "off: the run is too short for compilation to pay off"
         return False
     reasons["compile"] = f"on ({compiler})"
     return True

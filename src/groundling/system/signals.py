@@ -37,7 +37,7 @@ class StopRequest:
             os.kill(os.getpid(), number)
         self.signal = number
         if self.can_save:
-            _write_note("stopping when this step is done, and saved; once more ends it at once")
+            _write_note("stopping after this step and its checkpoint; a second signal ends it at once")
             return
         self.ended_at_once = True
         if number == signal.SIGINT:

@@ -84,7 +84,7 @@ class BPETokenizer(BytePieces):
             raise DataError("this bpe tokenizer cannot be read: its ids are not 0, 1, 2, ...")
         special = {token.content: token.id for token in self.added if token.special}
         if not set(end_ids) <= set(special.values()):
-            raise DataError("this bpe tokenizer cannot be read: what ends a text has to be a special token")
+            raise DataError("this bpe tokenizer cannot be read: an id that ends a text must be a special token")
         super().__init__([pieces[id] for id in range(len(pieces))], special, end_ids)
 
     def encode(self, text: str) -> list[int]:

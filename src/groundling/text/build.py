@@ -29,13 +29,13 @@ class TokenizerConfig:
     """Folder with a tokenizer.json (see `groundling tokenizer train`); overrides kind and vocab_size."""
 
     def __post_init__(self) -> None:
-        """Check what does not need the text."""
+        """Check the fields that do not depend on the text."""
         least = {"bpe": 256, "unigram": 300, "sp_bpe": 300}.get(self.kind, 1)
         require(
             self.vocab_size >= least,
             f"tokenizer.vocab_size is {self.vocab_size}; {self.kind} needs at least {least}, for the 256 bytes alone",
         )
-        require(self.train_chars >= 1, f"tokenizer.train_chars is {self.train_chars}; it has to be at least 1")
+        require(self.train_chars >= 1, f"tokenizer.train_chars is {self.train_chars}; it must be at least 1")
         require(
             (self.unknown == "replace") == (self.replacement is not None)
             and (self.replacement is None or len(self.replacement) == 1),
@@ -45,7 +45,7 @@ class TokenizerConfig:
 
 
 def for_text(tokenizer: Tokenizer, config: TokenizerConfig) -> Tokenizer:
-    """Return an existing tokenizer with the handling of unknown characters that `config` sets, if any.
+    """Apply a config's handling of unknown characters to an existing tokenizer.
 
     Raises:
         DataError: the replacement is not one of its characters.
@@ -81,7 +81,13 @@ def train_tokenizer(config: TokenizerConfig, symbols: str, texts: Iterable[str],
 
 
 def spread(chunks: Iterable[str], n_chars: int, most: int) -> Iterator[str]:
-    """Yield chunks spread over a text of `n_chars` characters: at most `most` characters and a fraction of a chunk."""
+    """Yield chunks spread evenly over a text, about `most` characters in all.
+
+    Args:
+        chunks: the text.
+        n_chars: its length.
+        most: maximum number of characters, exceeded by less than a chunk.
+    """
     seen, taken = 0, 0
     for chunk in chunks:
         if taken * n_chars <= seen * most:

@@ -28,14 +28,14 @@ class CharTokenizer:
 
     def __init__(self, symbols: str, unknown: Unknown = "error", replacement: str | None = None) -> None:
         if not isinstance(symbols, str) or not symbols or list(symbols) != sorted(set(symbols)):
-            raise DataError("the symbols of a character tokenizer have to be at least one, each once, ascending")
+            raise DataError("the symbols of a character tokenizer must be at least one, each once, ascending")
         require_unicode(symbols)
         if unknown not in get_args(Unknown):
-            raise DataError(f"unknown is {unknown!r}; it has to be one of: {', '.join(get_args(Unknown))}")
+            raise DataError(f"unknown is {unknown!r}; it must be one of: {', '.join(get_args(Unknown))}")
         if (unknown == "replace") != (replacement is not None):
             raise DataError('a replacement is needed with unknown = "replace", and only there')
         if replacement is not None and replacement not in list(symbols):
-            raise DataError(f"the replacement {replacement!r} has to be one of the {len(symbols)} known characters")
+            raise DataError(f"the replacement {replacement!r} must be one of the {len(symbols)} known characters")
         self.symbols, self.unknown, self.replacement = symbols, unknown, replacement
         self._code_points = _code_points(symbols)
         absent = -1 if replacement is None else symbols.index(replacement)

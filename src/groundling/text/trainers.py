@@ -45,12 +45,12 @@ def train(kind: Kind, texts: Iterable[str], vocab_size: int) -> bytes:
         TrainingError: the child ended without a result.
     """
     job = json.dumps({"kind": kind, "vocab_size": vocab_size})
-    with tempfile.TemporaryFile() as complaints, Progress(f"training the tokenizer ({kind}, {vocab_size:,} ids)"):
+    with tempfile.TemporaryFile() as errors, Progress(f"training the tokenizer ({kind}, {vocab_size:,} ids)"):
         child = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(sys.path), job],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=errors,
         )
         assert child.stdin is not None
         assert child.stdout is not None
@@ -59,7 +59,7 @@ def train(kind: Kind, texts: Iterable[str], vocab_size: int) -> bytes:
                 _send(child.stdin, texts)
             answer = child.stdout.read()
             with suppress(BrokenPipeError):
-                child.stdin.close()  # the open pipe has told the child that the parent lives
+                child.stdin.close()  # until here, the open pipe shows the child that its parent is alive
             child.wait()
         finally:
             child.kill()
@@ -67,10 +67,10 @@ def train(kind: Kind, texts: Iterable[str], vocab_size: int) -> bytes:
             child.stdout.close()
             with suppress(BrokenPipeError):
                 child.stdin.close()
-        return _result(answer, child.returncode, complaints)
+        return _result(answer, child.returncode, errors)
 
 
-def _result(answer: bytes, code: int, complaints: IO[bytes]) -> bytes:
+def _result(answer: bytes, code: int, errors: IO[bytes]) -> bytes:
     sign, rest = answer[:1], answer[1:]
     if sign == b"+":
         return rest
@@ -78,11 +78,11 @@ def _result(answer: bytes, code: int, complaints: IO[bytes]) -> bytes:
         raise DataError(rest.decode())
     if sign == b"?":
         raise missing_extra(rest.decode(), "text")
-    complaints.seek(0)
-    said = complaints.read().decode("utf-8", "replace").strip().splitlines()
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
     how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
-    reason = (said or ["without a reason"])[-1]
-    hint = "if memory was short, look at fewer characters: train_chars" if code < 0 else reason
+    reason = (lines or ["without a reason"])[-1]
+    hint = "if memory ran out, train on fewer characters: train_chars" if code < 0 else reason
     raise TrainingError(f"the process that trained the tokenizer {how}; {hint}")
 
 

@@ -91,9 +91,9 @@ def main(argv: Sequence[str]) -> int:
         f"{tokens_per_s:,.0f} tokens/s without compilation, {share:.0%} of the above, "
         f"for a GPT of {model.n_parameters() / 1e6:.1f} M parameters (6 layers, width 384, context 256)",
     )
-    grid.add_row("compiled code", describe_compiled_code(model))
+    grid.add_row("native decoder", describe_native_decoder(model))
     engine = Engine(model, deterministic_decode(model, DecodeConfig(), n_slots=1))
-    how = "by compiled code" if engine.is_native else "by PyTorch"
+    how = "by the native decoder" if engine.is_native else "by PyTorch"
     grid.add_row("decoding", f"{measure_decoding(engine, config.seconds / 3):,.0f} tokens/s of that model, {how}")
     Console(markup=False).print(grid)  # an extra in brackets is not markup
     return 0
@@ -113,10 +113,10 @@ def measure_training(model: GPT, picked: Runtime, seconds: float, batch_size: in
     return n_tokens / (time.perf_counter() - start)
 
 
-def describe_compiled_code(model: GPT) -> str:
+def describe_native_decoder(model: GPT) -> str:
     """Compare compiled decoding with PyTorch for each precision; compiles the decoder if necessary."""
     if not can_read(model):
-        return "none: it reads models in float32 on a CPU"
+        return "none: only float32 on a CPU is supported"
     compilation = Compilation()
     library = compilation.wait()
     if library is None:

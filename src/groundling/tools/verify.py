@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
             about = "" if loss is None else f", validation loss {loss:.4f}"
             print(f"good  {folder}: {len(manifest['files'])} files{about}")
     if n_bad:
-        raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume passes them over")
+        raise CheckpointError(f"{n_bad} of {len(folders)} are damaged; --resume skips them")
     return 0
 
 
@@ -56,5 +56,7 @@ def folders_with_manifests(path: Path) -> list[Path]:
         *([path / "bundle"] if os.path.lexists(path / "bundle" / MANIFEST) else []),
     ]
     if not found:
-        raise CheckpointError(f"{path} holds no finished checkpoint and no bundle; give the folder of one, or of a run")
+        raise CheckpointError(
+            f"{path} holds neither a finished checkpoint nor a bundle; give the folder of one, or of a run"
+        )
     return found

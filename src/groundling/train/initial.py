@@ -57,6 +57,6 @@ def _require_agreement(config: PretrainConfig, model: GPTConfig, bundle: Bundle)
     wrong += [line for line in asked if not line.startswith(may)]
     if wrong:
         raise ConfigError(
-            f"a run that begins with {config.init_from} takes its model and its tokenizer, and these settings differ: "
+            f"a run that starts from {config.init_from} takes its model and its tokenizer, and these settings differ: "
             f"{'; '.join(wrong)}; leave them out, or leave init_from out to train a new model"
         )

@@ -158,8 +158,8 @@ def _find_teachers(config: PretrainConfig, corpus: Corpus) -> list[Path]:
     how = config.teacher
     if how.recipes and not how.models:
         raise ConfigError(
-            f"teacher.recipes ({', '.join(how.recipes)}): these models have to be trained first; "
-            "`groundling speedrun` with this preset does it, or name trained ones with --teacher.models"
+            f"teacher.recipes ({', '.join(how.recipes)}): these models must be trained first; "
+            "`groundling speedrun` with this preset trains them, or name trained ones with --teacher.models"
         )
     if how.weight:
         require_teachable(len(corpus.train), corpus.tokenizer, how.models)
@@ -280,7 +280,7 @@ def _save_bundle(run: Run[PretrainConfig], state: TrainState, checkpoints: Check
         try:
             bundle = load_bundle(best, dtype=run.picked.weight_dtype)
         except CheckpointError as error:
-            log.warning(f"passed over: {error}")
+            log.warning(f"skipped: {error}")
             continue
         save_bundle(folder, bundle.model, bundle.tokenizer, {**about, "checkpoint": best.name}, bundle.chat)
         return
@@ -293,7 +293,7 @@ def _last_line(summary: RunSummary, run: Path) -> str:
     done = f"{figures['steps']:,} steps, {figures['tokens']:,} tokens in {trained} of training"
     if summary.exit_code:
         command = f"groundling pretrain --resume if-present --out-dir {shlex.quote(str(run))}"
-        return f"stopped as asked after {done}; go on: {command}"
+        return f"stopped as asked after {done}; resume with: {command}"
     best = figures["best_val_loss"]
     loss = "" if best is None else f"; best validation loss {best:.4f}"
     why = "" if summary.reason == FINISHED else f" ({summary.reason})"

@@ -18,8 +18,7 @@ COMMAND_SETTINGS = ("out_dir", "resume", "overwrite")
 MAX_LISTED = 20
 """Settings named in one error message."""
 LOST_RANK_ADVICE = (
-    "the saved checkpoints are intact; resume with --resume if-present, "
-    "with which torchrun --max-restarts 1 restarts automatically"
+    "the checkpoints are intact: resume with --resume if-present, which torchrun --max-restarts 1 then does by itself"
 )
 
 

@@ -93,7 +93,7 @@ class Run(Generic[C]):
         if distributed.is_first():
             path, skipped = run_folder.find_resumable(self.folder)
             for why in skipped:
-                log.warning(f"passed over: {why}")
+                log.warning(f"skipped: {why}")
         distributed.barrier()
         if not distributed.is_first():
             path, _ = CheckpointFolder(self.folder / CHECKPOINTS).newest_good()

@@ -6,7 +6,7 @@ RUN/run.toml  env.json  metrics.jsonl  summary.json  checkpoints/  bundle/
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,23 +74,35 @@ def read_summary(run: Path) -> dict[str, Any]:
 def locked(run: Path) -> Iterator[None]:
     """Hold the run's lock. It is released when the process ends, even if it is killed.
 
+    A folder that was made for the lock, and got nothing else, is removed at the end: its run was refused.
+
     Raises:
         CheckpointError: another process holds it.
         StorageError: the folder cannot be written to.
     """
+    is_new = not run.exists()
     atomic.make_folder(run)
-    holder = run / ".lock.pid"  # beside the lock file, which a failed attempt to lock empties
+    lock, holder = run / ".lock", run / ".lock.pid"  # two files: a failed attempt to lock empties the first
     with ExitStack() as stack:
         try:
-            stack.enter_context(atomic.locked(run / ".lock", timeout_s=0))
+            stack.enter_context(atomic.locked(lock, timeout_s=0))
         except filelock.Timeout:
             raise CheckpointError(
                 f"{run} is being used by another process (pid {holder_of(run) or 'unknown'}); "
                 "wait for it, or choose another --out-dir"
             ) from None
+        if is_new:
+            stack.callback(_remove_if_unused, run, lock)  # while locked, or another process could lose its lock
         stack.callback(atomic.remove, holder)
         atomic.write_note(holder, f"{os.getpid()}\n")
         yield
+
+
+def _remove_if_unused(run: Path, lock: Path) -> None:
+    with suppress(OSError):  # Windows cannot remove an open file
+        if list(run.iterdir()) == [lock]:
+            lock.unlink()
+            run.rmdir()
 
 
 def holder_of(run: Path) -> int | None:

@@ -113,7 +113,7 @@ class PretrainConfig:
         decay = self.average_decay
         require(decay is None or 0 < decay < 1, f"average_decay is {decay}; it must be between 0 and 1, or None")
         require(self.patience is None or self.eval_every is not None, "patience needs eval_every")
-        require(not (self.resume and self.overwrite), "resume goes on with a run and overwrite removes it; choose one")
+        require(not (self.resume and self.overwrite), "resume continues a run and overwrite removes it; choose one")
         require(self.init_from != "", "init_from is empty; give a bundle, a checkpoint or a run, or leave it out")
         require(
             self.init_from is None or not self.zero_init,

@@ -57,9 +57,13 @@ class Objective(nn.Module):
 
     def loss_of(self, idx_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """`forward` on plain tensors; compiled as a whole if the model is not compiled in parts."""
+        return self.loss(self.logits_of(idx_BT), targets_BT)
+
+    def logits_of(self, idx_BT: Tensor) -> Tensor:
+        """The model's logits_BTV, in the precision of `autocast`."""
         with self.autocast():
-            logits_BTV = self.model(idx_BT)
-        return self.loss(logits_BTV, targets_BT)
+            logits_BTV: Tensor = self.model(idx_BT)
+        return logits_BTV
 
 
 def train_step(

@@ -235,6 +235,17 @@ def test_text_from_models_and_users_is_not_parsed_as_html(page_at, folder) -> No
     assert page.locator("img").count() == 0
 
 
+def test_shortcuts_work_after_enter_in_the_rater_field(page_at, folder, request) -> None:
+    page = page_at("/rank")
+    page.keyboard.type(request.node.name)  # the field has the focus
+    page.keyboard.press("Enter")
+    expect(page.locator("#question-title")).to_be_focused()
+    page.wait_for_timeout(450)  # new questions ignore input for 400 ms
+    page.keyboard.press("1")
+    expect(page.locator("#result")).to_contain_text("Saved")
+    assert len(kept(folder, request.node.name)) == 1
+
+
 def test_keyboard_and_screen_reader(opened) -> None:
     page = opened(2)
     expect(page.locator("#announcer")).to_contain_text("Reply 1:")

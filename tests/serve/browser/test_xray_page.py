@@ -183,7 +183,7 @@ def test_an_error_of_one_model_leaves_the_other(browser, server) -> None:
     page.fill("#text", "the king and the fool " * 4)
     page.click("#analyze")
     first, second = page.locator(".panel").nth(0), page.locator(".panel").nth(1)
-    expect(first.locator(".error")).to_contain_text("64 can be looked through")
+    expect(first.locator(".error")).to_contain_text("the X-ray shows at most 64")
     expect(second.locator(".token").nth(8)).to_be_visible()
     expect(first.locator(".error")).to_be_visible()
     expect(second.locator(".error")).to_have_count(0)
@@ -289,6 +289,6 @@ def test_a_text_beyond_the_context_is_an_error(page_at: Open, browser, server) -
     page.goto(f"{server.url}/xray")
     analyze(page, "base", "a" * 65)
     expect(page.locator(".panel .panel-error .error")).to_contain_text(
-        "the text has 65 tokens, and 64 can be looked through"
+        "the text has 65 tokens, and the X-ray shows at most 64"
     )
     page.close()

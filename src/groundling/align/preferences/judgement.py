@@ -74,14 +74,14 @@ class Judgement:
         _require(bool(self.key) and bool(self.rater), f"{where}: a key and a rater need a name that is not empty")
         numbers = list(range(len(self.candidates)))
         _require(
-            sorted(self.shown) == numbers, f"{where}: shown has to be {numbers} in some order, not {list(self.shown)}"
+            sorted(self.shown) == numbers, f"{where}: shown must be {numbers} in some order, not {list(self.shown)}"
         )
         named = [number for group in self.choice for number in group]
         _require(
             set(named) <= set(numbers) and len(set(named)) == len(named) and all(self.choice),
             f"{where}: a choice is groups of the numbers {numbers}, each once at most, not {_listed(self.choice)}",
         )
-        _require(_is_utc(self.time), f"{where}: the time has to be UTC in ISO 8601, not {self.time!r}")
+        _require(_is_utc(self.time), f"{where}: the time must be UTC in ISO 8601, not {self.time!r}")
         try:
             json.dumps(self.to_json(), ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -129,7 +129,7 @@ def judgement_from_json(value: Any, where: str) -> Judgement:
     wrong = sorted(set(fields) ^ set(value))
     _require(not wrong, f"{where}: a judgement has the fields {', '.join(fields)}; missing or unknown: {wrong}")
     for name in ("key", "rater", "time"):
-        _require(isinstance(value[name], str), f"{where}: {name} has to be a text, not {value[name]!r}")
+        _require(isinstance(value[name], str), f"{where}: {name} must be a text, not {value[name]!r}")
     candidates = candidates_from_json(value["candidates"], where)
     try:
         return Judgement(
@@ -168,7 +168,7 @@ def messages_from_json(value: Any, where: str) -> tuple[Message, ...]:
     _require(good, f"{where}: a conversation is a text, or a list of {{role: {'|'.join(ROLES)}, content: a text}}")
     messages = tuple(Message(item["role"], item["content"]) for item in value)
     check_messages(messages, where)
-    _require(messages[-1].role == "user", f"{where}: the last message has to be the user's, for the replies follow it")
+    _require(messages[-1].role == "user", f"{where}: the last message must be the user's; the replies follow it")
     return messages
 
 
@@ -197,7 +197,7 @@ def check_question(messages: Sequence[Message], candidates: Sequence[Candidate],
         DataError: they are invalid; the message begins with `where`.
     """
     check_messages(messages, where)
-    _require(messages[-1].role == "user", f"{where}: the last message has to be the user's, for the replies follow it")
+    _require(messages[-1].role == "user", f"{where}: the last message must be the user's; the replies follow it")
     _require(len(candidates) >= 2, f"{where}: there are {len(candidates)} candidates; a choice needs 2 at least")
     _require(
         len(candidates) <= MAX_CANDIDATES,
@@ -230,7 +230,7 @@ def _choice(value: Any, n_candidates: int) -> Choice:
 
 def _numbers(value: Any, what: str) -> tuple[int, ...]:
     good = isinstance(value, list) and all(type(item) is int for item in value)
-    _require(good, f"{what} has to be a list of whole numbers, not {value!r}")
+    _require(good, f"{what} must be a list of whole numbers, not {value!r}")
     return tuple(value)
 
 

@@ -38,7 +38,7 @@ class SimulatedRater:
     def __post_init__(self) -> None:
         require(
             0 <= self.noise < math.inf,
-            f"a judge's noise has to be a number of at least 0, not {self.noise}; choose one",
+            f"a judge's noise must be a number of at least 0, not {self.noise}; choose one",
         )
 
     def probability(self, a: str, b: str) -> float:

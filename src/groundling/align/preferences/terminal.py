@@ -80,7 +80,7 @@ class RankConfig:
         require(bool(self.bundles) == (self.prompts is not None), "--bundles and --prompts come together")
         require(
             2 <= self.n_candidates <= MAX_SHOWN,
-            f"n_candidates has to be from 2 to {MAX_SHOWN}, not {self.n_candidates}",
+            f"n_candidates must be from 2 to {MAX_SHOWN}, not {self.n_candidates}",
         )
         require(self.rater != "", "rater is empty; give a name, or leave --rater out to use the user name")
 

@@ -28,7 +28,7 @@ def read_stage_summary(folder: Path) -> dict[str, Any]:
     if {"stage", "wall_s"} <= summary.keys() and summary["stage"] not in ("pretrain", "ladder"):
         return summary
     file = folder / run_folder.SUMMARY
-    raise CheckpointError(f"{folder} is no finished run of a stage (no readable {file}); run the stage first")
+    raise CheckpointError(f"{folder} is not a finished run of a stage (no readable {file}); run the stage first")
 
 
 def training_seconds(folder: Path) -> float | None:

@@ -70,7 +70,7 @@ def draw_rater(path: Path, rater: Rater, gold: str) -> Path:
     """Distribution of the gold measure, and how often the rater prefers the reply with the higher one, by the gap."""
     figure, (values, preferred) = subplots(1, 2, figsize=(9, 3.6))
     values.hist(rater.golds, bins=41, color="C0")
-    values.set_xlabel(f"{gold} of a reply")
+    values.set_xlabel(f"gold measure of a reply: {gold}")
     values.set_ylabel("replies")
     gaps = [each.gap for each in rater.preferred]
     preferred.plot(gaps, [each.share for each in rater.preferred], "o", color="C1", label="rater")
@@ -78,8 +78,8 @@ def draw_rater(path: Path, rater: Rater, gold: str) -> Path:
         along = [max(gaps, default=1.0) * i / 100 for i in range(101)]
         chances = [1 / (1 + math.exp(-gap / noise)) for gap in along]
         preferred.plot(along, chances, color="0.6", label=f"sigmoid(gap / {noise:g})", zorder=0)
-    preferred.set_xlabel(f"gap in {gold} between two replies")
-    preferred.set_ylabel("higher reply preferred")
+    preferred.set_xlabel("gap in gold measure between two replies")
+    preferred.set_ylabel("fraction that prefers the higher")
     preferred.set_ylim(0.45, 1.02)
     preferred.legend(frameon=False)
     preferred.grid(alpha=0.2)
@@ -118,6 +118,7 @@ def draw_rounds(path: Path, runs: Sequence[Records], gold: str) -> Path:
             if points:
                 axes.plot(*zip(*points, strict=True), color=f"C{number}")
         axes.set_xlabel("round")
+        axes.locator_params(axis="x", integer=True)
         axes.set_ylabel(label)
         axes.grid(alpha=0.2)
     save_figure(figure, path)

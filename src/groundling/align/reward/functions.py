@@ -74,7 +74,7 @@ def from_function(
                     "GROUNDLING_TRACEBACK=1 shows where"
                 ) from error
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ConfigError(f"{name} gave {value!r} for {reply.text!r}; it has to be a finite number")
+                raise ConfigError(f"{name} gave {value!r} for {reply.text!r}; it must be a finite number")
             values.append(float(value))
         return values
 

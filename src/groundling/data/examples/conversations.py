@@ -1,4 +1,4 @@
-"""Conversations, preference pairs and prompts in the files that people have; the kind of a row is told by its keys.
+"""Read conversations, preference pairs and prompts in common formats; a row's keys tell its kind.
 
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}     ShareGPT's
@@ -8,8 +8,9 @@
     {"prompt": "...", "completion": "...", "label": true}                   KTO's: one reply, and whether it is good
     {"prompt": "..."}                                                       or a .txt with one prompt a line
 
-`system` (or `system_prompt`) and `history` may stand beside any prompt. Ignore other keys of a row (an id, a source).
-Refuse keys that change the conversation (`tools`, `images`, `context`), and keys of a message besides role and content.
+`system` (or `system_prompt`) and `history` may accompany any prompt. Other keys of a row (an id, a source) are ignored.
+Keys that change the conversation (`tools`, `images`, `context`) are errors, as are keys of a message besides role and
+content.
 """
 
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ IS_LABEL = (True, False, "true", "false", "True", "False")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation."""
+    """A conversation of messages, to train on."""
 
     messages: Messages
     where: str = field(default="", compare=False)

@@ -1,4 +1,4 @@
-"""Encode conversations with their loss mask, preference pairs and prompts; count what is lost.
+"""Encode conversations with their loss masks, preference pairs and prompts; count cut and dropped examples.
 
 Long examples lose their oldest turns first, then the start of the user's message, then the end of the reply.
 """
@@ -29,9 +29,9 @@ __all__ = [
     "EncodingCounts",
     "Messages",
     "Preference",
+    "encode_chat_prompt",
     "encode_conversation",
     "encode_preference",
-    "encode_prompt",
     "holds_prompts",
     "iterate_conversations",
     "least_ids",
@@ -40,14 +40,14 @@ __all__ = [
     "read_prompts",
 ]
 
-N_WORDS = 4
+MIN_CONTENT_IDS = 4
 """Minimum number of content ids on each side of a conversation."""
 
 
 def least_ids(chat: ChatTemplate, tokenizer: Tokenizer) -> int:
-    """Return the minimum number of ids of a question and its reply, which the context has to hold."""
-    asked = chat.joined([chat.turn(Message("user", ""), tokenizer)], tokenizer, asks=True)
-    return len(asked.ids) + len(chat.reply("", tokenizer)) + N_WORDS
+    """Return the minimum context, in ids, of a user message and a reply."""
+    prompt = chat.joined([chat.turn(Message("user", ""), tokenizer)], tokenizer, add_generation_prompt=True)
+    return len(prompt.ids) + len(chat.reply("", tokenizer)) + MIN_CONTENT_IDS
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Encoded:
     """A conversation as ids, and its loss mask: the assistant's messages with their end tokens."""
 
     ids: list[int]
-    said: list[bool]
+    loss_mask: list[bool]
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class EncodingCounts:
             f"{number:,} {words}"
             for number, words in (
                 (self.n_shortened, "lost early turns"),
-                (self.n_cut_fronts, "lost the front of the user's words"),
+                (self.n_cut_fronts, "lost the start of the user's message"),
                 (self.n_cut, "lost the end of the reply"),
-                (self.n_empty, "left out as empty"),
-                (self.n_same, "left out as both replies are the same"),
-                (self.n_long, "left out as too long"),
-                (self.n_unknown, f"left out as the tokenizer cannot say them (first {self.first_unknown})"),
+                (self.n_empty, "dropped as empty"),
+                (self.n_same, "dropped because both replies are the same"),
+                (self.n_long, "dropped as too long"),
+                (self.n_unknown, f"dropped because the tokenizer cannot encode them (first: {self.first_unknown})"),
             )
             if number
         ]
@@ -117,7 +117,7 @@ class EncodingCounts:
 
 class _Prompt(NamedTuple):
     ids: list[int]
-    said: list[bool]
+    loss_mask: list[bool]
     is_shortened: bool
     is_cut: bool
 
@@ -155,12 +155,12 @@ def encode_conversation(
     opening = chat.opening_ids("assistant", tokenizer)
     room = max(max_ids - len(reply), _least_room(parts, opening, max_ids))
     prompt = _fit(parts, chat, tokenizer, room)
-    said_last = reply[: max_ids - len(prompt.ids)]
-    before_said = [False] * len(prompt.said) if conversation.only_last else prompt.said
-    ids, said = prompt.ids + said_last, before_said + [True] * len(said_last)
+    reply = reply[: max_ids - len(prompt.ids)]
+    prompt_mask = [False] * len(prompt.loss_mask) if conversation.only_last else prompt.loss_mask
+    ids, loss_mask = prompt.ids + reply, prompt_mask + [True] * len(reply)
     _count_prompt(counts, prompt, len(before) < len(conversation.messages[:-1]))
     counts.n_cut += ids[-1] != chat.end
-    return Encoded(ids, said)
+    return Encoded(ids, loss_mask)
 
 
 def encode_preference(
@@ -198,7 +198,7 @@ def encode_preference(
     return None
 
 
-def encode_prompt(
+def encode_chat_prompt(
     messages: Sequence[Message], chat: ChatTemplate, tokenizer: Tokenizer, max_ids: int, counts: EncodingCounts
 ) -> list[int] | None:
     """Encode a prompt in at most `max_ids` ids, up to the assistant's opening; None if it is empty.
@@ -235,7 +235,7 @@ def _answered(messages: Sequence[Message]) -> list[Message]:
 
 def _fit(parts: list[Turn], chat: ChatTemplate, tokenizer: Tokenizer, room: int) -> _Prompt:
     """Fit the messages of a prompt, with the assistant's opening, into at most `room` ids."""
-    n_around = len(chat.joined([], tokenizer, asks=True).ids)
+    n_around = len(chat.joined([], tokenizer, add_generation_prompt=True).ids)
     has_system = parts[0].role == "system"
     head, turns = parts[: int(has_system)], parts[int(has_system) :]
     n_parts, n_gone, length = len(parts), 0, _length(parts) + n_around
@@ -250,9 +250,9 @@ def _fit(parts: list[Turn], chat: ChatTemplate, tokenizer: Tokenizer, room: int)
     if over > 0:
         (user,) = turns
         turns = [user.without_front(over)]
-    ids, said = chat.joined(head + turns, tokenizer, asks=True)
-    assert len(ids) <= room, "a prompt without words has fewer ids than any room"
-    return _Prompt(ids, said, len(head) + len(turns) < n_parts, over > 0)
+    ids, loss_mask = chat.joined(head + turns, tokenizer, add_generation_prompt=True)
+    assert len(ids) <= room, "`_require_room` leaves room for a prompt without content"
+    return _Prompt(ids, loss_mask, len(head) + len(turns) < n_parts, over > 0)
 
 
 def _least_room(parts: list[Turn], opening: list[int], max_ids: int) -> int:
@@ -274,4 +274,4 @@ def _count_prompt(counts: EncodingCounts, prompt: _Prompt, is_shortened: bool = 
 def _require_room(max_ids: int, chat: ChatTemplate, tokenizer: Tokenizer) -> None:
     """Raise ConfigError if the role tokens, the end token and minimal content do not fit."""
     least = least_ids(chat, tokenizer)
-    require(max_ids >= least, f"a conversation has no room in {max_ids} ids; it needs {least} at least")
+    require(max_ids >= least, f"a conversation does not fit into {max_ids} ids; it needs at least {least}")

@@ -167,7 +167,7 @@ class _Decoder(json.JSONDecoder):
         if len(values) < len(pairs):
             seen: dict[str, int] = Counter(key for key, _ in pairs)
             twice = next(key for key, _ in pairs if seen[key] > 1)
-            raise DataError(f"{self._where}: the key {twice!a} stands there twice; once is expected")
+            raise DataError(f"{self._where}: the key {twice!a} occurs twice; once is expected")
         return values
 
     def _constant(self, name: str) -> Any:

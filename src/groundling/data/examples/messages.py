@@ -33,7 +33,7 @@ SYSTEMS = ("system", "system_prompt")
 """Names of a system prompt beside a prompt."""
 NOTHING: tuple[Any, ...] = ([], {})
 EMPTY: tuple[Any, ...] = ("", "[]", "{}", *NOTHING)
-SAID = ("role", "content", "from", "value")
+VERBATIM = ("role", "content", "from", "value")
 """Keys of a message whose text is taken literally, even "" or "{}"."""
 
 
@@ -72,7 +72,7 @@ def _message(value: Any, where: str, name: str) -> Message:
     expected = '{"role": ..., "content": ...} is expected'
     if not isinstance(value, dict):
         raise DataError(f"{where}: {name} is {kind_of(value)}, {expected}")
-    values = {key: item for key, item in value.items() if item not in (None, *(NOTHING if key in SAID else EMPTY))}
+    values = {key: item for key, item in value.items() if item not in (None, *(NOTHING if key in VERBATIM else EMPTY))}
     if "role" in value and "from" not in values:
         values["role"] = value["role"]  # report null as a missing role
     if sorted(values) == ["from", "value"]:
@@ -115,13 +115,13 @@ def with_context(row: Row, messages: Messages) -> Messages:
     if messages[:1] == (message,) and not before:
         return messages
     if any(other.role == "system" for other in before + messages):
-        raise DataError(f"{row.where}: {name!r} is there, and so is a message of the system; one of them is expected")
+        raise DataError(f"{row.where}: {name!r} and a system message are both there; one of them is expected")
     return (message, *before, *messages)
 
 
 def _history(row: Row) -> Messages:
     value = row.values.get("history", [])
-    expected = "a list of pairs of texts is expected, what was asked and what was replied"
+    expected = "a list of pairs of texts is expected: the user's message and the reply"
     if not isinstance(value, list):
         raise DataError(f"{row.where}: history is {kind_of(value)}, {expected}")
     found: list[Message] = []
@@ -146,7 +146,7 @@ def require_prompt(messages: Messages, where: str, name: str) -> None:
 
 
 def keys_of(values: Mapping[str, Any]) -> str:
-    """Format some keys for a message."""
+    """Format keys for an error message."""
     shown = ", ".join(ascii(key)[:40] for key in list(values)[:8])
     return shown + (", ..." if len(values) > 8 else "") if values else "none"
 
@@ -161,8 +161,8 @@ def require_no_input(row: Row, beside: str | None) -> None:
         if row.values.get(name, "") in EMPTY:
             continue
         if beside is None:
-            raise DataError(f"{row.where}: there is {name!r} and no prompt; call what the replies are to 'prompt'")
-        advice = "write it into the user's words, or remove the key"
+            raise DataError(f"{row.where}: there is {name!r} and no prompt; rename it to 'prompt'")
+        advice = "put it into the user's message, or remove the key"
         raise DataError(f"{row.where}: {name!r} beside {beside!r} is not supported; {advice}")
 
 

@@ -83,7 +83,7 @@ def part_of(all_speeches: Sequence[Speech], n_chars: int, split: Split, val_frac
         split: the split.
         val_fraction: fraction held out, as in pretraining (`data/corpus.py`).
     """
-    require(0.0 < val_fraction < 1.0, f"val_fraction is {val_fraction}; it has to be above 0 and below 1")
+    require(0.0 < val_fraction < 1.0, f"val_fraction is {val_fraction}; it must be above 0 and below 1")
     cut = int((1 - val_fraction) * n_chars)
     if split == "train":
         return [speech for speech in all_speeches if speech.stop <= cut]
@@ -115,7 +115,7 @@ def dialogues(
         DataError: the text has no speeches.
     """
     for name, value in (("max_prompt", max_prompt), ("max_reply", max_reply), ("max_turns", max_turns)):
-        require(value > 0, f"{name} is {value}; it has to be positive")
+        require(value > 0, f"{name} is {value}; it must be positive")
     chosen = part_of(speeches(text), len(text), split, val_fraction)
     answers = [False, *(_answers(chosen, number) for number in range(1, len(chosen)))]
     found = []

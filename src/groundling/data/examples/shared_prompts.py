@@ -47,16 +47,18 @@ def split_shared(chosen: str, rejected: str, where: str) -> SharedPrompt:
 def _by_turns(chosen: str, rejected: str, shared: str, where: str) -> SharedPrompt:
     marks = [mark for mark in _TURN.finditer(shared) if mark[1] == "Assistant"]
     if not marks:
-        raise DataError(f"{where}: chosen and rejected do not share what the human says; give a prompt of their own")
+        raise DataError(f"{where}: chosen and rejected do not share the human's turn; give them a prompt")
     cut = marks[-1].end()
     replies = [chosen[cut:], rejected[cut:]]
     for name, reply in zip(("chosen", "rejected"), replies, strict=True):
         if _TURN.search(reply):
-            raise DataError(f"{where}: {name} goes on after the assistant's reply; one reply to one prompt is expected")
+            raise DataError(
+                f"{where}: {name} continues after the assistant's reply; one reply to one prompt is expected"
+            )
     turns = _TURN.split(shared[: marks[-1].start()])[1:]
     prompt = tuple(
-        Message("user" if who == "Human" else "assistant", text.strip())
-        for who, text in zip(turns[::2], turns[1::2], strict=True)
+        Message("user" if speaker == "Human" else "assistant", text.strip())
+        for speaker, text in zip(turns[::2], turns[1::2], strict=True)
     )
     check_messages(prompt, where)
     return SharedPrompt(prompt, replies[0].strip(), replies[1].strip())

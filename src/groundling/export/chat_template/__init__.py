@@ -2,9 +2,9 @@
 
 In reading order:
 
-    jinja.py        ours as Jinja
-    escapes.py      special tokens in the content of messages, broken up
-    rendering.py    a foreign template, rendered
-    probe.py        the process that renders it
-    recognition.py  a foreign template as one of ours
+    jinja.py        our templates as Jinja
+    escapes.py      escaping of special tokens in the content of messages
+    rendering.py    rendering of a foreign template
+    probe.py        the sandboxed process that renders it
+    recognition.py  conversion of a foreign template to one of ours
 """

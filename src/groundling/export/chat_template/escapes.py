@@ -1,40 +1,40 @@
-"""Words that spell a special token, kept from becoming one where a conversation is rendered to text.
+"""Escape the spelling of special tokens in the content of messages.
 
-transformers, vLLM and llama.cpp make one text of a conversation and then look for special tokens in all of it. So our
-template breaks each special token in what people say, by two characters that no text holds. The normaliser of
-`tokenizer.json` takes them out again, which happens after special tokens have been cut out of a text: the ids are those
-of the words. llama.cpp has no normaliser: there the characters stay, and the token stays broken.
+transformers, vLLM and llama.cpp render a conversation to one text and then match special tokens anywhere in it. So our
+template inserts two characters that no text contains into each special token spelled in a message. The normaliser of
+`tokenizer.json` removes them after special tokens have been matched, so the ids are those of the original content.
+llama.cpp does not normalise: the inserted characters remain, and the token stays broken.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 ESCAPE = "\ufdd0"
-"""A noncharacter of Unicode: for a program's own use, and not for texts that are exchanged."""
-KEPT, PUT_IN = ESCAPE + "\ufdd1", ESCAPE + "\ufdd2"
-"""What stands for the escape itself, where words hold one after all; and what breaks a token."""
+"""A Unicode noncharacter: reserved for internal use of programs, so it does not occur in text."""
+LITERAL, INSERTED = ESCAPE + "\ufdd1", ESCAPE + "\ufdd2"
+"""The escape of `ESCAPE` itself, should a message contain it; and what is inserted into a special token."""
 
 
 def replacements(special: Iterable[str]) -> list[tuple[str, str]]:
-    """What to replace in words, in this order, so that none of these texts stands in them any longer.
+    """Return the replacements, in order, that remove the spelling of special tokens from a text: (old, new).
 
     Args:
-        special: texts of special tokens, of two characters at least.
+        special: texts of special tokens; those of a single character are not escaped.
     """
-    return [(ESCAPE, KEPT), *((text, text[0] + PUT_IN + text[1:]) for text in special if len(text) > 1)]
+    return [(ESCAPE, LITERAL), *((text, text[0] + INSERTED + text[1:]) for text in special if len(text) > 1)]
 
 
 def unescaping(normalizer: Any) -> dict[str, Any]:
-    """The normaliser of `tokenizer.json` that undoes `replacements`, and then does what another one did."""
+    """Return a normaliser of `tokenizer.json` that undoes `replacements`, and then applies `normalizer`, if any."""
     steps = [
-        {"type": "Replace", "pattern": {"String": there}, "content": again}
-        for there, again in ((PUT_IN, ""), (KEPT, ESCAPE))
+        {"type": "Replace", "pattern": {"String": escaped}, "content": original}
+        for escaped, original in ((INSERTED, ""), (LITERAL, ESCAPE))
     ]
     return {"type": "Sequence", "normalizers": [*steps, *([] if normalizer is None else [normalizer])]}
 
 
 def without_unescaping(normalizer: Any) -> Any:
-    """Undo `unescaping`; what is no result of it is returned as it is."""
+    """Undo `unescaping`; return any other normaliser unchanged."""
     others = normalizer["normalizers"][2:] if (normalizer or {}).get("type") == "Sequence" else []
     other = others[0] if others else None
     return other if normalizer == unescaping(other) else normalizer

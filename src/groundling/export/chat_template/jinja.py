@@ -1,6 +1,6 @@
-"""A chat template as Jinja text, which `transformers`, vLLM and llama.cpp render as we lay a conversation out.
+"""Write a chat template as Jinja, for `transformers`, vLLM and llama.cpp.
 
-Only written here. What others wrote is never rendered, except in `groundling import`, in a process of its own.
+Templates from elsewhere are rendered only by `groundling import`, in a sandboxed process (`probe.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from groundling.text.chat.template import ChatTemplate
 
 
 def to_jinja(chat: ChatTemplate, names: Mapping[int, str], *, escapes: bool = False) -> str:
-    """The template that renders messages to the text of `chat.prompt` or `chat.render`.
+    """Return Jinja that renders messages to the text of `chat.prompt` or `chat.render`.
 
-    A role that the template does not know is an error there, and so is content that is no text.
+    It raises for an unknown role, and for content that is not text.
 
     Args:
         chat: the template.
         names: the text of each special id.
-        escapes: whether words that spell one of these are escaped (see `chat_escapes`).
+        escapes: whether to escape these texts in the content of messages (see `escapes.py`).
 
     Raises:
         KeyError: a special id has no name.
@@ -33,19 +33,16 @@ def to_jinja(chat: ChatTemplate, names: Mapping[int, str], *, escapes: bool = Fa
     if chat.begin:
         lines.append("{{ " + text(chat.begin) + " }}")
     if chat.default_system is not None:
-        words_of_default = chat.default_system.strip() if chat.trim else chat.default_system
-        for there, instead in replaced:
-            words_of_default = words_of_default.replace(there, instead)
-        default = (*chat.opening("system"), words_of_default, *chat.closing("system"))
+        system_text = chat.default_system.strip() if chat.trim else chat.default_system
+        for old, new in replaced:
+            system_text = system_text.replace(old, new)
+        default = (*chat.opening("system"), system_text, *chat.closing("system"))
         lines.append("{% if not messages or messages[0]['role'] != 'system' %}{{ " + text(default) + " }}{% endif %}")
     lines.append("{% for message in messages %}{% if message['content'] is not string %}")
-    lines.append("{{ raise_exception('the content of a message has to be text') }}{% endif %}")
+    lines.append("{{ raise_exception('the content of a message must be text') }}{% endif %}")
     lines.append("{% set words = " + content + " %}")
-    # One by one: in a chain, the hundreds of special tokens of a Llama 3 nest deeper than Python's parser allows.
-    lines += [
-        "{% set words = words | replace(" + f"{_literal(there)}, {_literal(instead)}" + ") %}"
-        for there, instead in replaced
-    ]
+    # One statement each: a chain for the hundreds of special tokens of Llama 3 would nest too deep for Python's parser.
+    lines += ["{% set words = words | replace(" + f"{_literal(old)}, {_literal(new)}" + ") %}" for old, new in replaced]
     for number, role in enumerate(ROLES):
         lines.append("{% " + ("elif" if number else "if") + f" message['role'] == '{role}'" + " %}")
         opening, closing = text(chat.opening(role)), text(chat.closing(role))
@@ -56,15 +53,17 @@ def to_jinja(chat: ChatTemplate, names: Mapping[int, str], *, escapes: bool = Fa
         else:
             lines.append("{{ " + f"{opening} + words + {closing}" + " }}")
     lines.append("{% else %}{{ raise_exception('no role is called ' + message['role']) }}{% endif %}{% endfor %}")
-    ask = "{{ " + text(chat.opening("assistant")) + " }}"
+    generation_prompt = "{{ " + text(chat.opening("assistant")) + " }}"
     if chat.thinking is not None:
-        nothing = text(chat.thinking.nothing)
-        ask += "{% if enable_thinking is defined and enable_thinking is false %}{{ " + nothing + " }}{% endif %}"
-    lines.append("{% if add_generation_prompt %}" + ask + "{% endif %}")
+        no_reasoning = "{{ " + text(chat.thinking.nothing) + " }}"
+        generation_prompt += (
+            "{% if enable_thinking is defined and enable_thinking is false %}" + no_reasoning + "{% endif %}"
+        )
+    lines.append("{% if add_generation_prompt %}" + generation_prompt + "{% endif %}")
     return "".join(lines)
 
 
 def _literal(text: str) -> str:
-    """A text as Jinja writes it. The renderers' escapes differ, and only these are known to all."""
+    """Return a Jinja string literal, with only the escapes that all renderers support."""
     escapes = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
     return "'" + "".join(escapes.get(character, character) for character in text) + "'"

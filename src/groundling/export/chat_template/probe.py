@@ -1,8 +1,8 @@
-"""Renders a foreign chat template to text, in a process of its own that has little time, memory and nothing else.
+"""Render an untrusted chat template in a process with limited time and memory, and without files or child processes.
 
-Run by `rendering.py` while a model is imported, and by nothing else: `python -I probe.py`, with
-a request as JSON on stdin and the answer as JSON on stdout. Imports nothing of the package, so that it starts at once.
-The template runs in Jinja's immutable sandbox, set up as `transformers` does, so that published templates work.
+`rendering.py` runs it as `python -I probe.py`, with a request as JSON on stdin and the answer as JSON on stdout. It
+imports nothing from the package, to start fast. The template runs in Jinja's immutable sandbox with the same extensions
+as in `transformers`, so published templates work.
 """
 
 import json
@@ -11,14 +11,14 @@ from contextlib import suppress
 from typing import Any
 
 MAX_CHARS = 100_000
-"""Of a rendered conversation: the probes are short ones."""
+"""Maximum length of a rendered conversation; the probes are short."""
 
 
 def limit_resources(cpu_s: int, memory_bytes: int) -> None:
-    """Take from this process what rendering text does not need, where the system can."""
+    """Limit this process to what rendering needs, where the system supports limits."""
     try:
         import resource
-    except ImportError:  # Windows; the caller's deadline holds there too
+    except ImportError:  # Windows, where only the caller's timeout applies
         return
     limits = {"RLIMIT_CPU": cpu_s, "RLIMIT_AS": memory_bytes, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
     for name, most in limits.items():
@@ -27,13 +27,13 @@ def limit_resources(cpu_s: int, memory_bytes: int) -> None:
 
 
 def make_environment() -> Any:
-    """Jinja as `transformers` sets it up, but for the clock: what depends on it cannot be stored as data."""
+    """Set up Jinja as `transformers` does, except for the clock: a template that needs it cannot be stored as data."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag that marks what the assistant said; it changes no text."""
+        """The tag around generated text, which renders its content unchanged."""
 
         tags = {"generation"}  # noqa: RUF012 - as the base class declares it
 
@@ -59,10 +59,10 @@ def make_environment() -> Any:
 
 
 def render_all(request: dict[str, Any]) -> list[dict[str, str]]:
-    """Each probe's text, or why there is none."""
+    """Render each probe; return its text, or the error."""
     try:
         template = make_environment().from_string(request["template"])
-    except Exception as error:  # whatever a template makes of its compiler
+    except Exception as error:  # a hostile template can raise anything in the compiler
         return [_failure(error)] * len(request["probes"])
     answers = []
     for probe in request["probes"]:
@@ -84,14 +84,14 @@ def _rendered(template: Any, variables: dict[str, Any]) -> str:
 
 
 def _failure(error: BaseException) -> dict[str, str]:
-    said = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:200]
-    return {"error": "".join(character if character.isprintable() else "?" for character in said)}
+    text = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))[:200]
+    return {"error": "".join(character if character.isprintable() else "?" for character in text)}
 
 
 if __name__ == "__main__":
     request = json.load(sys.stdin)
-    sys.path[:] = request["path"]  # -I leaves out where the user may have installed jinja2
-    import jinja2.sandbox  # noqa: F401 - before files are no longer opened
+    sys.path[:] = request["path"]  # -I omits folders where jinja2 may be installed
+    import jinja2.sandbox  # noqa: F401 - while files can still be opened
 
     limit_resources(**request["limits"])
     json.dump(render_all(request), sys.stdout)

@@ -1,8 +1,8 @@
-"""A foreign chat template as one of ours, recognised by what it renders.
+"""Convert a foreign chat template to one of ours by rendering probe conversations.
 
-Probe conversations are rendered to text; what stands between their words gives the openings and closings of each
-role. The candidate is then checked: on more conversations it has to give the very ids that the model's own tokenizer
-makes of the rendered text. A template that does anything else is not recognised.
+The text around the probes' content gives the openings and closings of each role. The candidate is then verified: on
+further conversations it must give the same ids as the model's own tokenizer gives for the rendered text. Any other
+template is not recognised.
 """
 
 import itertools
@@ -19,42 +19,42 @@ from groundling.text.chat.wrapped_turns import WrappedTurns
 from groundling.text.tokenizer import Tokenizer, require_unicode
 
 SYSTEM, ASKED, ANSWERED, NEXT = "Wqsys", "Wquser", "Wqreply", "Wqnext"
-"""The words of the probes: no template holds them, nor changes them."""
+"""Content of the probes: words that no template contains or changes."""
 THINK = re.compile(r"(<[^<>]+>)(\s*)(</[^<>]+>)(\s*)")
-"""The block of no thoughts: two tags, and white space."""
+"""Empty reasoning: two tags, and white space."""
 
 Names = Mapping[str, int]
 EncodeText = Callable[[str], list[int]]
 Probe = tuple[Sequence[Message], bool, bool]
-"""Messages, whether the assistant is to speak next, and whether it may think."""
+"""Messages, whether to add the generation prompt, and whether the model may reason."""
 
 
 def read_chat(folder: Path, tokenizer: Tokenizer, names: Names, encode: EncodeText) -> ChatTemplate | None:
-    """The chat template of a model's folder; None: it has none.
+    """Return the chat template of a model's folder; None: it has none.
 
     Args:
         folder: in the layout of `transformers`.
-        tokenizer: ours of this folder.
-        names: text to id of all tokens beside its vocabulary.
-        encode: the model's own encoding of a rendered conversation, which finds those tokens in the text.
+        tokenizer: the imported tokenizer.
+        names: text to id of the special tokens.
+        encode: encodes a rendered conversation as the model's own tokenizer does, matching special tokens.
 
     Raises:
-        TemplateError: it has one that cannot be read, or is not recognised.
+        TemplateError: the template cannot be read, or is not recognised.
     """
     template = find_template(folder)
     if template is None:
         return None
-    reader = _Reader(template, token_names(folder), names)
+    recognizer = _Recognizer(template, token_names(folder), names)
     try:
-        chat = reader.candidate()
-        _check(chat, reader, tokenizer, encode)
+        chat = recognizer.candidate()
+        _check(chat, recognizer, tokenizer, encode)
     except DataError as error:
         raise TemplateError(str(error)) from error
     return chat
 
 
-class _Reader:
-    """What a template renders of the probes."""
+class _Recognizer:
+    """Renders probes, and derives a template of ours from their text."""
 
     def __init__(self, template: str, tokens: dict[str, str], names: Names) -> None:
         self.names, self._template, self._tokens = names, template, tokens
@@ -62,12 +62,14 @@ class _Reader:
         self._cut = re.compile(f"({pattern})") if names else None
 
     def texts(self, probes: Sequence[Probe]) -> list[str]:
-        """The text of each probe."""
+        """Render each probe."""
         variables: list[dict[str, Any]] = []
-        for messages, asks, thinking in probes:
-            said = [{"role": message.role, "content": message.content} for message in messages]
-            # As transformers does it, tools and documents are there, and are none.
-            variables.append({"messages": said, "add_generation_prompt": asks, "tools": None, "documents": None})
+        for messages, add_generation_prompt, thinking in probes:
+            plain = [{"role": message.role, "content": message.content} for message in messages]
+            # As in transformers, tools and documents are defined as None.
+            variables.append(
+                {"messages": plain, "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
+            )
             if not thinking:
                 variables[-1]["enable_thinking"] = False
         found = []
@@ -79,13 +81,13 @@ class _Reader:
         return found
 
     def candidate(self) -> WrappedTurns:
-        """The template of ours that renders the probes alike.
+        """Return the template of ours that renders the probes to the same text.
 
         Raises:
             TemplateError: there is none.
         """
         user, reply = Message("user", ASKED), Message("assistant", ANSWERED)
-        first, asked, unthinking, answered, longer, told, spaced = self.texts(
+        first, opened, unthinking, answered, longer, with_system, spaced = self.texts(
             [
                 ([user], False, True),
                 ([user], True, True),
@@ -97,14 +99,14 @@ class _Reader:
             ]
         )
         before_user, after_user = _around(first, ASKED)
-        ask = _after(asked, first, "the assistant's opening follows the last message")
-        nothing = _after(unthinking, asked, "the block of no thoughts follows the assistant's opening")
+        ask = _after(opened, first, "the assistant's opening follows the last message")
+        nothing = _after(unthinking, opened, "empty reasoning follows the assistant's opening")
         history, closing = _around(answered, ANSWERED)
         middle = _around(_around(longer, ANSWERED)[1], NEXT)[0]
-        opening = _after(middle, closing, "a reply ends alike wherever it stands")
-        begin, default, system = self._system(told, _before(before_user, opening, "the user's opening"), opening)
+        opening = _after(middle, closing, "every reply has the same closing")
+        begin, default, system = self._system(with_system, _before(before_user, opening, "the user's opening"), opening)
         if history not in (first + ask, first + ask + nothing):
-            raise TemplateError("it lays out a reply otherwise than it asks for one")
+            raise TemplateError("it renders a reply differently from the generation prompt")
         pieces = {"system": system, "user": (opening, after_user), "assistant": (ask, closing)}
         roles: list[Role] = list(ROLES)
         return WrappedTurns(
@@ -116,13 +118,21 @@ class _Reader:
             thinking=self._thinking(nothing),
         )
 
-    def _system(self, told: str, head: str, opening: str) -> tuple[str, str | None, tuple[str, str]]:
-        """What stands first, the default system message, and what is around a system message's words."""
-        front, rest = _around(told, SYSTEM)
+    def _system(self, text: str, head: str, opening: str) -> tuple[str, str | None, tuple[str, str]]:
+        """Return the beginning, the default system message, and the opening and closing of a system message.
+
+        Args:
+            text: rendering of a system and a user message.
+            head: what precedes the user's opening without a system message.
+            opening: the user's opening.
+        """
+        front, rest = _around(text, SYSTEM)
         closing = _before(_around(rest, ASKED)[0], opening, "the user's opening")
         if front.startswith(head):
             return head, None, (front[len(head) :], closing)
-        default = _before(_after(head, front, "a default system message is a system message"), closing, "its closing")
+        default = _before(
+            _after(head, front, "the default system message is rendered as any system message"), closing, "its closing"
+        )
         return "", default, (front, closing)
 
     def _thinking(self, nothing: str) -> Thinking | None:
@@ -130,7 +140,7 @@ class _Reader:
             return None
         tags = THINK.fullmatch(nothing)
         if tags is None or tags[1] not in self.names or tags[3] not in self.names:
-            raise TemplateError(f"{nothing[:40]!r}, which turns thinking off, is not a pair of tags of the tokenizer")
+            raise TemplateError(f"{nothing[:40]!r}, which turns thinking off, is not a pair of special tokens")
         return Thinking(self.names[tags[1]], self.names[tags[3]], self._segments(nothing))
 
     def _segments(self, text: str) -> Segments:
@@ -139,49 +149,52 @@ class _Reader:
 
 
 def _around(text: str, words: str) -> tuple[str, str]:
-    """What stands before and after words that a template repeats once."""
+    """Return what precedes and follows content, which must occur once."""
     if text.count(words) != 1:
-        raise TemplateError("it leaves out a message, repeats or changes it")
+        raise TemplateError("it omits, repeats or changes a message")
     before, _, after = text.partition(words)
     return before, after
 
 
-def _after(text: str, front: str, law: str) -> str:
+def _after(text: str, front: str, rule: str) -> str:
+    """Return what follows `front` in a text."""
     if not text.startswith(front):
-        raise TemplateError(f"it breaks the rule that {law}")
+        raise TemplateError(f"it breaks the rule that {rule}")
     return text[len(front) :]
 
 
 def _before(text: str, end: str, what: str) -> str:
+    """Return what precedes `end` in a text."""
     if not text.endswith(end):
-        raise TemplateError(f"{what} is not the same wherever it stands")
+        raise TemplateError(f"{what} is not always the same")
     return text[: len(text) - len(end)]
 
 
-def _check(chat: ChatTemplate, reader: _Reader, tokenizer: Tokenizer, encode: EncodeText) -> None:
-    """Check that conversations become the ids that they are to the model's own tokenizer.
+def _check(chat: ChatTemplate, recognizer: _Recognizer, tokenizer: Tokenizer, encode: EncodeText) -> None:
+    """Check that conversations get the same ids as from the model's own tokenizer.
 
-    The last reply of a whole conversation is compared as text: we encode it apart from its header, as it is generated.
+    The last reply of a complete conversation is compared as text, because we encode it apart from its opening, as it is
+    generated.
 
     Raises:
         TemplateError: they do not.
-        DataError: the tokenizer cannot say them.
+        DataError: the tokenizer cannot encode them.
     """
     probes = _check_probes()
-    special = set(reader.names.values())
-    for (messages, asks, thinking), text in zip(probes, reader.texts(probes), strict=True):
+    special = set(recognizer.names.values())
+    for (messages, add_generation_prompt, thinking), text in zip(probes, recognizer.texts(probes), strict=True):
         theirs = encode(text)
-        if asks:
+        if add_generation_prompt:
             is_same = chat.prompt(messages, tokenizer, thinking=thinking) == theirs
         else:
             ours = [*chat.render(messages, tokenizer).ids, *to_ids(chat.closing("assistant")[1:], tokenizer)]
-            is_same = _spelled(ours, tokenizer, special) == _spelled(theirs, tokenizer, special)
+            is_same = _as_text(ours, tokenizer, special) == _as_text(theirs, tokenizer, special)
         if not is_same:
             raise TemplateError(f"it renders {_shown(messages)} differently from other conversations")
 
 
 def _check_probes() -> list[Probe]:
-    """Conversations of every length, with and without a system message; some of their words are odd ones."""
+    """Conversations of all lengths, with and without a system message, and with unusual content."""
     users = ("Hello!", "\n\nWhy?\tSo  ", "1 + 1 = 2, été 日本 🙂\n", "", "a\r\nb\0{{ c }}", "word " * 1000)
     replies = ("Yes. ", "It's 12345.\n\n- a\n- b", " No", "\n\nSo", "", "<b>&amp;</b>")
     turns = [
@@ -199,8 +212,8 @@ def _check_probes() -> list[Probe]:
     ]
 
 
-def _spelled(ids: Sequence[int], tokenizer: Tokenizer, special: Collection[int]) -> list[int | str]:
-    """Special ids, and the text between them."""
+def _as_text(ids: Sequence[int], tokenizer: Tokenizer, special: Collection[int]) -> list[int | str]:
+    """Decode ids to special ids and the text between them."""
     found: list[int | str] = []
     for is_special, group in itertools.groupby(ids, special.__contains__):
         some = list(group)

@@ -1,4 +1,4 @@
-"""The chat template of a model's folder: found, and rendered to text by `probe.py`."""
+"""Find the chat template of a model's folder, and render it by `probe.py`."""
 
 import json
 import os
@@ -17,18 +17,18 @@ JINJA, TOKENIZER_CONFIG, PROCESSOR = "chat_template.jinja", "tokenizer_config.js
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MAX_CHARS = 200_000
-"""Of a template; the longest published ones have some ten thousand."""
+"""Maximum length of a template; the longest published ones have about ten thousand characters."""
 CPU_S, MEMORY_BYTES = 5, 1 << 30
-"""What the probe may take, where the system can limit it; `TIMEOUT_S` holds everywhere."""
+"""Limits of the probe, where the system supports them; `TIMEOUT_S` applies everywhere."""
 TIMEOUT_S = 20.0
 
 
 class TemplateError(GroundlingError):
-    """A chat template that cannot be had; the model is imported without one."""
+    """A chat template that cannot be read, rendered or recognised; the model is imported without one."""
 
 
 def find_template(folder: Path) -> str | None:
-    """The text of a folder's chat template, wherever a release of transformers puts it; None: there is none.
+    """Return a folder's chat template from any place that a release of transformers uses; None: there is none.
 
     Raises:
         TemplateError: there is one, and it cannot be read.
@@ -52,7 +52,7 @@ def find_template(folder: Path) -> str | None:
 
 
 def _stored(folder: Path) -> Any:
-    """What stands where a chat template can stand; the first of three places."""
+    """Return the value from the first of three places that has one."""
     file = folder / JINJA
     if file.exists():
         return files.read_text(file, 4 * MAX_CHARS, links=True)
@@ -61,13 +61,13 @@ def _stored(folder: Path) -> Any:
 
 
 def token_names(folder: Path) -> dict[str, str]:
-    """What a template may call by name: bos_token, eos_token and the like.
+    """Return the special tokens that a template may use by name: bos_token, eos_token and the like.
 
     Raises:
-        CheckpointError: the file that says so cannot be read.
+        CheckpointError: the file that lists them cannot be read.
     """
     settings = _settings(folder, TOKENIZER_CONFIG)
-    if "added_tokens_decoder" not in settings:  # as transformers decides which of the two files counts
+    if "added_tokens_decoder" not in settings:  # as in transformers
         settings = {**settings, **_settings(folder, SPECIAL_TOKENS_MAP)}
     found = {}
     for name in SPECIAL_TOKENS:
@@ -79,11 +79,11 @@ def token_names(folder: Path) -> dict[str, str]:
 
 
 def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any]]) -> list[str | TemplateError]:
-    """The text of each probe, or why the template has none for it.
+    """Render each probe; return its text, or the error.
 
     Args:
-        template: Jinja, from anybody.
-        tokens: special tokens that it may name.
+        template: untrusted Jinja.
+        tokens: special tokens that it may use by name.
         probes: the variables of each rendering: messages, add_generation_prompt, ...
 
     Raises:
@@ -104,7 +104,7 @@ def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise TemplateError(f"it did not come to an end within {TIMEOUT_S:.0f} s") from None
+        raise TemplateError(f"it did not finish within {TIMEOUT_S:.0f} s") from None
     if "No module named 'jinja2'" in ended.stderr:
         raise TemplateError(str(missing_extra("jinja2", "export")))
     try:
@@ -115,7 +115,7 @@ def render(template: str, tokens: dict[str, str], probes: Sequence[dict[str, Any
         ]
     except (ValueError, KeyError, TypeError):
         raise TemplateError(
-            f"it was stopped: a few conversations take it more than {CPU_S} s or {MEMORY_BYTES >> 30} GiB of memory"
+            f"it was stopped: a few conversations take more than {CPU_S} s or {MEMORY_BYTES >> 30} GiB of memory"
         ) from None
 
 

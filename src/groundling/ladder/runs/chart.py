@@ -38,7 +38,7 @@ def draw(results: Sequence["RungResult"], path: Path) -> None:
     for result in results:
         ends.annotate(
             f"{result.val_loss:.2f}",
-            (result.rung, result.val_loss),
+            (result.rung, max(result.val_loss, result.lecture_val_loss or 0.0)),
             textcoords="offset points",
             xytext=(0, 9),
             ha="center",

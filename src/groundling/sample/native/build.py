@@ -30,26 +30,41 @@ CSRC = Path(__file__).parent / "csrc"
 SOURCE = "decode.cpp"
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 TIMEOUT_S = 120.0
-"""A compilation that takes longer has failed: GCC 12 needs 4 s on one core of an AMD EPYC."""
+"""A compiler that takes longer is killed: GCC 12 needs 4 s on one core of an AMD EPYC."""
 
-# The shell outlives this process. It renames the library only when it is complete, and keeps the log of a failure.
+# The shell outlives this process. It renames the library only when it is complete, and keeps the log of a failure. When
+# the time is over, it kills its process group, compiler included.
 _BACKGROUND_SCRIPT = """
-part=$1 library=$2 checksum=$3 log=$4; shift 4
+part=$1 library=$2 checksum=$3 log=$4 timeout=$5; shift 5
 {
+    {
+        trap 'kill $!; exit' TERM
+        sleep "$timeout" & wait
+        rm -f "$part" "$part.sum" "$part.log"
+        echo "the compiler took more than $timeout s" > "$log"
+        kill -KILL 0
+    } &
+    timer=$!
     if { "$@" -o "$part" && cksum < "$part" > "$part.sum" && mv -f "$part.sum" "$checksum" && mv -f "$part" "$library"
        } 2> "$part.log"
     then rm -f "$part.log"
     else rm -f "$part" "$part.sum"; mv -f "$part.log" "$log"
     fi
+    kill "$timer"
 } &
 """
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+class WrongProcessorError(Exception):
+    """A library was compiled for another processor."""
 
 
 class Library:
     """The functions of csrc/abi.h. Calls release the GIL.
 
     Raises:
+        WrongProcessorError: this processor lacks a feature that the library needs.
         AbiError: the library's binary interface is not that of abi.py.
         OSError: it cannot be loaded.
         AttributeError: it lacks a function.
@@ -63,6 +78,12 @@ class Library:
             if sys.platform != "win32":
                 _ctypes.dlclose(library._handle)  # or the same path would give the same library again
             raise
+        library.missing_feature.argtypes, library.missing_feature.restype = [], ctypes.c_char_p
+        if missing := library.missing_feature():  # its instructions would kill the process
+            raise WrongProcessorError(
+                f"this processor has no {missing.decode('ascii')}, which GROUNDLING_MARCH={_target()} uses; "
+                "set it to an older processor, or unset it"
+            )
         integer, pointer = ctypes.c_int64, ctypes.c_void_p
         library.panels_per_group.argtypes, library.panels_per_group.restype = [ctypes.c_int], ctypes.c_int
         library.team_create.argtypes, library.team_create.restype = [ctypes.c_int], pointer
@@ -142,7 +163,7 @@ class Compilation:
     def _check_for_failure(self, started_at: float) -> None:
         if self._log_path.exists():
             self._fail(self._log_path.read_text(encoding="utf-8", errors="replace"))
-        elif time.monotonic() - started_at > TIMEOUT_S:
+        elif time.monotonic() - started_at > TIMEOUT_S + 10:  # its shell was killed
             self._fail(f"the compiler took more than {TIMEOUT_S:.0f} s")
 
     def _start(self, compiler: str) -> None:
@@ -154,7 +175,7 @@ class Compilation:
             part = self._path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}")
             command = [compiler, *FLAGS, _target_flag(), "-pthread", str(CSRC / SOURCE)]
             files = [str(path) for path in (part, self._path, self._checksum_path, self._log_path)]
-            shell = ["sh", "-c", _BACKGROUND_SCRIPT, "sh", *files, *command]
+            shell = ["sh", "-c", _BACKGROUND_SCRIPT, "sh", *files, f"{TIMEOUT_S:g}", *command]
             subprocess.run(
                 shell, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True, check=True,
@@ -172,6 +193,8 @@ class Compilation:
             return  # compile it again
         try:
             self._library = Library(self._path)
+        except WrongProcessorError as error:
+            self.reason = str(error)
         except (OSError, AttributeError) as error:
             with contextlib.suppress(OSError):
                 self._path.unlink()  # compile it again
@@ -233,5 +256,8 @@ def _processor_features() -> str:
 
 def _target_flag() -> str:
     """The compiler's flag for the target processor: this one, or the older one that GROUNDLING_MARCH names."""
-    target = os.environ.get("GROUNDLING_MARCH", "native")
-    return f"-m{'arch' if platform.machine().lower() in ('x86_64', 'amd64', 'i686') else 'cpu'}={target}"
+    return f"-m{'arch' if platform.machine().lower() in ('x86_64', 'amd64', 'i686') else 'cpu'}={_target()}"
+
+
+def _target() -> str:
+    return os.environ.get("GROUNDLING_MARCH", "native")

@@ -1,4 +1,4 @@
-"""Time compiled code against PyTorch, once per machine, model shape and precision.
+"""Time the native decoder against PyTorch, once per machine, model shape and precision.
 
 Compiled code is usually two to four times as fast. It can be slower if the compiler targets narrower vectors than
 PyTorch selects at run time.
@@ -41,7 +41,7 @@ class Comparison:
     torch_s: dict[str, float]
 
     def speedups(self) -> dict[str, float]:
-        """PyTorch's time divided by compiled code's, by case."""
+        """PyTorch's time divided by the native decoder's, by case."""
         return {case: self.torch_s[case] / self.native_s[case] for case in self.native_s}
 
     @property
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def prefers_native(self) -> bool:
-        """Whether compiled code is the faster one."""
+        """Whether the native decoder is the faster one."""
         return self.speedup > 1.0
 
 
@@ -109,17 +109,17 @@ def shape_key(config: GPTConfig, weights: Weights, n_slots: int) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def kept_or_measured(kept: Path, key: str, measure_now: Callable[[], Comparison]) -> Comparison:
-    """Load the measurement of a key from a file, or measure now and store it; a file that fails is ignored."""
+def load_or_measure(file: Path, key: str, measure_now: Callable[[], Comparison]) -> Comparison:
+    """Load the measurement of a key from a file, or measure and store it; errors of the file are ignored."""
     try:
-        found = read_json_object(kept)
+        found = read_json_object(file)
     except (GroundlingError, OSError):
         found = {}
     comparison = _parsed(found.get(key))
     if comparison is None:
         comparison = measure_now()
         with suppress(GroundlingError, OSError):
-            atomic.write_json(kept, {**found, key: dataclasses.asdict(comparison)})
+            atomic.write_json(file, {**found, key: dataclasses.asdict(comparison)})
     return comparison
 
 

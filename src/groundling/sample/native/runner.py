@@ -90,15 +90,15 @@ class NativeRunner:
             self._team, self._process = self._new_team(), os.getpid()
         self._library.team_wake(self._team)
         ids, slots, positions, scored = list[int](), list[int](), list[int](), list[int]()
-        for slot, place, new, n_scored in spans:
+        for slot, position, new, n_scored in spans:
             # The library does not check bounds.
             assert 0 <= slot < self.cache.n_slots
-            assert 0 <= place < place + len(new) <= self.block_size
+            assert 0 <= position < position + len(new) <= self.block_size
             assert 1 <= n_scored <= len(new)
-            self.cache.reserve(slot, place + len(new))
+            self.cache.reserve(slot, position + len(new))
             ids += new
             slots += [slot] * len(new)
-            positions += range(place, place + len(new))
+            positions += range(position, position + len(new))
             scored += range(len(ids) - n_scored, len(ids))
         assert 0 <= min(ids) <= max(ids) < self._model.vocab_size
         logits_RV = torch.empty(len(scored), self._model.vocab_size)
@@ -141,7 +141,7 @@ class NativeRunner:
     def _new_team(self) -> int:
         team = self._library.team_create(self._n_threads)
         if not team:
-            raise MemoryError("not enough memory for the threads of the compiled code")
+            raise MemoryError("not enough memory for the threads of the native decoder")
         weakref.finalize(self, _destroy_team, os.getpid(), self._library, team)
         return team
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
+from groundling.bundle import ChatBundle
 from groundling.errors import DataError
 from groundling.sample.request import row_generator
 from groundling.sample.sampler import SamplingConfig
@@ -64,7 +65,7 @@ class Completion:
         parsed, safety, bundle = self._parsed, self._server.safety, self._parsed.served.bundle
         make_filter = None if safety is None else safety.reply
         thoughts = None
-        if parsed.is_chat and bundle.chat is not None and bundle.chat.thinking is not None:
+        if parsed.is_chat and isinstance(bundle, ChatBundle) and bundle.chat.thinking is not None:
             thoughts = Thoughts(bundle.chat, bundle.tokenizer, make_filter)
         filter = None if make_filter is None else make_filter()
         return Choice(bundle.tokenizer, parsed.config.stop, parsed.config.end_ids, filter, thoughts)
@@ -212,14 +213,15 @@ async def generate_reply(
         ApiError: the model is not a chat model, the conversation does not fit, the queue is full, or decoding failed.
     """
     served = server.models.get(name)
-    chat, block_size = served.bundle.chat, served.bundle.config.block_size
-    if chat is None:
+    bundle = served.bundle
+    if not isinstance(bundle, ChatBundle):
         raise ApiError(400, f"{name} is a base model, not a chat model", "not_a_chat_model", "model")
     try:
         # Raters compare replies without thoughts.
-        ids = chat.prompt(messages, served.bundle.tokenizer, thinking=False)
+        ids = bundle.encode_chat(messages, thinking=False)
     except DataError as error:
         raise ApiError(400, str(error), "invalid_value") from error
+    block_size = bundle.config.block_size
     if len(ids) >= block_size:
         raise ApiError(400, "the conversation is longer than the model's context", "context_length_exceeded")
     max_new_tokens = min(MAX_NEW_TOKENS, block_size // 2, server.config.max_tokens)

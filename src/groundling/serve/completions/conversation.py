@@ -21,10 +21,10 @@ def conversation(given: Sequence[ChatMessage]) -> list[Message]:
     wrong = wrong_turn(messages)
     if wrong is None:
         return messages
-    place, problem = f"messages.{wrong.number}", "is missing; a user's message has to follow the system's"
+    place, problem = f"messages.{wrong.number}", "is missing; a user message must follow the system message"
     if wrong.role is not None:
         came, place = given[wrong.number].role, f"{place}.role"
-        problem = f'is "{came}"; it has to be "{wrong.expected}": {TURNS}'
+        problem = f'is "{came}"; it must be "{wrong.expected}": {TURNS}'
     raise ApiError(400, f"{place} {problem}", "invalid_value", place)
 
 

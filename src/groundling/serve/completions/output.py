@@ -13,7 +13,7 @@ from groundling.safety.stream import Finding, ReplyFilter, Segment
 from groundling.sample.detokenize import OffsetDecoder, TextStream
 from groundling.sample.sampler import Token
 from groundling.text.chat.template import ChatTemplate
-from groundling.text.chat.thoughts import Sorter, thought_decoder, word_decoder
+from groundling.text.chat.thoughts import ThinkingParser, thought_decoder, word_decoder
 from groundling.text.tokenizer import TextDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "content_filter"]
@@ -162,7 +162,11 @@ class Thoughts:
         """Whether the safety stage blocks the thoughts."""
         self.word_decoder = word_decoder(chat, tokenizer)
         """Decodes the reply."""
-        self._sort, self._decoder, self._make_filter = Sorter(chat.thinking), thought_decoder(tokenizer), make_filter
+        self._sort, self._decoder, self._make_filter = (
+            ThinkingParser(chat.thinking),
+            thought_decoder(tokenizer),
+            make_filter,
+        )
         self._safety: ReplyFilter | None = None
 
     def takes(self, id: int, delta: ChoiceDelta) -> bool:
@@ -172,7 +176,7 @@ class Thoughts:
             self.end(delta)
         elif kind == "thought":
             self._show(self._decoder.push(id), delta)
-        return kind != "word"
+        return kind != "reply"
 
     def end(self, delta: ChoiceDelta) -> None:
         """End the thoughts; release text held back."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from starlette.concurrency import run_in_threadpool
 
+from groundling.bundle import ChatBundle
 from groundling.errors import ConfigError, DataError
 from groundling.model.numerics import at_least_float32
 from groundling.safety.stream import Finding
@@ -77,7 +78,8 @@ async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
     """
     server.require_ready()
     served = server.models.get(body.model)
-    if served.bundle.chat is None:
+    bundle = served.bundle
+    if not isinstance(bundle, ChatBundle):
         message = f"{served.name} is a base model, not a chat model; use /v1/completions, or a chat model"
         raise ApiError(400, message, "not_a_chat_model", "model")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -86,7 +88,7 @@ async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
     n_likely = (body.top_logprobs or 0) if body.logprobs else None
     with _reserved(server, body, 1):
         messages = conversation(body.messages)
-        ids = await _chat_ids(served, messages, body.thinking)
+        ids = await _chat_ids(served, bundle, messages, body.thinking)
         findings: list[Finding] = []
         if server.safety is not None:
             checked = []
@@ -97,7 +99,7 @@ async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
                     findings += found
                 checked.append(Message(each.role, text))
             if checked != messages:
-                ids = await _chat_ids(served, checked, body.thinking)
+                ids = await _chat_ids(served, bundle, checked, body.thinking)
     if asked is None:
         limit = min(limit, max(1, served.engine.longest - len(ids)))
     _require_few_logprobs(body, limit, n_likely, "top_logprobs")
@@ -106,20 +108,18 @@ async def parse_chat(server: ServerState, body: ChatRequest) -> ParsedRequest:
     return _parsed(served, [Prompt(ids, findings)], config, body, response_format)
 
 
-async def _chat_ids(served: Served, messages: Sequence[Message], thinking: bool) -> list[int]:
+async def _chat_ids(served: Served, bundle: ChatBundle, messages: Sequence[Message], thinking: bool) -> list[int]:
     """Ids of a conversation, by the chat template."""
-    chat, tokenizer = served.bundle.chat, served.bundle.tokenizer
-    assert chat is not None
     if messages[-1].role != "user":
         place = f"messages.{len(messages) - 1}.role"
-        message = f'{place} is "{messages[-1].role}"; the last message has to be the user\'s, for the reply follows it'
+        message = f'{place} is "{messages[-1].role}"; the last message must be the user\'s, for the reply follows it'
         raise ApiError(400, message, "invalid_value", place)
     try:
         n_characters = sum(len(m.content) for m in messages)
-        ids = await _encoded(lambda: chat.prompt(messages, tokenizer, thinking=thinking), n_characters)
+        ids = await _encoded(lambda: bundle.encode_chat(messages, thinking=thinking), n_characters)
     except DataError as error:
-        raise await run_in_threadpool(encoding_error, messages, tokenizer, error) from error
-    if len(ids) >= served.bundle.config.block_size:
+        raise await run_in_threadpool(encoding_error, messages, bundle.tokenizer, error) from error
+    if len(ids) >= bundle.config.block_size:
         raise _too_long(len(ids), served, "messages")
     return ids
 

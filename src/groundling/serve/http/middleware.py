@@ -191,7 +191,7 @@ def _read_target(scope: Scope) -> ApiError | None:
     host, _, path = rest.partition(b"/")
     if scheme.lower() not in (b"http", b"https") or not host:
         shown = raw[:100].decode("ascii", "replace")
-        return ApiError(400, f"the target is {shown!r}; it has to be a path like /v1/models", "bad_request")
+        return ApiError(400, f"the target is {shown!r}; it must be a path like /v1/models", "bad_request")
     scope["path"], scope["raw_path"] = unquote("/" + path.decode("ascii", "replace")), b"/" + path
     others = [(name, value) for name, value in scope["headers"] if name != b"host"]
     scope["headers"] = [*others, (b"host", host)]

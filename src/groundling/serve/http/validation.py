@@ -51,7 +51,7 @@ def explain(error: RequestValidationError, endpoint: Callable[..., Any] | None) 
     if where != "body" or model is None:
         return _of_a_parameter(first)
     if not place and first["type"] == "missing":
-        text = f"the body is empty; it has to be {expected(_schema(model), _schema(model))}"
+        text = f"the body is empty; it must be {expected(_schema(model), _schema(model))}"
         return ApiError(400, text, "invalid_value")
     fault = find_fault(error.body, model)
     if fault is None:  # a validator over several fields
@@ -82,7 +82,7 @@ def _of_a_parameter(error: Mapping[str, Any]) -> ApiError:
         said = "be an integer"
     value = error["input"]
     shown = quoted(value) if isinstance(value, str) and value else came(value)
-    return ApiError(400, f"{name} is {shown}; it has to {said}", "invalid_value", name)
+    return ApiError(400, f"{name} is {shown}; it must {said}", "invalid_value", name)
 
 
 def _model_of(endpoint: Callable[..., Any] | None) -> type[BaseModel] | None:
@@ -140,7 +140,7 @@ class _Search:
 
     def _other(self, value: Any, schema: Schema, place: Place, *, shown: bool = False) -> Fault:
         what = quoted(value) if shown and value else came(value)
-        return Fault(place, f"is {what}; it has to be {expected(schema, self._whole)}")
+        return Fault(place, f"is {what}; it must be {expected(schema, self._whole)}")
 
     def _of_one_of(self, value: Any, schema: Schema, options: Sequence[Schema], place: Place) -> Fault | None:
         faults = [self.look(value, option, place) for option in options]
@@ -175,7 +175,7 @@ class _Search:
                 return Fault((*place, name), f"{is_are} not supported here; leave {it} out", "unsupported_field")
         for name in required:
             if name not in value:
-                said = f"is missing; it has to be {expected(fields[name], self._whole)}"
+                said = f"is missing; it must be {expected(fields[name], self._whole)}"
                 return Fault((*place, name), said)
         for name in [*fields, *value]:
             inner_schema = fields.get(name, others)
@@ -194,7 +194,7 @@ class _Search:
     def _of_list(self, value: list[Any], schema: Schema, place: Place) -> Fault | None:
         if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", math.inf):
             what = f"an array of {len(value):,}" if value else came(value)
-            return Fault(place, f"is {what}; it has to be {expected(schema, self._whole, sizes=True)}")
+            return Fault(place, f"is {what}; it must be {expected(schema, self._whole, sizes=True)}")
         faults = (self.look(inner, schema.get("items", {}), (*place, n)) for n, inner in enumerate(value))
         return next((fault for fault in faults if fault is not None), None)
 
@@ -205,7 +205,7 @@ class _Search:
             return Fault(place, said)
         if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", math.inf):
             what = f"a string of {len(value):,} characters" if value else came(value)
-            return Fault(place, f"is {what}; it has to be {expected(schema, self._whole, sizes=True)}")
+            return Fault(place, f"is {what}; it must be {expected(schema, self._whole, sizes=True)}")
         if re.search(schema.get("pattern", ""), value) is None:
             return self._other(value, schema, place, shown=True)
         return None

@@ -125,24 +125,22 @@ class QuestionQueue:
         raise ApiError(409, f"there is nothing to choose: {refusal}; give other prompts", "nothing_to_ask")
 
     async def _replies(
-        self, rater: str, messages: Messages, players: Sequence[RankedModel], n_before: int
+        self, rater: str, messages: Messages, models: Sequence[RankedModel], n_before: int
     ) -> tuple[Candidate, ...] | None:
         """Replies to a prompt, equal for all raters so that judgements can be compared. None: one is blocked."""
-        _, seeds = name_and_seeds(messages, [speaker.name for speaker in players], n_before)
+        _, seeds = name_and_seeds(messages, [model.name for model in models], n_before)
         self._coming[rater, messages] += 1
         try:
-            texts = await _together(
-                [speaker.reply(messages, seed) for speaker, seed in zip(players, seeds, strict=True)]
-            )
+            texts = await _together([model.reply(messages, seed) for model, seed in zip(models, seeds, strict=True)])
         finally:
             self._coming[rater, messages] -= 1
             self._coming += Counter()  # drop zero counts
-        said = [
-            Candidate(text, speaker.name, seed)
-            for text, speaker, seed in zip(texts, players, seeds, strict=True)
+        candidates = [
+            Candidate(text, model.name, seed)
+            for text, model, seed in zip(texts, models, seeds, strict=True)
             if text is not None
         ]
-        return tuple(said) if len(said) == len(players) else None
+        return tuple(candidates) if len(candidates) == len(models) else None
 
     def _hold(self, rater: str, messages: Messages, candidates: tuple[Candidate, ...]) -> Question:
         token = secrets.token_urlsafe(18)

@@ -137,7 +137,7 @@ def _add_training(routes: APIRouter, server: ServerState, store: Store, training
         """Train a reward model on the answers."""
         server.require_ready()
         served = server.models.get(request.model or _chat_models(server)[0])
-        if served.bundle.chat is None:
+        if not served.is_chat_model:
             raise ApiError(
                 409, f"{served.name} is a base model, not a chat model; start from a chat model", "not_a_chat_model"
             )
@@ -249,7 +249,7 @@ def _to_choice(answer: Answer, shown: tuple[int, ...]) -> Choice:
     groups = [[choice.best]] if isinstance(choice, Best) else choice
     places = [place for group in groups for place in group]
     if len(set(places)) < len(places) or max(places) > len(shown):
-        message = f"choice: {places} has to be places from 1 to {len(shown)}, each once at most"
+        message = f"choice: {places} must be places from 1 to {len(shown)}, each once at most"
         raise ApiError(400, message, "invalid_value", "choice")
     if isinstance(choice, Best):
         return choice_of_best(shown[choice.best - 1], len(shown))

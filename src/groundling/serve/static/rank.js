@@ -220,7 +220,8 @@ function setUp() {
   byId("rater").value = remembered("rater", "");
   byId("n-replies").value = String(remembered("replies", 2));
   byId("shortcuts").checked = remembered("shortcuts", true);
-  byId("rater").addEventListener("change", () => { remember("rater", rater()); refresh(); next(); });
+  byId("rater").addEventListener("change", () => { remember("rater", rater()); refresh(); next({ focus: true }); });
+  byId("rater").addEventListener("keydown", (event) => { if (event.key === "Enter") event.target.blur(); });
   byId("n-replies").addEventListener("change", () => { remember("replies", nReplies()); next(); });
   byId("shortcuts").addEventListener("change", () => remember("shortcuts", byId("shortcuts").checked));
   byId("tie").addEventListener("click", onClick("tie"));

@@ -33,10 +33,10 @@ class RoleTokens(ChatTemplate):
     def __post_init__(self) -> None:
         ids = (self.end, self.system, self.user, self.assistant)
         if not all(type(id) is int and id >= 0 for id in ids) or len(set(ids)) != len(ids):
-            raise DataError(f"the ids of a chat template have to be different whole numbers, not {ids}")
+            raise DataError(f"the ids of a chat template must be different whole numbers, not {ids}")
         if self.end != min(ids):
             raise DataError(
-                f"the end has to be the lowest id of a chat template, so that replies can be told from roles: {ids}"
+                f"the end must be the lowest id of a chat template, so that replies can be told from roles: {ids}"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Encode messages, and mark the ids that the assistant generated.
 
-A conversation is   <user> words <end> <assistant> words <end> ...   (after an optional <system> message). Structure has
-ids of its own, above the tokenizer's; text goes through `Tokenizer.encode`, which treats all of it as ordinary text. So
-no user text can end a turn or start another.
+A conversation is   <user> words <end> <assistant> words <end> ...   (after an optional <system> message). Special
+tokens have ids above the tokenizer's, and `Tokenizer.encode` treats all text as ordinary text, so no user text can end
+a turn or start another.
 
 Imported models have their own templates. `ChatTemplate` is the common interface: text between an opening and a closing
 that depend on the role. `RoleTokens` is ours; `WrappedTurns` (`wrapped_turns.py`) covers ChatML and similar ones. A
@@ -27,8 +27,8 @@ class Rendered(NamedTuple):
     """A conversation as ids."""
 
     ids: list[int]
-    said: list[bool]
-    """Loss mask: whether the assistant generated the id: its text, and the end of its replies."""
+    loss_mask: list[bool]
+    """True for each id that the assistant generates: its text, and the end of its replies."""
 
 
 class Turn(NamedTuple):
@@ -36,7 +36,7 @@ class Turn(NamedTuple):
 
     role: Role
     ids: list[int]
-    said: list[bool]
+    loss_mask: list[bool]
     n_opening: int
     """Number of ids before the text."""
     n_closing: int
@@ -46,7 +46,7 @@ class Turn(NamedTuple):
         """Return the turn without the first `n` ids of its text, or without any text."""
         n = min(n, len(self.ids) - self.n_opening - self.n_closing)
         kept = [*range(self.n_opening), *range(self.n_opening + n, len(self.ids))]
-        return self._replace(ids=[self.ids[i] for i in kept], said=[self.said[i] for i in kept])
+        return self._replace(ids=[self.ids[i] for i in kept], loss_mask=[self.loss_mask[i] for i in kept])
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Thinking:
     opening: int
     closing: int
     nothing: Segments
-    """What precedes a reply without reasoning: both tags, and their line breaks."""
+    """Empty reasoning, which precedes a reply without reasoning: both tags, and their line breaks."""
 
 
 class ChatTemplate(ABC):
@@ -86,7 +86,7 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Return the template by name and parameters; `from_json` reads it."""
+        """Return the template by name and parameters; `template_from_json` reads it."""
 
     def marks(self) -> set[int]:
         """Return the ids that start and end messages."""
@@ -127,11 +127,11 @@ class ChatTemplate(ABC):
         closing = to_ids(self.closing(message.role), tokenizer)
         ids = [*first, *words, *closing]
         n_opening = len(first) + _n_covering(header, words, tokenizer)
-        said = [False] * len(ids)
+        loss_mask = [False] * len(ids)
         if message.role == "assistant":
-            n_said = len(first) + len(words) - n_opening + 1
-            said[n_opening : n_opening + n_said] = [True] * n_said
-        return Turn(message.role, ids, said, n_opening, len(closing))
+            n_trained = len(first) + len(words) - n_opening + 1
+            loss_mask[n_opening : n_opening + n_trained] = [True] * n_trained
+        return Turn(message.role, ids, loss_mask, n_opening, len(closing))
 
     def turns(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Turn]:
         """Encode messages one by one; prepend the default system message if the conversation has none.
@@ -154,16 +154,16 @@ class ChatTemplate(ABC):
     def reply(self, words: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of a reply, all of them trained on, with the end token last.
 
-        They follow a prompt that ends with the assistant's opening. A reasoning model's start with empty reasoning.
+        They follow a prompt. A reasoning model's reply starts with empty reasoning.
 
         Raises:
             DataError: the tokenizer cannot encode it.
         """
         words = self._words(words)
-        nothing: list[int] = []
+        reasoning: list[int] = []
         if self.thinking is not None:
-            nothing, words = to_ids(self.thinking.nothing, tokenizer), words.lstrip("\n")
-        return [*nothing, *tokenizer.encode(words), self.end]
+            reasoning, words = to_ids(self.thinking.nothing, tokenizer), words.lstrip("\n")
+        return [*reasoning, *tokenizer.encode(words), self.end]
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
         """Encode a whole conversation. A final assistant message is a `reply` and ends with its end token.
@@ -175,9 +175,9 @@ class ChatTemplate(ABC):
         """
         if not messages or messages[-1].role != "assistant":
             return self.joined(self.turns(messages, tokenizer), tokenizer)
-        ids, said = self.joined(self.turns(messages[:-1], tokenizer), tokenizer, asks=True)
+        ids, loss_mask = self.joined(self.turns(messages[:-1], tokenizer), tokenizer, add_generation_prompt=True)
         reply = self.reply(messages[-1].content, tokenizer)
-        return Rendered([*ids, *reply], [*said, *[True] * len(reply)])
+        return Rendered([*ids, *reply], [*loss_mask, *[True] * len(reply)])
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool = True) -> list[int]:
         """Encode a conversation up to the assistant's opening, for generation.
@@ -190,29 +190,31 @@ class ChatTemplate(ABC):
         Raises:
             DataError: the tokenizer cannot encode it.
         """
-        return self.joined(self.turns(messages, tokenizer), tokenizer, asks=True, thinking=thinking).ids
+        return self.joined(
+            self.turns(messages, tokenizer), tokenizer, add_generation_prompt=True, thinking=thinking
+        ).ids
 
     def joined(
-        self, turns: Sequence[Turn], tokenizer: Tokenizer, *, asks: bool = False, thinking: bool = True
+        self, turns: Sequence[Turn], tokenizer: Tokenizer, *, add_generation_prompt: bool = False, thinking: bool = True
     ) -> Rendered:
         """Join turns into a conversation.
 
         Args:
             turns: from `turns`.
             tokenizer: encodes the text of openings.
-            asks: whether to append the assistant's opening.
+            add_generation_prompt: whether to append the assistant's opening.
             thinking: whether a reasoning model may reason.
         """
         ids = to_ids(self.begin, tokenizer)
-        said = [False] * len(ids)
+        loss_mask = [False] * len(ids)
         for turn in turns:
             ids += turn.ids
-            said += [False] * len(turn.ids) if self.thinking is not None else turn.said
-        if asks:
+            loss_mask += [False] * len(turn.ids) if self.thinking is not None else turn.loss_mask
+        if add_generation_prompt:
             ids += self.opening_ids("assistant", tokenizer)
             if self.thinking is not None and not thinking:
                 ids += to_ids(self.thinking.nothing, tokenizer)
-        return Rendered(ids, [*said, *[False] * (len(ids) - len(said))])
+        return Rendered(ids, [*loss_mask, *[False] * (len(ids) - len(loss_mask))])
 
     def names(self, tokenizer: Tokenizer) -> dict[int, str]:
         """Return a readable name for each structural id."""

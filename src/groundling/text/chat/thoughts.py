@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 from groundling.text.chat.template import ChatTemplate, Thinking
 from groundling.text.tokenizer import StreamDecoder, TextDecoder, Tokenizer
 
-Kind = Literal["tag", "thought", "word"]
+Kind = Literal["tag", "thought", "reply"]
 
 
-class Sorter:
-    """Classifies ids as reasoning or reply.
+class ThinkingParser:
+    """Classifies ids as reasoning or reply, one by one.
 
     Args:
         thinking: the tags; None: the model has none, and everything is reply.
@@ -28,7 +28,7 @@ class Sorter:
         if self._thinking is not None and id in (self._thinking.opening, self._thinking.closing):
             self.is_thinking = id == self._thinking.opening
             return "tag"
-        return "thought" if self.is_thinking else "word"
+        return "thought" if self.is_thinking else "reply"
 
 
 class TrimmedDecoder:
@@ -92,19 +92,19 @@ class ReplyDecoder:
     """
 
     def __init__(self, chat: ChatTemplate, tokenizer: Tokenizer) -> None:
-        self._sorter = Sorter(chat.thinking)
+        self._parser = ThinkingParser(chat.thinking)
         self._words, self._thoughts = word_decoder(chat, tokenizer), thought_decoder(tokenizer)
 
     @property
     def is_thinking(self) -> bool:
         """Whether the last id was reasoning, or opened it."""
-        return self._sorter.is_thinking
+        return self._parser.is_thinking
 
     def push(self, id: int) -> Piece:
         """Add one id; return the text that is complete."""
-        kind = self._sorter(id)
+        kind = self._parser(id)
         return Piece(
-            self._thoughts.push(id) if kind == "thought" else "", self._words.push(id) if kind == "word" else ""
+            self._thoughts.push(id) if kind == "thought" else "", self._words.push(id) if kind == "reply" else ""
         )
 
     def finish(self) -> Piece:

@@ -13,7 +13,7 @@ from groundling.text.chat.template import ChatTemplate, Segments, Thinking
 from groundling.text.tokenizer import require_unicode
 
 MAX_SEGMENTS, MAX_TEXT = 20, 10_000
-"""Maximum size of a part; published ones are far smaller."""
+"""Maximum size of a part; published templates are far below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class WrappedTurns(ChatTemplate):
     openings: Mapping[Role, Segments]
     """Precedes each role's text."""
     closings: Mapping[Role, Segments]
-    """Follows it."""
+    """Follows each role's text."""
     begin: Segments = ()
     default_system: str | None = None
     trim: bool = False
@@ -42,7 +42,7 @@ class WrappedTurns(ChatTemplate):
                 raise DataError(f"a chat template has {name} of {', '.join(ROLES)}, and of no other role")
             for role, segments in by_role.items():
                 if not segments or not isinstance(segments[0], int):
-                    raise DataError(f"the {role}'s part of a chat template's {name} has to begin with a special id")
+                    raise DataError(f"the {role}'s part of a chat template's {name} must begin with a special id")
         if isinstance(self.closings["assistant"][0], int):
             object.__setattr__(self, "end", self.closings["assistant"][0])
 
@@ -83,7 +83,7 @@ class WrappedTurns(ChatTemplate):
             raise DataError(f"a wrapped chat template has {', '.join(names)}, and nothing else")
         default, trim = values["default_system"], values["trim"]
         if not (default is None or isinstance(default, str)) or type(trim) is not bool:
-            raise DataError("the default_system of a chat template has to be a text or null, and trim true or false")
+            raise DataError("the default_system of a chat template must be a text or null, and trim true or false")
         if default is not None:
             require_unicode(default)
         return cls(
@@ -98,7 +98,7 @@ class WrappedTurns(ChatTemplate):
 
 def _by_role(values: Any) -> dict[Role, Segments]:
     if not isinstance(values, dict) or sorted(values) != sorted(ROLES):
-        raise DataError(f"openings and closings of a chat template have to be those of {', '.join(ROLES)}")
+        raise DataError(f"openings and closings of a chat template must be those of {', '.join(ROLES)}")
     return {role: _segments(values[role]) for role in ROLES}
 
 
@@ -108,17 +108,17 @@ def _thinking(values: Any) -> Thinking:
         raise DataError(f"the thinking of a chat template has {', '.join(names)}, and nothing else")
     opening, closing = _segments([values["opening"], values["closing"]])
     if not isinstance(opening, int) or not isinstance(closing, int) or opening == closing:
-        raise DataError("the opening and the closing of a chat template's thinking have to be two special ids")
+        raise DataError("the opening and the closing of a chat template's thinking must be two special ids")
     return Thinking(opening, closing, _segments(values["nothing"]))
 
 
 def _segments(values: Any) -> Segments:
     if not isinstance(values, list) or len(values) > MAX_SEGMENTS:
-        raise DataError(f"a part of a chat template has to be a list of at most {MAX_SEGMENTS} ids and texts")
+        raise DataError(f"a part of a chat template must be a list of at most {MAX_SEGMENTS} ids and texts")
     for value in values:
         is_id = type(value) is int and value >= 0
         if not is_id and not (isinstance(value, str) and 0 < len(value) <= MAX_TEXT):
-            raise DataError(f"a part of a chat template has to be made of ids and texts, not of {str(value)[:40]!r}")
+            raise DataError(f"a part of a chat template must be made of ids and texts, not of {str(value)[:40]!r}")
         if isinstance(value, str):
             require_unicode(value)
     return tuple(values)

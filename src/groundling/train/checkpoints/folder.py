@@ -136,15 +136,15 @@ class CheckpointFolder:
         Raises:
             CheckpointError: there is no intact checkpoint.
         """
-        passed_over: list[str] = []
+        skipped: list[str] = []
         for path in reversed(self.folders()):
             try:
                 check_manifest(path)
             except CheckpointError as error:
-                passed_over.append(str(error))
+                skipped.append(str(error))
             else:
-                return path, passed_over
-        why = f": {'; '.join(passed_over)}" if passed_over else ""
+                return path, skipped
+        why = f": {'; '.join(skipped)}" if skipped else ""
         raise CheckpointError(f"{self.folder} holds no good checkpoint to resume from{why}")
 
 

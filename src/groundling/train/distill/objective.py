@@ -37,12 +37,11 @@ class DistillationObjective(Objective):
         self.weight = weight
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss of a batch, in nats summed over its targets; without hints the plain loss."""
-        if batch.hints_BTV is None:
+        """The loss of a batch, in nats summed over its targets; the plain loss if no teacher gave it distributions."""
+        if batch.teacher_probs_BTV is None:
             return super().forward(batch)
-        with self.autocast():
-            logits_BTV = self.model(batch.idx_BT)
-        return distillation_loss_sum(logits_BTV, batch.targets_BT, batch.hints_BTV, self.weight)
+        logits_BTV = self.logits_of(batch.idx_BT)
+        return distillation_loss_sum(logits_BTV, batch.targets_BT, batch.teacher_probs_BTV, self.weight)
 
 
 class FadeTeacher(Callback):

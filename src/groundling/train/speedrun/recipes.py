@@ -50,8 +50,8 @@ class Recipes:
                 raise ConfigError(f"{name}, a teacher of {preset}, has teacher.recipes of its own; it can have none")
             if by_preset[name].data != by_preset[preset].data:
                 raise ConfigError(
-                    f"{name}, a teacher of {preset}, has other settings of data; a teacher has to read what its "
-                    "student reads, and nothing of what the student is tested on"
+                    f"{name}, a teacher of {preset}, has other settings of data; a teacher must be trained on "
+                    "the training split of its student, and on nothing of its validation split"
                 )
         for name, recipe in by_preset.items():
             if recipe.teacher.models:

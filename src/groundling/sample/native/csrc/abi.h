@@ -61,6 +61,10 @@ struct AbiEntry {
 // Version, enumerators, struct sizes and field offsets in bytes; the last entry has a null name.
 const AbiEntry* abi_layout();
 
+// A processor feature that this library was compiled for and this processor lacks; null: none known (x86-64 only).
+// Any other function may execute its instructions.
+const char* missing_feature();
+
 // How weights are packed: outputs per panel, and panels per interleaved group.
 int panel_lanes();
 int panels_per_group(int precision);

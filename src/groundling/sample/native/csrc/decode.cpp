@@ -36,6 +36,51 @@ extern "C" {
 
 const AbiEntry* abi_layout() { return ABI_LAYOUT; }
 
+const char* missing_feature() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#define REQUIRE_FEATURE(name) if (!__builtin_cpu_supports(name)) return name;
+#ifdef __SSE4_2__
+    REQUIRE_FEATURE("sse4.2")
+#endif
+#ifdef __AVX__
+    REQUIRE_FEATURE("avx")
+#endif
+#ifdef __FMA4__
+    REQUIRE_FEATURE("fma4")
+#endif
+#ifdef __AVX2__
+    REQUIRE_FEATURE("avx2")
+#endif
+#ifdef __FMA__
+    REQUIRE_FEATURE("fma")
+#endif
+#ifdef __BMI2__
+    REQUIRE_FEATURE("bmi2")
+#endif
+#ifdef __AVX512F__
+    REQUIRE_FEATURE("avx512f")
+#endif
+#ifdef __AVX512BW__
+    REQUIRE_FEATURE("avx512bw")
+#endif
+#ifdef __AVX512VL__
+    REQUIRE_FEATURE("avx512vl")
+#endif
+#ifdef __AVX512VBMI__
+    REQUIRE_FEATURE("avx512vbmi")
+#endif
+#ifdef __AVX512VNNI__
+    REQUIRE_FEATURE("avx512vnni")
+#endif
+#ifdef __AVX512BF16__
+    REQUIRE_FEATURE("avx512bf16")
+#endif
+#undef REQUIRE_FEATURE
+#endif
+    return nullptr;
+}
+
 int panel_lanes() { return LANES; }
 int panels_per_group(int precision) { return int(tile_kernels_for(precision).panels); }
 
