@@ -128,7 +128,7 @@ def test_stages_of_another_recipe_are_refused(folder: Path) -> None:
     ("flags", "complaint"),
     [
         (["--seeds", "1", "-2"], "must be at least 0"),
-        (["--max-new-tokens", "159"], "it can be 152 at most"),
+        (["--max-new-tokens", "159"], "it can be at most 152"),
         (["--gold", "cold"], "cold"),
     ],
 )
