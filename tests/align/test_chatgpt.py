@@ -128,7 +128,7 @@ def test_stages_of_another_recipe_are_refused(folder: Path) -> None:
     ("flags", "complaint"),
     [
         (["--seeds", "1", "-2"], "must be at least 0"),
-        (["--max-new-tokens", "159"], "it can be 152 at most"),
+        (["--max-new-tokens", "159"], "it can be at most 152"),
         (["--gold", "cold"], "cold"),
     ],
 )
@@ -189,8 +189,8 @@ def test_rankings_are_refused_before_anything_runs(folder: Path, capsys: pytest.
     [
         (["--runs", "nowhere"], "nowhere is not a finished run"),
         (["--max-new-tokens", "160"], "max_new_tokens is 160"),
-        (["--best-of", "1"], "the best of one"),
-        (["--seeds", "1", "1"], "none twice"),
+        (["--best-of", "1"], "each n must be at least 2"),
+        (["--seeds", "1", "1"], "all different"),
         (["--gold", "wram"], "did you mean 'warm'"),
         (["--reward", "SFT"], "is not a reward model"),
     ],
