@@ -182,7 +182,7 @@ def test_a_small_chatgpt(advised, talker, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(pipeline, "steps", ending_well)
     words = ["chatgpt", str(talker), "--out-dir", str(tmp_path / "all of it"), "--max-new-tokens", "8"]
     said = advised.works(*words)
-    command = shlex.split(said.rpartition("talk with one: groundling ")[2])
+    command = shlex.split(said.rpartition("chat with one: groundling ")[2])
     assert parsed(command).path == str(tmp_path / "all of it" / "ppo-1")
     for line in said.splitlines():  # each stage is shown as it would be typed
         if line.startswith("$ groundling "):

@@ -285,7 +285,7 @@ def test_speedruns(advised, preset, tmp_path, monkeypatch, a_run):
 
     assert main([str(word) for word in words]) == 143
     advised.hears("")
-    (out / "seed-1").mkdir()
+    (out / "seed-1").mkdir(parents=True)
 
     def in_this_process(command, cold):
         return 1.0, main([*command[3:]])

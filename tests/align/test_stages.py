@@ -140,7 +140,7 @@ def test_an_adapter_names_its_missing_base(folder, tmp_path):
         load_bundle(tmp_path / "b" / "kept")
     other = GPT(load_bundle(tmp_path / "b" / "gone").config)
     save_bundle(tmp_path / "b" / "base", other, load_bundle(tmp_path / "b" / "gone").tokenizer)
-    with pytest.raises(CheckpointError, match="adapter of another model"):
+    with pytest.raises(CheckpointError, match="adapter of a different model"):
         load_bundle(tmp_path / "b" / "kept")
 
 

@@ -280,7 +280,7 @@ def test_decode_speed_stops_a_job_at_its_time_limit(tmp_path):
     [
         (("--nanogpt", "no/such/checkout"), "--nanogpt no/such/checkout has no model.py; give a checkout of"),
         (("--llama-cpp", "no/such/python"), "--llama-cpp no/such/python cannot import llama_cpp; install"),
-        (("--draft", "a/run"), "--draft guesses for a trained model; give this with --bundle RUN"),
+        (("--draft", "a/run"), "--draft needs a trained model; give it with --bundle RUN"),
         (("--new", "1"), "--new must be at least 2"),
     ],
 )

@@ -376,7 +376,7 @@ def test_a_base_model_is_imported_without_a_word_about_chats(folders, tmp_path, 
 def test_a_template_is_left_out_with_another_tokenizer_and_the_command_says_so(folders, tmp_path, capsys):
     other = ["--tokenizer", str(folders / "gpt2-bundle")]
     assert main(["import", "hf", str(folders / "smol"), str(tmp_path / "out"), *other]) == 0
-    assert "does not chat: its chat template belongs to its own tokenizer" in capsys.readouterr().out
+    assert "without chat: its chat template belongs to its own tokenizer" in capsys.readouterr().out
     assert load_bundle(tmp_path / "out").chat is None
 
 

@@ -146,7 +146,7 @@ BROKEN = [
     ({"model_args": {"n_layer": 2}}, "its model_args have no n_head"),
     ({"model_args": {**SIZES, "n_head": 2}}, "n_embd 33 is not a multiple of n_head 2"),
     ({"model_args": {**SIZES, "n_layer": 1}}, "has the weights of 2 layers, and its config says 1"),
-    ({"model_args": {**SIZES, "bias": False}}, "transformer.h.0.attn.c_attn.bias is there"),
+    ({"model_args": {**SIZES, "bias": False}}, "transformer.h.0.attn.c_attn.bias is unexpected"),
     ({"model_args": {**SIZES, "n_layer": 3}}, "has the weights of 2 layers, and its config says 3"),
 ]
 

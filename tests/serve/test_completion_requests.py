@@ -221,7 +221,7 @@ def test_messages_out_of_turn(state):
     assert refused(chat, state, messages=[USER, USER])[0] == (400, "invalid_value", "messages.1.role")
     where, message = refused(chat, state, messages=[USER, assistant])
     assert where == (400, "invalid_value", "messages.1.role")
-    assert "the last message has to be the user's" in message
+    assert "the last message must be the user's" in message
 
 
 def test_more_tokens_than_the_server_allows(state):

@@ -34,7 +34,7 @@ def test_it_tells_what_is_here_and_what_will_be_used(capsys, monkeypatch):
     assert speed > 10
     assert float(rows["decoding"].split()[0].replace(",", "")) > 10
     assert "tokens/s of that model, by " in rows["decoding"]
-    assert re.fullmatch(r"vectors of \d+ floats; compared with PyTorch on one core:", rows["compiled code"])
+    assert re.fullmatch(r"vectors of \d+ floats; compared with PyTorch on one core:", rows["native decoder"])
     for weights in ("float32", "bfloat16", "int8"):
         speeds = r"1 stream [\d.]+ times as fast, 16 streams [\d.]+ times as fast, prompt of 32 [\d.]+ times as fast"
         assert re.search(rf"{weights}: {speeds}; (PyTorch is )?used", out), out
