@@ -1,6 +1,7 @@
 """A model that chats leaves as one: with its template, its ends and its special tokens; and comes back as it was."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -27,10 +28,12 @@ from groundling.align.chat import Chat
 from groundling.bundle import load_bundle
 from groundling.cli import main
 from groundling.export.chat_template.escapes import INSERTED, LITERAL
+from groundling.export.chat_template.jinja import to_jinja
 from groundling.export.hf_tokenizer import tokenizer_spec
 from groundling.sample.sampler import SamplingConfig
 from groundling.text.bpe import AddedToken, BPETokenizer
 from groundling.text.chat.messages import ROLES, Message
+from groundling.text.chat.role_tokens import RoleTokens
 from groundling.text.chat.template import to_ids
 
 TEXTS = ["<|turn_end|>", "<|system_start|>", "<|user_start|>", "<|assistant_start|>"]
@@ -99,9 +102,20 @@ def test_a_special_token_of_that_text_keeps_its_id(tmp_path):
     assert_equal(load_bundle(tmp_path / "back"), bundle)
 
 
+def test_the_text_of_the_template_stays():
+    """An export is recognised on import by the text of its template: a reworded one would come back as a base model."""
+    chat = RoleTokens.after(5)
+    names = {id: f"<|{id}|>" for id in chat.special_ids()}
+    texts = [to_jinja(chat, names, escapes=escapes) for escapes in (False, True)]
+    assert [hashlib.sha256(text.encode()).hexdigest() for text in texts] == [
+        "093ae53f8f28529c6a5f34d26a5a6f16ec7d7dedf0e70b9dd4cef313a0a33998",
+        "070a629a6262c429d91c28e2b91f6273dd35c4b33d37de76fd66ef6ccf6e0aad",
+    ]
+
+
 @pytest.mark.parametrize("said", [{"role": "tool", "content": "a"}, {"role": "user", "content": ["a"]}])
 def test_the_template_refuses_what_is_no_message(folders, said):
-    with pytest.raises(Exception, match=r"no role is called tool|the content of a message must be text"):
+    with pytest.raises(Exception, match=r"no role is called tool|the content of a message has to be text"):
         folders["bpe"][2].apply_chat_template([said])
 
 

@@ -1,6 +1,7 @@
 """Write a chat template as Jinja, for `transformers`, vLLM and llama.cpp.
 
-Templates from elsewhere are rendered only by `groundling import`, in a sandboxed process (`probe.py`).
+Templates from elsewhere are rendered only by `groundling import`, in a sandboxed process (`probe.py`). The text is
+part of the file format: import recognises our exports by it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def to_jinja(chat: ChatTemplate, names: Mapping[int, str], *, escapes: bool = Fa
         default = (*chat.opening("system"), system_text, *chat.closing("system"))
         lines.append("{% if not messages or messages[0]['role'] != 'system' %}{{ " + text(default) + " }}{% endif %}")
     lines.append("{% for message in messages %}{% if message['content'] is not string %}")
-    lines.append("{{ raise_exception('the content of a message must be text') }}{% endif %}")
+    lines.append("{{ raise_exception('the content of a message has to be text') }}{% endif %}")
     lines.append("{% set words = " + content + " %}")
     # One statement each: a chain for the hundreds of special tokens of Llama 3 would nest too deep for Python's parser.
     lines += ["{% set words = words | replace(" + f"{_literal(old)}, {_literal(new)}" + ") %}" for old, new in replaced]
